@@ -1,0 +1,63 @@
+# make run      the whole tunnel on this machine, with a page to look at (MODE=, DEST=, PORT=)
+# make test     all tests
+# make lint     ruff and mypy
+# make bench    the benchmarks
+# make install  the commands mtt-client, mtt-server and mtt-mu-server in .venv/bin
+# make clean    remove what make made
+#
+# Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
+# make PYTHON=/opt/python3.13/bin/python3
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools)
+
+# What is listed here is installed again when one of these changes.
+PACKAGING := setup.cfg pyproject.toml
+
+.PHONY: run test lint bench install clean
+.DELETE_ON_ERROR:
+
+run: install
+	@$(BIN)/python -m tools.demo
+
+install: $(VENV)/.installed
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy --strict $(CHECKED)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: $(VENV)/.made $(PACKAGING)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.made:
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo 'Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo '$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv' >&2; \
+	exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
