@@ -1,0 +1,237 @@
+"""Command lines in the syntax of Go's `flag` package, which the original's users write.
+
+Pure: text in, values out. A command describes its options in a table of `Flag`s; the same
+table and the same `set_value()` serve the option string of SIP003 plugins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from mtt.errors import UsageError
+
+Kind = Literal["bool", "int", "duration", "str"]
+
+# Values by option name. The type follows from the flag's kind: bool, int, float (seconds), str,
+# and tuple[str, ...] for what may be repeated.
+Values = dict[str, Any]
+
+BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+
+# Go's base-0 integers: unlike Python's, a plain leading zero means octal.
+_INTEGER = re.compile(
+    r"(?P<sign>[+-]?)(?:0[xX](?P<hex>(?:_?[0-9a-fA-F])+)|0[bB](?P<bin>(?:_?[01])+)"
+    r"|(?:0[oO]|0(?=[0-7_]))(?P<oct>(?:_?[0-7])+)|(?P<dec>0|[1-9](?:_?[0-9])*))"
+)
+_BASES = {"hex": 16, "bin": 2, "oct": 8, "dec": 10}
+
+_DURATION_PART = re.compile(r"([0-9]*)(?:\.([0-9]*))?([a-z\u00b5\u03bc]+)")
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "\u00b5s": 10**3,  # micro sign
+    "\u03bcs": 10**3,  # Greek mu
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+
+# Go holds integers and durations (nanoseconds, so 292 years) in 64 bits and refuses the rest.
+_INT64 = 2**63
+
+# Digits of a duration's fraction that can matter: an hour has 3.6e12 nanoseconds.
+_FRACTION_DIGITS = 18
+
+# A value is quoted in an error up to this length: the error has to stay one readable line.
+_QUOTE_LIMIT = 80
+
+_USAGE_WIDTH = 79
+_USAGE_INDENT = 8
+
+
+class Flag(NamedTuple):
+    """One option of a command."""
+
+    name: str  # without a dash
+    kind: Kind
+    help: str
+    placeholder: str = ""  # what the usage text shows for the value
+    default: str = ""  # as the user would write it
+    repeatable: bool = False  # every occurrence counts, not only the last; kind "str" only
+    secret: bool = False  # the value is never repeated in an error
+    final: bool = False  # answered at once, like -h: what follows it is not looked at
+
+
+def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
+    """The options given in `argv`, which starts behind the program's name.
+
+    Options that were not given are absent, see `defaults()`. Raises UsageError.
+    """
+    known = {flag.name: flag for flag in flags}
+    values: Values = {}
+    words = iter(argv)
+    for word in words:
+        if word == "--":
+            refuse_positional(next(words, None), values, known)
+            break
+        if len(word) < 2 or word[0] != "-":
+            refuse_positional(word, values, known)
+        name, equals, text = word[2 if word.startswith("--") else 1 :].partition("=")
+        if not name or name.startswith("-"):
+            raise UsageError(f"{quoted(word)} is not an option; write -name or -name=value")
+        flag = known.get(name)
+        if flag is None:
+            raise unknown_option(f"-{name}", name, known, dash="-")
+        if not equals:
+            if flag.kind == "bool":
+                text = "true"
+            else:
+                # Whatever comes next is the value, even if it looks like an option: as in Go.
+                following = next(words, None)
+                if following is None:
+                    raise UsageError(f"-{name} needs a value; write -{name} {flag.placeholder}")
+                text = following
+        set_value(values, flag, text, label=f"-{name}")
+        if flag.final:
+            break
+    return values
+
+
+def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag]) -> None:
+    """Raise UsageError if there is a `word`: the original silently ignores all that follows."""
+    if word is None:
+        return
+    hint = "every option starts with a dash"
+    last = next(reversed(values), "")
+    if word in BOOLEANS and last and known[last].kind == "bool":
+        hint = f"a boolean is written -{last} or -{last}={word}"
+    raise UsageError(f"{quoted(word)} does not belong to an option; {hint}")
+
+
+def unknown_option(label: str, name: str, known: Iterable[str], *, dash: str) -> UsageError:
+    """The error for an option nobody knows, naming the most similar one if there is any."""
+    from difflib import get_close_matches
+
+    similar = get_close_matches(name, known, 1)
+    hint = f"did you mean {dash}{similar[0]}?" if similar else "-h lists all options"
+    return UsageError(f"{clipped(label)} is not an option; {hint}")
+
+
+def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
+    """Set `flag` in `values` to what `text` means: the last one wins, repeatable ones add up.
+
+    `label` is what the user knows the option by. Raises UsageError.
+    """
+    try:
+        value = parse_value(flag, text)
+    except ValueError as error:
+        shown = "the value" if flag.secret else quoted(text)
+        raise UsageError(f"{label}: {shown} is not {error}") from None
+    if flag.repeatable:
+        value = (*values.get(flag.name, ()), *value)
+    # Taken out first, so that the option set last is the last in the dict.
+    values.pop(flag.name, None)
+    values[flag.name] = value
+
+
+def parse_value(flag: Flag, text: str) -> Any:
+    """The value of `text` for `flag`. Raises ValueError that completes "... is not"."""
+    match flag.kind:
+        case "bool":
+            if text not in BOOLEANS:
+                raise ValueError("a boolean; write true or false")
+            return BOOLEANS[text]
+        case "int":
+            return parse_int(text)
+        case "duration":
+            return parse_duration(text)
+        case "str":
+            return (text,) if flag.repeatable else text
+
+
+def defaults(flags: Iterable[Flag]) -> Values:
+    """The value of every option that was not given: false, 0 or empty without a default."""
+    empty = {"bool": False, "int": 0, "duration": 0.0, "str": ""}
+    return {
+        flag.name: parse_value(flag, flag.default)
+        if flag.default
+        else (() if flag.repeatable else empty[flag.kind])
+        for flag in flags
+    }
+
+
+def parse_int(text: str) -> int:
+    """An integer as Go's strconv.ParseInt with base 0 reads it: `4`, `0x10`, `0b1`, `017`, `1_0`.
+
+    Raises ValueError.
+    """
+    match = _INTEGER.fullmatch(text)
+    if match and match.lastgroup:
+        group = match.lastgroup
+        try:
+            number = int(match["sign"] + match[group].lstrip("_"), _BASES[group])
+        except ValueError:  # thousands of digits: Python's own limit
+            number = _INT64
+        if -_INT64 <= number < _INT64:
+            return number
+    raise ValueError("an integer; write it like 4")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from a duration as Go's time.ParseDuration reads it: `300ms`, `1.5h`, `1h30m`.
+
+    Raises ValueError. Negative durations are valid here.
+    """
+    sign, rest = (text[:1], text[1:]) if text[:1] in ("+", "-") else ("", text)
+    wrong = ValueError("a duration; write it with a unit, like 300s, 5m or 1h30m")
+    if rest == "0":
+        return 0.0
+    total = position = 0
+    while position < len(rest):
+        part = _DURATION_PART.match(rest, position)
+        if part is None or part[3] not in _NANOSECONDS or not (part[1] or part[2]):
+            raise wrong
+        unit, fraction = _NANOSECONDS[part[3]], (part[2] or "")[:_FRACTION_DIGITS]
+        try:
+            total += int(part[1] or 0) * unit
+            total += int(fraction or 0) * unit // 10 ** len(fraction)
+        except ValueError:  # thousands of digits: Python's own limit
+            raise wrong from None
+        position = part.end()
+    if position == 0 or total >= _INT64:
+        raise wrong
+    return (-total if sign == "-" else total) / 10**9
+
+
+def quoted(text: str) -> str:
+    """`text` in quotes for an error line, cut if it is very long."""
+    return repr(clipped(text))
+
+
+def clipped(text: str) -> str:
+    """`text`, cut if it is very long."""
+    return text if len(text) <= _QUOTE_LIMIT else text[:_QUOTE_LIMIT] + "..."
+
+
+def usage(flags: Iterable[Flag], prog: str, description: str) -> str:
+    """The help text of a command, ending with a newline."""
+    from textwrap import fill
+
+    lines = [f"Usage: {prog} [option ...]", "", fill(description, _USAGE_WIDTH), "", "Options:"]
+    for flag in flags:
+        lines.append(f"  -{flag.name} {flag.placeholder}".rstrip())
+        notes = [f"default {flag.default}"] if flag.default else []
+        notes += ["may be repeated"] if flag.repeatable else []
+        text = flag.help + (f" ({', '.join(notes)})" if notes else "")
+        indent = " " * _USAGE_INDENT
+        lines.append(
+            fill(text, _USAGE_WIDTH, initial_indent=indent, subsequent_indent=indent,
+                 break_on_hyphens=False)
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,92 @@
+"""Addresses as users write them: `host:port`, `[::1]:port`, and `a|b:port` for several hosts."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from mtt.errors import UsageError
+
+
+class Endpoint(NamedTuple):
+    """One port on one or more hosts; shadowsocks joins several server addresses with `|`.
+
+    Hosts are names or IP literals without brackets; an empty host means all interfaces.
+    """
+
+    hosts: tuple[str, ...]
+    port: int
+
+    def __str__(self) -> str:
+        return "|".join(bracketed(host) for host in self.hosts) + f":{self.port}"
+
+    @property
+    def host(self) -> str:
+        """The first host, the one that names the server."""
+        return self.hosts[0]
+
+
+def is_ip(host: str) -> bool:
+    """Tell whether `host` is an IPv4 or IPv6 literal (without brackets, a zone allowed)."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def bracketed(host: str) -> str:
+    """`host` as it stands before a port: IPv6 literals in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    """`host:port` for people and logs."""
+    return f"{bracketed(host)}:{port}"
+
+
+def parse_port(text: str) -> int:
+    """A port number from 0 to 65535. Raises ValueError with a reason."""
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise ValueError(f"{text!r} is not a port number")
+    return int(text)
+
+
+def endpoint(hosts: str, port: str) -> Endpoint:
+    """An `Endpoint` from a host list and a port given apart, as SIP003 gives them.
+
+    Here IPv6 hosts may stand without brackets. Raises ValueError with a reason.
+    """
+    parsed = []
+    for host in hosts.split("|"):
+        host = host.strip()
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+            if not is_ip(host):
+                raise ValueError(f"{host!r} is not an IPv6 address")
+        elif ":" in host and not is_ip(host):
+            raise ValueError(f"{host!r} is not a host")
+        if any(c in host for c in " /@\\\0"):
+            raise ValueError(f"{host!r} is not a host")
+        parsed.append(host)
+    return Endpoint(tuple(parsed), parse_port(port.strip()))
+
+
+def parse_endpoint(option: str, text: str) -> Endpoint:
+    """An `Endpoint` from `host:port`; `option` names the culprit in the error.
+
+    Raises UsageError: an IPv6 host must stand in brackets, the port must be a number.
+    """
+    hosts, colon, port = text.rpartition(":")
+    try:
+        if not colon:
+            raise ValueError("the port is missing")
+        for host in hosts.split("|"):
+            if ":" in host and not host.startswith("["):
+                raise ValueError("an IPv6 address stands in brackets")
+        return endpoint(hosts, port)
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: {text!r} is not host:port ({error}); "
+            f"write it like 192.0.2.1:443, example.com:443 or [2001:db8::1]:443"
+        ) from None

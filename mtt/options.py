@@ -1,0 +1,329 @@
+"""What the commands can be told: their option tables, and the checked result.
+
+`client_options()` and `server_options()` check everything that can be checked without touching
+the network, so that a command that starts to listen does not stop over its own options.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from mtt.errors import UsageError
+from mtt.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
+
+DEFAULT_TIMEOUT = "5m"
+DEFAULT_PATH = "/"
+DEFAULT_MAX_STREAM = 4
+
+# The Go servers end a session that opens more streams than this.
+MAX_STREAM_LIMIT = 16
+
+DNS_PORT = 53
+
+# RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are no host
+# name characters, but exist in DNS and in people's networks.
+_HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII | re.I)
+
+_DNS_SERVER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.+))?")
+
+# RFC 3986, 2.1: a percent sign starts an escape and nothing else.
+_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+
+# Options of several commands, defined once.
+BIND = Flag("b", "str", "Address to listen on. An empty host listens on all interfaces.",
+            "HOST:PORT")
+BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
+                 "for an abstract one.", "PATH")
+CERT = Flag("cert", "str", "PEM file with the certificate and its chain. Without -cert and -key "
+            "a self-signed certificate is made.", "FILE")
+KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
+DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.")
+CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
+                 "NAME")
+WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")
+WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True)
+MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
+TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
+               "DURATION", DEFAULT_TIMEOUT)
+FAST_OPEN = Flag("fast-open", "bool", "Use TCP fast open, where the system has it.")
+VERBOSE = Flag("verbose", "bool", "Also log every tunnel that opens or closes.")
+VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
+HELP = (
+    Flag("h", "bool", "Print this text and exit.", final=True),
+    Flag("help", "bool", "Same as -h.", final=True),
+)
+
+CLIENT_FLAGS = (
+    BIND,
+    Flag("s", "str", "Address of the server. Several hosts may be joined with |.", "HOST:PORT"),
+    WSS,
+    WSS_PATH,
+    Flag("n", "str", "Name the server must prove, sent as SNI and as the Host of -wss; the host "
+         "of -s if not given.", "NAME"),
+    Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. -ca or "
+         "-pin is the safe way to trust a self-signed one."),
+    Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
+    Flag("pin", "str", "Accept the server by this hash of its public key; it prints that at "
+         "start.", "sha256/BASE64", repeatable=True),
+    MUX,
+    Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
+         f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
+    TIMEOUT,
+    FAST_OPEN,
+    Flag("fallback-dns", "str", "DNS server to ask for the names in -s and -b instead of the "
+         f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT"),
+    Flag("V", "bool", "Keep our own connections out of an Android VPN, through the unix socket "
+         "protect_path in the working directory."),
+    VERBOSE,
+    VERSION,
+    *HELP,
+)
+
+SERVER_FLAGS = (
+    BIND,
+    BIND_UNIX,
+    Flag("d", "str", "Address to forward every connection to.", "HOST:PORT"),
+    CERT,
+    KEY,
+    DISABLE_TLS,
+    CERT_NAME,
+    WSS,
+    WSS_PATH,
+    MUX._replace(help="Expect -mux from clients. With -wss each client says so itself."),
+    TIMEOUT,
+    FAST_OPEN,
+    VERBOSE,
+    VERSION,
+    *HELP,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """What mtt-client was told, checked."""
+
+    bind: Endpoint
+    server: Endpoint
+    server_name: str  # a host name in ASCII, or an IP literal without brackets
+    wss: bool = False
+    wss_path: str = DEFAULT_PATH  # a request target: escaped, perhaps with a ?query
+    skip_verify: bool = False
+    ca: str = ""  # a PEM file; empty for the system's roots
+    pins: tuple[str, ...] = ()  # "sha256/BASE64"
+    mux: bool = False
+    mux_max_stream: int = DEFAULT_MAX_STREAM
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    fast_open: bool = False
+    fallback_dns: tuple[str, int] | None = None  # IP literal and port
+    verbose: bool = False
+    plugin: bool = False  # started by shadowsocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What mtt-server was told, checked."""
+
+    bind: Endpoint | None  # None with bind_unix
+    bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
+    destination: Endpoint
+    cert: str = ""  # PEM files; both empty for a self-signed certificate
+    key: str = ""
+    disable_tls: bool = False
+    name: str = ""  # for the self-signed certificate; empty for a random one
+    wss: bool = False
+    wss_path: str = DEFAULT_PATH  # compared with the decoded path of requests
+    mux: bool = False
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    fast_open: bool = False
+    verbose: bool = False
+    plugin: bool = False  # started by shadowsocks
+
+
+def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
+    """The options of mtt-client from what was `given` of CLIENT_FLAGS. Raises UsageError."""
+    values = defaults(CLIENT_FLAGS) | given
+    bind = _required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+    server = _required(values, "s", "the server's address, like -s example.com:443")
+    bind_endpoint, server_endpoint = parse_endpoint("-b", bind), _reachable("-s", server)
+    max_stream: int = values["mux-max-stream"]
+    if not 1 <= max_stream <= MAX_STREAM_LIMIT:
+        raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
+    if values["sv"] and (values["ca"] or values["pin"]):
+        raise UsageError("-sv turns off the verification that -ca and -pin ask for; drop one")
+    return ClientOptions(
+        bind=bind_endpoint,
+        server=server_endpoint,
+        server_name=_server_name(values["n"], server_endpoint),
+        wss=values["wss"],
+        wss_path=_request_target(values["wss-path"]),
+        skip_verify=values["sv"],
+        ca=values["ca"],
+        pins=_pins(values["pin"]),
+        mux=values["mux"],
+        mux_max_stream=max_stream,
+        timeout=_timeout(values),
+        fast_open=values["fast-open"],
+        fallback_dns=_dns_server(values["fallback-dns"]),
+        verbose=values["verbose"],
+        plugin=plugin,
+    )
+
+
+def server_options(given: Values, *, plugin: bool = False) -> ServerOptions:
+    """The options of mtt-server from what was `given` of SERVER_FLAGS. Raises UsageError."""
+    values = defaults(SERVER_FLAGS) | given
+    bind, bind_unix = _bind(values)
+    destination = _required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
+    _certificate_pair(values)
+    return ServerOptions(
+        bind=bind,
+        bind_unix=bind_unix,
+        destination=_reachable("-d", destination),
+        cert=values["cert"],
+        key=values["key"],
+        disable_tls=values["disable-tls"],
+        name=_host_name("-n", values["n"]) if values["n"] else "",
+        wss=values["wss"],
+        wss_path=_path_pattern(values["wss-path"]),
+        mux=values["mux"],
+        timeout=_timeout(values),
+        fast_open=values["fast-open"],
+        verbose=values["verbose"],
+        plugin=plugin,
+    )
+
+
+def _required(values: Values, name: str, what: str) -> str:
+    text: str = values[name]
+    if not text:
+        raise UsageError(f"-{name} is missing: give {what}")
+    return text
+
+
+def _bind(values: Values) -> tuple[Endpoint | None, str]:
+    """Where a server listens: exactly one of -b and -bind-unix."""
+    path: str = values["bind-unix"]
+    if not path:
+        bind = _required(
+            values, "b", "the address to listen on, like -b 0.0.0.0:443, or use -bind-unix"
+        )
+        return parse_endpoint("-b", bind), ""
+    if values["b"]:
+        raise UsageError("-b and -bind-unix exclude each other; drop one")
+    if path == "@" or "\0" in path:
+        raise UsageError(f"-bind-unix: {quoted(path)} is neither a path nor @name")
+    return None, path
+
+
+def _reachable(option: str, text: str) -> Endpoint:
+    """An endpoint to connect to: unlike one to listen on it needs real hosts and a real port."""
+    endpoint = parse_endpoint(option, text)
+    if not all(endpoint.hosts):
+        raise UsageError(f"{option}: {quoted(text)} lacks a host; write it like example.com:443")
+    if endpoint.port == 0:
+        raise UsageError(f"{option}: {quoted(text)} has port 0; give one from 1 to 65535")
+    for host in endpoint.hosts:
+        _host_name(option, host)
+    return endpoint
+
+
+def _certificate_pair(values: Values) -> None:
+    for given, missing in (("cert", "key"), ("key", "cert")):
+        if values[given] and not values[missing]:
+            raise UsageError(
+                f"-{given} needs -{missing} with it; give both, or none to get a self-signed "
+                "certificate"
+            )
+
+
+def _timeout(values: Values) -> float:
+    seconds: float = values["timeout"]
+    if seconds <= 0:
+        raise UsageError(f"-timeout: {seconds:g}s is not positive; the default is "
+                         f"{DEFAULT_TIMEOUT}")
+    return seconds
+
+
+def _server_name(name: str, server: Endpoint) -> str:
+    return _host_name("-n", name) if name else _host_name("-s", server.host)
+
+
+def _host_name(option: str, name: str) -> str:
+    """The IP literal or ASCII host name for `name`, which may be written in any script.
+
+    It ends up in SNI, in a Host header and in certificates, none of which can carry a zone,
+    brackets, or the dot that marks a name as complete (RFC 6066, section 3).
+    """
+    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    if is_ip(bare):
+        return bare.partition("%")[0]
+    try:
+        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
+    except UnicodeError:
+        ascii_name = ""
+    ascii_name = ascii_name.removesuffix(".")
+    if not _HOST_NAME.fullmatch(ascii_name):
+        raise UsageError(f"{option}: {quoted(name)} is neither a host name nor an IP address")
+    return ascii_name
+
+
+def _slashed(path: str) -> str:
+    """`path` with the leading slash that users forget; there is no other path they can mean."""
+    if any(char < " " or "\x7f" <= char <= "\x9f" for char in path):
+        raise UsageError("-wss-path: the path contains control characters")
+    return path if path.startswith("/") else "/" + path
+
+
+def _request_target(path: str) -> str:
+    """The client's -wss-path as it stands in the request: a path, perhaps with a query.
+
+    A fragment is not sent, like in any URL (RFC 3986, 3.5).
+    """
+    target = _slashed(path.partition("#")[0])
+    if " " in target:
+        raise UsageError("-wss-path: a path cannot contain blanks; write a blank as %20")
+    if _BAD_ESCAPE.search(target.partition("?")[0]):
+        raise UsageError("-wss-path: a % must start an escape like %20; write % itself as %25")
+    return "".join(char if char.isascii() else _escaped(char) for char in target)
+
+
+def _escaped(char: str) -> str:
+    # Bytes of the command line that are not UTF-8 arrive as lone surrogates and leave as bytes.
+    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+def _path_pattern(path: str) -> str:
+    """The server's -wss-path."""
+    if "?" in path or "#" in path:
+        raise UsageError("-wss-path: only the path counts; drop the ? or # and what follows")
+    return _slashed(path)
+
+
+def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        return ()
+    from mtt.certificates import parse_pin
+
+    return tuple(parse_pin(text) for text in texts)
+
+
+def _dns_server(text: str) -> tuple[str, int] | None:
+    """The DNS server in `text`: `IP`, `IP:port` or `[IPv6]:port`; None if empty."""
+    if not text:
+        return None
+    if is_ip(text):
+        return text, DNS_PORT
+    if match := _DNS_SERVER.fullmatch(text):
+        host = match[1].strip("[]")
+        try:
+            port = parse_port(match[2] or str(DNS_PORT))
+        except ValueError:
+            port = 0
+        if is_ip(host) and port:
+            return host, port
+    raise UsageError(
+        f"-fallback-dns: {quoted(text)} is not the IP address of a DNS server; write it like "
+        f"192.0.2.53 or {host_port('2001:db8::53', DNS_PORT)}"
+    )

@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+from typing import Any
+
+import pytest
+
+from mtt.errors import UsageError
+from mtt.flags import defaults, parse_args, usage
+from mtt.net.address import Endpoint
+from mtt.options import (
+    CLIENT_FLAGS,
+    SERVER_FLAGS,
+    ClientOptions,
+    ServerOptions,
+    client_options,
+    server_options,
+)
+
+CLIENT = ["-b", "127.0.0.1:1080", "-s", "example.com:443"]
+SERVER = ["-b", ":443", "-d", "127.0.0.1:8388"]
+PIN = "sha256/" + base64.b64encode(bytes(range(32))).decode()
+
+
+def client(*argv: str) -> ClientOptions:
+    return client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv]))
+
+
+def server(*argv: str) -> ServerOptions:
+    return server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv]))
+
+
+def test_client_defaults() -> None:
+    assert client() == ClientOptions(
+        bind=Endpoint(("127.0.0.1",), 1080),
+        server=Endpoint(("example.com",), 443),
+        server_name="example.com",
+        wss=False,
+        wss_path="/",
+        skip_verify=False,
+        ca="",
+        pins=(),
+        mux=False,
+        mux_max_stream=4,
+        timeout=300.0,
+        fast_open=False,
+        fallback_dns=None,
+        verbose=False,
+        plugin=False,
+    )
+
+
+def test_server_defaults() -> None:
+    assert server() == ServerOptions(
+        bind=Endpoint(("",), 443),
+        bind_unix="",
+        destination=Endpoint(("127.0.0.1",), 8388),
+        cert="",
+        key="",
+        disable_tls=False,
+        name="",
+        wss=False,
+        wss_path="/",
+        mux=False,
+        timeout=300.0,
+        fast_open=False,
+        verbose=False,
+        plugin=False,
+    )
+
+
+def test_options_made_by_hand_have_the_same_defaults() -> None:
+    assert client() == ClientOptions(
+        bind=Endpoint(("127.0.0.1",), 1080),
+        server=Endpoint(("example.com",), 443),
+        server_name="example.com",
+    )
+    assert server() == ServerOptions(
+        bind=Endpoint(("",), 443), destination=Endpoint(("127.0.0.1",), 8388)
+    )
+
+
+def test_all_client_options() -> None:
+    argv = (
+        "-wss -wss-path /p -n Name.Example -mux -mux-max-stream 0x10 -timeout 1.5s -fast-open "
+        f"-fallback-dns 192.0.2.53:5353 -ca roots.pem -pin {PIN} -pin {PIN} -V -verbose"
+    )
+    options = client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv.split()]), plugin=True)
+    assert options == ClientOptions(
+        bind=Endpoint(("127.0.0.1",), 1080),
+        server=Endpoint(("example.com",), 443),
+        server_name="Name.Example",
+        wss=True,
+        wss_path="/p",
+        ca="roots.pem",
+        pins=(PIN, PIN),
+        mux=True,
+        mux_max_stream=16,
+        timeout=1.5,
+        fast_open=True,
+        fallback_dns=("192.0.2.53", 5353),
+        verbose=True,
+        plugin=True,
+    )
+    assert client("-sv").skip_verify
+
+
+def test_all_server_options() -> None:
+    argv = (
+        "-cert c.pem -key k.pem -disable-tls -n example.org -wss -wss-path /p -mux -timeout 1h "
+        "-fast-open -verbose"
+    )
+    options = server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv.split()]), plugin=True)
+    assert options == ServerOptions(
+        bind=Endpoint(("",), 443),
+        destination=Endpoint(("127.0.0.1",), 8388),
+        cert="c.pem",
+        key="k.pem",
+        disable_tls=True,
+        name="example.org",
+        wss=True,
+        wss_path="/p",
+        mux=True,
+        timeout=3600.0,
+        fast_open=True,
+        verbose=True,
+        plugin=True,
+    )
+
+
+@pytest.mark.parametrize("path", ["/run/mtt.sock", "mtt.sock", "@mtt"])
+def test_bind_unix(path: str) -> None:
+    options = server_options({"bind-unix": path, "d": "localhost:1"})
+    assert (options.bind, options.bind_unix) == (None, path)
+
+
+def test_options_cannot_be_changed_or_invented() -> None:
+    options = client()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.wss = True  # type: ignore[misc]
+    assert not hasattr(options, "__dict__")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        ((), "example.com"),
+        (("-s", "first.example|second.example:443"), "first.example"),
+        (("-s", "[2001:db8::1]:443"), "2001:db8::1"),
+        (("-s", "[fe80::1%eth0]:443"), "fe80::1"),
+        (("-s", "192.0.2.1:443"), "192.0.2.1"),
+        (("-s", "example.com.:443"), "example.com"),
+        (("-s", "b\u00fccher.example:443"), "xn--bcher-kva.example"),
+        (("-n", "other.example"), "other.example"),
+        (("-n", "other.example."), "other.example"),
+        (("-n", "[2001:db8::1]"), "2001:db8::1"),
+        (("-n", "2001:db8::1"), "2001:db8::1"),
+        (("-n", "b\u00fccher.example"), "xn--bcher-kva.example"),
+        (("-n", "under_score.example"), "under_score.example"),
+        (("-n", ""), "example.com"),
+    ],
+)
+def test_server_name(argv: tuple[str, ...], name: str) -> None:
+    assert client(*argv).server_name == name
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("", "/"),
+        ("/", "/"),
+        ("ws", "/ws"),
+        ("/ws/", "/ws/"),
+        ("/ws?ed=2048&a=b", "/ws?ed=2048&a=b"),
+        ("/ws#part", "/ws"),
+        ("/ws?q#part", "/ws?q"),
+        ("#part", "/"),
+        ("?q", "/?q"),
+        ("/a%20b", "/a%20b"),
+        ("/caf\u00e9", "/caf%C3%A9"),
+        ("/\udcff", "/%FF"),
+        ("/ws?100%", "/ws?100%"),
+    ],
+)
+def test_client_path(given: str, path: str) -> None:
+    assert client("-wss-path", given).wss_path == path
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [("", "/"), ("ws", "/ws"), ("/ws/", "/ws/"), ("/a b", "/a b")]
+)
+def test_server_path(given: str, path: str) -> None:
+    assert server("-wss-path", given).wss_path == path
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        ("", None),
+        ("192.0.2.53", ("192.0.2.53", 53)),
+        ("192.0.2.53:5353", ("192.0.2.53", 5353)),
+        ("2001:db8::53", ("2001:db8::53", 53)),
+        ("[2001:db8::53]", ("2001:db8::53", 53)),
+        ("[2001:db8::53]:5353", ("2001:db8::53", 5353)),
+    ],
+)
+def test_fallback_dns(given: str, parsed: tuple[str, int] | None) -> None:
+    assert client("-fallback-dns", given).fallback_dns == parsed
+
+
+def test_any_key_hash_is_a_pin() -> None:
+    # Base64 has the slash in its alphabet, also as the first character.
+    for number in range(256):
+        digest = hashlib.sha256(bytes([number])).digest()
+        pin = "sha256/" + base64.b64encode(digest).decode()
+        assert client("-pin", pin).pins == (pin,)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-b="], ["-b is missing", "-b 127.0.0.1:1080"]),
+        (["-s="], ["-s is missing", "-s example.com:443"]),
+        (["-b", "1080"], ["-b", "'1080'", "host:port"]),
+        (["-b", "localhost:http"], ["-b", "port"]),
+        (["-b", "::1:1080"], ["-b", "brackets"]),
+        (["-b", "127.0.0.1:65536"], ["-b", "65536"]),
+        (["-s", "example.com"], ["-s", "the port is missing"]),
+        (["-s", "2001:db8::1:443"], ["-s", "brackets"]),
+        (["-s", ":443"], ["-s", "lacks a host"]),
+        (["-s", "a.example|:443"], ["-s", "lacks a host"]),
+        (["-s", "example.com:0"], ["-s", "port 0"]),
+        (["-s", "exa\nmple.com:443"], ["-s", "host name"]),
+        (["-s", "a..example:443"], ["-s", "host name"]),
+        (["-n", "a b"], ["-n", "'a b'"]),
+        (["-n", "name\r\nX-Injected: 1"], ["-n", "host name"]),
+        (["-n", "x" * 64], ["-n", "host name"]),
+        (["-n", ".".join(["x" * 60] * 5)], ["-n", "host name"]),
+        (["-n", "\u00fc" * 64], ["-n", "host name"]),
+        (["-n", "example.com:443"], ["-n", "host name"]),
+        (["-timeout", "0"], ["-timeout", "positive"]),
+        (["-timeout", "-1s"], ["-timeout", "-1s is not positive"]),
+        (["-mux-max-stream", "0"], ["-mux-max-stream", "1 to 16"]),
+        (["-mux-max-stream", "17"], ["-mux-max-stream", "1 to 16"]),
+        (["-wss-path", "/a b"], ["-wss-path", "%20"]),
+        (["-wss-path", "/a\r\nX: 1"], ["-wss-path", "control"]),
+        (["-wss-path", "/a\x7f"], ["-wss-path", "control"]),
+        (["-wss-path", "/100%"], ["-wss-path", "%25"]),
+        (["-wss-path", "/%2x"], ["-wss-path", "%25"]),
+        (["-fallback-dns", "dns.example"], ["-fallback-dns", "'dns.example'", "192.0.2.53"]),
+        (["-fallback-dns", "192.0.2.53:0"], ["-fallback-dns"]),
+        (["-fallback-dns", "192.0.2.53:"], ["-fallback-dns"]),
+        (["-fallback-dns", "192.0.2.53:dns"], ["-fallback-dns"]),
+        (["-fallback-dns", "[2001:db8::53]5353"], ["-fallback-dns"]),
+        (["-fallback-dns", "[2001:db8::53"], ["-fallback-dns"]),
+        (["-pin", "sha256/AAAA"], ["-pin"]),
+        (["-pin", PIN.removeprefix("sha256/")], ["-pin"]),
+        (["-pin", PIN.replace("sha256", "sha1")], ["-pin"]),
+        (["-pin", PIN + "\n"], ["-pin"]),
+        (["-pin", "\u00e9"], ["-pin"]),
+        (["-pin", ""], ["-pin"]),
+        (["-sv", "-ca", "roots.pem"], ["-sv", "-ca"]),
+        (["-sv", "-pin", PIN], ["-sv", "-pin"]),
+    ],
+)
+def test_client_refuses(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        client(*argv)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["-b="], ["-b is missing", "-bind-unix"]),
+        (["-d="], ["-d is missing", "-d 127.0.0.1:8388"]),
+        (["-d", "127.0.0.1:0"], ["-d", "port 0"]),
+        (["-d", ":80"], ["-d", "lacks a host"]),
+        (["-bind-unix", "/run/x"], ["-b and -bind-unix"]),
+        (["-b=", "-bind-unix", "@"], ["-bind-unix"]),
+        (["-b=", "-bind-unix", "a\0b"], ["-bind-unix"]),
+        (["-cert", "c.pem"], ["-cert needs -key"]),
+        (["-key", "k.pem"], ["-key needs -cert"]),
+        (["-n", "not a name"], ["-n", "'not a name'"]),
+        (["-timeout", "-5m"], ["-timeout"]),
+        (["-wss-path", "/ws?ed=2048"], ["-wss-path", "only the path"]),
+        (["-wss-path", "/ws#x"], ["-wss-path", "only the path"]),
+        (["-wss-path", "/a\nb"], ["-wss-path", "control"]),
+    ],
+)
+def test_server_refuses(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        server(*argv)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_path_is_not_repeated_in_errors() -> None:
+    # Often it is all that keeps strangers out.
+    for argv in (["-wss-path", "/hidden path"], ["-wss-path", "/hidden\0"]):
+        with pytest.raises(UsageError) as caught:
+            client(*argv)
+        assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("flags", [CLIENT_FLAGS, SERVER_FLAGS])
+def test_tables_are_sound(flags: Any) -> None:
+    names = [flag.name for flag in flags]
+    assert len(names) == len(set(names))
+    assert set(defaults(flags)) == set(names)
+    for flag in flags:
+        assert flag.help.endswith(".")
+        assert bool(flag.placeholder) == (flag.kind != "bool")
+    assert max(map(len, usage(flags, "prog", "").splitlines())) < 80
