@@ -1,0 +1,53 @@
+"""The environment variables by which shadowsocks tells a plugin where to listen and connect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from mtt.errors import UsageError
+from mtt.net.address import Endpoint, endpoint
+
+LOCAL = ("SS_LOCAL_HOST", "SS_LOCAL_PORT")
+REMOTE = ("SS_REMOTE_HOST", "SS_REMOTE_PORT")
+OPTIONS = "SS_PLUGIN_OPTIONS"
+
+
+class PluginEnvironment(NamedTuple):
+    """What shadowsocks said.
+
+    On the client the plugin listens on `local` and connects to `remote`; on the server it
+    listens on `remote` and connects to `local`, which is shadowsocks itself.
+    """
+
+    local: Endpoint
+    remote: Endpoint
+    options: str  # not parsed yet
+
+
+def read_environment(environ: Mapping[str, str]) -> PluginEnvironment | None:
+    """What `environ` says to a plugin; None if shadowsocks did not start us.
+
+    Raises UsageError if only a part of the variables is set, or one makes no sense: whoever set
+    any of them means a plugin, and its address is not to be guessed.
+    """
+    names = (*REMOTE, *LOCAL)
+    if not any(name in environ for name in (*names, OPTIONS)):
+        return None
+    if missing := [name for name in names if not environ.get(name)]:
+        raise UsageError(
+            f"started as a plugin without {', '.join(missing)}; "
+            "shadowsocks sets all of SS_REMOTE_HOST, SS_REMOTE_PORT, SS_LOCAL_HOST, SS_LOCAL_PORT "
+            "(to run without shadowsocks unset all SS_ variables)"
+        )
+    return PluginEnvironment(
+        _endpoint(environ, LOCAL), _endpoint(environ, REMOTE), environ.get(OPTIONS, "")
+    )
+
+
+def _endpoint(environ: Mapping[str, str], names: tuple[str, str]) -> Endpoint:
+    host, port = (environ[name] for name in names)
+    try:
+        return endpoint(host, port)
+    except ValueError as error:
+        raise UsageError(f"{' and '.join(names)} are not an address: {error}") from None

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mtt import __version__, runtime
+from mtt.errors import NetworkError, StartError, UsageError
+from mtt.flags import Values
+from mtt.options import CLIENT_FLAGS, SERVER_FLAGS
+from plugin.command import Command, given_options, main
+from plugin.environment import PluginEnvironment
+
+ENVIRON = {
+    "SS_REMOTE_HOST": "2001:db8::1|example.com",
+    "SS_REMOTE_PORT": "443",
+    "SS_LOCAL_HOST": "127.0.0.1",
+    "SS_LOCAL_PORT": "1080",
+}
+
+
+class Service:
+    def __init__(self, values: Values, plugin: bool) -> None:
+        self.values, self.plugin = values, plugin
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+def client_addresses(shadowsocks: PluginEnvironment) -> Values:
+    return {"b": str(shadowsocks.local), "s": str(shadowsocks.remote)}
+
+
+def server_addresses(shadowsocks: PluginEnvironment) -> Values:
+    return {"b": str(shadowsocks.remote), "d": str(shadowsocks.local)}
+
+
+CLIENT = Command("client", "A client.", CLIENT_FLAGS, Service, client_addresses)
+SERVER = Command("server", "A server.", SERVER_FLAGS, Service, server_addresses)
+ALONE = Command("alone", "Never a plugin.", SERVER_FLAGS, Service)
+
+
+@pytest.fixture(autouse=True)
+def restore() -> Iterator[None]:
+    """The log as it was before a command set it up."""
+    loggers = [logging.getLogger(name) for name in ("mtt", "asyncio")]
+    before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
+    yield
+    for each, handlers, propagate, level in before:
+        each.handlers[:] = handlers
+        each.propagate = propagate
+        each.setLevel(level)
+
+
+def test_command_line_alone() -> None:
+    assert given_options(CLIENT, ["-b", ":1", "-wss"], {}) == ({"b": ":1", "wss": True}, False)
+
+
+def test_addresses_of_shadowsocks() -> None:
+    assert given_options(CLIENT, [], ENVIRON) == (
+        {"b": "127.0.0.1:1080", "s": "[2001:db8::1]|example.com:443"},
+        True,
+    )
+    assert given_options(SERVER, [], ENVIRON) == (
+        {"b": "[2001:db8::1]|example.com:443", "d": "127.0.0.1:1080"},
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "string", "expected"),
+    [
+        (["--fast-open"], "", {"fast-open": True}),
+        (["-V"], "wss", {"V": True, "wss": True}),
+        (["-n", "line"], "n=string", {"n": "string"}),
+        (["-n", "line"], "wss", {"n": "line", "wss": True}),
+        (["-b", "line:1"], "", {"b": "line:1"}),
+        (["-b", "line:1"], "b=string:2", {"b": "string:2"}),
+        ([], "s=string:2", {"s": "string:2"}),
+        ([], "__android_vpn", {"V": True}),
+        (["-wss"], "wss=0", {"wss": False}),
+    ],
+)
+def test_rank_of_the_sources(argv: list[str], string: str, expected: Values) -> None:
+    values, plugin = given_options(CLIENT, argv, {**ENVIRON, "SS_PLUGIN_OPTIONS": string})
+    addresses = {"b": "127.0.0.1:1080", "s": "[2001:db8::1]|example.com:443"}
+    assert plugin
+    assert values == addresses | expected
+
+
+def test_bind_unix_replaces_the_address_of_shadowsocks() -> None:
+    environ = {**ENVIRON, "SS_PLUGIN_OPTIONS": "bind-unix=/run/x"}
+    assert given_options(SERVER, [], environ) == (
+        {"bind-unix": "/run/x", "d": "127.0.0.1:1080"},
+        True,
+    )
+    # But not one that the user gave as well, which is an error later on.
+    values, _ = given_options(SERVER, ["-b", ":1"], environ)
+    assert values["b"] == ":1"
+
+
+def test_what_is_no_plugin_does_not_look_at_the_environment() -> None:
+    assert given_options(ALONE, ["-wss"], {"SS_LOCAL_HOST": "x"}) == ({"wss": True}, False)
+
+
+@pytest.mark.parametrize("environ", [{}, ENVIRON, {"SS_LOCAL_HOST": "x"}])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option: str, environ: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(CLIENT, ["-wss", option], environ) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith("Usage: client [option ...]\n\nA client.\n")
+    assert err == ""
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(CLIENT, ["-version"], {}) == 0
+    assert capfd.readouterr() == (f"client {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "words"),
+    [
+        (["-nope"], {}, "-nope is not an option"),
+        ([], {"SS_PLUGIN_OPTIONS": ""}, "as a plugin without SS_REMOTE_HOST"),
+        ([], {**ENVIRON, "SS_PLUGIN_OPTIONS": "nope"}, "plugin option nope is not"),
+        (["-nope"], ENVIRON, "-nope is not an option"),
+    ],
+)
+def test_usage_errors_are_one_line(
+    argv: list[str], environ: dict[str, str], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(CLIENT, argv, environ) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("client: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UsageError("-cert: no such file"), 2, "client: -cert: no such file\n"),
+        (StartError("port in use"), 1, "client: port in use\n"),
+        (NetworkError("no\nroute"), 1, "client: no\\nroute\n"),
+        (KeyboardInterrupt(), 0, ""),
+        (
+            KeyError("k"),
+            1,
+            "client: KeyError: 'k' (internal error; -verbose shows where)\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("when", ["building", "starting"])
+def test_errors_become_exit_codes(
+    error: BaseException, code: int, line: str, when: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Service):
+        async def start(self) -> None:
+            raise error
+
+    def service(values: Values, plugin: bool) -> Service:
+        if when == "building":
+            raise error
+        return Failing(values, plugin)
+
+    assert main(CLIENT._replace(service=service), [], {}) == code
+    assert capfd.readouterr() == ("", line)
+
+
+def test_internal_errors_have_a_traceback_for_those_who_ask() -> None:
+    def service(_values: Values, _plugin: bool) -> Service:
+        raise KeyError("k")
+
+    with pytest.raises(KeyError):
+        main(CLIENT._replace(service=service), ["-verbose"], {})
+
+
+@pytest.mark.parametrize("environ", [{}, ENVIRON])
+def test_the_service_runs(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+
+    def run(service: Service, *, plugin: bool = False, watch: Any = None) -> int:
+        runs.append((service.values, service.plugin, plugin, watch is not None))
+        return 0
+
+    monkeypatch.setattr(runtime, "run", run)
+    assert main(CLIENT, ["-b", ":1"], environ) == 0
+    is_plugin = bool(environ)
+    ((values, *flags),) = runs
+    assert values["b"] == ":1"
+    assert flags == [is_plugin, is_plugin, is_plugin]
+
+
+def test_verbose_sets_up_the_log() -> None:
+    for argv, level in (([], logging.INFO), (["-verbose"], logging.DEBUG)):
+        main(CLIENT._replace(service=_refuse), argv, {})
+        assert logging.getLogger("mtt").level == level
+
+
+def _refuse(_values: Values, _plugin: bool) -> Service:
+    raise StartError("no")

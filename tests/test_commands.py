@@ -1,0 +1,135 @@
+"""The commands as programs: exit codes, what they print, and what they hand to the engine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mtt_client
+import mtt_server
+from mtt import __version__
+from mtt.options import ClientOptions, ServerOptions
+
+ROOT = Path(__file__).parents[1]
+
+PLUGIN = {
+    "SS_REMOTE_HOST": "127.0.0.1",
+    "SS_REMOTE_PORT": "443",
+    "SS_LOCAL_HOST": "127.0.0.1",
+    "SS_LOCAL_PORT": "1080",
+}
+
+
+def run(command: str, *argv: str, **environ: str) -> tuple[int, str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("SS_")}
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{command.replace('-', '_')}.py", *argv],
+        env=inherited | environ, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", ["mtt-client", "mtt-server"])
+def test_version_and_help(command: str) -> None:
+    assert run(command, "-version") == (0, f"{command} {__version__}\n", "")
+    code, out, err = run(command, "-h")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"Usage: {command} [option ...]\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "environ", "words"),
+    [
+        ("mtt-client", [], {}, "-b is missing"),
+        ("mtt-client", ["-b", "localhost:1"], {}, "-s is missing"),
+        ("mtt-client", ["-b", "localhost:1", "-s", "a:1", "-wss", "true"], {}, "-wss=true"),
+        ("mtt-client", ["-b", "localhost:1", "-s", "a:1", "-timeout", "0"], {}, "-timeout"),
+        ("mtt-client", [], {"SS_LOCAL_HOST": "127.0.0.1"}, "SS_LOCAL_PORT"),
+        ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "wss;nope=1"}, "option nope"),
+        ("mtt-client", ["--nope"], PLUGIN, "-nope"),
+        ("mtt-server", [], {}, "-b is missing"),
+        ("mtt-server", ["-b", ":1"], {}, "-d is missing"),
+        ("mtt-server", ["-b", ":1", "-d", "localhost:2", "-cert", "x"], {}, "-key"),
+        ("mtt-server", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "wss,key=/k"}, "-cert"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(
+    command: str, argv: list[str], environ: dict[str, str], words: str
+) -> None:
+    code, out, err = run(command, *argv, **environ)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{command}: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_help_into_a_closed_pipe() -> None:
+    receiver, sender = os.pipe()
+    os.close(receiver)
+    try:
+        done = subprocess.run(
+            [sys.executable, ROOT / "mtt_client.py", "-h"],
+            stdout=sender, stderr=subprocess.PIPE, timeout=20, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(sender)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("command", ["mtt_client", "mtt_server"])
+def test_help_and_errors_do_not_wait_for_the_engine(command: str) -> None:
+    code = (
+        f"import sys; before = set(sys.modules); import {command}; "
+        "print(*sorted({name.partition('.')[0] for name in set(sys.modules) - before}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20,
+        check=True,
+    )  # fmt: skip
+    imported = set(done.stdout.split())
+    assert command in imported
+    assert not imported & {"asyncio", "cryptography", "logging", "difflib", "textwrap"}
+
+
+class Recorder:
+    """Stands for the engine's Client and Server."""
+
+    def __init__(self, options: Any, protect: Any = None) -> None:
+        self.options, self.protect = options, protect
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (("mtt.client", "Client"), ("mtt.server", "Server")):
+        fake = types.ModuleType(module)
+        setattr(fake, name, Recorder)
+        monkeypatch.setitem(sys.modules, module, fake)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("plugin", [True, False])
+def test_client_gets_its_options(plugin: bool) -> None:
+    client: Any = mtt_client.service({"b": ":1", "s": "a:2"}, plugin)
+    assert isinstance(client.options, ClientOptions)
+    assert client.options.plugin == plugin
+    assert client.protect is None
+
+
+@pytest.mark.usefixtures("engine")
+def test_vpn_protection_on_request() -> None:
+    client: Any = mtt_client.service({"b": ":1", "s": "a:2", "V": True}, True)
+    assert client.protect.__self__.__class__.__name__ == "VpnProtection"
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("plugin", [True, False])
+def test_server_gets_its_options(plugin: bool) -> None:
+    server: Any = mtt_server.service({"b": ":1", "d": "a:2"}, plugin)
+    assert isinstance(server.options, ServerOptions)
+    assert server.options.plugin == plugin
