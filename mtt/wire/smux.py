@@ -1,0 +1,105 @@
+"""Frames of smux version 1, the multiplexing protocol of github.com/xtaci/smux.
+
+    u8 version = 1 | u8 command | u16 length | u32 stream id | payload (PSH only)
+
+Little-endian. There is no acknowledgement, no reset and no window: flow control is the receiver
+that stops reading the connection. The decoder hands out payload as it arrives, so a frame may
+come in pieces and nothing but an unfinished header is buffered.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+Data = bytes | memoryview
+
+VERSION = 1
+SYN, FIN, PSH, NOP = 0, 1, 2, 3
+
+# What the Go peers are configured to send. They accept up to the 65535 of the length field.
+MAX_PAYLOAD = 16384
+
+_HEADER = Struct("<BBHI")
+HEADER_SIZE = _HEADER.size
+
+
+class SmuxError(Exception):
+    """The peer does not speak smux version 1."""
+
+
+def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
+    """One frame; `payload` has at most 65535 bytes."""
+    return _HEADER.pack(VERSION, command, len(payload), stream_id) + payload
+
+
+def data_frames(stream_id: int, data: Data) -> bytes:
+    """`data` as PSH frames of at most MAX_PAYLOAD, ready for one write."""
+    size = len(data)
+    if size <= MAX_PAYLOAD:
+        return _HEADER.pack(VERSION, PSH, size, stream_id) + data
+    view = memoryview(data)
+    pieces: list[Data] = []
+    full = _HEADER.pack(VERSION, PSH, MAX_PAYLOAD, stream_id)
+    at = 0
+    while size - at > MAX_PAYLOAD:
+        pieces += (full, view[at : at + MAX_PAYLOAD])
+        at += MAX_PAYLOAD
+    pieces += (_HEADER.pack(VERSION, PSH, size - at, stream_id), view[at:])
+    return b"".join(pieces)
+
+
+class Decoder:
+    """Turns received bytes into events `(command, stream id, payload)`.
+
+    PSH events carry a piece of the stream's data, a view of what was fed; the other commands
+    carry b"". Empty PSH frames give no event.
+    """
+
+    __slots__ = ("_head", "_id", "_left")
+
+    def __init__(self) -> None:
+        self._head = b""  # an unfinished header
+        self._id = 0  # stream of the current PSH frame
+        self._left = 0  # payload bytes of it still to come
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether everything received so far made whole frames."""
+        return not (self._head or self._left)
+
+    def feed(self, data: Data) -> list[tuple[int, int, Data]]:
+        """Take what was received and return the events in it.
+
+        Raises SmuxError on a wrong version, an unknown command, or a length where none may be
+        (later smux versions refuse that too; the one in the Go peers would lose its place).
+        """
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        view = memoryview(data)
+        events: list[tuple[int, int, Data]] = []
+        at, end = 0, len(view)
+        while True:
+            if self._left:
+                take = min(self._left, end - at)
+                if not take:
+                    return events
+                events.append((PSH, self._id, view[at : at + take]))
+                at += take
+                self._left -= take
+            if end - at < HEADER_SIZE:
+                self._head = bytes(view[at:])
+                return events
+            version, command, length, stream_id = _HEADER.unpack_from(view, at)
+            at += HEADER_SIZE
+            if version != VERSION:
+                raise SmuxError(f"version {version} instead of {VERSION}")
+            if command == PSH:
+                self._id = stream_id
+                self._left = length
+            elif command > NOP:
+                raise SmuxError(f"unknown command {command}")
+            elif length:
+                raise SmuxError(f"command {command} with a payload")
+            else:
+                events.append((command, stream_id, b""))

@@ -1,0 +1,153 @@
+"""The opening handshake of WebSocket (RFC 6455, 4), for both ends.
+
+The client sends what Go's net/http with gorilla/websocket sends and accepts what gorilla accepts,
+so neither a peer nor an observer can tell it from the original; the same goes for the server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from base64 import b64encode
+from typing import NamedTuple
+
+from mtt.errors import PeerError
+from mtt.wire.http1 import Reply, Request, Response, text_reply
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
+
+# Bytes that cannot stand in a request target. A `%` that escapes nothing counts among them.
+_NOT_PATH = re.compile(rb"[^A-Za-z0-9!$&'()*+,/:;=@\[\]._~%-]|%(?![0-9A-Fa-f]{2})")
+_NOT_QUERY = re.compile(rb"[^\x21-\x7e]")
+_ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
+
+
+class UpgradeError(PeerError):
+    """The server did not upgrade the connection, or not to what was asked for."""
+
+
+class UpgradeRefused(PeerError):
+    """A request that is no proper opening handshake; `reply` is the answer to it."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"WebSocket upgrade refused: {reason}")
+        self.status = status
+
+    @property
+    def reply(self) -> Reply:
+        """An ordinary response, after which the connection may go on."""
+        text = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}[self.status]
+        # Spelled as Go makes header names canonical, unlike in the requests.
+        return text_reply(self.status, text, ("Sec-Websocket-Version", "13"))
+
+
+class Upgrade(NamedTuple):
+    """A proper opening handshake: the client's key, and the sub-protocol that was agreed on."""
+
+    key: str
+    protocol: str | None
+
+
+def accept_key(key: str) -> str:
+    """The value of Sec-WebSocket-Accept that answers `key` (RFC 6455, 4.2.2)."""
+    digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
+    return b64encode(digest).decode("ascii")
+
+
+def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> bytes:
+    """The client's request.
+
+    `path`: as in a URL: a missing slash at the start is added, a `?query` is sent, a `#fragment`
+    is not, and what may not stand in a request is percent-encoded. `host`: a name in ASCII or an
+    IP literal without brackets (an IPv6 one gets them here, its zone is left out, RFC 6874).
+    `key`: 16 random bytes in Base64. `protocols`: sub-protocols on offer, the preferred first.
+    """
+    target, question, query = path.partition("#")[0].partition("?")
+    if not target.startswith("/"):
+        target = "/" + target
+    target = _quote(_NOT_PATH, target) + question + _quote(_NOT_QUERY, query)
+    if ":" in host:
+        host = f"[{host.partition('%')[0]}]"
+    lines = [
+        f"GET {target} HTTP/1.1",
+        f"Host: {host}",
+        "User-Agent: Go-http-client/1.1",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Key: {key}",
+        f"Sec-WebSocket-Protocol: {', '.join(protocols)}" if protocols else "",
+        "Sec-WebSocket-Version: 13",
+        "Upgrade: websocket",
+    ]
+    return "\r\n".join(filter(None, lines)).encode("ascii") + b"\r\n\r\n"
+
+
+def check_response(response: Response, key: str) -> str | None:
+    """The sub-protocol that the server chose, None if it named none.
+
+    Whether that one was on offer is left to the caller: the original never looks. Raises
+    UpgradeError unless the response is the proper answer to a request with `key`.
+    """
+    if response.status != 101:
+        raise UpgradeError(
+            f"the server answered the WebSocket request with {response.status} "
+            f"{response.reason}: check the path, and that the server runs in WebSocket mode"
+        )
+    if (response.first("upgrade") or "").lower() != "websocket":
+        raise UpgradeError("the server switched to another protocol than WebSocket")
+    # As a whole: gorilla, and so every client of the original, takes no list here.
+    if (response.first("connection") or "").lower() != "upgrade":
+        raise UpgradeError("the server's 101 response lacks the header `Connection: Upgrade`")
+    if response.first("sec-websocket-accept") != accept_key(key):
+        raise UpgradeError("the server's Sec-WebSocket-Accept does not fit the request")
+    extensions = response.tokens("sec-websocket-extensions")
+    # It would change the meaning of every frame. Others are ignored, as gorilla does.
+    if any(name.partition(";")[0].strip() == "permessage-deflate" for name in extensions):
+        raise UpgradeError("the server switched compression on, which nobody asked for")
+    return response.first("sec-websocket-protocol") or None
+
+
+def check_request(request: Request, preference: tuple[str, ...] = ()) -> Upgrade:
+    """The `Upgrade` that a client asks for.
+
+    `preference`: the sub-protocols of the server; the first that the client offers too is agreed
+    on. Raises UpgradeRefused; the order of the checks is gorilla's and decides the status.
+    """
+    if "upgrade" not in request.tokens("connection"):
+        raise UpgradeRefused(400, "no token `upgrade` in the Connection header")
+    if "websocket" not in request.tokens("upgrade"):
+        raise UpgradeRefused(400, "no token `websocket` in the Upgrade header")
+    if request.method != "GET":
+        raise UpgradeRefused(405, f"the method is {request.method}")
+    if "13" not in request.tokens("sec-websocket-version"):
+        raise UpgradeRefused(400, "Sec-WebSocket-Version is not 13")
+    origin = request.first("origin")
+    if origin is not None and _origin_host(origin) != request.host.lower():
+        raise UpgradeRefused(403, "the Origin header names another host than the Host header")
+    key = request.first("sec-websocket-key")
+    if not key:
+        raise UpgradeRefused(400, "no Sec-WebSocket-Key")
+    offers = [name.strip() for name in (request.first("sec-websocket-protocol") or "").split(",")]
+    return Upgrade(key, next((name for name in preference if name in offers), None))
+
+
+def switching_protocols(key: str, protocol: str | None) -> bytes:
+    """The server's response to a proper request."""
+    negotiated = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\n"
+        "Upgrade: websocket\r\n"
+        "Connection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {accept_key(key)}\r\n"
+        f"{negotiated}\r\n"
+    ).encode("ascii")
+
+
+def _origin_host(origin: str) -> str:
+    """`host[:port]` of an origin in lower case, empty for `null` and the like."""
+    found = _ORIGIN.match(origin)
+    return found[1].rpartition("@")[2].lower() if found else ""
+
+
+def _quote(unsafe: re.Pattern[bytes], text: str) -> str:
+    raw = text.encode("utf-8", "surrogateescape")
+    return unsafe.sub(lambda found: b"%%%02X" % found[0][0], raw).decode("ascii")

@@ -1,0 +1,222 @@
+"""WebSocket frames (RFC 6455, section 5), as a tunnel uses them.
+
+A tunnel is a byte stream, so the decoder hands out payload as it arrives, whatever the frame and
+message boundaries, and text messages count as data like binary ones (the Go peers do the same).
+Nothing is buffered but an unfinished header and control frames, which are at most 125 bytes long.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+Data = bytes | memoryview
+
+CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
+CLOSE, PING, PONG = 0x8, 0x9, 0xA
+
+NORMAL_CLOSURE = 1000
+GOING_AWAY = 1001
+PROTOCOL_ERROR = 1002
+NO_STATUS = 1005  # never on the wire: a close frame without a code
+
+MAX_CONTROL = 125  # RFC 6455, 5.5
+# No length limit for data frames: their payload is streamed. The top bit must be 0 (5.2).
+_MAX_LENGTH = 1 << 63
+
+NO_MASK = b"\0\0\0\0"
+# XOR of long payloads goes through bytes.translate; below this size one big integer is quicker.
+_TRANSLATE_FROM = 256
+
+
+class WebSocketError(Exception):
+    """The peer broke RFC 6455; `str()` goes into the close frame with code 1002."""
+
+
+def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
+    """The header of one unfragmented frame, with the shortest length form (5.2).
+
+    Args:
+        opcode: what the frame is.
+        length: payload bytes.
+        mask: the masking key of a client's frame (4 bytes), None for a server's.
+    """
+    bit = 0 if mask is None else 0x80
+    if length <= 125:
+        head = bytes((0x80 | opcode, bit | length))
+    elif length <= 0xFFFF:
+        head = bytes((0x80 | opcode, bit | 126)) + length.to_bytes(2, "big")
+    else:
+        head = bytes((0x80 | opcode, bit | 127)) + length.to_bytes(8, "big")
+    return head if mask is None else head + mask
+
+
+def frame(opcode: int, payload: Data, mask: bytes | None = None) -> bytes:
+    """One whole frame, payload masked with `mask`."""
+    head = frame_header(opcode, len(payload), mask)
+    if mask is None or mask == NO_MASK:
+        return head + payload
+    return head + xor(payload, mask)
+
+
+def close_payload(code: int, reason: str = "") -> bytes:
+    """The payload of a close frame (5.5.1); NO_STATUS gives an empty one."""
+    if code == NO_STATUS:
+        return b""
+    return code.to_bytes(2, "big") + reason.encode()[: MAX_CONTROL - 2]
+
+
+@lru_cache(maxsize=256)  # one table per key byte: 64 KiB when all are in use
+def _table(byte: int) -> bytes:
+    return bytes(value ^ byte for value in range(256))
+
+
+def xor(data: Data, key: bytes, offset: int = 0) -> bytes:
+    """Mask or unmask `data`, which begins `offset` bytes into its frame (5.3)."""
+    if offset:
+        turn = offset % 4
+        key = key[turn:] + key[:turn]
+    size = len(data)
+    if size < _TRANSLATE_FROM:
+        pad = (key * (size // 4 + 1))[:size]
+        mixed = int.from_bytes(data, "little") ^ int.from_bytes(pad, "little")
+        return mixed.to_bytes(size, "little")
+    data = bytes(data)
+    out = bytearray(size)
+    for lane in range(4):
+        out[lane::4] = data[lane::4].translate(_table(key[lane]))
+    return bytes(out)
+
+
+def parse_close(payload: bytes) -> tuple[int, str]:
+    """Code and text of a close frame (5.5.1, 7.4). Raises WebSocketError on an invalid one."""
+    if not payload:
+        return NO_STATUS, ""
+    code = int.from_bytes(payload[:2], "big")
+    registered = code in (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
+    if len(payload) == 1 or not (registered or 3000 <= code <= 4999):
+        raise WebSocketError("invalid close code")
+    try:
+        return code, payload[2:].decode()
+    except UnicodeDecodeError:
+        raise WebSocketError("invalid utf8 payload in close frame") from None
+
+
+class Decoder:
+    """Turns received bytes into events.
+
+    Events are tuples `(opcode, payload)`: BINARY with a piece of the tunnel's byte stream (a view
+    of the given data where that is possible), or CLOSE, PING, PONG with a whole control payload.
+
+    Args:
+        masked: whether the peer must mask its frames (True on a server, 5.1).
+    """
+
+    __slots__ = ("_control", "_head", "_key", "_left", "_masked", "_offset", "_opcode", "_open")
+
+    def __init__(self, *, masked: bool) -> None:
+        self._masked = masked
+        self._head = b""  # an unfinished header
+        self._opcode = 0
+        self._left = 0  # payload bytes of the current frame still to come
+        self._key = NO_MASK
+        self._offset = 0  # payload bytes of the current frame already seen
+        self._control = b""  # an unfinished control payload
+        self._open = False  # a fragmented message is under way
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether everything received so far made whole frames."""
+        return not (self._head or self._left)
+
+    def feed(self, data: bytes) -> list[tuple[int, Data]]:
+        """Take what was received and return the events in it.
+
+        Raises WebSocketError when the peer broke the protocol; what came before the violation in
+        `data` is lost with it, and the decoder must not be used any more.
+        """
+        events: list[tuple[int, Data]] = []
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        view = memoryview(data)
+        at, end = 0, len(data)
+        while True:
+            if self._left:
+                take = min(self._left, end - at)
+                if not take:
+                    return events
+                piece: Data = view[at : at + take]
+                if self._key != NO_MASK:
+                    piece = xor(piece, self._key, self._offset)
+                at += take
+                self._left -= take
+                self._offset += take
+                if self._opcode <= BINARY:
+                    events.append((BINARY, piece))
+                else:
+                    self._control += piece
+                    if not self._left:
+                        self._end_control(events)
+            if at == end:
+                return events
+            size = self._parse_header(data, at, end)
+            if not size:
+                self._head = data[at:]
+                return events
+            at += size
+            if not self._left and self._opcode > BINARY:
+                self._end_control(events)
+
+    def _end_control(self, events: list[tuple[int, Data]]) -> None:
+        events.append((self._opcode, self._control))
+        self._control = b""
+
+    def _parse_header(self, data: bytes, at: int, end: int) -> int:
+        """Begin the frame at `at`; returns the size of its header, 0 if it is incomplete."""
+        first = data[at]
+        opcode = first & 0x0F
+        final = first & 0x80
+        if first & 0x70:
+            raise WebSocketError("unexpected reserved bits")
+        if opcode >= CLOSE:
+            if opcode > PONG:
+                raise WebSocketError(f"unknown opcode {opcode}")
+            if not final:
+                raise WebSocketError("control frame not final")
+        elif opcode > BINARY:
+            raise WebSocketError(f"unknown opcode {opcode}")
+        elif (opcode == CONTINUATION) != self._open:
+            raise WebSocketError(
+                "message start before final frame" if self._open else "continuation without start"
+            )
+        if end - at < 2:
+            return 0
+        second = data[at + 1]
+        masked = second & 0x80
+        length = second & 0x7F
+        if bool(masked) != self._masked:
+            raise WebSocketError("incorrect mask flag")
+        if opcode >= CLOSE and length > MAX_CONTROL:
+            raise WebSocketError("control frame too long")
+        size = 2
+        if length == 126:
+            size = 4
+        elif length == 127:
+            size = 10
+        if masked:
+            size += 4
+        if end - at < size:
+            return 0
+        if length == 126:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+        elif length == 127:
+            length = int.from_bytes(data[at + 2 : at + 10], "big")
+            if length >= _MAX_LENGTH:
+                raise WebSocketError("frame length out of range")
+        self._key = data[at + size - 4 : at + size] if masked else NO_MASK
+        self._opcode = opcode
+        self._left = length
+        self._offset = 0
+        if opcode < CLOSE:
+            self._open = not final
+        return size
