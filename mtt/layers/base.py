@@ -1,0 +1,167 @@
+"""What all layers share: the receive buffer, and the plumbing of a layer.
+
+Theory of operation
+-------------------
+A connection is a stack. At the bottom is an asyncio TCP transport; each layer above (TLS,
+WebSocket) is a *protocol* to the layer below it and a *transport* to the one above, both by
+asyncio's own contract. So any protocol runs on any stack, and nobody needs to know which.
+
+Data goes up as immutable bytes (`bytes`, or a `memoryview` of one); whoever keeps it longer
+than the call copies it. Data goes down with `write()`, which takes it at once.
+
+Back-pressure goes down-up as `pause_writing` / `resume_writing` and up-down as
+`pause_reading` / `resume_reading`; a layer holds at most what one read of the layer below
+gave it, because a paused layer pauses the one below.
+
+A protocol above a layer gets `connection_made` when that layer is ready to carry its data. If
+the layer fails before, it gets `connection_lost` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any, Protocol
+
+# One read of a socket. Values above 128 KiB make malloc map and unmap pages at each step, and
+# below 64 KiB the system calls dominate.
+READ_SIZE = 64 * 1024
+
+Data = bytes | memoryview
+
+# All connections of the process read into this buffer: the event loop fills it and hands it over
+# in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
+# is ready (selector loops, uvloop), not one that lends buffers to the kernel (Windows proactor).
+_shared = memoryview(bytearray(READ_SIZE))
+
+
+class Upper(Protocol):
+    """The protocol above a layer (asyncio.Protocol, or one that also reads raw sockets)."""
+
+    def connection_made(self, transport: Any) -> None: ...
+    def data_received(self, data: Data) -> None: ...
+    def eof_received(self) -> bool | None: ...
+    def connection_lost(self, exc: Exception | None) -> None: ...
+    def pause_writing(self) -> None: ...
+    def resume_writing(self) -> None: ...
+
+
+class SharedReader(asyncio.BufferedProtocol):
+    """A protocol that reads sockets through the shared buffer and gets `data_received` calls."""
+
+    __slots__ = ()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _shared
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # A copy, because ownership changes here: since CPython 3.12 transports keep what they
+        # could not send at once, and the shared buffer is overwritten by the next read.
+        self.data_received(bytes(_shared[:nbytes]))
+
+    def data_received(self, data: Data) -> None:
+        """Take data from the transport below; it stays unchanged after the call."""
+        raise NotImplementedError
+
+
+class LayerTransport(asyncio.Transport):
+    """A transport of ours, as opposed to the event loop's.
+
+    `close()` of it delivers what was written however the peer behaves (see `linger`), and
+    `abort()` makes the peer see a failure.
+    """
+
+    __slots__ = ()
+
+    def unsent(self) -> int:
+        """See the function `unsent`."""
+        raise NotImplementedError
+
+
+def unsent(transport: asyncio.WriteTransport) -> int:
+    """How many of the bytes written to `transport` the peer's kernel has not acknowledged yet."""
+    if isinstance(transport, LayerTransport):
+        return transport.unsent()
+    return transport.get_write_buffer_size() + _kernel_queue(transport)
+
+
+def _kernel_queue(transport: asyncio.BaseTransport) -> int:
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return 0
+    try:
+        import fcntl  # Unix only
+        import termios
+
+        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+    except (ImportError, OSError):
+        return 0
+    # Linux counts our own FIN as one byte.
+    return max(0, int(struct.unpack("i", answer)[0]) - 1)
+
+
+class Layer(SharedReader, LayerTransport):
+    """A protocol to the transport below (`lower`) and a transport to the protocol above (`upper`).
+
+    Subclasses override what they change; everything else passes straight through.
+    """
+
+    __slots__ = ("lower", "upper", "written")
+
+    lower: asyncio.Transport
+    upper: Upper
+    written: int  # bytes handed to `lower` so far
+
+    def __init__(self, upper: Upper) -> None:
+        super().__init__()
+        self.upper = upper
+        self.written = 0
+
+    # As a protocol, called from below.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.lower = transport
+
+    def pause_writing(self) -> None:
+        self.upper.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.upper.resume_writing()
+
+    def _send(self, data: bytes) -> None:
+        """Hand `data` to the transport below."""
+        self.written += len(data)
+        self.lower.write(data)
+
+    # As a transport, called from above.
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.upper = protocol
+
+    def get_protocol(self) -> Any:
+        return self.upper
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.lower.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self.lower.is_closing()
+
+    def is_reading(self) -> bool:
+        return self.lower.is_reading()
+
+    def pause_reading(self) -> None:
+        self.lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        self.lower.resume_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return self.lower.get_write_buffer_size()
+
+    def unsent(self) -> int:
+        return unsent(self.lower)
+
+    def can_write_eof(self) -> bool:
+        return False

@@ -1,0 +1,74 @@
+"""A protocol that holds a connection still until its owner has decided what to do with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from mtt.errors import NetworkError
+from mtt.layers.base import Data, SharedReader
+
+
+class Holding(SharedReader):
+    """Pauses its transport when it is ready, and tells.
+
+    Whoever takes the connection over calls `transport.set_protocol()` and `resume_reading()`.
+    Until then nothing is read, so nothing can be lost; a connection that dies meanwhile shows
+    in `transport.is_closing()` and `error`.
+
+    Args:
+        ready: called with the transport when the layers below are up. Without it, `await` the
+            holding with `opened()`.
+        failed: called if they fail instead, or never come up.
+    """
+
+    __slots__ = ("_opened", "_ready", "error", "failed", "transport")
+
+    def __init__(
+        self,
+        ready: Callable[[asyncio.Transport], None] | None = None,
+        failed: Callable[[Exception], None] | None = None,
+    ) -> None:
+        self._ready = ready
+        self.failed = failed
+        self._opened: asyncio.Future[asyncio.Transport] | None = None
+        self.transport: asyncio.Transport | None = None
+        self.error: Exception | None = None
+
+    async def opened(self) -> asyncio.Transport:
+        """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
+        if self.error is not None:
+            raise self.error
+        if self.transport is None:
+            self._opened = asyncio.get_running_loop().create_future()
+            return await self._opened
+        return self.transport
+
+    def connection_made(self, transport: Any) -> None:
+        transport.pause_reading()
+        self.transport = transport
+        if self._ready is not None:
+            self._ready(transport)
+        elif self._opened is not None and not self._opened.done():
+            self._opened.set_result(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.error = exc or NetworkError("connection closed")
+        if self.transport is None:
+            if self.failed is not None:
+                self.failed(self.error)
+            elif self._opened is not None and not self._opened.done():
+                self._opened.set_exception(self.error)
+
+    def data_received(self, data: Data) -> None:
+        raise AssertionError("data on a paused transport")
+
+    def eof_received(self) -> bool:
+        return True
+
+    def pause_writing(self) -> None:
+        """Nobody writes yet."""
+
+    def resume_writing(self) -> None:
+        """Nobody writes yet."""

@@ -1,0 +1,110 @@
+"""How a TCP connection ends without losing what was sent, and how it ends on purpose with a bang.
+
+Closing a socket that has unread input makes the kernel answer with RST, and an RST destroys data
+that the other side has not read yet. So after the last byte we send FIN, go on reading (and
+discarding) until the other side has closed too, and only then close the descriptor: what web
+servers call a lingering close. All of it is bounded: a peer that neither reads nor closes is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Callable
+
+from mtt.layers.base import LayerTransport, SharedReader, unsent
+
+# How often a closing connection is looked at.
+TICK = 0.5
+# Everything is sent and acknowledged: how long we wait for the other side's FIN. nginx waits 5 s
+# between reads; two ends of a tunnel close at once, so only strangers ever use it up.
+LINGER_TIME = 2.0
+# Something is still unsent and none of it moves: the peer does not read any more.
+STALL_TIME = 30.0
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+
+
+def reset(transport: asyncio.BaseTransport) -> None:
+    """Abort `transport` so that the peer sees a failure (RST), not an ordinary end (FIN).
+
+    An application whose data was cut must not take what it got for the whole.
+    """
+    assert isinstance(transport, asyncio.WriteTransport)
+    sock = transport.get_extra_info("socket")
+    if sock is not None and not isinstance(transport, LayerTransport):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        except OSError:  # not a TCP socket, or gone already
+            pass
+    transport.abort()
+
+
+def close(
+    transport: asyncio.Transport,
+    on_lost: Callable[[Exception | None], None],
+    *,
+    eof_seen: bool,
+) -> None:
+    """Close `transport` after all that was written to it has been delivered.
+
+    Takes over the transport; `on_lost`, the `connection_lost` of its protocol, is called once, when
+    the descriptor is closed, at the latest `STALL_TIME` after the peer stopped taking data.
+    `eof_seen`: the peer has sent FIN.
+    """
+    if isinstance(transport, LayerTransport):
+        transport.close()  # lingers by itself, at the bottom of its stack
+        return
+    transport.set_protocol(_Lingering(transport, on_lost))
+    if eof_seen or transport.is_closing():
+        transport.close()
+        return
+    try:
+        transport.write_eof()
+    except OSError:  # the peer reset it in the meantime
+        transport.abort()
+        return
+    transport.resume_reading()
+
+
+class _Lingering(SharedReader):
+    """Reads and discards until the peer closes, or time is up."""
+
+    __slots__ = ("_left", "_on_lost", "_since", "_timer", "_transport")
+
+    def __init__(
+        self, transport: asyncio.Transport, on_lost: Callable[[Exception | None], None]
+    ) -> None:
+        self._transport = transport
+        self._on_lost = on_lost
+        loop = asyncio.get_running_loop()
+        self._since = loop.time()
+        self._left = unsent(transport)
+        self._timer = loop.call_later(TICK, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        left = unsent(self._transport)
+        if left < self._left:
+            self._since = loop.time()
+        self._left = left
+        if loop.time() - self._since >= (STALL_TIME if left else LINGER_TIME):
+            if left:
+                reset(self._transport)  # what is missing must not look like an ordinary end
+            else:
+                self._transport.abort()
+            return
+        self._timer = loop.call_later(TICK, self._tick, loop)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        pass
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        return False  # the transport sends what it still has and closes
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._on_lost(exc)

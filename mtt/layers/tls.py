@@ -1,0 +1,380 @@
+"""TLS as a layer: `ssl.SSLObject` between two memory BIOs, over a plain TCP transport.
+
+Theory of operation
+-------------------
+asyncio has TLS of its own, but it keeps 256 KiB per connection, cannot half-close, and closes
+without the alert that a failed handshake owes to the peer. Here OpenSSL does the protocol on
+memory, and this layer carries bytes:
+
+    socket -> shared buffer -> incoming BIO -> SSLObject.read -> upper.data_received
+    upper.write -> SSLObject.write -> outgoing BIO -> one write of the socket
+
+What arrived is read completely in the same turn, so between turns the incoming BIO is empty,
+unless the protocol above has paused reading: then the socket is paused as well and the BIO holds
+at most one read. The outgoing BIO is always empty between turns. Nothing else is buffered, so
+pausing the layer pauses TCP, and TCP's back-pressure is ours.
+
+States: HANDSHAKE -> OPEN -> CLOSED. Inside OPEN each direction ends by itself: `_read_eof` after
+the peer's close_notify, `_write_eof` after ours (RFC 8446, 6.1, half-close). CLOSED is entered by
+`close`, `abort`, a failure, or the end of the TCP connection; the layer then lets go of the socket,
+which `linger` closes when everything has been delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+from mtt.errors import NetworkError, NothingSaidError, PeerError, describe
+from mtt.layers import linger
+from mtt.layers.base import READ_SIZE, Data, Layer, Upper, _shared
+
+# TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
+HANDSHAKE_TIME = 10.0
+
+# Plaintext of one turn: one read, and a record that an earlier read had begun.
+_PLAIN_SIZE = READ_SIZE + 32 * 1024
+_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see base._shared
+
+
+class State(enum.Enum):
+    HANDSHAKE = enum.auto()
+    OPEN = enum.auto()
+    CLOSED = enum.auto()
+
+
+class TlsLayer(Layer):
+    """One TLS connection, client or server side.
+
+    Args:
+        upper: the protocol above; sees `connection_made` after the handshake, or
+            `connection_lost` alone if there is none (`PeerError`, `NetworkError`).
+        context: certificates, versions, ALPN.
+        server_side: which side we are.
+        server_name: client only: SNI (sent unless it is an IP literal) and name to verify.
+        session: client only: the session of an earlier connection, to resume it.
+        verify: called after the handshake; raises PeerError if the peer is not the right one.
+        on_session: client only: gets the newest resumable session when the connection ends.
+        half_close: both ends are known to end each direction by itself when ALPN was agreed
+            upon; a peer that ignored or never sent ALPN takes close_notify for the end of both.
+        plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
+    """
+
+    __slots__ = (
+        "_eof_told", "_error", "_half_close", "_heard", "_incoming", "_on_session", "_outgoing",
+        "_paused", "_plaintext_reply", "_pumping", "_read_eof", "_ssl", "_stash", "_state",
+        "_timer", "_verify", "_write_eof",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        upper: Upper,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str | None = None,
+        session: ssl.SSLSession | None = None,
+        verify: Callable[[ssl.SSLObject], None] | None = None,
+        on_session: Callable[[ssl.SSLSession], None] | None = None,
+        half_close: bool = False,
+        plaintext_reply: bytes = b"",
+        handshake_time: float = HANDSHAKE_TIME,
+    ) -> None:
+        super().__init__(upper)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._ssl = context.wrap_bio(
+            self._incoming,
+            self._outgoing,
+            server_side=server_side,
+            server_hostname=server_name,
+            session=session,
+        )
+        self._state = State.HANDSHAKE
+        self._verify = verify
+        self._on_session = on_session
+        self._half_close = half_close
+        self._plaintext_reply = plaintext_reply
+        self._heard = False
+        self._paused = False
+        self._pumping = False
+        self._read_eof = False
+        self._eof_told = False
+        self._write_eof = False
+        self._error: Exception | None = None
+        self._stash = b""
+        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
+            handshake_time, self._handshake_expired
+        )
+
+    # The protocol of the TCP transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._handshake()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._incoming.write(_shared[:nbytes])
+        if self._state is State.OPEN:
+            self._pump()
+        elif self._state is State.HANDSHAKE:
+            self._heard = True
+            self._handshake()
+
+    def eof_received(self) -> bool:
+        """TCP ended. After close_notify that is fine; before, the stream was cut."""
+        self._incoming.write_eof()
+        if self._state is State.OPEN:
+            self._pump()
+        elif self._state is State.HANDSHAKE:
+            self._fail(self._cut_handshake())
+        return True  # the socket is closed by us, after what is still to be sent
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._state is not State.CLOSED:
+            if self._state is State.HANDSHAKE:
+                exc = self._cut_handshake()
+            self._closed()
+            self.upper.connection_lost(exc or NetworkError("connection lost"))
+
+    def pause_writing(self) -> None:
+        if self._state is State.OPEN:
+            self.upper.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._state is State.OPEN:
+            self.upper.resume_writing()
+
+    # Handshake.
+
+    def _handshake(self) -> None:
+        try:
+            self._ssl.do_handshake()
+            if self._verify is not None:
+                self._verify(self._ssl)
+        except ssl.SSLWantReadError:
+            self._flush()
+            return
+        except ssl.SSLError as error:
+            if self._plaintext_reply and error.reason == "HTTP_REQUEST":
+                self._outgoing.read()
+                self._outgoing.write(self._plaintext_reply)
+            self._fail(error)
+            return
+        except (PeerError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
+            self._fail(error)
+            return
+        self._flush()
+        self._stop_timer()
+        self._state = State.OPEN
+        self._half_close = self._half_close and self._ssl.selected_alpn_protocol() is not None
+        self.upper.connection_made(self)
+        # Application data may have come with the last handshake message.
+        self._pump()
+
+    def _cut_handshake(self) -> NetworkError:
+        if self._heard:
+            return NetworkError("the connection ended during the TLS handshake")
+        return NothingSaidError("the connection ended before a byte was said")
+
+    def _handshake_expired(self) -> None:
+        self._timer = None
+        if hasattr(self, "lower"):
+            self._fail(NetworkError("timed out in the TLS handshake"))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Receiving.
+
+    def _pump(self) -> None:
+        """Hand up everything that can be read, until there is no more or the upper pauses."""
+        if self._pumping or self._state is not State.OPEN:
+            return
+        self._pumping = True
+        try:
+            while not self._paused and not self._read_eof:
+                data, more = self._read()
+                if data:
+                    self.upper.data_received(data)
+                if self._state is not State.OPEN:  # the upper has closed us
+                    return
+                if not more:
+                    break
+        finally:
+            self._pumping = False
+        if self._error is not None:
+            self._fail(self._error)
+        elif self._read_eof and not (self._eof_told or self._paused or self._stash):
+            self._eof_told = True
+            if not self.upper.eof_received():
+                self.close()
+
+    def _read(self) -> tuple[bytes, bool]:
+        """Decrypt what is there: the data, and whether there may be more.
+
+        Sets `_read_eof` at the peer's close_notify, and `_error` when the peer breaks TLS.
+        """
+        if self._stash:
+            data, self._stash = self._stash, b""
+            return data, True
+        read: Any = self._ssl.read  # typeshed does not know the form with a buffer
+        filled = 0
+        more = False
+        try:
+            while filled < _PLAIN_SIZE:
+                count = read(_PLAIN_SIZE - filled, _plain[filled:])
+                if not count:
+                    self._read_eof = True
+                    break
+                filled += count
+                if not self._incoming.pending and not self._incoming.eof:
+                    break  # spares OpenSSL the trouble of saying "want read" by an exception
+            else:
+                more = True
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
+            self._read_eof = True
+        except ssl.SSLEOFError:
+            self._error = NetworkError("cut off: the connection ended without TLS close_notify")
+        except ssl.SSLError as error:
+            self._error = error
+        if self._outgoing.pending:  # a key update, an alert
+            self._flush()
+        return bytes(_plain[:filled]), more
+
+    # The transport of the protocol above.
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._ssl
+        return self.lower.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._state is State.CLOSED
+
+    def is_reading(self) -> bool:
+        return not self._paused
+
+    def pause_reading(self) -> None:
+        self._paused = True
+        if self._state is not State.CLOSED:
+            self.lower.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._state is not State.CLOSED:
+                self.lower.resume_reading()
+                # Not here and now: the caller may be in the middle of something.
+                asyncio.get_running_loop().call_soon(self._pump)
+
+    def write(self, data: Data | bytearray) -> None:
+        """Encrypt and send; the layer keeps nothing of `data`."""
+        if self._state is not State.OPEN or self._write_eof or not data:
+            return
+        write = self._ssl.write
+        total = len(data)
+        try:
+            done = write(data)  # one record at a time: Python sets ENABLE_PARTIAL_WRITE
+            if done < total:
+                view = memoryview(data)
+                while done < total:
+                    done += write(view[done:])
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        self._send(self._outgoing.read())
+
+    def can_write_eof(self) -> bool:
+        """Whether the peer goes on sending after our end, as negotiated."""
+        return self._half_close
+
+    def write_eof(self) -> None:
+        """Send close_notify: no more data from us, the other direction goes on."""
+        if self._state is State.OPEN and not self._write_eof:
+            # unwrap() goes on to look for the peer's close_notify and would destroy application
+            # data on its way: so what has arrived is read first, even if the upper has paused.
+            self._stash_rest()
+            self._shutdown()
+
+    def close(self) -> None:
+        """Deliver what was written, say close_notify, and close when the peer has it all."""
+        if self._state is not State.OPEN:
+            if self._state is State.HANDSHAKE:
+                self.abort()
+            return
+        if not self._write_eof:
+            self._stash_rest()
+            self._shutdown()
+        eof_seen = self._incoming.eof
+        self._closed()
+        linger.close(self.lower, self.upper.connection_lost, eof_seen=eof_seen)
+
+    def abort(self) -> None:
+        """Cut the connection so that the peer sees a failure."""
+        if self._state is State.CLOSED:
+            linger.reset(self.lower)  # it may still linger, and reports when it is gone
+        else:
+            self._closed()
+            if hasattr(self, "lower"):
+                linger.reset(self.lower)
+                asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+
+    # Ends.
+
+    def _stash_rest(self) -> None:
+        more = not self._read_eof
+        while more and self._error is None:
+            held, self._stash = self._stash, b""
+            data, more = self._read()
+            self._stash = held + data
+
+    def _shutdown(self) -> None:
+        self._write_eof = True
+        try:
+            self._ssl.unwrap()
+        except ssl.SSLError:
+            pass  # "want read": the peer's close_notify is not there yet; anything else is moot
+        self._flush()
+
+    def _fail(self, error: Exception) -> None:
+        """End the connection because of `error`; the alert that OpenSSL wrote is still sent."""
+        if self._state is State.CLOSED:
+            return
+        handshake = self._state is State.HANDSHAKE
+        self._flush()
+        self._closed()
+        if handshake:
+            linger.close(self.lower, _ignore, eof_seen=self._incoming.eof)
+        else:
+            linger.reset(self.lower)
+        if isinstance(error, ssl.SSLError):
+            error = PeerError(describe(error))
+        asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
+
+    def _closed(self) -> None:
+        if self._on_session is not None and self._state is State.OPEN:
+            session = self._ssl.session
+            if session is not None and session.has_ticket:
+                self._on_session(session)
+        self._state = State.CLOSED
+        self._stop_timer()
+        # These refer to objects that refer to us.
+        self._on_session = self._verify = None
+        self._stash = b""
+
+    def _flush(self) -> None:
+        data = self._outgoing.read()
+        if data:
+            self._send(data)
+
+
+def _ignore(exc: Exception | None) -> None:
+    """The upper protocol knows already."""
