@@ -1,0 +1,200 @@
+"""The client: accepts applications, and carries each to the server."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from socket import socket
+
+from mtt import certificates
+from mtt.errors import NetworkError, PeerError
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import Holding
+from mtt.layers.smux import SmuxSession
+from mtt.layers.tls import TlsLayer
+from mtt.layers.upgrade import UpgradeClient
+from mtt.layers.websocket import WebSocketLayer
+from mtt.log import logger
+from mtt.modes import SMUX_OFF, SMUX_ON, alpn, mode_name
+from mtt.net.dial import Dialer
+from mtt.net.listen import listen
+from mtt.net.resolve import Resolver
+from mtt.options import ClientOptions
+from mtt.service import Service, peer_name
+from mtt.sessions import SessionPool
+
+# Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
+DIAL_TIME = 10.0
+# As a plugin: how long an application may stay silent before the server is dialled for it all
+# the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
+# and closing again, which must not reach the server.
+FIRST_BYTE_TIME = 0.3
+
+Protect = Callable[[socket], Awaitable[None]]
+
+
+class Client(Service):
+    """mtt-client: `start()` listens, `close()` ends everything.
+
+    Args:
+        options: what to do.
+        protect: called with every outgoing socket before it connects (Android VPN).
+
+    Raises UsageError when the TLS options cannot work.
+    """
+
+    def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
+        super().__init__(timeout=options.timeout)
+        self._options = options
+        self._context = certificates.client_context(
+            ca=options.ca,
+            skip_verify=options.skip_verify,
+            pins=options.pins,
+            alpn=alpn(wss=options.wss),
+        )
+        self._session: ssl.SSLSession | None = None
+        self._resolver = Resolver(options.fallback_dns, protect)
+        self._dialer = Dialer(
+            self._resolver, timeout=DIAL_TIME, fast_open=options.fast_open, protect=protect
+        )
+        self._pool = SessionPool(self._connect_session, options.mux_max_stream)
+
+    async def start(self) -> None:
+        """Listen. Raises StartError when that is not possible."""
+        options = self._options
+        self._listener = await listen(
+            options.bind, "", lambda: _Application(self), resolver=self._resolver
+        )
+        logger.info(
+            "listening on %s, %s to %s as %s%s",
+            ", ".join(self.addresses),
+            mode_name(wss=options.wss, mux=options.mux),
+            options.server,
+            options.server_name,
+            " (NOT VERIFIED)" if options.skip_verify else "",
+        )
+
+    async def close(self) -> None:
+        await self._pool.close()
+        await super().close()
+
+    @property
+    def waits_for_first_byte(self) -> bool:
+        return self._options.plugin
+
+    def application_ready(self, transport: asyncio.Transport, early: bytes) -> None:
+        """An application is there; `early` is what it has said so far."""
+        self._spawn(transport, self._carry(transport, early))
+
+    async def _carry(self, application: asyncio.Transport, early: bytes) -> None:
+        if self._options.mux:
+            far: asyncio.Transport = await self._pool.open_stream(Holding())
+        else:
+            far = await self._connect()
+        self._relay(application, far, early)
+
+    async def _connect_session(self, session: SmuxSession) -> None:
+        transport = await self._connect()
+        transport.set_protocol(session)
+        session.connection_made(transport)
+        transport.resume_reading()
+
+    async def _connect(self) -> asyncio.Transport:
+        """A new connection to the server, all layers up, reading paused.
+
+        Raises PeerError or NetworkError, naming the server.
+        """
+        options = self._options
+        holding = Holding()
+        layers: list[TlsLayer] = []
+
+        def tls_layer() -> TlsLayer:
+            layers.append(self._tls_layer(holding))
+            return layers[-1]
+
+        try:
+            async with asyncio.timeout(DIAL_TIME):
+                await self._dialer.connect(options.server, tls_layer)
+                transport = await holding.opened()
+                return await self._upgrade(transport) if options.wss else transport
+        except BaseException as error:
+            for layer in layers:
+                if not layer.is_closing():  # else it is busy delivering an alert
+                    layer.abort()
+            if isinstance(error, TimeoutError):
+                raise NetworkError(f"{options.server}: no tunnel after {DIAL_TIME:g} s") from None
+            if layers and isinstance(error, PeerError | NetworkError):
+                raise type(error)(f"{options.server}: {error}") from None
+            raise
+
+    def _tls_layer(self, holding: Holding) -> TlsLayer:
+        options = self._options
+        return TlsLayer(
+            holding,
+            self._context,
+            server_side=False,
+            server_name=options.server_name,
+            session=self._session,
+            verify=self._check_pin if options.pins else None,
+            on_session=self._keep_session,
+            half_close=not (options.wss or options.mux),
+        )
+
+    def _check_pin(self, connection: ssl.SSLObject) -> None:
+        certificate = connection.getpeercert(binary_form=True)
+        if certificate is None:
+            raise PeerError("the server showed no certificate")
+        certificates.check_pin(certificate, self._options.pins)
+
+    def _keep_session(self, session: ssl.SSLSession) -> None:
+        self._session = session
+
+    async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:
+        options = self._options
+        protocol = SMUX_ON if options.mux else SMUX_OFF
+        asking = UpgradeClient(transport, options.wss_path, options.server_name, (protocol,))
+        behind = await asking.answered()
+        layer = WebSocketLayer(Holding(), client=True)
+        layer.start(transport, behind)
+        return layer
+
+
+class _Application(SharedReader):
+    """The protocol of an application's connection until there is a tunnel for it."""
+
+    __slots__ = ("_client", "_timer", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._client.waits_for_first_byte:
+            self._timer = asyncio.get_running_loop().call_later(
+                FIRST_BYTE_TIME, self._ready, b""
+            )
+        else:
+            # At once, and before it has said anything: the destination may be the one to begin.
+            self._ready(b"")
+
+    def _ready(self, early: bytes) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport.pause_reading()
+        self._client.application_ready(self._transport, early)
+
+    def data_received(self, data: Data) -> None:
+        self._ready(bytes(data))
+
+    def eof_received(self) -> bool:
+        logger.debug("%s: closed without a byte", peer_name(self._transport))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

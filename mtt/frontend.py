@@ -1,0 +1,168 @@
+"""The server's front: everything from an accepted connection to the byte streams of tunnels.
+
+    TCP -> TLS (unless a proxy in front does it) -> HTTP upgrade -> WebSocket -> smux -> stream
+                                                 `----- as the mode has it -----'
+
+Each stream that comes out is handed to `serve` together with the *place* it leads to. What a place
+is (an address, a user) is the business of the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from mtt.errors import NothingSaidError, PeerError, describe
+from mtt.http_server import HttpServer
+from mtt.layers import linger
+from mtt.layers.base import SharedReader
+from mtt.layers.holding import Holding
+from mtt.layers.smux import SmuxSession
+from mtt.layers.tls import TlsLayer
+from mtt.layers.websocket import WebSocketLayer
+from mtt.log import logger
+from mtt.modes import PREFERENCE, SMUX_ON
+from mtt.service import peer_name
+from mtt.wire.http1 import Reply, Request
+from mtt.wire.upgrade import Upgrade
+
+# What Go's net/http says, in clear, to a browser that came with http:// to an https:// port.
+PLAIN_HTTP_REPLY = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+)
+
+Place = TypeVar("Place")
+# Where a WebSocket request leads, or the reply to a request that leads nowhere.
+Route = Callable[[Request], Place | Reply]
+
+
+class Frontend(Generic[Place]):
+    """Turns accepted connections into streams.
+
+    Args:
+        serve: gets every stream, reading paused, with its place; owns it from then on.
+        context: for TLS, None to go without.
+        route: with WebSocket, where a request leads. Its second call for one request, when the
+            upgrade is agreed upon, gives the place.
+        place: without WebSocket, where all streams lead.
+        mux: streams are multiplexed; with WebSocket only if the client does not say.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[asyncio.Transport, Place], None],
+        *,
+        context: ssl.SSLContext | None,
+        route: Route[Place] | None = None,
+        place: Place | None = None,
+        mux: bool = False,
+    ) -> None:
+        self._serve = serve
+        self._context = context
+        self._route = route
+        self._place = place
+        self._mux = mux
+        self._pending: set[asyncio.Transport] = set()  # connections that are no tunnel yet
+        self._sessions: set[SmuxSession] = set()
+
+    def accept(self) -> SharedReader:
+        """The protocol for a new connection (a protocol factory of asyncio)."""
+        holding = Holding(self._opened)
+        if self._context is None:
+            return holding
+        tls = TlsLayer(
+            holding,
+            self._context,
+            server_side=True,
+            half_close=self._route is None and not self._mux,
+            plaintext_reply=PLAIN_HTTP_REPLY if self._route is not None else b"",
+        )
+        self._pending.add(tls)
+
+        def failed(error: Exception) -> None:
+            self._pending.discard(tls)
+            _log_failure(tls, error)
+
+        holding.failed = failed
+        return tls
+
+    def close(self) -> None:
+        """Cut what has not become a stream, and all sessions."""
+        for transport in list(self._pending):
+            linger.reset(transport)
+        for session in list(self._sessions):
+            session.abort()
+
+    def _opened(self, transport: asyncio.Transport) -> None:
+        """The byte stream at the bottom is up."""
+        if self._route is None:
+            self._pending.discard(transport)
+            assert self._place is not None
+            self._start(transport, self._mux, self._place)
+        else:
+            self._pending.add(transport)
+            self._serve_http(transport, self._route)
+
+    def _serve_http(self, transport: asyncio.Transport, route: Route[Place]) -> None:
+        def router(request: Request) -> Reply | None:
+            answer = route(request)
+            return answer if isinstance(answer, Reply) else None
+
+        def upgraded(transport: asyncio.Transport, request: Request, upgrade: Upgrade) -> None:
+            place = route(request)
+            assert not isinstance(place, Reply)  # the router has just let it pass
+            mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
+            self._start(transport, mux, place, websocket=True)
+
+        http = HttpServer(
+            router,
+            upgraded,
+            protocols=PREFERENCE,
+            on_failure=lambda error: _log_failure(transport, error),
+        )
+        _put(http, transport)
+
+    def _start(
+        self, transport: asyncio.Transport, mux: bool, place: Place, *, websocket: bool = False
+    ) -> None:
+        """All handshakes are over: the tunnel begins."""
+        upper: Any
+        if mux:
+            upper = SmuxSession(
+                accept=lambda: Holding(lambda stream: self._serve(stream, place)),
+                on_lost=self._session_lost,
+            )
+            self._sessions.add(upper)
+        elif websocket:
+            upper = Holding(lambda layer: self._serve(layer, place))
+        else:
+            self._serve(transport, place)
+            return
+        if websocket:
+            WebSocketLayer(upper, client=False).start(transport)
+        else:
+            _put(upper, transport)
+
+    def _session_lost(self, session: SmuxSession, error: Exception | None) -> None:
+        self._sessions.discard(session)
+        if isinstance(error, PeerError):
+            _log_failure(session.lower, error)
+        elif error is not None:
+            # Go clients close the connection under their last stream: nothing to report.
+            logger.debug("%s: %s", peer_name(session.lower), error)
+
+
+def _put(protocol: Any, transport: asyncio.Transport) -> None:
+    """Let `protocol` have a transport that was held."""
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    transport.resume_reading()
+
+
+def _log_failure(transport: asyncio.Transport, error: Exception) -> None:
+    if isinstance(error, NothingSaidError):
+        logger.debug("%s: %s", peer_name(transport), error)
+    else:
+        logger.warning("%s: %s", peer_name(transport), describe(error))

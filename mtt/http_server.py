@@ -1,0 +1,254 @@
+"""The server's HTTP side: everything on a connection until it becomes a WebSocket.
+
+Theory of operation
+-------------------
+One `HttpServer` is the protocol of one connection, on whatever transport that has (TLS, TCP). The
+buffer holds requests that came and were not served yet, at most `MAX_HEAD` and one read. A request
+stays in it, byte for byte, until it has been decided whose it is:
+
+    data -> buffer -> head complete? -> router -> a reply: write it, drop the request, go on
+                                               -> none: check the handshake, write 101, hand over
+
+Serving never waits for anything, so requests are answered in their order within the turn in which
+they arrive. A client that sends requests and does not read the answers stops that: when the
+transport says `pause_writing`, nothing is served and nothing more is read.
+
+One timer runs from the first to the last moment: `head_timeout` while a request is due or
+incomplete, `keepalive_timeout` between requests, which includes the rest of a body that nobody
+wants. The state ends by handing the transport over, to `on_upgrade` or to a lingering close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import lru_cache
+
+from mtt.errors import NetworkError, PeerError, describe
+from mtt.layers import linger
+from mtt.layers.base import Data, SharedReader
+from mtt.wire.http1 import (
+    MAX_HEAD,
+    HttpError,
+    Reply,
+    Request,
+    find_head_end,
+    parse_request,
+    parse_request_line,
+)
+from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_request, switching_protocols
+
+# From accept, or from the first byte of a further request, until its head is complete. The
+# original waits for ever, and any number of slow connections ties it up (slow-loris).
+HEAD_TIMEOUT = 10.0
+
+# Between requests. Browsers and proxies expect a minute or so (nginx: 75 s).
+KEEPALIVE_TIMEOUT = 60.0
+
+# A body up to this size is read and dropped to keep the connection, as by Go's net/http: this
+# much is under way in any case when the answer gets there.
+MAX_DISCARD = 256 * 1024
+
+Router = Callable[[Request], Reply | None]
+OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
+
+
+class HttpServer(SharedReader):
+    """Serves HTTP/1.x on one connection and hands it over when a WebSocket was agreed on.
+
+    Args:
+        router: the reply to a request, or None for a request that may become a WebSocket.
+        on_upgrade: takes over the transport, with `set_protocol()`, after the 101 was written.
+            The client has sent nothing beyond its request by then.
+        protocols: WebSocket sub-protocols, the preferred one first.
+        on_failure: called with the first thing that goes wrong, for a log: the peer broke a
+            protocol, got stuck or vanished. Not for connections that just end, nor for what the
+            router answers.
+        head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
+        keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
+    """
+
+    __slots__ = (
+        "_body_left", "_buffer", "_closed", "_eof", "_head_timeout", "_in_head",
+        "_keepalive_timeout", "_on_failure", "_on_upgrade", "_paused", "_protocols", "_router",
+        "_scanned", "_timer", "_transport",
+    )  # fmt: skip
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        router: Router,
+        on_upgrade: OnUpgrade,
+        *,
+        protocols: tuple[str, ...] = (),
+        on_failure: Callable[[Exception], None] | None = None,
+        head_timeout: float = HEAD_TIMEOUT,
+        keepalive_timeout: float = KEEPALIVE_TIMEOUT,
+    ) -> None:
+        self._router = router
+        self._on_upgrade = on_upgrade
+        self._protocols = protocols
+        self._on_failure = on_failure
+        self._head_timeout = head_timeout
+        self._keepalive_timeout = keepalive_timeout
+        self._timer: asyncio.TimerHandle | None = None
+        self._buffer = bytearray()
+        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._body_left = 0  # bytes of a body still to drop
+        self._in_head = True  # a request is due or incomplete
+        self._paused = False
+        self._eof = False
+        self._closed = False
+
+    # The protocol of the transport.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._arm(self._head_timeout)
+
+    def data_received(self, data: Data) -> None:
+        self._buffer += data
+        self._serve()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._serve()
+        return True  # closing is up to us: an answer may still be on its way
+
+    def pause_writing(self) -> None:
+        if not self._closed:  # else reading is the business of whoever takes over
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._paused and not self._closed:
+            self._paused = False
+            self._transport.resume_reading()
+            self._serve()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._closed and self._buffer:
+            self._tell(NetworkError(f"in the middle of an HTTP request: {describe(exc)}"))
+        self._let_go()
+
+    # Requests.
+
+    def _serve(self) -> None:
+        """Serve what the buffer holds, as far as the client takes the answers."""
+        try:
+            while not (self._closed or self._paused) and self._skip_body() and self._buffer:
+                end = find_head_end(self._buffer, self._scanned)
+                if end < 0 or end > MAX_HEAD:
+                    self._check_unfinished()
+                    break
+                self._decide(parse_request(bytes(self._buffer[:end])), end)
+        except HttpError as error:
+            self._tell(error)
+            self._transport.write(error.answer)
+            self._close()
+        if self._eof and not (self._closed or self._paused):
+            self._close()
+
+    def _skip_body(self) -> bool:
+        """Drop what has come of the last request's body; whether that is all of it."""
+        if self._body_left:
+            gone = min(self._body_left, len(self._buffer))
+            del self._buffer[:gone]
+            self._body_left -= gone
+        return not self._body_left
+
+    def _check_unfinished(self) -> None:
+        """Judge the beginning of a head. Raises HttpError if it cannot become a request."""
+        line_end = self._buffer.find(b"\n")
+        if line_end >= self._scanned:
+            # Who speaks another protocol hears so at its first line, as from Go.
+            parse_request_line(bytes(self._buffer[:line_end]).removesuffix(b"\r"))
+        if len(self._buffer) > MAX_HEAD:
+            raise HttpError(431, f"the request head is larger than {MAX_HEAD} bytes")
+        if self._eof:
+            raise HttpError(400, "the connection ended in the middle of a request head")
+        if not self._in_head:
+            self._in_head = True
+            self._arm(self._head_timeout)
+        self._scanned = len(self._buffer)
+
+    def _decide(self, request: Request, end: int) -> None:
+        """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
+        reply = self._router(request)
+        if reply is None:
+            try:
+                upgrade = check_request(request, self._protocols)
+            except UpgradeRefused as refused:
+                self._tell(refused)
+                reply = refused.reply
+            else:
+                self._upgrade(request, upgrade, early=len(self._buffer) > end or request.has_body)
+                return
+        del self._buffer[:end]
+        self._scanned = 0
+        self._answer(request, reply)
+
+    def _upgrade(self, request: Request, upgrade: Upgrade, *, early: bool) -> None:
+        if early:
+            # Bytes before our 101 were not meant for a WebSocket that we agreed on: a proxy in
+            # between may have another idea of where the request ends (RFC 6455, 10.3).
+            self._tell(PeerError("the client sent data before the WebSocket was agreed on"))
+            self._close()
+            return
+        self._let_go()
+        self._transport.write(switching_protocols(upgrade.key, upgrade.protocol))
+        self._on_upgrade(self._transport, request, upgrade)
+
+    def _answer(self, request: Request, reply: Reply) -> None:
+        # With Expect the client may or may not send the body after our answer, so what follows
+        # cannot be told from a request (RFC 9110, 10.1.1).
+        unclear = request.chunked or request.first("expect") is not None
+        too_much = request.content_length > MAX_DISCARD
+        close = unclear or too_much or reply.closes or not request.keep_alive
+        self._body_left = request.content_length
+        self._in_head = False
+        self._arm(self._keepalive_timeout)
+        self._transport.write(reply.encode(request, date=_http_date(int(time.time())), close=close))
+        if close:
+            self._close()
+
+    # Ends.
+
+    def _arm(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
+
+    def _expired(self) -> None:
+        self._timer = None
+        if self._buffer and self._in_head:
+            self._tell(NetworkError(f"no complete HTTP request within {self._head_timeout:g} s"))
+        self._close()
+
+    def _tell(self, error: Exception) -> None:
+        if self._on_failure is not None:
+            self._on_failure(error)
+            self._on_failure = None
+
+    def _close(self) -> None:
+        """Close after all answers were delivered, whatever else the client may be sending."""
+        self._let_go()
+        linger.close(self._transport, self.connection_lost, eof_seen=self._eof)
+
+    def _let_go(self) -> None:
+        """Be done with this connection: whatever happens to it now is none of our business."""
+        self._closed = True
+        self._buffer.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+# Requests come many in a second, so the text is made once in each.
+@lru_cache(maxsize=1)
+def _http_date(now: int) -> str:
+    return formatdate(now, usegmt=True)

@@ -1,0 +1,229 @@
+"""Outgoing TCP connections: every address of every host, staggered (RFC 8305), one deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+
+from mtt.errors import MttError, NetworkError, describe
+from mtt.net.address import Endpoint
+from mtt.net.resolve import Address, Protect, Resolver, literal
+from mtt.net.sockets import tune
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 10.0  # seconds for lookup and connect together; the original's dial timeout
+ATTEMPT_DELAY = 0.25  # seconds; RFC 8305, 5: the recommended Connection Attempt Delay
+
+# An address that won against others is tried first the next time (RFC 8305, 5, allows history):
+# behind a dead IPv6 route each connection would lose ATTEMPT_DELAY otherwise.
+FAVOURITE_TTL = 300.0  # seconds; the proper order gets a new chance after that
+MAX_FAVOURITES = 256  # endpoints; as many as the resolver caches
+
+# Linux 4.11 and later, <linux/tcp.h>; Python's socket module does not name it. With it connect()
+# sends nothing and the first write travels in the SYN.
+TCP_FASTOPEN_CONNECT = 30
+
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+
+
+class Dialer:
+    """Connects to endpoints; belongs to one event loop and needs no closing.
+
+    `timeout` in seconds bounds one connect with all its lookups and attempts. `fast_open` puts
+    the first bytes into the SYN and is for servers only that are spoken to first: towards others
+    the SYN would wait for bytes that never come. It also hides dead addresses once the kernel
+    holds a cookie for them, a failure then ends the connection instead of the attempt.
+    `protect` is awaited with each socket before it connects.
+    """
+
+    def __init__(
+        self,
+        resolver: Resolver,
+        *,
+        timeout: float = CONNECT_TIMEOUT,
+        fast_open: bool = False,
+        protect: Protect | None = None,
+    ) -> None:
+        self._resolver = resolver
+        self._timeout = timeout
+        self._fast_open = fast_open
+        self._protect = protect
+        self._favourites: dict[Endpoint, tuple[float, Address]] = {}  # expiry
+
+    async def connect(
+        self, endpoint: Endpoint, protocol_factory: ProtocolFactory
+    ) -> asyncio.Transport:
+        """Connect to the address of the endpoint that answers first; an empty host is this machine.
+
+        The protocol is made after the connection stands. Raises NetworkError naming the endpoint
+        and every distinct reason.
+        """
+        reasons: list[str] = []
+        try:
+            async with asyncio.timeout(self._timeout):
+                sock = await self._connect_socket(endpoint, reasons)
+        except TimeoutError as error:
+            # asyncio's own has no errno; the kernel's ETIMEDOUT is of the same class.
+            silent = f"no answer within {self._timeout:g} s"
+            reasons.append(_reason(error) if error.errno else silent)
+        except (OSError, MttError) as error:
+            reasons.append(_reason(error))
+        else:
+            return await _make_transport(sock, protocol_factory)
+        self._favourites.pop(endpoint, None)
+        for host in endpoint.hosts:
+            self._resolver.forget(host)
+        why = "; ".join(dict.fromkeys(reasons))
+        raise NetworkError(f"cannot connect to {endpoint}: {why}")
+
+    async def _connect_socket(self, endpoint: Endpoint, reasons: list[str]) -> socket.socket:
+        if len(endpoint.hosts) == 1:
+            # No task is made on this way when there is one address only, the usual case.
+            address = literal(endpoint.host, endpoint.port)
+            addresses = (
+                [address] if address else await self._resolver.resolve(endpoint.host, endpoint.port)
+            )
+        else:
+            addresses = await self._resolve_all(endpoint, reasons)
+        if len(addresses) == 1:
+            return await self._attempt(addresses[0])
+        addresses = self._favourite_first(endpoint, addresses)
+        sock, winner = await self._race(addresses, reasons)
+        if winner != addresses[0]:
+            self._favour(endpoint, winner)
+        return sock
+
+    async def _resolve_all(self, endpoint: Endpoint, reasons: list[str]) -> list[Address]:
+        """The addresses of all hosts in the order of the hosts; some may fail to resolve."""
+        results = await asyncio.gather(
+            *(self._resolver.resolve(host, endpoint.port) for host in endpoint.hosts),
+            return_exceptions=True,
+        )
+        addresses: dict[Address, None] = {}
+        failure: BaseException | None = None
+        for result in results:
+            if isinstance(result, BaseException):
+                if not isinstance(result, MttError):
+                    raise result
+                failure = result
+                reasons.append(_reason(result))
+            else:
+                addresses.update(dict.fromkeys(result))
+        if failure is not None and not addresses:
+            raise failure
+        return list(addresses)
+
+    async def _attempt(self, address: Address) -> socket.socket:
+        """A socket connected to this one address. Raises OSError, or what `protect` raises."""
+        sock = socket.socket(address[0], socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            tune(sock)
+            if self._fast_open:
+                self._set_fast_open(sock)
+            if self._protect is not None:
+                await self._protect(sock)
+            await asyncio.get_running_loop().sock_connect(sock, address[1])
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def _race(
+        self, addresses: list[Address], reasons: list[str]
+    ) -> tuple[socket.socket, Address]:
+        """Start an attempt every ATTEMPT_DELAY, or as soon as one fails; the first one wins.
+
+        Raises OSError or MttError of the last failure when all fail, the others' reasons are in
+        `reasons` then.
+        """
+        waiting = deque(addresses)
+        running: dict[asyncio.Task[socket.socket], Address] = {}
+        won = False
+        try:
+            while True:
+                if waiting:
+                    address = waiting.popleft()
+                    running[asyncio.create_task(self._attempt(address))] = address
+                done, _ = await asyncio.wait(
+                    running,
+                    timeout=ATTEMPT_DELAY if waiting else None,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    address = running.pop(task)
+                    try:
+                        sock = task.result()
+                    except (OSError, MttError) as error:
+                        reasons.append(_reason(error))
+                        if not running and not waiting:
+                            raise
+                    else:
+                        won = True
+                        return sock, address
+        finally:
+            for task in running:
+                task.cancel()
+                task.add_done_callback(_close_result)
+            # Having won there is no time to lose, and no way to get cancelled between having the
+            # socket and returning it: the losers end while the caller makes the transport.
+            if running and not won:
+                await asyncio.wait(running)
+
+    def _favourite_first(self, endpoint: Endpoint, addresses: list[Address]) -> list[Address]:
+        expiry, favourite = self._favourites.get(endpoint, (0.0, None))
+        if favourite not in addresses or expiry <= monotonic():
+            self._favourites.pop(endpoint, None)
+            return addresses
+        return [favourite, *(address for address in addresses if address != favourite)]
+
+    def _favour(self, endpoint: Endpoint, address: Address) -> None:
+        self._favourites.pop(endpoint, None)
+        if len(self._favourites) >= MAX_FAVOURITES:
+            del self._favourites[next(iter(self._favourites))]  # the oldest
+        expiry = monotonic() + FAVOURITE_TTL
+        self._favourites[endpoint] = expiry, address
+
+    def _set_fast_open(self, sock: socket.socket) -> None:
+        """Turn fast open on, or off for good when the system has none."""
+        try:
+            if sys.platform not in ("linux", "android"):
+                raise OSError(0, "only Linux has it")
+            sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        except OSError as error:
+            log.warning("going on without TCP fast open: %s", error.strerror)
+            self._fast_open = False
+
+
+async def _make_transport(
+    sock: socket.socket, protocol_factory: ProtocolFactory
+) -> asyncio.Transport:
+    try:
+        protocol = protocol_factory()
+    except BaseException:
+        sock.close()
+        raise
+    # From here on the transport owns the socket, also when this is cancelled.
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+    return transport
+
+
+def _close_result(task: asyncio.Task[socket.socket]) -> None:
+    """Close the socket of an attempt that succeeded when nobody wanted it any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()
+
+
+def _reason(error: BaseException) -> str:
+    """asyncio puts its own text and the address into the errors of connect; the errno is enough."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return describe(error)

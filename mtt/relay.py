@@ -1,0 +1,256 @@
+"""The relay: two transports joined, bytes copied both ways.
+
+Theory of operation
+-------------------
+Each transport has a `_Leg` as its protocol. What a leg receives is written to the other one; a
+leg that cannot take more pauses the reading of the other one. The relay knows transports only, so
+any stack of layers relays to any other.
+
+How a tunnel ends:
+
+* A direction ends with the end of its source. If the other transport can say so without closing
+  (`can_write_eof`), it does, and the opposite direction goes on: half-close.
+* The end of a transport that has no half-close is the end of both directions. What it sent is
+  delivered, then both are closed.
+* A transport that has no half-close is not told of an end at once: the Go peers close everything
+  when they see one, with what is still on its way. Everything is sent, then the other direction
+  must have been quiet for QUIET_TIME; that is how replies after a half-close get through.
+* A leg that fails resets the other one: an application must not take a cut stream for a whole
+  one. But when the failed leg had ended its sending properly, what it sent is still delivered.
+* One timer watches both directions: no byte in either for `timeout` seconds ends the tunnel.
+
+The relay is over when both transports are gone; `linger` bounds how long that takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from mtt.errors import describe
+from mtt.layers import linger
+from mtt.layers.base import Data, SharedReader, unsent
+
+# How long the other direction must be silent before a peer without half-close is told of the end.
+# Measured with the Go server: 1 s was enough for every upload and reply to be complete.
+QUIET_TIME = 1.0
+# The same when nobody is left to read that direction, which then need not fall silent at all.
+ORPHAN_TIME = 5.0
+# Looks at the counters per idle timeout; a tunnel is closed at most 1/8 of the timeout late.
+IDLE_LOOKS = 8
+QUIET_LOOKS = 4
+
+
+class Relay:
+    """One tunnel.
+
+    Args:
+        near: the transport towards the application (client) or the peer (server), reading paused.
+        far: the other one, reading paused.
+        timeout: seconds without a byte in either direction after which the tunnel is closed.
+        done: called once when both transports are gone.
+        early: bytes that `near` has received already; they go to `far` first.
+    """
+
+    __slots__ = (
+        "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_loop", "_near",
+        "_quiet_count", "_quiet_since", "_quiet_timer", "_sent_at", "_timeout", "reason", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        near: asyncio.Transport,
+        far: asyncio.Transport,
+        *,
+        timeout: float,
+        done: Callable[[Relay], None],
+        early: bytes = b"",
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._done = done
+        self._closing = False
+        self.reason = ""
+        self.started = self._idle_since = self._loop.time()
+        self._counted = 0  # bytes received by both legs when last looked at
+        self._idle_timer: asyncio.TimerHandle | None
+        self._quiet_timer: asyncio.TimerHandle | None = None
+        self._quiet_count = 0
+        self._quiet_since = self._sent_at = 0.0
+        self._near, self._far = _Leg(self, near), _Leg(self, far)
+        self._near.join(self._far)
+        self._far.join(self._near)
+        self._idle_timer = self._loop.call_later(timeout / IDLE_LOOKS, self._look_idle)
+        near.set_protocol(self._near)
+        far.set_protocol(self._far)
+        if early:
+            self._near.data_received(early)
+        for leg in (self._near, self._far):
+            if leg.transport.is_closing():  # it died before we took it over; nobody will say so
+                self._loop.call_soon(leg.connection_lost, None)
+            else:
+                leg.transport.resume_reading()
+
+    @property
+    def sent(self) -> int:
+        """Bytes taken from `near` for `far`."""
+        return self._near.received
+
+    @property
+    def received(self) -> int:
+        """Bytes taken from `far` for `near`."""
+        return self._far.received
+
+    def abort(self, reason: str) -> None:
+        """Cut both sides so that both see a failure."""
+        if not self._closing:
+            self._close(reason)
+        for leg in (self._near, self._far):
+            if not leg.lost:
+                linger.reset(leg.transport)
+
+    # Called by the legs.
+
+    def leg_ended(self, leg: _Leg) -> None:
+        """`leg` will not send any more."""
+        other = leg.peer
+        if self._closing:
+            return
+        if other.eof or not leg.transport.can_write_eof():
+            self._finish("done")
+        elif other.transport.can_write_eof():
+            try:
+                other.transport.write_eof()
+            except OSError as error:  # reset in the meantime, not reported yet
+                self.abort(describe(error))
+        else:
+            self._quiet_since = self._sent_at = self._loop.time()
+            self._quiet_count = other.received
+            self._look_quiet(leg)
+
+    def leg_lost(self, leg: _Leg, exc: Exception | None) -> None:
+        """`leg` is gone."""
+        other = leg.peer
+        if not self._closing:
+            if leg.eof:
+                # It had said all it had to say. That much is owed to the other side; what the
+                # other side still sends has no reader any more.
+                other.forward = _discard
+                if not other.lost:
+                    other.transport.resume_reading()
+                if other.transport.can_write_eof():
+                    self._finish("done")
+            else:
+                who = "near" if leg is self._near else "far"
+                self.abort(f"{who} end: {describe(exc)}")
+        if leg.lost and other.lost:
+            self._cancel_timers()
+            done, self._done = self._done, _nobody
+            done(self)
+
+    # Ends.
+
+    def _close(self, reason: str) -> None:
+        self._closing = True
+        self.reason = reason
+        self._cancel_timers()
+
+    def _finish(self, reason: str) -> None:
+        """Close both, after delivering what they have been given."""
+        self._close(reason)
+        for leg in (self._near, self._far):
+            if not leg.lost:
+                linger.close(leg.transport, leg.connection_lost, eof_seen=leg.eof)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._idle_timer, self._quiet_timer):
+            if timer is not None:
+                timer.cancel()
+
+    def _look_idle(self) -> None:
+        now = self._loop.time()
+        count = self._near.received + self._far.received
+        if count != self._counted:
+            self._counted = count
+            self._idle_since = now
+        elif now - self._idle_since >= self._timeout:
+            reason = f"idle for {self._timeout:g} s"
+            if any(not leg.lost and unsent(leg.transport) for leg in (self._near, self._far)):
+                self.abort(reason + " with undelivered data")
+            else:
+                self._finish(reason)
+            return
+        self._idle_timer = self._loop.call_later(self._timeout / IDLE_LOOKS, self._look_idle)
+
+    def _look_quiet(self, ended: _Leg) -> None:
+        """Pass on the end of `ended` to a peer without half-close when nothing moves any more."""
+        now = self._loop.time()
+        other = ended.peer
+        waiting = unsent(other.transport)
+        if not ended.lost:
+            waiting += unsent(ended.transport)
+        if waiting:
+            self._sent_at = now
+        if waiting or other.received != self._quiet_count:
+            self._quiet_count = other.received
+            self._quiet_since = now
+        if now - self._quiet_since >= QUIET_TIME or (
+            ended.lost and now - self._sent_at >= ORPHAN_TIME
+        ):
+            self._finish("done")
+            return
+        self._quiet_timer = self._loop.call_later(
+            QUIET_TIME / QUIET_LOOKS, self._look_quiet, ended
+        )
+
+
+class _Leg(SharedReader):
+    """The protocol of one of the two transports."""
+
+    __slots__ = ("eof", "forward", "lost", "peer", "received", "relay", "transport")
+
+    peer: _Leg
+    forward: Callable[[Data], Any]
+
+    def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
+        self.relay = relay
+        self.transport = transport
+        self.received = 0
+        self.eof = False
+        self.lost = False
+
+    def join(self, peer: _Leg) -> None:
+        self.peer = peer
+        self.forward = peer.transport.write
+
+    def data_received(self, data: Data) -> None:
+        self.received += len(data)
+        self.forward(data)
+
+    def eof_received(self) -> bool:
+        if not self.eof:  # asyncio repeats it when a paused transport is resumed
+            self.eof = True
+            self.relay.leg_ended(self)
+        return True
+
+    def pause_writing(self) -> None:
+        if not self.peer.lost:
+            self.peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.peer.lost:
+            self.peer.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost:
+            self.lost = True
+            self.relay.leg_lost(self, exc)
+
+
+def _discard(data: Data) -> None:
+    """Nobody is left to read it."""
+
+
+def _nobody(relay: Relay) -> None:
+    """`done` has been called."""

@@ -1,0 +1,85 @@
+"""The server: takes tunnels, and carries each to the one destination."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from mtt import certificates
+from mtt.frontend import Frontend
+from mtt.layers.holding import Holding
+from mtt.log import logger
+from mtt.modes import alpn, mode_name
+from mtt.net.address import Endpoint
+from mtt.net.dial import Dialer
+from mtt.net.listen import listen
+from mtt.net.resolve import Resolver
+from mtt.options import ServerOptions
+from mtt.service import Service
+from mtt.wire.http1 import Reply, Request
+from mtt.wire.servemux import ServeMux
+
+# The destination is near; one that needs longer to accept is not there.
+DESTINATION_TIME = 10.0
+
+
+class Server(Service):
+    """mtt-server: `start()` listens, `close()` ends everything.
+
+    Raises UsageError when the certificate cannot be used.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(timeout=options.timeout)
+        self._options = options
+        context: ssl.SSLContext | None = None
+        self._identity: certificates.Identity | None = None
+        if not options.disable_tls:
+            context, self._identity = certificates.server_context(
+                cert=options.cert, key=options.key, name=options.name, alpn=alpn(wss=options.wss)
+            )
+        self._paths = ServeMux(options.wss_path)
+        self._resolver = Resolver()
+        self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
+        self._frontend = Frontend[Endpoint](
+            self._serve,
+            context=context,
+            route=self._route if options.wss else None,
+            place=options.destination,
+            mux=options.mux,
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises StartError when that is not possible."""
+        options = self._options
+        self._listener = await listen(
+            options.bind,
+            options.bind_unix,
+            self._frontend.accept,
+            resolver=self._resolver,
+            fast_open=options.fast_open,
+        )
+        # Only now: describing a certificate takes a moment, and a plugin must listen at once.
+        identity = self._identity
+        logger.info(
+            "listening on %s, %s, for %s%s",
+            ", ".join(self.addresses),
+            mode_name(wss=options.wss, mux=options.mux, tls=identity is not None),
+            options.destination,
+            f"; {identity.description}, pin {identity.pin}" if identity is not None else "",
+        )
+
+    async def close(self) -> None:
+        self.cleanup()
+        self._frontend.close()
+        await super().close()
+
+    def _route(self, request: Request) -> Endpoint | Reply:
+        return self._paths.route(request) or self._options.destination
+
+    def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+        self._spawn(stream, self._carry(stream, destination))
+
+    async def _carry(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+        far = await self._dialer.connect(destination, Holding)
+        self._relay(stream, far)

@@ -1,0 +1,91 @@
+"""What client and server have in common: a listener, and the tunnels that came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from mtt.errors import MttError, describe
+from mtt.layers import linger
+from mtt.log import logger
+from mtt.net.address import host_port
+from mtt.net.listen import Listener
+from mtt.relay import Relay
+
+
+class Service:
+    """Owns every task and every tunnel, so that `close()` leaves nothing behind."""
+
+    def __init__(self, *, timeout: float) -> None:
+        self._timeout = timeout
+        self._listener: Listener | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._relays: set[Relay] = set()
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the service listens, with the real port when port 0 was asked for."""
+        return self._listener.addresses if self._listener is not None else []
+
+    def cleanup(self) -> None:
+        """Stop listening; all that must happen even when the process is to be gone at once."""
+        if self._listener is not None:
+            self._listener.close()
+
+    async def close(self) -> None:
+        """Stop listening and cut all tunnels."""
+        self.cleanup()
+        for relay in list(self._relays):
+            relay.abort("shutting down")
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # lets aborted transports close their descriptors
+
+    def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work`, which looks after the connection `who`; if it fails, so does `who`."""
+        task = asyncio.get_running_loop().create_task(self._guarded(who, work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except MttError as error:
+            logger.warning("%s: %s", peer_name(who), error)
+            linger.reset(who)
+        except asyncio.CancelledError:
+            linger.reset(who)
+            raise
+        except Exception as error:
+            logger.error("%s: internal error: %s", peer_name(who), describe(error))
+            logger.debug("where it happened:", exc_info=True)
+            linger.reset(who)
+
+    def _relay(
+        self, near: asyncio.Transport, far: asyncio.Transport, early: bytes = b""
+    ) -> None:
+        name = peer_name(near)
+        logger.debug("%s: open", name)
+
+        def done(relay: Relay) -> None:
+            self._relays.discard(relay)
+            seconds = asyncio.get_running_loop().time() - relay.started
+            logger.debug(
+                "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
+                name, seconds, relay.sent, relay.received, relay.reason,
+            )  # fmt: skip
+
+        self._relays.add(Relay(near, far, timeout=self._timeout, done=done, early=early))
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """Who is at the other end, for logs."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return host_port(peer[0], peer[1])
+    return "local socket"  # unix sockets of clients have no name
+
+

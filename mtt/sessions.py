@@ -1,0 +1,96 @@
+"""The client's mux sessions: which one carries the next stream, and how long an idle one lives."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from mtt.layers.base import Upper
+from mtt.layers.smux import SmuxSession, SmuxStream
+
+# A session without streams waits this long for the next one, which then costs no handshake.
+IDLE_TIME = 30.0
+# The same when the peer still counts streams that we have closed: Go servers never give up a
+# stream whose destination they could not reach, so its place is lost until the session ends.
+FINISH_TIME = 2.0
+
+# Makes a connection to the server and puts the given session on it.
+Connect = Callable[[SmuxSession], Awaitable[None]]
+
+
+class SessionPool:
+    """Opens streams on as few sessions as the limit of streams per session allows.
+
+    Args:
+        connect: dials the server; raises PeerError or NetworkError.
+        max_streams: streams per session, those included that the peer has not ended yet.
+    """
+
+    def __init__(self, connect: Connect, max_streams: int) -> None:
+        self._connect = connect
+        self._max_streams = max_streams
+        self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
+        self._dialling: dict[asyncio.Task[None], int] = {}  # how many streams wait for each
+
+    async def open_stream(self, upper: Upper) -> SmuxStream:
+        """Open a stream for `upper`, on a session there is or on a new one.
+
+        Raises what `connect` raises.
+        """
+        while True:
+            for session in self._sessions:
+                if session.used_slots < self._max_streams and not session.exhausted:
+                    self._keep(session)
+                    return session.open_stream(upper)
+            await self._wait_for_session()
+
+    async def close(self) -> None:
+        """Cut all sessions."""
+        for task in list(self._dialling):
+            task.cancel()
+        if self._dialling:
+            await asyncio.wait(self._dialling)
+        for session in list(self._sessions):
+            session.abort()
+
+    async def _wait_for_session(self) -> None:
+        for task, waiting in self._dialling.items():
+            if waiting < self._max_streams:
+                break
+        else:
+            task = asyncio.get_running_loop().create_task(self._dial())
+            self._dialling[task] = 0
+            task.add_done_callback(self._dialled)
+        self._dialling[task] += 1
+        # The dial is not cancelled with one of those who wait for it.
+        await asyncio.shield(task)
+
+    async def _dial(self) -> None:
+        session = SmuxSession(on_change=self._changed, on_lost=self._lost)
+        await self._connect(session)
+        if not session.lost:
+            self._sessions[session] = None
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        del self._dialling[task]
+        if not task.cancelled():
+            task.exception()  # those who waited have it; nobody may be left of them
+
+    def _changed(self, session: SmuxSession) -> None:
+        """A stream of `session` ended."""
+        if session.open_streams or session not in self._sessions:
+            return
+        self._keep(session)
+        wait = FINISH_TIME if session.used_slots else IDLE_TIME
+        self._sessions[session] = asyncio.get_running_loop().call_later(wait, session.close)
+
+    def _keep(self, session: SmuxSession) -> None:
+        timer = self._sessions[session]
+        if timer is not None:
+            timer.cancel()
+            self._sessions[session] = None
+
+    def _lost(self, session: SmuxSession, exc: Exception | None) -> None:
+        timer = self._sessions.pop(session, None)
+        if timer is not None:
+            timer.cancel()
