@@ -64,6 +64,11 @@ class Identity:
         return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
 
     @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The DNS names and addresses that the certificate is for, where they can be read."""
+        return () if self._certificate is None else tuple(_names(self._certificate))
+
+    @functools.cached_property
     def pin(self) -> str | None:
         """What `-pin` takes: "sha256/" and the Base64 of the SHA-256 of the public key.
 
@@ -84,31 +89,34 @@ class Identity:
 
 
 def server_context(
-    *, cert: str, key: str, name: str, alpn: list[str] | None
+    *,
+    cert: str,
+    key: str,
+    name: str,
+    alpn: list[str] | None,
+    options: tuple[str, str] = ("-cert", "-key"),
 ) -> tuple[ssl.SSLContext, Identity]:
     """The TLS context of a server, and who it is.
 
     `cert` and `key` are paths of PEM files, the certificate followed by its chain. When both
     are empty a self-signed certificate for `name` is made in memory; an empty `name` stands for
     a random one. `alpn` lists the protocols to select from, most preferred first: a client that
-    offers none of them is served all the same, without ALPN.
+    offers none of them is served all the same, without ALPN. `options` is what the user knows
+    `cert` and `key` by.
 
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used; compression
-    # leaks plaintext (CRIME). Tickets stay on: resumption halves the cost of a connection.
-    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    if alpn:
-        context.set_alpn_protocols(alpn)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, alpn)
+    # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used. Tickets stay on:
+    # resumption halves the cost of a connection.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if bool(cert) != bool(key):
-        given, missing = ("-cert", "-key") if cert else ("-key", "-cert")
+        given, missing = options if cert else options[::-1]
         raise UsageError(
             f"{given} needs {missing} with it; give both, or none to get a self-signed certificate"
         )
     if cert:
-        certificate_pem = _load_files(context, cert, key)
+        certificate_pem = _load_files(context, cert, key, options)
         return context, Identity(certificate_pem, path=cert)
     from mtt.selfsigned import random_name, self_signed
 
@@ -122,22 +130,18 @@ def client_context(
 ) -> ssl.SSLContext:
     """The TLS context of a client.
 
-    A server is verified against the PEM file `ca`, or against the system's roots (OpenSSL
-    honours SSL_CERT_FILE and SSL_CERT_DIR; loading them takes 30 ms). With `pins` the caller
-    must call `check_pin()` after every handshake; the certificate's chain and name are then
-    checked only if `ca` was given too. With `skip_verify` they are never checked.
+    A server is verified against the PEM file `ca`, or against the system's roots, which
+    `finish_client_context()` loads. With `pins` the caller must call `check_pin()` after every
+    handshake; the certificate's chain and name are then checked only if `ca` was given too.
+    With `skip_verify` they are never checked.
 
     Raises UsageError: `ca` has no usable certificate, or pins cannot be checked.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.options |= ssl.OP_NO_COMPRESSION
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, alpn)
     # As RFC 6125 and every browser want it: a certificate without subjectAltName names nobody.
     context.hostname_checks_common_name = False
     # A certificate the user trusts is trusted as such, be it an intermediate or a server's own.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    if alpn:
-        context.set_alpn_protocols(alpn)
     if pins and importlib.util.find_spec("cryptography") is None:
         raise UsageError("-pin needs the Python package 'cryptography'; install it with pip")
     if ca:
@@ -145,8 +149,31 @@ def client_context(
     if skip_verify or (pins and not ca):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif not ca:
+    return context
+
+
+def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> None:
+    """Do what takes 30 ms and cannot fail: to be called after listening has begun.
+
+    Loads the system's roots if nothing else is trusted (OpenSSL honours SSL_CERT_FILE and
+    SSL_CERT_DIR), and what `check_pin()` needs.
+    """
+    if context.verify_mode is not ssl.CERT_NONE and not context.cert_store_stats()["x509"]:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    if pins:
+        from cryptography import x509  # noqa: F401  (so that the first handshake need not)
+
+
+def _context(protocol: int, alpn: list[str] | None) -> ssl.SSLContext:
+    """What both ends have in common."""
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION  # it leaks plaintext (CRIME)
+    # Early CPython 3.11 (Debian 12 has it) tells OpenSSL 3 to take a cut connection for an orderly
+    # end. Then anyone on the way could truncate what a tunnel carries, unnoticed.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    if alpn:
+        context.set_alpn_protocols(alpn)
     return context
 
 
@@ -183,29 +210,39 @@ def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
         raise PeerError(f"the server's pin is {actual}, not the one given with -pin")
 
 
-def _load_files(context: ssl.SSLContext, cert: str, key: str) -> bytes:
+def _load_files(
+    context: ssl.SSLContext, cert: str, key: str, options: tuple[str, str]
+) -> bytes:
     """Load certificate and key from files; returns the certificate file's content.
 
     OpenSSL's errors name no file and mostly no reason, hence the detective work.
     """
-    certificate_pem, key_pem = _read("-cert", cert), _read("-key", key)
+    cert_option, key_option = options
+    certificate_pem, key_pem = _read(cert_option, cert), _read(key_option, key)
 
     def password() -> str:  # without this OpenSSL would ask on the terminal, and wait
-        raise UsageError(f"-key: {key} is encrypted; decrypt it: openssl pkey -in {key} -out ...")
+        raise UsageError(
+            f"{key_option}: {key} is encrypted; decrypt it: openssl pkey -in {key} -out ..."
+        )
 
     try:
         context.load_cert_chain(cert, key, password)
     except OSError as error:  # SSLError is one
         reason = getattr(error, "reason", None)
         if b"-----BEGIN CERTIFICATE-----" not in certificate_pem:
-            raise UsageError(f"-cert: {cert} has no PEM certificate in it") from None
+            raise UsageError(f"{cert_option}: {cert} has no PEM certificate in it") from None
         if b"PRIVATE KEY-----" not in key_pem:
-            raise UsageError(f"-key: {key} has no PEM private key in it") from None
+            raise UsageError(f"{key_option}: {key} has no PEM private key in it") from None
         if reason in MISMATCHES:
-            raise UsageError(f"-key: {key} does not belong to the certificate {cert}") from None
+            raise UsageError(
+                f"{key_option}: {key} does not belong to the certificate {cert}"
+            ) from None
         if reason is not None or not isinstance(error, ssl.SSLError):
-            raise UsageError(f"-cert, -key: {cert} and {key}: {describe(error)}") from None
-        culprit = f"-key: {key}" if _is_certificate_file(cert) else f"-cert: {cert}"
+            raise UsageError(
+                f"{cert_option}, {key_option}: {cert} and {key}: {describe(error)}"
+            ) from None
+        good = _is_certificate_file(cert)
+        culprit = f"{key_option}: {key}" if good else f"{cert_option}: {cert}"
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
     return certificate_pem
 

@@ -6,10 +6,12 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from socket import socket
+from typing import Any
 
 from mtt import certificates
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import Data, SharedReader
+from mtt.layers import linger
+from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
@@ -58,6 +60,7 @@ class Client(Service):
         self._dialer = Dialer(
             self._resolver, timeout=DIAL_TIME, fast_open=options.fast_open, protect=protect
         )
+        self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
         self._pool = SessionPool(self._connect_session, options.mux_max_stream)
 
     async def start(self) -> None:
@@ -66,6 +69,7 @@ class Client(Service):
         self._listener = await listen(
             options.bind, "", lambda: _Application(self), resolver=self._resolver
         )
+        certificates.finish_client_context(self._context, pins=options.pins)
         logger.info(
             "listening on %s, %s to %s as %s%s",
             ", ".join(self.addresses),
@@ -76,6 +80,9 @@ class Client(Service):
         )
 
     async def close(self) -> None:
+        self.cleanup()
+        for transport in list(self.waiting):
+            linger.reset(transport)
         await self._pool.close()
         await super().close()
 
@@ -83,16 +90,16 @@ class Client(Service):
     def waits_for_first_byte(self) -> bool:
         return self._options.plugin
 
-    def application_ready(self, transport: asyncio.Transport, early: bytes) -> None:
-        """An application is there; `early` is what it has said so far."""
-        self._spawn(transport, self._carry(transport, early))
+    def application_ready(self, transport: asyncio.Transport) -> None:
+        """An application is there and wants a tunnel."""
+        self._spawn(transport, self._carry(transport))
 
-    async def _carry(self, application: asyncio.Transport, early: bytes) -> None:
+    async def _carry(self, application: asyncio.Transport) -> None:
         if self._options.mux:
             far: asyncio.Transport = await self._pool.open_stream(Holding())
         else:
             far = await self._connect()
-        self._relay(application, far, early)
+        self._relay(application, far)
 
     async def _connect_session(self, session: SmuxSession) -> None:
         transport = await self._connect()
@@ -138,7 +145,7 @@ class Client(Service):
             session=self._session,
             verify=self._check_pin if options.pins else None,
             on_session=self._keep_session,
-            half_close=not (options.wss or options.mux),
+            half_close=not options.wss,
         )
 
     def _check_pin(self, connection: ssl.SSLObject) -> None:
@@ -155,46 +162,54 @@ class Client(Service):
         protocol = SMUX_ON if options.mux else SMUX_OFF
         asking = UpgradeClient(transport, options.wss_path, options.server_name, (protocol,))
         behind = await asking.answered()
-        layer = WebSocketLayer(Holding(), client=True)
+        layer = WebSocketLayer(Holding(), client=True, half_close=True)
         layer.start(transport, behind)
         return layer
 
 
-class _Application(SharedReader):
+class _Application(Holding):
     """The protocol of an application's connection until there is a tunnel for it."""
 
-    __slots__ = ("_client", "_timer", "_transport")
-
-    _transport: asyncio.Transport
+    __slots__ = ("_client", "_timer")
 
     def __init__(self, client: Client) -> None:
+        super().__init__()
         self._client = client
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
         if self._client.waits_for_first_byte:
-            self._timer = asyncio.get_running_loop().call_later(
-                FIRST_BYTE_TIME, self._ready, b""
-            )
+            self._client.waiting.add(transport)
+            self._timer = asyncio.get_running_loop().call_later(FIRST_BYTE_TIME, self._start)
         else:
             # At once, and before it has said anything: the destination may be the one to begin.
-            self._ready(b"")
+            self._start()
 
-    def _ready(self, early: bytes) -> None:
+    def _start(self) -> None:
+        assert self.transport is not None
+        self._stop_waiting()
+        self.transport.pause_reading()
+        self._client.application_ready(self.transport)
+
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._transport.pause_reading()
-        self._client.application_ready(self._transport, early)
+            self._timer = None
+            self._client.waiting.discard(self.transport)
 
     def data_received(self, data: Data) -> None:
-        self._ready(bytes(data))
+        super().data_received(data)
+        if self._timer is not None:
+            self._start()
 
     def eof_received(self) -> bool:
-        logger.debug("%s: closed without a byte", peer_name(self._transport))
+        if self._timer is None:
+            return True
+        assert self.transport is not None
+        logger.debug("%s: closed without a byte", peer_name(self.transport))
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_waiting()
+        super().connection_lost(exc)

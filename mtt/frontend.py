@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from mtt.errors import NothingSaidError, PeerError, describe
+from mtt.fallback import Visit
 from mtt.http_server import HttpServer
 from mtt.layers import linger
 from mtt.layers.base import SharedReader
@@ -26,7 +27,7 @@ from mtt.log import logger
 from mtt.modes import PREFERENCE, SMUX_ON
 from mtt.service import peer_name
 from mtt.wire.http1 import Reply, Request
-from mtt.wire.upgrade import Upgrade
+from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
 
 # What Go's net/http says, in clear, to a browser that came with http:// to an https:// port.
 PLAIN_HTTP_REPLY = (
@@ -44,10 +45,14 @@ class Frontend(Generic[Place]):
     Args:
         serve: gets every stream, reading paused, with its place; owns it from then on.
         context: for TLS, None to go without.
-        route: with WebSocket, where a request leads. Its second call for one request, when the
-            upgrade is agreed upon, gives the place.
+        route: with WebSocket, where a request leads.
         place: without WebSocket, where all streams lead.
         mux: streams are multiplexed; with WebSocket only if the client does not say.
+        refusal: see HttpServer.
+        fallback: with WebSocket, gets the stream of every visitor who does not ask for a tunnel,
+            reading paused, to be relayed to a web site.
+        on_session: called with the place of every mux session when it begins and once more when
+            it is over (`session.lost`).
     """
 
     def __init__(
@@ -58,12 +63,18 @@ class Frontend(Generic[Place]):
         route: Route[Place] | None = None,
         place: Place | None = None,
         mux: bool = False,
+        refusal: Reply | None = None,
+        fallback: Callable[[asyncio.Transport], None] | None = None,
+        on_session: Callable[[Place, SmuxSession], None] | None = None,
     ) -> None:
         self._serve = serve
         self._context = context
         self._route = route
         self._place = place
         self._mux = mux
+        self._refusal = refusal
+        self._fallback = fallback
+        self._on_session = on_session
         self._pending: set[asyncio.Transport] = set()  # connections that are no tunnel yet
         self._sessions: set[SmuxSession] = set()
 
@@ -76,7 +87,7 @@ class Frontend(Generic[Place]):
             holding,
             self._context,
             server_side=True,
-            half_close=self._route is None and not self._mux,
+            half_close=self._route is None,
             plaintext_reply=PLAIN_HTTP_REPLY if self._route is not None else b"",
         )
         self._pending.add(tls)
@@ -102,51 +113,87 @@ class Frontend(Generic[Place]):
             assert self._place is not None
             self._start(transport, self._mux, self._place)
         else:
-            self._pending.add(transport)
             self._serve_http(transport, self._route)
 
-    def _serve_http(self, transport: asyncio.Transport, route: Route[Place]) -> None:
+    def _serve_http(
+        self, transport: asyncio.Transport, route: Route[Place], received: bytes = b""
+    ) -> None:
+        self._pending.add(transport)
+        found: list[Place] = []
+
         def router(request: Request) -> Reply | None:
             answer = route(request)
-            return answer if isinstance(answer, Reply) else None
+            if isinstance(answer, Reply):
+                return answer
+            found[:] = [answer]
+            return None
 
         def upgraded(transport: asyncio.Transport, request: Request, upgrade: Upgrade) -> None:
-            place = route(request)
-            assert not isinstance(place, Reply)  # the router has just let it pass
+            # Not asked for again: a place may be closed to newcomers from one moment to the next.
+            (place,) = found
             mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
-            self._start(transport, mux, place, websocket=True)
+            self._start(transport, mux, place, upgrade)
+
+        def is_tunnel(request: Request, early: bool) -> bool:
+            try:
+                check_hidden_request(request, PREFERENCE, early=early or request.has_body)
+            except UpgradeRefused:
+                return False
+            return not isinstance(route(request), Reply)
+
+        def fall_back(transport: asyncio.Transport, received: bytes) -> None:
+            assert self._fallback is not None
+            stream = Holding(self._fallback)
+            Visit(stream, is_tunnel, go_on).start(transport, received)
+
+        def go_on(transport: asyncio.Transport, received: bytes) -> None:
+            self._serve_http(transport, route, received)
 
         http = HttpServer(
             router,
             upgraded,
             protocols=PREFERENCE,
+            refusal=self._refusal,
+            fallback=fall_back if self._fallback is not None else None,
             on_failure=lambda error: _log_failure(transport, error),
+            on_end=lambda: self._pending.discard(transport),
         )
         _put(http, transport)
+        if received:
+            http.data_received(received)
 
     def _start(
-        self, transport: asyncio.Transport, mux: bool, place: Place, *, websocket: bool = False
+        self,
+        transport: asyncio.Transport,
+        mux: bool,
+        place: Place,
+        upgrade: Upgrade | None = None,
     ) -> None:
         """All handshakes are over: the tunnel begins."""
         upper: Any
         if mux:
             upper = SmuxSession(
                 accept=lambda: Holding(lambda stream: self._serve(stream, place)),
-                on_lost=self._session_lost,
+                on_lost=lambda session, error: self._session_lost(session, place, error),
             )
             self._sessions.add(upper)
-        elif websocket:
+            if self._on_session is not None:
+                self._on_session(place, upper)
+        elif upgrade is not None:
             upper = Holding(lambda layer: self._serve(layer, place))
         else:
             self._serve(transport, place)
             return
-        if websocket:
-            WebSocketLayer(upper, client=False).start(transport)
+        if upgrade is not None:
+            layer = WebSocketLayer(upper, client=False, half_close=is_own_key(upgrade.key))
+            layer.start(transport)
         else:
             _put(upper, transport)
 
-    def _session_lost(self, session: SmuxSession, error: Exception | None) -> None:
+    def _session_lost(self, session: SmuxSession, place: Place, error: Exception | None) -> None:
         self._sessions.discard(session)
+        if self._on_session is not None:
+            self._on_session(place, session)
         if isinstance(error, PeerError):
             _log_failure(session.lower, error)
         elif error is not None:

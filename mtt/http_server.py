@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
+from typing import Any
 
 from mtt.errors import NetworkError, PeerError, describe
 from mtt.layers import linger
@@ -38,7 +39,13 @@ from mtt.wire.http1 import (
     parse_request,
     parse_request_line,
 )
-from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_request, switching_protocols
+from mtt.wire.upgrade import (
+    Upgrade,
+    UpgradeRefused,
+    check_hidden_request,
+    check_request,
+    switching_protocols,
+)
 
 # From accept, or from the first byte of a further request, until its head is complete. The
 # original waits for ever, and any number of slow connections ties it up (slow-loris).
@@ -52,6 +59,7 @@ KEEPALIVE_TIMEOUT = 60.0
 MAX_DISCARD = 256 * 1024
 
 Router = Callable[[Request], Reply | None]
+Fallback = Callable[[asyncio.Transport, bytes], None]
 OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
 
 
@@ -66,14 +74,19 @@ class HttpServer(SharedReader):
         on_failure: called with the first thing that goes wrong, for a log: the peer broke a
             protocol, got stuck or vanished. Not for connections that just end, nor for what the
             router answers.
+        refusal: the answer to all that is no proper handshake for a path that has a tunnel. None
+            for what Go answers, which tells that there is one.
+        fallback: takes over, with what was received, a connection that does not ask for a tunnel,
+            instead of any answer of ours.
+        on_end: called once when this is over, by an upgrade or by the end of the connection.
         head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
         keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
     """
 
     __slots__ = (
-        "_body_left", "_buffer", "_closed", "_eof", "_head_timeout", "_in_head",
-        "_keepalive_timeout", "_on_failure", "_on_upgrade", "_paused", "_protocols", "_router",
-        "_scanned", "_timer", "_transport",
+        "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_head_timeout", "_in_head",
+        "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade", "_paused", "_protocols",
+        "_refusal", "_router", "_scanned", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -84,14 +97,20 @@ class HttpServer(SharedReader):
         on_upgrade: OnUpgrade,
         *,
         protocols: tuple[str, ...] = (),
+        refusal: Reply | None = None,
+        fallback: Fallback | None = None,
         on_failure: Callable[[Exception], None] | None = None,
+        on_end: Callable[[], None] | None = None,
         head_timeout: float = HEAD_TIMEOUT,
         keepalive_timeout: float = KEEPALIVE_TIMEOUT,
     ) -> None:
         self._router = router
         self._on_upgrade = on_upgrade
         self._protocols = protocols
+        self._refusal = refusal
+        self._fallback = fallback
         self._on_failure = on_failure
+        self._on_end = on_end
         self._head_timeout = head_timeout
         self._keepalive_timeout = keepalive_timeout
         self._timer: asyncio.TimerHandle | None = None
@@ -105,8 +124,7 @@ class HttpServer(SharedReader):
 
     # The protocol of the transport.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
         self._transport = transport
         self._arm(self._head_timeout)
 
@@ -147,6 +165,8 @@ class HttpServer(SharedReader):
                     break
                 self._decide(parse_request(bytes(self._buffer[:end])), end)
         except HttpError as error:
+            if self._fall_back():
+                return
             self._tell(error)
             self._transport.write(error.answer)
             self._close()
@@ -179,20 +199,42 @@ class HttpServer(SharedReader):
     def _decide(self, request: Request, end: int) -> None:
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
         reply = self._router(request)
+        early = len(self._buffer) > end or request.has_body
         if reply is None:
             try:
-                upgrade = check_request(request, self._protocols)
+                upgrade = self._check(request, early)
             except UpgradeRefused as refused:
-                self._tell(refused)
-                reply = refused.reply
+                if self._fall_back():
+                    return
+                reply = self._refusal or refused.reply
+                if self._refusal is None:
+                    self._tell(refused)
             else:
-                self._upgrade(request, upgrade, early=len(self._buffer) > end or request.has_body)
+                self._upgrade(request, upgrade, early)
                 return
+        if self._fall_back():
+            return
         del self._buffer[:end]
         self._scanned = 0
         self._answer(request, reply)
 
-    def _upgrade(self, request: Request, upgrade: Upgrade, *, early: bool) -> None:
+    def _check(self, request: Request, early: bool) -> Upgrade:
+        """The upgrade that `request` asks for. Raises UpgradeRefused."""
+        if self._refusal is not None or self._fallback is not None:
+            return check_hidden_request(request, self._protocols, early=early)
+        return check_request(request, self._protocols)
+
+    def _fall_back(self) -> bool:
+        """Give the connection to the fallback if there is one."""
+        fallback, received = self._fallback, bytes(self._buffer)
+        if fallback is None:
+            return False
+        self._let_go()
+        self._transport.pause_reading()
+        fallback(self._transport, received)
+        return True
+
+    def _upgrade(self, request: Request, upgrade: Upgrade, early: bool) -> None:
         if early:
             # Bytes before our 101 were not meant for a WebSocket that we agreed on: a proxy in
             # between may have another idea of where the request ends (RFC 6455, 10.3).
@@ -226,6 +268,8 @@ class HttpServer(SharedReader):
     def _expired(self) -> None:
         self._timer = None
         if self._buffer and self._in_head:
+            if self._fall_back():
+                return
             self._tell(NetworkError(f"no complete HTTP request within {self._head_timeout:g} s"))
         self._close()
 
@@ -246,6 +290,9 @@ class HttpServer(SharedReader):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._on_end is not None:
+            self._on_end()
+        self._on_end = self._on_failure = None
 
 
 # Requests come many in a second, so the text is made once in each.

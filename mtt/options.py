@@ -44,6 +44,8 @@ CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random i
                  "NAME")
 WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")
 WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True)
+FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that gets all visitors who do not ask "
+                "for a tunnel.", "HOST:PORT")
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
 TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
                "DURATION", DEFAULT_TIMEOUT)
@@ -91,6 +93,7 @@ SERVER_FLAGS = (
     CERT_NAME,
     WSS,
     WSS_PATH,
+    FALLBACK._replace(help=FALLBACK.help + " Needs -wss."),
     MUX._replace(help="Expect -mux from clients. With -wss each client says so itself."),
     TIMEOUT,
     FAST_OPEN,
@@ -134,6 +137,7 @@ class ServerOptions:
     name: str = ""  # for the self-signed certificate; empty for a random one
     wss: bool = False
     wss_path: str = DEFAULT_PATH  # compared with the decoded path of requests
+    fallback: Endpoint | None = None  # a web site
     mux: bool = False
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     fast_open: bool = False
@@ -144,9 +148,9 @@ class ServerOptions:
 def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
     """The options of mtt-client from what was `given` of CLIENT_FLAGS. Raises UsageError."""
     values = defaults(CLIENT_FLAGS) | given
-    bind = _required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
-    server = _required(values, "s", "the server's address, like -s example.com:443")
-    bind_endpoint, server_endpoint = parse_endpoint("-b", bind), _reachable("-s", server)
+    bind = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+    server = required(values, "s", "the server's address, like -s example.com:443")
+    bind_endpoint, server_endpoint = parse_endpoint("-b", bind), reachable("-s", server)
     max_stream: int = values["mux-max-stream"]
     if not 1 <= max_stream <= MAX_STREAM_LIMIT:
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
@@ -163,7 +167,7 @@ def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
         pins=_pins(values["pin"]),
         mux=values["mux"],
         mux_max_stream=max_stream,
-        timeout=_timeout(values),
+        timeout=tunnel_timeout(values),
         fast_open=values["fast-open"],
         fallback_dns=_dns_server(values["fallback-dns"]),
         verbose=values["verbose"],
@@ -174,39 +178,43 @@ def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
 def server_options(given: Values, *, plugin: bool = False) -> ServerOptions:
     """The options of mtt-server from what was `given` of SERVER_FLAGS. Raises UsageError."""
     values = defaults(SERVER_FLAGS) | given
-    bind, bind_unix = _bind(values)
-    destination = _required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
-    _certificate_pair(values)
+    bind, bind_unix = bind_address(values)
+    destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
+    certificate_pair(values)
+    if values["fallback"] and not values["wss"]:
+        raise UsageError("-fallback needs -wss: without it every connection is a tunnel")
     return ServerOptions(
         bind=bind,
         bind_unix=bind_unix,
-        destination=_reachable("-d", destination),
+        destination=reachable("-d", destination),
         cert=values["cert"],
         key=values["key"],
         disable_tls=values["disable-tls"],
-        name=_host_name("-n", values["n"]) if values["n"] else "",
+        name=host_name("-n", values["n"]) if values["n"] else "",
         wss=values["wss"],
         wss_path=_path_pattern(values["wss-path"]),
+        fallback=fallback_site(values),
         mux=values["mux"],
-        timeout=_timeout(values),
+        timeout=tunnel_timeout(values),
         fast_open=values["fast-open"],
         verbose=values["verbose"],
         plugin=plugin,
     )
 
 
-def _required(values: Values, name: str, what: str) -> str:
+def required(values: Values, name: str, what: str) -> str:
+    """The text of the option `name`, which must be there: `what` completes "give ..."."""
     text: str = values[name]
     if not text:
         raise UsageError(f"-{name} is missing: give {what}")
     return text
 
 
-def _bind(values: Values) -> tuple[Endpoint | None, str]:
+def bind_address(values: Values) -> tuple[Endpoint | None, str]:
     """Where a server listens: exactly one of -b and -bind-unix."""
     path: str = values["bind-unix"]
     if not path:
-        bind = _required(
+        bind = required(
             values, "b", "the address to listen on, like -b 0.0.0.0:443, or use -bind-unix"
         )
         return parse_endpoint("-b", bind), ""
@@ -217,7 +225,7 @@ def _bind(values: Values) -> tuple[Endpoint | None, str]:
     return None, path
 
 
-def _reachable(option: str, text: str) -> Endpoint:
+def reachable(option: str, text: str) -> Endpoint:
     """An endpoint to connect to: unlike one to listen on it needs real hosts and a real port."""
     endpoint = parse_endpoint(option, text)
     if not all(endpoint.hosts):
@@ -225,11 +233,17 @@ def _reachable(option: str, text: str) -> Endpoint:
     if endpoint.port == 0:
         raise UsageError(f"{option}: {quoted(text)} has port 0; give one from 1 to 65535")
     for host in endpoint.hosts:
-        _host_name(option, host)
+        host_name(option, host)
     return endpoint
 
 
-def _certificate_pair(values: Values) -> None:
+def fallback_site(values: Values) -> Endpoint | None:
+    """What -fallback says. Raises UsageError."""
+    return reachable("-fallback", values["fallback"]) if values["fallback"] else None
+
+
+def certificate_pair(values: Values) -> None:
+    """Raise UsageError if only one of -cert and -key was given."""
     for given, missing in (("cert", "key"), ("key", "cert")):
         if values[given] and not values[missing]:
             raise UsageError(
@@ -238,7 +252,8 @@ def _certificate_pair(values: Values) -> None:
             )
 
 
-def _timeout(values: Values) -> float:
+def tunnel_timeout(values: Values) -> float:
+    """The seconds of -timeout."""
     seconds: float = values["timeout"]
     if seconds <= 0:
         raise UsageError(f"-timeout: {seconds:g}s is not positive; the default is "
@@ -247,10 +262,10 @@ def _timeout(values: Values) -> float:
 
 
 def _server_name(name: str, server: Endpoint) -> str:
-    return _host_name("-n", name) if name else _host_name("-s", server.host)
+    return host_name("-n", name) if name else host_name("-s", server.host)
 
 
-def _host_name(option: str, name: str) -> str:
+def host_name(option: str, name: str) -> str:
     """The IP literal or ASCII host name for `name`, which may be written in any script.
 
     It ends up in SNI, in a Host header and in certificates, none of which can carry a zone,

@@ -31,6 +31,7 @@ from typing import Any
 from mtt.errors import describe
 from mtt.layers import linger
 from mtt.layers.base import Data, SharedReader, unsent
+from mtt.layers.holding import Holding
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
 # Measured with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -39,7 +40,8 @@ QUIET_TIME = 1.0
 ORPHAN_TIME = 5.0
 # Looks at the counters per idle timeout; a tunnel is closed at most 1/8 of the timeout late.
 IDLE_LOOKS = 8
-QUIET_LOOKS = 4
+# Seconds between two looks at a direction that should fall silent.
+QUIET_TICK = 0.25
 
 
 class Relay:
@@ -47,10 +49,10 @@ class Relay:
 
     Args:
         near: the transport towards the application (client) or the peer (server), reading paused.
-        far: the other one, reading paused.
+            What a `Holding` has of it goes to `far` first.
+        far: the other one, likewise.
         timeout: seconds without a byte in either direction after which the tunnel is closed.
         done: called once when both transports are gone.
-        early: bytes that `near` has received already; they go to `far` first.
     """
 
     __slots__ = (
@@ -65,7 +67,6 @@ class Relay:
         *,
         timeout: float,
         done: Callable[[Relay], None],
-        early: bytes = b"",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
@@ -82,15 +83,17 @@ class Relay:
         self._near.join(self._far)
         self._far.join(self._near)
         self._idle_timer = self._loop.call_later(timeout / IDLE_LOOKS, self._look_idle)
-        near.set_protocol(self._near)
-        far.set_protocol(self._far)
-        if early:
-            self._near.data_received(early)
         for leg in (self._near, self._far):
             if leg.transport.is_closing():  # it died before we took it over; nobody will say so
                 self._loop.call_soon(leg.connection_lost, None)
             else:
                 leg.transport.resume_reading()
+        # Only now: each may say at once that it can take no more, which pauses the other.
+        for leg in (self._near, self._far):
+            held = leg.transport.get_protocol()
+            leg.transport.set_protocol(leg)
+            if isinstance(held, Holding) and held.early:
+                leg.data_received(held.early)
 
     @property
     def sent(self) -> int:
@@ -120,14 +123,17 @@ class Relay:
         if other.eof or not leg.transport.can_write_eof():
             self._finish("done")
         elif other.transport.can_write_eof():
-            try:
-                other.transport.write_eof()
-            except OSError as error:  # reset in the meantime, not reported yet
-                self.abort(describe(error))
+            self._pass_on_end(other)
         else:
             self._quiet_since = self._sent_at = self._loop.time()
             self._quiet_count = other.received
             self._look_quiet(leg)
+
+    def _pass_on_end(self, other: _Leg) -> None:
+        try:
+            other.transport.write_eof()
+        except OSError as error:  # reset in the meantime, not reported yet
+            self.abort(describe(error))
 
     def leg_lost(self, leg: _Leg, exc: Exception | None) -> None:
         """`leg` is gone."""
@@ -187,6 +193,12 @@ class Relay:
         """Pass on the end of `ended` to a peer without half-close when nothing moves any more."""
         now = self._loop.time()
         other = ended.peer
+        if other.transport.can_write_eof():  # it has only just made itself known as one of ours
+            if ended.lost:
+                self._finish("done")
+            else:
+                self._pass_on_end(other)
+            return
         waiting = unsent(other.transport)
         if not ended.lost:
             waiting += unsent(ended.transport)
@@ -200,9 +212,7 @@ class Relay:
         ):
             self._finish("done")
             return
-        self._quiet_timer = self._loop.call_later(
-            QUIET_TIME / QUIET_LOOKS, self._look_quiet, ended
-        )
+        self._quiet_timer = self._loop.call_later(QUIET_TICK, self._look_quiet, ended)
 
 
 class _Leg(SharedReader):
@@ -245,7 +255,17 @@ class _Leg(SharedReader):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost:
             self.lost = True
+            if not self.eof:
+                self._rescue(exc)
             self.relay.leg_lost(self, exc)
+
+    def _rescue(self, exc: Exception | None) -> None:
+        """Take what was sent to us before our writing to an end that is gone failed."""
+        pieces = linger.rescue(self.transport, exc)
+        if pieces is not None:
+            for data in pieces:
+                self.data_received(data)
+            self.eof_received()
 
 
 def _discard(data: Data) -> None:

@@ -47,6 +47,7 @@ class Server(Service):
             route=self._route if options.wss else None,
             place=options.destination,
             mux=options.mux,
+            fallback=self._visit if options.fallback is not None else None,
         )
 
     async def start(self) -> None:
@@ -79,6 +80,10 @@ class Server(Service):
 
     def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
         self._spawn(stream, self._carry(stream, destination))
+
+    def _visit(self, stream: asyncio.Transport) -> None:
+        assert self._options.fallback is not None
+        self._spawn(stream, self._carry(stream, self._options.fallback))
 
     async def _carry(self, stream: asyncio.Transport, destination: Endpoint) -> None:
         far = await self._dialer.connect(destination, Holding)

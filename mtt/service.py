@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from mtt.errors import MttError, describe
@@ -65,8 +65,13 @@ class Service:
             linger.reset(who)
 
     def _relay(
-        self, near: asyncio.Transport, far: asyncio.Transport, early: bytes = b""
-    ) -> None:
+        self,
+        near: asyncio.Transport,
+        far: asyncio.Transport,
+        *,
+        on_done: Callable[[Relay], None] | None = None,
+    ) -> Relay:
+        """Join two transports; `on_done` is called once when both are gone."""
         name = peer_name(near)
         logger.debug("%s: open", name)
 
@@ -77,8 +82,12 @@ class Service:
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
                 name, seconds, relay.sent, relay.received, relay.reason,
             )  # fmt: skip
+            if on_done is not None:
+                on_done(relay)
 
-        self._relays.add(Relay(near, far, timeout=self._timeout, done=done, early=early))
+        relay = Relay(near, far, timeout=self._timeout, done=done)
+        self._relays.add(relay)
+        return relay
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:

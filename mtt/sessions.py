@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from mtt.errors import NetworkError
 from mtt.layers.base import Upper
 from mtt.layers.smux import SmuxSession, SmuxStream
 
@@ -30,12 +31,12 @@ class SessionPool:
         self._connect = connect
         self._max_streams = max_streams
         self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
-        self._dialling: dict[asyncio.Task[None], int] = {}  # how many streams wait for each
+        self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # how many streams wait for each
 
     async def open_stream(self, upper: Upper) -> SmuxStream:
         """Open a stream for `upper`, on a session there is or on a new one.
 
-        Raises what `connect` raises.
+        Raises what `connect` raises, and NetworkError if the new session ends at once.
         """
         while True:
             for session in self._sessions:
@@ -63,21 +64,25 @@ class SessionPool:
             task.add_done_callback(self._dialled)
         self._dialling[task] += 1
         # The dial is not cancelled with one of those who wait for it.
-        await asyncio.shield(task)
+        session = await asyncio.shield(task)
+        if session.lost:  # a new one would fare no better
+            raise NetworkError("the server closed the new mux session at once")
 
-    async def _dial(self) -> None:
+    async def _dial(self) -> SmuxSession:
         session = SmuxSession(on_change=self._changed, on_lost=self._lost)
         await self._connect(session)
         if not session.lost:
             self._sessions[session] = None
+            self._changed(session)  # those who waited for it may have left
+        return session
 
-    def _dialled(self, task: asyncio.Task[None]) -> None:
+    def _dialled(self, task: asyncio.Task[SmuxSession]) -> None:
         del self._dialling[task]
         if not task.cancelled():
             task.exception()  # those who waited have it; nobody may be left of them
 
     def _changed(self, session: SmuxSession) -> None:
-        """A stream of `session` ended."""
+        """`session` is new, or a stream of it ended."""
         if session.open_streams or session not in self._sessions:
             return
         self._keep(session)

@@ -119,8 +119,7 @@ class Layer(SharedReader, LayerTransport):
 
     # As a protocol, called from below.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: Any) -> None:  # uvloop's transports are of no asyncio class
         self.lower = transport
 
     def pause_writing(self) -> None:
@@ -164,4 +163,5 @@ class Layer(SharedReader, LayerTransport):
         return unsent(self.lower)
 
     def can_write_eof(self) -> bool:
+        """Whether both ends can end each direction by itself; false until that is known."""
         return False

@@ -14,8 +14,9 @@ class Holding(SharedReader):
     """Pauses its transport when it is ready, and tells.
 
     Whoever takes the connection over calls `transport.set_protocol()` and `resume_reading()`.
-    Until then nothing is read, so nothing can be lost; a connection that dies meanwhile shows
-    in `transport.is_closing()` and `error`.
+    Until then nothing is read, except once on uvloop, which starts to read after connection_made
+    whatever was said in it; that is in `early`, and belongs to whoever takes over. A connection
+    that dies meanwhile shows in `transport.is_closing()` and `error`.
 
     Args:
         ready: called with the transport when the layers below are up. Without it, `await` the
@@ -23,7 +24,7 @@ class Holding(SharedReader):
         failed: called if they fail instead, or never come up.
     """
 
-    __slots__ = ("_opened", "_ready", "error", "failed", "transport")
+    __slots__ = ("_opened", "_ready", "early", "error", "failed", "transport")
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class Holding(SharedReader):
         self._opened: asyncio.Future[asyncio.Transport] | None = None
         self.transport: asyncio.Transport | None = None
         self.error: Exception | None = None
+        self.early = b""
 
     async def opened(self) -> asyncio.Transport:
         """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
@@ -62,7 +64,9 @@ class Holding(SharedReader):
                 self._opened.set_exception(self.error)
 
     def data_received(self, data: Data) -> None:
-        raise AssertionError("data on a paused transport")
+        self.early += data
+        assert self.transport is not None
+        self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         return True

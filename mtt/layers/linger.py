@@ -9,11 +9,12 @@ servers call a lingering close. All of it is bounded: a peer that neither reads 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import struct
 from collections.abc import Callable
 
-from mtt.layers.base import LayerTransport, SharedReader, unsent
+from mtt.layers.base import READ_SIZE, LayerTransport, SharedReader, unsent
 
 # How often a closing connection is looked at.
 TICK = 0.5
@@ -26,19 +27,47 @@ STALL_TIME = 30.0
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 
 
-def reset(transport: asyncio.BaseTransport) -> None:
+def reset(transport: asyncio.Transport) -> None:
     """Abort `transport` so that the peer sees a failure (RST), not an ordinary end (FIN).
 
     An application whose data was cut must not take what it got for the whole.
     """
-    assert isinstance(transport, asyncio.WriteTransport)
+    if isinstance(transport, LayerTransport):
+        transport.abort()  # resets what is at the bottom of its stack, if there is one yet
+        return
     sock = transport.get_extra_info("socket")
-    if sock is not None and not isinstance(transport, LayerTransport):
+    if sock is not None:
+        if sock.fileno() < 0:  # gone: asyncio's abort() and uvloop's sockets fail on that
+            return
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         except OSError:  # not a TCP socket, or gone already
             pass
     transport.abort()
+
+
+def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] | None:
+    """The last data of a peer that said all it had to say; None if it did not.
+
+    For a `connection_lost` with `exc`. A peer that has sent FIN and closed answers what we still
+    send with RST. Our write fails then, and the event loop gives up the connection, while the
+    kernel holds data that we have not read: at most its receive buffer. EPIPE tells that a FIN had
+    come before the RST; without one it is ECONNRESET, and the stream was cut.
+    """
+    if not isinstance(exc, BrokenPipeError) or isinstance(transport, LayerTransport):
+        return None
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return None
+    pieces: list[bytes] = []
+    # The transport still owns its descriptor, and closes it after connection_lost.
+    with socket.socket(fileno=os.dup(sock.fileno())) as kernel:
+        try:
+            while data := kernel.recv(READ_SIZE):
+                pieces.append(data)
+        except OSError:
+            return None
+    return pieces
 
 
 def close(

@@ -13,8 +13,10 @@ Receiving: a stream whose reader has paused queues its data. smux has no window,
 bytes of all streams together have a budget; when it is used up, the session stops reading the
 connection, and TCP's back-pressure reaches the sender.
 
-Closing: FIN ends both directions, because the Go peers answer it with FIN and drop the rest.
-A stream counts against the peer's limit of streams until the peer has said FIN as well.
+Closing: to a Go peer FIN ends both directions; it answers with FIN and drops the rest. Between our
+own ends, which the connection below knows (`can_write_eof`), FIN ends one direction, and an empty
+PSH, which Go peers ignore, resets the stream. A stream counts against the peer's limit of streams
+until the peer has said FIN as well.
 
 Keepalive: each side sends a NOP now and then; a session from which not a single frame came
 between two checks is dead, unless it was us who did not read.
@@ -29,7 +31,15 @@ from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, LayerTransport, SharedReader, Upper, unsent
+from mtt.layers.base import (
+    READ_SIZE,
+    Data,
+    Layer,
+    LayerTransport,
+    SharedReader,
+    Upper,
+    unsent,
+)
 from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, data_frames, frame
 
 # Bytes queued for paused readers, all streams of a session together; as in the Go peers.
@@ -41,6 +51,9 @@ NOP_INTERVAL = (24.0, 30.0)
 CHECK_INTERVAL = 70.0
 # Streams of one session. Clients open at most 16; the rest is room for foreign ones.
 MAX_STREAMS = 256
+# A peer that opens streams while this much waits to be sent to it does not read at all: even when
+# every stream has just been told to pause, each gives us one last read.
+SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
 # Ids are 32 bits wide and not re-used.
 _LAST_ID = 0xFFFFFFFF
 
@@ -49,7 +62,8 @@ class SmuxStream(LayerTransport):
     """One stream: a transport for the protocol above, which gets `connection_made` at once."""
 
     __slots__ = (
-        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_scheduled", "_session", "id", "upper",
+        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_scheduled", "_session", "_survives",
+        "_write_eof", "id", "upper",
     )  # fmt: skip
 
     def __init__(self, session: SmuxSession, stream_id: int, upper: Upper) -> None:
@@ -60,36 +74,55 @@ class SmuxStream(LayerTransport):
         self._paused = False
         self._queue = bytearray()  # what came while the upper had paused
         self._scheduled = False
+        self._survives: Exception | None = None  # what ended the session before we were read out
         self._eof = False  # the peer has sent FIN
         self._eof_told = False
+        self._write_eof = False  # we have
         self._mark = 0  # what the socket had been given when we had written our last
 
     # Called by the session.
 
     def receive(self, data: Data) -> None:
+        if self._eof:
+            return
         if self._paused or self._queue:
             self._queue += data
             self._session.queued(len(data))
         else:
             self.upper.data_received(data)
 
-    def receive_eof(self) -> None:
+    def receive_fin(self) -> None:
         self._eof = True
         self._deliver()
+
+    def receive_reset(self) -> None:
+        self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
+        self._drop_queue()
+        self.upper.connection_lost(NetworkError("reset by the peer"))
+
+    def session_ended(self, exc: Exception | None) -> None:
+        """The session is over. What the peer has sent and ended with FIN is still handed up."""
+        if exc is not None and self._eof and not self._eof_told:
+            self._survives = exc
+        else:
+            self.upper.connection_lost(exc)
 
     def _deliver(self) -> None:
         """Hand up what is queued, then the end."""
         self._scheduled = False
-        if self._paused or self._session.gone(self):
+        if self._paused or self.is_closing():
             return
         if self._queue:
             data = bytes(self._queue)
             self._drop_queue()
             self.upper.data_received(data)
-        if self._eof and not (self._paused or self._eof_told or self._session.gone(self)):
+        if self._eof and not (self._paused or self._eof_told or self.is_closing()):
             self._eof_told = True
             if not self.upper.eof_received():
                 self.close()
+            elif self._survives is not None:
+                exc, self._survives = self._survives, None
+                self.upper.connection_lost(exc)
 
     def _drop_queue(self) -> None:
         size = len(self._queue)
@@ -99,7 +132,10 @@ class SmuxStream(LayerTransport):
     # The transport of the protocol above.
 
     def set_protocol(self, protocol: Any) -> None:
+        """Hand the stream over; unlike a new socket, it may be unable to take anything by now."""
         self.upper = protocol
+        if self._session.write_paused and not self._session.gone(self):
+            protocol.pause_writing()
 
     def get_protocol(self) -> Any:
         return self.upper
@@ -108,7 +144,7 @@ class SmuxStream(LayerTransport):
         return self._session.lower.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        return self._session.gone(self)
+        return self._survives is None and self._session.gone(self)
 
     def is_reading(self) -> bool:
         return not self._paused
@@ -134,25 +170,40 @@ class SmuxStream(LayerTransport):
 
     def write(self, data: Data | bytearray) -> None:
         session = self._session
-        if data and not session.gone(self):
+        if data and not (self._write_eof or session.gone(self)):
             if isinstance(data, bytearray):
                 data = bytes(data)
             session.send(data_frames(self.id, data))
             self._mark = session.bottom.written
 
     def can_write_eof(self) -> bool:
-        return False
+        return self._session.half_close
+
+    def write_eof(self) -> None:
+        """Tell the peer that no more data comes from us; the other direction goes on."""
+        if not (self._write_eof or self._session.gone(self)):
+            self._write_eof = True
+            self._session.send(frame(FIN, self.id))
 
     def close(self) -> None:
         """End the stream; what was written is delivered by the session."""
-        self.abort()
+        self._finish(reset=False)
 
     def abort(self) -> None:
-        """End the stream: smux knows one kind of end only."""
-        if not self._session.gone(self):
-            self._session.finish(self, eof_seen=self._eof)
-            self._drop_queue()
-            asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+        """Cut the stream. A Go peer cannot tell it from an ordinary end."""
+        self._finish(reset=self._session.half_close)
+
+    def _finish(self, *, reset: bool) -> None:
+        session = self._session
+        if not session.gone(self):
+            if reset:
+                session.send(frame(PSH, self.id))
+            session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
+        elif self._survives is None:
+            return
+        self._survives = None
+        self._drop_queue()
+        asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
 
 
 class SmuxSession(SharedReader):
@@ -167,8 +218,8 @@ class SmuxSession(SharedReader):
 
     __slots__ = (
         "_accept", "_check_timer", "_decoder", "_finishing", "_held", "_next_id", "_nop_timer",
-        "_on_change", "_on_lost", "_queued", "_seen", "_streams", "_write_paused", "bottom", "lost",
-        "lower", "written",
+        "_on_change", "_on_lost", "_queued", "_seen", "_streams", "bottom", "lost", "lower",
+        "write_paused", "written",
     )  # fmt: skip
 
     lower: asyncio.Transport
@@ -186,12 +237,13 @@ class SmuxSession(SharedReader):
         self._on_lost = on_lost
         self._decoder = Decoder()
         self._streams: dict[int, SmuxStream] = {}
-        self._finishing: set[int] = set()  # closed by us, the peer's FIN is still to come
+        # Closed by us, the peer's FIN is still to come: when that was.
+        self._finishing: dict[int, float] = {}
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
         self._queued = 0
         self._held = False  # we do not read the connection: the budget is used up
         self._seen = True
-        self._write_paused = False
+        self.write_paused = False
         self.lost = False
         self.written = 0  # bytes handed to the connection
         self._nop_timer: asyncio.TimerHandle | None = None
@@ -206,6 +258,11 @@ class SmuxSession(SharedReader):
     def used_slots(self) -> int:
         """Streams that count against the peer's limit: open, or still open on its side."""
         return len(self._streams) + len(self._finishing)
+
+    @property
+    def half_close(self) -> bool:
+        """Whether streams can end each direction by itself: the peer is one of ours."""
+        return isinstance(self.lower, LayerTransport) and self.lower.can_write_eof()
 
     @property
     def exhausted(self) -> bool:
@@ -240,38 +297,53 @@ class SmuxSession(SharedReader):
             at += 1
             if command == PSH:
                 stream = streams.get(stream_id)
-                if at < count and events[at][:2] == (PSH, stream_id):
-                    # One write above for a run of frames.
-                    run = [payload]
-                    while at < count and events[at][:2] == (PSH, stream_id):
-                        run.append(events[at][2])
-                        at += 1
-                    payload = b"".join(run) if stream is not None else b""
+                if not payload:
+                    if stream is not None and self.half_close:
+                        stream.receive_reset()
+                    continue
+                run = [payload]
+                while at < count and events[at][:2] == (PSH, stream_id) and events[at][2]:
+                    run.append(events[at][2])
+                    at += 1
                 if stream is not None:
-                    stream.receive(payload)
+                    # One write above for a run of frames.
+                    stream.receive(b"".join(run) if len(run) > 1 else payload)
+                elif stream_id in self._finishing:
+                    self._late_data(stream_id)
             elif command == FIN:
                 self._fin_received(stream_id)
             elif command == SYN:
                 self._syn_received(stream_id)
 
     def _syn_received(self, stream_id: int) -> None:
-        if stream_id in self._streams:
+        if stream_id in self._streams or self.lost:
+            return
+        if self.lower.get_write_buffer_size() > SEND_LIMIT:
+            self._end(PeerError("smux: the peer opens streams but reads nothing"))
+            linger.reset(self.lower)
             return
         if self._accept is None or self.used_slots >= MAX_STREAMS:
             self.send(frame(FIN, stream_id))
             return
-        self._finishing.discard(stream_id)
+        self._finishing.pop(stream_id, None)
         upper = self._accept()
         stream = self._streams[stream_id] = SmuxStream(self, stream_id, upper)
-        upper.connection_made(stream)
+        self._made(stream)
 
     def _fin_received(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
-            stream.receive_eof()
+            stream.receive_fin()
         elif stream_id in self._finishing:
-            self._finishing.discard(stream_id)
+            del self._finishing[stream_id]
             self._changed()
+
+    def _late_data(self, stream_id: int) -> None:
+        """Data for a stream that we have closed: after a while the peer is told that it is in vain."""
+        now = asyncio.get_running_loop().time()
+        if self.half_close and now - self._finishing[stream_id] > linger.LINGER_TIME:
+            self.send(frame(PSH, stream_id))
+            self._finishing[stream_id] = float("inf")  # once is enough
 
     def eof_received(self) -> bool:
         self._end(NetworkError("the mux session was closed by the peer"))
@@ -282,14 +354,14 @@ class SmuxSession(SharedReader):
         self._end(exc or NetworkError("the mux session was lost"))
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self.write_paused = True
         for stream in list(self._streams.values()):
             stream.upper.pause_writing()
 
     def resume_writing(self) -> None:
-        self._write_paused = False
+        self.write_paused = False
         for stream in list(self._streams.values()):
-            if self._write_paused:
+            if self.write_paused:
                 break  # the connection is full again; the others are still paused
             stream.upper.resume_writing()
 
@@ -302,21 +374,27 @@ class SmuxSession(SharedReader):
         stream = self._streams[self._next_id] = SmuxStream(self, self._next_id, upper)
         self._next_id += 2
         self.send(frame(SYN, stream.id))
-        upper.connection_made(stream)
-        if self._write_paused:
-            upper.pause_writing()
+        self._made(stream)
         return stream
+
+    def _made(self, stream: SmuxStream) -> None:
+        upper = stream.upper
+        upper.connection_made(stream)
+        # A protocol that took the stream over in there knows already.
+        if self.write_paused and stream.upper is upper and not self.gone(stream):
+            upper.pause_writing()
 
     def gone(self, stream: SmuxStream) -> bool:
         """Whether `stream` has been closed, or its session is over."""
         return self._streams.get(stream.id) is not stream
 
-    def finish(self, stream: SmuxStream, *, eof_seen: bool) -> None:
-        """Send FIN for a stream that its protocol has closed."""
+    def finish(self, stream: SmuxStream, *, eof_seen: bool, say_fin: bool) -> None:
+        """Be done with a stream that was closed or reset."""
         del self._streams[stream.id]
         if not eof_seen:
-            self._finishing.add(stream.id)
-        self.send(frame(FIN, stream.id))
+            self._finishing[stream.id] = asyncio.get_running_loop().time()
+        if say_fin:
+            self.send(frame(FIN, stream.id))
         self._changed()
 
     def queued(self, size: int) -> None:
@@ -361,10 +439,11 @@ class SmuxSession(SharedReader):
         for timer in (self._nop_timer, self._check_timer):
             if timer is not None:
                 timer.cancel()
-        streams, self._streams = self._streams, {}
+        streams = list(self._streams.values())
+        self._streams.clear()  # and not replaced: data_received may be busy with it
         self._finishing.clear()
-        for stream in streams.values():
-            stream.upper.connection_lost(exc)
+        for stream in streams:
+            stream.session_ended(exc)
         if self._on_lost is not None:
             self._on_lost(self, exc)
         self._accept = self._on_change = self._on_lost = None
@@ -377,7 +456,7 @@ class SmuxSession(SharedReader):
         )
 
     def _send_nop(self) -> None:
-        if not self._write_paused:  # otherwise enough is on its way already
+        if not self.write_paused:  # otherwise enough is on its way already
             self.send(frame(NOP, 0))
         self._schedule_nop()
 

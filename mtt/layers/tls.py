@@ -23,6 +23,7 @@ which `linger` closes when everything has been delivered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import ssl
 from collections.abc import Callable
@@ -58,8 +59,8 @@ class TlsLayer(Layer):
         session: client only: the session of an earlier connection, to resume it.
         verify: called after the handshake; raises PeerError if the peer is not the right one.
         on_session: client only: gets the newest resumable session when the connection ends.
-        half_close: both ends are known to end each direction by itself when ALPN was agreed
-            upon; a peer that ignored or never sent ALPN takes close_notify for the end of both.
+        half_close: an agreed ALPN name tells that both ends are ours and end each direction by
+            itself; a peer without ALPN takes close_notify for the end of both.
         plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
     """
 
@@ -112,9 +113,12 @@ class TlsLayer(Layer):
 
     # The protocol of the TCP transport.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._handshake()
+        if self._state is State.CLOSED:  # aborted between accept and this call
+            linger.reset(self.lower)
+        else:
+            self._handshake()
 
     def buffer_updated(self, nbytes: int) -> None:
         self._incoming.write(_shared[:nbytes])
@@ -130,6 +134,10 @@ class TlsLayer(Layer):
         if self._state is State.OPEN:
             self._pump()
         elif self._state is State.HANDSHAKE:
+            if self._heard:
+                # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
+                with contextlib.suppress(ssl.SSLError):
+                    self._ssl.do_handshake()
             self._fail(self._cut_handshake())
         return True  # the socket is closed by us, after what is still to be sent
 
@@ -198,7 +206,7 @@ class TlsLayer(Layer):
             return
         self._pumping = True
         try:
-            while not self._paused and not self._read_eof:
+            while not self._paused and (self._stash or not self._read_eof):
                 data, more = self._read()
                 if data:
                     self.upper.data_received(data)
@@ -320,7 +328,8 @@ class TlsLayer(Layer):
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
         if self._state is State.CLOSED:
-            linger.reset(self.lower)  # it may still linger, and reports when it is gone
+            if hasattr(self, "lower"):
+                linger.reset(self.lower)  # it may still linger, and reports when it is gone
         else:
             self._closed()
             if hasattr(self, "lower"):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import os
 
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import MttError, NetworkError, PeerError, describe
 from mtt.layers.base import Data, SharedReader
 from mtt.wire import upgrade
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_response
@@ -22,7 +21,7 @@ class UpgradeClient(SharedReader):
     ) -> None:
         self._transport = transport
         self._buffer = bytearray()
-        self._key = base64.b64encode(os.urandom(16)).decode()
+        self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         transport.set_protocol(self)
         transport.write(upgrade.request(path, host, self._key, protocols))
@@ -61,9 +60,11 @@ class UpgradeClient(SharedReader):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._answer.done():
-            self._answer.set_exception(
-                exc or NetworkError("the server closed the connection without an HTTP response")
-            )
+            if exc is None:
+                exc = NetworkError("the server closed the connection without an HTTP response")
+            elif not isinstance(exc, MttError):  # the event loop's: a reset
+                exc = NetworkError(describe(exc))
+            self._answer.set_exception(exc)
 
     def pause_writing(self) -> None:
         """One small request: nothing to pause."""

@@ -1,8 +1,13 @@
 """WebSocket as a layer: a byte stream in binary messages (RFC 6455), after the upgrade.
 
-The opening handshake is over when this layer takes the transport. Its end is a close frame in
-both directions: there is no half-close in WebSocket, so `can_write_eof` is false, and the end of
-the connection below without a close frame is a failure (code 1006), as for any WebSocket peer.
+The opening handshake is over when this layer takes the transport. The end is a close frame, which
+ends both directions; the end of the connection below without one is a failure (code 1006).
+
+Half-close, which WebSocket does not have, exists between our own ends. Data travels in binary
+messages, so an empty text message is free to be a sign; everybody else ignores it. The server
+sends one at the start if the client's key is marked (see `own_key`), the client answers with one.
+So each side knows that the other is one of ours and that proxies in between let the sign pass,
+and from then on an empty text message is the end of its direction.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ from collections.abc import Callable
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, Upper
+from mtt.layers.base import Data, Layer, LayerTransport, Upper
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -24,6 +29,7 @@ from mtt.wire.websocket import (
     PING,
     PONG,
     PROTOCOL_ERROR,
+    TEXT,
     Decoder,
     WebSocketError,
     close_payload,
@@ -48,12 +54,23 @@ class WebSocketLayer(Layer):
         random_mask: choose a key per frame (5.3). Masking exists to protect plain-text proxies
             from scripts in browsers; a tunnel inside TLS has neither, and the all-zero key, which
             receivers take like any other, costs nothing on both ends.
+        half_close: the peer may be one of ours. A server that knows it is says so.
     """
 
-    __slots__ = ("_close_sent", "_closed", "_decoder", "_mask", "_paused", "_scheduled", "_stash")
+    __slots__ = (
+        "_client", "_close_sent", "_closed", "_decoder", "_greeted", "_half_close", "_mask",
+        "_paused", "_read_eof", "_scheduled", "_stash", "_write_eof",
+    )  # fmt: skip
 
-    def __init__(self, upper: Upper, *, client: bool, random_mask: bool = False) -> None:
+    def __init__(
+        self, upper: Upper, *, client: bool, random_mask: bool = False, half_close: bool = False
+    ) -> None:
         super().__init__(upper)
+        self._client = client
+        self._half_close = half_close
+        self._greeted = False  # the peer's first sign has come
+        self._read_eof = False
+        self._write_eof = False
         self._decoder = Decoder(masked=not client)
         self._mask: Callable[[], bytes | None]
         self._mask = (_random_key if random_mask else _zero_key) if client else _no_key
@@ -67,6 +84,8 @@ class WebSocketLayer(Layer):
         """Take over `transport`, whose upgrade is complete; `early` came right behind it."""
         transport.set_protocol(self)
         self.connection_made(transport)
+        if self._half_close and not self._client:
+            self._sign()
         self.upper.connection_made(self)
         if early:
             self.data_received(early)
@@ -82,18 +101,28 @@ class WebSocketLayer(Layer):
         self._deliver(bytes(data))
 
     def _deliver(self, data: bytes) -> None:
-        if self._closed:
+        if self._closed or self._close_sent:  # the latter alone: the peer's close frame has come
             return
         try:
             events = self._decoder.feed(data)
         except WebSocketError as error:
-            self._send_close(PROTOCOL_ERROR, str(error))
-            self._fail(PeerError(f"WebSocket: {error}"))
+            self._refuse(str(error))
             return
         pieces = []
         for opcode, payload in events:
             if opcode == BINARY:
                 pieces.append(payload)
+            elif opcode == TEXT:
+                if self._half_close and not self._greeted:
+                    self._greeted = True
+                    if self._client:
+                        self._sign()
+                elif self._half_close:
+                    self._hand_up(pieces)
+                    pieces = []
+                    self._end_received()
+                    if self._closed:
+                        return
             elif opcode == PING:
                 self._pong(payload)
             elif opcode == CLOSE:
@@ -103,10 +132,23 @@ class WebSocketLayer(Layer):
         self._hand_up(pieces)
 
     def _hand_up(self, pieces: list[Data]) -> None:
-        if len(pieces) == 1:
+        if pieces and self._read_eof:
+            self._refuse("data after the end of data")
+        elif len(pieces) == 1:
             self.upper.data_received(pieces[0])
         elif pieces:
             self.upper.data_received(b"".join(pieces))
+
+    def _end_received(self) -> None:
+        """An empty text message, not the first, which was the greeting: the end of data."""
+        if not (self._read_eof or self._closed):
+            self._read_eof = True
+            if not self.upper.eof_received():
+                self.close()
+
+    def _sign(self) -> None:
+        if not self._close_sent:
+            self._send(frame(TEXT, b"", self._mask()))
 
     def _pong(self, payload: Data) -> None:
         if not self._close_sent and self.lower.get_write_buffer_size() < CONTROL_BACKLOG:
@@ -118,14 +160,13 @@ class WebSocketLayer(Layer):
         try:
             code, reason = parse_close(payload)
         except WebSocketError as error:
-            self._send_close(PROTOCOL_ERROR, str(error))
-            self._fail(PeerError(f"WebSocket: {error}"))
+            self._refuse(str(error))
             return
         self._send_close(code)
         if code not in _ORDERLY:
             text = f"WebSocket closed by the peer with code {code}"
             self._fail(PeerError(f"{text}: {reason!r}" if reason else text))
-        elif not self.upper.eof_received():
+        elif self._read_eof or not self.upper.eof_received():
             self.close()
 
     def eof_received(self) -> bool:
@@ -150,7 +191,8 @@ class WebSocketLayer(Layer):
 
     def pause_reading(self) -> None:
         self._paused = True
-        self.lower.pause_reading()
+        if not self._closed:  # the connection below lingers, and must see the peer's end
+            self.lower.pause_reading()
 
     def resume_reading(self) -> None:
         if self._paused:
@@ -173,10 +215,20 @@ class WebSocketLayer(Layer):
 
     def write(self, data: Data | bytearray) -> None:
         """Send `data` as one binary message."""
-        if data and not (self._close_sent or self._closed):
+        if data and not (self._close_sent or self._closed or self._write_eof):
             if isinstance(data, bytearray):
                 data = bytes(data)
             self._send(frame(BINARY, data, self._mask()))
+
+    def can_write_eof(self) -> bool:
+        """Whether the peer is one of ours; not any more when a close frame has ended it all."""
+        return self._half_close and self._greeted and not self._close_sent
+
+    def write_eof(self) -> None:
+        """Tell the peer that no more data comes from us; the other direction goes on."""
+        if not (self._write_eof or self._closed):
+            self._write_eof = True
+            self._sign()
 
     def close(self) -> None:
         """Deliver what was written, say close 1000, and close the connection below."""
@@ -195,12 +247,17 @@ class WebSocketLayer(Layer):
             self._close_sent = True
             self._send(frame(CLOSE, close_payload(code, reason), self._mask()))
 
+    def _refuse(self, reason: str) -> None:
+        """End the connection because the peer broke the protocol."""
+        self._send_close(PROTOCOL_ERROR, reason)
+        self._fail(PeerError(f"WebSocket: {reason}"))
+
     def _fail(self, error: Exception) -> None:
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
+        if isinstance(self.lower, LayerTransport):
+            self.lower.set_protocol(_Nobody())  # before: a layer tells whom it has when it closes
         linger.close(self.lower, _ignore, eof_seen=False)
-        if isinstance(self.lower, Layer):
-            self.lower.set_protocol(_Nobody())
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
 

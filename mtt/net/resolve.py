@@ -305,13 +305,7 @@ async def _stop(tasks: list[asyncio.Task[Any]]) -> None:
     """Cancel the tasks that still run and wait until their sockets are closed."""
     running = [task for task in tasks if not task.done()]
     for task in tasks:
+        # Those that are done, too: asyncio then takes it that nobody cares for their failure.
         task.cancel()
-        task.add_done_callback(_seen)
     if running:
         await asyncio.wait(running)
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Keep asyncio from reporting a failure that interests nobody any more."""
-    if not task.cancelled():
-        task.exception()

@@ -52,7 +52,7 @@ class Decoder:
     """Turns received bytes into events `(command, stream id, payload)`.
 
     PSH events carry a piece of the stream's data, a view of what was fed; the other commands
-    carry b"". Empty PSH frames give no event.
+    carry b"", as does an empty PSH frame, which is no data.
     """
 
     __slots__ = ("_head", "_id", "_left")
@@ -97,6 +97,8 @@ class Decoder:
             if command == PSH:
                 self._id = stream_id
                 self._left = length
+                if not length:
+                    events.append((PSH, stream_id, b""))
             elif command > NOP:
                 raise SmuxError(f"unknown command {command}")
             elif length:

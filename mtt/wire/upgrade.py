@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import NamedTuple
 
 from mtt.errors import PeerError
@@ -52,6 +52,27 @@ def accept_key(key: str) -> str:
     """The value of Sec-WebSocket-Accept that answers `key` (RFC 6455, 4.2.2)."""
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     return b64encode(digest).decode("ascii")
+
+
+def own_key(noise: bytes) -> str:
+    """A Sec-WebSocket-Key by which our server knows our client; to all others it is random.
+
+    `noise`: 12 random bytes. The last 4 of the 16 follow from them.
+    """
+    return b64encode(noise + _own_mark(noise)).decode("ascii")
+
+
+def is_own_key(key: str) -> bool:
+    """Whether `key` is from `own_key()`; one in 4 billion others looks as if."""
+    try:
+        raw = b64decode(key, validate=True)
+    except ValueError:
+        return False
+    return len(raw) == 16 and raw[12:] == _own_mark(raw[:12])
+
+
+def _own_mark(noise: bytes) -> bytes:
+    return hashlib.sha256(b"mos-tls-tunnel" + noise).digest()[:4]
 
 
 def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> bytes:
@@ -128,6 +149,21 @@ def check_request(request: Request, preference: tuple[str, ...] = ()) -> Upgrade
         raise UpgradeRefused(400, "no Sec-WebSocket-Key")
     offers = [name.strip() for name in (request.first("sec-websocket-protocol") or "").split(",")]
     return Upgrade(key, next((name for name in preference if name in offers), None))
+
+
+def check_hidden_request(
+    request: Request, preference: tuple[str, ...] = (), *, early: bool
+) -> Upgrade:
+    """As `check_request`, where nobody may learn that there is a WebSocket.
+
+    HTTP/1.0 and bytes right behind the request (`early`), which the original treats in ways that
+    no web server does, are refused like everything else.
+    """
+    if request.version < (1, 1):
+        raise UpgradeRefused(400, "HTTP/1.0")
+    if early:
+        raise UpgradeRefused(400, "bytes follow the request")
+    return check_request(request, preference)
 
 
 def switching_protocols(key: str, protocol: str | None) -> bytes:

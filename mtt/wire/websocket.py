@@ -106,6 +106,7 @@ class Decoder:
 
     Events are tuples `(opcode, payload)`: BINARY with a piece of the tunnel's byte stream (a view
     of the given data where that is possible), or CLOSE, PING, PONG with a whole control payload.
+    An empty text message carries no data, and gives TEXT: our own ends use it as a sign.
 
     Args:
         masked: whether the peer must mask its frames (True on a server, 5.1).
@@ -164,8 +165,11 @@ class Decoder:
                 self._head = data[at:]
                 return events
             at += size
-            if not self._left and self._opcode > BINARY:
-                self._end_control(events)
+            if not self._left:
+                if self._opcode > BINARY:
+                    self._end_control(events)
+                elif self._opcode == TEXT and not self._open:
+                    events.append((TEXT, b""))
 
     def _end_control(self, events: list[tuple[int, Data]]) -> None:
         events.append((self._opcode, self._control))
