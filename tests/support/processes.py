@@ -36,7 +36,7 @@ _INTERFERING = re.compile(r"SS_.*|SSL_CERT_.*|(http|https|ftp|all|no)_proxy", re
 class Process:
     """A running program, with all that it and its children write to stdout and stderr."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[str]) -> None:
+    def __init__(self, name: str, popen: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.pid = popen.pid
         self._popen = popen
@@ -48,7 +48,12 @@ class Process:
 
     @property
     def output(self) -> str:
+        """What it has written so far."""
         return self._output
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
 
     def expect(self, pattern: str, seconds: float = PATIENCE) -> re.Match[str]:
         """Wait until the output matches `pattern` somewhere; fail if it never will."""
@@ -66,13 +71,13 @@ class Process:
         self._wait(lambda: self._silent, seconds, "end, or something it started did not")
         return self._output
 
-    def signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         """Send a signal to the program alone, not to what it has started."""
         self._popen.send_signal(number)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end; returns the exit code, negative for a signal."""
-        self.signal(number)
+        self.send(number)
         return self.wait()
 
     def wait(self, seconds: float = PATIENCE) -> int:
@@ -84,13 +89,12 @@ class Process:
 
     def kill(self) -> None:
         """End the program and all it has started, whatever state they are in."""
-        # The group outlives its leader, which is why the leader must not be reaped yet: until
-        # then nobody else can get its number.
-        if self._popen.returncode is None:
+        # As long as one of the group lives, nobody else can get its number.
+        if self._popen.poll() is None or not self._silent:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
         self._popen.wait()
-        self._reader.join()
+        self._reader.join(PATIENCE)
         assert self._popen.stdout is not None
         self._popen.stdout.close()
 
@@ -137,16 +141,15 @@ class Processes:
             stderr=subprocess.STDOUT,
             env=clean_environment(**(env or {})),
             cwd=cwd,
-            text=True,
             start_new_session=True,
         )
         process = Process(Path(argv[0]).name, popen)
         self._running.append(process)
         return process
 
-    def command(self, name: str, *argv: str | Path, env: Mapping[str, str] | None = None) -> Process:
+    def command(self, name: str, *argv: str | Path) -> Process:
         """Start one of our own commands, `mtt-client` or `mtt-server`."""
-        process = self.start(*command(name), *argv, env=env)
+        process = self.start(*command(name), *argv)
         process.name = name
         return process
 

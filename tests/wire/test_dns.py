@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import random
 import struct
+from itertools import pairwise
 
 import pytest
 
 from mtt.wire.dns import (
     MAX_ADDRESSES,
     MAX_ALIASES,
+    MAX_POINTERS,
     MAX_RECORDS,
     TYPE_A,
     TYPE_AAAA,
@@ -24,9 +26,9 @@ QUERY6 = build_query(0x1234, "www.example.com", TYPE_AAAA)
 
 
 def test_query_is_exactly_this():
-    assert QUERY == bytes.fromhex(
-        "1234 0100 0001 0000 0000 0000  03777777 076578616d706c65 03636f6d 00  0001 0001"
-    )
+    header, name, type_and_class = "1234 0100 0001 0000 0000 0000", QUERY[12:-4], "0001 0001"
+    assert name == b"\3www\7example\3com\0"
+    assert bytes.fromhex(header) + name + bytes.fromhex(type_and_class) == QUERY
     assert QUERY6[-4:] == b"\0\x1c\0\1"
 
 
@@ -144,7 +146,7 @@ def test_answers_to_something_else():
         good[:4] + b"\0\0" + good[6:],  # no question
         reply(build_query(0x1234, "www.example.org", TYPE_A), rcode=3),
     ):
-        with pytest.raises(DnsError, match="another question|this query") as caught:
+        with pytest.raises(DnsError, match=r"another question|this query") as caught:
             parse_response(QUERY, bad)
         assert not isinstance(caught.value, RcodeError)
 
@@ -176,11 +178,24 @@ def test_malformed_records(record: Record):
         parse_response(QUERY, reply(QUERY, record))
 
 
+def test_chain_of_pointers_is_bounded():
+    """Each pointer leads back, so it would end; but a hostile answer repeats it many times."""
+
+    def answer(length: int) -> bytes:
+        text = END + 12  # where the data of the first record begins
+        steps = [12, *(text + 2 * i for i in range(length - 2))]
+        txt = QNAME, 16, 60, b"".join(map(pointer, steps))
+        return reply(QUERY, txt, address("192.0.2.1", owner=pointer(text + 2 * (length - 2))))
+
+    assert parse_response(QUERY, answer(MAX_POINTERS))[0] == ("192.0.2.1",)
+    with pytest.raises(DnsError, match="pointer"):
+        parse_response(QUERY, answer(MAX_POINTERS + 1))
+
+
 def test_chain_of_cnames_ends_or_fails():
     def chain(length: int) -> list[Record]:
         names = ["www.example.com"] + [f"n{i}.example" for i in range(length)]
-        hops = zip(names, names[1:], strict=False)
-        links = [alias(target, owner=wire_name(name)) for name, target in hops]
+        links = [alias(target, owner=wire_name(name)) for name, target in pairwise(names)]
         return [*links, address("192.0.2.1", owner=wire_name(names[-1]))]
 
     assert parse_response(QUERY, reply(QUERY, *chain(MAX_ALIASES)))[0] == ("192.0.2.1",)

@@ -1,0 +1,179 @@
+"""`-fallback`: what is no tunnel goes to a web site, bytes unchanged."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+import pytest
+
+from mtt import http_server
+from mtt.wire import upgrade
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    SOON,
+    Tcp,
+    check_works,
+    client_of,
+    connect,
+    echo,
+    empty,
+    eventually,
+    logged,
+    port_of,
+    server_at,
+    serving,
+)
+
+PATH = "/secret"
+GET = b"GET /page HTTP/1.1\r\nHost: test.local\r\n\r\n"
+KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
+TUNNEL = upgrade.request(PATH, "test.local", KEY, ("smux_off",))
+
+
+class Site:
+    """A web site that keeps what it gets and answers each chunk of it with a fixed text."""
+
+    ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsite"
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.visits = 0
+
+    async def serve(self, connection: Tcp) -> None:
+        self.visits += 1
+        while data := await connection.read():
+            self.received += data
+            await connection.send(self.ANSWER)
+
+
+async def visit(port: int, certs: Certs) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    context = ssl.create_default_context(cafile=certs.ca)
+    return await asyncio.open_connection(
+        "127.0.0.1", port, ssl=context, server_hostname=certs.name
+    )
+
+
+async def leave(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(GET, id="other path"),
+        pytest.param(GET.replace(b"/page", PATH.encode()), id="no upgrade"),
+        pytest.param(TUNNEL.replace(b"GET", b"PUT"), id="wrong method"),
+        pytest.param(TUNNEL.replace(b"HTTP/1.1", b"HTTP/1.0"), id="old version"),
+        pytest.param(TUNNEL.replace(b"Version: 13", b"Version: 8"), id="wrong WebSocket"),
+        pytest.param(TUNNEL + b"early", id="early bytes"),
+        pytest.param(b"\x00\x01 garbage\r\n\r\n", id="garbage"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="no host"),
+        pytest.param(b"GET /" + b"a" * 40_000, id="endless head"),
+    ],
+)
+async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
+    request_bytes: bytes, certs: Certs
+) -> None:
+    site = Site()
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        serving(site.serve) as web,
+        server_at(
+            "wss", there.port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
+    ):
+        reader, writer = await visit(port_of(server), certs)
+        writer.write(request_bytes)
+        assert await reader.readexactly(len(site.ANSWER)) == site.ANSWER
+        await eventually(lambda: site.received == request_bytes)
+        assert there.count == 0
+        await leave(writer)
+        await eventually(lambda: empty(server))
+
+
+async def test_a_stuck_head_is_left_to_the_site(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server.HttpServer.__init__, "__kwdefaults__", {
+        **http_server.HttpServer.__init__.__kwdefaults__, "head_timeout": 0.1,
+    })  # fmt: skip
+    site = Site()
+    async with (
+        asyncio.timeout(SOON),
+        serving(site.serve) as web,
+        server_at("wss", 1, certs, fallback=f"127.0.0.1:{web.port}", **{"wss-path": PATH}) as server,
+    ):
+        reader, writer = await visit(port_of(server), certs)
+        writer.write(b"GET / HT")
+        await reader.readexactly(len(site.ANSWER))
+        assert site.received == b"GET / HT"
+        await leave(writer)
+
+
+async def test_requests_of_one_connection_go_to_the_site_until_one_begins_a_tunnel(
+    certs: Certs,
+) -> None:
+    """As a CDN does it that keeps connections for whoever comes next."""
+    site = Site()
+    upload = b"POST /form HTTP/1.1\r\nHost: test.local\r\nContent-Length: 100000\r\n\r\n"
+    body = (TUNNEL * 1000)[:100_000]  # bodies are no requests
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        serving(site.serve) as web,
+        server_at(
+            "wss", there.port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
+    ):
+        reader, writer = await visit(port_of(server), certs)
+        writer.write(GET)
+        await reader.readexactly(len(site.ANSWER))
+        writer.write(upload + body)
+        await eventually(lambda: site.received == GET + upload + body)
+        while True:  # the answers to the pieces of the upload
+            try:
+                async with asyncio.timeout(0.1):
+                    await reader.readexactly(len(site.ANSWER))
+            except TimeoutError:
+                break
+        writer.write(TUNNEL)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        writer.write(b"\x82\x85\0\0\0\0hello")
+        assert await reader.readexactly(7) == b"\x82\x05hello"
+        assert site.received == GET + upload + body
+        assert (site.visits, there.count) == (1, 1)
+        await leave(writer)
+        await eventually(lambda: empty(server))
+
+
+async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
+    site = Site()
+    given = {"wss-path": PATH}
+    async with (
+        serving(echo) as there,
+        serving(site.serve) as web,
+        server_at(
+            "wss", there.port, certs, **given, fallback=f"127.0.0.1:{web.port}"
+        ) as server,
+        client_of("wss", port_of(server), certs, **given) as client,
+    ):
+        await check_works(port_of(client))
+        assert site.visits == 0
+
+
+async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Certs) -> None:
+    async with server_at("wss", 1, certs, **{"wss-path": PATH, "fallback": "127.0.0.1:1"}) as server:
+        with logged() as lines:
+            async with asyncio.timeout(SOON), await connect(port_of(server)):
+                reader, writer = await visit(port_of(server), certs)
+                writer.write(GET)
+                with pytest.raises((ConnectionError, ssl.SSLError, asyncio.IncompleteReadError)):
+                    await reader.readexactly(1)
+                writer.close()
+                with pytest.raises((ConnectionError, ssl.SSLError)):
+                    await writer.wait_closed()
+        assert [line for line in lines if "127.0.0.1:1: connection refused" in line]
+        assert len(lines) == 1

@@ -1,0 +1,132 @@
+"""Half-close between our own ends: each direction ends by itself, in every mode."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+
+from mtt import relay
+from mtt.layers import linger
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    SOON,
+    connect,
+    eventually,
+    in_every_mode,
+    listening,
+    tunnel,
+)
+
+REPLY = os.urandom(300_000)
+
+
+@pytest.fixture(autouse=True)
+def never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the quiet rule, meant for Go peers, would wait too long for these tests."""
+    monkeypatch.setattr(relay, "QUIET_TIME", 3600.0)
+
+
+@in_every_mode
+async def test_the_end_of_a_request_arrives_at_once_and_the_reply_comes_back(
+    mode: str, certs: Certs
+) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            await application.send(b"request")
+            await application.finish()
+            destination = await there.accept()
+            assert await destination.rest() == b"request"
+            await destination.send(REPLY)
+            await destination.finish()
+            assert await application.rest() == REPLY
+
+
+@in_every_mode
+async def test_the_destination_may_end_first_and_still_receive(mode: str, certs: Certs) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            destination = await there.accept()
+            await destination.send(b"banner")
+            await destination.finish()
+            assert await application.rest() == b"banner"
+            await application.send(REPLY)
+            await application.finish()
+            assert await destination.rest() == REPLY
+
+
+@in_every_mode
+async def test_a_reset_of_either_end_resets_the_other(mode: str, certs: Certs) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            await application.send(b"x")
+            destination = await there.accept()
+            assert await destination.read() == b"x"
+            application.reset()
+            with pytest.raises(ConnectionResetError):
+                await destination.read()
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            await application.send(b"x")
+            destination = await there.accept()
+            assert await destination.read() == b"x"
+            destination.reset()
+            with pytest.raises(ConnectionResetError):
+                await application.read()
+
+
+@in_every_mode
+async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            await application.finish()
+            destination = await there.accept()
+            assert await destination.rest() == b""
+            destination.reset()
+            with pytest.raises(ConnectionResetError):
+                await application.read()
+
+
+@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application said all it had to say and went away; its stream must not be fed for ever."""
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.2)
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON):
+            application = await connect(port)
+            await application.send(b"upload")
+            await application.finish()
+            destination = await there.accept()
+            assert await destination.rest() == b"upload"
+            application.close()
+
+            async def feed() -> None:
+                while True:
+                    await destination.send(bytes(1000))
+                    await asyncio.sleep(0.01)
+
+            with pytest.raises(ConnectionError):
+                await feed()
+
+
+@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+async def test_streams_of_one_session_end_independently(mode: str, certs: Certs) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        async with asyncio.timeout(SOON), await connect(port) as one, await connect(port) as two:
+            await one.send(b"one")
+            first = await there.accept()
+            assert await first.exactly(3) == b"one"
+            await two.send(b"two")
+            second = await there.accept()
+            assert await second.exactly(3) == b"two"
+            await one.finish()
+            assert await first.rest() == b""
+            await second.send(b"still there")
+            assert await two.exactly(11) == b"still there"
+            await first.finish()
+            assert await one.rest() == b""
+            await two.finish()
+            assert await second.rest() == b""
+            await eventually(lambda: there.count == 2)

@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mtt.errors import NetworkError
+from mtt.net import dial
+from mtt.net.address import Endpoint
+from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
+from mtt.net.resolve import Address, Resolver
+from mtt.net.sockets import KEEPALIVE_IDLE
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux sockets")
+
+
+class FixedResolver(Resolver):
+    """Knows addresses by heart; None is a name that does not resolve."""
+
+    def __init__(self, names: dict[str, list[tuple[str, int]] | None]) -> None:
+        super().__init__()
+        self.names = names
+        self.forgotten: list[str] = []
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        found = self.names[host]
+        if found is None:
+            raise NetworkError(f"cannot resolve {host}: no")
+        return [(socket.AF_INET, address) for address in found]
+
+    def forget(self, host: str) -> None:
+        self.forgotten.append(host)
+
+
+@contextlib.contextmanager
+def listening(host: str = "127.0.0.1", port: int = 0) -> Iterator[socket.socket]:
+    with socket.create_server((host, port)) as sock:
+        yield sock
+
+
+def refused_port() -> int:
+    with listening() as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[tuple[str, int]]:
+    """An address that lets SYNs go unanswered: Linux drops them while the backlog is full."""
+    if sys.platform != "linux":
+        pytest.skip("other systems refuse when the backlog is full")
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()
+
+
+class Holder:
+    """A `protect` hook that never lets sockets through to some addresses, in order of attempts."""
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+        self.sockets: list[socket.socket] = []
+        self.reached = asyncio.Event()
+
+    async def __call__(self, sock: socket.socket) -> None:
+        self.sockets.append(sock)
+        if len(self.sockets) <= self.held:
+            self.reached.set()
+            await asyncio.get_running_loop().create_future()
+
+    def all_closed(self) -> bool:
+        return all(sock.fileno() == -1 for sock in self.sockets)
+
+
+async def connect(dialer: Dialer, endpoint: Endpoint) -> tuple[str, int]:
+    """Connect, close, and tell where it went."""
+    transport = await dialer.connect(endpoint, asyncio.Protocol)
+    peer: tuple[str, int] = transport.get_extra_info("peername")
+    transport.abort()
+    return peer
+
+
+class Counting(asyncio.Protocol):
+    made = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        Counting.made += 1
+
+
+async def test_literal_makes_no_task_and_tunes_the_socket(monkeypatch):
+    with listening() as server:
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        monkeypatch.setattr(Counting, "made", 0)
+        monkeypatch.setattr(asyncio, "create_task", lambda coro: pytest.fail("made a task"))
+        transport = await Dialer(Resolver()).connect(endpoint, Counting)
+        assert Counting.made == 1
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
+        transport.abort()
+
+
+async def test_ipv6_literal():
+    try:
+        server = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError as error:
+        pytest.skip(f"no IPv6 on loopback: {error}")
+    with server:
+        endpoint = Endpoint(("::1",), server.getsockname()[1])
+        assert (await connect(Dialer(Resolver()), endpoint))[0] == "::1"
+
+
+async def test_name_through_the_real_resolver():
+    with listening() as server:  # IPv4 only: ::1 is refused where localhost has it
+        endpoint = Endpoint(("localhost",), server.getsockname()[1])
+        assert await connect(Dialer(Resolver()), endpoint) == server.getsockname()
+        empty = Endpoint(("",), endpoint.port)
+        assert await connect(Dialer(Resolver()), empty) == server.getsockname()
+
+
+async def test_refused_says_so_and_forgets():
+    port = refused_port()
+    resolver = FixedResolver({"a.example": [("127.0.0.1", port)]})
+    with pytest.raises(NetworkError) as caught:
+        await connect(Dialer(resolver), Endpoint(("a.example",), port))
+    assert str(caught.value) == f"cannot connect to a.example:{port}: connection refused"
+    assert resolver.forgotten == ["a.example"]
+
+
+async def test_every_distinct_reason_is_told_once():
+    port = refused_port()
+    resolver = FixedResolver(
+        {"a": [("127.0.0.1", port), ("127.0.0.2", port)], "b": None, "c": [("127.0.0.3", port)]}
+    )
+    reasons = iter([errno.ENETUNREACH, errno.ENETUNREACH, errno.EHOSTUNREACH])
+
+    async def protect(sock: socket.socket) -> None:
+        raise OSError(next(reasons), "whatever")
+
+    with pytest.raises(NetworkError) as caught:
+        await connect(Dialer(resolver, protect=protect), Endpoint(("a", "b", "c"), port))
+    assert str(caught.value) == (
+        f"cannot connect to a|b|c:{port}: "
+        "cannot resolve b: no; network is unreachable; no route to host"
+    )
+    assert resolver.forgotten == ["a", "b", "c"]
+
+
+async def test_kernel_timeout_is_told_apart_from_ours():
+    async def protect(sock: socket.socket) -> None:
+        raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
+
+    with pytest.raises(NetworkError, match=r":1: connection timed out$"):
+        await connect(Dialer(Resolver(), protect=protect), Endpoint(("127.0.0.1",), 1))
+
+
+async def test_no_host_resolves():
+    with pytest.raises(NetworkError, match=r"cannot resolve a: no; cannot resolve b: no$"):
+        await connect(Dialer(FixedResolver({"a": None, "b": None})), Endpoint(("a", "b"), 1))
+
+
+async def test_second_host_serves_when_the_first_does_not():
+    with listening() as server:
+        resolver = FixedResolver({"a": None, "b": [server.getsockname()]})
+        assert await connect(Dialer(resolver), Endpoint(("a", "b"), 1)) == server.getsockname()
+
+
+async def test_failure_starts_the_next_attempt_at_once(monkeypatch):
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 60.0)
+    port = refused_port()
+    with listening() as server:
+        dead = [("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port)]
+        resolver = FixedResolver({"a": [*dead, server.getsockname()]})
+        assert await connect(Dialer(resolver), Endpoint(("a",), 1)) == server.getsockname()
+
+
+async def test_black_hole_costs_one_delay_and_is_avoided_afterwards():
+    with black_hole() as hole, listening() as server:
+        resolver = FixedResolver({"a": [hole, server.getsockname()]})
+        dialer = Dialer(resolver)
+        started = time.monotonic()
+        assert await connect(dialer, Endpoint(("a",), 1)) == server.getsockname()
+        assert dial.ATTEMPT_DELAY * 0.9 < time.monotonic() - started < 5
+        started = time.monotonic()
+        assert await connect(dialer, Endpoint(("a",), 1)) == server.getsockname()
+        assert time.monotonic() - started < dial.ATTEMPT_DELAY * 0.9
+
+
+async def test_favourite_expires_and_falls_with_a_failure(monkeypatch):
+    ahead = 0.0
+    monkeypatch.setattr(dial, "monotonic", lambda: time.monotonic() + ahead)
+    port = refused_port()
+    endpoint = Endpoint(("a",), 1)
+    with listening() as server, listening("127.0.0.2") as second:
+        order = FixedResolver({"a": [("127.0.0.3", port), server.getsockname()]})
+        dialer = Dialer(order)
+        assert await connect(dialer, endpoint) == server.getsockname()
+        order.names["a"] = [second.getsockname(), server.getsockname()]
+        assert await connect(dialer, endpoint) == server.getsockname()
+        ahead = dial.FAVOURITE_TTL
+        assert await connect(dialer, endpoint) == second.getsockname()
+        order.names["a"] = [("127.0.0.3", port), server.getsockname()]
+        await connect(dialer, endpoint)
+        assert dialer._favourites
+    with pytest.raises(NetworkError):
+        await connect(dialer, endpoint)
+    assert not dialer._favourites
+
+
+async def test_favourites_are_bounded(monkeypatch):
+    monkeypatch.setattr(dial, "MAX_FAVOURITES", 2)
+    port = refused_port()
+    with listening() as server:
+        resolver = FixedResolver({"a": [("127.0.0.2", port), server.getsockname()]})
+        dialer = Dialer(resolver)
+        for number in range(4):
+            await connect(dialer, Endpoint(("a",), number))
+        assert [endpoint.port for endpoint in dialer._favourites] == [2, 3]
+
+
+async def test_overall_deadline_closes_all_attempts(monkeypatch):
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.01)
+    port = refused_port()
+    holder = Holder(held=2)
+    addresses = [("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port)]
+    resolver = FixedResolver({"a": addresses})
+    with pytest.raises(NetworkError) as caught:
+        await connect(Dialer(resolver, timeout=0.1, protect=holder), Endpoint(("a",), port))
+    reason = "connection refused; no answer within 0.1 s"
+    assert str(caught.value) == f"cannot connect to a:{port}: {reason}"
+    assert len(holder.sockets) == 3
+    assert holder.all_closed()
+
+
+async def test_deadline_against_a_silent_address():
+    with black_hole() as hole:
+        endpoint = Endpoint(("127.0.0.1",), hole[1])
+        with pytest.raises(NetworkError, match=r"no answer within 0\.05 s$"):
+            await connect(Dialer(Resolver(), timeout=0.05), endpoint)
+
+
+async def test_losers_are_closed_also_if_they_connected(monkeypatch):
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.0)
+    with listening() as first, listening("127.0.0.2") as second:
+        attempts: list[socket.socket] = []
+        both = asyncio.Event()
+
+        async def protect(sock: socket.socket) -> None:
+            attempts.append(sock)
+            if len(attempts) == 2:
+                both.set()
+            await both.wait()
+
+        resolver = FixedResolver({"a": [first.getsockname(), second.getsockname()]})
+        transport = await Dialer(resolver, protect=protect).connect(
+            Endpoint(("a",), 1), asyncio.Protocol
+        )
+        assert sorted(sock.fileno() == -1 for sock in attempts) == [False, True]
+        transport.abort()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_cancelled_connect_closes_its_sockets(monkeypatch, count):
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.0)
+    holder = Holder(held=count)
+    resolver = FixedResolver({"a": [(f"127.0.0.{i + 1}", 1) for i in range(count)]})
+    dialer = Dialer(resolver, protect=holder)
+    task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), asyncio.Protocol))
+    await holder.reached.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert holder.all_closed()
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_cancelling_at_any_step_leaks_nothing(monkeypatch):
+    """Cancel after 0, 1, 2... turns of the loop; the test's own check finds what stays open."""
+    monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.0)
+    with listening() as first, listening("127.0.0.2") as second:
+        resolver = FixedResolver({"a": [first.getsockname(), second.getsockname()]})
+        for turns in range(30):
+            dialer = Dialer(resolver)
+            task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), asyncio.Protocol))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            try:
+                (await task).abort()
+            except asyncio.CancelledError:
+                continue
+            break
+        else:
+            raise AssertionError("never connected")
+        assert turns > 3
+
+
+async def test_protocol_factory_that_fails_closes_the_socket():
+    def fail() -> asyncio.Protocol:
+        raise RuntimeError("no protocol")
+
+    seen: list[socket.socket] = []
+
+    async def protect(sock: socket.socket) -> None:
+        seen.append(sock)
+
+    with listening() as server:
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        with pytest.raises(RuntimeError):
+            await Dialer(Resolver(), protect=protect).connect(endpoint, fail)
+    assert seen[0].fileno() == -1
+
+
+async def test_protect_runs_before_connect_and_may_refuse():
+    async def protect(sock: socket.socket) -> None:
+        with pytest.raises(OSError):
+            sock.getpeername()
+        raise NetworkError("the VPN refuses the socket")
+
+    with listening() as server:
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        with pytest.raises(NetworkError, match=r"the VPN refuses the socket$"):
+            await connect(Dialer(Resolver(), protect=protect), endpoint)
+
+
+@linux_only
+async def test_fast_open_is_set_and_data_arrives():
+    received = asyncio.get_running_loop().create_future()
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            received.set_result(data)
+            self.transport.close()
+
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
+        except OSError as error:
+            pytest.skip(f"no TCP fast open here: {error}")
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+    endpoint = Endpoint(("127.0.0.1",), server.sockets[0].getsockname()[1])
+    transport = await Dialer(Resolver(), fast_open=True).connect(endpoint, asyncio.Protocol)
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 1
+    transport.write(b"hello")
+    assert await received == b"hello"
+    transport.close()
+    plain = await Dialer(Resolver()).connect(endpoint, asyncio.Protocol)
+    sock = plain.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 0
+    plain.abort()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_fast_open_that_is_missing_warns_once(monkeypatch, caplog):
+    monkeypatch.setattr(dial, "TCP_FASTOPEN_CONNECT", 9999)
+    with listening() as server, caplog.at_level(logging.WARNING, "mtt"):
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        dialer = Dialer(Resolver(), fast_open=True)
+        for _ in range(2):
+            assert await connect(dialer, endpoint) == server.getsockname()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "without TCP fast open" in caplog.text

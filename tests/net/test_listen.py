@@ -1,0 +1,501 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtt.errors import NetworkError, StartError
+from mtt.net import listen as listen_module
+from mtt.net.address import Endpoint
+from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, listen
+from mtt.net.resolve import Address, Resolver
+from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux sockets")
+unix_only = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets here")
+
+
+def has_ipv6_loopback() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6_loopback(), reason="no IPv6 on loopback")
+
+
+class Accepting(asyncio.Protocol):
+    """Sends one byte to each client and closes."""
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(b"!")
+        transport.close()
+
+
+class Names(Resolver):
+    """A resolver for made-up names."""
+
+    def __init__(self, **names: list[Address]) -> None:
+        super().__init__()
+        self.names = names
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        if host in self.names:
+            return [(family, (rest[0], port, *rest[2:])) for family, rest in self.names[host]]
+        return await super().resolve(host, port)
+
+
+async def open_tcp(
+    *hosts: str, port: int = 0, resolver: Resolver | None = None, fast_open: bool = False
+) -> Listener:
+    return await listen(
+        Endpoint(hosts, port), "", Accepting, resolver=resolver or Resolver(), fast_open=fast_open
+    )
+
+
+async def open_unix(path: str | Path) -> Listener:
+    return await listen(None, str(path), Accepting, resolver=Resolver())
+
+
+def port_of(listener: Listener) -> int:
+    ports = {int(address.rpartition(":")[2]) for address in listener.addresses}
+    assert len(ports) == 1
+    return ports.pop()
+
+
+async def answers(host: str, port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        return await reader.read() == b"!"
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+async def unix_answers(address: str) -> bool:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(address)  # uvloop itself cannot connect to abstract sockets
+    reader, writer = await asyncio.open_unix_connection(sock=sock)
+    try:
+        return await reader.read() == b"!"
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def listening_sockets(listener: Listener) -> list[Any]:
+    return [
+        sock
+        for server in listener._servers
+        if isinstance(server, asyncio.Server) or hasattr(server, "sockets")
+        for sock in server.sockets
+    ]
+
+
+# --- TCP
+
+
+async def test_port_0_is_told_and_close_stops_listening():
+    listener = await open_tcp("127.0.0.1")
+    port = port_of(listener)
+    assert port > 0
+    assert listener.addresses == [f"127.0.0.1:{port}"]
+    assert await answers("127.0.0.1", port)
+    listener.close()
+    assert not await answers("127.0.0.1", port)
+    listener.close()  # a second time does no harm
+
+
+async def test_port_can_be_taken_again_at_once():
+    """Connections that the server closed stay in TIME_WAIT; SO_REUSEADDR overlooks them."""
+    listener = await open_tcp("127.0.0.1")
+    port = port_of(listener)
+    assert await answers("127.0.0.1", port)
+    listener.close()
+    await asyncio.sleep(0)  # uvloop closes in the next turn
+    again = await open_tcp("127.0.0.1", port=port)
+    assert await answers("127.0.0.1", port)
+    again.close()
+
+
+async def test_several_hosts_share_one_port():
+    listener = await open_tcp("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    port = port_of(listener)
+    assert len(listener.addresses) == 3
+    for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+        assert await answers(host, port)
+    listener.close()
+
+
+async def test_port_0_is_drawn_again_when_taken_on_another_host(monkeypatch):
+    real = listen_module._bind_tcp
+    calls: list[Any] = []
+
+    def bind(family: int, address: Any, *rest: Any) -> socket.socket:
+        calls.append(address)
+        if len(calls) == 2:
+            raise OSError(errno.EADDRINUSE, "taken")
+        return real(family, address, *rest)
+
+    monkeypatch.setattr(listen_module, "_bind_tcp", bind)
+    listener = await open_tcp("127.0.0.1", "127.0.0.2")
+    assert [address[0] for address in calls] == ["127.0.0.1", "127.0.0.2"] * 2
+    assert calls[2][1] == 0
+    assert port_of(listener) == calls[3][1]
+    listener.close()
+
+
+async def test_hosts_of_the_same_address_are_bound_once():
+    listener = await open_tcp("127.0.0.1", "127.0.0.1")
+    assert len(listener.addresses) == 1
+    listener.close()
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["", "::", "0::0"])
+async def test_all_interfaces_means_both_families(host):
+    listener = await open_tcp(host)
+    port = port_of(listener)
+    assert listener.addresses == [f"[::]:{port}"]
+    assert await answers("127.0.0.1", port)
+    assert await answers("::1", port)
+    listener.close()
+
+
+@needs_ipv6
+async def test_both_wildcards_side_by_side():
+    for hosts in (("::", "0.0.0.0"), ("0.0.0.0", "::")):
+        listener = await open_tcp(*hosts)
+        port = port_of(listener)
+        assert len(listener.addresses) == 2
+        assert await answers("127.0.0.1", port)
+        assert await answers("::1", port)
+        listener.close()
+
+
+@needs_ipv6
+async def test_ipv6_loopback_is_written_in_brackets():
+    listener = await open_tcp("::1")
+    assert listener.addresses == [f"[::1]:{port_of(listener)}"]
+    assert await answers("::1", port_of(listener))
+    listener.close()
+
+
+@pytest.mark.parametrize("hosts", [("",), ("::",), ("::", "0.0.0.0")])
+async def test_kernel_without_ipv6_listens_on_ipv4(monkeypatch, hosts):
+    monkeypatch.setattr(listen_module, "_has_ipv6", lambda: False)
+    listener = await open_tcp(*hosts)
+    port = port_of(listener)
+    assert listener.addresses == [f"0.0.0.0:{port}"]
+    assert await answers("127.0.0.1", port)
+    listener.close()
+
+
+def test_ipv6_is_asked_of_the_kernel(monkeypatch):
+    def refuse(*args: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "no such family")
+
+    monkeypatch.setattr(listen_module.socket, "socket", refuse)
+    assert not listen_module._has_ipv6()
+
+
+async def test_name_is_bound_where_this_machine_has_it():
+    foreign: Address = (socket.AF_INET, ("203.0.113.7", 0))
+    ours: Address = (socket.AF_INET, ("127.0.0.1", 0))
+    resolver = Names(partly=[foreign, ours], foreign=[foreign])
+    listener = await open_tcp("partly", resolver=resolver)
+    assert listener.addresses == [f"127.0.0.1:{port_of(listener)}"]
+    listener.close()
+    with pytest.raises(StartError, match=r"203\.0\.113\.7:0: this machine does not have"):
+        await open_tcp("foreign", resolver=resolver)
+    with pytest.raises(StartError, match="does not have this address"):
+        await open_tcp("127.0.0.1", "foreign", resolver=resolver)
+
+
+async def test_localhost():
+    listener = await open_tcp("localhost")
+    assert await answers("127.0.0.1", port_of(listener))
+    listener.close()
+
+
+async def test_name_that_does_not_resolve():
+    class Failing(Resolver):
+        async def resolve(self, host: str, port: int) -> list[Address]:
+            raise NetworkError(f"cannot resolve {host}: no such name")
+
+    with pytest.raises(StartError, match=r"on a\.b:80: cannot resolve a\.b: no such"):
+        await open_tcp("a.b", port=80, resolver=Failing())
+
+
+async def test_port_in_use():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(StartError) as caught:
+            await open_tcp("127.0.0.2", "127.0.0.1", port=port)
+        assert str(caught.value) == (
+            f"cannot listen on 127.0.0.1:{port}: address already in use: "
+            "another program listens there; stop it or choose another port"
+        )
+        # Nothing stays open on the host that was free.
+        socket.create_server(("127.0.0.2", port)).close()
+
+
+async def test_no_permission(monkeypatch):
+    def refuse(*args: object) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(listen_module, "_bind_tcp", refuse)
+    with pytest.raises(StartError, match=r"127\.0\.0\.1:80: no permission; ports below 1024"):
+        await open_tcp("127.0.0.1", port=80)
+
+
+@linux_only
+async def test_accepted_sockets_inherit_their_options():
+    accepted = asyncio.get_running_loop().create_future()
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            accepted.set_result(transport)
+
+    listener = await listen(Endpoint(("127.0.0.1",), 0), "", Server, resolver=Resolver())
+    with socket.create_connection(("127.0.0.1", port_of(listener))):
+        transport = await accepted
+        sock = transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == KEEPALIVE_INTERVAL
+        transport.abort()
+    listener.close()
+
+
+@linux_only
+async def test_fast_open_is_set_on_the_listener(monkeypatch, tmp_path, caplog):
+    sysctl = tmp_path / "tcp_fastopen"
+    monkeypatch.setattr(listen_module, "_FAST_OPEN_SYSCTL", str(sysctl))
+    for value, queue, words in [
+        ("3\n", FAST_OPEN_QUEUE, ""),
+        ("1\n", FAST_OPEN_QUEUE, "tcp_fastopen=3"),
+        (None, 0, "without TCP fast open"),
+    ]:
+        caplog.clear()
+        sysctl.write_text(value) if value else sysctl.unlink()
+        with caplog.at_level(logging.WARNING, "mtt"):
+            listener = await open_tcp("127.0.0.1", "127.0.0.2", fast_open=True)
+        for sock in listening_sockets(listener):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN) == queue
+        assert len(caplog.records) == bool(words)
+        assert words in caplog.text
+        assert await answers("127.0.0.1", port_of(listener))
+        listener.close()
+
+
+# --- unix sockets
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to stand in, whose own path does not count against the limit of addresses."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@contextlib.contextmanager
+def live_socket(path: str, kind: int = socket.SOCK_STREAM) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, kind) as sock:
+        sock.bind(path)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(1)
+        yield sock
+
+
+@unix_only
+async def test_unix_socket_comes_and_goes(directory):
+    listener = await open_unix("s")
+    assert listener.addresses == ["s"]
+    assert await unix_answers("s")
+    listener.close()
+    assert not os.path.lexists("s")
+
+
+@unix_only
+async def test_unix_socket_is_removed_after_chdir(directory, monkeypatch):
+    listener = await open_unix("s")
+    (directory / "elsewhere").mkdir()
+    monkeypatch.chdir(directory / "elsewhere")
+    Path("s").touch()
+    listener.close()
+    assert not os.path.lexists(directory / "s")
+    assert Path("s").exists()
+
+
+@unix_only
+async def test_unix_socket_of_somebody_else_is_left_alone(directory):
+    listener = await open_unix("s")
+    os.rename("s", "moved")
+    with live_socket("s"):
+        listener.close()
+        assert Path("s").is_socket()
+
+
+@unix_only
+async def test_tcp_and_unix_together(directory):
+    both = await listen(Endpoint(("127.0.0.1",), 0), "s", Accepting, resolver=Resolver())
+    assert len(both.addresses) == 2
+    assert await answers("127.0.0.1", int(both.addresses[0].rpartition(":")[2]))
+    assert await unix_answers("s")
+    both.close()
+
+
+@unix_only
+async def test_failure_takes_back_what_was_open(directory):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    Path("file").touch()
+    with pytest.raises(StartError):
+        await listen(Endpoint(("127.0.0.1",), port), "file", Accepting, resolver=Resolver())
+    assert not await answers("127.0.0.1", port)
+
+
+@unix_only
+async def test_stale_socket_is_replaced(directory):
+    with live_socket("s"):
+        pass  # closed, but its file stays
+    assert Path("s").is_socket()
+    listener = await open_unix("s")
+    assert await unix_answers("s")
+    listener.close()
+
+
+@unix_only
+async def test_live_socket_is_in_use(directory):
+    listener = await open_unix("s")
+    with pytest.raises(StartError) as caught:
+        await open_unix("s")
+    assert str(caught.value) == (
+        "cannot listen on s: address already in use: another program listens there; "
+        "stop it or choose another path"
+    )
+    assert await unix_answers("s")
+    listener.close()
+
+
+@linux_only
+async def test_live_socket_with_a_full_backlog_is_in_use(directory):
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(live_socket("s"))
+        full.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
+            filler.setblocking(False)
+            filler.connect_ex("s")
+        with pytest.raises(StartError, match="in use"):
+            await open_unix("s")
+        assert Path("s").is_socket()
+
+
+@linux_only
+async def test_datagram_socket_is_in_use(directory):
+    with live_socket("s", socket.SOCK_DGRAM):
+        with pytest.raises(StartError, match="in use"):
+            await open_unix("s")
+        assert Path("s").is_socket()
+
+
+@unix_only
+@pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link", "fifo"])
+async def test_what_is_no_socket_is_never_removed(directory, kind):
+    target = Path("target")
+    if kind == "file":
+        Path("s").write_text("precious")
+    elif kind == "directory":
+        Path("s").mkdir()
+        Path("s/precious").touch()
+    elif kind == "fifo":
+        os.mkfifo("s")
+    else:
+        if kind == "link":
+            with live_socket("target"):
+                pass  # even a link to a stale socket
+        Path("s").symlink_to(target)
+    before = os.lstat("s")
+    with pytest.raises(StartError, match="cannot listen on s: it exists and is not a socket"):
+        await open_unix("s")
+    assert os.lstat("s") == before
+    assert kind != "directory" or Path("s/precious").exists()
+    assert kind != "link" or target.is_socket()
+
+
+@unix_only
+async def test_unix_path_length(directory):
+    longest = "x" * UNIX_PATH_MAX
+    listener = await open_unix(longest)
+    assert await unix_answers(longest)
+    listener.close()
+    for path in (longest + "x", "ü" * (UNIX_PATH_MAX // 2 + 1)):
+        with pytest.raises(StartError, match=f"108 bytes, a unix socket takes {UNIX_PATH_MAX}"):
+            await open_unix(path)
+
+
+@unix_only
+async def test_unix_path_in_a_missing_or_closed_directory(directory, monkeypatch):
+    with pytest.raises(StartError, match="cannot listen on no/s: the directory does not exist"):
+        await open_unix("no/s")
+
+    class Refusing(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(listen_module.socket, "socket", Refusing)
+    with pytest.raises(StartError, match="cannot listen on s: no permission; choose a directory"):
+        await open_unix("s")
+
+
+@linux_only
+async def test_abstract_socket(directory):
+    name = f"@mtt-test-{os.getpid()}"
+    listener = await open_unix(name)
+    assert listener.addresses == [name]
+    assert await unix_answers("\0" + name[1:])
+    assert not os.listdir(".")
+    with pytest.raises(StartError, match="in use"):
+        await open_unix(name)
+    listener.close()
+    await asyncio.sleep(0)
+    (await open_unix(name)).close()
+    longest = "@" + "x" * UNIX_PATH_MAX
+    (await open_unix(longest)).close()
+    with pytest.raises(StartError, match="bytes, a unix socket takes"):
+        await open_unix(longest + "x")
+
+
+# These two pretend to another system, which no event loop would survive.
+
+
+@unix_only
+def test_abstract_socket_elsewhere(monkeypatch):
+    monkeypatch.setattr(listen_module.sys, "platform", "darwin")
+    with pytest.raises(StartError, match="only Linux has abstract sockets"):
+        listen_module._bind_unix("@name")
+
+
+def test_system_without_unix_sockets(monkeypatch):
+    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
+    with pytest.raises(StartError, match="no unix sockets; use host:port"):
+        listen_module._bind_unix("s")

@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import importlib.util
+import re
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from mtt.certificates import (
+    Identity,
+    check_pin,
+    client_context,
+    finish_client_context,
+    parse_pin,
+    server_context,
+)
+from mtt.errors import PeerError, StartError, UsageError
+from tests.support.certs import Authority, Certs, key_pem, pem
+
+UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
+
+
+def shake(
+    client: ssl.SSLContext, server: ssl.SSLContext, name: str, session: ssl.SSLSession | None = None
+) -> tuple[ssl.SSLObject, ssl.SSLObject]:
+    """Both ends of a handshake in memory; raises what the client raises."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname=name, session=session)
+    theirs = server.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for end in (ours, theirs):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    with pytest.raises(ssl.SSLWantReadError):
+        ours.read(1)  # takes the session tickets that follow a handshake of TLS 1.3
+    return ours, theirs
+
+
+def client_of(
+    *, ca: str = "", skip_verify: bool = False, pins: tuple[str, ...] = ()
+) -> ssl.SSLContext:
+    return client_context(ca=ca, skip_verify=skip_verify, pins=pins, alpn=None)
+
+
+def server_of(*, cert: str = "", key: str = "", name: str = "") -> ssl.SSLContext:
+    return server_context(cert=cert, key=key, name=name, alpn=None)[0]
+
+
+def presented(context: ssl.SSLContext) -> x509.Certificate:
+    """The certificate that a server with this context shows."""
+    client, _ = shake(client_of(skip_verify=True), context, "any.name")
+    der = client.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+def pin_of(certificate: x509.Certificate) -> str:
+    info = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return "sha256/" + base64.b64encode(hashlib.sha256(info).digest()).decode()
+
+
+# The server's certificate
+
+
+def test_self_signed_is_what_the_original_makes() -> None:
+    context, identity = server_context(cert="", key="", name="my.name", alpn=None)
+    certificate = presented(context)
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    assert isinstance(key.curve, ec.SECP384R1)
+    assert (
+        certificate.subject.rfc4514_string() == "CN=my.name" == certificate.issuer.rfc4514_string()
+    )
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert list(names) == [x509.DNSName("my.name")]
+    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert not constraints.ca
+    lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    assert 3651 <= lifetime.days <= 3653
+    assert certificate.not_valid_before_utc < datetime.datetime.now(datetime.UTC)
+    assert identity.description == "self-signed for my.name"
+    assert identity.pin == pin_of(certificate)
+
+
+def test_self_signed_is_new_each_time() -> None:
+    first, second = (presented(server_of(name="a.b")) for _ in range(2))
+    assert first.serial_number != second.serial_number
+    assert pin_of(first) != pin_of(second)
+
+
+def test_self_signed_has_a_random_name_without_one() -> None:
+    names = set()
+    for _ in range(20):
+        _, identity = server_context(cert="", key="", name="", alpn=None)
+        name = identity.description.removeprefix("self-signed for ")
+        assert re.fullmatch(r"[a-z]{3,7}\.[a-z]{1,3}", name)
+        names.add(name)
+    assert len(names) > 10
+
+
+@pytest.mark.parametrize("address", ["192.0.2.7", "2001:db8::7"])
+def test_self_signed_for_an_address(address: str) -> None:
+    certificate = presented(server_of(name=address))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(found) for found in names.get_values_for_type(x509.IPAddress)] == [address]
+
+
+def test_self_signed_for_a_name_longer_than_a_common_name_may_be() -> None:
+    name = ".".join(["long" * 5] * 5)
+    certificate = presented(server_of(name=name))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == [name]
+
+
+def test_self_signed_needs_a_name_in_ascii() -> None:
+    with pytest.raises(UsageError, match=r"^-n: 'bücher\.example' .*xn--"):
+        server_of(name="bücher.example")
+
+
+def test_self_signed_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    server_of(name="a.b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_self_signed_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StartError, match=r"no such file or directory.*TMPDIR"):
+        server_of(name="a.b")
+
+
+def test_self_signed_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(UsageError, match="needs the Python package 'cryptography'"):
+        server_of(name="a.b")
+
+
+def test_certificate_from_files(certs: Certs) -> None:
+    context, identity = server_context(cert=certs.cert, key=certs.key, name="", alpn=None)
+    client, server = shake(client_of(ca=certs.ca), context, certs.name)
+    assert client.version() == server.version() == "TLSv1.3"
+    tomorrow = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
+    assert identity.description in {
+        f"certificate for test.local, localhost, 127.0.0.1 and 1 more, valid until {day:%Y-%m-%d}"
+        for day in (tomorrow, tomorrow - datetime.timedelta(minutes=1))
+    }
+    assert identity.pin == pin_of(x509.load_pem_x509_certificate(Path(certs.cert).read_bytes()))
+
+
+def test_certificate_and_key_in_one_file(certs: Certs, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(Path(certs.key).read_bytes() + Path(certs.cert).read_bytes())
+    context, identity = server_context(cert=str(both), key=str(both), name="", alpn=None)
+    assert identity.pin == pin_of(presented(context))
+
+
+def test_expired_certificate_says_so() -> None:
+    certificate, _ = Authority("CA").issue("old.test", days=-1)
+    assert re.fullmatch(
+        r"certificate for old\.test, expired on \d{4}-\d\d-\d\d",
+        Identity(certificate, path="old.pem").description,
+    )
+
+
+def test_certificate_without_alternative_names_is_described_by_its_common_name() -> None:
+    certificate, _ = Authority("CA").issue(common_name="plain")
+    assert Identity(certificate, path="x").description.startswith("certificate for plain, valid")
+
+
+def test_identity_is_silent_about_what_only_openssl_understands() -> None:
+    identity = Identity(b"?", path="/etc/strange.pem")
+    assert identity.description == "certificate from /etc/strange.pem"
+    assert identity.pin is None
+
+
+def test_given_certificate_works_without_cryptography(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    context, identity = server_context(cert=certs.cert, key=certs.key, name="", alpn=None)
+    assert context.cert_store_stats()["x509"] == 0
+    assert identity.description == f"certificate from {certs.cert}"
+    assert identity.pin is None
+
+
+def test_contexts_do_not_import_cryptography_early(certs: Certs) -> None:
+    program = (
+        "import sys\n"
+        "from mtt.certificates import client_context, server_context\n"
+        "cert, key, ca = sys.argv[1:]\n"
+        "server_context(cert=cert, key=key, name='', alpn=None)\n"
+        "client_context(ca=ca, skip_verify=False, pins=(), alpn=None)\n"
+        "sys.exit(any(name.startswith('cryptography') for name in sys.modules))\n"
+    )
+    command = [sys.executable, "-c", program, certs.cert, certs.key, certs.ca]
+    assert subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0
+
+
+@pytest.mark.parametrize(("given", "missing"), [("cert", "key"), ("key", "cert")])
+def test_certificate_and_key_come_together(certs: Certs, given: str, missing: str) -> None:
+    with pytest.raises(UsageError, match=f"^-{given} needs -{missing}"):
+        server_of(**{given: getattr(certs, given)})
+
+
+def bad_file(kind: str, certs: Certs, directory: Path) -> str:
+    path = directory / f"{kind}.pem"
+    if kind == "garbage":
+        path.write_bytes(b"\0garbage\n")
+    elif kind == "der":
+        path.write_bytes(ssl.PEM_cert_to_DER_cert(Path(certs.cert).read_text()))
+    elif kind == "damaged certificate":
+        path.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    elif kind == "damaged key":
+        path.write_text("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n")
+    elif kind == "encrypted":
+        path.write_bytes(key_pem(ec.generate_private_key(ec.SECP256R1()), b"secret"))
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "NUL":
+        return "a\0b"
+    else:
+        assert kind == "missing"
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("option", "kind", "reason"),
+    [
+        ("cert", "missing", "cannot read .*: no such file or directory"),
+        ("cert", "directory", "cannot read .*: is a directory"),
+        ("cert", "NUL", "cannot read "),
+        ("cert", "garbage", "has no PEM certificate"),
+        ("cert", "der", "has no PEM certificate"),
+        ("cert", "damaged certificate", "is damaged"),
+        ("key", "missing", "cannot read .*: no such file or directory"),
+        ("key", "garbage", "has no PEM private key"),
+        ("key", "damaged key", "is damaged"),
+        ("key", "encrypted", "is encrypted; decrypt it: openssl pkey"),
+    ],
+)
+def test_bad_certificate_or_key(
+    certs: Certs, tmp_path: Path, option: str, kind: str, reason: str
+) -> None:
+    paths = {"cert": certs.cert, "key": certs.key, option: bad_file(kind, certs, tmp_path)}
+    with pytest.raises(UsageError, match=rf"^-{option}: .*{reason}") as caught:
+        server_of(**paths)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_key(certs: Certs, tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(Path(certs.key).read_bytes())
+    key.chmod(0)
+    try:
+        key.read_bytes()
+    except PermissionError:
+        pass
+    else:
+        pytest.skip("this user may read everything")
+    with pytest.raises(UsageError, match=r"^-key: cannot read .*: permission denied"):
+        server_of(cert=certs.cert, key=str(key))
+
+
+def test_key_of_another_kind(certs: Certs, tmp_path: Path) -> None:
+    key = tmp_path / "rsa.pem"
+    key.write_bytes(key_pem(rsa.generate_private_key(65537, 2048)))
+    with pytest.raises(UsageError, match=r"^-key: .*rsa\.pem does not belong to .*/cert\.pem"):
+        server_of(cert=certs.cert, key=str(key))
+
+
+def test_mismatched_certificate_and_key(certs: Certs) -> None:
+    with pytest.raises(
+        UsageError, match=r"^-key: .*other-key\.pem does not belong to .*/cert\.pem"
+    ):
+        server_of(cert=certs.cert, key=certs.other_key)
+
+
+# The server's handshake
+
+
+def test_server_has_no_renegotiation_no_compression_but_tickets() -> None:
+    context = server_of(name="a.b")
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    assert not context.options & ssl.OP_NO_TICKET
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
+def test_versions_below_1_2_are_refused(certs: Certs) -> None:
+    old_client = client_of(skip_verify=True)
+    old_client.minimum_version = old_client.maximum_version = ssl.TLSVersion.TLSv1_1
+    old_client.set_ciphers("ALL:@SECLEVEL=0")
+    server = server_of(cert=certs.cert, key=certs.key)
+    server.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
+        shake(old_client, server, "a.b")
+
+    old_server = server_of(cert=certs.cert, key=certs.key)
+    old_server.minimum_version = old_server.maximum_version = ssl.TLSVersion.TLSv1_1
+    old_server.set_ciphers("ALL:@SECLEVEL=0")
+    client = client_of(skip_verify=True)
+    client.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
+        shake(client, old_server, "a.b")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_sessions_resume(certs: Certs, version: ssl.TLSVersion) -> None:
+    server = server_of(cert=certs.cert, key=certs.key)
+    client = client_of(ca=certs.ca)
+    client.minimum_version = client.maximum_version = version
+    first, _ = shake(client, server, certs.name)
+    assert not first.session_reused
+    again, _ = shake(client, server, certs.name, first.session)
+    assert again.session_reused
+
+
+@pytest.mark.parametrize(
+    ("offered", "accepted", "selected"),
+    [
+        (["http/1.1"], ["http/1.1"], "http/1.1"),
+        (["h2", "http/1.1"], ["http/1.1"], "http/1.1"),
+        (None, ["http/1.1"], None),
+        (["h2"], ["http/1.1"], None),
+        (["http/1.1"], None, None),
+    ],
+)
+def test_alpn_never_fails_a_handshake(
+    certs: Certs, offered: list[str] | None, accepted: list[str] | None, selected: str | None
+) -> None:
+    server, _ = server_context(cert=certs.cert, key=certs.key, name="", alpn=accepted)
+    client = client_context(ca=certs.ca, skip_verify=False, pins=(), alpn=offered)
+    ours, theirs = shake(client, server, certs.name)
+    assert ours.selected_alpn_protocol() == theirs.selected_alpn_protocol() == selected
+
+
+# What the client believes
+
+
+@pytest.mark.parametrize("name", ["test.local", "localhost", "127.0.0.1", "::1"])
+def test_client_accepts_every_name_of_the_certificate(certs: Certs, name: str) -> None:
+    server = server_of(cert=certs.cert, key=certs.key)
+    client, _ = shake(client_of(ca=certs.ca), server, name)
+    assert client.version() is not None
+
+
+@pytest.mark.parametrize("name", ["other.local", "x.test.local", "127.0.0.2"])
+def test_client_refuses_another_name(certs: Certs, name: str) -> None:
+    server = server_of(cert=certs.cert, key=certs.key)
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        shake(client_of(ca=certs.ca), server, name)
+
+
+def test_client_refuses_another_authority(certs: Certs) -> None:
+    server = server_of(cert=certs.other_cert, key=certs.other_key)
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        shake(client_of(ca=certs.ca), server, certs.name)
+
+
+def test_client_refuses_an_expired_certificate(tmp_path: Path) -> None:
+    authority = Authority("CA")
+    certificate, key = authority.issue("old.test", days=-1)
+    for name, content in [("c", certificate), ("k", key), ("ca", pem(authority.certificate))]:
+        (tmp_path / name).write_bytes(content)
+    server = server_of(cert=str(tmp_path / "c"), key=str(tmp_path / "k"))
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        shake(client_of(ca=str(tmp_path / "ca")), server, "old.test")
+
+
+def test_client_ignores_the_common_name(tmp_path: Path) -> None:
+    authority = Authority("CA")
+    certificate, key = authority.issue(common_name="plain.test")
+    for name, content in [("c", certificate), ("k", key), ("ca", pem(authority.certificate))]:
+        (tmp_path / name).write_bytes(content)
+    server = server_of(cert=str(tmp_path / "c"), key=str(tmp_path / "k"))
+    with pytest.raises(ssl.SSLCertVerificationError, match="mismatch"):
+        shake(client_of(ca=str(tmp_path / "ca")), server, "plain.test")
+
+
+def test_client_trusts_a_servers_own_certificate_given_as_authority(
+    certs: Certs, tmp_path: Path
+) -> None:
+    client, _ = shake(
+        client_of(ca=certs.cert), server_of(cert=certs.cert, key=certs.key), certs.name
+    )
+    assert client.version() is not None
+    server = server_of(name="self.test")
+    saved = tmp_path / "saved.pem"
+    saved.write_bytes(pem(presented(server)))
+    client, _ = shake(client_of(ca=str(saved)), server, "self.test")
+    assert client.version() is not None
+
+
+def test_client_uses_the_roots_of_the_system(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = server_of(cert=certs.cert, key=certs.key)
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        shake(client_of(), server, certs.name)
+    monkeypatch.setenv("SSL_CERT_FILE", certs.ca)
+    context = client_of()
+    finish_client_context(context, pins=())
+    client, _ = shake(context, server, certs.name)
+    assert client.version() is not None
+
+
+def test_a_given_authority_replaces_those_of_the_system(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", certs.ca)
+    server = server_of(cert=certs.cert, key=certs.key)
+    context = client_of(ca=certs.other_ca)
+    finish_client_context(context, pins=())
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        shake(context, server, certs.name)
+
+
+def test_skip_verify_accepts_anything(certs: Certs) -> None:
+    for context in (client_of(skip_verify=True), client_of(skip_verify=True, ca=certs.ca)):
+        client, _ = shake(context, server_of(name="a.b"), "quite.different")
+        assert client.version() is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", "cannot read .*: no such file or directory"),
+        ("directory", "cannot read .*: is a directory"),
+        ("garbage", "has no PEM certificate"),
+        ("der", "has no PEM certificate"),
+        ("damaged certificate", "has no PEM certificate"),
+    ],
+)
+def test_bad_authority(certs: Certs, tmp_path: Path, kind: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=f"^-ca: .*{reason}"):
+        client_of(ca=bad_file(kind, certs, tmp_path))
+
+
+# Pins
+
+
+def test_pin_takes_the_place_of_verification() -> None:
+    server, identity = server_context(cert="", key="", name="a.b", alpn=None)
+    assert identity.pin is not None
+    client, _ = shake(client_of(pins=(identity.pin,)), server, "quite.different")
+    der = client.getpeercert(binary_form=True)
+    assert der is not None
+    check_pin(der, (UNRELATED_PIN, identity.pin))
+    with pytest.raises(PeerError, match=re.escape(f"the server's pin is {identity.pin}, not")):
+        check_pin(der, (UNRELATED_PIN,))
+
+
+def test_pin_does_not_replace_an_authority_that_was_given(certs: Certs) -> None:
+    server, identity = server_context(cert="", key="", name="a.b", alpn=None)
+    assert identity.pin is not None
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(client_of(ca=certs.ca, pins=(identity.pin,)), server, "a.b")
+
+
+def test_pin_of_a_certificate_that_cannot_be_decoded() -> None:
+    with pytest.raises(PeerError, match="no pin can describe"):
+        check_pin(b"\x30\x03garbage", (UNRELATED_PIN,))
+
+
+def test_pin_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(UsageError, match=r"^-pin needs the Python package 'cryptography'"):
+        client_of(pins=(UNRELATED_PIN,))
+
+
+def test_pin_hashes_the_key_as_it_stands_in_the_certificate(certs: Certs) -> None:
+    certificate = x509.load_pem_x509_certificate(Path(certs.cert).read_bytes())
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert key in certificate.public_bytes(Encoding.DER)
+    digest = base64.b64encode(hashlib.sha256(key).digest()).decode()
+    assert Identity(Path(certs.cert).read_bytes()).pin == f"sha256/{digest}"
+
+
+@pytest.mark.parametrize("digest", [bytes(32), b"\xff" * 32])  # Base64 "AAA...", "///..."
+@pytest.mark.parametrize("prefix", ["sha256/", "sha256//"])
+def test_parse_pin(prefix: str, digest: bytes) -> None:
+    encoded = base64.b64encode(digest).decode()
+    assert parse_pin(prefix + encoded) == "sha256/" + encoded
+
+
+def test_parse_pin_knows_one_spelling_of_a_digest() -> None:
+    """The last character has bits that Base64 does not use."""
+    assert parse_pin(UNRELATED_PIN.replace("A=", "B=")) == UNRELATED_PIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "sha256/", "sha256/AAAA", UNRELATED_PIN[7:], UNRELATED_PIN + "A", "sha256/" + "ü" * 44,
+     UNRELATED_PIN.replace("sha256", "sha1"), "sha256/" + "!" * 44],
+)  # fmt: skip
+def test_parse_pin_refuses(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^-pin: "):
+        parse_pin(text)

@@ -1,0 +1,268 @@
+"""The whole tunnel on one machine, to look at: what `make run` starts.
+
+    browser -> mtt-client == TLS == mtt-server -> a small web page of this program
+
+Run from the top directory as `python -m tools.demo`. The environment sets
+    MODE  tls (default), wss, mux or wss+mux
+    DEST  host:port to lead to instead of the web page
+    PORT  where the client listens on 127.0.0.1; a free port unless given
+Ctrl-C or SIGTERM ends everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import http.server
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mtt.errors import MttError, UsageError, describe
+from mtt.net.address import Endpoint, host_port, parse_endpoint, parse_port
+
+TOP = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
+SERVER_NAME = "demo.local"
+MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux")}
+
+LISTENING = re.compile(r"listening on (\S+:\d+)")
+PIN = re.compile(r"pin (sha256/[A-Za-z0-9+/=]+)")
+
+START_TIME = 20.0  # seconds; a start takes a tenth, a busy CI machine is far slower
+FETCH_TIME = 20.0  # seconds; the tunnel gives up on a destination after 10
+STOP_TIME = 5.0  # seconds between SIGTERM and SIGKILL; the programs end at once
+
+PAGE = b"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>mos-tls-tunnel</title>
+<body style="font: 1.2em sans-serif; max-width: 32em; margin: 4em auto">
+<h1>It works</h1>
+<p>This page came to you through the tunnel: your browser spoke to mtt-client, which spoke TLS to
+mtt-server, which fetched it from a small web server that listens on this machine only.</p>
+</body>
+</html>
+"""
+
+
+class DemoError(MttError):
+    """One of the programs did not do what it should (exit code 1)."""
+
+
+class Settings(NamedTuple):
+    mode: str
+    destination: Endpoint | None
+    port: int
+
+
+def read_settings(environment: dict[str, str]) -> Settings:
+    """The settings from MODE, DEST and PORT. Raises UsageError."""
+    mode = environment.get("MODE") or "tls"
+    if mode not in MODES:
+        raise UsageError(f"MODE: {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    destination = environment.get("DEST") or ""
+    try:
+        port = parse_port(environment.get("PORT") or "0")
+    except ValueError as error:
+        raise UsageError(f"PORT: {error}") from None
+    return Settings(mode, parse_endpoint("DEST", destination) if destination else None, port)
+
+
+class WebPage(http.server.BaseHTTPRequestHandler):
+    """Answers every GET with the same page."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(PAGE)))
+        self.end_headers()
+        self.wfile.write(PAGE)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing: the programs' own lines are what this demo is about."""
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    """Takes a visitor who hangs up for what it is: no error."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+@contextlib.contextmanager
+def web_page() -> Iterator[str]:
+    """Serve the page in a thread; gives its `host:port`."""
+    with WebServer((LOOPBACK, 0), WebPage) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield host_port(LOOPBACK, server.server_port)
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Program:
+    """A running mtt-client or mtt-server, whose log goes to our stderr."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self.process = process
+
+    async def started(self, *patterns: re.Pattern[str]) -> list[str]:
+        """Wait until the log has matched every pattern; returns what their groups caught."""
+        found: dict[re.Pattern[str], str] = {}
+        try:
+            async with asyncio.timeout(START_TIME):
+                while len(found) < len(patterns):
+                    line = await self._line()
+                    if not line:
+                        raise DemoError(await self.ended())
+                    for pattern in patterns:
+                        if match := pattern.search(line):
+                            found[pattern] = match[1]
+        except TimeoutError:
+            raise DemoError(f"{self.name} did not start within {START_TIME:g} s") from None
+        return [found[pattern] for pattern in patterns]
+
+    async def ended(self) -> str:
+        """Pass the log on until the program ends; returns how it ended."""
+        while await self._line():
+            pass
+        return f"{self.name} ended by itself, exit code {await self.process.wait()}"
+
+    async def stop(self) -> None:
+        """End the program, by force if it takes long."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            async with asyncio.timeout(STOP_TIME):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+    async def _line(self) -> str:
+        assert self.process.stderr is not None
+        line = (await self.process.stderr.readline()).decode(errors="replace")
+        if line:
+            print(f"{self.name}: {line.rstrip()}", file=sys.stderr, flush=True)
+        return line
+
+
+@contextlib.asynccontextmanager
+async def program(name: str, script: str, *arguments: str) -> AsyncIterator[Program]:
+    """Run one of the commands of this repository for as long as the context lasts.
+
+    In a session of its own: a Ctrl-C of the terminal is then ours alone to hand on, in order.
+    """
+    running = Program(
+        name,
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(TOP / script),
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        ),
+    )
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+async def demo(settings: Settings) -> None:
+    """Run until cancelled. Raises DemoError when one of the programs fails."""
+    flags = MODES[settings.mode]
+    async with contextlib.AsyncExitStack() as stack:
+        destination = str(settings.destination or stack.enter_context(web_page()))
+        server = await stack.enter_async_context(
+            program(
+                "mtt-server",
+                "mtt_server.py",
+                *("-b", host_port(LOOPBACK, 0), "-d", destination, "-n", SERVER_NAME, *flags),
+            )
+        )
+        server_address, pin = await server.started(LISTENING, PIN)
+        server_ends = asyncio.create_task(server.ended())
+        client = await stack.enter_async_context(
+            program(
+                "mtt-client",
+                "mtt_client.py",
+                *("-b", host_port(LOOPBACK, settings.port), "-s", server_address),
+                *("-n", SERVER_NAME, "-pin", pin, *flags),
+            )
+        )
+        (address,) = await client.started(LISTENING)
+        client_ends = asyncio.create_task(client.ended())
+        print(f"the tunnel ({settings.mode}) leads to {destination}", flush=True)
+        print(await asyncio.to_thread(fetch, address, settings.destination), flush=True)
+        print(f"open http://{address}/ ; Ctrl-C ends the demo", flush=True)
+        ends = (server_ends, client_ends)
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        raise DemoError(done.pop().result())
+
+
+def fetch(address: str, destination: Endpoint | None) -> str:
+    """Get `/` from `address` over HTTP, and say in a line what came.
+
+    Our own page must come whole, else DemoError is raised. A destination of the user need not
+    be a web server at all, and may not be running yet.
+    """
+    host = {"Host": str(destination or address)}
+    connection = http.client.HTTPConnection(address, timeout=FETCH_TIME)
+    try:
+        with contextlib.closing(connection):
+            connection.request("GET", "/", headers=host)
+            answer = connection.getresponse()
+            body = answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        if destination is None:
+            raise DemoError(f"no page came through the tunnel: {describe(error)}") from None
+        return f"no HTTP answer came through the tunnel: {describe(error)}"
+    if destination is None and body != PAGE:
+        raise DemoError("the page that came through the tunnel is not the one that was sent")
+    return f"fetched / through the tunnel: {answer.status} {answer.reason}, {len(body)} bytes"
+
+
+async def until_stopped(settings: Settings) -> None:
+    """Run the demo until SIGINT, SIGTERM or SIGHUP."""
+    task = asyncio.create_task(demo(settings))
+
+    def stop() -> None:
+        if not task.cancelling():  # an impatient second Ctrl-C must not stop the cleaning up
+            task.cancel()
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        # Windows has neither SIGHUP nor this method; Ctrl-C cancels us there all the same.
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(getattr(signal, name), stop)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def main() -> int:
+    try:
+        asyncio.run(until_stopped(read_settings(dict(os.environ))))
+    except KeyboardInterrupt:
+        return 0
+    except MttError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
