@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from socket import socket
 from typing import Any
 
 from mtt import certificates
 from mtt.errors import NetworkError, PeerError
+from mtt.identity import check_pin
 from mtt.layers import linger
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
@@ -23,6 +24,7 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.options import ClientOptions
+from mtt.reload import Loaded, TlsFiles
 from mtt.service import Service, peer_name
 from mtt.sessions import SessionPool
 
@@ -47,29 +49,37 @@ class Client(Service):
     """
 
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
-        super().__init__(timeout=options.timeout)
+        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
-        self._context = certificates.client_context(
-            ca=options.ca,
-            skip_verify=options.skip_verify,
-            pins=options.pins,
-            alpn=alpn(wss=options.wss),
-        )
-        self._session: ssl.SSLSession | None = None
+        self._tls = TlsFiles(self._load_context, (options.ca, options.cert, options.key))
+        self._tls_files = (self._tls,)
+        # The newest, and the context it belongs to, as `ssl` takes it for no other.
+        self._session: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
         self._resolver = Resolver(options.fallback_dns, protect)
         self._dialer = Dialer(
             self._resolver, timeout=DIAL_TIME, fast_open=options.fast_open, protect=protect
         )
         self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
-        self._pool = SessionPool(self._connect_session, options.mux_max_stream)
+        self.closed = False
+        self._pool = SessionPool(
+            self._connect_session,
+            options.mux_max_stream,
+            warm=options.mux_warm,
+            idle_time=options.mux_idle,
+        )
 
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
         options = self._options
         self._listener = await listen(
-            options.bind, "", lambda: _Application(self), resolver=self._resolver
+            options.bind,
+            "",
+            self._admission.guard(lambda: _Application(self)),
+            resolver=self._resolver,
+            descriptors=options.sockets,
         )
-        certificates.finish_client_context(self._context, pins=options.pins)
+        certificates.finish_client_context(self._tls.context(), pins=options.pins)
+        self._tls.follow()
         logger.info(
             "listening on %s, %s to %s as %s%s",
             ", ".join(self.addresses),
@@ -81,10 +91,14 @@ class Client(Service):
 
     async def close(self) -> None:
         self.cleanup()
+        self.closed = True
         for transport in list(self.waiting):
             linger.reset(transport)
         await self._pool.close()
         await super().close()
+
+    def _sessions(self) -> Collection[SmuxSession]:
+        return self._pool.sessions
 
     @property
     def waits_for_first_byte(self) -> bool:
@@ -135,16 +149,37 @@ class Client(Service):
                 raise type(error)(f"{options.server}: {error}") from None
             raise
 
+    def _load_context(self) -> Loaded:
+        options = self._options
+        context = certificates.client_context(
+            ca=options.ca,
+            skip_verify=options.skip_verify,
+            pins=options.pins,
+            alpn=alpn(wss=options.wss),
+            cert=options.cert,
+            key=options.key,
+            tls_min=options.tls_min,
+        )
+        if self._listener is not None:  # at the start that can wait
+            certificates.finish_client_context(context, pins=options.pins)
+        return context, None
+
     def _tls_layer(self, holding: Holding) -> TlsLayer:
         options = self._options
+        context = self._tls.context()
+        session = self._session
+
+        def keep_session(newest: ssl.SSLSession) -> None:
+            self._session = context, newest
+
         return TlsLayer(
             holding,
-            self._context,
+            context,
             server_side=False,
             server_name=options.server_name,
-            session=self._session,
+            session=session[1] if session is not None and session[0] is context else None,
             verify=self._check_pin if options.pins else None,
-            on_session=self._keep_session,
+            on_session=keep_session,
             half_close=not options.wss,
         )
 
@@ -152,17 +187,16 @@ class Client(Service):
         certificate = connection.getpeercert(binary_form=True)
         if certificate is None:
             raise PeerError("the server showed no certificate")
-        certificates.check_pin(certificate, self._options.pins)
-
-    def _keep_session(self, session: ssl.SSLSession) -> None:
-        self._session = session
+        check_pin(certificate, self._options.pins)
 
     async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:
         options = self._options
         protocol = SMUX_ON if options.mux else SMUX_OFF
         asking = UpgradeClient(transport, options.wss_path, options.server_name, (protocol,))
         behind = await asking.answered()
-        layer = WebSocketLayer(Holding(), client=True, half_close=True)
+        layer = WebSocketLayer(
+            Holding(), client=True, half_close=True, ping=not options.mux
+        )
         layer.start(transport, behind)
         return layer
 
@@ -179,7 +213,9 @@ class _Application(Holding):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        if self._client.waits_for_first_byte:
+        if self._client.closed:  # accepted in the very last moment
+            linger.reset(transport)
+        elif self._client.waits_for_first_byte:
             self._client.waiting.add(transport)
             self._timer = asyncio.get_running_loop().call_later(FIRST_BYTE_TIME, self._start)
         else:

@@ -26,12 +26,45 @@ class PeerError(MttError):
     """The other end broke the protocol, refused us, or is not who it should be."""
 
 
+class RefusedError(PeerError):
+    """The server wants another certificate from us, or wants one at all."""
+
+
 class NetworkError(MttError):
     """The network failed: refused, unreachable, timed out, reset, gone without a word."""
 
 
 class NothingSaidError(NetworkError):
     """Somebody connected and left without a byte: a port scan, a health check, a probe."""
+
+
+# The alerts (RFC 8446, 6.2) by which a server says what it thinks of the certificate of its client,
+# as OpenSSL names them.
+_REFUSALS = {
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate: give it one "
+    "with -cert and -key",
+    "TLSV1_ALERT_UNKNOWN_CA": "its issuer is not in the server's -client-ca",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is bad",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not for clients",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it is revoked",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it is not acceptable",
+    "TLSV1_ALERT_ACCESS_DENIED": "it gives no access",
+}
+
+
+def refusal(error: ssl.SSLError) -> RefusedError | None:
+    """What a client's TLS `error` means if it is the server's verdict on the client's certificate.
+
+    In TLS 1.3 it comes when the client's handshake is long over: the server sees the certificate
+    in the client's last message.
+    """
+    reason = _REFUSALS.get(error.reason or "")
+    if reason is None:
+        return None
+    if error.reason != "TLSV13_ALERT_CERTIFICATE_REQUIRED":
+        reason = f"the server does not accept our certificate (-cert): {reason}"
+    return RefusedError(reason)
 
 
 def describe(exc: BaseException | None) -> str:

@@ -64,6 +64,7 @@ class Flag(NamedTuple):
     placeholder: str = ""  # what the usage text shows for the value
     default: str = ""  # as the user would write it
     repeatable: bool = False  # every occurrence counts, not only the last; kind "str" only
+    choices: tuple[str, ...] = ()  # all there is to say; kind "str" only
     secret: bool = False  # the value is never repeated in an error
     final: bool = False  # answered at once, like -h: what follows it is not looked at
 
@@ -152,6 +153,8 @@ def parse_value(flag: Flag, text: str) -> Any:
         case "duration":
             return parse_duration(text)
         case "str":
+            if flag.choices and text not in flag.choices:
+                raise ValueError("one of " + ", ".join(flag.choices))
             return (text,) if flag.repeatable else text
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
+from mtt.admission import Pending
 from mtt.errors import NothingSaidError, PeerError, describe
 from mtt.fallback import Visit
 from mtt.http_server import HttpServer
@@ -44,7 +45,7 @@ class Frontend(Generic[Place]):
 
     Args:
         serve: gets every stream, reading paused, with its place; owns it from then on.
-        context: for TLS, None to go without.
+        context: called for the TLS context of each connection, None to go without.
         route: with WebSocket, where a request leads.
         place: without WebSocket, where all streams lead.
         mux: streams are multiplexed; with WebSocket only if the client does not say.
@@ -59,7 +60,7 @@ class Frontend(Generic[Place]):
         self,
         serve: Callable[[asyncio.Transport, Place], None],
         *,
-        context: ssl.SSLContext | None,
+        context: Callable[[], ssl.SSLContext] | None,
         route: Route[Place] | None = None,
         place: Place | None = None,
         mux: bool = False,
@@ -75,8 +76,18 @@ class Frontend(Generic[Place]):
         self._refusal = refusal
         self._fallback = fallback
         self._on_session = on_session
-        self._pending: set[asyncio.Transport] = set()  # connections that are no tunnel yet
+        self._pending = Pending()
         self._sessions: set[SmuxSession] = set()
+
+    @property
+    def pending(self) -> int:
+        """How many connections are no tunnel yet."""
+        return len(self._pending)
+
+    @property
+    def sessions(self) -> Collection[SmuxSession]:
+        """The mux sessions that are up."""
+        return self._sessions
 
     def accept(self) -> SharedReader:
         """The protocol for a new connection (a protocol factory of asyncio)."""
@@ -85,7 +96,7 @@ class Frontend(Generic[Place]):
             return holding
         tls = TlsLayer(
             holding,
-            self._context,
+            self._context(),
             server_side=True,
             half_close=self._route is None,
             plaintext_reply=PLAIN_HTTP_REPLY if self._route is not None else b"",
@@ -93,16 +104,15 @@ class Frontend(Generic[Place]):
         self._pending.add(tls)
 
         def failed(error: Exception) -> None:
-            self._pending.discard(tls)
-            _log_failure(tls, error)
+            if self._pending.discard(tls):
+                _log_failure(tls, error)
 
         holding.failed = failed
         return tls
 
     def close(self) -> None:
         """Cut what has not become a stream, and all sessions."""
-        for transport in list(self._pending):
-            linger.reset(transport)
+        self._pending.close()
         for session in list(self._sessions):
             session.abort()
 
@@ -185,7 +195,9 @@ class Frontend(Generic[Place]):
             self._serve(transport, place)
             return
         if upgrade is not None:
-            layer = WebSocketLayer(upper, client=False, half_close=is_own_key(upgrade.key))
+            layer = WebSocketLayer(
+                upper, client=False, half_close=is_own_key(upgrade.key), ping=not mux
+            )
             layer.start(transport)
         else:
             _put(upper, transport)

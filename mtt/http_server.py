@@ -100,7 +100,7 @@ class HttpServer(SharedReader):
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
         on_failure: Callable[[Exception], None] | None = None,
-        on_end: Callable[[], None] | None = None,
+        on_end: Callable[[], object] | None = None,
         head_timeout: float = HEAD_TIMEOUT,
         keepalive_timeout: float = KEEPALIVE_TIMEOUT,
     ) -> None:

@@ -1,8 +1,10 @@
 """The log of all commands: single lines on stderr, which ends up in shadowsocks' log for plugins.
 
 Levels: INFO is what was started, WARNING a connection that failed, ERROR a fault of the machine
-or of this program; these are always shown. DEBUG (`-verbose`) adds every tunnel's opening and
-close. Nothing ever logs payload.
+or of this program. DEBUG adds every tunnel's opening and close. Nothing ever logs payload.
+
+A line is text for people, or one JSON object (RFC 8259) for programs:
+{"time": RFC 3339 in UTC, "level": ..., "program": ..., "msg": ...}, with "traceback" in DEBUG.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import logging
 import os
 import sys
+from datetime import UTC, datetime
 
 logger = logging.getLogger("mtt")
 
@@ -24,17 +27,20 @@ _ESCAPES = {
 } | {ord("\n"): "\\n", ord("\r"): "\\r", ord("\t"): "\\t"}
 
 
-def setup(verbose: bool, prog: str = "mtt") -> None:
-    """Start logging to stderr as `prog`, with DEBUG if `verbose`. May be called again."""
-    # asyncio's own lines are for programmers; errors in callbacks reach mtt.runtime anyway.
-    logging.getLogger("asyncio").setLevel(logging.WARNING if verbose else logging.CRITICAL)
+def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
+    """Start logging to stderr as `prog`: `level` is the name of the least important one to show,
+    in small letters, and `format` is text or json. May be called again."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    debug = threshold <= logging.DEBUG
     handler = StderrHandler()
-    handler.setFormatter(LineFormatter(prog))
+    handler.setFormatter(JsonFormatter(prog) if format == "json" else LineFormatter(prog))
     for name in ("mtt", "asyncio"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    # asyncio's own lines are for programmers; errors in callbacks reach mtt.eventloop anyway.
+    logging.getLogger("asyncio").setLevel(logging.WARNING if debug else logging.CRITICAL)
+    logger.setLevel(threshold)
 
 
 def escape(text: str) -> str:
@@ -71,6 +77,35 @@ class LineFormatter(logging.Formatter):
         return escape(super().formatMessage(record))
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record, in ASCII and on one line, whatever is in it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__()
+        from json import JSONEncoder  # not in the way of a plugin's start
+
+        self._encode = JSONEncoder().encode
+        self._prog = prog
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "program": self._prog,
+            # Escaped as in text: tools like jq show strings on a terminal as they are.
+            "msg": escape(_valid(record.getMessage())),
+        }
+        if record.exc_info:
+            fields["traceback"] = _valid(self.formatException(record.exc_info))
+        return self._encode(fields)
+
+
+def _valid(text: str) -> str:
+    """`text` without lone surrogates, on which JSON parsers do not agree (RFC 8259, 8.2)."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class StderrHandler(logging.Handler):
     """Writes records to stderr; an error in logging never ends up in the program's way."""
 
@@ -78,5 +113,7 @@ class StderrHandler(logging.Handler):
         try:
             text = self.format(record)
         except Exception:
-            text = escape(f"a log line could not be formatted: {record.msg!r}")
+            record.msg = f"a log line could not be formatted: {record.msg!r}"
+            record.args = record.exc_info = None
+            text = self.format(record)
         _write(text + "\n")

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from mtt.errors import UsageError
 from mtt.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
+from mtt.process import PROCESS_FLAGS
 
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
 DEFAULT_MAX_STREAM = 4
+DEFAULT_TLS_MIN = "1.2"
+TLS_VERSIONS = (DEFAULT_TLS_MIN, "1.3")
 
 # The Go servers end a session that opens more streams than this.
 MAX_STREAM_LIMIT = 16
@@ -39,6 +43,12 @@ BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a 
 CERT = Flag("cert", "str", "PEM file with the certificate and its chain. Without -cert and -key "
             "a self-signed certificate is made.", "FILE")
 KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
+CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the self-signed certificate and its key, "
+                "so that the server's pin outlives a restart.", "DIR")
+CLIENT_CA = Flag("client-ca", "str", "PEM file with the certificates that vouch for clients; who "
+                 "cannot show one of theirs does not get in.", "FILE")
+TLS_MIN = Flag("tls-min", "str", "Oldest version of TLS to speak, 1.2 or 1.3.", "VERSION",
+               DEFAULT_TLS_MIN)
 DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.")
 CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
                  "NAME")
@@ -47,15 +57,11 @@ WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PAT
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that gets all visitors who do not ask "
                 "for a tunnel.", "HOST:PORT")
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
+MAX_CONNS = Flag("max-conns", "int", "Connections to carry at a time, streams of -mux included; "
+                 "0 for no limit.", "N", "0")
 TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
                "DURATION", DEFAULT_TIMEOUT)
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP fast open, where the system has it.")
-VERBOSE = Flag("verbose", "bool", "Also log every tunnel that opens or closes.")
-VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
-HELP = (
-    Flag("h", "bool", "Print this text and exit.", final=True),
-    Flag("help", "bool", "Same as -h.", final=True),
-)
 
 CLIENT_FLAGS = (
     BIND,
@@ -69,18 +75,24 @@ CLIENT_FLAGS = (
     Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
     Flag("pin", "str", "Accept the server by this hash of its public key; it prints that at "
          "start.", "sha256/BASE64", repeatable=True),
+    CERT._replace(help="PEM file with our own certificate and its chain, for servers that ask for "
+                  "one."),
+    KEY,
+    TLS_MIN,
     MUX,
     Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
          f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
+    Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "
+         "connection, so that it costs no handshake.", "N", "1"),
+    Flag("mux-idle", "duration", "How long the others are kept.", "DURATION", "30s"),
     TIMEOUT,
+    MAX_CONNS,
     FAST_OPEN,
     Flag("fallback-dns", "str", "DNS server to ask for the names in -s and -b instead of the "
          f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT"),
     Flag("V", "bool", "Keep our own connections out of an Android VPN, through the unix socket "
          "protect_path in the working directory."),
-    VERBOSE,
-    VERSION,
-    *HELP,
+    *PROCESS_FLAGS,
 )
 
 SERVER_FLAGS = (
@@ -89,6 +101,9 @@ SERVER_FLAGS = (
     Flag("d", "str", "Address to forward every connection to.", "HOST:PORT"),
     CERT,
     KEY,
+    CERT_DIR,
+    CLIENT_CA,
+    TLS_MIN,
     DISABLE_TLS,
     CERT_NAME,
     WSS,
@@ -96,10 +111,9 @@ SERVER_FLAGS = (
     FALLBACK._replace(help=FALLBACK.help + " Needs -wss."),
     MUX._replace(help="Expect -mux from clients. With -wss each client says so itself."),
     TIMEOUT,
+    MAX_CONNS,
     FAST_OPEN,
-    VERBOSE,
-    VERSION,
-    *HELP,
+    *PROCESS_FLAGS,
 )
 
 
@@ -107,7 +121,8 @@ SERVER_FLAGS = (
 class ClientOptions:
     """What mtt-client was told, checked."""
 
-    bind: Endpoint
+    bind: Endpoint | None  # None with sockets
+    sockets: tuple[int, ...] = ()  # descriptors that listen already
     server: Endpoint
     server_name: str  # a host name in ASCII, or an IP literal without brackets
     wss: bool = False
@@ -115,9 +130,15 @@ class ClientOptions:
     skip_verify: bool = False
     ca: str = ""  # a PEM file; empty for the system's roots
     pins: tuple[str, ...] = ()  # "sha256/BASE64"
+    cert: str = ""  # PEM files, of the client itself; both or none
+    key: str = ""
+    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
     mux: bool = False
     mux_max_stream: int = DEFAULT_MAX_STREAM
+    mux_warm: int = 1
+    mux_idle: float = 30.0  # seconds
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
     verbose: bool = False
@@ -128,11 +149,15 @@ class ClientOptions:
 class ServerOptions:
     """What mtt-server was told, checked."""
 
-    bind: Endpoint | None  # None with bind_unix
+    bind: Endpoint | None  # None with bind_unix or sockets
     bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
+    sockets: tuple[int, ...] = ()  # descriptors that listen already
     destination: Endpoint
     cert: str = ""  # PEM files; both empty for a self-signed certificate
     key: str = ""
+    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
+    client_ca: str = ""  # a PEM file; empty to let everybody in
+    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
     disable_tls: bool = False
     name: str = ""  # for the self-signed certificate; empty for a random one
     wss: bool = False
@@ -140,24 +165,35 @@ class ServerOptions:
     fallback: Endpoint | None = None  # a web site
     mux: bool = False
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
     verbose: bool = False
     plugin: bool = False  # started by shadowsocks
 
 
-def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
-    """The options of mtt-client from what was `given` of CLIENT_FLAGS. Raises UsageError."""
+def client_options(
+    given: Values, *, plugin: bool = False, sockets: tuple[int, ...] = ()
+) -> ClientOptions:
+    """The options of mtt-client from what was `given` of CLIENT_FLAGS.
+
+    `sockets` are descriptors to listen on instead of -b. Raises UsageError.
+    """
     values = defaults(CLIENT_FLAGS) | given
-    bind = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+    bind_endpoint = None
+    if not sockets:
+        bind = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+        bind_endpoint = parse_endpoint("-b", bind)
     server = required(values, "s", "the server's address, like -s example.com:443")
-    bind_endpoint, server_endpoint = parse_endpoint("-b", bind), reachable("-s", server)
+    server_endpoint = reachable("-s", server)
     max_stream: int = values["mux-max-stream"]
     if not 1 <= max_stream <= MAX_STREAM_LIMIT:
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
     if values["sv"] and (values["ca"] or values["pin"]):
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; drop one")
+    certificate_pair(values, "to go without a client certificate")
     return ClientOptions(
         bind=bind_endpoint,
+        sockets=sockets,
         server=server_endpoint,
         server_name=_server_name(values["n"], server_endpoint),
         wss=values["wss"],
@@ -165,9 +201,15 @@ def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
         skip_verify=values["sv"],
         ca=values["ca"],
         pins=_pins(values["pin"]),
+        cert=values["cert"],
+        key=values["key"],
+        tls_min=tls_min(values),
         mux=values["mux"],
         mux_max_stream=max_stream,
+        mux_warm=at_least(0, values, "mux-warm"),
+        mux_idle=at_least(0, values, "mux-idle"),
         timeout=tunnel_timeout(values),
+        max_conns=at_least(0, values, "max-conns"),
         fast_open=values["fast-open"],
         fallback_dns=_dns_server(values["fallback-dns"]),
         verbose=values["verbose"],
@@ -175,20 +217,29 @@ def client_options(given: Values, *, plugin: bool = False) -> ClientOptions:
     )
 
 
-def server_options(given: Values, *, plugin: bool = False) -> ServerOptions:
-    """The options of mtt-server from what was `given` of SERVER_FLAGS. Raises UsageError."""
+def server_options(
+    given: Values, *, plugin: bool = False, sockets: tuple[int, ...] = ()
+) -> ServerOptions:
+    """The options of mtt-server from what was `given` of SERVER_FLAGS.
+
+    `sockets` are descriptors to listen on instead of -b or -bind-unix. Raises UsageError.
+    """
     values = defaults(SERVER_FLAGS) | given
-    bind, bind_unix = bind_address(values)
+    bind, bind_unix = (None, "") if sockets else bind_address(values)
     destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
-    certificate_pair(values)
+    server_certificates(values)
     if values["fallback"] and not values["wss"]:
         raise UsageError("-fallback needs -wss: without it every connection is a tunnel")
     return ServerOptions(
         bind=bind,
         bind_unix=bind_unix,
+        sockets=sockets,
         destination=reachable("-d", destination),
         cert=values["cert"],
         key=values["key"],
+        cert_dir=values["cert-dir"],
+        client_ca=values["client-ca"],
+        tls_min=tls_min(values),
         disable_tls=values["disable-tls"],
         name=host_name("-n", values["n"]) if values["n"] else "",
         wss=values["wss"],
@@ -196,6 +247,7 @@ def server_options(given: Values, *, plugin: bool = False) -> ServerOptions:
         fallback=fallback_site(values),
         mux=values["mux"],
         timeout=tunnel_timeout(values),
+        max_conns=at_least(0, values, "max-conns"),
         fast_open=values["fast-open"],
         verbose=values["verbose"],
         plugin=plugin,
@@ -242,14 +294,31 @@ def fallback_site(values: Values) -> Endpoint | None:
     return reachable("-fallback", values["fallback"]) if values["fallback"] else None
 
 
-def certificate_pair(values: Values) -> None:
-    """Raise UsageError if only one of -cert and -key was given."""
+def certificate_pair(values: Values, without: str) -> None:
+    """Raise UsageError if only one of -cert and -key was given; `without` says what none is for."""
     for given, missing in (("cert", "key"), ("key", "cert")):
         if values[given] and not values[missing]:
             raise UsageError(
-                f"-{given} needs -{missing} with it; give both, or none to get a self-signed "
-                "certificate"
+                f"-{given} needs -{missing} with it; give both, or none {without}"
             )
+
+
+def server_certificates(values: Values) -> None:
+    """Raise UsageError if what a server was told about certificates contradicts itself."""
+    certificate_pair(values, "to get a self-signed certificate")
+    if values["cert-dir"] and values["cert"]:
+        raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
+    if values["client-ca"] and values["disable-tls"]:
+        # Not ignored: whoever asks for certificates must not be left with an open door.
+        raise UsageError("-client-ca needs TLS, which -disable-tls turns off; drop one")
+
+
+def tls_min(values: Values) -> str:
+    """What -tls-min says, one of TLS_VERSIONS. Raises UsageError."""
+    version: str = values["tls-min"]
+    if version not in TLS_VERSIONS:
+        raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")
+    return version
 
 
 def tunnel_timeout(values: Values) -> float:
@@ -259,6 +328,14 @@ def tunnel_timeout(values: Values) -> float:
         raise UsageError(f"-timeout: {seconds:g}s is not positive; the default is "
                          f"{DEFAULT_TIMEOUT}")
     return seconds
+
+
+def at_least(least: int, values: Values, name: str) -> Any:
+    """The number of the option `name`, which must not be smaller."""
+    value = values[name]
+    if value < least:
+        raise UsageError(f"-{name}: {value:g} is less than {least}")
+    return value
 
 
 def _server_name(name: str, server: Endpoint) -> str:
@@ -319,7 +396,7 @@ def _path_pattern(path: str) -> str:
 def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
     if not texts:
         return ()
-    from mtt.certificates import parse_pin
+    from mtt.identity import parse_pin
 
     return tuple(parse_pin(text) for text in texts)
 

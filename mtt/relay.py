@@ -30,7 +30,7 @@ from typing import Any
 
 from mtt.errors import describe
 from mtt.layers import linger
-from mtt.layers.base import Data, SharedReader, unsent
+from mtt.layers.base import Data, SharedReader, silent_seconds, unsent
 from mtt.layers.holding import Holding
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
@@ -40,6 +40,10 @@ QUIET_TIME = 1.0
 ORPHAN_TIME = 5.0
 # Looks at the counters per idle timeout; a tunnel is closed at most 1/8 of the timeout late.
 IDLE_LOOKS = 8
+# A peer whose kernel has not acknowledged what it was sent for so long is gone, and is noticed one
+# LOOK_TIME later at the latest.
+DEAD_TIME = 60.0
+LOOK_TIME = 10.0
 # Seconds between two looks at a direction that should fall silent.
 QUIET_TICK = 0.25
 
@@ -56,8 +60,9 @@ class Relay:
     """
 
     __slots__ = (
-        "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_loop", "_near",
-        "_quiet_count", "_quiet_since", "_quiet_timer", "_sent_at", "_timeout", "reason", "started",
+        "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_look_time",
+        "_loop", "_near", "_quiet_count", "_quiet_since", "_quiet_timer", "_sent_at", "_timeout",
+        "error", "reason", "started",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +78,9 @@ class Relay:
         self._done = done
         self._closing = False
         self.reason = ""
+        self.error: Exception | None = None  # what cut the tunnel, if that was one of its ends
         self.started = self._idle_since = self._loop.time()
-        self._counted = 0  # bytes received by both legs when last looked at
+        self._counted = 0  # bytes that both legs together had passed on when last looked at
         self._idle_timer: asyncio.TimerHandle | None
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._quiet_count = 0
@@ -82,18 +88,22 @@ class Relay:
         self._near, self._far = _Leg(self, near), _Leg(self, far)
         self._near.join(self._far)
         self._far.join(self._near)
-        self._idle_timer = self._loop.call_later(timeout / IDLE_LOOKS, self._look_idle)
+        self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
+        self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
         for leg in (self._near, self._far):
             if leg.transport.is_closing():  # it died before we took it over; nobody will say so
-                self._loop.call_soon(leg.connection_lost, None)
+                holder = leg.transport.get_protocol()
+                error = holder.error if isinstance(holder, Holding) else None
+                self._loop.call_soon(leg.connection_lost, error)
             else:
                 leg.transport.resume_reading()
         # Only now: each may say at once that it can take no more, which pauses the other.
-        for leg in (self._near, self._far):
-            held = leg.transport.get_protocol()
-            leg.transport.set_protocol(leg)
-            if isinstance(held, Holding) and held.early:
-                leg.data_received(held.early)
+        held = near.get_protocol(), far.get_protocol()
+        near.set_protocol(self._near)
+        far.set_protocol(self._far)
+        for leg, holding in zip((self._near, self._far), held, strict=True):
+            if isinstance(holding, Holding) and holding.early:
+                leg.data_received(holding.early)
 
     @property
     def sent(self) -> int:
@@ -130,6 +140,8 @@ class Relay:
             self._look_quiet(leg)
 
     def _pass_on_end(self, other: _Leg) -> None:
+        if other.transport.is_closing():  # its loss will be told; uvloop's would raise
+            return
         try:
             other.transport.write_eof()
         except OSError as error:  # reset in the meantime, not reported yet
@@ -148,12 +160,15 @@ class Relay:
                 if other.transport.can_write_eof():
                     self._finish("done")
             else:
-                who = "near" if leg is self._near else "far"
-                self.abort(f"{who} end: {describe(exc)}")
+                self.error = exc
+                self.abort(f"{self._name(leg)} end: {describe(exc)}")
         if leg.lost and other.lost:
             self._cancel_timers()
             done, self._done = self._done, _nobody
             done(self)
+
+    def _name(self, leg: _Leg) -> str:
+        return "near" if leg is self._near else "far"
 
     # Ends.
 
@@ -176,18 +191,24 @@ class Relay:
 
     def _look_idle(self) -> None:
         now = self._loop.time()
-        count = self._near.received + self._far.received
+        waiting = sum(unsent(leg.transport) for leg in (self._near, self._far) if not leg.lost)
+        # What leaves counts as well: a slow reader may live on our buffers for a long time.
+        count = self._near.received + self._far.received - waiting
         if count != self._counted:
             self._counted = count
             self._idle_since = now
         elif now - self._idle_since >= self._timeout:
             reason = f"idle for {self._timeout:g} s"
-            if any(not leg.lost and unsent(leg.transport) for leg in (self._near, self._far)):
+            if waiting:
                 self.abort(reason + " with undelivered data")
             else:
                 self._finish(reason)
             return
-        self._idle_timer = self._loop.call_later(self._timeout / IDLE_LOOKS, self._look_idle)
+        for leg in (self._near, self._far) if waiting else ():
+            if not leg.lost and silent_seconds(leg.transport) >= DEAD_TIME:
+                self.abort(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s")
+                return
+        self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
 
     def _look_quiet(self, ended: _Leg) -> None:
         """Pass on the end of `ended` to a peer without half-close when nothing moves any more."""

@@ -1,19 +1,26 @@
-"""Runs a service in an event loop until a signal ends the process."""
+"""Runs a service in an event loop until a signal ends the process.
+
+How it ends: the first SIGTERM or SIGINT stops listening at once, so that a new process can take
+over, and gives tunnels a time of grace. When the last one is through, or time is up, everything is
+closed. A second signal, or the first one of a plugin, ends the process on the spot.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
-from mtt.errors import describe
+from mtt.eventloop import ErrorReporter, loop_factory
 from mtt.log import logger
+from mtt.process import ProcessOptions
+from mtt.systemd import ServiceManager
 
 # Closing says goodbye to peers, which may be gone or slow; service managers such as systemd
 # allow 90 s, a person at a terminal much less.
@@ -21,57 +28,136 @@ CLOSE_LIMIT = 5.0
 
 
 class Service(Protocol):
-    """Something that listens.
+    """Something that listens. What is not overridden does nothing."""
 
-    It may have a method `cleanup() -> None` too: called right before the process exits, maybe
-    in a signal handler, it removes what would outlive the process, like a unix socket.
-    """
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it listens, for people."""
+        return ()
+
+    @property
+    def tunnels(self) -> int:
+        """How many tunnels are open or about to be."""
+        return 0
 
     async def start(self) -> None:
         """Begin to listen; to serve goes on in the background.
 
         Raises MttError and leaves nothing behind then.
         """
+        return
+
+    async def drain(self) -> None:
+        """After `cleanup()`: wait until the last tunnel has ended by itself."""
+        return
 
     async def close(self) -> None:
         """Stop listening and end all tunnels."""
+        return
+
+    def cleanup(self) -> None:
+        """Stop listening, and remove what would outlive the process, like a unix socket.
+
+        May be called more than once, and in a signal handler.
+        """
+        return
+
+    def reload(self) -> None:
+        """Read again what may have changed in files: for SIGHUP."""
+        return
 
 
 # Given a callback: calls it when the process has to end for another reason than a signal.
 Watch = Callable[[Callable[[], object]], object]
 
 
-def run(service: Service, *, plugin: bool = False, watch: Watch | None = None) -> NoReturn:
+def run(
+    service: Service,
+    *,
+    options: ProcessOptions | None = None,
+    plugin: bool = False,
+    watch: Watch | None = None,
+    manager: ServiceManager | None = None,
+) -> NoReturn:
     """Start `service` and serve until SIGINT or SIGTERM ends the process with exit code 0.
 
-    As `plugin` the process is gone at once. Standalone the service is closed first, and a
-    second signal ends that too. `watch` is called in the loop before the service starts.
-    Must run in the main thread. Raises what `service.start()` raises.
+    As `plugin` the process is gone at once. `watch` is called in the loop before the service
+    starts, `manager` hears how it goes. Must run in the main thread. Raises what
+    `service.start()` raises, and UsageError if there is no such event loop.
     """
-    # The default except on Windows, whose proactor loop would hold on to a receive buffer until
-    # data comes. Ours is one buffer for all connections, so it is lent only when data is there.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+    options = options or ProcessOptions()
+    manager = manager or ServiceManager({})
+    raise_descriptor_limit()
+    with (
+        contextlib.closing(manager),
+        asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner,
+    ):
         loop = runner.get_loop()
-        loop.set_exception_handler(report)
+        loop.set_exception_handler(ErrorReporter())
         ending = _Ending(service, loop, at_once=plugin)
         with ending.on_signals():
-            runner.run(_serve(service, ending, watch))
+            runner.run(_serve(service, ending, options.grace, watch, manager))
             # Not by returning: interpreter exit waits for threads, and one that is stuck in
             # the system's resolver stays for half a minute.
             ending.exit()
 
 
-async def _serve(service: Service, ending: _Ending, watch: Watch | None) -> None:
+async def _serve(
+    service: Service,
+    ending: _Ending,
+    grace: float,
+    watch: Watch | None,
+    manager: ServiceManager,
+) -> None:
     if watch is not None:
         watch(ending.exit)
     await service.start()
+    manager.ready(f"listening on {', '.join(service.addresses)}")
     await ending.requested()
-    logger.info("stopping")
+    service.cleanup()
+    await _drain(service, grace, manager)
     try:
         async with asyncio.timeout(CLOSE_LIMIT):
             await service.close()
     except TimeoutError:
         logger.debug("gave up waiting for tunnels to close")
+
+
+async def _drain(service: Service, grace: float, manager: ServiceManager) -> None:
+    """Let tunnels finish for `grace` seconds at most."""
+    left = service.tunnels
+    plan = "stopping"
+    if left:
+        tunnels = _tunnels(left)
+        plan += f": {tunnels} may go on for {grace:g} s" if grace else f": {tunnels} cut"
+    logger.info("%s", plan)
+    manager.stopping(plan, grace + CLOSE_LIMIT)
+    if not grace:
+        return
+    try:
+        async with asyncio.timeout(grace):
+            await service.drain()
+    except TimeoutError:
+        logger.info("%s cut after %g s", _tunnels(service.tunnels), grace)
+
+
+def _tunnels(count: int) -> str:
+    return f"{count} tunnel{'s' if count != 1 else ''}"
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as it may have.
+
+    The usual soft limit of 1024 is for programs with select(), and a tunnel takes two.
+    """
+    try:
+        import resource  # Unix only
+    except ImportError:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Some systems (macOS) take less than they say; the old limit stays then.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Ending:
@@ -80,7 +166,8 @@ class _Ending:
     def __init__(
         self, service: Service, loop: asyncio.AbstractEventLoop, *, at_once: bool
     ) -> None:
-        self._cleanup: Callable[[], None] | None = getattr(service, "cleanup", None)
+        self._service = service
+        self._ends_with_terminal = _has_terminal() and not _has_nohup()
         self._loop = loop
         self._event = asyncio.Event()
         self._at_once = at_once
@@ -94,8 +181,7 @@ class _Ending:
     def exit(self) -> NoReturn:
         """End the process now, with exit code 0."""
         try:
-            if self._cleanup is not None:
-                self._cleanup()
+            self._service.cleanup()
         finally:
             # In a finally: an exception must not keep a plugin alive, shadowsocks-libev waits
             # for its end without limit.
@@ -108,9 +194,16 @@ class _Ending:
         self._orderly = False
         self._loop.call_soon_threadsafe(self._event.set)
 
+    def _on_hangup(self, _signum: int, _frame: FrameType | None) -> None:
+        # A terminal that is closed sends SIGHUP too: nobody is left there who wants us to go on.
+        if self._ends_with_terminal and not _has_terminal():
+            self._on_signal(_signum, _frame)
+        else:
+            self._loop.call_soon_threadsafe(self._service.reload)
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM while inside.
+        """Handle SIGINT, SIGTERM and SIGHUP while inside.
 
         Not with loop.add_signal_handler(): Windows lacks it, and its callbacks wait for their
         turn in the loop, while shadowsocks-rust follows up with SIGKILL after 10 ms. A plain
@@ -122,10 +215,12 @@ class _Ending:
         with receiver, sender:
             for end in (receiver, sender):
                 end.setblocking(False)
-            self._loop.add_reader(receiver, _drain, receiver)
+            self._loop.add_reader(receiver, _read_out, receiver)
+            handlers = {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
+            if sys.platform != "win32":
+                handlers[signal.SIGHUP] = self._on_hangup
             previous = {
-                number: signal.signal(number, self._on_signal)
-                for number in (signal.SIGINT, signal.SIGTERM)
+                number: signal.signal(number, handler) for number, handler in handlers.items()
             }
             signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
             try:
@@ -137,25 +232,20 @@ class _Ending:
                 self._loop.remove_reader(receiver)
 
 
-def _drain(receiver: socket.socket) -> None:
+def _has_terminal() -> bool:
+    """Whether there is a controlling terminal, which is gone when its window is closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True
+
+
+def _has_nohup() -> bool:
+    """Whether we were started to survive the terminal, as by nohup(1)."""
+    return sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def _read_out(receiver: socket.socket) -> None:
     with contextlib.suppress(BlockingIOError):
         receiver.recv(4096)
-
-
-def report(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The loop's exception handler: one line, with a traceback only for those who debug."""
-    error = context.get("exception")
-    # A transport hands its error to connection_lost() as well, and there it is logged with
-    # the peer's name.
-    routine = isinstance(error, OSError) and "transport" in context
-    level = logging.DEBUG if routine else logging.ERROR
-    reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
-    details = error if logger.isEnabledFor(logging.DEBUG) and not routine else None
-    logger.log(level, "%s%s", context.get("message", "error"), reason, exc_info=details)
-
-
-def _named(error: BaseException) -> str:
-    """What went wrong, with the class for errors of this program, whose text says too little."""
-    if isinstance(error, OSError):
-        return describe(error)
-    return f"{type(error).__name__}: {error}"

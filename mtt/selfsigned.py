@@ -1,6 +1,6 @@
 """The certificate of a server that was given none, of the kind the original makes.
 
-ECDSA P-384, one name, CA:FALSE, ten years; new at every start.
+ECDSA P-384, one name, CA:FALSE, ten years; new at every start unless `-cert-dir` keeps it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import string
 from mtt.errors import UsageError
 from mtt.net.address import is_ip
 
-# As the original does: nobody renews a certificate that changes at every start.
+# As the original does: there is nobody to renew it.
 SELF_SIGNED_DAYS = 3652
 
 # Clients with a clock that is a little behind must not find it "not yet valid".
@@ -23,25 +23,41 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 COMMON_NAME_LIMIT = 64
 
 
-def self_signed(name: str) -> tuple[bytes, bytes]:
+def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
     """Make a certificate and its key, both PEM, for the DNS name or IP address `name`.
+
+    An empty `name` stands for a random one. With `key_pem` the certificate is made for this key.
 
     No keyUsage on purpose: without keyCertSign in it OpenSSL would not take the certificate as
     its own issuer, and a client could not trust it with `-ca`.
 
-    Raises UsageError: no `cryptography`, or a name that cannot stand in a certificate.
+    Raises UsageError: no `cryptography`, or a name that cannot stand in a certificate; ValueError:
+    `key_pem` is no key of a kind that is used here (elliptic curve or RSA, not encrypted).
     """
     try:
         from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.asymmetric import ec, rsa
         from cryptography.x509.oid import NameOID
     except ImportError:
         raise UsageError(
             "a self-signed certificate needs the Python package 'cryptography'; "
             "install it with pip, or give -cert and -key"
         ) from None
-    key = ec.generate_private_key(ec.SECP384R1())
+    if not key_pem:
+        key_pem = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    try:
+        key = serialization.load_pem_private_key(key_pem, None)
+    except (TypeError, UnsupportedAlgorithm) as error:  # TypeError: it is encrypted
+        raise ValueError(str(error)) from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise ValueError("neither an elliptic curve key nor an RSA key")
+    name = name or random_name()
     start = datetime.datetime.now(datetime.UTC) - CLOCK_SKEW
     try:
         alternative: x509.GeneralName = (
@@ -65,14 +81,7 @@ def self_signed(name: str) -> tuple[bytes, bytes]:
         .add_extension(x509.SubjectAlternativeName([alternative]), critical=False)
         .sign(key, hashes.SHA256())
     )
-    return (
-        certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
+    return certificate.public_bytes(serialization.Encoding.PEM), key_pem
 
 
 def random_name() -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
+from collections.abc import Collection
 
-from mtt import certificates
 from mtt.frontend import Frontend
+from mtt.layers import linger
 from mtt.layers.holding import Holding
+from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.modes import alpn, mode_name
 from mtt.net.address import Endpoint
@@ -15,6 +16,7 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.options import ServerOptions
+from mtt.reload import TlsFiles, server_tls
 from mtt.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
@@ -30,20 +32,26 @@ class Server(Service):
     """
 
     def __init__(self, options: ServerOptions) -> None:
-        super().__init__(timeout=options.timeout)
+        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
-        context: ssl.SSLContext | None = None
-        self._identity: certificates.Identity | None = None
+        self._tls: TlsFiles | None = None
         if not options.disable_tls:
-            context, self._identity = certificates.server_context(
-                cert=options.cert, key=options.key, name=options.name, alpn=alpn(wss=options.wss)
+            self._tls = server_tls(
+                cert=options.cert,
+                key=options.key,
+                cert_dir=options.cert_dir,
+                name=options.name,
+                client_ca=options.client_ca,
+                tls_min=options.tls_min,
+                alpn=alpn(wss=options.wss),
             )
+            self._tls_files = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         self._frontend = Frontend[Endpoint](
             self._serve,
-            context=context,
+            context=self._tls.context if self._tls is not None else None,
             route=self._route if options.wss else None,
             place=options.destination,
             mux=options.mux,
@@ -56,18 +64,21 @@ class Server(Service):
         self._listener = await listen(
             options.bind,
             options.bind_unix,
-            self._frontend.accept,
+            self._admission.guard(self._frontend.accept),
             resolver=self._resolver,
             fast_open=options.fast_open,
+            descriptors=options.sockets,
         )
         # Only now: describing a certificate takes a moment, and a plugin must listen at once.
-        identity = self._identity
+        tls = self._tls
+        if tls is not None:
+            tls.follow()
         logger.info(
             "listening on %s, %s, for %s%s",
             ", ".join(self.addresses),
-            mode_name(wss=options.wss, mux=options.mux, tls=identity is not None),
+            mode_name(wss=options.wss, mux=options.mux, tls=tls is not None),
             options.destination,
-            f"; {identity.description}, pin {identity.pin}" if identity is not None else "",
+            f"; {tls.description}" if tls is not None else "",
         )
 
     async def close(self) -> None:
@@ -75,11 +86,20 @@ class Server(Service):
         self._frontend.close()
         await super().close()
 
+    def _count_connections(self) -> int:
+        return self.tunnels + len(self._sessions())  # those may be idle, and cost something
+
+    def _sessions(self) -> Collection[SmuxSession]:
+        return self._frontend.sessions
+
     def _route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
     def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
-        self._spawn(stream, self._carry(stream, destination))
+        if self._admission.has_room():
+            self._spawn(stream, self._carry(stream, destination))
+        else:
+            linger.reset(stream)
 
     def _visit(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None

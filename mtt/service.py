@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-from mtt.errors import MttError, describe
+from mtt.admission import Admission
+from mtt.errors import MttError, RefusedError, describe
 from mtt.layers import linger
+from mtt.layers.base import unsent
+from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.net.address import host_port
 from mtt.net.listen import Listener
 from mtt.relay import Relay
+from mtt.reload import TlsFiles
+
+# Seconds between two looks at what is left when the service is to end: a blink for a person.
+DRAIN_TICK = 0.05
 
 
 class Service:
     """Owns every task and every tunnel, so that `close()` leaves nothing behind."""
 
-    def __init__(self, *, timeout: float) -> None:
+    def __init__(self, *, timeout: float, max_conns: int = 0) -> None:
         self._timeout = timeout
+        self._admission = Admission(max_conns, self._count_connections)
         self._listener: Listener | None = None
+        self._tls_files: tuple[TlsFiles, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[Relay] = set()
 
@@ -28,10 +37,50 @@ class Service:
         """Where the service listens, with the real port when port 0 was asked for."""
         return self._listener.addresses if self._listener is not None else []
 
+    @property
+    def tunnels(self) -> int:
+        """How many tunnels are open or being opened."""
+        return len(self._relays) + len(self._tasks)
+
+    def _count_connections(self) -> int:
+        """What -max-conns limits."""
+        return self.tunnels
+
+    def reload(self) -> None:
+        """Read certificates and keys again; connections keep what they have."""
+        if not any(files.files for files in self._tls_files):
+            logger.info("there are no certificate files to read again")
+        for files in self._tls_files:
+            files.reload()
+
     def cleanup(self) -> None:
         """Stop listening; all that must happen even when the process is to be gone at once."""
         if self._listener is not None:
             self._listener.close()
+
+    async def drain(self) -> None:
+        """Stop listening, and wait until the last tunnel has ended.
+
+        Mux sessions end when nothing is left in them; peers go elsewhere with their next stream.
+        """
+        self.cleanup()
+        while not self._retire_sessions() or self.tunnels:
+            await asyncio.sleep(DRAIN_TICK)
+
+    def _sessions(self) -> Collection[SmuxSession]:
+        """The mux sessions there are, for subclasses to say."""
+        return ()
+
+    def _retire_sessions(self) -> bool:
+        """Close idle sessions; whether no session is left that holds anything."""
+        over = True
+        for session in list(self._sessions()):
+            # What streams wrote last may still be on its way when they are gone.
+            if session.open_streams or unsent(session.lower):
+                over = False
+            elif not self._tasks:  # one of them may be about to use it
+                session.close()
+        return over
 
     async def close(self) -> None:
         """Stop listening and cut all tunnels."""
@@ -42,13 +91,22 @@ class Service:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for files in self._tls_files:
+            await files.close()
         await asyncio.sleep(0)  # lets aborted transports close their descriptors
 
     def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, which looks after the connection `who`; if it fails, so does `who`."""
         task = asyncio.get_running_loop().create_task(self._guarded(who, work))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # perhaps before it took its first step
+                work.close()
+                linger.reset(who)
+
+        task.add_done_callback(done)
 
     async def _guarded(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -56,9 +114,6 @@ class Service:
         except MttError as error:
             logger.warning("%s: %s", peer_name(who), error)
             linger.reset(who)
-        except asyncio.CancelledError:
-            linger.reset(who)
-            raise
         except Exception as error:
             logger.error("%s: internal error: %s", peer_name(who), describe(error))
             logger.debug("where it happened:", exc_info=True)
@@ -82,6 +137,8 @@ class Service:
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
                 name, seconds, relay.sent, relay.received, relay.reason,
             )  # fmt: skip
+            if isinstance(relay.error, RefusedError):  # only now, when the tunnel was thought open
+                logger.warning("%s: %s", name, relay.error)
             if on_done is not None:
                 on_done(relay)
 

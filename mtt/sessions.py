@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Upper
-from mtt.layers.smux import SmuxSession, SmuxStream
+from mtt.layers.smux import SmuxSession
+from mtt.layers.smux_stream import SmuxStream
 
-# A session without streams waits this long for the next one, which then costs no handshake.
+# A session without streams waits this long for the next one, which then costs no handshake; some
+# are kept for longer (`warm`).
 IDLE_TIME = 30.0
 # The same when the peer still counts streams that we have closed: Go servers never give up a
 # stream whose destination they could not reach, so its place is lost until the session ends.
 FINISH_TIME = 2.0
+# Go servers end a session that holds more than 16 streams, and they say FIN a moment before they
+# strike a stream off: the 17th could come in between.
+MOST_STREAMS = 15
 
 # Makes a connection to the server and puts the given session on it.
 Connect = Callable[[SmuxSession], Awaitable[None]]
@@ -25,13 +30,24 @@ class SessionPool:
     Args:
         connect: dials the server; raises PeerError or NetworkError.
         max_streams: streams per session, those included that the peer has not ended yet.
+        warm: how many idle sessions are kept without end.
+        idle_time: seconds for the others.
     """
 
-    def __init__(self, connect: Connect, max_streams: int) -> None:
+    def __init__(
+        self, connect: Connect, max_streams: int, *, warm: int = 0, idle_time: float = IDLE_TIME
+    ) -> None:
         self._connect = connect
-        self._max_streams = max_streams
+        self._max_streams = min(max_streams, MOST_STREAMS)
+        self._warm = warm
+        self._idle_time = idle_time
         self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
         self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # how many streams wait for each
+
+    @property
+    def sessions(self) -> Collection[SmuxSession]:
+        """The sessions that are up."""
+        return self._sessions.keys()
 
     async def open_stream(self, upper: Upper) -> SmuxStream:
         """Open a stream for `upper`, on a session there is or on a new one.
@@ -40,7 +56,7 @@ class SessionPool:
         """
         while True:
             for session in self._sessions:
-                if session.used_slots < self._max_streams and not session.exhausted:
+                if self._has_room(session) and session.healthy:
                     self._keep(session)
                     return session.open_stream(upper)
             await self._wait_for_session()
@@ -86,8 +102,24 @@ class SessionPool:
         if session.open_streams or session not in self._sessions:
             return
         self._keep(session)
-        wait = FINISH_TIME if session.used_slots else IDLE_TIME
-        self._sessions[session] = asyncio.get_running_loop().call_later(wait, session.close)
+        wait = FINISH_TIME if session.used_slots else self._idle_time
+        self._sessions[session] = asyncio.get_running_loop().call_later(
+            wait, self._retire, session
+        )
+
+    def _retire(self, session: SmuxSession) -> None:
+        """`session` has been idle for long enough; close it unless it is one to keep."""
+        self._sessions[session] = None
+        kept = [
+            other
+            for other, timer in self._sessions.items()
+            if timer is None and not other.used_slots and other is not session
+        ]
+        if session.used_slots or session.exhausted or len(kept) >= self._warm:
+            session.close()
+
+    def _has_room(self, session: SmuxSession) -> bool:
+        return session.used_slots < self._max_streams and not session.exhausted
 
     def _keep(self, session: SmuxSession) -> None:
         timer = self._sessions[session]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mtt import __version__
 from mtt.errors import MttError, UsageError
 from mtt.flags import Flag, Values, parse_args, usage
+from mtt.process import ProcessOptions, process_options
 from plugin.environment import PluginEnvironment, read_environment
 from plugin.options import parse_options
 
@@ -21,9 +22,22 @@ from plugin.options import parse_options
 # commands is in the way of -h, of errors and of listening. asyncio comes with the service.
 if TYPE_CHECKING:
     from mtt.runtime import Service
+    from mtt.systemd import Inherited
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+
+
+class Start(NamedTuple):
+    """How a command was started."""
+
+    plugin: bool = False  # by shadowsocks
+    sockets: tuple[Inherited, ...] = ()  # by systemd, with these to listen on
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those of all sockets, whatever their names."""
+        return tuple(each.descriptor for each in self.sockets)
 
 
 class Command(NamedTuple):
@@ -32,8 +46,8 @@ class Command(NamedTuple):
     name: str
     description: str  # for the usage text
     flags: Sequence[Flag]
-    # Builds the service from the options given and whether it is a plugin. Raises MttError.
-    service: Callable[[Values, bool], Service]
+    # Builds the service from the options given. Raises MttError.
+    service: Callable[[Values, Start], Service]
     # Options that stand for the addresses shadowsocks gave. None: not a plugin.
     addresses: Callable[[PluginEnvironment], Values] | None = None
 
@@ -46,30 +60,30 @@ def main(
     `argv` starts behind the program's name; it and `environ` are this process's by default.
     """
     parent = os.getppid()
-    verbose = False
+    process = ProcessOptions()
+    if environ is None:
+        environ = os.environ
     try:
-        values, plugin = given_options(
-            command,
-            sys.argv[1:] if argv is None else argv,
-            os.environ if environ is None else environ,
-        )
+        values, plugin = given_options(command, sys.argv[1:] if argv is None else argv, environ)
         if values.get("h") or values.get("help"):
             return _print(usage(command.flags, command.name, command.description))
         if values.get("version"):
             return _print(f"{command.name} {__version__}\n")
-        verbose = values.get("verbose", False)
-        return _serve(command, values, plugin, parent)
+        process = process_options(values)
+        if plugin:
+            return _serve_shadowsocks(command, values, process, parent)
+        return _serve(command, values, process, environ)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service took care of it
     except UsageError as error:
-        return _fail(command, str(error), EXIT_USAGE)
+        return _fail(command, process, str(error), EXIT_USAGE)
     except MttError as error:
-        return _fail(command, str(error), EXIT_FAILURE)
+        return _fail(command, process, str(error), EXIT_FAILURE)
     except Exception as error:
-        if verbose:
+        if process.log_level == "debug":
             raise
         text = f"{type(error).__name__}: {error} (internal error; -verbose shows where)"
-        return _fail(command, text, EXIT_FAILURE)
+        return _fail(command, process, text, EXIT_FAILURE)
 
 
 def given_options(
@@ -96,29 +110,47 @@ def given_options(
     return addresses | values, True
 
 
-def _serve(command: Command, values: Values, plugin: bool, parent: int) -> int:
+def _serve(
+    command: Command, values: Values, process: ProcessOptions, environ: Mapping[str, str]
+) -> int:
+    """Run `command` by itself, maybe for systemd."""
     from mtt import log
+    from mtt.systemd import ServiceManager, inherited_sockets
 
-    log.setup(values.get("verbose", False), command.name)
-    service = command.service(values, plugin)
+    log.setup(process.log_level, command.name, process.log_format)
+    service = command.service(values, Start(sockets=inherited_sockets(environ)))
 
     from mtt import runtime
 
-    if not plugin:
-        return runtime.run(service)
+    return runtime.run(service, options=process, manager=ServiceManager(environ))
 
+
+def _serve_shadowsocks(
+    command: Command, values: Values, process: ProcessOptions, parent: int
+) -> int:
+    """Run `command` as a plugin. What systemd may have told shadowsocks is not meant for us."""
+    from mtt import log
+
+    log.setup(process.log_level, command.name, process.log_format)
+    service = command.service(values, Start(plugin=True))
+
+    from mtt import runtime
     from plugin.lifecycle import ParentWatch
 
     def watch(end: Callable[[], object]) -> None:
         ParentWatch(parent, end)  # the loop keeps it
 
-    return runtime.run(service, plugin=True, watch=watch)
+    return runtime.run(service, options=process, plugin=True, watch=watch)
 
 
-def _fail(command: Command, text: str, code: int) -> int:
-    from mtt.log import write_line
+def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> int:
+    from mtt import log
 
-    write_line(f"{command.name}: {text}")
+    if process.log_format == "json":
+        log.setup(process.log_level, command.name, process.log_format)
+        log.logger.error("%s", text)
+    else:
+        log.write_line(f"{command.name}: {text}")
     return code
 
 

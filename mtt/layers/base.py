@@ -20,7 +20,9 @@ the layer fails before, it gets `connection_lost` alone.
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+import sys
 from typing import Any, Protocol
 
 # One read of a socket. Values above 128 KiB make malloc map and unmap pages at each step, and
@@ -28,6 +30,10 @@ from typing import Any, Protocol
 READ_SIZE = 64 * 1024
 
 Data = bytes | memoryview
+
+# struct tcp_info of <linux/tcp.h>: tcpi_last_ack_recv, milliseconds ago, and what is before it.
+_LAST_ACK_RECV = 56
+_TCP_INFO_SIZE = 60
 
 # All connections of the process read into this buffer: the event loop fills it and hands it over
 # in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
@@ -85,14 +91,39 @@ def unsent(transport: asyncio.WriteTransport) -> int:
     return transport.get_write_buffer_size() + _kernel_queue(transport)
 
 
+def silent_seconds(transport: asyncio.BaseTransport) -> float:
+    """For how long the peer's kernel has owed us an acknowledgement; 0 if it owes none.
+
+    A peer that merely does not read acknowledges our window probes, one that is gone does not.
+    Keepalive does not see that: it rests while there is something to retransmit, which goes on for
+    a quarter of an hour. (While nothing is under way it keeps the last acknowledgement young.)
+    Linux only, elsewhere always 0.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or not sys.platform.startswith("linux") or not _kernel_queue(transport):
+        return 0.0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    except OSError:  # not a TCP socket
+        return 0.0
+    return float(struct.unpack_from("I", info, _LAST_ACK_RECV)[0]) / 1000
+
+
 def _kernel_queue(transport: asyncio.BaseTransport) -> int:
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return 0
     try:
         import fcntl  # Unix only
+        import select
         import termios
 
+        poll = select.poll()
+        poll.register(sock.fileno(), 0)
+        if any(events & select.POLLERR for _, events in poll.poll(0)):
+            # Reset: the rest will never be sent. Nobody tells us once the peer's FIN has been
+            # read, because the event loop does not watch the socket any more.
+            return 0
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except (ImportError, OSError):
         return 0

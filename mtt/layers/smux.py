@@ -9,23 +9,27 @@ Sending: a stream's `write()` becomes frames and goes to the connection at once.
 connection cannot take more, all streams are told to pause; their senders go on in turn when it
 can, one read each, which shares the connection fairly.
 
-Receiving: a stream whose reader has paused queues its data. smux has no window, so the queued
-bytes of all streams together have a budget; when it is used up, the session stops reading the
-connection, and TCP's back-pressure reaches the sender.
+Receiving: a stream whose reader has paused queues its data, and tells the peer to stop the stream's
+sender when the queue gets long, and to go on when it is empty. Only our own ends know this sign (a
+NOP with the stream's id). smux has no window, so for the others, and for what is on its way, the
+queued bytes of all streams together have a budget; when it is used up, the session stops reading
+the connection, and TCP's back-pressure reaches the sender.
 
 Closing: to a Go peer FIN ends both directions; it answers with FIN and drops the rest. Between our
 own ends, which the connection below knows (`can_write_eof`), FIN ends one direction, and an empty
 PSH, which Go peers ignore, resets the stream. A stream counts against the peer's limit of streams
 until the peer has said FIN as well.
 
-Keepalive: each side sends a NOP now and then; a session from which not a single frame came
-between two checks is dead, unless it was us who did not read.
+Keepalive: each side sends a NOP now and then; a session from which not a single frame came for a
+while is dead, unless it was us who did not read.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -38,17 +42,29 @@ from mtt.layers.base import (
     LayerTransport,
     SharedReader,
     Upper,
-    unsent,
+    silent_seconds,
 )
-from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, data_frames, frame
+from mtt.layers.smux_stream import SmuxStream
+from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, frame
 
-# Bytes queued for paused readers, all streams of a session together; as in the Go peers.
-RECEIVE_BUDGET = 256 * 1024
+# Bytes queued for paused readers, all streams of a session together, when the peer cannot stop a
+# stream's sender: from there on one slow reader stalls its neighbours. (The Go peers: 256 KiB.)
+RECEIVE_BUDGET = 1024 * 1024
+# The same when it can: room for what is on its way when it is told, on a fast and long line.
+OWN_BUDGET = 4 * 1024 * 1024
 # The Go peers send a NOP every 30 s. A little less and never the same: a peer's check must not
 # fall between two of ours, and a clockwork rhythm is a fingerprint.
 NOP_INTERVAL = (24.0, 30.0)
-# No frame for so long, seen at two checks in a row: the peer is gone (70 to 140 s, as the Go peers).
-CHECK_INTERVAL = 70.0
+# No frame for so long and the peer is gone. Go peers give us between 70 and 140 s.
+DEAD_TIME = 70.0
+CHECK_INTERVAL = 10.0
+# A session with a NOP overdue gets no new streams, nor one whose peer's kernel owes us an
+# acknowledgement for so long: the network may have changed under it.
+STALE_TIME = 35.0
+UNANSWERED_TIME = 5.0
+# What the kernel may hold unsent. Without a limit it takes megabytes, and the small request of one
+# stream waits behind the upload of another.
+UNSENT_LIMIT = 128 * 1024
 # Streams of one session. Clients open at most 16; the rest is room for foreign ones.
 MAX_STREAMS = 256
 # A peer that opens streams while this much waits to be sent to it does not read at all: even when
@@ -56,154 +72,6 @@ MAX_STREAMS = 256
 SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
 # Ids are 32 bits wide and not re-used.
 _LAST_ID = 0xFFFFFFFF
-
-
-class SmuxStream(LayerTransport):
-    """One stream: a transport for the protocol above, which gets `connection_made` at once."""
-
-    __slots__ = (
-        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_scheduled", "_session", "_survives",
-        "_write_eof", "id", "upper",
-    )  # fmt: skip
-
-    def __init__(self, session: SmuxSession, stream_id: int, upper: Upper) -> None:
-        super().__init__()
-        self._session = session
-        self.id = stream_id
-        self.upper = upper
-        self._paused = False
-        self._queue = bytearray()  # what came while the upper had paused
-        self._scheduled = False
-        self._survives: Exception | None = None  # what ended the session before we were read out
-        self._eof = False  # the peer has sent FIN
-        self._eof_told = False
-        self._write_eof = False  # we have
-        self._mark = 0  # what the socket had been given when we had written our last
-
-    # Called by the session.
-
-    def receive(self, data: Data) -> None:
-        if self._eof:
-            return
-        if self._paused or self._queue:
-            self._queue += data
-            self._session.queued(len(data))
-        else:
-            self.upper.data_received(data)
-
-    def receive_fin(self) -> None:
-        self._eof = True
-        self._deliver()
-
-    def receive_reset(self) -> None:
-        self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
-        self._drop_queue()
-        self.upper.connection_lost(NetworkError("reset by the peer"))
-
-    def session_ended(self, exc: Exception | None) -> None:
-        """The session is over. What the peer has sent and ended with FIN is still handed up."""
-        if exc is not None and self._eof and not self._eof_told:
-            self._survives = exc
-        else:
-            self.upper.connection_lost(exc)
-
-    def _deliver(self) -> None:
-        """Hand up what is queued, then the end."""
-        self._scheduled = False
-        if self._paused or self.is_closing():
-            return
-        if self._queue:
-            data = bytes(self._queue)
-            self._drop_queue()
-            self.upper.data_received(data)
-        if self._eof and not (self._paused or self._eof_told or self.is_closing()):
-            self._eof_told = True
-            if not self.upper.eof_received():
-                self.close()
-            elif self._survives is not None:
-                exc, self._survives = self._survives, None
-                self.upper.connection_lost(exc)
-
-    def _drop_queue(self) -> None:
-        size = len(self._queue)
-        self._queue = bytearray()
-        self._session.queued(-size)
-
-    # The transport of the protocol above.
-
-    def set_protocol(self, protocol: Any) -> None:
-        """Hand the stream over; unlike a new socket, it may be unable to take anything by now."""
-        self.upper = protocol
-        if self._session.write_paused and not self._session.gone(self):
-            protocol.pause_writing()
-
-    def get_protocol(self) -> Any:
-        return self.upper
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._session.lower.get_extra_info(name, default)
-
-    def is_closing(self) -> bool:
-        return self._survives is None and self._session.gone(self)
-
-    def is_reading(self) -> bool:
-        return not self._paused
-
-    def pause_reading(self) -> None:
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        if self._paused:
-            self._paused = False
-            if (self._queue or self._eof) and not self._scheduled:
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._deliver)
-
-    def get_write_buffer_size(self) -> int:
-        """The connection's buffer: streams have none of their own."""
-        return self._session.lower.get_write_buffer_size()
-
-    def unsent(self) -> int:
-        """What the connection still has to send up to our last byte, not the neighbours' after it."""
-        session = self._session
-        return max(0, self._mark - session.bottom.written + unsent(session.lower))
-
-    def write(self, data: Data | bytearray) -> None:
-        session = self._session
-        if data and not (self._write_eof or session.gone(self)):
-            if isinstance(data, bytearray):
-                data = bytes(data)
-            session.send(data_frames(self.id, data))
-            self._mark = session.bottom.written
-
-    def can_write_eof(self) -> bool:
-        return self._session.half_close
-
-    def write_eof(self) -> None:
-        """Tell the peer that no more data comes from us; the other direction goes on."""
-        if not (self._write_eof or self._session.gone(self)):
-            self._write_eof = True
-            self._session.send(frame(FIN, self.id))
-
-    def close(self) -> None:
-        """End the stream; what was written is delivered by the session."""
-        self._finish(reset=False)
-
-    def abort(self) -> None:
-        """Cut the stream. A Go peer cannot tell it from an ordinary end."""
-        self._finish(reset=self._session.half_close)
-
-    def _finish(self, *, reset: bool) -> None:
-        session = self._session
-        if not session.gone(self):
-            if reset:
-                session.send(frame(PSH, self.id))
-            session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
-        elif self._survives is None:
-            return
-        self._survives = None
-        self._drop_queue()
-        asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
 
 
 class SmuxSession(SharedReader):
@@ -218,7 +86,7 @@ class SmuxSession(SharedReader):
 
     __slots__ = (
         "_accept", "_check_timer", "_decoder", "_finishing", "_held", "_next_id", "_nop_timer",
-        "_on_change", "_on_lost", "_queued", "_seen", "_streams", "bottom", "lost", "lower",
+        "_on_change", "_on_lost", "_queued", "_seen_at", "_streams", "bottom", "lost", "lower",
         "write_paused", "written",
     )  # fmt: skip
 
@@ -242,7 +110,7 @@ class SmuxSession(SharedReader):
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
         self._queued = 0
         self._held = False  # we do not read the connection: the budget is used up
-        self._seen = True
+        self._seen_at = 0.0  # when the last frame came
         self.write_paused = False
         self.lost = False
         self.written = 0  # bytes handed to the connection
@@ -269,6 +137,12 @@ class SmuxSession(SharedReader):
         """Whether all stream ids have been used."""
         return self._next_id > _LAST_ID
 
+    @property
+    def healthy(self) -> bool:
+        """Whether a new stream may rely on it."""
+        age = asyncio.get_running_loop().time() - self._seen_at
+        return age < STALE_TIME and silent_seconds(self.lower) < UNANSWERED_TIME
+
     # The protocol of the connection below.
 
     def connection_made(self, transport: Any) -> None:
@@ -276,13 +150,22 @@ class SmuxSession(SharedReader):
         self.bottom = self
         while isinstance(self.bottom.lower, Layer):
             self.bottom = self.bottom.lower
+        self._seen_at = asyncio.get_running_loop().time()
+        self._limit_unsent()
         self._schedule_nop()
         self._schedule_check()
+
+    def _limit_unsent(self) -> None:
+        sock = self.lower.get_extra_info("socket")
+        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        if sock is not None and option is not None:
+            with contextlib.suppress(OSError):  # not a TCP socket
+                sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_LIMIT)
 
     def data_received(self, data: Data) -> None:
         if self.lost:
             return
-        self._seen = True
+        self._seen_at = asyncio.get_running_loop().time()
         try:
             events = self._decoder.feed(data)
         except SmuxError as error:
@@ -314,6 +197,8 @@ class SmuxSession(SharedReader):
                 self._fin_received(stream_id)
             elif command == SYN:
                 self._syn_received(stream_id)
+            elif stream_id in streams and self.half_close:
+                streams[stream_id].receive_stop()
 
     def _syn_received(self, stream_id: int) -> None:
         if stream_id in self._streams or self.lost:
@@ -356,14 +241,14 @@ class SmuxSession(SharedReader):
     def pause_writing(self) -> None:
         self.write_paused = True
         for stream in list(self._streams.values()):
-            stream.upper.pause_writing()
+            stream.pause_writing()
 
     def resume_writing(self) -> None:
         self.write_paused = False
         for stream in list(self._streams.values()):
             if self.write_paused:
                 break  # the connection is full again; the others are still paused
-            stream.upper.resume_writing()
+            stream.resume_writing()
 
     # For streams and owners.
 
@@ -402,13 +287,13 @@ class SmuxSession(SharedReader):
         self._queued += size
         if self.lost:
             return
-        if self._queued >= RECEIVE_BUDGET:
+        if self._queued >= (OWN_BUDGET if self.half_close else RECEIVE_BUDGET):
             if not self._held:
                 self._held = True
                 self.lower.pause_reading()
         elif self._held:
             self._held = False
-            self._seen = True
+            self._seen_at = asyncio.get_running_loop().time()
             self.lower.resume_reading()
 
     def send(self, frames: bytes) -> None:
@@ -464,9 +349,9 @@ class SmuxSession(SharedReader):
         self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
 
     def _check(self) -> None:
-        if not (self._seen or self._held):
+        silence = asyncio.get_running_loop().time() - self._seen_at
+        if silence >= DEAD_TIME and not self._held:
             self._end(NetworkError("the mux session is dead: no sign of life from the peer"))
             linger.reset(self.lower)
             return
-        self._seen = False
         self._schedule_check()

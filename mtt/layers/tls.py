@@ -29,7 +29,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import NetworkError, NothingSaidError, PeerError, describe
+from mtt.errors import NetworkError, NothingSaidError, PeerError, describe, refusal
 from mtt.layers import linger
 from mtt.layers.base import READ_SIZE, Data, Layer, Upper, _shared
 
@@ -365,7 +365,8 @@ class TlsLayer(Layer):
         else:
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):
-            error = PeerError(describe(error))
+            refused = None if self._ssl.server_side else refusal(error)
+            error = refused or PeerError(describe(error))
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _closed(self) -> None:

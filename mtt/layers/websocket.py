@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections.abc import Callable
 
 from mtt.errors import NetworkError, PeerError
@@ -41,6 +42,10 @@ from mtt.wire.websocket import (
 # (RFC 6455, 5.5.3, lets us answer the latest ping only).
 CONTROL_BACKLOG = 64 * 1024
 
+# Web servers and CDNs cut WebSockets on which nothing moves for 60 s; and a peer that is gone shows
+# only when something is sent to it. Never quite the same time: a clockwork rhythm is a fingerprint.
+PING_INTERVAL = (24.0, 30.0)
+
 # Ends that mean "all was said"; Go peers send 1000, web servers that shut down 1001.
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
 
@@ -55,17 +60,26 @@ class WebSocketLayer(Layer):
             from scripts in browsers; a tunnel inside TLS has neither, and the all-zero key, which
             receivers take like any other, costs nothing on both ends.
         half_close: the peer may be one of ours. A server that knows it is says so.
+        ping: keep an idle connection alive; a mux session above does that by itself.
     """
 
     __slots__ = (
         "_client", "_close_sent", "_closed", "_decoder", "_greeted", "_half_close", "_mask",
-        "_paused", "_read_eof", "_scheduled", "_stash", "_write_eof",
+        "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled", "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
-        self, upper: Upper, *, client: bool, random_mask: bool = False, half_close: bool = False
+        self,
+        upper: Upper,
+        *,
+        client: bool,
+        random_mask: bool = False,
+        half_close: bool = False,
+        ping: bool = False,
     ) -> None:
         super().__init__(upper)
+        self._ping = ping
+        self._ping_timer: asyncio.TimerHandle | None = None
         self._client = client
         self._half_close = half_close
         self._greeted = False  # the peer's first sign has come
@@ -86,6 +100,8 @@ class WebSocketLayer(Layer):
         self.connection_made(transport)
         if self._half_close and not self._client:
             self._sign()
+        if self._ping:
+            self._schedule_ping()
         self.upper.connection_made(self)
         if early:
             self.data_received(early)
@@ -175,6 +191,7 @@ class WebSocketLayer(Layer):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_ping()
         if self._closed:
             self.upper.connection_lost(None)
         else:
@@ -235,6 +252,7 @@ class WebSocketLayer(Layer):
         if not self._closed:
             self._send_close(NORMAL_CLOSURE)
             self._closed = True
+            self._stop_ping()
             linger.close(self.lower, self.connection_lost, eof_seen=False)
 
     def abort(self) -> None:
@@ -255,10 +273,27 @@ class WebSocketLayer(Layer):
     def _fail(self, error: Exception) -> None:
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
+        self._stop_ping()
         if isinstance(self.lower, LayerTransport):
             self.lower.set_protocol(_Nobody())  # before: a layer tells whom it has when it closes
         linger.close(self.lower, _ignore, eof_seen=False)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
+
+
+    def _schedule_ping(self) -> None:
+        self._ping_timer = asyncio.get_running_loop().call_later(
+            random.uniform(*PING_INTERVAL), self._send_ping
+        )
+
+    def _send_ping(self) -> None:
+        if not self.lower.get_write_buffer_size():  # otherwise enough is on its way already
+            self._send(frame(PING, b"", self._mask()))
+        self._schedule_ping()
+
+    def _stop_ping(self) -> None:
+        if self._ping_timer is not None:
+            self._ping_timer.cancel()
+            self._ping_timer = None
 
 
 class _Nobody(asyncio.Protocol):

@@ -13,7 +13,8 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from mtt.errors import NetworkError, StartError, describe
 from mtt.net.address import Endpoint, host_port
@@ -44,6 +45,9 @@ UNIX_PATH_MAX = 107 if sys.platform in ("linux", "android") else 103
 _UNIX_LIVE = (0, errno.EAGAIN, errno.EPROTOTYPE, errno.ENOENT)
 
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
+
+# Since Python 3.13 servers remove their socket's file, which may be somebody else's.
+_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 
 ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 
@@ -81,11 +85,15 @@ class Listener:
         protocol_factory: ProtocolFactory,
         resolver: Resolver,
         fast_open: bool,
+        descriptors: Iterable[int],
     ) -> None:
+        for descriptor in descriptors:
+            self._bound.append(_adopt(descriptor))
+            self.addresses.append(_name(self._bound[-1]))
         if endpoint is not None:
             groups = await _addresses(endpoint, resolver)
-            self._bound = _bind_endpoint(groups, fast_open and _fast_open_available())
-            self.addresses = [host_port(*sock.getsockname()[:2]) for sock in self._bound]
+            self._bound += _bind_endpoint(groups, fast_open and _fast_open_available())
+            self.addresses += map(_name, self._bound[len(self.addresses) :])
         if unix_path:
             sock = _bind_unix(unix_path)
             self._bound.append(sock)
@@ -96,12 +104,13 @@ class Listener:
         loop = asyncio.get_running_loop()
         while self._bound:
             sock = self._bound[0]
-            serve = (
-                loop.create_server
-                if sock.family in (socket.AF_INET, socket.AF_INET6)
-                else loop.create_unix_server
-            )
-            self._servers.append(await serve(protocol_factory, sock=sock, backlog=BACKLOG))
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                serving = loop.create_server(protocol_factory, sock=sock, backlog=BACKLOG)
+            else:
+                serving = loop.create_unix_server(
+                    protocol_factory, sock=sock, backlog=BACKLOG, **_KEEP_FILE
+                )
+            self._servers.append(await serving)
             del self._bound[0]
 
 
@@ -112,18 +121,22 @@ async def listen(
     *,
     resolver: Resolver,
     fast_open: bool = False,
+    descriptors: Iterable[int] = (),
 ) -> Listener:
-    """Listen on every host of `endpoint` and on a unix socket, whichever is given.
+    """Listen on every host of `endpoint`, a unix socket, and `descriptors`, whichever is given.
 
     An empty host, or `::` without an IPv4 host beside it, takes IPv4 connections, too. A name
     is listened on at those of its addresses that this machine has. Port 0 draws one free port
     for all hosts. `unix_path` is a path or `@name` in Linux's abstract namespace.
+    `descriptors` are listening stream sockets that somebody has made for us, TCP or unix.
 
     Raises StartError naming the address, the reason and the way out.
     """
     listener = Listener()
     try:
-        await listener._open(endpoint, unix_path, protocol_factory, resolver, fast_open)
+        await listener._open(
+            endpoint, unix_path, protocol_factory, resolver, fast_open, descriptors
+        )
     except BaseException:
         listener.close()
         raise
@@ -277,6 +290,37 @@ def _bind_unix(path: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _adopt(descriptor: int) -> socket.socket:
+    """The listening socket behind `descriptor`, ours from now on. Raises StartError."""
+    where = f"descriptor {descriptor}"
+    try:
+        sock = socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {where}, which we were started with: {describe(error)}"
+        ) from error
+    families = [socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", socket.AF_INET)]
+    if sock.family not in families or sock.type != socket.SOCK_STREAM:
+        wrong = "it is no stream socket of TCP or unix; write ListenStream= in the socket unit"
+    elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        wrong = "it is a connection; write Accept=no in the socket unit"
+    else:
+        sock.set_inheritable(False)
+        tune(sock)
+        return sock
+    sock.close()
+    raise StartError(f"cannot listen on {where}, which we were started with: {wrong}")
+
+
+def _name(sock: socket.socket) -> str:
+    """Where `sock` listens, for people."""
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        return host_port(*name[:2])
+    # Abstract names arrive as bytes, with a zero in front.
+    return "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else str(name)
 
 
 def _remove_stale(path: str) -> None:

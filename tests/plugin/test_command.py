@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,9 @@ from mtt import __version__, runtime
 from mtt.errors import NetworkError, StartError, UsageError
 from mtt.flags import Values
 from mtt.options import CLIENT_FLAGS, SERVER_FLAGS
-from plugin.command import Command, given_options, main
+from mtt.process import ProcessOptions
+from mtt.systemd import Inherited, ServiceManager
+from plugin.command import Command, Start, given_options, main
 from plugin.environment import PluginEnvironment
 
 ENVIRON = {
@@ -21,13 +25,9 @@ ENVIRON = {
 }
 
 
-class Service:
-    def __init__(self, values: Values, plugin: bool) -> None:
-        self.values, self.plugin = values, plugin
-
-    async def start(self) -> None: ...
-
-    async def close(self) -> None: ...
+class Service(runtime.Service):
+    def __init__(self, values: Values, start: Start) -> None:
+        self.values, self.origin = values, start
 
 
 def client_addresses(shadowsocks: PluginEnvironment) -> Values:
@@ -162,37 +162,93 @@ def test_errors_become_exit_codes(
         async def start(self) -> None:
             raise error
 
-    def service(values: Values, plugin: bool) -> Service:
+    def service(values: Values, start: Start) -> Service:
         if when == "building":
             raise error
-        return Failing(values, plugin)
+        return Failing(values, start)
 
     assert main(CLIENT._replace(service=service), [], {}) == code
     assert capfd.readouterr() == ("", line)
 
 
 def test_internal_errors_have_a_traceback_for_those_who_ask() -> None:
-    def service(_values: Values, _plugin: bool) -> Service:
+    def service(_values: Values, _start: Start) -> Service:
         raise KeyError("k")
 
     with pytest.raises(KeyError):
         main(CLIENT._replace(service=service), ["-verbose"], {})
 
 
-@pytest.mark.parametrize("environ", [{}, ENVIRON])
-def test_the_service_runs(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    runs: list[Any] = []
+class Run:
+    """Stands for runtime.run() and keeps what it was called with."""
 
-    def run(service: Service, *, plugin: bool = False, watch: Any = None) -> int:
-        runs.append((service.values, service.plugin, plugin, watch is not None))
+    def __init__(self) -> None:
+        self.service: Any = None
+        self.plugin = False
+        self.watch: Any = None
+        self.manager: Any = None
+        self.options: Any = None
+
+    def __call__(self, service: Service, **others: Any) -> int:
+        self.service = service
+        vars(self).update(others)
         return 0
 
-    monkeypatch.setattr(runtime, "run", run)
-    assert main(CLIENT, ["-b", ":1"], environ) == 0
-    is_plugin = bool(environ)
-    ((values, *flags),) = runs
-    assert values["b"] == ":1"
-    assert flags == [is_plugin, is_plugin, is_plugin]
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    fake = Run()
+    monkeypatch.setattr(runtime, "run", fake)
+    return fake
+
+
+def test_the_service_runs(run: Run) -> None:
+    assert main(CLIENT, ["-b", ":1", "-grace", "3s", "-loop", "asyncio"], {}) == 0
+    assert run.service.values["b"] == ":1"
+    assert run.service.origin == Start()
+    assert (run.plugin, run.watch) == (False, None)
+    assert run.options == ProcessOptions(grace=3.0, loop="asyncio")
+
+
+SYSTEMD = {
+    "LISTEN_PID": str(os.getpid()),
+    "LISTEN_FDS": "2",
+    "LISTEN_FDNAMES": "tunnel:control",
+    "NOTIFY_SOCKET": "/run/systemd/notify",
+}
+
+
+def test_the_service_runs_for_systemd(run: Run) -> None:
+    assert main(CLIENT, [], SYSTEMD) == 0
+    assert run.service.origin == Start(sockets=(Inherited(3, "tunnel"), Inherited(4, "control")))
+    assert run.service.origin.descriptors == (3, 4)
+    assert isinstance(run.manager, ServiceManager)
+    run.manager.close()
+
+
+def test_the_service_runs_for_shadowsocks(run: Run) -> None:
+    assert main(CLIENT, ["-b", ":1"], ENVIRON) == 0
+    assert run.service.values["b"] == ":1"
+    assert run.service.origin == Start(plugin=True)
+    assert run.plugin
+    assert run.watch is not None
+
+
+def test_what_systemd_says_to_shadowsocks_is_not_for_the_plugin(run: Run) -> None:
+    assert main(CLIENT, [], ENVIRON | SYSTEMD) == 0
+    assert run.service.origin == Start(plugin=True)
+    assert run.manager is None
+
+
+def test_wrong_words_of_systemd_are_usage_errors(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(CLIENT, [], SYSTEMD | {"LISTEN_FDS": "x"}) == 2
+    assert capfd.readouterr().err.startswith("client: LISTEN_FDS: 'x' is not")
+
+
+def test_errors_are_json_where_the_log_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(CLIENT._replace(service=_refuse), ["-log=json", "-log-level=error"], {}) == 1
+    line = json.loads(capfd.readouterr().err)
+    assert (line["level"], line["program"], line["msg"]) == ("error", "client", "no")
 
 
 def test_verbose_sets_up_the_log() -> None:
@@ -201,5 +257,5 @@ def test_verbose_sets_up_the_log() -> None:
         assert logging.getLogger("mtt").level == level
 
 
-def _refuse(_values: Values, _plugin: bool) -> Service:
+def _refuse(_values: Values, _start: Start) -> Service:
     raise StartError("no")

@@ -24,7 +24,7 @@ from plugin import lifecycle
 if sys.argv[1] == "polling":
     lifecycle._pidfd_open = lambda pid: -1
 
-class Service:
+class Service(runtime.Service):
     async def start(self):
         print("watching", flush=True)
     async def close(self):

@@ -78,7 +78,11 @@ class GoSession:
             await self.below.send(frame)
 
     def send_later(self, frame: bytes) -> None:
-        self._own(asyncio.create_task(self.send(frame)))
+        async def send() -> None:
+            with contextlib.suppress(OSError):  # the client may be gone
+                await self.send(frame)
+
+        self._own(asyncio.create_task(send()))
 
     def give_back(self, size: int) -> None:
         self._budget += size
@@ -145,6 +149,7 @@ class GoServer:
         self.port = 0
         self.heads: list[bytes] = []  # requests for a WebSocket
         self.tls: list[Tls] = []
+        self.websockets: list[WebSocket] = []
         self.sessions: list[GoSession] = []
         self.overruns = 0  # how often a client exceeded the limit of streams
 
@@ -160,6 +165,7 @@ class GoServer:
             )
             await below.send(answer.encode())
             below = WebSocket(below, client=False)
+            self.websockets.append(below)
         if "mux" in self.mode:
             session = GoSession(below)
             self.sessions.append(session)
@@ -186,9 +192,11 @@ async def go_relay(one: Tcp, other: Tcp) -> None:
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        await cancel(*both)
-        one.close()
-        other.close()
+        try:
+            await cancel(*both)
+        finally:  # when cancelled itself
+            one.close()
+            other.close()
 
 
 @contextlib.asynccontextmanager

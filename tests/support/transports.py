@@ -1,23 +1,15 @@
-"""Protocols that remember, a transport without a socket, and stacks of layers on real sockets."""
+"""A protocol that remembers, transports without a socket, and bare sockets on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import socket
-import ssl
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from mtt.layers import linger
 from mtt.layers.base import Data, LayerTransport, SharedReader
-from mtt.layers.holding import Holding
-from mtt.layers.smux import SmuxSession, SmuxStream
-from mtt.layers.tls import TlsLayer
-from mtt.layers.websocket import WebSocketLayer
-from tests.support.certs import Certs
 
 # Kernel buffers of clogged connections: small, so that they fill at once. Linux doubles them.
 SMALL_BUFFER = 32 * 1024
@@ -56,6 +48,20 @@ class Recorder(SharedReader):
         """Wait for `count` bytes in all; returns everything so far."""
         await self.until(lambda: len(self.data) >= count or self.eof or self.lost)
         return bytes(self.data)
+
+    async def opened(self) -> None:
+        """Wait for `connection_made`."""
+        await self.until(lambda: self.transport is not None)
+
+    async def at_eof(self) -> bytes:
+        """Wait for the end of the peer's data; returns all of it. Fails when it was cut."""
+        await self.until(lambda: self.eof or self.lost)
+        assert self.eof, self.error
+        return bytes(self.data)
+
+    async def can_write(self) -> None:
+        """Wait until writing is not paused."""
+        await self.until(lambda: self.writable)
 
     async def ended(self) -> Exception | None:
         """Wait for `connection_lost`; returns its reason."""
@@ -225,186 +231,3 @@ async def raw_peer(protocol: Any, *, small: bool = False) -> AsyncIterator[socke
         far.close()
         linger.reset(transport)
         await turns()
-
-
-def server_context(
-    certs: Certs, version: ssl.TLSVersion | None = None, alpn: list[str] | None = None
-) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certs.cert, certs.key)
-    return _limited(context, version, alpn)
-
-
-def client_context(
-    certs: Certs, version: ssl.TLSVersion | None = None, alpn: list[str] | None = None
-) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(certs.ca)
-    return _limited(context, version, alpn)
-
-
-def _limited(
-    context: ssl.SSLContext, version: ssl.TLSVersion | None, alpn: list[str] | None
-) -> ssl.SSLContext:
-    context.minimum_version = version or ssl.TLSVersion.TLSv1_2
-    if version is not None:
-        context.maximum_version = version
-    if alpn:
-        context.set_alpn_protocols(alpn)
-    return context
-
-
-@dataclass
-class End:
-    """One end of a stack: the protocol at its top and what is below it."""
-
-    recorder: Recorder
-    tcp: asyncio.Transport
-    sessions: list[SmuxSession] = field(default_factory=list)
-
-    @property
-    def transport(self) -> Any:
-        return self.recorder.transport
-
-    def close(self) -> None:
-        """Close as the relay does: deliver everything, then say the end."""
-        linger.close(
-            self.transport, self.recorder.connection_lost, eof_seen=self.recorder.eof
-        )
-
-    def abort(self) -> None:
-        linger.reset(self.transport)
-
-    async def send(self, data: bytes, rng: random.Random | None = None) -> None:
-        """Write `data` in pieces of random sizes, minding back-pressure."""
-        rng = rng or random.Random(0)
-        view = memoryview(data)
-        while view:
-            await self.recorder.until(lambda: self.recorder.writable)
-            size = rng.choice((1, 7, 125, 126, 4096, 16383, 16384, 16385, 65535, 65536, 150_000))
-            self.transport.write(bytes(view[:size]))
-            view = view[size:]
-            await asyncio.sleep(0)
-
-    async def clog(self, limit: int) -> bytes:
-        """Write until nothing moves any more; returns what was written.
-
-        Fails when `limit` bytes went in nevertheless.
-        """
-        piece = random.Random(1).randbytes(16 * 1024)
-        written = bytearray()
-        still = 0
-        while still < 60:
-            if self.recorder.writable:
-                still = 0
-                self.transport.write(piece)
-                written += piece
-                assert len(written) < limit, "no back-pressure"
-            else:
-                still += 1
-            await asyncio.sleep(0)
-        return bytes(written)
-
-
-@dataclass
-class Stack:
-    """A way to build both ends of a connection.
-
-    Attributes:
-        layers: from the bottom up, of "tls", "websocket", "smux".
-        half_close: both ends know each other as ours.
-        version: of TLS.
-    """
-
-    name: str
-    layers: tuple[str, ...]
-    half_close: bool = True
-    version: ssl.TLSVersion | None = None
-
-    @property
-    def knows_failure(self) -> bool:
-        """Whether the peer can tell abort() from close(); plain smux has one kind of end only."""
-        return self.half_close or "smux" not in self.layers
-
-    @contextlib.asynccontextmanager
-    async def open(self, certs: Certs, *, small: bool = False) -> AsyncIterator[tuple[End, End]]:
-        """Both ends, the client's first."""
-        ends: list[End] = []
-        socks = tcp_sockets(small=small)
-        try:
-            for client, sock in zip((True, False), socks, strict=True):
-                recorder = Recorder()
-                sessions: list[SmuxSession] = []
-                protocol = self._protocol(certs, recorder, sessions, client)
-                ends.append(End(recorder, await attach(sock, protocol), sessions))
-            for end in ends:
-                await end.recorder.until(lambda end=end: end.transport is not None)
-                while self.half_close and not end.transport.can_write_eof():
-                    await asyncio.sleep(0)  # WebSocket ends greet each other first
-            yield ends[0], ends[1]
-        finally:
-            for end in ends:
-                for session in end.sessions:
-                    session.abort()
-                linger.reset(end.tcp)
-            await turns()
-
-    def _protocol(
-        self, certs: Certs, recorder: Recorder, sessions: list[SmuxSession], client: bool
-    ) -> Any:
-        upper: Any = recorder
-        for layer in reversed(self.layers):
-            if layer == "smux":
-                upper = _smux(upper, sessions, client)
-            elif layer == "websocket":
-                upper = _websocket(upper, client, self.half_close)
-            else:
-                context = (client_context if client else server_context)(
-                    certs, self.version, ["http/1.1"]
-                )
-                upper = TlsLayer(
-                    upper,
-                    context,
-                    server_side=not client,
-                    server_name=certs.name if client else None,
-                    half_close=self.half_close,
-                )
-        return upper
-
-
-def _websocket(upper: Any, client: bool, half_close: bool) -> Holding:
-    layer = WebSocketLayer(upper, client=client, half_close=half_close)
-    return Holding(layer.start)
-
-
-def _smux(upper: Any, sessions: list[SmuxSession], client: bool) -> Holding:
-    def ready(transport: asyncio.Transport) -> None:
-        session = SmuxSession(accept=None if client else lambda: upper)
-        sessions.append(session)
-        transport.set_protocol(session)
-        session.connection_made(transport)
-        transport.resume_reading()
-        if client:
-            session.open_stream(upper)
-
-    return Holding(ready)
-
-
-STACKS = [
-    Stack("tcp", ()),
-    Stack("tls1.2", ("tls",), version=ssl.TLSVersion.TLSv1_2),
-    Stack("tls1.3", ("tls",), version=ssl.TLSVersion.TLSv1_3),
-    Stack("tls-foreign", ("tls",), half_close=False),
-    Stack("websocket", ("websocket",)),
-    Stack("websocket-tls", ("tls", "websocket")),
-    Stack("websocket-tls-foreign", ("tls", "websocket"), half_close=False),
-    Stack("smux-tls", ("tls", "smux")),
-    Stack("smux-tls-foreign", ("tls", "smux"), half_close=False),
-    Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
-    Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
-]
-
-__all__ = [
-    "STACKS", "End", "FakeLayer", "FakeTransport", "Recorder", "SmuxStream", "Stack", "attach",
-    "client_context", "raw_peer", "server_context", "tcp_sockets", "turns",
-]  # fmt: skip

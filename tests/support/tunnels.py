@@ -16,7 +16,7 @@ import struct
 import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -101,7 +101,7 @@ class Tcp:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.sock.close()
 
-    async def __aenter__(self) -> Tcp:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -234,9 +234,13 @@ async def server_at(
 
 @contextlib.asynccontextmanager
 async def client_of(
-    mode: str, server: int, certs: Certs, *, plugin: bool = False, **options: Any
+    mode: str, server: int, certs: Certs, **options: Any
 ) -> AsyncIterator[Client]:
-    """Our client of the server on a port of this machine; `options` as on its command line."""
+    """Our client of the server on a port of this machine; `options` as on its command line.
+
+    `plugin=True` makes it one that shadowsocks started.
+    """
+    plugin = options.pop("plugin", False)
     given = {
         "b": "127.0.0.1:0", "s": f"127.0.0.1:{server}", "n": certs.name, "ca": certs.ca,
         **flags(mode),

@@ -1,0 +1,112 @@
+"""Who is let in: limits on connections, and a log line where one bites."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mtt.layers import linger
+from mtt.layers.base import Data, SharedReader
+from mtt.log import logger
+
+# Connections that have not proved anything yet: TLS handshakes and HTTP requests under way, and
+# visitors between two requests. Each ends by itself within seconds, so honest ones never fill this
+# up; 1000 cost some 20 MB.
+MAX_PENDING = 1000
+# Who floods us shall not flood the log as well.
+LOG_INTERVAL = 10.0
+
+
+class Repeated:
+    """A warning that may be due a thousand times a second, logged every LOG_INTERVAL seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._held_back = 0
+
+    def warning(self, text: str) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            self._held_back += 1
+            return
+        more = f" (and {self._held_back} times since the last such line)" if self._held_back else ""
+        self._held_back = 0
+        self._next = now + LOG_INTERVAL
+        logger.warning("%s%s", text, more)
+
+
+class Pending:
+    """Connections that are no tunnels yet. When there are too many, the oldest has to go:
+
+    whoever keeps connections open without using them loses them first, and who comes to use one
+    gets through.
+    """
+
+    def __init__(self, limit: int = MAX_PENDING) -> None:
+        self._limit = limit
+        self._transports: dict[asyncio.Transport, None] = {}  # in the order of their coming
+        self._full = Repeated()
+
+    def __len__(self) -> int:
+        return len(self._transports)
+
+    def add(self, transport: asyncio.Transport) -> None:
+        self._transports[transport] = None
+        if len(self._transports) > self._limit:
+            oldest = next(iter(self._transports))
+            self.discard(oldest)
+            self._full.warning(
+                f"more than {self._limit} connections are in their handshakes; the oldest was cut"
+            )
+            linger.reset(oldest)
+
+    def discard(self, transport: asyncio.Transport) -> bool:
+        """Forget one; whether it was still there."""
+        return self._transports.pop(transport, self) is None
+
+    def close(self) -> None:
+        """Cut them all."""
+        while self._transports:
+            linger.reset(self._transports.popitem()[0])
+
+
+class Admission:
+    """Keeps the number of connections below -max-conns.
+
+    Args:
+        limit: how many there may be, 0 for any number.
+        count: how many there are.
+    """
+
+    def __init__(self, limit: int, count: Callable[[], int]) -> None:
+        self._limit = limit
+        self._count = count
+        self._full = Repeated()
+
+    def has_room(self) -> bool:
+        """Whether one more may come in; if not, the log says so."""
+        if not self._limit or self._count() < self._limit:
+            return True
+        self._full.warning(f"a connection was refused: -max-conns {self._limit} is reached")
+        return False
+
+    def guard(self, factory: Callable[[], Any]) -> Callable[[], Any]:
+        """A protocol factory that refuses connections while there is no room."""
+        return lambda: factory() if self.has_room() else _Refused()
+
+
+class _Refused(SharedReader):
+    """Resets its connection: the peer sees at once that it should try elsewhere or later."""
+
+    __slots__ = ()
+
+    def connection_made(self, transport: Any) -> None:
+        linger.reset(transport)
+
+    def data_received(self, data: Data) -> None:
+        """Nobody listens."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It was over before."""

@@ -1,0 +1,84 @@
+"""The event loop: which one, and what becomes of errors that nobody else takes."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mtt.errors import UsageError, describe
+from mtt.log import logger
+
+# What accept() says when the machine has nothing left for a further connection. asyncio then rests
+# for a second, and says so once for each connection that it could have taken: up to a thousand
+# times a second, for as long as it lasts.
+EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# Seconds from one line about that to the next.
+EXHAUSTED_INTERVAL = 60.0
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop called `name`: auto, asyncio or uvloop.
+
+    Raises UsageError if it is not installed.
+    """
+    if name != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            if name == "uvloop":
+                raise UsageError(
+                    "-loop uvloop: the Python package uvloop is not installed; install it, "
+                    "or use -loop auto"
+                ) from None
+        else:
+            return uvloop.new_event_loop
+    # The default except on Windows, whose proactor loop would hold on to a receive buffer until
+    # data comes. Ours is one buffer for all connections, so it is lent only when data is there.
+    return asyncio.SelectorEventLoop
+
+
+class ErrorReporter:
+    """A loop's exception handler: one line, with a traceback only for those who debug."""
+
+    def __init__(self) -> None:
+        self._exhausted_at = float("-inf")
+
+    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        message = context.get("message", "error")
+        if isinstance(error, OSError) and error.errno in EXHAUSTED and "socket" in context:
+            self._exhausted(error)
+            return
+        if isinstance(error, ValueError) and "_start_serving" in message:
+            return  # a listening socket that was closed while asyncio rested
+        # A transport hands its error to connection_lost() as well, and there it is logged with
+        # the peer's name.
+        routine = isinstance(error, OSError) and "transport" in context
+        level = logging.DEBUG if routine else logging.ERROR
+        reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
+        details = error if logger.isEnabledFor(logging.DEBUG) and not routine else None
+        logger.log(level, "%s%s", message, reason, exc_info=details)
+
+    def _exhausted(self, error: OSError) -> None:
+        now = time.monotonic()
+        if now - self._exhausted_at < EXHAUSTED_INTERVAL:
+            return
+        self._exhausted_at = now
+        hint = ""
+        if error.errno == errno.EMFILE:
+            hint = "; the limit can be raised (ulimit -n, or LimitNOFILE= of systemd)"
+        logger.error(
+            "new connections have to wait until others end: %s%s", describe(error), hint
+        )
+
+
+def _named(error: BaseException) -> str:
+    """What went wrong, with the class for errors of this program, whose text says too little."""
+    if isinstance(error, OSError):
+        return describe(error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,150 @@
+"""Who a server is: the names and the pin of its certificate, and the pins that clients know it by.
+
+Certificates are decoded by `cryptography`, which is imported where it is needed and not before:
+that takes 40 ms, and a shadowsocks that starts us as its plugin may use our port without waiting
+for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import hashlib
+from typing import TYPE_CHECKING
+
+from mtt.errors import PeerError, UsageError
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+PIN_PREFIX = "sha256/"
+PIN_LENGTH = 44  # characters of Base64 for 32 bytes
+
+# How many names of a certificate fit into a log line; those of a CDN may carry a hundred.
+NAMES_SHOWN = 3
+
+
+class Identity:
+    """The certificate that a server presents, in words for its start log.
+
+    The words are worked out when they are first asked for, see the top of this module: with a
+    certificate from a file, ask after listening has begun.
+    """
+
+    def __init__(self, certificate_pem: bytes, *, path: str = "") -> None:
+        """`certificate_pem` starts with the server's own certificate, read from `path`.
+
+        Without a path it was made here and is self-signed.
+        """
+        self._pem = certificate_pem
+        self._path = path
+
+    @functools.cached_property
+    def description(self) -> str:
+        """One line: the names and the last day of validity, or "self-signed for NAME"."""
+        certificate = self._certificate
+        if certificate is None:
+            return f"certificate from {self._path}"
+        names = _names(certificate)
+        shown = ", ".join(names[:NAMES_SHOWN]) or "nobody"
+        if len(names) > NAMES_SHOWN:
+            shown += f" and {len(names) - NAMES_SHOWN} more"
+        if not self._path:
+            return f"self-signed for {shown}"
+        expiry = _expiry(certificate)
+        verb = "expired on" if expiry < datetime.datetime.now(datetime.UTC) else "valid until"
+        return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The DNS names and addresses that the certificate is for, where they can be read."""
+        return () if self._certificate is None else tuple(_names(self._certificate))
+
+    @functools.cached_property
+    def pin(self) -> str | None:
+        """What `-pin` takes: "sha256/" and the Base64 of the SHA-256 of the public key.
+
+        The key is hashed as a SubjectPublicKeyInfo (RFC 7469, section 2.4), so the pin outlives
+        a renewed certificate. None when `cryptography` is missing or does not know the key.
+        """
+        return None if self._certificate is None else _pin(self._certificate)
+
+    @functools.cached_property
+    def _certificate(self) -> x509.Certificate | None:
+        try:
+            from cryptography import x509
+
+            return x509.load_pem_x509_certificate(self._pem)
+        except (ImportError, ValueError):
+            # OpenSSL has accepted it already; a stricter parser must not stop the server.
+            return None
+
+
+def parse_pin(text: str) -> str:
+    """The pin in `text`, checked: "sha256/" and the Base64 of 32 bytes; curl's "sha256//" too.
+
+    Raises UsageError.
+    """
+    encoded = text.removeprefix(PIN_PREFIX)
+    if len(encoded) == PIN_LENGTH + 1:  # Base64 itself may begin with a slash
+        encoded = encoded.removeprefix("/")
+    try:
+        digest = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        digest = b""
+    if text.startswith(PIN_PREFIX) and len(digest) == hashlib.sha256().digest_size:
+        return PIN_PREFIX + base64.b64encode(digest).decode()
+    raise UsageError(
+        f"-pin: {text!r} is not a pin; the server prints it at start, like {PIN_PREFIX}B64..."
+    )
+
+
+def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
+    """Accept a server's certificate (DER) if one of `pins` is its key's; else raise PeerError."""
+    from cryptography import x509
+
+    try:
+        actual = _pin(x509.load_der_x509_certificate(der_certificate))
+    except ValueError:
+        actual = None
+    if actual is None:
+        raise PeerError("the server's certificate has a key that no pin can describe")
+    if actual not in pins:
+        raise PeerError(f"the server's pin is {actual}, not the one given with -pin")
+
+
+def _pin(certificate: x509.Certificate) -> str | None:
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        key = certificate.public_key()
+    except (UnsupportedAlgorithm, ValueError):
+        return None
+    info = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return PIN_PREFIX + base64.b64encode(hashlib.sha256(info).digest()).decode()
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    """The DNS names and addresses a certificate is for; without any, its common names."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = [str(name) for name in found.get_values_for_type(x509.DNSName)]
+        names += [str(address) for address in found.get_values_for_type(x509.IPAddress)]
+    except (x509.ExtensionNotFound, ValueError):
+        names = []
+    if not names:
+        common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        names = [str(attribute.value) for attribute in common]
+    return names
+
+
+def _expiry(certificate: x509.Certificate) -> datetime.datetime:
+    try:
+        return certificate.not_valid_after_utc
+    except AttributeError:  # cryptography before 42, in Debian 12
+        return certificate.not_valid_after.replace(tzinfo=datetime.UTC)

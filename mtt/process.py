@@ -1,0 +1,56 @@
+"""What every command can be told about its process: how it logs, runs and ends."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mtt.errors import UsageError
+from mtt.flags import Flag, Values, defaults, parse_duration
+
+DEFAULT_GRACE = "10s"
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("error", "warning", "info", "debug")
+LOOPS = ("auto", "asyncio", "uvloop")
+
+GRACE = Flag("grace", "duration", "How long open tunnels may take to finish after SIGTERM or "
+             "SIGINT; 0 cuts them at once. A second signal does so too, and a plugin never waits.",
+             "DURATION", DEFAULT_GRACE)
+LOG = Flag("log", "str", "How to log: lines of text, or one JSON object per line.", "text|json",
+           LOG_FORMATS[0], choices=LOG_FORMATS)
+LOG_LEVEL = Flag("log-level", "str", "The least important lines to log.", "|".join(LOG_LEVELS),
+                 "info", choices=LOG_LEVELS)
+LOOP = Flag("loop", "str", "Event loop: auto is uvloop where it is installed, else asyncio.",
+            "|".join(LOOPS), LOOPS[0], choices=LOOPS)
+VERBOSE = Flag("verbose", "bool", "Also log every tunnel that opens or closes; the same as "
+               "-log-level debug.")
+VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
+HELP = (
+    Flag("h", "bool", "Print this text and exit.", final=True),
+    Flag("help", "bool", "Same as -h.", final=True),
+)
+
+# At the end of every command's table.
+PROCESS_FLAGS = (GRACE, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, *HELP)
+
+
+class ProcessOptions(NamedTuple):
+    """What a command was told about its process, checked."""
+
+    grace: float = parse_duration(DEFAULT_GRACE)  # seconds
+    loop: str = LOOPS[0]  # one of LOOPS
+    log_format: str = LOG_FORMATS[0]  # one of LOG_FORMATS
+    log_level: str = "info"  # one of LOG_LEVELS
+
+
+def process_options(given: Values) -> ProcessOptions:
+    """The options of the process from what was `given` of a command's flags. Raises UsageError."""
+    values = defaults(PROCESS_FLAGS) | given
+    grace: float = values["grace"]
+    if grace < 0:
+        raise UsageError(f"-grace: {grace:g}s is negative; 0 cuts all tunnels at once")
+    level: str = values["log-level"]
+    if values["verbose"]:
+        if given.get("log-level", "debug") != "debug":
+            raise UsageError(f"-verbose is -log-level debug, not {level}; drop one")
+        level = "debug"
+    return ProcessOptions(grace, values["loop"], values["log"], level)

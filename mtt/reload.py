@@ -1,0 +1,159 @@
+"""TLS contexts that follow their files: renewed certificates are used without a restart.
+
+A context that serves connections is never touched: `ssl` cannot take back half of a failed
+`load_cert_chain()`. Instead a new one is made from the changed files, and if that works it takes
+the place of the old one. Connections keep the context they began with; session tickets of the old
+one are declined by the new one, which costs their owners a full handshake and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+from collections.abc import Callable, Iterable
+
+from mtt import certificates
+from mtt.errors import MttError, UsageError
+from mtt.identity import Identity
+from mtt.log import logger
+
+# Seconds between two looks at the files, and how long they must have been left alone before they
+# are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
+# is due weeks before the old certificate expires; this is for the person who watches.
+CHECK_INTERVAL = 5.0
+
+Loaded = tuple[ssl.SSLContext, Identity | None]
+# What can be seen of the files from outside; changed permissions are in it too, by ctime.
+_State = tuple[tuple[int, ...] | None, ...]
+
+
+class TlsFiles:
+    """The TLS context of one end, and the files it is made from.
+
+    Args:
+        load: makes a context, and the identity of a server. Called here, and later in a thread
+            of its own for every change. Raises MttError.
+        files: paths; empty ones are left out.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], files: Iterable[str]) -> None:
+        self._load = load
+        self.files = tuple(path for path in files if path)
+        self._tried = self._state()  # before loading: what changes meanwhile is seen as a change
+        self._context, self.identity = load()
+        self._asked = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+
+    def context(self) -> ssl.SSLContext:
+        """The context for a new connection."""
+        return self._context
+
+    @property
+    def description(self) -> str:
+        """One line about the server's identity, for the log. Slow when it is first asked for."""
+        identity = self.identity
+        if identity is None:
+            return ", ".join(self.files)
+        return f"{identity.description}, pin {identity.pin}"
+
+    def follow(self) -> None:
+        """Begin to look after the files, if there are any."""
+        if self.files:
+            self._follower = asyncio.get_running_loop().create_task(self._follow())
+
+    def reload(self) -> None:
+        """Read the files now, changed or not."""
+        self._asked.set()
+
+    async def close(self) -> None:
+        """Look after the files no more."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait([self._follower])
+
+    async def _follow(self) -> None:
+        # In threads, because a disk or a network file system may be slow to answer.
+        seen = self._tried
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_INTERVAL):
+                    await self._asked.wait()
+            asked = self._asked.is_set()
+            self._asked.clear()
+            state = await asyncio.to_thread(self._state)
+            if asked or (state != self._tried and state == seen):
+                self._tried = state
+                await self._try()
+            seen = state
+
+    async def _try(self) -> None:
+        before = self.identity
+        try:
+            loaded = await asyncio.to_thread(self._load_and_describe)
+        except MttError as error:
+            logger.error("the old certificates stay in use: %s", error)
+            return
+        self._context, self.identity = loaded
+        new_pin = before is not None and loaded[1] is not None and before.pin != loaded[1].pin
+        logger.info("read again: %s%s", self.description, " (a NEW pin)" if new_pin else "")
+
+    def _load_and_describe(self) -> Loaded:
+        context, identity = self._load()
+        if identity is not None:  # decoded here and kept, not in the loop's time
+            identity.description, identity.pin  # noqa: B018
+        return context, identity
+
+    def _state(self) -> _State:
+        return tuple(_file_state(path) for path in self.files)
+
+
+def _file_state(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path, which loading will complain of
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def server_tls(
+    *,
+    cert: str,
+    key: str,
+    alpn: list[str],
+    cert_dir: str = "",
+    name: str = "",
+    client_ca: str = "",
+    tls_min: str = certificates.DEFAULT_VERSION,
+    options: tuple[str, str] = ("-cert", "-key"),
+) -> TlsFiles:
+    """The TLS of a server, see `certificates.server_context()`.
+
+    With `cert_dir` the self-signed identity is the one kept there. Raises UsageError or StartError.
+    """
+    made: tuple[bytes, bytes] | None = None
+    if cert_dir:
+        from mtt.certdir import kept_pair
+
+        cert, key = kept_pair(cert_dir, name)
+        options = ("-cert-dir", "-cert-dir")
+    elif not cert and not key:
+        from mtt.selfsigned import self_signed
+
+        made = self_signed(name)  # once: who we are does not change with -client-ca
+
+    def load() -> Loaded:
+        return certificates.server_context(
+            cert=cert, key=key, name=name, alpn=alpn, client_ca=client_ca, tls_min=tls_min,
+            options=options, made=made,
+        )  # fmt: skip
+
+    try:
+        return TlsFiles(load, (cert, key, client_ca))
+    except UsageError as error:
+        if not cert_dir or not str(error).startswith(options[0]):
+            raise
+        raise UsageError(
+            f"{error}; restore {cert} and {key}, or remove both to get a new identity and pin"
+        ) from None

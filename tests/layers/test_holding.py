@@ -1,0 +1,136 @@
+"""The protocol that holds a connection still."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mtt.errors import NetworkError, NothingSaidError, PeerError
+from mtt.layers.holding import Holding
+from mtt.layers.tls import TlsLayer
+from tests.support.certs import Certs
+from tests.support.stacks import client_context, server_context
+from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
+
+
+async def test_the_transport_is_paused_and_told() -> None:
+    told: list[asyncio.Transport] = []
+    holding = Holding(told.append)
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    assert told == [transport]
+    assert not transport.reading
+    assert holding.transport is transport
+    assert holding.eof_received()
+    holding.pause_writing()
+    holding.resume_writing()
+
+
+async def test_waiting_for_it() -> None:
+    holding = Holding()
+    transport = FakeTransport(holding)
+    waiting = asyncio.create_task(holding.opened())
+    await turns()
+    assert not waiting.done()
+    holding.connection_made(transport)
+    assert await waiting is transport
+    assert await holding.opened() is transport
+
+
+async def test_failure_while_somebody_waits_and_after() -> None:
+    holding = Holding()
+    waiting = asyncio.create_task(holding.opened())
+    await turns()
+    error = PeerError("not the right one")
+    holding.connection_lost(error)
+    for again in (waiting, holding.opened()):
+        with pytest.raises(PeerError, match="not the right one"):
+            await again
+
+
+async def test_failure_without_a_reason() -> None:
+    holding = Holding()
+    holding.connection_lost(None)
+    with pytest.raises(NetworkError):
+        await holding.opened()
+
+
+async def test_nobody_waits_any_more() -> None:
+    for fails in (False, True):
+        holding = Holding()
+        waiting = asyncio.create_task(holding.opened())
+        await turns()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        if fails:
+            holding.connection_lost(None)
+        else:
+            holding.connection_made(FakeTransport())
+
+
+async def test_failure_is_told_to_a_callback() -> None:
+    told: list[Exception] = []
+    holding = Holding(lambda _transport: None, told.append)
+    holding.connection_lost(NothingSaidError("left"))
+    assert [type(error) for error in told] == [NothingSaidError]
+
+
+async def test_a_connection_that_dies_in_the_hand() -> None:
+    told: list[Exception] = []
+    holding = Holding(lambda _transport: None, told.append)
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    transport.lose(ConnectionResetError(104, "reset"))
+    await turns()
+    assert told == []
+    assert isinstance(holding.error, ConnectionResetError)
+    assert transport.is_closing()
+
+
+async def test_nothing_is_read_until_somebody_takes_over() -> None:
+    holding = Holding()
+    async with raw_peer(holding) as sock:
+        transport = await holding.opened()
+        await asyncio.get_running_loop().sock_sendall(sock, b"patience")
+        await turns()
+        recorder = Recorder()
+        recorder.connection_made(transport)
+        transport.set_protocol(recorder)
+        transport.resume_reading()
+        data = await recorder.received(8 - len(holding.early))
+        assert holding.early + data == b"patience"
+
+
+async def test_a_loop_that_reads_in_spite_of_the_pause() -> None:
+    holding = Holding()
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    transport.reading = True
+    holding.data_received(b"one")
+    holding.data_received(b"two")
+    assert holding.early == b"onetwo"
+    assert not transport.reading
+
+
+async def test_above_a_layer(certs: Certs) -> None:
+    near, far = tcp_sockets()
+    one, other = Holding(), Holding()
+    transports = [
+        await attach(
+            near,
+            TlsLayer(one, client_context(certs), server_side=False, server_name=certs.name),
+        ),
+        await attach(far, TlsLayer(other, server_context(certs), server_side=True)),
+    ]
+    opened = [await one.opened(), await other.opened()]
+    opened[0].write(b"held back")
+    await turns()
+    recorder = Recorder()
+    recorder.connection_made(opened[1])
+    opened[1].set_protocol(recorder)
+    opened[1].resume_reading()
+    assert await recorder.received(9) == b"held back"
+    for transport in transports:
+        transport.abort()
+    await turns()

@@ -1,0 +1,289 @@
+"""The end of TCP connections, with a bare socket as the peer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+
+import pytest
+
+from mtt.layers import linger
+from mtt.layers.base import unsent
+from tests.support.transports import FakeLayer, FakeTransport, Recorder, attach, raw_peer, turns
+
+
+async def drain(sock: socket.socket) -> bytes:
+    """All that comes until the end."""
+    data = bytearray()
+    while piece := await asyncio.get_running_loop().sock_recv(sock, 65536):
+        data += piece
+    return bytes(data)
+
+
+def close(recorder: Recorder) -> None:
+    linger.close(recorder.transport, recorder.connection_lost, eof_seen=recorder.eof)
+
+
+# Ordinary ends.
+
+
+async def test_unread_input_does_not_destroy_what_was_sent() -> None:
+    data = random.Random(71).randbytes(500_000)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.pause_reading()
+        await asyncio.get_running_loop().sock_sendall(sock, b"x" * 20_000)
+        recorder.transport.write(data)
+        close(recorder)
+        # And input that still comes, while the peer is busy reading.
+        received = bytearray()
+        while len(received) < len(data):
+            received += await asyncio.get_running_loop().sock_recv(sock, 20_000)
+            await asyncio.get_running_loop().sock_sendall(sock, b"y")
+        assert received == data
+        assert await drain(sock) == b""
+        sock.shutdown(socket.SHUT_WR)
+        assert await recorder.ended() is None
+        assert not recorder.data
+
+
+async def test_the_descriptor_goes_when_the_peer_closes() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        close(recorder)
+        await turns()
+        assert not recorder.lost
+        assert await drain(sock) == b""
+        sock.close()
+        assert await recorder.ended() is None
+        assert recorder.transport.get_extra_info("socket").fileno() < 0
+
+
+async def test_a_peer_that_has_ended_is_not_waited_for() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        await recorder.at_eof()
+        recorder.transport.write(b"z" * 300_000)
+        close(recorder)
+        assert len(await drain(sock)) == 300_000
+        assert await recorder.ended() is None
+        linger.reset(recorder.transport)  # asyncio's own abort() would raise here
+
+
+async def test_closing_twice_or_after_the_end_of_writing() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.write(b"all")
+        recorder.transport.write_eof()
+        close(recorder)
+        recorder.transport.close()
+        assert await drain(sock) == b"all"
+        assert await recorder.ended() is None
+
+
+async def test_a_connection_that_is_closing_already() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.abort()
+        close(recorder)
+        assert await recorder.ended() is None
+        assert await drain(sock) == b""
+
+
+async def test_a_connection_that_the_peer_has_reset() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.pause_reading()  # so that nobody has noticed
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET)
+        sock.close()
+        await turns()
+        close(recorder)
+        await recorder.ended()
+
+
+# Ends that nobody waits for.
+
+
+async def test_a_peer_that_never_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "TICK", 0.01)
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.05)
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        loop = asyncio.get_running_loop()
+        recorder.transport.write(b"last")
+        start = loop.time()
+        close(recorder)
+        assert await recorder.ended() is None
+        assert 0.04 < loop.time() - start < 2
+        assert await drain(sock) == b"last"
+
+
+async def test_a_peer_that_sends_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "TICK", 0.01)
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.05)
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        close(recorder)
+
+        async def send() -> None:
+            while True:
+                await asyncio.get_running_loop().sock_sendall(sock, b"more" * 1000)
+                await asyncio.sleep(0.001)
+
+        with pytest.raises(ConnectionError):
+            await send()
+        await recorder.ended()
+        assert not recorder.data
+
+
+async def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "TICK", 0.01)
+    monkeypatch.setattr(linger, "STALL_TIME", 0.05)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.write(b"w" * 2_000_000)
+        close(recorder)
+        assert unsent(recorder.transport) > 1_000_000
+        assert await recorder.ended() is None
+        # What is missing must not look like an ordinary end.
+        with pytest.raises(ConnectionResetError):
+            await drain(sock)
+
+
+async def test_a_slow_peer_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linger, "TICK", 0.01)
+    monkeypatch.setattr(linger, "STALL_TIME", 0.2)
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.2)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        loop = asyncio.get_running_loop()
+        data = random.Random(72).randbytes(1_200_000)
+        recorder.transport.write(data)
+        close(recorder)
+        start = loop.time()
+        received = bytearray()
+        while piece := await loop.sock_recv(sock, 32_768):
+            received += piece
+            await asyncio.sleep(0.015)
+        assert loop.time() - start > 0.4  # well beyond both limits
+        assert received == data
+        sock.close()
+        assert await recorder.ended() is None
+
+
+async def test_a_connection_that_was_reset_behind_its_end_has_nothing_to_send() -> None:
+    # The event loop does not watch it any more and leaves it open; the kernel keeps the bytes.
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.write(b"unread")
+        sock.shutdown(socket.SHUT_WR)
+        await recorder.at_eof()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET)
+        recorder.transport.pause_reading()
+        sock.close()
+        assert not recorder.lost
+        assert unsent(recorder.transport) == 0
+
+
+async def test_no_timer_is_left_behind() -> None:
+    lingering = linger._Lingering(FakeTransport(), lambda exc: None)
+    lingering.connection_lost(None)
+    assert lingering._timer.cancelled()
+
+
+# Resets.
+
+
+@pytest.mark.parametrize("pending", [0, 10, 2_000_000])
+async def test_the_peer_sees_a_reset_as_a_failure(pending: int) -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.write(b"v" * pending)
+        linger.reset(recorder.transport)
+        linger.reset(recorder.transport)
+        assert await recorder.ended() is None
+        with pytest.raises(ConnectionResetError):
+            await drain(sock)
+
+
+async def test_reset_of_what_lingers() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.write(b"u" * 2_000_000)
+        close(recorder)
+        await turns()
+        linger.reset(recorder.transport)
+        await recorder.ended()
+        linger.reset(recorder.transport)
+        with pytest.raises(ConnectionResetError):
+            await drain(sock)
+
+
+async def test_a_unix_socket_has_no_reset_and_needs_none() -> None:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    with far:
+        recorder = Recorder()
+        transport = await attach(near, recorder)
+        transport.write(b"said")
+        assert await asyncio.get_running_loop().sock_recv(far, 10) == b"said"
+        linger.reset(transport)
+        await recorder.ended()
+        assert await drain(far) == b""
+
+
+# Layers look after themselves.
+
+
+async def test_a_layer_is_told_only() -> None:
+    recorder = Recorder()
+    lower = FakeLayer(recorder)
+    linger.close(lower, recorder.connection_lost, eof_seen=False)
+    await recorder.ended()
+    assert not lower.aborted
+    assert lower.protocol is recorder
+    recorder = Recorder()
+    lower = FakeLayer(recorder)
+    linger.reset(lower)
+    await recorder.ended()
+    assert lower.aborted
+
+
+# What the kernel still holds.
+
+
+async def test_the_last_words_of_a_peer_that_closed_under_our_writing() -> None:
+    # It has said all, but our write finds the reset before we have read that.
+    data = random.Random(73).randbytes(5_000)
+    rescued: list[list[bytes] | None] = []
+
+    class Writer(Recorder):
+        def connection_lost(self, exc: Exception | None) -> None:
+            rescued.append(linger.rescue(self.transport, exc))
+            super().connection_lost(exc)
+
+    recorder = Writer()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.pause_reading()
+        await asyncio.get_running_loop().sock_sendall(sock, data)
+        sock.shutdown(socket.SHUT_WR)
+        sock.close()
+        while not recorder.lost:
+            recorder.transport.write(b"in vain")
+            await asyncio.sleep(0.001)
+        (pieces,) = rescued
+        assert pieces is not None
+        assert b"".join(pieces) == data
+
+
+async def test_nothing_is_rescued_from_a_stream_that_was_cut() -> None:
+    assert linger.rescue(FakeTransport(), BrokenPipeError()) is None
+    assert linger.rescue(FakeLayer(), BrokenPipeError()) is None
+    recorder = Recorder()
+    async with raw_peer(recorder):
+        assert linger.rescue(recorder.transport, None) is None
+        assert linger.rescue(recorder.transport, ConnectionResetError()) is None
+        # It is alive and has not ended.
+        assert linger.rescue(recorder.transport, BrokenPipeError()) is None

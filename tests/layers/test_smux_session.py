@@ -1,0 +1,209 @@
+"""smux sessions: their end, what it means for the streams, keepalive, and noise."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+
+import pytest
+
+from mtt.errors import NetworkError, PeerError
+from mtt.layers import smux as layer
+from mtt.layers.smux import RECEIVE_BUDGET
+from mtt.layers.smux_stream import SmuxStream
+from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
+from tests.layers.test_smux import Server, client, finished
+from tests.support.transports import FakeLayer, Recorder, turns
+
+# Ends of the session.
+
+
+@pytest.mark.parametrize("how", ["eof", "lost", "garbage", "close", "abort"])
+async def test_every_stream_hears_of_the_end_of_the_session_once(how: str) -> None:
+    server = Server()
+    uppers = [server.open(number)[0] for number in (3, 5, 7)]
+    uppers[1].transport.pause_reading()
+    server.feed(frame(PSH, 5, b"cut off"))
+    if how == "eof":
+        server.session.eof_received()
+    elif how == "lost":
+        server.session.connection_lost(ConnectionResetError())
+    elif how == "garbage":
+        server.feed(b"GET / HTTP/1.1\r\n\r\n")
+    elif how == "close":
+        server.session.close()
+    else:
+        server.session.abort()
+    await turns()
+    server.session.abort()
+    server.session.close()
+    server.session.data_received(frame(SYN, 9))
+    await turns()
+    assert [upper.lost for upper in uppers] == [True] * 3
+    assert len(server.lost) == 1
+    ours = how in ("close", "abort")
+    assert (server.lost[0] is None) is ours
+    assert all((upper.error is None) is ours for upper in uppers)
+    assert how != "garbage" or isinstance(server.lost[0], PeerError)
+    for upper in uppers:
+        assert upper.transport.is_closing()
+        upper.transport.write(b"late")
+        upper.transport.close()
+        upper.transport.abort()
+        upper.transport.resume_reading()
+    with pytest.raises(NetworkError):
+        server.session.open_stream(Recorder())
+    assert not server.uppers[3:]
+    await turns()
+
+
+async def test_the_session_ends_in_the_middle_of_what_arrived() -> None:
+    server = Server()
+    first, _ = server.open(3)
+    second, _ = server.open(5)
+    first.on_data = lambda _data: server.session.abort()
+    server.feed(frame(PSH, 3, b"stop"), frame(PSH, 5, b"late"), frame(FIN, 3), frame(SYN, 7))
+    assert first.data == b"stop"
+    assert not second.data
+    assert len(server.uppers) == 2
+    await turns()
+    assert first.lost
+    assert second.lost
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+@pytest.mark.parametrize("cut", [False, True], ids=["eof", "reset"])
+async def test_a_whole_upload_survives_the_end_of_the_session(cut: bool, half_close: bool) -> None:
+    # Go clients end a session with its last stream, at once, whatever our reader is busy with.
+    server = Server(half_close=half_close)
+    whole, stream = server.open(3)
+    cut_off, other = server.open(5)
+    for transport in (stream, other):
+        transport.pause_reading()
+    data = random.Random(51).randbytes(50_000)
+    server.feed(frame(PSH, 3, data), frame(FIN, 3), frame(PSH, 5, data))
+    if cut:
+        server.session.connection_lost(ConnectionResetError())
+    else:
+        server.session.eof_received()
+    assert cut_off.lost
+    assert other.is_closing()
+    assert not whole.lost
+    assert not stream.is_closing()
+    stream.write(b"in vain")
+    stream.resume_reading()
+    await whole.ended()
+    assert whole.data == data
+    assert whole.eof
+    assert stream.is_closing()
+    stream.close()
+    await turns()
+    assert len(server.lost) == 1
+
+
+async def test_such_a_stream_can_be_closed_unread() -> None:
+    for end in (SmuxStream.close, SmuxStream.abort):
+        server = Server()
+        upper, stream = server.open(3)
+        stream.pause_reading()
+        server.feed(frame(PSH, 3, b"unread"), frame(FIN, 3))
+        server.session.eof_received()
+        end(stream)
+        end(stream)
+        assert stream.is_closing()
+        assert await upper.ended() is None
+        stream.resume_reading()
+        await turns()
+        assert not upper.data
+
+
+# Keepalive.
+
+
+async def until_sent(lower: FakeLayer, size: int) -> None:
+    while len(lower.sent) < size:
+        await asyncio.sleep(0.005)
+
+
+async def test_nops_are_sent_unless_the_connection_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layer, "NOP_INTERVAL", (0.005, 0.01))
+    session, lower = client()
+    session.pause_writing()
+    await asyncio.sleep(0.05)
+    assert not lower.sent
+    session.resume_writing()
+    await until_sent(lower, 24)
+    assert lower.take()[:24] == 3 * frame(NOP, 0)
+    await finished(session)
+
+
+async def test_a_silent_peer_is_dead_and_a_talking_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layer, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(layer, "DEAD_TIME", 0.1)
+    silent, talking, paused = Server(), Server(), Server()
+    upper, _ = silent.open(3)
+    _, stream = paused.open(3)
+    stream.pause_reading()
+    # It is us who do not read.
+    paused.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(RECEIVE_BUDGET // 65535 + 1)))
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while loop.time() - start < 0.25:
+        talking.feed(frame(NOP, 0))
+        await asyncio.sleep(0.01)
+    assert isinstance(silent.lost[0], NetworkError)
+    assert silent.lower.aborted
+    assert upper.error is silent.lost[0]
+    assert not talking.lost
+    assert not paused.lost
+    stream.resume_reading()
+    while not paused.lost:
+        await asyncio.sleep(0.01)
+    await finished(talking.session)
+
+
+# Noise.
+
+
+def garbled(rng: random.Random) -> Iterable[bytes]:
+    for _ in range(rng.randrange(1, 30)):
+        command = rng.choice((SYN, FIN, PSH, PSH, PSH, NOP))
+        payload = rng.randbytes(rng.randrange(50)) if command == PSH else b""
+        yield frame(command, rng.choice((3, 5, 7)), payload)
+    if rng.random() < 0.3:
+        yield rng.randbytes(20)
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+async def test_noise_ends_the_session_or_does_no_harm(half_close: bool) -> None:
+    rng = random.Random(52)
+    for _ in range(300):
+        server = Server(half_close=half_close)
+        for piece in garbled(rng):
+            server.feed(piece)
+            for upper in server.uppers:
+                what = rng.random()
+                if what < 0.2:
+                    upper.transport.pause_reading()
+                elif what < 0.4:
+                    upper.transport.resume_reading()
+                elif what < 0.45:
+                    upper.transport.close()
+                elif what < 0.5:
+                    upper.transport.abort()
+                elif what < 0.6:
+                    upper.transport.write(b"reply")
+            if rng.random() < 0.2:
+                await turns(1)
+        assert not server.lost or isinstance(server.lost[0], PeerError)
+        server.session.connection_lost(None)
+        for upper in server.uppers:
+            upper.transport.resume_reading()
+        await turns(3)
+        assert all(upper.lost for upper in server.uppers)
+        assert server.session._queued == 0 or server.session.lost

@@ -1,0 +1,149 @@
+"""One slow reader of many streams: its sender is stopped, the neighbours go on."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mtt.layers import smux as layer
+from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, SmuxSession
+from mtt.layers.smux_stream import STOP_AT
+from mtt.wire.smux import FIN, NOP, PSH, Decoder, frame
+from tests.layers.test_smux import Server, client, finished
+from tests.support.transports import FakeLayer
+
+
+def own(lower: FakeLayer) -> None:
+    """Make the peer behind `lower` one of ours."""
+    lower.can_write_eof = lambda: True  # type: ignore[method-assign]
+
+
+def sent(lower: FakeLayer) -> list[tuple[int, int, bytes]]:
+    return [(command, sid, bytes(data)) for command, sid, data in Decoder().feed(lower.take())]
+
+
+async def test_a_long_queue_stops_the_sender_once_and_an_empty_one_lets_it_go_on() -> None:
+    server = Server()
+    own(server.lower)
+    slow, stream = server.open(3)
+    quick, _ = server.open(5)
+    stream.pause_reading()
+    server.lower.take()
+    for _ in range(STOP_AT // 1000):
+        server.feed(frame(PSH, 3, bytes(1000)))
+    assert sent(server.lower) == []
+    server.feed(frame(PSH, 3, bytes(1000)), frame(PSH, 3, bytes(1000)))
+    server.feed(frame(PSH, 3, bytes(1000)))
+    assert sent(server.lower) == [(NOP, 3, b"")]
+    server.feed(frame(PSH, 5, b"not held up"))
+    assert quick.data == b"not held up"
+    stream.resume_reading()
+    await slow.received(STOP_AT)
+    assert sent(server.lower) == [(NOP, 3, b"")]
+    await finished(server.session)
+
+
+async def test_what_was_on_its_way_has_a_budget_of_its_own() -> None:
+    server = Server()
+    own(server.lower)
+    _, stream = server.open(3)
+    stream.pause_reading()
+    chunk = frame(PSH, 3, bytes(65535))
+    while server.session._queued < OWN_BUDGET - 65535:
+        server.feed(chunk)
+    assert server.session._queued > RECEIVE_BUDGET
+    assert server.lower.reading
+    server.feed(chunk)
+    server.feed(chunk)
+    assert not server.lower.reading
+    await finished(server.session)
+
+
+async def test_a_go_peer_is_never_sent_the_sign() -> None:
+    server = Server()
+    _, stream = server.open(3)
+    stream.pause_reading()
+    server.lower.take()
+    server.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(2 * STOP_AT // 65535)))
+    assert sent(server.lower) == []
+    await finished(server.session)
+
+
+async def test_a_stopped_stream_pauses_its_writer_and_no_other() -> None:
+    server = Server()
+    own(server.lower)
+    first, _ = server.open(3)
+    second, _ = server.open(5)
+    server.feed(frame(NOP, 3))
+    assert (first.writable, second.writable) == (False, True)
+    server.session.pause_writing()
+    assert (first.writable, second.writable) == (False, False)
+    server.session.resume_writing()
+    assert (first.writable, second.writable) == (False, True)
+    server.session.pause_writing()
+    server.feed(frame(NOP, 3))  # it may go on, but the connection is full
+    assert (first.writable, second.writable) == (False, False)
+    server.session.resume_writing()
+    assert (first.writable, second.writable) == (True, True)
+    await finished(server.session)
+
+
+async def test_the_sign_of_a_stranger_means_nothing() -> None:
+    server = Server()
+    upper, _ = server.open(3)
+    server.feed(frame(NOP, 3))
+    assert upper.writable
+    await finished(server.session)
+
+
+async def test_a_stopped_stream_that_is_closed_leaves_nothing_behind() -> None:
+    server = Server()
+    own(server.lower)
+    _, stream = server.open(3)
+    stream.pause_reading()
+    server.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(3)))
+    server.lower.take()
+    stream.close()
+    assert sent(server.lower) == [(FIN, 3, b"")]
+    assert server.session._queued == 0
+    await finished(server.session)
+
+
+async def test_a_session_that_was_silent_for_too_long_gets_no_new_streams() -> None:
+    session, _ = client()
+    assert session.healthy
+    session._seen_at -= layer.STALE_TIME
+    assert not session.healthy
+    session.data_received(frame(NOP, 0))
+    assert session.healthy
+    await finished(session)
+
+
+async def test_two_sessions_back_to_back_obey_the_sign() -> None:
+    """Nothing is lost between the stop and the last byte that was on its way."""
+    server = Server()
+    own(server.lower)
+    session, lower = client()
+    own(lower)
+    assert isinstance(session, SmuxSession)
+    upper, stream = server.open(3)
+    stream.pause_reading()
+    from tests.support.transports import Recorder
+
+    writer = Recorder()
+    mine = session.open_stream(writer)
+    lower.take()
+    total = 0
+    while writer.writable:
+        mine.write(bytes(10_000))
+        total += 10_000
+        server.feed(lower.take())
+        if answer := server.lower.take():
+            session.data_received(answer)
+    assert total < STOP_AT + 20_000
+    stream.resume_reading()
+    await upper.received(total)
+    session.data_received(server.lower.take())
+    await asyncio.sleep(0)
+    assert writer.writable
+    await finished(session)
+    await finished(server.session)

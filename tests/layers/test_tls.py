@@ -1,0 +1,238 @@
+"""The open TLS layer: records, pauses, and another implementation at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from mtt.layers.base import READ_SIZE
+from mtt.layers.tls import TlsLayer
+from tests.support.certs import Certs
+from tests.support.stacks import client_context, server_context
+from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns
+
+V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+both_versions = pytest.mark.parametrize("version", [V12, V13], ids=["1.2", "1.3"])
+
+
+class Peer:
+    """A TLS client made of nothing but OpenSSL, against a server layer on a fake transport.
+
+    Every record of either side is under control: what the layer wrote is in `transport`, what
+    the peer wants to say comes out of `say()` and goes in with `feed()`.
+    """
+
+    def __init__(self, certs: Certs, version: ssl.TLSVersion) -> None:
+        self.recorder = Recorder()
+        self.layer = TlsLayer(
+            self.recorder,
+            server_context(certs, version, ["x"]),
+            server_side=True,
+            half_close=True,
+        )
+        self.transport = FakeTransport(self.layer)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.ssl = client_context(certs, version, ["x"]).wrap_bio(
+            self._incoming, self._outgoing, server_hostname=certs.name
+        )
+        self.layer.connection_made(self.transport)
+        for _ in range(3):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self.ssl.do_handshake()
+            self.feed(self._outgoing.read())
+            self._incoming.write(self.transport.take())
+        self.ssl.do_handshake()
+        assert self.recorder.transport is self.layer
+
+    def feed(self, data: bytes) -> None:
+        for at in range(0, len(data), READ_SIZE):
+            piece = data[at : at + READ_SIZE]
+            self.layer.get_buffer(-1)[: len(piece)] = piece
+            self.layer.buffer_updated(len(piece))
+
+    def say(self, data: bytes) -> bytes:
+        """`data` encrypted."""
+        view = memoryview(data)
+        while view:
+            view = view[self.ssl.write(view) :]
+        return self._outgoing.read()
+
+    def end(self) -> bytes:
+        """close_notify."""
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self.ssl.unwrap()
+        return self._outgoing.read()
+
+    def heard(self) -> bytes:
+        """What the layer has said so far; raises SSLError for an alert."""
+        self._incoming.write(self.transport.take())
+        data = b""
+        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
+            while piece := self.ssl.read(65536):
+                data += piece
+        return data
+
+
+@contextlib.asynccontextmanager
+async def peer(certs: Certs, version: ssl.TLSVersion) -> AsyncIterator[Peer]:
+    made = Peer(certs, version)
+    yield made
+    made.transport.abort()
+    await turns()
+
+
+# Records.
+
+
+@both_versions
+async def test_records_may_be_cut_anywhere(version: ssl.TLSVersion, certs: Certs) -> None:
+    rng = random.Random(41)
+    async with peer(certs, version) as one:
+        said = b""
+        for _ in range(60):
+            data = rng.randbytes(rng.choice((1, 5, 300, 16384, 20_000)))
+            records = one.say(data)
+            said += data
+            cut = rng.randrange(len(records) + 1)
+            one.feed(records[:cut])
+            one.feed(records[cut:])
+            assert one.recorder.data == said
+        for byte in one.say(b"byte by byte"):
+            one.feed(bytes((byte,)))
+        assert one.recorder.data == said + b"byte by byte"
+
+
+@both_versions
+async def test_what_fills_the_plaintext_buffer_exactly_or_nearly(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        said = b""
+        for size in (READ_SIZE, 98_303, 98_304, 98_305, 300_000):
+            for record in (16384, 1000, 16383):
+                data = random.Random(size).randbytes(size)
+                stream = b"".join(one.say(data[at : at + record]) for at in range(0, size, record))
+                one.feed(stream)
+                said += data
+                assert one.recorder.data == said, (size, record)
+
+
+@both_versions
+async def test_one_write_becomes_one_write_below(version: ssl.TLSVersion, certs: Certs) -> None:
+    data = random.Random(42).randbytes(100_000)
+    async with peer(certs, version) as one:
+        one.transport.writes.clear()
+        one.layer.write(data)
+        assert len(one.transport.writes) == 1
+        assert one.heard() == data
+
+
+@both_versions
+async def test_data_right_behind_the_handshake(version: ssl.TLSVersion, certs: Certs) -> None:
+    recorder = Recorder()
+    layer = TlsLayer(recorder, server_context(certs, version), server_side=True)
+    transport = FakeTransport(layer)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    other = client_context(certs, version).wrap_bio(incoming, outgoing, server_hostname=certs.name)
+    layer.connection_made(transport)
+    last = b""
+    for _ in range(4):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            other.do_handshake()
+            other.write(b"early")
+        last = outgoing.read()
+        if not last:
+            break
+        layer.get_buffer(-1)[: len(last)] = last
+        layer.buffer_updated(len(last))
+        incoming.write(transport.take())
+    assert recorder.data[:5] == b"early"
+    transport.abort()
+    await turns()
+
+
+# Pauses.
+
+
+@both_versions
+async def test_a_paused_layer_hands_up_nothing(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        assert not one.transport.reading
+        one.feed(one.say(b"x" * 40_000) + one.say(b"y"))
+        await turns()
+        assert not one.recorder.data
+        one.layer.resume_reading()
+        one.layer.pause_reading()  # changed its mind in the same turn
+        await turns()
+        assert not one.recorder.data
+        one.layer.resume_reading()
+        assert one.transport.reading
+        await turns()
+        assert one.recorder.data == b"x" * 40_000 + b"y"
+
+
+@both_versions
+async def test_an_upper_that_pauses_in_the_middle(version: ssl.TLSVersion, certs: Certs) -> None:
+    data = random.Random(43).randbytes(250_000)
+    async with peer(certs, version) as one:
+        one.recorder.on_data = lambda _piece: one.layer.pause_reading()
+        one.feed(one.say(data))
+        one.feed(one.end())
+        while len(one.recorder.data) < len(data):
+            before = one.recorder.calls
+            assert not one.recorder.eof
+            one.layer.resume_reading()
+            await turns(3)
+            assert one.recorder.calls == before + 1
+        one.layer.resume_reading()
+        await turns(3)
+        assert one.recorder.data == data
+        assert one.recorder.eof
+
+
+# A foreign stack: asyncio's own TLS.
+
+
+@both_versions
+@pytest.mark.parametrize("we_are", ["client", "server"])
+async def test_with_asyncios_own_tls(we_are: str, version: ssl.TLSVersion, certs: Certs) -> None:
+    ours, theirs = tcp_sockets()
+    recorder = Recorder()
+    data = random.Random(49).randbytes(400_000)
+    client = we_are == "client"
+    layer = TlsLayer(
+        recorder,
+        (client_context if client else server_context)(certs, version),
+        server_side=not client,
+        server_name=certs.name if client else None,
+    )
+    tcp = await attach(ours, layer)
+    context: Callable[..., Any] = server_context if client else client_context
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    arguments: dict[str, Any] = {"ssl": context(certs, version), "sock": theirs}
+    if client:
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: asyncio.StreamReaderProtocol(reader), **arguments
+        )
+    else:
+        transport, _ = await loop.create_connection(
+            lambda: asyncio.StreamReaderProtocol(reader), server_hostname=certs.name, **arguments
+        )
+    await recorder.opened()
+    transport.write(data)
+    layer.write(data)
+    assert await reader.readexactly(len(data)) == data
+    assert await recorder.received(len(data)) == data
+    transport.close()
+    await recorder.at_eof()
+    layer.close()
+    assert await recorder.ended() is None
+    assert tcp.is_closing()

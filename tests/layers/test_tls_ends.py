@@ -1,0 +1,222 @@
+"""How an open TLS connection ends: half-close, cuts, damage, and the end of both directions."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import ssl
+
+import pytest
+
+from mtt.errors import NetworkError, PeerError
+from mtt.layers import linger
+from tests.layers.test_tls import both_versions, peer
+from tests.support.certs import Certs
+from tests.support.stacks import End, Stack
+from tests.support.transports import turns
+
+CLOSE_NOTIFY_SEEN = b""
+
+
+def stack(version: ssl.TLSVersion) -> Stack:
+    return Stack("tls", ("tls",), version=version)
+
+
+# Half-close.
+
+
+@both_versions
+async def test_half_close_with_data_the_other_way(version: ssl.TLSVersion, certs: Certs) -> None:
+    up, down = random.Random(44).randbytes(500_000), random.Random(45).randbytes(500_000)
+    for swap in (False, True):
+        async with stack(version).open(certs, small=True) as ends:
+            one, other = reversed(ends) if swap else ends
+            task = asyncio.create_task(other.send(down))
+            await one.recorder.received(50_000)
+            await one.send(up)
+            one.transport.write_eof()
+            one.transport.write(b"late")
+            await other.recorder.at_eof()
+            assert other.recorder.data == up
+            await task
+            other.transport.write_eof()
+            await one.recorder.at_eof()
+            assert one.recorder.data == down
+            await finish(one, other)
+
+
+async def finish(one: End, other: End) -> None:
+    one.close()
+    other.close()
+    assert await one.recorder.ended() is None
+    assert await other.recorder.ended() is None
+
+
+@both_versions
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+async def test_our_end_while_unread_data_waits(
+    ended: bool, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    data = random.Random(46).randbytes(60_000)
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        one.feed(one.say(data))
+        if ended:
+            one.feed(one.end())
+        one.layer.write_eof()
+        await turns()
+        assert not one.recorder.data
+        one.layer.resume_reading()
+        await turns()
+        assert one.recorder.data == data
+        assert one.recorder.eof is ended
+        if not ended:
+            one.feed(one.say(b"more") + one.end())
+            assert one.recorder.data == data + b"more"
+            assert one.recorder.eof
+
+
+@both_versions
+async def test_our_end_in_the_middle_of_a_record(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        record = one.say(b"z" * 10_000)
+        one.feed(record[:5000])
+        one.layer.write_eof()
+        one.feed(record[5000:])
+        assert one.recorder.data == b"z" * 10_000
+        one.feed(one.say(b"more"))
+        assert one.recorder.data[10_000:] == b"more"
+
+
+@both_versions
+async def test_our_end_from_inside_data_received(version: ssl.TLSVersion, certs: Certs) -> None:
+    data = random.Random(47).randbytes(250_000)
+    async with peer(certs, version) as one:
+        one.recorder.on_data = lambda _piece: one.layer.write_eof()
+        one.feed(one.say(data) + one.end())
+        await turns()
+        assert one.recorder.data == data
+        assert one.recorder.eof
+
+
+@both_versions
+async def test_without_half_close_an_end_is_the_end_of_both(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        one.recorder._stay = False
+        one.feed(one.say(b"last") + one.end())
+        assert one.recorder.data == b"last"
+        assert one.layer.is_closing()
+        assert one.transport.eof_written
+        assert one.heard() == b""
+        one.layer.eof_received()
+        one.transport.lose(None)
+        assert await one.recorder.ended() is None
+
+
+# Failures.
+
+
+@both_versions
+async def test_the_end_of_tcp_without_close_notify_is_a_cut(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        one.feed(one.say(b"whole") + one.say(b"cut off")[:-1])
+        one.layer.eof_received()
+        error = await one.recorder.ended()
+        assert isinstance(error, NetworkError)
+        assert "close_notify" in str(error)
+        assert one.recorder.data == b"whole"
+        assert not one.recorder.eof
+        assert one.transport.aborted
+
+
+@both_versions
+async def test_a_cut_while_the_reader_has_paused(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        one.feed(one.say(b"whole"))
+        one.layer.eof_received()
+        await turns()
+        assert not one.recorder.lost
+        one.layer.resume_reading()
+        assert isinstance(await one.recorder.ended(), NetworkError)
+        assert one.recorder.data == b"whole"
+
+
+@both_versions
+async def test_a_cut_after_our_end(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        one.layer.write_eof()
+        one.feed(one.say(b"half")[:-3])
+        one.layer.eof_received()
+        assert isinstance(await one.recorder.ended(), NetworkError)
+        assert not one.recorder.eof
+
+
+@both_versions
+async def test_tcp_may_end_after_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        one.feed(one.say(b"all") + one.end())
+        one.layer.eof_received()
+        one.layer.eof_received()  # asyncio repeats it
+        await turns()
+        assert one.recorder.eof
+        assert not one.recorder.lost
+        one.layer.write(b"still writing")
+        assert one.heard() == b"still writing"
+
+
+@both_versions
+async def test_a_damaged_record_is_answered_with_an_alert(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        record = bytearray(one.say(b"secret"))
+        record[-1] ^= 1
+        one.feed(bytes(record))
+        error = await one.recorder.ended()
+        assert isinstance(error, PeerError)
+        assert "bad record mac" in str(error)
+        assert not one.recorder.data
+        with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+            one.heard()
+        assert one.transport.aborted
+
+
+@both_versions
+async def test_noise_on_an_open_connection(version: ssl.TLSVersion, certs: Certs) -> None:
+    rng = random.Random(48)
+    for _ in range(25):
+        async with peer(certs, version) as one:
+            one.feed(one.say(b"fine"))
+            record = bytearray(one.say(rng.randbytes(200)))
+            record[rng.randrange(5, len(record))] ^= 1 << rng.randrange(8)
+            one.feed(bytes(record) + rng.randbytes(100))
+            assert isinstance(await one.recorder.ended(), PeerError)
+            assert one.recorder.data == b"fine"
+
+
+@both_versions
+async def test_a_reset_is_a_failure(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with stack(version).open(certs) as (client, server):
+        client.tcp.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET
+        )
+        client.tcp.abort()
+        assert isinstance(await server.recorder.ended(), ConnectionResetError)
+        assert isinstance(await client.recorder.ended(), NetworkError)
+        assert not server.recorder.eof
+
+
+@both_versions
+async def test_close_says_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with peer(certs, version) as one:
+        one.layer.write(b"last words")
+        one.layer.close()
+        assert one.transport.eof_written
+        assert one.heard() == b"last words"
+        assert one.ssl.read(1) == CLOSE_NOTIFY_SEEN

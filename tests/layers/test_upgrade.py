@@ -1,0 +1,136 @@
+"""The client's opening handshake: what it waits for, and what it takes for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from mtt.errors import MttError, NetworkError, PeerError
+from mtt.layers.upgrade import UpgradeClient
+from mtt.wire.http1 import MAX_HEAD, parse_request
+from mtt.wire.upgrade import switching_protocols
+from tests.support.transports import FakeTransport, turns
+
+
+def asking() -> tuple[UpgradeClient, FakeTransport, bytes]:
+    """A client that has asked, and the proper answer."""
+    transport = FakeTransport()
+    transport.pause_reading()
+    client = UpgradeClient(transport, "/ws?x", "test.local", ("smux_off",))
+    request = parse_request(transport.take())
+    assert request.target == "/ws?x"
+    assert request.host == "test.local"
+    assert request.first("sec-websocket-protocol") == "smux_off"
+    assert transport.reading
+    assert transport.protocol is client
+    key = request.first("sec-websocket-key")
+    assert key
+    return client, transport, switching_protocols(key, "smux_off")
+
+
+async def test_every_request_has_a_key_of_its_own() -> None:
+    assert asking()[2] != asking()[2]
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("behind", [b"", b"\x82\x05hello"])
+async def test_the_answer_in_pieces(size: int, behind: bytes) -> None:
+    client, transport, answer = asking()
+    waiting = asyncio.create_task(client.answered())
+    # No piece carries more than the end of the head and what came with it.
+    pieces = [answer[at : at + size] for at in range(0, len(answer), size)]
+    pieces[-1] += behind
+    for piece in pieces[:-1]:
+        client.data_received(piece)
+        await turns(2)
+        assert not waiting.done()
+        assert transport.reading
+    client.data_received(pieces[-1])
+    assert not transport.reading  # the next protocol decides when to go on
+    assert await waiting == behind
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 19\r\n\r\n404 page not found\n", "404"),
+        (b"HTTP/1.1 301 Moved Permanently\r\nLocation: /ws/\r\n\r\n", "301"),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+         b"Connection: Upgrade\r\nSec-WebSocket-Accept: bogus=\r\n\r\n", "Sec-WebSocket-Accept"),
+        (b"SSH-2.0-OpenSSH_9\r\n\r\n", "does not speak HTTP"),
+        (b"\x00\x01\x02\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 101 X\r\nX: " + b"x" * MAX_HEAD, "larger than"),
+    ],
+    ids=["404", "301", "wrong accept", "ssh", "binary", "endless"],
+)  # fmt: skip
+async def test_other_answers(answer: bytes, words: str) -> None:
+    client, transport, _ = asking()
+    for at in range(0, len(answer), 1000):
+        client.data_received(answer[at : at + 1000])
+    with pytest.raises(PeerError, match=words):
+        await client.answered()
+    client.data_received(b"whatever comes then")
+    client.connection_lost(None)
+    assert not transport.closing  # that is for who asked
+
+
+async def test_an_endless_answer_is_not_collected() -> None:
+    client, _, _ = asking()
+    for _ in range(100):
+        client.data_received(b"x" * 10_000)
+        if client._answer.done():
+            break
+    assert len(client._buffer) < MAX_HEAD + 20_000
+    with pytest.raises(PeerError):
+        await client.answered()
+
+
+@pytest.mark.parametrize("exc", [None, ConnectionResetError(104, "x"), NetworkError("cut off")])
+async def test_the_connection_ends_instead(exc: Exception | None) -> None:
+    client, transport, answer = asking()
+    client.data_received(answer[:50])
+    transport.lose(exc)
+    with pytest.raises(NetworkError) as caught:
+        await client.answered()
+    assert exc is None or str(caught.value) in ("connection reset by peer", "cut off")
+
+
+async def test_the_server_ends_its_direction_instead() -> None:
+    client, transport, _ = asking()
+    assert client.eof_received()
+    with pytest.raises(NetworkError, match="without an HTTP response"):
+        await client.answered()
+    transport.lose(None)
+    await turns()
+
+
+async def test_who_asked_has_left() -> None:
+    client, _, answer = asking()
+    waiting = asyncio.create_task(client.answered())
+    await turns()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    client.pause_writing()
+    client.resume_writing()
+    client.data_received(answer)
+    client.connection_lost(None)
+
+
+async def test_noise() -> None:
+    rng = random.Random(81)
+    for _ in range(300):
+        client, _, answer = asking()
+        noise = bytearray(answer)
+        for _ in range(rng.randrange(1, 4)):
+            noise[rng.randrange(len(noise))] = rng.randrange(256)
+        while noise:
+            size = rng.randrange(1, 80)
+            client.data_received(bytes(noise[:size]))
+            del noise[:size]
+        client.connection_lost(None)
+        try:
+            assert isinstance(await client.answered(), bytes)
+        except MttError as error:
+            assert str(error)

@@ -1,0 +1,133 @@
+"""Limits on connections: who is let in, who has to go, and what the log says."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mtt import admission
+from mtt.admission import Admission, Pending, Repeated
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    SOON,
+    check_works,
+    client_of,
+    connect,
+    echo,
+    empty,
+    eventually,
+    in_every_mode,
+    logged,
+    port_of,
+    server_at,
+    serving,
+)
+
+
+def test_a_repeated_warning_is_held_back_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
+    with logged() as lines:
+        repeated = Repeated()
+        for _ in range(5):
+            repeated.warning("flood")
+        now += admission.LOG_INTERVAL
+        repeated.warning("flood")
+        now += admission.LOG_INTERVAL
+        repeated.warning("flood")
+    assert lines == [
+        "WARNING flood",
+        "WARNING flood (and 4 times since the last such line)",
+        "WARNING flood",
+    ]
+
+
+class Connection(asyncio.Transport):
+    def __init__(self) -> None:
+        super().__init__()
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_the_oldest_pending_connection_makes_room() -> None:
+    pending = Pending(limit=2)
+    connections = [Connection() for _ in range(4)]
+    with logged() as lines:
+        pending.add(connections[0])
+        pending.add(connections[1])
+        assert pending.discard(connections[0])
+        assert not pending.discard(connections[0])
+        pending.add(connections[2])
+        assert not any(connection.aborted for connection in connections)
+        pending.add(connections[3])
+    assert [connection.aborted for connection in connections] == [False, True, False, False]
+    assert len(pending) == 2
+    assert len(lines) == 1
+    pending.close()
+    assert [connection.aborted for connection in connections] == [False, True, True, True]
+
+
+def test_admission_counts_only_when_there_is_a_limit() -> None:
+    def count() -> int:
+        return 3
+
+    assert Admission(0, count).has_room()
+    assert Admission(4, count).has_room()
+    with logged() as lines:
+        assert not Admission(3, count).has_room()
+    assert lines == ["WARNING a connection was refused: -max-conns 3 is reached"]
+
+
+@in_every_mode
+@pytest.mark.parametrize("end", ["client", "server"])
+async def test_connections_beyond_max_conns_are_reset_until_others_end(
+    end: str, mode: str, certs: Certs
+) -> None:
+    # Under mux the server counts the session as well.
+    limit: dict[str, Any] = {"max-conns": 3 if end == "server" and "mux" in mode else 2}
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **(limit if end == "server" else {})) as server,
+        client_of(mode, port_of(server), certs, **(limit if end == "client" else {})) as client,
+    ):
+        port = port_of(client)
+        async with await connect(port) as one, await connect(port) as two:
+            for application in (one, two):
+                await application.send(b"in")
+                assert await application.exactly(2) == b"in"
+            with logged() as lines:
+                async with await connect(port) as three:
+                    with pytest.raises(ConnectionResetError):
+                        await three.read()
+            assert [line for line in lines if "-max-conns" in line]
+            await two.finish()
+            assert await two.rest() == b""
+            await eventually(lambda: len(client._relays) == 1 and len(server._relays) == 1)
+            await check_works(port)
+
+
+async def test_silent_connections_do_not_keep_an_honest_client_out(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pending.__init__, "__defaults__", (20,))
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at("wss", there.port, certs) as server,
+        client_of("wss", port_of(server), certs) as client,
+    ):
+        silent = [await connect(port_of(server)) for _ in range(60)]
+        try:
+            with logged() as lines:
+                await check_works(port_of(client))
+            assert not lines
+            assert server._frontend.pending <= 20
+        finally:
+            for connection in silent:
+                connection.close()
+        await eventually(lambda: empty(server))

@@ -1,0 +1,384 @@
+"""The relay: each rule of how a tunnel ends, on fake transports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mtt import relay as module
+from mtt.layers.holding import Holding
+from mtt.relay import Relay
+from tests.support.transports import FakeLayer, FakeTransport, turns
+
+QUIET = 0.08
+
+
+@pytest.fixture(autouse=True)
+def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUIET_TIME", QUIET)
+    monkeypatch.setattr(module, "QUIET_TICK", QUIET / 8)
+    monkeypatch.setattr(module, "ORPHAN_TIME", 3 * QUIET)
+
+
+def half_closing() -> FakeTransport:
+    return FakeTransport()
+
+
+def one_end_only() -> FakeTransport:
+    """As WebSocket and smux towards Go peers."""
+    return FakeLayer(half_close=False)
+
+
+class Tunnel:
+    """A relay between two transports, each held until now."""
+
+    def __init__(
+        self,
+        near: Callable[[], FakeTransport] = half_closing,
+        far: Callable[[], FakeTransport] = half_closing,
+        *,
+        timeout: float = 30.0,
+        prepare: Callable[[Tunnel], Any] = lambda tunnel: None,
+    ) -> None:
+        self.near, self.far = near(), far()
+        self.holdings = []
+        for transport in (self.near, self.far):
+            holding = Holding()
+            transport.set_protocol(holding)
+            holding.connection_made(transport)
+            self.holdings.append(holding)
+        prepare(self)
+        self.over: list[Relay] = []
+        self.relay = Relay(self.near, self.far, timeout=timeout, done=self.over.append)
+
+    @property
+    def ending(self) -> bool:
+        return bool(self.relay.reason)
+
+    async def finish(self) -> Relay:
+        """Both peers go; the relay is over, once."""
+        for transport in (self.near, self.far):
+            transport.lose(None)
+        await turns()
+        assert self.over == [self.relay]
+        assert self.relay._idle_timer is not None
+        assert self.relay._idle_timer.cancelled()
+        assert self.relay._quiet_timer is None or self.relay._quiet_timer.cancelled()
+        return self.relay
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+# Copying.
+
+
+async def test_bytes_go_both_ways_and_are_counted() -> None:
+    tunnel = Tunnel()
+    assert tunnel.near.reading
+    assert tunnel.far.reading
+    tunnel.near.protocol.data_received(b"request")
+    tunnel.far.protocol.data_received(memoryview(b"the reply"))
+    assert tunnel.far.take() == b"request"
+    assert tunnel.near.take() == b"the reply"
+    tunnel.relay.abort("enough")
+    relay = await tunnel.finish()
+    assert (relay.sent, relay.received, relay.reason) == (7, 9, "enough")
+
+
+async def test_back_pressure_pauses_the_other_side() -> None:
+    tunnel = Tunnel()
+    tunnel.far.protocol.pause_writing()
+    assert not tunnel.near.reading
+    assert tunnel.far.reading
+    tunnel.far.protocol.resume_writing()
+    assert tunnel.near.reading
+    tunnel.near.protocol.pause_writing()
+    assert not tunnel.far.reading
+    tunnel.relay.abort("")
+    await tunnel.finish()
+
+
+# Taking over.
+
+
+async def test_what_was_said_before_goes_first() -> None:
+    def early(tunnel: Tunnel) -> None:
+        tunnel.holdings[0].early = b"first "
+        tunnel.holdings[1].early = b"banner"
+
+    tunnel = Tunnel(prepare=early)
+    tunnel.near.protocol.data_received(b"second")
+    assert tunnel.far.take() == b"first second"
+    assert tunnel.near.take() == b"banner"
+    assert tunnel.relay.sent == 12
+    tunnel.relay.abort("")
+    await tunnel.finish()
+
+
+class Full(FakeTransport):
+    """A transport that says so at the first write."""
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        self.protocol.pause_writing()
+
+
+class FullAlready(FakeTransport):
+    """A transport that tells whoever takes it that it can take nothing."""
+
+    def set_protocol(self, protocol: Any) -> None:
+        super().set_protocol(protocol)
+        protocol.pause_writing()
+
+
+@pytest.mark.parametrize("full", [Full, FullAlready])
+async def test_early_data_may_fill_the_other_side(full: type[FakeTransport]) -> None:
+    def early(tunnel: Tunnel) -> None:
+        for holding in tunnel.holdings:
+            holding.early = b"much"
+
+    for near, far in ((half_closing, full), (full, half_closing)):
+        tunnel = Tunnel(near, far, prepare=early)
+        assert tunnel.near.reading is (far is half_closing)
+        assert tunnel.far.reading is (near is half_closing)
+        tunnel.relay.abort("")
+        await tunnel.finish()
+
+
+@pytest.mark.parametrize("who", ["near", "far", "both"])
+@pytest.mark.parametrize("told", [False, True], ids=["not told", "told"])
+async def test_death_before_the_relay_began(who: str, told: bool) -> None:
+    def die(tunnel: Tunnel) -> None:
+        for name, transport in (("near", tunnel.near), ("far", tunnel.far)):
+            if who in (name, "both"):
+                if told:
+                    transport.closing = True  # the holding has heard of it, nobody else will
+                else:
+                    transport.lose(ConnectionResetError())
+
+    tunnel = Tunnel(prepare=die)
+    await turns()
+    assert who == "near" or tunnel.near.aborted or who == "both"
+    assert who == "far" or tunnel.far.aborted or who == "both"
+    assert (await tunnel.finish()).reason
+
+
+# Ordinary ends.
+
+
+async def test_each_direction_ends_by_itself() -> None:
+    tunnel = Tunnel()
+    tunnel.near.protocol.data_received(b"request")
+    assert tunnel.near.protocol.eof_received()
+    assert tunnel.far.eof_written
+    assert tunnel.near.protocol.eof_received()  # asyncio repeats it
+    await asyncio.sleep(2 * QUIET)
+    tunnel.far.protocol.data_received(b"reply")
+    assert tunnel.near.take() == b"reply"
+    assert not tunnel.near.eof_written
+    assert tunnel.far.protocol.eof_received()
+    assert tunnel.relay.reason == "done"
+    assert (await tunnel.finish()).received == 5
+
+
+async def test_the_end_of_a_transport_without_half_close_is_the_end_of_both() -> None:
+    for near, far in ((half_closing, one_end_only), (one_end_only, half_closing)):
+        tunnel = Tunnel(near, far)
+        ending, other = (
+            (tunnel.far, tunnel.near) if far is one_end_only else (tunnel.near, tunnel.far)
+        )
+        ending.protocol.data_received(b"last")
+        ending.protocol.eof_received()
+        assert other.take() == b"last"
+        assert other.eof_written  # and lingers
+        assert ending.closing
+        assert not ending.aborted
+        assert not other.aborted
+        assert (await tunnel.finish()).reason == "done"
+
+
+async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    loop = asyncio.get_running_loop()
+    tunnel.near.protocol.data_received(b"request")
+    tunnel.near.protocol.eof_received()
+    for number in range(8):
+        await asyncio.sleep(QUIET / 3)
+        assert not tunnel.far.closing
+        tunnel.far.protocol.data_received(b"%d" % number)
+    last = loop.time()
+    await until(lambda: tunnel.far.closing)
+    assert loop.time() - last >= QUIET * 0.9
+    assert tunnel.near.take() == b"01234567"
+    assert not tunnel.far.aborted
+    assert (await tunnel.finish()).reason == "done"
+
+
+@pytest.mark.parametrize("stuck", ["near", "far"])
+async def test_nor_before_everything_has_been_sent(stuck: str) -> None:
+    tunnel = Tunnel(one_end_only, one_end_only)
+    tunnel.near.half_close = True
+    getattr(tunnel, stuck).buffered = 5000
+    tunnel.near.protocol.eof_received()
+    await asyncio.sleep(3 * QUIET)
+    assert not tunnel.far.closing
+    getattr(tunnel, stuck).buffered = 0
+    await until(lambda: tunnel.far.closing)
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_the_other_side_ends_while_we_wait_for_silence() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.eof_received()
+    tunnel.far.protocol.data_received(b"bye")
+    tunnel.far.protocol.eof_received()
+    assert tunnel.near.take() == b"bye"
+    assert tunnel.far.closing
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.eof_received()
+    assert not tunnel.far.eof_written
+    tunnel.far.half_close = True
+    await until(lambda: tunnel.far.eof_written)
+    assert not tunnel.far.closing
+    tunnel.relay.abort("")
+    await tunnel.finish()
+
+
+# Failures.
+
+
+@pytest.mark.parametrize("far", [half_closing, one_end_only])
+@pytest.mark.parametrize("exc", [None, ConnectionResetError(104, "reset by peer")])
+async def test_a_leg_that_fails_resets_the_other(
+    exc: Exception | None, far: Callable[[], FakeTransport]
+) -> None:
+    for who in ("near", "far"):
+        tunnel = Tunnel(half_closing, far)
+        failing, other = (tunnel.near, tunnel.far) if who == "near" else (tunnel.far, tunnel.near)
+        failing.protocol.data_received(b"part")
+        failing.lose(exc)
+        await turns(2)
+        assert other.aborted
+        words = "reset by peer" if exc else "connection closed"
+        assert (await tunnel.finish()).reason == f"{who} end: connection {words}".replace(
+            "connection connection", "connection"
+        )
+
+
+async def test_a_leg_that_had_ended_properly_and_fails_then() -> None:
+    tunnel = Tunnel()
+    tunnel.near.protocol.data_received(b"all of it")
+    tunnel.near.protocol.eof_received()
+    tunnel.near.lose(ConnectionResetError())
+    await turns(2)
+    assert not tunnel.far.aborted
+    assert tunnel.far.reading
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_the_same_where_there_is_no_half_close() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.pause_writing()  # it does not read what comes from the far end
+    tunnel.near.protocol.data_received(b"all of it")
+    tunnel.near.protocol.eof_received()
+    tunnel.near.lose(ConnectionResetError())
+    await turns(2)
+    assert tunnel.far.reading  # it must be seen to fall silent
+    tunnel.far.buffered = 100
+    for _ in range(10):  # the upload is slow, and the far end never stops talking
+        await asyncio.sleep(QUIET / 2)
+        tunnel.far.protocol.data_received(b"to nobody")
+        assert not tunnel.far.closing
+    tunnel.far.buffered = 0
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    while not tunnel.far.closing:
+        tunnel.far.protocol.data_received(b"to nobody")
+        await asyncio.sleep(QUIET / 10)
+    assert 2.5 * QUIET < loop.time() - start < 10 * QUIET
+    assert not tunnel.far.aborted
+    assert not tunnel.near.sent
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_an_end_that_cannot_be_passed_on() -> None:
+    class Gone(FakeTransport):
+        def write_eof(self) -> None:
+            raise OSError(107, "not connected")
+
+    tunnel = Tunnel(half_closing, Gone)
+    tunnel.near.protocol.eof_received()
+    assert tunnel.near.aborted
+    assert tunnel.far.aborted
+    await tunnel.finish()
+
+
+async def test_an_end_to_be_passed_on_to_a_connection_that_is_just_going() -> None:
+    class Closed(FakeTransport):
+        def write_eof(self) -> None:
+            raise RuntimeError("the handler is closed")  # as uvloop
+
+    tunnel = Tunnel(half_closing, Closed)
+    tunnel.far.lose(ConnectionResetError(104, "reset"))
+    tunnel.near.protocol.eof_received()
+    await turns()
+    assert tunnel.near.aborted
+    await tunnel.finish()
+
+
+async def test_abort_is_a_failure_for_both_at_any_time() -> None:
+    for when in ("open", "half", "closing"):
+        tunnel = Tunnel()
+        if when != "open":
+            tunnel.near.protocol.eof_received()
+        if when == "closing":
+            tunnel.far.protocol.eof_received()
+        tunnel.relay.abort("shutting down")
+        tunnel.relay.abort("again")
+        assert tunnel.near.aborted or when == "closing"
+        assert tunnel.far.aborted or when == "closing"
+        relay = await tunnel.finish()
+        assert relay.reason == ("done" if when == "closing" else "shutting down")
+
+
+# Time.
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_transfer_in_one_direction_is_not_idle(way: str) -> None:
+    tunnel = Tunnel(timeout=0.1)
+    side = tunnel.near if way == "up" else tunnel.far
+    for _ in range(10):
+        await asyncio.sleep(0.04)
+        side.protocol.data_received(b".")
+    assert not tunnel.ending
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+    await until(lambda: tunnel.ending)
+    assert 0.09 <= loop.time() - last < 0.3
+    assert tunnel.relay.reason == "idle for 0.1 s"
+    assert not tunnel.near.aborted
+    await tunnel.finish()
+
+
+async def test_a_reader_that_lives_on_our_buffers_is_not_idle() -> None:
+    tunnel = Tunnel(timeout=0.1)
+    for left in range(10, 0, -1):
+        tunnel.near.buffered = left * 1000
+        await asyncio.sleep(0.04)
+    assert not tunnel.ending
+    await until(lambda: tunnel.ending)
+    assert tunnel.relay.reason == "idle for 0.1 s with undelivered data"
+    assert tunnel.near.aborted
+    assert tunnel.far.aborted
+    await tunnel.finish()

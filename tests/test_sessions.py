@@ -1,0 +1,294 @@
+"""The pool of mux sessions: how many there are, who waits for which, and when they go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mtt import sessions
+from mtt.errors import NetworkError, PeerError
+from mtt.layers.smux import SmuxSession
+from mtt.layers.smux_stream import SmuxStream
+from mtt.sessions import SessionPool
+from mtt.wire.smux import FIN, PSH, SYN, frame
+from tests.support.transports import FakeLayer, Recorder, turns
+
+MAX = 3
+
+
+class Network:
+    """What the pool dials: every session gets a fake connection, as soon as `allowed` is set."""
+
+    def __init__(self, *, warm: int = 0, idle_time: float = sessions.IDLE_TIME) -> None:
+        self.sessions: list[SmuxSession] = []
+        self.lowers: list[FakeLayer] = []
+        self.dials = 0
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+        self.error: Exception | None = None
+        self.pool = SessionPool(self._connect, MAX, warm=warm, idle_time=idle_time)
+
+    async def _connect(self, session: SmuxSession) -> None:
+        self.dials += 1
+        await self.allowed.wait()
+        if self.error is not None:
+            raise self.error
+        lower = FakeLayer(session)
+        session.connection_made(lower)
+        self.sessions.append(session)
+        self.lowers.append(lower)
+
+    async def open(self, count: int = 1) -> list[SmuxStream]:
+        return [await self.pool.open_stream(Recorder()) for _ in range(count)]
+
+    async def close(self) -> None:
+        await self.pool.close()
+        await turns()
+        assert all(session.lost for session in self.sessions)
+
+
+def session_of(stream: SmuxStream) -> SmuxSession:
+    return stream._session
+
+
+async def test_streams_share_a_session_up_to_the_limit() -> None:
+    network = Network()
+    streams = await network.open(2 * MAX + 1)
+    assert network.dials == 3
+    assert [len({stream.id for stream in streams[at : at + MAX]}) for at in (0, 3)] == [MAX, MAX]
+    assert [session.open_streams for session in network.sessions] == [MAX, MAX, 1]
+    assert network.lowers[2].take() == frame(SYN, 3)
+    await network.close()
+
+
+async def test_a_place_is_free_when_the_peer_has_ended_the_stream_too() -> None:
+    network = Network()
+    streams = await network.open(MAX)
+    streams[0].close()
+    (other,) = await network.open()
+    assert session_of(other) is network.sessions[1]
+    network.sessions[0].data_received(frame(FIN, streams[0].id))
+    (again,) = await network.open()
+    assert session_of(again) is network.sessions[0]
+    assert network.dials == 2
+    await network.close()
+
+
+async def test_those_who_come_together_share_a_dial() -> None:
+    network = Network()
+    network.allowed.clear()
+    waiting = [asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(MAX + 1)]
+    await turns()
+    assert network.dials == 2
+    network.allowed.set()
+    streams = [await task for task in waiting]
+    assert network.dials == 2
+    assert [session.open_streams for session in network.sessions] == [MAX, 1]
+    assert len({(id(session_of(stream)), stream.id) for stream in streams}) == MAX + 1
+    await network.close()
+
+
+async def test_a_failed_dial_is_told_to_all_who_wait() -> None:
+    network = Network()
+    network.allowed.clear()
+    network.error = PeerError("certificate not accepted")
+    waiting = [asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(MAX)]
+    await turns()
+    network.allowed.set()
+    for task in waiting:
+        with pytest.raises(PeerError, match="not accepted"):
+            await task
+    assert network.dials == 1
+    network.error = None
+    await network.open()
+    assert network.dials == 2
+    await network.close()
+
+
+async def test_one_who_leaves_does_not_take_the_dial_with_him() -> None:
+    network = Network()
+    network.allowed.clear()
+    leaving, staying = (asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(2))
+    await turns()
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    network.allowed.set()
+    assert session_of(await staying) is network.sessions[0]
+    assert network.dials == 1
+    await network.close()
+
+
+async def test_a_dial_that_fails_when_nobody_waits_any_more() -> None:
+    network = Network()
+    network.allowed.clear()
+    network.error = NetworkError("refused")
+    task = asyncio.create_task(network.pool.open_stream(Recorder()))
+    await turns()
+    task.cancel()
+    await asyncio.wait([task])
+    network.allowed.set()
+    await turns()  # an exception that nobody retrieved would fail the test
+    await network.close()
+
+
+async def test_a_session_that_nobody_waits_for_any_more_is_retired() -> None:
+    network = Network(idle_time=0.02)
+    network.allowed.clear()
+    task = asyncio.create_task(network.pool.open_stream(Recorder()))
+    await turns()
+    task.cancel()
+    await asyncio.wait([task])
+    network.allowed.set()
+    while not network.sessions or not network.sessions[0].lost:
+        await asyncio.sleep(0.005)
+    await network.close()
+
+
+async def test_a_server_that_ends_every_session_at_once_is_not_dialled_for_ever() -> None:
+    network = Network()
+    connect = network.pool._connect
+
+    async def connect_and_lose(session: SmuxSession) -> None:
+        await connect(session)
+        session.eof_received()
+
+    network.pool._connect = connect_and_lose
+    with pytest.raises(NetworkError, match="at once"):
+        await network.open()
+    assert network.dials == 1
+
+    async def connect_and_lose_soon(session: SmuxSession) -> None:
+        await connect(session)
+        asyncio.get_running_loop().call_soon(session.eof_received)
+
+    network.pool._connect = connect_and_lose_soon
+    with pytest.raises(NetworkError, match="at once"):
+        await network.open()
+    assert network.dials == 2
+    await network.close()
+
+
+async def test_a_lost_session_is_replaced() -> None:
+    network = Network()
+    (stream,) = await network.open()
+    network.sessions[0].connection_lost(ConnectionResetError())
+    assert stream.is_closing()
+    (other,) = await network.open()
+    assert session_of(other) is network.sessions[1]
+    await network.close()
+
+
+async def test_a_session_out_of_ids_is_not_used() -> None:
+    network = Network()
+    await network.open()
+    network.sessions[0]._next_id = 1 << 32
+    (other,) = await network.open()
+    assert session_of(other) is network.sessions[1]
+    await network.close()
+
+
+# Retirement.
+
+
+async def test_an_idle_session_is_closed_after_a_while() -> None:
+    network = Network(idle_time=0.05)
+    (stream,) = await network.open()
+    network.sessions[0].data_received(frame(FIN, 3))
+    stream.close()
+    await turns()
+    assert not network.sessions[0].lost  # it waits for the next stream
+    while not network.sessions[0].lost:
+        await asyncio.sleep(0.01)
+    assert not network.lowers[0].aborted
+    await network.open()
+    assert network.dials == 2
+    await network.close()
+
+
+async def test_a_new_stream_keeps_the_session() -> None:
+    network = Network(idle_time=0.03)
+    (stream,) = await network.open()
+    network.sessions[0].data_received(frame(FIN, 3))
+    stream.close()
+    (other,) = await network.open()
+    assert session_of(other) is network.sessions[0]
+    await asyncio.sleep(0.08)
+    assert not network.sessions[0].lost
+    network.sessions[0].data_received(frame(PSH, other.id, b"alive"))
+    assert not other.is_closing()
+    await network.close()
+
+
+async def test_as_many_idle_sessions_as_wanted_stay_warm() -> None:
+    network = Network(warm=1, idle_time=0.03)
+    streams = await network.open(2 * MAX)
+    for stream in streams:
+        session_of(stream).data_received(frame(FIN, stream.id))
+        stream.close()
+    while not any(session.lost for session in network.sessions):
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.08)
+    assert [session.lost for session in network.sessions].count(True) == 1
+    await network.open()
+    assert network.dials == 2
+    await network.close()
+
+
+async def test_a_session_that_seems_dead_gets_no_new_stream() -> None:
+    network = Network(warm=1)
+    await network.open()
+    network.sessions[0]._seen_at -= 60.0
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[1]
+    await network.close()
+
+
+async def test_streams_that_the_peer_never_ends_do_not_keep_a_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The Go server keeps those for ever whose destination it could not reach.
+    monkeypatch.setattr(sessions, "FINISH_TIME", 0.02)
+    network = Network()
+    for stream in await network.open(MAX):
+        stream.close()
+    assert network.sessions[0].used_slots == MAX
+    await network.open()
+    assert network.dials == 2  # there was no place left
+    while not network.sessions[0].lost:
+        await asyncio.sleep(0.005)
+    assert not network.sessions[1].lost
+    await network.close()
+
+
+async def test_the_peers_late_end_makes_it_an_ordinary_idle_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sessions, "FINISH_TIME", 0.03)
+    network = Network()
+    (stream,) = await network.open()
+    stream.close()
+    network.sessions[0].data_received(frame(FIN, 3))
+    await asyncio.sleep(0.08)
+    assert not network.sessions[0].lost
+    await network.close()
+
+
+# The end.
+
+
+async def test_close_cuts_sessions_and_dials() -> None:
+    network = Network()
+    (stream,) = await network.open()
+    network.allowed.clear()
+    await network.open(MAX - 1)
+    waiting = asyncio.create_task(network.pool.open_stream(Recorder()))
+    await turns()
+    assert network.dials == 2
+    await network.close()
+    assert network.lowers[0].aborted
+    assert stream.is_closing()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await network.pool.close()
