@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mtt.flags import Values
 from mtt.options import SERVER_FLAGS, server_options
-from plugin.command import Command
+from plugin.command import Command, Start
 from plugin.command import main as run
 from plugin.environment import PluginEnvironment
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from mtt.runtime import Service
 
 
-def service(values: Values, plugin: bool) -> Service:
-    options = server_options(values, plugin=plugin)
+def service(values: Values, start: Start) -> Service:
+    options = server_options(values, plugin=start.plugin, sockets=start.descriptors)
 
     from mtt.server import Server
 

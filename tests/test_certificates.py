@@ -16,15 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mtt.certificates import (
-    Identity,
-    check_pin,
-    client_context,
-    finish_client_context,
-    parse_pin,
-    server_context,
-)
+from mtt.certificates import client_context, finish_client_context, server_context
 from mtt.errors import PeerError, StartError, UsageError
+from mtt.identity import Identity, check_pin, parse_pin
 from tests.support.certs import Authority, Certs, key_pem, pem
 
 UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
@@ -314,6 +308,30 @@ def test_versions_below_1_2_are_refused(certs: Certs) -> None:
         shake(client, old_server, "a.b")
 
 
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_minimum_of_1_3(end: str, certs: Certs) -> None:
+    least = {"client": "1.2", "server": "1.2", end: "1.3"}
+    server, _ = server_context(
+        cert=certs.cert, key=certs.key, name="", alpn=None, tls_min=least["server"]
+    )
+    client = client_context(
+        ca=certs.ca, skip_verify=False, pins=(), alpn=None, tls_min=least["client"]
+    )
+    assert shake(client, server, certs.name)[0].version() == "TLSv1.3"
+    (server if end == "client" else client).maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
+        shake(client, server, certs.name)
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_suites_have_forward_secrecy_and_authenticated_encryption(end: str, certs: Certs) -> None:
+    context = server_of(name="a.b") if end == "server" else client_of(skip_verify=True)
+    for suite in context.get_ciphers():
+        assert suite["aead"], suite["name"]
+        assert suite["protocol"] == "TLSv1.3" or suite["name"].startswith("ECDHE-"), suite["name"]
+    assert context.security_level >= 1  # as the system has it
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_sessions_resume(certs: Certs, version: ssl.TLSVersion) -> None:
     server = server_of(cert=certs.cert, key=certs.key)
@@ -442,6 +460,45 @@ def test_skip_verify_accepts_anything(certs: Certs) -> None:
 def test_bad_authority(certs: Certs, tmp_path: Path, kind: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"^-ca: .*{reason}"):
         client_of(ca=bad_file(kind, certs, tmp_path))
+
+
+# Who a client is
+
+
+def client_with(cert: str, key: str) -> ssl.SSLContext:
+    return client_context(ca="", skip_verify=True, pins=(), alpn=None, cert=cert, key=key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("missing", r"^-client-ca: cannot read .*: no such file or directory"),
+        ("garbage", r"^-client-ca: .* has no PEM certificate"),
+    ],
+)
+def test_bad_authority_of_clients(certs: Certs, tmp_path: Path, kind: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        server_context(
+            cert=certs.cert, key=certs.key, name="", alpn=None,
+            client_ca=bad_file(kind, certs, tmp_path),
+        )  # fmt: skip
+
+
+def test_bad_certificate_of_a_client(certs: Certs, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^-cert: .* has no PEM certificate"):
+        client_with(bad_file("garbage", certs, tmp_path), certs.key)
+    with pytest.raises(UsageError, match=r"^-key: .* does not belong to"):
+        client_with(certs.cert, certs.other_key)
+
+
+def test_the_server_sees_the_clients_certificate(certs: Certs) -> None:
+    server, _ = server_context(
+        cert=certs.cert, key=certs.key, name="", alpn=None, client_ca=certs.other_ca
+    )
+    client = client_with(certs.other_cert, certs.other_key)
+    _, theirs = shake(client, server, certs.name)
+    expected = ssl.PEM_cert_to_DER_cert(Path(certs.other_cert).read_text())
+    assert theirs.getpeercert(binary_form=True) == expected
 
 
 # Pins

@@ -15,6 +15,8 @@ import mtt_client
 import mtt_server
 from mtt import __version__
 from mtt.options import ClientOptions, ServerOptions
+from mtt.systemd import Inherited
+from plugin.command import Start
 
 ROOT = Path(__file__).parents[1]
 
@@ -115,7 +117,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("plugin", [True, False])
 def test_client_gets_its_options(plugin: bool) -> None:
-    client: Any = mtt_client.service({"b": ":1", "s": "a:2"}, plugin)
+    client: Any = mtt_client.service({"b": ":1", "s": "a:2"}, Start(plugin))
     assert isinstance(client.options, ClientOptions)
     assert client.options.plugin == plugin
     assert client.protect is None
@@ -123,13 +125,22 @@ def test_client_gets_its_options(plugin: bool) -> None:
 
 @pytest.mark.usefixtures("engine")
 def test_vpn_protection_on_request() -> None:
-    client: Any = mtt_client.service({"b": ":1", "s": "a:2", "V": True}, True)
+    client: Any = mtt_client.service({"b": ":1", "s": "a:2", "V": True}, Start(True))
     assert client.protect.__self__.__class__.__name__ == "VpnProtection"
 
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("plugin", [True, False])
 def test_server_gets_its_options(plugin: bool) -> None:
-    server: Any = mtt_server.service({"b": ":1", "d": "a:2"}, plugin)
+    server: Any = mtt_server.service({"b": ":1", "d": "a:2"}, Start(plugin))
     assert isinstance(server.options, ServerOptions)
     assert server.options.plugin == plugin
+
+
+@pytest.mark.usefixtures("engine")
+def test_sockets_of_systemd_stand_for_the_address() -> None:
+    start = Start(sockets=(Inherited(3, "a"), Inherited(4, "b")))
+    client: Any = mtt_client.service({"s": "a:2"}, start)
+    assert (client.options.bind, client.options.sockets) == (None, (3, 4))
+    server: Any = mtt_server.service({"b": ":1", "d": "a:2"}, start)
+    assert (server.options.bind, server.options.sockets) == (None, (3, 4))

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from mtt import log
+from mtt.process import LOG_LEVELS
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) prog: (.*)\n")
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,39 +33,37 @@ def restore() -> Iterator[None]:
 
 
 def test_a_line_has_time_level_and_program(capfd: pytest.CaptureFixture[str]) -> None:
-    log.setup(False, "prog")
+    log.setup("info", "prog")
     log.logger.info("listening on %s", "[::1]:443")
     match = LINE.fullmatch(capfd.readouterr().err)
     assert match is not None
     assert match.groups() == ("INFO", "listening on [::1]:443")
 
 
-@pytest.mark.parametrize(
-    ("verbose", "shown"),
-    [
-        (False, ["INFO", "WARNING", "ERROR"]),
-        (True, ["DEBUG", "INFO", "WARNING", "ERROR"]),
-    ],
-)
-def test_verbose_adds_debug(
-    verbose: bool, shown: list[str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    log.setup(verbose, "prog")
-    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
-        log.logger.log(level, "x")
-    assert [match[0] for match in LINE.findall(capfd.readouterr().err)] == shown
+@pytest.mark.parametrize("format", ["text", "json"])
+@pytest.mark.parametrize("level", LOG_LEVELS)
+def test_levels(level: str, format: str, capfd: pytest.CaptureFixture[str]) -> None:
+    log.setup(level, "prog", format)
+    for each in LOG_LEVELS:
+        log.logger.log(logging.getLevelNamesMapping()[each.upper()], "x")
+    err = capfd.readouterr().err
+    if format == "json":
+        shown = [json.loads(line)["level"] for line in err.splitlines()]
+    else:
+        shown = [match[0].lower() for match in LINE.findall(err)]
+    assert tuple(shown) == LOG_LEVELS[: LOG_LEVELS.index(level) + 1]
 
 
 def test_setup_twice_does_not_log_twice(capfd: pytest.CaptureFixture[str]) -> None:
-    log.setup(True, "prog")
-    log.setup(False, "prog")
+    log.setup("debug", "prog")
+    log.setup("info", "prog")
     log.logger.debug("hidden")
     log.logger.info("once")
     assert len(LINE.findall(capfd.readouterr().err)) == 1
 
 
 def test_strangers_cannot_forge_lines(capfd: pytest.CaptureFixture[str]) -> None:
-    log.setup(False, "prog")
+    log.setup("info", "prog")
     name = "a\n2020-01-01 00:00:00 INFO prog: all is well\r\x1b[2J\x9b\u2028"
     log.logger.warning("name %s", name)
     match = LINE.fullmatch(capfd.readouterr().err)
@@ -79,25 +81,60 @@ def test_write_line_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:
 def test_a_message_that_cannot_be_formatted_is_no_accident(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    log.setup(False, "prog")
+    log.setup("info", "prog")
     log.logger.info("%d bytes", "many")
-    assert capfd.readouterr().err == "a log line could not be formatted: '%d bytes'\n"
+    match = LINE.fullmatch(capfd.readouterr().err)
+    assert match is not None
+    assert match[2] == "a log line could not be formatted: '%d bytes'"
 
 
 def test_asyncio_speaks_only_when_verbose(capfd: pytest.CaptureFixture[str]) -> None:
-    log.setup(False, "prog")
+    log.setup("info", "prog")
     logging.getLogger("asyncio").error("a traceback for programmers")
     assert capfd.readouterr().err == ""
-    log.setup(True, "prog")
+    log.setup("debug", "prog")
     logging.getLogger("asyncio").warning("slow")
     assert "WARNING prog: slow" in capfd.readouterr().err
+
+
+def test_json_is_one_object_per_line(capfd: pytest.CaptureFixture[str]) -> None:
+    log.setup("info", "prog", "json")
+    before = datetime.now(UTC)
+    log.logger.info("listening on %s", "[::1]:443")
+    log.logger.warning('name "a"\n{}\r\x1b[2J\x9b\u2028 caf\u00e9 \udcff')
+    log.logger.info("%d bytes", "many")
+    err = capfd.readouterr().err
+    assert err.isascii()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert err.count("\n") == len(lines) == 3
+    for line in lines:
+        assert RFC3339.fullmatch(line["time"])
+        age = datetime.fromisoformat(line["time"]) - before
+        assert timedelta(milliseconds=-1) <= age < timedelta(seconds=20)
+    assert [(each["level"], each["program"], each["msg"]) for each in lines] == [
+        ("info", "prog", "listening on [::1]:443"),
+        ("warning", "prog", 'name "a"\\n{}\\r\\x1b[2J\\x9b\\u2028 caf\u00e9 \\udcff'),
+        ("info", "prog", "a log line could not be formatted: '%d bytes'"),
+    ]
+    assert all(set(line) == {"time", "level", "program", "msg"} for line in lines)
+
+
+def test_json_has_tracebacks_on_the_same_line(capfd: pytest.CaptureFixture[str]) -> None:
+    log.setup("debug", "prog", "json")
+    try:
+        raise ValueError("here\nand there")
+    except ValueError:
+        log.logger.debug("where it happened:", exc_info=True)
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert json.loads(err)["traceback"].endswith("ValueError: here\nand there")
 
 
 def test_a_broken_stderr_does_no_harm() -> None:
     receiver, sender = os.pipe()
     os.close(receiver)
     code = (
-        "from mtt import log; log.setup(True); log.logger.error('x'); log.write_line('y'); "
+        "from mtt import log; log.setup(); log.logger.error('x'); log.write_line('y'); "
         "print('alive')"
     )
     try:
@@ -116,7 +153,7 @@ def test_without_a_stderr_nothing_is_written_to_whatever_became_descriptor_2(
     code = (
         "import os, sys; from mtt import log\n"
         "assert os.open(sys.argv[1], os.O_RDWR | os.O_CREAT) == 2\n"
-        "log.setup(True, 'x'); log.logger.error('x'); log.write_line('y')\n"
+        "log.setup('info', 'x'); log.logger.error('x'); log.write_line('y')\n"
         "print(os.fstat(2).st_size)\n"
     )
     done = subprocess.run(

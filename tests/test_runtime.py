@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import logging
+import re
 import signal
 import subprocess
 import sys
@@ -16,22 +15,29 @@ import pytest
 
 from mtt import runtime
 from mtt.errors import StartError
-from mtt.log import logger
+from mtt.process import ProcessOptions
+from tests.support.processes import clean_environment, run
+from tests.support.systemd import Manager
 
 ROOT = Path(__file__).parents[1]
 
 # A service that tells what is done with it.
 PROGRAM = """
-import asyncio, sys, time
-from mtt import log, runtime
-log.setup(True, "prog")
+import asyncio, os, sys, time
+from mtt import log, process, runtime, systemd
+log.setup("debug", "prog")
 
-class Service:
+class Service(runtime.Service):
+    tunnels = %(tunnels)d
+    addresses = ["127.0.0.1:1"]
     async def start(self):
         print("start", flush=True)
         %(start)s
         # Not printed here: the first signal is for close() only when start() has returned.
         asyncio.get_running_loop().call_soon(lambda: print("started", flush=True))
+    async def drain(self):
+        print("drain", flush=True)
+        %(drain)s
     async def close(self):
         print("close", flush=True)
         %(close)s
@@ -41,7 +47,12 @@ class Service:
         %(cleanup)s
 
 runtime.CLOSE_LIMIT = %(limit)s
-code = runtime.run(Service(), plugin=%(plugin)s)
+runtime.run(
+    Service(),
+    plugin=%(plugin)s,
+    options=process.ProcessOptions(grace=%(grace)s, loop=%(loop)r),
+    manager=systemd.ServiceManager(os.environ),
+)
 """
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
@@ -49,19 +60,42 @@ SIGNALS = [signal.SIGTERM, signal.SIGINT]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
-@contextlib.contextmanager
-def program(**parts: Any) -> Iterator[subprocess.Popen[str]]:
-    code = PROGRAM % {
-        "start": "", "close": "", "cleanup": "", "limit": 60, "plugin": False, **parts,
-    }  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
+@pytest.fixture(params=["asyncio", "uvloop"], autouse=True)
+def loop(request: pytest.FixtureRequest) -> str:
+    """The event loop of the programs."""
+    name: str = request.param
+    if name == "uvloop":
+        pytest.importorskip("uvloop")
+    return name
+
+
+class Programs:
+    """Starts programs that run on a certain event loop."""
+
+    def __init__(self, loop: str) -> None:
+        self._loop = loop
+
+    @contextlib.contextmanager
+    def __call__(
+        self, environ: dict[str, str] | None = None, **parts: Any
+    ) -> Iterator[subprocess.Popen[str]]:
+        code = PROGRAM % {
+            "start": "", "drain": "", "close": "", "cleanup": "", "limit": 60, "plugin": False,
+            "grace": 0, "tunnels": 0, "loop": self._loop, **parts,
+        }  # fmt: skip
+        with subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, env=clean_environment(**(environ or {})),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def program(loop: str) -> Programs:
+    return Programs(loop)
 
 
 def expect(process: subprocess.Popen[str], *lines: str) -> None:
@@ -76,49 +110,49 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_closes_the_service(number: int) -> None:
+def test_a_signal_closes_the_service(number: int, program: Programs) -> None:
     with program() as process:
         expect(process, "start", "started")
         process.send_signal(number)
         code, out, err = finish(process)
-    assert (code, out) == (0, "close\nclosed\ncleanup\n")
+    assert (code, out) == (0, "cleanup\nclose\nclosed\ncleanup\n")
     assert err.count("\n") == 1
     assert "stopping" in err
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_second_signal_ends_a_close_that_hangs(number: int) -> None:
+def test_a_second_signal_ends_a_close_that_hangs(number: int, program: Programs) -> None:
     with program(close="await asyncio.sleep(60)") as process:
         expect(process, "start", "started")
         process.send_signal(number)
-        expect(process, "close")
+        expect(process, "cleanup", "close")
         process.send_signal(number)
         code, out, _ = finish(process)
     assert (code, out) == (0, "cleanup\n")
 
 
-def test_a_close_that_hangs_is_not_waited_for_without_limit() -> None:
+def test_a_close_that_hangs_is_not_waited_for_without_limit(program: Programs) -> None:
     with program(close="await asyncio.sleep(60)", limit=0.01) as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
         code, out, err = finish(process)
-    assert (code, out) == (0, "close\ncleanup\n")
+    assert (code, out) == (0, "cleanup\nclose\ncleanup\n")
     assert "gave up" in err
 
 
-def test_threads_that_hang_do_not_keep_the_process() -> None:
+def test_threads_that_hang_do_not_keep_the_process(program: Programs) -> None:
     # As getaddrinfo() does for half a minute when no DNS server answers.
     hang = "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)"
     with program(start=hang) as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
         code, out, _ = finish(process)
-    assert (code, out) == (0, "close\nclosed\ncleanup\n")
+    assert (code, out) == (0, "cleanup\nclose\nclosed\ncleanup\n")
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("plugin", [False, True])
-def test_a_signal_during_the_start_ends_it(number: int, plugin: bool) -> None:
+def test_a_signal_during_the_start_ends_it(number: int, plugin: bool, program: Programs) -> None:
     with program(start="await asyncio.sleep(60)", plugin=plugin) as process:
         expect(process, "start")
         process.send_signal(number)
@@ -126,14 +160,14 @@ def test_a_signal_during_the_start_ends_it(number: int, plugin: bool) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_plugin_is_gone_at_once(number: int) -> None:
+def test_a_plugin_is_gone_at_once(number: int, program: Programs) -> None:
     with program(plugin=True) as process:
         expect(process, "start", "started")
         process.send_signal(number)
         assert finish(process) == (0, "cleanup\n", "")
 
 
-def test_a_plugin_is_gone_even_when_its_loop_is_busy() -> None:
+def test_a_plugin_is_gone_even_when_its_loop_is_busy(program: Programs) -> None:
     busy = (
         "asyncio.get_running_loop().call_later("
         "0.01, lambda: [print('busy', flush=True), time.sleep(60)])"
@@ -146,7 +180,7 @@ def test_a_plugin_is_gone_even_when_its_loop_is_busy() -> None:
         assert time.monotonic() - sent < 10
 
 
-def test_a_failing_cleanup_does_not_keep_a_plugin_alive() -> None:
+def test_a_failing_cleanup_does_not_keep_a_plugin_alive(program: Programs) -> None:
     with program(plugin=True, cleanup="raise OSError('read-only')") as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
@@ -154,8 +188,83 @@ def test_a_failing_cleanup_does_not_keep_a_plugin_alive() -> None:
     assert (code, out) == (0, "cleanup\n")
 
 
-def test_a_failed_start_raises_and_restores_the_handlers() -> None:
-    class Service:
+def test_tunnels_have_a_time_of_grace(program: Programs) -> None:
+    with program(grace=60, tunnels=2) as process:
+        expect(process, "start", "started")
+        process.send_signal(signal.SIGTERM)
+        code, out, err = finish(process)
+    # Nobody listens any more before anybody is waited for.
+    assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
+    assert re.fullmatch(r".* INFO prog: stopping: 2 tunnels may go on for 60 s\n", err)
+
+
+def test_what_is_left_after_that_is_cut(program: Programs) -> None:
+    with program(grace=0.01, tunnels=1, drain="await asyncio.sleep(60)") as process:
+        expect(process, "start", "started")
+        process.send_signal(signal.SIGTERM)
+        code, out, err = finish(process)
+    assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
+    lines = [line.partition("prog: ")[2] for line in err.splitlines()]
+    assert lines == ["stopping: 1 tunnel may go on for 0.01 s", "1 tunnel cut after 0.01 s"]
+
+
+def test_without_grace_nobody_waits(program: Programs) -> None:
+    with program(tunnels=3, drain="await asyncio.sleep(60)") as process:
+        expect(process, "start", "started")
+        process.send_signal(signal.SIGTERM)
+        code, out, err = finish(process)
+    assert (code, out) == (0, "cleanup\nclose\nclosed\ncleanup\n")
+    assert "stopping: 3 tunnels cut" in err
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_the_grace(number: int, program: Programs) -> None:
+    with program(grace=60, tunnels=1, drain="await asyncio.sleep(60)") as process:
+        expect(process, "start", "started")
+        process.send_signal(number)
+        expect(process, "cleanup", "drain")
+        process.send_signal(number)
+        code, out, _ = finish(process)
+    assert (code, out) == (0, "cleanup\n")
+
+
+def test_the_service_manager_hears_how_it_goes(program: Programs, tmp_path: Path) -> None:
+    with Manager(tmp_path) as manager:
+        environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"}
+        with program(environ, grace=60, tunnels=1) as process:
+            assert manager.hear() == "READY=1\nSTATUS=listening on 127.0.0.1:1"
+            for _ in range(3):
+                assert manager.hear() == "WATCHDOG=1"
+            process.send_signal(signal.SIGTERM)
+            assert finish(process)[0] == 0
+        heard = [message for message in manager.rest() if message != "WATCHDOG=1"]
+    status = "STATUS=stopping: 1 tunnel may go on for 60 s"
+    assert heard == [f"STOPPING=1\n{status}\nEXTEND_TIMEOUT_USEC=120000000"]
+
+
+def test_a_loop_that_hangs_gives_no_sign_of_life(program: Programs, tmp_path: Path) -> None:
+    hang = "asyncio.get_running_loop().call_later(0.1, time.sleep, 60)"
+    with Manager(tmp_path) as manager:
+        environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"}
+        with program(environ, start=hang):
+            assert manager.hear().startswith("READY=1")
+            with pytest.raises(TimeoutError):
+                while True:
+                    assert manager.hear(seconds=2) == "WATCHDOG=1"
+
+
+def test_sighup_reloads(program: Programs) -> None:
+    again = "type(self).reload = lambda self: print('reload', flush=True)"
+    with program(start=again) as process:
+        expect(process, "start", "started")
+        process.send_signal(signal.SIGHUP)
+        expect(process, "reload")
+        process.send_signal(signal.SIGTERM)
+        assert finish(process)[0] == 0
+
+
+def test_a_failed_start_raises_and_restores_the_handlers(loop: str) -> None:
+    class Service(runtime.Service):
         async def start(self) -> None:
             raise StartError("-b: 127.0.0.1:1 is in use")
 
@@ -164,19 +273,17 @@ def test_a_failed_start_raises_and_restores_the_handlers() -> None:
 
     before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(StartError, match="in use"):
-        runtime.run(Service())
+        runtime.run(Service(), options=ProcessOptions(loop=loop))
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_the_watch_begins_before_the_service() -> None:
+def test_the_watch_begins_before_the_service(loop: str) -> None:
     events: list[str] = []
 
-    class Service:
+    class Service(runtime.Service):
         async def start(self) -> None:
             events.append("start")
             raise StartError("enough")
-
-        async def close(self) -> None: ...
 
     def watch(end: object) -> None:
         asyncio.get_running_loop()
@@ -184,50 +291,12 @@ def test_the_watch_begins_before_the_service() -> None:
         events.append("watch")
 
     with pytest.raises(StartError):
-        runtime.run(Service(), plugin=True, watch=watch)
+        runtime.run(Service(), options=ProcessOptions(loop=loop), plugin=True, watch=watch)
     assert events == ["watch", "start"]
 
 
-@pytest.fixture
-def records(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(logger, "propagate", True)
-    return caplog
-
-
-@pytest.mark.parametrize(
-    ("context", "level", "text"),
-    [
-        ({"message": "alone"}, "ERROR", "alone"),
-        ({"message": "callback", "exception": KeyError("k")}, "ERROR", "callback: KeyError: 'k'"),
-        (
-            {"message": "accept", "exception": OSError(errno.EMFILE, "x"), "socket": 1},
-            "ERROR",
-            "accept: too many open files",
-        ),
-        (
-            {"message": "read", "exception": OSError(errno.EHOSTUNREACH, "x"), "transport": 1},
-            "DEBUG",
-            "read: no route to host",
-        ),
-    ],
-)
-def test_errors_in_callbacks(
-    context: dict[str, Any], level: str, text: str, records: pytest.LogCaptureFixture
-) -> None:
-    records.set_level(logging.DEBUG, "mtt")
-    loop = asyncio.SelectorEventLoop()
-    runtime.report(loop, context)
-    loop.close()
-    (record,) = records.records
-    assert (record.levelname, record.getMessage()) == (level, text)
-
-
-@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
-def test_only_those_who_debug_see_a_traceback(
-    level: int, records: pytest.LogCaptureFixture
-) -> None:
-    records.set_level(level, "mtt")
-    loop = asyncio.SelectorEventLoop()
-    runtime.report(loop, {"message": "x", "exception": ValueError("y")})
-    loop.close()
-    assert bool(records.records[0].exc_info) == (level == logging.DEBUG)
+def test_as_many_descriptors_as_there_may_be() -> None:
+    tell = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))\n{tell}\n"
+    code = f"{limit}from mtt.runtime import raise_descriptor_limit as go\ngo()\n{tell}"
+    assert run(sys.executable, "-c", code) == b"64 128\n128 128\n"

@@ -32,28 +32,36 @@ def never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_end_of_a_request_arrives_at_once_and_the_reply_comes_back(
     mode: str, certs: Certs
 ) -> None:
-    async with listening() as there, tunnel(mode, there.port, certs) as port:
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            await application.send(b"request")
-            await application.finish()
-            destination = await there.accept()
-            assert await destination.rest() == b"request"
-            await destination.send(REPLY)
-            await destination.finish()
-            assert await application.rest() == REPLY
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs) as port,
+        asyncio.timeout(SOON),
+        await connect(port) as application,
+    ):
+        await application.send(b"request")
+        await application.finish()
+        destination = await there.accept()
+        assert await destination.rest() == b"request"
+        await destination.send(REPLY)
+        await destination.finish()
+        assert await application.rest() == REPLY
 
 
 @in_every_mode
 async def test_the_destination_may_end_first_and_still_receive(mode: str, certs: Certs) -> None:
-    async with listening() as there, tunnel(mode, there.port, certs) as port:
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            destination = await there.accept()
-            await destination.send(b"banner")
-            await destination.finish()
-            assert await application.rest() == b"banner"
-            await application.send(REPLY)
-            await application.finish()
-            assert await destination.rest() == REPLY
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs) as port,
+        asyncio.timeout(SOON),
+        await connect(port) as application,
+    ):
+        destination = await there.accept()
+        await destination.send(b"banner")
+        await destination.finish()
+        assert await application.rest() == b"banner"
+        await application.send(REPLY)
+        await application.finish()
+        assert await destination.rest() == REPLY
 
 
 @in_every_mode
@@ -77,14 +85,18 @@ async def test_a_reset_of_either_end_resets_the_other(mode: str, certs: Certs) -
 
 @in_every_mode
 async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> None:
-    async with listening() as there, tunnel(mode, there.port, certs) as port:
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            await application.finish()
-            destination = await there.accept()
-            assert await destination.rest() == b""
-            destination.reset()
-            with pytest.raises(ConnectionResetError):
-                await application.read()
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs) as port,
+        asyncio.timeout(SOON),
+        await connect(port) as application,
+    ):
+        await application.finish()
+        destination = await there.accept()
+        assert await destination.rest() == b""
+        destination.reset()
+        with pytest.raises(ConnectionResetError):
+            await application.read()
 
 
 @pytest.mark.parametrize("mode", ["mux", "wss+mux"])
@@ -113,20 +125,25 @@ async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
 
 @pytest.mark.parametrize("mode", ["mux", "wss+mux"])
 async def test_streams_of_one_session_end_independently(mode: str, certs: Certs) -> None:
-    async with listening() as there, tunnel(mode, there.port, certs) as port:
-        async with asyncio.timeout(SOON), await connect(port) as one, await connect(port) as two:
-            await one.send(b"one")
-            first = await there.accept()
-            assert await first.exactly(3) == b"one"
-            await two.send(b"two")
-            second = await there.accept()
-            assert await second.exactly(3) == b"two"
-            await one.finish()
-            assert await first.rest() == b""
-            await second.send(b"still there")
-            assert await two.exactly(11) == b"still there"
-            await first.finish()
-            assert await one.rest() == b""
-            await two.finish()
-            assert await second.rest() == b""
-            await eventually(lambda: there.count == 2)
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs) as port,
+        asyncio.timeout(SOON),
+        await connect(port) as one,
+        await connect(port) as two,
+    ):
+        await one.send(b"one")
+        first = await there.accept()
+        assert await first.exactly(3) == b"one"
+        await two.send(b"two")
+        second = await there.accept()
+        assert await second.exactly(3) == b"two"
+        await one.finish()
+        assert await first.rest() == b""
+        await second.send(b"still there")
+        assert await two.exactly(11) == b"still there"
+        await first.finish()
+        assert await one.rest() == b""
+        await two.finish()
+        assert await second.rest() == b""
+        await eventually(lambda: there.count == 2)

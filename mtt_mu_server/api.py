@@ -1,0 +1,204 @@
+"""The controller's language: JSON commands in, JSON answers out. Pure; nothing here waits.
+
+It is the original's, extended; a panel that was written for the original notices no difference as
+long as it makes no mistakes. An error anywhere means that nothing of the request is done.
+
+A command may be 2 MiB large and hold 30,000 users, so `parse()` is a generator: it yields every now
+and then, so that its caller can let others have their turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mtt.errors import UsageError
+from mtt.options import reachable
+from mtt_mu_server.decoding import SLICE, Arg, Refused, WrongTypeError, decode, integer
+from mtt_mu_server.records import Row, Statistics, User, fingerprint
+
+# A body of this size or more is refused, as by the original.
+BODY_LIMIT = 2 * 1024 * 1024
+
+ADD, DELETE, CLEAR, LIST, STATISTICS, PING = 1, 2, 3, 4, 5, 9
+
+# Users in one answer to LIST or STATISTICS: it takes 4 ms to make.
+PAGE_LIMIT = 1000
+
+_LIMITS = ("max_conns", "rate", "expires")
+
+
+@dataclass(slots=True)
+class Add:
+    """Add or overwrite users; `rows` by path."""
+
+    rows: dict[str, Row]
+
+
+@dataclass(slots=True)
+class Delete:
+    """Delete users, and cut their connections if `disconnect`."""
+
+    paths: list[str]
+    disconnect: bool
+
+
+@dataclass(slots=True)
+class Clear:
+    """Delete all users, and cut their connections if `disconnect`."""
+
+    disconnect: bool
+
+
+@dataclass(slots=True)
+class Page:
+    """List users, or with `statistics` what they have used."""
+
+    statistics: bool
+    offset: int
+    limit: int
+
+
+@dataclass(slots=True)
+class Ask:
+    """What certain users have used."""
+
+    paths: list[str]
+
+
+@dataclass(slots=True)
+class Ping:
+    """How many users there are."""
+
+
+Command = Add | Delete | Clear | Page | Ask | Ping
+
+
+def parse(body: bytes) -> Generator[None, None, Command]:
+    """The command in the body of a request, returned after any number of yields.
+
+    Raises Refused, whose text names the field at fault.
+    """
+    fields = yield from decode(body)
+    opt = fields.get("opt", 0)
+    args: list[Arg] = fields.get("args_bunch", [])
+    if opt in (ADD, DELETE) and not args:
+        raise Refused(200, "empty args")
+    if opt == ADD:
+        return Add((yield from _rows(args)))
+    if opt == DELETE:
+        return Delete((yield from _paths(args)), _boolean(fields, "disconnect"))
+    if opt == CLEAR:
+        return Clear(_boolean(fields, "disconnect"))
+    if opt == STATISTICS and args:
+        if len(args) > PAGE_LIMIT:
+            raise Refused(400, f"args_bunch: more than {PAGE_LIMIT} paths in one request")
+        return Ask((yield from _paths(args)))
+    if opt in (LIST, STATISTICS):
+        limit = integer("limit", fields.get("limit", PAGE_LIMIT))
+        if not 1 <= limit <= PAGE_LIMIT:
+            raise Refused(400, f"limit: {limit} is not from 1 to {PAGE_LIMIT}")
+        return Page(opt == STATISTICS, _natural("offset", fields.get("offset", 0)), limit)
+    if opt == PING:
+        return Ping()
+    raise Refused(200, "invalid opt")
+
+
+# Answers.
+
+
+def answer(**fields: object) -> bytes:
+    """A command was done. Fields that are 0 are left out, as in Go."""
+    return _encode({"res": 1} | {name: value for name, value in fields.items() if value})
+
+
+def users_answer(total: int, users: Iterable[User]) -> bytes:
+    """The answer to LIST."""
+    return _encode({"res": 1, "total": total, "users": [_listed(user) for user in users]})
+
+
+def statistics_answer(total: int, found: Iterable[tuple[str, Statistics]]) -> bytes:
+    """The answer to STATISTICS: each user's path with what it has used."""
+    users = [{"path": path, "id": fingerprint(path)} | used._asdict() for path, used in found]
+    return _encode({"res": 1, "total": total, "users": users})
+
+
+def error_answer(reason: str) -> bytes:
+    """A request was not done."""
+    return _encode({"res": 2, "err_string": reason})
+
+
+def _listed(user: User) -> dict[str, object]:
+    path, dst, *limits = user
+    listed: dict[str, object] = {"path": path, "dst": dst, "id": fingerprint(path)}
+    return listed | {name: value for name, value in zip(_LIMITS, limits, strict=True) if value}
+
+
+def _encode(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+# Checking.
+
+
+def _rows(args: list[Arg]) -> Generator[None, None, dict[str, Row]]:
+    rows: dict[str, Row] = {}
+    # Many users have the same few destinations. The same for limits, and equal ones share memory.
+    known: dict[str, str] = {}
+    for index, (path, dst, others) in enumerate(args):
+        _check_path(index, path)
+        if dst not in known:
+            try:
+                reachable(f"args_bunch[{index}].dst", dst)
+            except UsageError as error:
+                raise Refused(400, str(error)) from None
+            if not dst.isprintable():
+                raise Refused(400, f"args_bunch[{index}].dst: it contains control characters")
+            known[dst] = dst
+        dst = known[dst]
+        if others is None:
+            rows[path] = (dst, 0, 0, 0)
+        else:
+            max_conns, rate, expires = (
+                _natural(f"args_bunch[{index}].{name}", others.get(name, 0)) for name in _LIMITS
+            )
+            rows[path] = (dst, max_conns, rate, expires)
+        if index % SLICE == 0:
+            yield
+    return rows
+
+
+def _paths(args: list[Arg]) -> Generator[None, None, list[str]]:
+    paths: dict[str, None] = {}
+    for index, (path, _, _) in enumerate(args):
+        _check_path(index, path)
+        paths[path] = None
+        if index % SLICE == 0:
+            yield
+    return list(paths)
+
+
+def _check_path(index: int, path: str) -> None:
+    if not path.startswith("/"):
+        raise Refused(400, f"args_bunch[{index}].path: it does not start with /")
+    if not path.isascii():
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            # Half of a character, as "\ud800": no request can ask for it.
+            raise Refused(400, f"args_bunch[{index}].path: it is no valid text") from None
+
+
+def _natural(name: str, value: Any) -> int:
+    if integer(name, value) < 0:
+        raise Refused(400, f"{name}: it is negative")
+    return int(value)
+
+
+def _boolean(fields: dict[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise WrongTypeError(name, "true or false")
+    return value

@@ -1,0 +1,121 @@
+"""Doing what the operator asks: from the body of a request to the body of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import TypeVar
+
+from mtt_mu_server import api
+from mtt_mu_server.api import Add, Ask, Clear, Delete, Page, Ping
+from mtt_mu_server.decoding import Refused
+from mtt_mu_server.store import Store, StoreError
+from mtt_mu_server.users import Users
+
+# Paths whose counters are brought up to date between two turns.
+SETTLE_SLICE = 500
+
+CUT_REASON = "disconnected by the operator"
+
+Result = TypeVar("Result")
+
+
+class Commands:
+    """Executes commands on users, and on the database if there is one.
+
+    Those that change something run one at a time, and first in the database: memory follows only
+    when it is sure to be kept, in one step.
+    """
+
+    def __init__(self, users: Users, store: Store | None) -> None:
+        self._users = users
+        self._store = store
+        self._changing = asyncio.Lock()
+        self.done: dict[str, int] = {"done": 0, "refused": 0, "failed": 0}
+
+    async def run(self, body: bytes) -> tuple[int, bytes]:
+        """Execute the command in `body`; returns an HTTP status and the answer."""
+        try:
+            status, answer = 200, await self._run(body)
+            self.done["done"] += 1
+        except Refused as refused:
+            status, answer = refused.status, api.error_answer(str(refused))
+            self.done["refused"] += 1
+        except StoreError as error:
+            status, answer = 500, api.error_answer(str(error))
+            self.done["failed"] += 1
+        return status, answer
+
+    async def save_counters(self) -> None:
+        """Bring the counters up to date, in the database too. Raises StoreError."""
+        if self._store is None:
+            return
+        async with self._changing:
+            for index, path in enumerate(self._users.live_paths()):
+                self._users.settle(path)
+                if index % SETTLE_SLICE == SETTLE_SLICE - 1:
+                    await asyncio.sleep(0)
+            dirty = self._users.take_dirty()
+            if not dirty:
+                return
+            try:
+                await self._store.count([(path, self._users.counters(path)) for path in dirty])
+            except BaseException:  # or cancelled: then at the next opportunity
+                self._users.mark_dirty(dirty)
+                raise
+
+    async def _run(self, body: bytes) -> bytes:
+        users = self._users
+        command = await in_slices(api.parse(body))
+        match command:
+            case Ping():
+                return api.answer(current_users=len(users))
+            case Page(statistics=False):
+                return api.users_answer(len(users), users.page(command.offset, command.limit))
+            case Page():
+                return self._statistics(users.paths(command.offset, command.limit))
+            case Ask():
+                return self._statistics(command.paths)
+        async with self._changing:
+            match command:
+                case Add():
+                    await self._add(command)
+                case Delete():
+                    await self._delete(command)
+                case Clear():
+                    await self._clear(command)
+        return api.answer()
+
+    def _statistics(self, paths: list[str]) -> bytes:
+        found = [(path, used) for path in paths if (used := self._users.statistics(path))]
+        return api.statistics_answer(len(self._users), found)
+
+    async def _add(self, command: Add) -> None:
+        if self._store is not None:
+            await self._store.put(command.rows)
+        self._users.put(command.rows)
+
+    async def _delete(self, command: Delete) -> None:
+        if self._store is not None:
+            await self._store.remove(command.paths)
+        await in_slices(self._users.remove(command.paths))
+        if command.disconnect:
+            await in_slices(self._users.cut(command.paths, CUT_REASON))
+
+    async def _clear(self, command: Clear) -> None:
+        if self._store is not None:
+            await self._store.clear()
+        await in_slices(self._users.clear())
+        if command.disconnect:
+            await in_slices(self._users.cut(self._users.live_paths(), CUT_REASON))
+
+
+async def in_slices(work: Generator[None, None, Result]) -> Result:
+    """Run `work` to its end, and let others have a turn whenever it yields."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
+        await asyncio.sleep(0)

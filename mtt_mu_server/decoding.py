@@ -1,0 +1,206 @@
+"""JSON as Go's encoding/json reads it into the original's structures. Pure.
+
+Keys match in any case, the last of equal ones wins, unknown ones are ignored, null is the same as
+nothing, an integer is written as one, and a wrong type anywhere spoils the whole.
+
+The entries of `args_bunch` are taken one by one, with turns for others in between: Python's decoder
+would take 20 ms for all that fit into a request.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from typing import Any, NoReturn
+
+# Entries between two turns for others: parsing and checking them takes about 1 ms.
+SLICE = 100
+
+# Go's int, and what SQLite can hold.
+INT64 = range(-(2**63), 2**63)
+
+_FIELDS = frozenset(("opt", "args_bunch", "disconnect", "offset", "limit"))
+_ARG_FIELDS = frozenset(("path", "dst", "max_conns", "rate", "expires"))
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+# An entry of args_bunch: path, dst, and the other known fields as they came.
+Arg = tuple[str, str, dict[str, Any] | None]
+
+
+class Refused(Exception):
+    """A request that is not done.
+
+    `status`: of the response. It is 200 where the original says so.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class WrongTypeError(Refused):
+    """A field has a value of another type than it takes."""
+
+    def __init__(self, name: str, wanted: str) -> None:
+        super().__init__(400, f"{name}: not {wanted}")
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object: its members in their order, equal keys included."""
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")  # Python's decoder takes NaN and Infinity
+
+
+def _int_value(text: str) -> int:
+    # Beyond this nobody needs to know by how much; Python itself fails at 4300 digits.
+    return int(text) if len(text) <= 20 else INT64.stop
+
+
+_decoder = json.JSONDecoder(
+    object_pairs_hook=_Object, parse_constant=_no_constant, parse_int=_int_value
+)
+
+
+class _Scanner:
+    """A position in a JSON text. Its methods raise Refused where the text is none."""
+
+    def __init__(self, body: bytes) -> None:
+        try:
+            self._text = body.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Refused(400, f"malformed JSON: byte {error.start} is not UTF-8") from None
+        self._at = 0
+
+    def peek(self) -> str:
+        """The next character that is not white space, empty at the end."""
+        self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+        return self._text[self._at : self._at + 1]
+
+    def value(self) -> Any:
+        """The value that starts here."""
+        self.peek()
+        try:
+            value, self._at = _decoder.raw_decode(self._text, self._at)
+        except (ValueError, RecursionError) as error:
+            raise self.malformed(getattr(error, "pos", self._at)) from None
+        return value
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that starts here; whoever gets one reads its value."""
+        for _ in self._until("}"):
+            if self.peek() != '"':
+                raise self.malformed(self._at)
+            key = self.value()
+            if self.peek() != ":":
+                raise self.malformed(self._at)
+            self._at += 1
+            yield key
+
+    def elements(self) -> Iterator[Any]:
+        """The values of the array that starts here."""
+        for _ in self._until("]"):
+            yield self.value()
+
+    def end(self) -> None:
+        """Check that nothing follows."""
+        if self.peek():
+            raise self.malformed(self._at)
+
+    def malformed(self, at: int) -> Refused:
+        return Refused(400, f"malformed JSON at character {at}")
+
+    def _until(self, closing: str) -> Iterator[None]:
+        """Once for every item between here and the closing bracket."""
+        self._at += 1
+        if self.peek() == closing:
+            self._at += 1
+            return
+        while True:
+            yield
+            found = self.peek()
+            self._at += 1
+            if found == closing:
+                return
+            if found != ",":
+                raise self.malformed(self._at - 1)
+
+
+def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
+    """The known fields of the request; `opt` and `args_bunch` are of the right types."""
+    scanner = _Scanner(body)
+    fields: dict[str, Any] = {}
+    if scanner.peek() != "{":
+        value = scanner.value()
+        scanner.end()
+        if value is not None:
+            raise Refused(400, "the request is not a JSON object")
+        return fields
+    wrong: Refused | None = None  # told only if the rest is JSON
+    for key in scanner.members():
+        name = _field(key, _FIELDS)
+        try:
+            if name != "args_bunch":
+                value = scanner.value()
+                if value is not None:
+                    fields[name] = integer("opt", value) if name == "opt" else value
+            elif scanner.peek() == "[":
+                args: list[Arg] = []
+                for entry in scanner.elements():
+                    try:
+                        args.append(_arg(len(args), entry))
+                    except WrongTypeError as error:
+                        wrong = wrong or error
+                        args.append(("", "", None))
+                    if len(args) % SLICE == 0:
+                        yield
+                fields[name] = args
+            elif scanner.value() is None:
+                fields.pop(name, None)
+            else:
+                raise WrongTypeError(name, "an array")
+        except WrongTypeError as error:
+            wrong = wrong or error
+    scanner.end()
+    if wrong is not None:
+        raise wrong
+    return fields
+
+
+def _field(key: str, known: frozenset[str]) -> str:
+    """The known field that `key` names; keys match in any case."""
+    return key if key in known else key.casefold()
+
+
+def _arg(index: int, entry: Any) -> Arg:
+    if entry is None:
+        return "", "", None
+    if not isinstance(entry, _Object):
+        raise WrongTypeError(f"args_bunch[{index}]", "an object")
+    path = dst = ""
+    others: dict[str, Any] | None = None
+    for key, value in entry:
+        name = _field(key, _ARG_FIELDS)
+        if value is None:
+            continue
+        if name == "path" or name == "dst":
+            if not isinstance(value, str):
+                raise WrongTypeError(f"args_bunch[{index}].{name}", "a string")
+            if name == "path":
+                path = value
+            else:
+                dst = value
+        elif name in _ARG_FIELDS:
+            others = others or {}
+            others[name] = value
+    return path, dst, others
+
+
+def integer(name: str, value: Any) -> int:
+    """`value` if it is an integer of 64 bits. Raises WrongTypeError."""
+    if type(value) is not int or value not in INT64:
+        raise WrongTypeError(name, "an integer")
+    return value

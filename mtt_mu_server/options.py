@@ -1,0 +1,160 @@
+"""What mtt-mu-server can be told: its option table, and the checked result."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from mtt.errors import UsageError
+from mtt.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.net.address import Endpoint, is_ip, parse_endpoint
+from mtt.options import (
+    BIND,
+    BIND_UNIX,
+    CERT,
+    CERT_DIR,
+    CERT_NAME,
+    CLIENT_CA,
+    DEFAULT_TLS_MIN,
+    DISABLE_TLS,
+    FALLBACK,
+    FAST_OPEN,
+    KEY,
+    MAX_CONNS,
+    MUX,
+    TIMEOUT,
+    TLS_MIN,
+    at_least,
+    bind_address,
+    fallback_site,
+    host_name,
+    required,
+    server_certificates,
+    tls_min,
+    tunnel_timeout,
+)
+from mtt.process import PROCESS_FLAGS
+
+DEFAULT_TIMEOUT = "1m"  # as the original; its tunnel commands have 5m
+
+UNIX_PREFIX = "unix:"
+
+FLAGS = (
+    BIND,
+    BIND_UNIX,
+    Flag("c", "str", "Address of the controller: a loopback address, or unix:/path for a socket "
+         "that only this user can open. Others need -c-token-file, -c-cert and -c-key.",
+         "HOST:PORT"),
+    Flag("c-token-file", "str", "File with the token that every request to the controller must "
+         "carry, as Authorization: Bearer TOKEN.", "FILE"),
+    Flag("c-cert", "str", "PEM file with the controller's certificate; the controller then speaks "
+         "HTTPS.", "FILE"),
+    Flag("c-key", "str", "PEM file with the private key of -c-cert.", "FILE"),
+    Flag("db", "str", "SQLite file that keeps the users and their counters. Without it they are "
+         "forgotten when the server stops.", "FILE"),
+    Flag("metrics-users", "bool", "Give every user lines of their own in GET /metrics."),
+    CERT,
+    KEY,
+    CERT_DIR,
+    CLIENT_CA,
+    TLS_MIN,
+    DISABLE_TLS,
+    CERT_NAME,
+    FALLBACK,
+    MUX._replace(help="Expect -mux from clients that do not say, as foreign WebSocket clients."),
+    TIMEOUT._replace(default=DEFAULT_TIMEOUT),
+    MAX_CONNS,
+    FAST_OPEN,
+    *PROCESS_FLAGS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MultiUserOptions:
+    """What mtt-mu-server was told, checked."""
+
+    bind: Endpoint | None  # None with bind_unix
+    bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
+    controller: Endpoint | None  # IP literals or names; None with controller_unix
+    controller_unix: str = ""  # a path
+    token_file: str = ""
+    controller_cert: str = ""  # PEM files; both or none
+    controller_key: str = ""
+    db: str = ""  # a file; empty to keep nothing
+    metrics_users: bool = False
+    cert: str = ""  # PEM files; both empty for a self-signed certificate
+    key: str = ""
+    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
+    client_ca: str = ""  # a PEM file; empty to let everybody in
+    tls_min: str = DEFAULT_TLS_MIN
+    disable_tls: bool = False
+    name: str = ""  # for the self-signed certificate; empty for a random one
+    fallback: Endpoint | None = None  # a web site
+    mux: bool = False
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    max_conns: int = 0  # of all users together; 0 for no limit
+    fast_open: bool = False
+    verbose: bool = False
+
+
+def options(given: Values) -> MultiUserOptions:
+    """The options of mtt-mu-server from what was `given` of FLAGS. Raises UsageError."""
+    values = defaults(FLAGS) | given
+    bind, bind_unix = bind_address(values)
+    controller, controller_unix = _controller(values)
+    server_certificates(values)
+    return MultiUserOptions(
+        bind=bind,
+        bind_unix=bind_unix,
+        controller=controller,
+        controller_unix=controller_unix,
+        token_file=values["c-token-file"],
+        controller_cert=values["c-cert"],
+        controller_key=values["c-key"],
+        db=values["db"],
+        metrics_users=values["metrics-users"],
+        cert=values["cert"],
+        key=values["key"],
+        cert_dir=values["cert-dir"],
+        client_ca=values["client-ca"],
+        tls_min=tls_min(values),
+        disable_tls=values["disable-tls"],
+        name=host_name("-n", values["n"]) if values["n"] else "",
+        fallback=fallback_site(values),
+        mux=values["mux"],
+        timeout=tunnel_timeout(values),
+        max_conns=at_least(0, values, "max-conns"),
+        fast_open=values["fast-open"],
+        verbose=values["verbose"],
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, an IP literal, can be reached from this machine only."""
+    return is_ip(host) and ipaddress.ip_address(host).is_loopback
+
+
+def _controller(values: Values) -> tuple[Endpoint | None, str]:
+    """Where the controller listens, and that nobody gets in there who does not belong."""
+    text = required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
+    for given, missing in (("c-cert", "c-key"), ("c-key", "c-cert")):
+        if values[given] and not values[missing]:
+            raise UsageError(f"-{given} needs -{missing} with it; give both, or none")
+    if text.startswith(UNIX_PREFIX):
+        path = text.removeprefix(UNIX_PREFIX)
+        if not path or path.startswith("@") or "\0" in path:
+            # An abstract socket has no permissions: every user of the machine could open it.
+            raise UsageError(f"-c: {quoted(text)} has no path; write it like unix:/run/mtt.sock")
+        return None, path
+    endpoint = parse_endpoint("-c", text)
+    # It always means this machine (RFC 6761, 6.3), whatever /etc/hosts or a resolver says.
+    hosts = tuple("127.0.0.1" if host == "localhost" else host for host in endpoint.hosts)
+    endpoint = endpoint._replace(hosts=hosts)
+    if not all(is_loopback(host) for host in endpoint.hosts):
+        lacking = [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
+        if lacking:
+            raise UsageError(
+                f"-c: {quoted(text)} can be reached from other machines, so it needs "
+                f"{', '.join(lacking)} too; or use 127.0.0.1 or unix:/path"
+            )
+    return endpoint, ""

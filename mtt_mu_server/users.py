@@ -1,0 +1,298 @@
+"""The users: who may go where, what each has used, and what each has open.
+
+Theory of operation
+-------------------
+Three tables, all by path, so a lookup costs the same however many users there are:
+
+    users     what the operator said: `Row`
+    counters  what was used so far: `Counters`, of those who have been here
+    live      what is open at this moment: `Live`, only of those who have something open
+
+Rows and counters are plain tuples of atoms. The garbage collector stops looking at those, whereas
+100,000 objects of a class of ours would make each of its full runs take 16 ms, in which no tunnel
+moves.
+
+A tunnel's bytes are added to the counters when somebody asks, and when it ends (`settle`). What
+belongs to a path is all that matters: a user who was deleted and has a tunnel left, and is added
+again, goes on with that tunnel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Iterable
+from itertools import islice
+from typing import Any
+
+from mtt.layers import linger
+from mtt.layers.smux import SmuxSession
+from mtt.relay import Relay
+from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
+from mtt_mu_server.throttle import Bucket
+
+# Work that yields to let others have a turn.
+Steps = Generator[None, None, None]
+
+# Entries between two turns, where one takes about 1 us: to bring counters up to date, or to free
+# what was deleted.
+SLICE = 1000
+
+
+class Tunnel:
+    """One connection of a user, from its admission to its end."""
+
+    __slots__ = ("_stream", "cut", "path", "received", "relay", "sent")
+
+    def __init__(self, path: str, stream: asyncio.Transport) -> None:
+        self.path = path
+        self._stream = stream
+        self.relay: Relay | None = None  # None while the destination is being dialled
+        self.sent = self.received = 0  # bytes of the relay that are in the counters
+        self.cut = False
+
+    def end(self, reason: str) -> None:
+        """Cut the connection; whoever dials for it sees `cut`."""
+        self.cut = True
+        if self.relay is not None:
+            self.relay.abort(reason)
+        else:
+            linger.reset(self._stream)
+
+
+class Live:
+    """What one user has open."""
+
+    __slots__ = ("buckets", "sessions", "tunnels")
+
+    def __init__(self) -> None:
+        self.tunnels: set[Tunnel] = set()
+        self.sessions: set[SmuxSession] = set()
+        self.buckets: tuple[Bucket, Bucket] | None = None  # up, down
+
+
+class Users:
+    """All users of a server.
+
+    `clock` gives the Unix time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._rows: dict[str, Row] = {}
+        self._counters: dict[str, Counters] = {}
+        self._live: dict[str, Live] = {}
+        self._dirty: set[str] = set()  # whose counters have changed since `take_dirty`
+        self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all, since the start
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._rows
+
+    @property
+    def tunnels_open(self) -> int:
+        return sum(len(live.tunnels) for live in self._live.values())
+
+    @property
+    def sessions_open(self) -> int:
+        return sum(len(live.sessions) for live in self._live.values())
+
+    # Those who come in.
+
+    def find(self, path: str) -> User | None:
+        """The user of a request for `path`: an entry that has not expired."""
+        row = self._rows.get(path)
+        if row is None or (row[3] and row[3] <= self._clock()):
+            return None
+        return User(path, *row)
+
+    def has_room(self, user: User) -> bool:
+        """Whether `user` may have another connection.
+
+        A multiplexed connection counts by its streams, and also as such: many without a stream
+        would cost us as much as any other.
+        """
+        live = self._live.get(user.path)
+        if live is None or not user.max_conns:
+            return True
+        return max(len(live.tunnels), len(live.sessions)) < user.max_conns
+
+    def enter(self, user: User, stream: asyncio.Transport) -> Tunnel | None:
+        """Admit the transport `stream`; None if the user has as many as allowed."""
+        live = self._live.setdefault(user.path, Live())
+        if user.max_conns and len(live.tunnels) >= user.max_conns:
+            return None
+        tunnel = Tunnel(user.path, stream)
+        live.tunnels.add(tunnel)
+        self.tunnels_total += 1
+        self._count(user.path, 0, 0, 1)
+        return tunnel
+
+    def leave(self, tunnel: Tunnel) -> None:
+        """The tunnel is over."""
+        self._settle(tunnel)
+        live = self._live[tunnel.path]
+        live.tunnels.discard(tunnel)
+        self._tidy(tunnel.path, live)
+
+    def session_changed(self, path: str, session: SmuxSession) -> None:
+        """A multiplexed connection has begun, or is over."""
+        live = self._live.setdefault(path, Live())
+        if session.lost:
+            live.sessions.discard(session)
+            self._tidy(path, live)
+        else:
+            live.sessions.add(session)
+
+    def buckets(self, user: User) -> tuple[Bucket, Bucket] | None:
+        """What holds the next connection of `user` to the rate: up and down, None without one.
+
+        Connections from before a change of the rate share the buckets and so the new rate; those
+        from before there was one stay as they are.
+        """
+        if not user.rate:
+            return None
+        live = self._live[user.path]
+        if live.buckets is None:
+            live.buckets = Bucket(user.rate), Bucket(user.rate)
+        for bucket in live.buckets:
+            bucket.rate = user.rate
+        return live.buckets
+
+    def _tidy(self, path: str, live: Live) -> None:
+        if not (live.tunnels or live.sessions):
+            del self._live[path]
+
+    # What the operator does. The change itself is one step, which nobody sees half of. What is left
+    # to do after it may wait for others to have their turn.
+
+    def put(self, rows: dict[str, Row]) -> None:
+        """Add users, or overwrite what was said about them; their counters go on."""
+        self._rows.update(rows)
+
+    def load(self, rows: dict[str, Row], counters: dict[str, Counters]) -> None:
+        """Begin with what was kept from an earlier run."""
+        self._rows, self._counters = rows, counters
+
+    def remove(self, paths: list[str]) -> Steps:
+        """Forget users and their counters. What they have open goes on, uncounted."""
+        rows = self._rows
+        garbage = [rows.pop(path, None) for path in paths]
+        yield
+        for start in range(0, len(paths), SLICE):
+            for path in paths[start : start + SLICE]:
+                self.settle(path)
+                self._counters.pop(path, None)
+                self._dirty.discard(path)
+            yield
+        while garbage:
+            del garbage[-SLICE:]
+            yield
+
+    def clear(self) -> Steps:
+        """Forget all users, as `remove` does."""
+        garbage: list[dict[str, Any]] = [self._rows, self._counters]
+        self._rows, self._counters, self._dirty = {}, {}, set()
+        yield
+        for path in self.live_paths():
+            self.settle(path)
+            yield
+        for table in garbage:
+            while table:
+                for _ in range(min(SLICE, len(table))):
+                    table.popitem()
+                yield
+
+    def cut(self, paths: Iterable[str], reason: str) -> Steps:
+        """Cut all that is open for `paths`, also of users deleted before; a step per connection."""
+        for path in paths:
+            live = self._live.get(path)
+            if live is None:
+                continue
+            for tunnel in list(live.tunnels):
+                tunnel.end(reason)
+                yield
+            for session in list(live.sessions):
+                session.abort()
+                yield
+
+    def live_paths(self) -> list[str]:
+        """The paths for which something is open."""
+        return list(self._live)
+
+    def lapsed(self) -> list[str]:
+        """The paths of expired users who still have something open."""
+        now = self._clock()
+        rows = self._rows
+        return [path for path in self._live if (row := rows.get(path)) and 0 < row[3] <= now]
+
+    # What the operator asks.
+
+    def page(self, offset: int, limit: int) -> list[User]:
+        """Users in the order in which they were added."""
+        rows = islice(self._rows.items(), offset, offset + limit)
+        return [User(path, *row) for path, row in rows]
+
+    def paths(self, offset: int, limit: int) -> list[str]:
+        """The paths of `page`."""
+        return list(islice(self._rows, offset, offset + limit))
+
+    def seen_paths(self) -> list[str]:
+        """The paths of all users who have been here."""
+        return list(self._counters)
+
+    def statistics(self, path: str) -> Statistics | None:
+        """What the user of `path` has used, up to this moment; None without such a user."""
+        if path not in self._rows:
+            return None
+        live = self._live.get(path)
+        if live is not None:
+            self._settle_all(live)
+        return Statistics(
+            *self._counters.get(path, NO_COUNTERS), len(live.tunnels) if live is not None else 0
+        )
+
+    # Counting.
+
+    def settle(self, path: str) -> None:
+        """Add what the tunnels of `path` have carried to the counters."""
+        if path in self._live:
+            self._settle_all(self._live[path])
+
+    def take_dirty(self) -> list[str]:
+        """The paths whose counters have changed since the last call."""
+        dirty, self._dirty = self._dirty, set()
+        return list(dirty)
+
+    def mark_dirty(self, paths: Iterable[str]) -> None:
+        """Take back `take_dirty`."""
+        self._dirty.update(path for path in paths if path in self._rows)
+
+    def counters(self, path: str) -> Counters:
+        """The counters of `path` as of the last settlement."""
+        return self._counters.get(path, NO_COUNTERS)
+
+    def _settle_all(self, live: Live) -> None:
+        for tunnel in live.tunnels:
+            self._settle(tunnel)
+
+    def _settle(self, tunnel: Tunnel) -> None:
+        relay = tunnel.relay
+        if relay is None:
+            return
+        up, down = relay.sent - tunnel.sent, relay.received - tunnel.received
+        if up or down:
+            tunnel.sent, tunnel.received = relay.sent, relay.received
+            self._count(tunnel.path, up, down, 0)
+
+    def _count(self, path: str, up: int, down: int, opened: int) -> None:
+        self.bytes_up += up
+        self.bytes_down += down
+        if path in self._rows:
+            before = self._counters.get(path, NO_COUNTERS)
+            self._counters[path] = (
+                before[0] + up, before[1] + down, before[2] + opened, int(self._clock())
+            )  # fmt: skip
+            self._dirty.add(path)

@@ -1,0 +1,30 @@
+"""Fixtures for tests of whole tunnels."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from mtt import relay
+from mtt.net import dial, listen
+from mtt.net.sockets import tune
+from tests.support.tunnels import SMALL, shrink
+
+
+@pytest.fixture
+def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that end tunnels and are not about how long that takes."""
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.2)
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the kernel from buffering megabytes for every connection of ours."""
+
+    def tune_and_shrink(sock: socket.socket) -> None:
+        tune(sock)
+        shrink(sock, SMALL)
+
+    for module in (dial, listen):
+        monkeypatch.setattr(module, "tune", tune_and_shrink)

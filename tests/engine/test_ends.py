@@ -1,0 +1,182 @@
+"""How tunnels between our own ends come to an end, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from mtt import relay
+from mtt.layers.base import Data
+from mtt.layers.holding import Holding
+from mtt.relay import Relay
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    MODES,
+    SOON,
+    Tcp,
+    connect,
+    eventually,
+    in_every_mode,
+    joined,
+    listening,
+    maybe_reset,
+    tunnel,
+    unsent,
+)
+
+MEGABYTE = bytes(range(256)) * 4096
+
+
+@in_every_mode
+async def test_what_the_destination_sent_before_its_close_arrives(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    async with listening() as there, joined(mode, there, certs) as (application, destination):
+
+        async def download() -> None:
+            await destination.send(MEGABYTE)
+            destination.close()
+
+        _, received = await asyncio.gather(download(), application.rest())
+        assert received == MEGABYTE
+
+
+@in_every_mode
+async def test_what_the_application_sent_before_its_close_arrives(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    async with listening() as there, tunnel(mode, there.port, certs) as port:
+        application = await connect(port)
+        destination = await there.accept()
+
+        async def upload() -> None:
+            await application.send(MEGABYTE)
+            application.close()
+
+        _, received = await asyncio.gather(upload(), destination.rest())
+        assert received == MEGABYTE
+
+
+async def test_a_reply_may_come_long_after_the_end_of_the_request(certs: Certs) -> None:
+    async def one(mode: str) -> None:
+        async with listening() as there, joined(mode, there, certs) as (application, destination):
+            await application.send(b"request")
+            await application.finish()
+            assert await destination.rest() == b"request", mode
+            await asyncio.sleep(3 * relay.QUIET_TIME)  # also longer than linger.LINGER_TIME
+            _, received = await asyncio.gather(_send_all(destination), application.rest())
+            assert received == MEGABYTE, mode
+
+    await asyncio.gather(*(one(mode) for mode in MODES))
+
+
+async def test_an_upload_may_go_on_long_after_the_end_of_the_download(certs: Certs) -> None:
+    async def one(mode: str) -> None:
+        async with listening() as there, joined(mode, there, certs) as (application, destination):
+            await destination.send(b"enough said")
+            await destination.finish()
+            assert await application.rest() == b"enough said", mode
+            await asyncio.sleep(3 * relay.QUIET_TIME)
+            _, received = await asyncio.gather(_send_all(application), destination.rest())
+            assert received == MEGABYTE, mode
+
+    await asyncio.gather(*(one(mode) for mode in MODES))
+
+
+async def _send_all(end: Tcp) -> None:
+    await end.send(MEGABYTE)
+    await end.finish()
+
+
+class Clogged(asyncio.Transport):
+    """A transport whose other side does not read, for now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: Any = None
+        self.written = bytearray()
+        self.finished = False
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def write(self, data: Data | bytearray) -> None:
+        if not self.written:
+            self.protocol.pause_writing()
+        self.written += data
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.finished = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.protocol.connection_lost(None)
+
+    def abort(self) -> None:
+        self.protocol.connection_lost(ConnectionAbortedError())
+
+
+async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_more() -> None:
+    """The application has said all and closed, so its kernel answers ours with RST."""
+    accepted: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Holding(accepted.put_nowait), "127.0.0.1", 0
+    )
+    async with server, await connect(server.sockets[0].getsockname()[1]) as application:
+        far = Clogged()
+        done = asyncio.Event()
+        Relay(await accepted.get(), far, timeout=60, done=lambda _: done.set())
+        upload = MEGABYTE[: 160 * 1024]  # what a kernel takes without being read
+        await application.send(upload)
+        await eventually(lambda: not unsent(application))
+        application.close()
+        assert len(far.written) < len(upload)
+        until = time.monotonic() + SOON
+        while not done.is_set() and time.monotonic() < until:
+            far.protocol.data_received(b"thank you")
+            await asyncio.sleep(0.01)
+        assert far.written == upload
+        assert far.finished
+
+
+async def test_the_idle_timeout_counts_both_directions(certs: Certs) -> None:
+    async def one(mode: str, talking: str) -> None:
+        async with (
+            listening() as there,
+            tunnel(mode, there.port, certs, timeout=1.0) as port,
+            await connect(port) as application,
+        ):
+            destination = await there.accept()
+            ends = [application, destination]
+            if talking == "destination":
+                ends.reverse()
+            for _ in range(8 if talking != "nobody" else 0):
+                await ends[0].send(b".")
+                assert await ends[1].exactly(1) == b".", (mode, talking)
+                await asyncio.sleep(0.25)
+            started = time.monotonic()
+            for end in (application, destination):
+                with maybe_reset():
+                    assert await end.rest() == b""
+            assert 0.5 < time.monotonic() - started < 2.5, (mode, talking)
+
+    cases = [(mode, who) for mode in MODES for who in ("application", "destination", "nobody")]
+    await asyncio.gather(*(one(*case) for case in cases))

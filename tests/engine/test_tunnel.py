@@ -1,0 +1,213 @@
+"""Our client and our server joined: what applications and destinations see."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from contextlib import AsyncExitStack
+
+import pytest
+
+from mtt.client import Client
+from mtt.server import Server
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    SOON,
+    check_works,
+    client_of,
+    connect,
+    echo,
+    empty,
+    eventually,
+    in_every_mode,
+    joined,
+    listening,
+    logged,
+    maybe_reset,
+    port_of,
+    server_at,
+    serving,
+    tunnel,
+)
+
+MEGABYTE = bytes(range(256)) * 4096
+
+
+@in_every_mode
+async def test_bytes_arrive_unchanged_both_ways_at_once(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    async def one(port: int, size: int) -> None:
+        data = os.urandom(size)
+        async with await connect(port) as application:
+            _, received = await asyncio.gather(application.send(data), application.exactly(size))
+            assert received == data
+
+    async with serving(echo) as there, tunnel(mode, there.port, certs) as port:
+        await asyncio.gather(*(one(port, size) for size in (1, 16384, 16385, 65536, 1_000_001)))
+        assert there.count == 5
+
+
+@in_every_mode
+async def test_the_destination_may_speak_first(mode: str, certs: Certs) -> None:
+    async with listening() as there, joined(mode, there, certs) as (application, destination):
+        await destination.send(b"220 welcome\r\n")
+        assert await application.exactly(13) == b"220 welcome\r\n"
+        await application.send(b"quit")
+        assert await destination.exactly(4) == b"quit"
+
+
+@in_every_mode
+async def test_the_server_is_dialled_before_the_application_speaks(
+    mode: str, certs: Certs
+) -> None:
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs) as port,
+        await connect(port),
+        asyncio.timeout(SOON),
+    ):
+        await there.accept()
+
+
+@in_every_mode
+async def test_a_destination_that_cannot_be_reached_closes_the_application(
+    mode: str, certs: Certs
+) -> None:
+    async with listening() as gone:
+        port = gone.port
+    with logged() as lines:
+        async with (
+            tunnel(mode, port, certs) as client,
+            asyncio.timeout(1),
+            await connect(client) as application,
+        ):
+            with maybe_reset():
+                assert await application.rest() == b""
+    failures = [line for line in lines if line.startswith("WARNING")]
+    assert len(failures) == 1, failures
+    assert f"cannot connect to 127.0.0.1:{port}: connection refused" in failures[0]
+    assert "127.0.0.1:" in failures[0].split(": ")[0]
+
+
+@in_every_mode
+async def test_a_server_that_cannot_be_reached_closes_the_application(
+    mode: str, certs: Certs
+) -> None:
+    async with listening() as gone:
+        port = gone.port
+    with logged() as lines:
+        async with (
+            client_of(mode, port, certs) as client,
+            asyncio.timeout(1),
+            await connect(port_of(client)) as application,
+        ):
+            await application.send(b"anybody there?")
+            with maybe_reset():
+                assert await application.rest() == b""
+    failures = [line for line in lines if line.startswith("WARNING")]
+    assert len(failures) == 1, failures
+    assert f"cannot connect to 127.0.0.1:{port}: connection refused" in failures[0]
+
+
+@in_every_mode
+async def test_after_a_restart_of_the_server_the_next_connection_works(
+    mode: str, certs: Certs
+) -> None:
+    async with serving(echo) as there, AsyncExitStack() as stack:
+        async with server_at(mode, there.port, certs) as server:
+            address = server.addresses[0]
+            client = await stack.enter_async_context(client_of(mode, port_of(server), certs))
+            await check_works(port_of(client))
+            old = await stack.enter_async_context(await connect(port_of(client)))
+            await old.send(b"x")
+            assert await old.exactly(1) == b"x"
+        with maybe_reset():
+            assert await old.rest() == b""
+        async with server_at(mode, there.port, certs, b=address):
+            await check_works(port_of(client))
+
+
+@in_every_mode
+async def test_nothing_is_kept_of_tunnels_that_are_over(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs) as server,
+        client_of(mode, port_of(server), certs) as client,
+    ):
+        for _ in range(3):
+            await check_works(port_of(client))
+        await eventually(lambda: not (client._tasks or client._relays))
+        await client._pool.close()  # an idle mux session is kept on purpose
+        await eventually(lambda: empty(client) and empty(server))
+
+
+@in_every_mode
+async def test_closing_either_end_cuts_its_tunnels(mode: str, certs: Certs) -> None:
+    for which in (Client, Server):
+        async with (
+            listening() as there,
+            server_at(mode, there.port, certs) as server,
+            client_of(mode, port_of(server), certs) as client,
+            await connect(port_of(client)) as application,
+        ):
+            destination = await there.accept()
+            await application.send(b"x")
+            assert await destination.exactly(1) == b"x"
+            async with asyncio.timeout(SOON):
+                await (client if which is Client else server).close()
+                for end in (application, destination):
+                    with maybe_reset():
+                        assert await end.rest() == b""
+
+
+@in_every_mode
+@pytest.mark.parametrize("plugin", [False, True])
+async def test_closing_cuts_what_has_only_just_been_accepted(
+    plugin: bool, mode: str, certs: Certs
+) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs) as server,
+        client_of(mode, port_of(server), certs, plugin=plugin) as client,
+    ):
+        for service in (client, server):
+            newcomers = [await connect(port_of(service)) for _ in range(5)]
+            await service.close()
+            for newcomer in newcomers:
+                with maybe_reset():
+                    async with newcomer, asyncio.timeout(SOON):
+                        assert await newcomer.rest() == b""
+            await eventually(lambda: empty(service))  # noqa: B023
+
+
+@in_every_mode
+async def test_verbose_logs_open_and_close_with_the_bytes(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    with logged(logging.DEBUG) as lines:
+        async with serving(echo) as there, tunnel(mode, there.port, certs) as port:
+            await check_works(port, b"SECRET-PAYLOAD")
+            await eventually(lambda: sum(" closed after " in line for line in lines) == 2)
+    assert sum(line.endswith(": open") for line in lines) == 2
+    assert sum("14 bytes up, 14 bytes down" in line for line in lines) == 2
+    assert not any("SECRET-PAYLOAD" in line for line in lines)
+
+
+async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> None:
+    with logged(logging.DEBUG) as lines:
+        async with (
+            serving(echo) as there,
+            server_at("wss", there.port, certs, **{"wss-path": "/hush-hush"}) as server,
+            client_of("wss", port_of(server), certs, **{"wss-path": "/hush-hush"}) as client,
+            client_of("wss", port_of(server), certs, **{"wss-path": "/wrong-one"}) as stranger,
+        ):
+            await check_works(port_of(client))
+            async with await connect(port_of(stranger)) as application:
+                with maybe_reset():
+                    assert await application.rest() == b""
+    assert any("404" in line for line in lines)
+    assert not any("hush" in line or "wrong-one" in line for line in lines)

@@ -1,0 +1,102 @@
+"""What was answered `res 1` survives kill -9; what was not is there as a whole or not at all."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.processes import ROOT, Process, Processes
+
+KILLS = 20
+BUNCH = 40  # users per command
+
+Users = dict[str, str]
+
+
+class Connection(http.client.HTTPConnection):
+    """HTTP through a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=20)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(str(self._path))
+
+    def command(self, opt: int, args: list[dict[str, Any]], **fields: Any) -> Any:
+        self.request("POST", "/", json.dumps({"opt": opt, "args_bunch": args} | fields))
+        return json.loads(self.getresponse().read())
+
+
+def users_of(connection: Connection) -> Users:
+    found: Users = {}
+    while True:
+        page = connection.command(4, [], offset=len(found))
+        found |= {user["path"]: user["dst"] for user in page["users"]}
+        if len(found) == page["total"]:
+            return found
+
+
+def some_command(chance: random.Random, number: int, users: Users) -> tuple[int, Any, Users]:
+    """A command, and the users there must be after it."""
+    if chance.random() < 0.05:
+        return 3, [], {}
+    if chance.random() < 0.3 and users:
+        paths = chance.sample(sorted(users), min(BUNCH, len(users)))
+        left = {path: dst for path, dst in users.items() if path not in paths}
+        return 2, [{"path": path} for path in paths], left
+    new = {f"/{chance.randrange(400)}": f"h:{number % 65535 + 1}" for _ in range(BUNCH)}
+    return 1, [{"path": path, "dst": dst} for path, dst in new.items()], users | new
+
+
+@pytest.mark.deadline(100)
+def test_kill_in_the_middle_of_commands(tmp_path: Path) -> None:
+    chance = random.Random(20)
+    control = tmp_path / "control.sock"
+    possible: list[Users] = [{}]  # after a kill: with and without the command that was under way
+    commands = interrupted = 0
+    with Processes() as processes:
+        for _ in range(KILLS + 1):
+            server = start(processes, tmp_path, "-disable-tls")
+            connection = Connection(control)
+            users = users_of(connection)
+            assert users in possible
+            killer = threading.Timer(chance.uniform(0.01, 0.12), server.send, [signal.SIGKILL])
+            killer.start()
+            try:
+                while True:
+                    commands += 1
+                    opt, args, after = some_command(chance, commands, users)
+                    possible = [users, after]
+                    assert connection.command(opt, args) == {"res": 1}
+                    users = after
+                    possible = [users]
+            except (OSError, http.client.HTTPException):
+                interrupted += len(possible) - 1
+            finally:
+                killer.join()
+                connection.close()
+            assert server.wait() == -signal.SIGKILL
+    assert commands > 3 * KILLS
+    assert interrupted > KILLS / 2  # the kills did fall into commands
+
+
+def start(processes: Processes, directory: Path, *argv: str) -> Process:
+    """Start a server with its files in `directory`."""
+    server = processes.start(
+        sys.executable, "-m", "mtt_mu_server", "-b", "127.0.0.1:0", *argv,
+        "-c", f"unix:{directory / 'control.sock'}", "-db", directory / "users.sqlite", cwd=ROOT,
+    )  # fmt: skip
+    server.expect("listening on")
+    return server

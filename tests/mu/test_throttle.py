@@ -1,0 +1,262 @@
+"""Rates: the bucket and the layer in memory. Tunnels with a rate are in test_limits."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from mtt.layers.base import LayerTransport
+from mtt.layers.holding import Holding
+from mtt_mu_server.throttle import BURST_TIME, Bucket, Throttle
+
+
+class Below(LayerTransport):
+    """The transport under a throttle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reading = False
+        self.calls: list[str] = []
+        self.sent = b""
+        self.protocol: Any = None
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def unsent(self) -> int:
+        return 0
+
+    def write(self, data: Any) -> None:
+        self.sent += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.calls.append("eof")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+class Above(asyncio.Protocol):
+    """The protocol above a throttle."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.events: list[str] = []
+        self.news = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.news.set()
+
+    def eof_received(self) -> bool:
+        self.events.append("eof")
+        self.news.set()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.events.append(f"lost {exc}")
+        self.news.set()
+
+    async def has(self, size: int) -> None:
+        while len(self.data) < size:
+            self.news.clear()
+            await self.news.wait()
+
+    async def had(self, *events: str) -> None:
+        while self.events != list(events):
+            self.news.clear()
+            await self.news.wait()
+
+
+def stack(bucket: Bucket) -> tuple[Below, Throttle, Above]:
+    below, layer, above = Below(), Throttle(bucket), Above()
+    layer.start(below)
+    layer.set_protocol(above)
+    layer.resume_reading()
+    assert below.reading
+    return below, layer, above
+
+
+async def test_what_there_are_tokens_for_passes_at_once() -> None:
+    below, layer, above = stack(Bucket(4000))
+    layer.data_received(b"x" * 1000)
+    assert (len(above.data), below.reading) == (1000, True)
+
+
+async def test_the_rest_waits_and_nothing_is_read_meanwhile() -> None:
+    bucket = Bucket(40_000)
+    below, layer, above = stack(bucket)
+    start = asyncio.get_running_loop().time()
+    layer.data_received(bytes(range(256)) * 80)
+    burst = int(40_000 * BURST_TIME)
+    assert burst <= len(above.data) <= burst + 100
+    assert not below.reading
+    assert layer.unsent() == 256 * 80 - len(above.data)
+    await above.has(256 * 80)
+    elapsed = asyncio.get_running_loop().time() - start
+    assert elapsed >= (256 * 80 - burst) / 40_000 * 0.99
+    assert above.data == bytes(range(256)) * 80
+    assert below.reading
+    assert bucket._timer is None
+
+
+async def test_never_more_than_the_rate() -> None:
+    bucket = Bucket(50_000)
+    below, layer, above = stack(bucket)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    given = 0
+    while loop.time() - start < 0.5:
+        if below.reading:
+            layer.data_received(bytes(3000))
+            given += 3000
+        await asyncio.sleep(0)
+        assert len(above.data) <= 50_000 * (loop.time() - start) + bucket.burst + 1
+    assert len(above.data) >= 50_000 * 0.4
+    assert given - len(above.data) <= 3000
+    layer.abort()
+
+
+async def test_all_throttles_of_a_bucket_share_it_evenly() -> None:
+    bucket = Bucket(40_000)
+    stacks = [stack(bucket) for _ in range(4)]
+    for _, layer, _ in stacks:
+        layer.data_received(bytes(20_000))
+    await asyncio.sleep(0.4)
+    sizes = [len(above.data) for _, _, above in stacks]
+    first = int(bucket.burst)
+    assert min(sizes[1:]) > 1500  # the first one took the burst
+    assert max(sizes[1:]) - min(sizes[1:]) < 2000
+    assert sum(sizes) <= first + 40_000 * 0.8
+    for _, layer, _ in stacks:
+        layer.abort()
+    assert not bucket._waiting
+    assert bucket._timer is None
+
+
+async def test_a_byte_per_second_is_a_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket(1)
+    _, layer, above = stack(bucket)
+    layer.data_received(b"ab")
+    assert above.data == b"a"
+    assert bucket._timer is not None
+    assert bucket._timer.when() - asyncio.get_running_loop().time() > 0.9  # not a busy loop
+    bucket.rate = 1000
+    bucket._timer.cancel()
+    bucket._timer = None
+    bucket._arm()
+    await above.has(2)
+
+
+async def test_the_end_comes_after_what_waits() -> None:
+    _, layer, above = stack(Bucket(20_000))
+    layer.data_received(bytes(6000))
+    assert layer.eof_received()
+    assert above.events == []
+    await above.had("eof")
+    assert len(above.data) == 6000
+
+
+async def test_a_loss_after_the_end_comes_after_what_waits() -> None:
+    below, layer, above = stack(Bucket(20_000))
+    layer.data_received(bytes(6000))
+    layer.eof_received()
+    layer.connection_lost(OSError("gone"))
+    layer.write(b"nobody is there")
+    layer.write_eof()
+    assert (below.sent, below.calls) == (b"", [])
+    assert above.events == []
+    await above.had("eof", "lost gone")
+    assert len(above.data) == 6000
+
+
+async def test_a_loss_before_the_end_comes_at_once() -> None:
+    bucket = Bucket(20_000)
+    _, layer, above = stack(bucket)
+    layer.data_received(bytes(6000))
+    layer.connection_lost(OSError("gone"))
+    assert above.events == ["lost gone"]
+    assert not bucket._waiting
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_ends_from_above(how: str) -> None:
+    bucket = Bucket(20_000)
+    below, layer, above = stack(bucket)
+    layer.data_received(bytes(6000))
+    size = len(above.data)
+    getattr(layer, how)()
+    layer.data_received(b"late")
+    assert below.calls == [how]
+    assert layer.is_closing()
+    assert not bucket._waiting
+    layer.connection_lost(None)
+    assert above.events == ["lost None"]
+    assert len(above.data) == size
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_ends_from_above_after_the_loss(how: str) -> None:
+    below, layer, above = stack(Bucket(20_000))
+    layer.data_received(bytes(6000))
+    layer.eof_received()
+    layer.connection_lost(None)
+    getattr(layer, how)()
+    await above.had("lost None")
+    assert below.calls == []
+
+
+async def test_a_paused_throttle_does_not_keep_the_others_waiting() -> None:
+    bucket = Bucket(40_000)
+    _, first, paused = stack(bucket)
+    _, second, above = stack(bucket)
+    first.data_received(bytes(12_000))
+    first.pause_reading()
+    size = len(paused.data)
+    second.data_received(bytes(4000))
+    await above.has(4000)
+    assert len(paused.data) == size
+    first.resume_reading()
+    await paused.has(12_000)
+
+
+async def test_what_came_before_it_took_over_is_not_lost() -> None:
+    below, layer, above = Below(), Throttle(Bucket(4000)), Above()
+    held = Holding()
+    held.early = b"early"
+    below.protocol = held
+    layer.start(below)
+    layer.set_protocol(above)
+    layer.resume_reading()
+    await above.has(5)
+    assert above.data == b"early"
+    await asyncio.sleep(0)
+    assert below.reading
+
+
+async def test_downwards_everything_passes_untouched() -> None:
+    below, layer, _ = stack(Bucket(1))
+    layer.write(bytes(100_000))
+    assert layer.can_write_eof()
+    layer.write_eof()
+    assert (len(below.sent), below.calls) == (100_000, ["eof"])

@@ -1,0 +1,104 @@
+"""What tests with users of a multi-user server need."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from mtt_mu_server.server import MultiUserServer
+from tests.mu.panel import Panel
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    Tcp,
+    client_of,
+    echo,
+    port_of,
+    serving,
+)
+
+in_both_modes = pytest.mark.parametrize("mode", ["wss", "wss+mux"])
+
+
+@contextlib.asynccontextmanager
+async def client(
+    mode: str, server: MultiUserServer, certs: Certs, path: str, **given: Any
+) -> AsyncIterator[int]:
+    """A client of the user of `path`; the port for applications."""
+    options: dict[str, Any] = {"wss-path": path} | given
+    async with client_of(mode, port_of(server), certs, **options) as started:
+        yield port_of(started)
+
+
+def answering(name: bytes) -> Any:
+    """A destination that says who it is, then echoes."""
+
+    async def serve(connection: Tcp) -> None:
+        await connection.send(name)
+        await echo(connection)
+
+    return serving(serve)
+
+
+async def ended(application: Tcp) -> None:
+    """Wait until the tunnel of `application` is cut or closed."""
+    async with asyncio.timeout(10):
+        try:
+            while await application.read():
+                pass
+        except ConnectionResetError:
+            pass
+
+
+def empty(server: MultiUserServer) -> bool:
+    held: list[Any] = [server._tasks, server._relays, server._users._live,
+                       server._frontend._sessions]  # fmt: skip
+    return not any(held)
+
+
+async def upgrade(
+    server: MultiUserServer, certs: Certs, path: str, *, send: bytes = b"", read: int = 11
+) -> tuple[bytes, bytes]:
+    """What a WebSocket client of our own making gets: the head, and the first bytes after it."""
+    context = ssl.create_default_context(cafile=certs.ca)
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port_of(server), ssl=context, server_hostname=certs.name
+    )
+    writer.write(
+        f"GET {path} HTTP/1.1\r\nHost: {certs.name}\r\nConnection: Upgrade\r\n"
+        "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
+    )
+    head = await reader.readuntil(b"\r\n\r\n")
+    rest = b""
+    if b" 101 " in head:
+        writer.write(send)
+        rest = await reader.readexactly(read)
+    else:
+        rest = await reader.readexactly(19)
+    writer.transport.abort()
+    return head, rest
+
+
+@contextlib.contextmanager
+def unreachable() -> Any:
+    """A port on which connecting takes for ever: the queue of its listener is full."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+async def get(panel: Panel, path: str) -> bytes:
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    return (await panel.exchange(request.encode())).partition(b"\r\n\r\n")[2]

@@ -1,0 +1,24 @@
+"""What all tests with real programs use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real.destinations import Site
+from tests.support.processes import Processes
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Starts programs; whatever happens, none of them outlives the test."""
+    with Processes() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    """An HTTP server as the destination of tunnels."""
+    with Site() as running:
+        yield running

@@ -1,0 +1,187 @@
+"""Behind a real nginx: it terminates TLS and forwards the WebSocket or the plain stream."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.real.checks import CHECKS, Route, half_close
+from tests.real.destinations import PAGE, Site
+from tests.real.tunnels import start_client, start_server
+from tests.support.certs import Certs
+from tests.support.processes import Process, Processes, free_port, run
+from tests.support.programs import missing, require_program
+
+MAIN = """
+{modules}
+{user}
+daemon off;
+worker_processes 1;
+pid {directory}/nginx.pid;
+error_log stderr notice;
+events {{ }}
+"""
+
+# As the README tells users to configure it, apart from the temporary directories. Without
+# "keepalive" nginx would use HTTP/1.1 connections to mtt-server once each.
+WEBSOCKET = """
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+
+    map $http_upgrade $connection_header {{
+        default upgrade;
+        ''      '';
+    }}
+    upstream mtt {{
+        server 127.0.0.1:{server_port};
+        keepalive 4;
+    }}
+    server {{
+        listen 127.0.0.1:{port} ssl http2;
+        ssl_certificate {certs.cert};
+        ssl_certificate_key {certs.key};
+        location /tunnel {{
+            proxy_pass http://mtt;
+            proxy_http_version 1.1;
+            proxy_set_header Host $host;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_header;
+        }}
+        location / {{
+            return 200 "welcome\n";
+        }}
+    }}
+}}
+"""
+
+TLS_STREAM = """
+stream {{
+    server {{
+        listen 127.0.0.1:{port} ssl;
+        ssl_certificate {certs.cert};
+        ssl_certificate_key {certs.key};
+        proxy_pass 127.0.0.1:{server_port};
+    }}
+}}
+"""
+
+PLAIN_STREAM = """
+stream {{
+    server {{
+        listen 127.0.0.1:{port};
+        proxy_pass 127.0.0.1:{server_port};
+    }}
+}}
+"""
+
+PATH = ("-wss", "-wss-path", "/tunnel")
+
+
+class Setup:
+    """nginx between our two commands."""
+
+    def __init__(self, processes: Processes, certs: Certs, directory: Path) -> None:
+        self._processes = processes
+        self._certs = certs
+        self._directory = directory
+        self.port = free_port()  # of nginx
+
+    def route(self, config: str, options: tuple[str, ...], destination: str) -> int:
+        """Start all three; returns the client's port."""
+        self.start_server(config, options, destination)
+        return start_client(self._processes, self._certs, self.port, *options)[1]
+
+    def start_server(self, config: str, options: tuple[str, ...], destination: str) -> Process:
+        """Start mtt-server and nginx, which do TLS or not according to `config`."""
+        certs = self._certs if config == PLAIN_STREAM else None
+        server, server_port = start_server(self._processes, certs, destination, *options)
+        nginx = require_program("nginx")
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        path = self._directory / "nginx.conf"
+        path.write_text(
+            (MAIN + config).format(
+                modules=_stream_module(nginx) if config != WEBSOCKET else "",
+                # Its workers would become another user, who must not enter our directory.
+                user=f"user {user};" if os.geteuid() == 0 else "",
+                directory=self._directory,
+                certs=self._certs,
+                port=self.port,
+                server_port=server_port,
+            )
+        )
+        process = self._processes.start(nginx, "-p", self._directory, "-e", "stderr", "-c", path)
+        process.expect("start worker process ")
+        return server
+
+
+def _stream_module(nginx: str) -> str:
+    """The directive that loads the stream module, if nginx has it as a separate file."""
+    built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr
+    if "--with-stream " in built:
+        return ""
+    directory = re.search(r"--modules-path=(\S+)", built)
+    module = Path(directory[1] if directory else "modules", "ngx_stream_module.so")
+    if not module.exists():
+        missing("nginx is installed without its stream module")
+    return f"load_module {module};"
+
+
+@pytest.fixture
+def setup(processes: Processes, certs: Certs, tmp_path: Path) -> Setup:
+    return Setup(processes, certs, tmp_path)
+
+
+SETUPS = {
+    "wss": (WEBSOCKET, PATH),
+    "wss+mux": (WEBSOCKET, (*PATH, "-mux")),
+    "tls-stream": (TLS_STREAM, ()),
+    "mux-stream": (TLS_STREAM, ("-mux",)),
+    "tls-through-plain-stream": (PLAIN_STREAM, ()),
+    "wss-through-plain-stream": (PLAIN_STREAM, PATH),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+@pytest.mark.parametrize(("config", "options"), SETUPS.values(), ids=SETUPS)
+def test_transfers(
+    config: str,
+    options: tuple[str, ...],
+    check: Callable[[Route, Path], None],
+    setup: Setup,
+    tmp_path: Path,
+) -> None:
+    check(partial(setup.route, config, options), tmp_path)
+
+
+def test_half_close_through_a_plain_stream(setup: Setup, tmp_path: Path) -> None:
+    half_close(partial(setup.route, PLAIN_STREAM, ()), tmp_path)
+
+
+def test_ordinary_requests_share_a_connection_with_a_websocket(
+    setup: Setup, processes: Processes, certs: Certs, site: Site
+) -> None:
+    """nginx keeps its connection to mtt-server open, and the upgrade comes on a used one."""
+    server = setup.start_server(WEBSOCKET, (*PATH, "-verbose"), site.address)
+    curl = (
+        require_program("curl"), "-sS", "--cacert", certs.ca,
+        "--resolve", f"{certs.name}:{setup.port}:127.0.0.1", "--write-out", "%{http_code} ",
+    )  # fmt: skip
+    base = f"https://{certs.name}:{setup.port}"
+    assert run(*curl, f"{base}/") == b"welcome\n200 "
+    assert run(*curl, *[f"{base}/tunnel"] * 3) == b"Bad Request\n400 " * 3
+    _, port = start_client(processes, certs, setup.port, *PATH)
+    assert run(require_program("curl"), "-sSf", f"http://127.0.0.1:{port}/") == PAGE
+    peers = set(re.findall(r"127\.0\.0\.1:\d+(?=: )", server.output))
+    assert len(peers) == 1, server.output
