@@ -18,7 +18,6 @@ from mtt.admission import Pending
 from mtt.errors import NothingSaidError, PeerError, describe
 from mtt.fallback import Visit
 from mtt.http_server import HttpServer
-from mtt.layers import linger
 from mtt.layers.base import SharedReader
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession

@@ -17,7 +17,7 @@ How a tunnel ends:
   must have been quiet for QUIET_TIME; that is how replies after a half-close get through.
 * A leg that fails resets the other one: an application must not take a cut stream for a whole
   one. But when the failed leg had ended its sending properly, what it sent is still delivered.
-* One timer watches both directions: no byte in either for `timeout` seconds ends the tunnel.
+* One timer watches both directions: no byte in either for `timeout` seconds cuts the tunnel.
 
 The relay is over when both transports are gone; `linger` bounds how long that takes.
 """
@@ -198,11 +198,11 @@ class Relay:
             self._counted = count
             self._idle_since = now
         elif now - self._idle_since >= self._timeout:
-            reason = f"idle for {self._timeout:g} s"
-            if waiting:
-                self.abort(reason + " with undelivered data")
-            else:
-                self._finish(reason)
+            # Not with FIN: neither end has said that it is done, so a reply that stopped half-way
+            # would look complete.
+            self.abort(
+                f"idle for {self._timeout:g} s" + (" with undelivered data" if waiting else "")
+            )
             return
         for leg in (self._near, self._far) if waiting else ():
             if not leg.lost and silent_seconds(leg.transport) >= DEAD_TIME:

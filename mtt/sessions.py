@@ -71,10 +71,9 @@ class SessionPool:
             session.abort()
 
     async def _wait_for_session(self) -> None:
-        for task, waiting in self._dialling.items():
-            if waiting < self._max_streams:
-                break
-        else:
+        room = (task for task, waiting in self._dialling.items() if waiting < self._max_streams)
+        task = next(room, None)
+        if task is None:
             task = asyncio.get_running_loop().create_task(self._dial())
             self._dialling[task] = 0
             task.add_done_callback(self._dialled)

@@ -14,13 +14,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from mtt import certdir, reload
+from mtt import reload
 from mtt.certdir import kept_pair
 from mtt.errors import StartError, UsageError
 from mtt.flags import parse_args
 from mtt.identity import Identity
 from mtt.options import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.reload import TlsFiles, server_tls
+from mtt_mu_server.options import FLAGS as MU_FLAGS
+from mtt_mu_server.options import options as mu_options
+from mtt_mu_server.server import MultiUserServer
 from tests.support.certs import Certs, key_pem
 from tests.support.tunnels import eventually, logged
 
@@ -123,7 +126,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(certdir.os, "fsync", full)
+        patch.setattr("mtt.certdir.os.fsync", full)
         with pytest.raises(StartError, match="no space left on device"):
             kept(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -290,10 +293,41 @@ async def test_an_identity_in_memory_survives_a_change_of_its_client_authorities
     assert files.context().verify_mode is ssl.CERT_REQUIRED
 
 
+async def test_the_multi_user_server_follows_all_its_files(
+    pair: Pair, certs: Certs, tmp_path: Path
+) -> None:
+    """Its controller has a certificate of its own."""
+    control_cert, control_key = tmp_path / "c-cert", tmp_path / "c-key"
+    pair.put(control_cert, certs.cert)
+    pair.put(control_key, certs.key)
+    given = {
+        "b": "127.0.0.1:0", "c": "127.0.0.1:0", "cert": str(pair.cert), "key": str(pair.key),
+        "c-cert": str(control_cert), "c-key": str(control_key), "client-ca": certs.ca,
+    }  # fmt: skip
+    server = MultiUserServer(mu_options(given))
+    await server.start()
+    before = [files.context() for files in server._tls_files]
+    assert [context.verify_mode for context in before] == [ssl.CERT_REQUIRED, ssl.CERT_NONE]
+    with logged() as lines:
+        pair.key.write_bytes(b"junk")
+        control_key.write_bytes(b"junk")
+        await eventually(lambda: len(lines) == 2)
+        for key in (pair.key, control_key):
+            pair.put(key, certs.key)
+        await eventually(
+            lambda: not any(files.context() in before for files in server._tls_files)
+        )
+    await server.close()
+    assert sorted(line.partition(" has ")[0].partition("use: ")[2] for line in lines[:2]) == [
+        f"-c-key: {control_key}", f"-key: {pair.key}",
+    ]  # fmt: skip
+
+
 # Options
 
 CLIENT = ("-b", "127.0.0.1:0", "-s", "example.com:443")
 SERVER = ("-b", "127.0.0.1:0", "-d", "127.0.0.1:1")
+MU_SERVER = ("-b", "127.0.0.1:0", "-c", "127.0.0.1:0")
 
 
 def test_options_of_both_ends() -> None:
@@ -305,6 +339,8 @@ def test_options_of_both_ends() -> None:
         parse_args(SERVER_FLAGS, [*SERVER, "-cert-dir", "d", "-client-ca", "ca"])
     )
     assert (server.cert_dir, server.client_ca, server.tls_min) == ("d", "ca", "1.2")
+    many = mu_options(parse_args(MU_FLAGS, [*MU_SERVER, "-cert-dir", "d", "-client-ca", "ca"]))
+    assert (many.cert_dir, many.client_ca, many.tls_min) == ("d", "ca", "1.2")
 
 
 @pytest.mark.parametrize(
@@ -318,6 +354,8 @@ def test_options_of_both_ends() -> None:
 def test_servers_refuse(argv: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"^{reason}"):
         server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv.split()]))
+    with pytest.raises(UsageError, match=f"^{reason}"):
+        mu_options(parse_args(MU_FLAGS, [*MU_SERVER, *argv.split()]))
 
 
 @pytest.mark.parametrize(

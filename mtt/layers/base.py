@@ -150,7 +150,8 @@ class Layer(SharedReader, LayerTransport):
 
     # As a protocol, called from below.
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's transports are of no asyncio class
+    # Any: uvloop's transports are of no asyncio class.
+    def connection_made(self, transport: Any) -> None:
         self.lower = transport
 
     def pause_writing(self) -> None:

@@ -9,6 +9,7 @@ servers call a lingering close. All of it is bounded: a peer that neither reads 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import struct
@@ -39,10 +40,8 @@ def reset(transport: asyncio.Transport) -> None:
     if sock is not None:
         if sock.fileno() < 0:  # gone: asyncio's abort() and uvloop's sockets fail on that
             return
-        try:
+        with contextlib.suppress(OSError):  # not a TCP socket, or gone already
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        except OSError:  # not a TCP socket, or gone already
-            pass
     transport.abort()
 
 

@@ -224,7 +224,7 @@ class SmuxSession(SharedReader):
             self._changed()
 
     def _late_data(self, stream_id: int) -> None:
-        """Data for a stream that we have closed: after a while the peer is told that it is in vain."""
+        """Data for a stream that we have closed: in the end the peer is told that it is in vain."""
         now = asyncio.get_running_loop().time()
         if self.half_close and now - self._finishing[stream_id] > linger.LINGER_TIME:
             self.send(frame(PSH, stream_id))

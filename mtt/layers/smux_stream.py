@@ -148,7 +148,7 @@ class SmuxStream(LayerTransport):
         return self._session.lower.get_write_buffer_size()
 
     def unsent(self) -> int:
-        """What the connection still has to send up to our last byte, not the neighbours' after it."""
+        """What the connection still has to send up to our last byte, not what came after it."""
         session = self._session
         return max(0, self._mark - session.bottom.written + unsent(session.lower))
 

@@ -347,10 +347,9 @@ class TlsLayer(Layer):
 
     def _shutdown(self) -> None:
         self._write_eof = True
-        try:
+        # "want read": the peer's close_notify is not there yet; anything else is moot.
+        with contextlib.suppress(ssl.SSLError):
             self._ssl.unwrap()
-        except ssl.SSLError:
-            pass  # "want read": the peer's close_notify is not there yet; anything else is moot
         self._flush()
 
     def _fail(self, error: Exception) -> None:

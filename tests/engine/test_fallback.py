@@ -104,7 +104,9 @@ async def test_a_stuck_head_is_left_to_the_site(
     async with (
         asyncio.timeout(SOON),
         serving(site.serve) as web,
-        server_at("wss", 1, certs, fallback=f"127.0.0.1:{web.port}", **{"wss-path": PATH}) as server,
+        server_at(
+            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
     ):
         reader, writer = await visit(port_of(server), certs)
         writer.write(b"GET / HT")
@@ -165,7 +167,8 @@ async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
 
 
 async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Certs) -> None:
-    async with server_at("wss", 1, certs, **{"wss-path": PATH, "fallback": "127.0.0.1:1"}) as server:
+    nobody = {"wss-path": PATH, "fallback": "127.0.0.1:1"}
+    async with server_at("wss", 1, certs, **nobody) as server:
         with logged() as lines:
             async with asyncio.timeout(SOON), await connect(port_of(server)):
                 reader, writer = await visit(port_of(server), certs)

@@ -68,7 +68,11 @@ def web(processes: Processes, tmp_path: Path) -> tuple[str, Path]:
 
 @pytest.fixture(params=["mtt-server", "mtt-mu-server"])
 def server_port(
-    request: pytest.FixtureRequest, processes: Processes, certs: Certs, site: Site, web: tuple[str, Path]
+    request: pytest.FixtureRequest,
+    processes: Processes,
+    certs: Certs,
+    site: Site,
+    web: tuple[str, Path],
 ) -> int:
     """A server of either kind with one secret path, and nginx for all visitors."""
     if request.param == "mtt-server":

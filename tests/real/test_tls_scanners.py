@@ -15,8 +15,9 @@ from tests.support.programs import require_program
 NAME = "some.example"
 
 # testssl's severities that are no reproach. LOW is for web sites, which this is not: it wants
-# Strict-Transport-Security and a CAA record in DNS.
-HARMLESS = {"OK", "INFO", "LOW"}
+# Strict-Transport-Security and a CAA record in DNS. WARN is for what testssl could not find out:
+# whether sessions resume, when the machine is busy and it has left before the ticket came.
+HARMLESS = {"OK", "INFO", "LOW", "WARN"}
 
 # What a self-signed certificate is bound to be told: nobody vouches for it, nobody could revoke it,
 # and nobody renews it before it is ten years old.

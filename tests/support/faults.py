@@ -315,6 +315,9 @@ class FaultProxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._listener.close()
+        for connection in self._connections:  # those whose task had not even begun
+            for sock in connection.sockets:
+                sock.close()
 
     def vanish(self) -> None:
         """The network is gone: nothing arrives any more, and nothing is said about that."""

@@ -1,0 +1,64 @@
+"""An hour of opening and closing in minutes: short connections one after the other.
+
+Memory after a warm-up is memory after the last one, within GROWTH.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from soak.faults import run_talks
+from soak.programs import MODES, Pair, Programs
+from soak.report import Broken, Progress, say
+from soak.talk import Destination, Talk
+from soak.usage import Gauge
+
+# Of the memory after the warm-up. A leak of one object per connection, 100 bytes say, is 5 MB.
+GROWTH = 0.05
+# Shares of all connections. Those without mux cost a TLS handshake each, which is no better a test
+# the ten-thousandth time.
+SHARES = {"tls": 0.2, "wss": 0.2, "mux": 0.35, "wss+mux": 0.25}
+WARM_UP = 0.2
+# Bytes each way, at most.
+SMALL = 2000
+
+
+async def soak_mode(programs: Programs, mode: str, connections: int, seed: int) -> None:
+    async with Destination() as there:
+        server = await programs.server(mode, there.port)
+        client = await programs.client(mode, server.port)
+        pair = Pair(mode, client, server)
+        gauge = Gauge(pair)
+        rng = random.Random(seed)
+        todo = [
+            Talk(2 * number, rng.randrange(SMALL), rng.randrange(SMALL))
+            for number in range(connections)
+        ]
+        first = int(connections * WARM_UP)
+        outcomes = await run_talks(client.port, todo[:first])
+        await gauge.begin()
+        before = {program: program.memory for program in pair.programs}
+        progress = Progress(f"churn, {mode}", connections - first)
+        outcomes += await run_talks(client.port, todo[first:], progress)
+        there.look()
+        pair.check()
+        if outcomes["complete"] != connections:
+            raise Broken(f"churn, {mode}: of {connections} connections: {dict(outcomes)}")
+        figures = await gauge.compare()
+        for program in pair.programs:
+            growth = program.memory / before[program] - 1
+            if growth > GROWTH:
+                raise Broken(f"churn, {mode}: the memory of {program.name} grew by {growth:.1%}")
+        say(f"churn, {mode}: {connections} connections; {figures}")
+
+
+async def soak(programs: Programs, modes: Sequence[str], connections: int, seed: int) -> None:
+    """All modes side by side. Raises Broken."""
+    total = sum(SHARES[mode] for mode in modes)
+    assert set(SHARES) == set(MODES)
+    async with asyncio.TaskGroup() as group:
+        for mode in modes:
+            share = int(connections * SHARES[mode] / total)
+            group.create_task(soak_mode(programs, mode, share, seed))

@@ -1,0 +1,183 @@
+"""Our two commands as processes, and what can be measured of them from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from soak.report import Broken
+from tests.support.certs import Certs
+
+TOP = Path(__file__).resolve().parent.parent
+MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux")}
+
+# Seconds. Starting takes a fraction of one, on an idle machine.
+START_TIME = 30.0
+STOP_TIME = 5.0
+LOOK_INTERVAL = 0.05
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
+# What must never be in a log: bugs of ours.
+_BUGS = (b"Traceback", b"internal error", b"exception was never retrieved", b" ERROR ")
+
+
+class Usage(NamedTuple):
+    """What a process holds."""
+
+    descriptors: int
+    memory: int  # bytes of RSS
+    tasks: int
+    objects: int
+
+
+class Program:
+    """One of our commands, running. Raises Broken if it does not come to listen."""
+
+    def __init__(self, directory: Path, name: str, number: int, *arguments: str) -> None:
+        self.name = name
+        self._log = directory / f"{number}-{name}.log"
+        self._counts = directory / f"{number}-{name}.json"
+        with self._log.open("wb") as output:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "soak.watched", str(self._counts), name, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=TOP,
+                start_new_session=True,  # a Ctrl-C reaches us alone, who then end it
+            )
+        self._proc = Path(f"/proc/{self._popen.pid}")
+        self.port = 0
+
+    async def started(self) -> None:
+        until = time.monotonic() + START_TIME
+        while not (found := _LISTENING.search(self._log.read_bytes())):
+            self.check()
+            if time.monotonic() > until:
+                raise Broken(f"{self.name} did not come to listen: {self.tail()}")
+            await asyncio.sleep(LOOK_INTERVAL)
+        self.port = int(found[1])
+
+    @property
+    def descriptors(self) -> int:
+        return len(os.listdir(self._proc / "fd"))
+
+    @property
+    def memory(self) -> int:
+        """Bytes of RSS."""
+        return int((self._proc / "statm").read_text().split()[1]) * _PAGE
+
+    async def usage(self) -> Usage:
+        """Everything, after a garbage collection."""
+        self._counts.unlink(missing_ok=True)
+        self._popen.send_signal(signal.SIGUSR1)
+        until = time.monotonic() + START_TIME
+        while not self._counts.exists():
+            self.check()
+            if time.monotonic() > until:
+                raise Broken(f"{self.name} is stuck: it does not even answer a signal")
+            await asyncio.sleep(LOOK_INTERVAL)
+        counts = json.loads(self._counts.read_text())
+        return Usage(self.descriptors, self.memory, counts["tasks"], counts["objects"])
+
+    def check(self) -> None:
+        """Raise Broken if it has ended or has logged a bug of ours."""
+        if self._popen.poll() is not None:
+            raise Broken(f"{self.name} ended with {self._popen.returncode}: {self.tail()}")
+        text = self._log.read_bytes()
+        for bug in _BUGS:
+            if bug in text:
+                at = text.index(bug)
+                line = text[max(0, at - 200) : at + 1000].decode("utf-8", "replace")
+                raise Broken(f"{self.name} has logged a bug: {line}")
+
+    def tail(self) -> str:
+        return self._log.read_bytes()[-1000:].decode("utf-8", "replace")
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
+
+    async def stop(self) -> None:
+        """End it in order. Raises Broken if it does not."""
+        self.check()
+        self._popen.send_signal(signal.SIGTERM)
+        until = time.monotonic() + STOP_TIME
+        while self._popen.poll() is None and time.monotonic() < until:
+            await asyncio.sleep(LOOK_INTERVAL)
+        if self._popen.returncode != 0:
+            raise Broken(f"{self.name} ended SIGTERM with {self._popen.returncode}: {self.tail()}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both ends of a tunnel."""
+
+    mode: str
+    client: Program
+    server: Program
+
+    @property
+    def programs(self) -> tuple[Program, Program]:
+        return self.client, self.server
+
+    def check(self) -> None:
+        for program in self.programs:
+            program.check()
+
+
+class Programs:
+    """All programs of a soak; none outlives the context. `directory` is for their logs."""
+
+    def __init__(self, directory: Path, certs: Certs) -> None:
+        self._directory = directory
+        self._certs = certs
+        self._running: list[Program] = []
+
+    def __enter__(self) -> Programs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for program in self._running:
+            program.kill()
+
+    async def server(self, mode: str, destination: int, *options: str) -> Program:
+        tls: tuple[str, ...] = ("-cert", self._certs.cert, "-key", self._certs.key)
+        if "-disable-tls" in options:
+            tls = ()
+        return await self._start(
+            "mtt-server", "-b", "127.0.0.1:0", "-d", f"127.0.0.1:{destination}", *tls,
+            *MODES[mode], *options,
+        )  # fmt: skip
+
+    async def client(self, mode: str, server: int, *options: str) -> Program:
+        return await self._start(
+            "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
+            "-n", self._certs.name, "-ca", self._certs.ca, *MODES[mode], *options,
+        )  # fmt: skip
+
+    async def _start(self, name: str, *arguments: str) -> Program:
+        program = Program(
+            self._directory, name, len(self._running), *arguments, "-grace", "0s"
+        )
+        self._running.append(program)
+        await program.started()
+        return program
+
+    async def stop(self) -> None:
+        """End all in order, as far as they run. Raises Broken if one does not."""
+        for program in self._running:
+            await program.stop()
+        self._running.clear()

@@ -1,0 +1,34 @@
+"""One of our commands, with a window: `python -m soak.watched FILE mtt-client ARGUMENTS...`.
+
+On SIGUSR1 the process collects garbage and writes to FILE how many asyncio tasks and how many
+objects it has. Everything else is the command as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import json
+import os
+import signal
+import sys
+from types import FrameType
+
+
+def watch(path: str) -> None:
+    """Write the counts to `path` at every SIGUSR1."""
+
+    def report(_number: int, _frame: FrameType | None) -> None:
+        gc.collect()
+        counts = {"tasks": len(asyncio.all_tasks()), "objects": len(gc.get_objects())}
+        with open(path + ".new", "w") as file:
+            json.dump(counts, file)
+        os.replace(path + ".new", path)
+
+    signal.signal(signal.SIGUSR1, report)
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])
+    sys.exit(importlib.import_module(sys.argv[2].replace("-", "_")).main(sys.argv[3:]))
