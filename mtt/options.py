@@ -8,60 +8,55 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
+from mtt.common_options import (
+    BIND,
+    BIND_UNIX,
+    CERT,
+    CERT_DIR,
+    CERT_NAME,
+    CLIENT_CA,
+    DEFAULT_PATH,
+    DEFAULT_TIMEOUT,
+    DEFAULT_TLS_MIN,
+    DISABLE_TLS,
+    FALLBACK,
+    FAST_OPEN,
+    KEY,
+    MAX_CONNS,
+    MUX,
+    TIMEOUT,
+    TLS_MIN,
+    WSS,
+    WSS_PATH,
+    at_least,
+    bind_address,
+    certificate_pair,
+    fallback_site,
+    host_name,
+    reachable,
+    required,
+    server_certificates,
+    tls_min,
+    tunnel_timeout,
+)
 from mtt.errors import UsageError
 from mtt.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.process import PROCESS_FLAGS
 
-DEFAULT_TIMEOUT = "5m"
-DEFAULT_PATH = "/"
 DEFAULT_MAX_STREAM = 4
-DEFAULT_TLS_MIN = "1.2"
-TLS_VERSIONS = (DEFAULT_TLS_MIN, "1.3")
 
 # The Go servers end a session that opens more streams than this.
 MAX_STREAM_LIMIT = 16
 
 DNS_PORT = 53
 
-# RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are no host
-# name characters, but exist in DNS and in people's networks.
-_HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII | re.I)
-
 _DNS_SERVER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.+))?")
 
 # RFC 3986, 2.1: a percent sign starts an escape and nothing else.
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 
-# Options of several commands, defined once.
-BIND = Flag("b", "str", "Address to listen on. An empty host listens on all interfaces.",
-            "HOST:PORT")
-BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
-                 "for an abstract one.", "PATH")
-CERT = Flag("cert", "str", "PEM file with the certificate and its chain. Without -cert and -key "
-            "a self-signed certificate is made.", "FILE")
-KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
-CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the self-signed certificate and its key, "
-                "so that the server's pin outlives a restart.", "DIR")
-CLIENT_CA = Flag("client-ca", "str", "PEM file with the certificates that vouch for clients; who "
-                 "cannot show one of theirs does not get in.", "FILE")
-TLS_MIN = Flag("tls-min", "str", "Oldest version of TLS to speak, 1.2 or 1.3.", "VERSION",
-               DEFAULT_TLS_MIN)
-DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.")
-CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
-                 "NAME")
-WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")
-WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True)
-FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that gets all visitors who do not ask "
-                "for a tunnel.", "HOST:PORT")
-MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
-MAX_CONNS = Flag("max-conns", "int", "Connections to carry at a time, streams of -mux included; "
-                 "0 for no limit.", "N", "0")
-TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
-               "DURATION", DEFAULT_TIMEOUT)
-FAST_OPEN = Flag("fast-open", "bool", "Use TCP fast open, where the system has it.")
 
 CLIENT_FLAGS = (
     BIND,
@@ -254,111 +249,8 @@ def server_options(
     )
 
 
-def required(values: Values, name: str, what: str) -> str:
-    """The text of the option `name`, which must be there: `what` completes "give ..."."""
-    text: str = values[name]
-    if not text:
-        raise UsageError(f"-{name} is missing: give {what}")
-    return text
-
-
-def bind_address(values: Values) -> tuple[Endpoint | None, str]:
-    """Where a server listens: exactly one of -b and -bind-unix."""
-    path: str = values["bind-unix"]
-    if not path:
-        bind = required(
-            values, "b", "the address to listen on, like -b 0.0.0.0:443, or use -bind-unix"
-        )
-        return parse_endpoint("-b", bind), ""
-    if values["b"]:
-        raise UsageError("-b and -bind-unix exclude each other; drop one")
-    if path == "@" or "\0" in path:
-        raise UsageError(f"-bind-unix: {quoted(path)} is neither a path nor @name")
-    return None, path
-
-
-def reachable(option: str, text: str) -> Endpoint:
-    """An endpoint to connect to: unlike one to listen on it needs real hosts and a real port."""
-    endpoint = parse_endpoint(option, text)
-    if not all(endpoint.hosts):
-        raise UsageError(f"{option}: {quoted(text)} lacks a host; write it like example.com:443")
-    if endpoint.port == 0:
-        raise UsageError(f"{option}: {quoted(text)} has port 0; give one from 1 to 65535")
-    for host in endpoint.hosts:
-        host_name(option, host)
-    return endpoint
-
-
-def fallback_site(values: Values) -> Endpoint | None:
-    """What -fallback says. Raises UsageError."""
-    return reachable("-fallback", values["fallback"]) if values["fallback"] else None
-
-
-def certificate_pair(values: Values, without: str) -> None:
-    """Raise UsageError if only one of -cert and -key was given; `without` says what none is for."""
-    for given, missing in (("cert", "key"), ("key", "cert")):
-        if values[given] and not values[missing]:
-            raise UsageError(
-                f"-{given} needs -{missing} with it; give both, or none {without}"
-            )
-
-
-def server_certificates(values: Values) -> None:
-    """Raise UsageError if what a server was told about certificates contradicts itself."""
-    certificate_pair(values, "to get a self-signed certificate")
-    if values["cert-dir"] and values["cert"]:
-        raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
-    if values["client-ca"] and values["disable-tls"]:
-        # Not ignored: whoever asks for certificates must not be left with an open door.
-        raise UsageError("-client-ca needs TLS, which -disable-tls turns off; drop one")
-
-
-def tls_min(values: Values) -> str:
-    """What -tls-min says, one of TLS_VERSIONS. Raises UsageError."""
-    version: str = values["tls-min"]
-    if version not in TLS_VERSIONS:
-        raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")
-    return version
-
-
-def tunnel_timeout(values: Values) -> float:
-    """The seconds of -timeout."""
-    seconds: float = values["timeout"]
-    if seconds <= 0:
-        raise UsageError(f"-timeout: {seconds:g}s is not positive; the default is "
-                         f"{DEFAULT_TIMEOUT}")
-    return seconds
-
-
-def at_least(least: int, values: Values, name: str) -> Any:
-    """The number of the option `name`, which must not be smaller."""
-    value = values[name]
-    if value < least:
-        raise UsageError(f"-{name}: {value:g} is less than {least}")
-    return value
-
-
 def _server_name(name: str, server: Endpoint) -> str:
     return host_name("-n", name) if name else host_name("-s", server.host)
-
-
-def host_name(option: str, name: str) -> str:
-    """The IP literal or ASCII host name for `name`, which may be written in any script.
-
-    It ends up in SNI, in a Host header and in certificates, none of which can carry a zone,
-    brackets, or the dot that marks a name as complete (RFC 6066, section 3).
-    """
-    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-    if is_ip(bare):
-        return bare.partition("%")[0]
-    try:
-        ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
-    except UnicodeError:
-        ascii_name = ""
-    ascii_name = ascii_name.removesuffix(".")
-    if not _HOST_NAME.fullmatch(ascii_name):
-        raise UsageError(f"{option}: {quoted(name)} is neither a host name nor an IP address")
-    return ascii_name
 
 
 def _slashed(path: str) -> str:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from mtt.errors import UsageError
-from mtt.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.net.address import Endpoint, is_ip, parse_endpoint
-from mtt.options import (
+from mtt.common_options import (
     BIND,
     BIND_UNIX,
     CERT,
@@ -33,6 +30,9 @@ from mtt.options import (
     tls_min,
     tunnel_timeout,
 )
+from mtt.errors import UsageError
+from mtt.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.net.address import Endpoint, is_ip, parse_endpoint
 from mtt.process import PROCESS_FLAGS
 
 DEFAULT_TIMEOUT = "1m"  # as the original; its tunnel commands have 5m
