@@ -36,7 +36,8 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
                     "or use -loop auto"
                 ) from None
         else:
-            return uvloop.new_event_loop
+            made_by: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+            return made_by
     # The default except on Windows, whose proactor loop would hold on to a receive buffer until
     # data comes. Ours is one buffer for all connections, so it is lent only when data is there.
     return asyncio.SelectorEventLoop

@@ -232,6 +232,9 @@ class Relay:
             ended.lost and now - self._sent_at >= ORPHAN_TIME
         ):
             self._finish("done")
+            if not ended.lost:
+                # It still listens, and the other one has never said that it was done.
+                linger.reset(ended.transport)
             return
         self._quiet_timer = self._loop.call_later(QUIET_TICK, self._look_quiet, ended)
 

@@ -85,13 +85,13 @@ class SmuxSession(SharedReader):
     """
 
     __slots__ = (
-        "_accept", "_check_timer", "_decoder", "_finishing", "_held", "_next_id", "_nop_timer",
-        "_on_change", "_on_lost", "_queued", "_seen_at", "_streams", "bottom", "lost", "lower",
+        "_accept", "_bottom", "_check_timer", "_decoder", "_finishing", "_held", "_next_id",
+        "_nop_timer", "_on_change", "_on_lost", "_queued", "_seen_at", "_streams", "lost", "lower",
         "write_paused", "written",
     )  # fmt: skip
 
     lower: asyncio.Transport
-    bottom: Layer | SmuxSession  # the one that writes to the socket
+    _bottom: Layer | SmuxSession  # the one that writes to the socket
 
     def __init__(
         self,
@@ -133,6 +133,11 @@ class SmuxSession(SharedReader):
         return isinstance(self.lower, LayerTransport) and self.lower.can_write_eof()
 
     @property
+    def handed_over(self) -> int:
+        """Bytes that the socket has been given so far, in its own count (after TLS)."""
+        return self._bottom.written
+
+    @property
     def exhausted(self) -> bool:
         """Whether all stream ids have been used."""
         return self._next_id > _LAST_ID
@@ -147,9 +152,9 @@ class SmuxSession(SharedReader):
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
-        self.bottom = self
-        while isinstance(self.bottom.lower, Layer):
-            self.bottom = self.bottom.lower
+        self._bottom = self
+        while isinstance(self._bottom.lower, Layer):
+            self._bottom = self._bottom.lower
         self._seen_at = asyncio.get_running_loop().time()
         self._limit_unsent()
         self._schedule_nop()

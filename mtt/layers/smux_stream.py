@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Data, LayerTransport, Upper, unsent
 from mtt.wire.smux import FIN, NOP, PSH, data_frames, frame
 
-if TYPE_CHECKING:
-    from mtt.layers.smux import SmuxSession
-
 # A stream whose reader is so far behind has its sender stopped, if that is one of ours. What is on
 # its way by then comes on top: a round trip's worth.
 STOP_AT = 128 * 1024
+
+
+class Session(Protocol):
+    """What a stream needs of its session."""
+
+    lower: asyncio.Transport
+    write_paused: bool
+
+    @property
+    def half_close(self) -> bool: ...
+    @property
+    def handed_over(self) -> int: ...
+    def gone(self, stream: SmuxStream) -> bool: ...
+    def send(self, frames: bytes) -> None: ...
+    def finish(self, stream: SmuxStream, *, eof_seen: bool, say_fin: bool) -> None: ...
+    def queued(self, size: int) -> None: ...
 
 
 class SmuxStream(LayerTransport):
@@ -25,7 +38,7 @@ class SmuxStream(LayerTransport):
         "_session", "_stopped", "_survives", "_write_eof", "id", "upper",
     )  # fmt: skip
 
-    def __init__(self, session: SmuxSession, stream_id: int, upper: Upper) -> None:
+    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
         super().__init__()
         self._session = session
         self.id = stream_id
@@ -150,7 +163,7 @@ class SmuxStream(LayerTransport):
     def unsent(self) -> int:
         """What the connection still has to send up to our last byte, not what came after it."""
         session = self._session
-        return max(0, self._mark - session.bottom.written + unsent(session.lower))
+        return max(0, self._mark - session.handed_over + unsent(session.lower))
 
     def write(self, data: Data | bytearray) -> None:
         session = self._session
@@ -158,7 +171,7 @@ class SmuxStream(LayerTransport):
             if isinstance(data, bytearray):
                 data = bytes(data)
             session.send(data_frames(self.id, data))
-            self._mark = session.bottom.written
+            self._mark = session.handed_over
 
     def can_write_eof(self) -> bool:
         return self._session.half_close
