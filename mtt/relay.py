@@ -14,7 +14,8 @@ How a tunnel ends:
   delivered, then both are closed.
 * A transport that has no half-close is not told of an end at once: the Go peers close everything
   when they see one, with what is still on its way. Everything is sent, then the other direction
-  must have been quiet for QUIET_TIME; that is how replies after a half-close get through.
+  must have been quiet for QUIET_TIME; that is how replies after a half-close get through. Who
+  still listens for that direction is reset then: its end never came.
 * A leg that fails resets the other one: an application must not take a cut stream for a whole
   one. But when the failed leg had ended its sending properly, what it sent is still delivered.
 * One timer watches both directions: no byte in either for `timeout` seconds cuts the tunnel.

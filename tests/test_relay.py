@@ -217,6 +217,7 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet() -> 
     assert loop.time() - last >= QUIET * 0.9
     assert tunnel.near.take() == b"01234567"
     assert not tunnel.far.aborted
+    assert tunnel.near.aborted  # a reply whose end never came is not for certain a whole one
     assert (await tunnel.finish()).reason == "done"
 
 
