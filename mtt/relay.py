@@ -14,11 +14,12 @@ How a tunnel ends:
   delivered, then both are closed.
 * A transport that has no half-close is not told of an end at once: the Go peers close everything
   when they see one, with what is still on its way. Everything is sent, then the other direction
-  must have been quiet for QUIET_TIME; that is how replies after a half-close get through. Who
-  still listens for that direction is reset then: its end never came.
+  must have been quiet for QUIET_TIME; that is how replies after a half-close get through. Then the
+  peer is told, and its own end is waited for as long as a closing takes.
 * A leg that fails resets the other one: an application must not take a cut stream for a whole
   one. But when the failed leg had ended its sending properly, what it sent is still delivered.
-* One timer watches both directions: no byte in either for `timeout` seconds cuts the tunnel.
+* One timer watches both directions: no byte in either for `timeout` seconds closes the tunnel, or
+  cuts it, if one end has said that it is done and still waits for the other's last word.
 
 The relay is over when both transports are gone; `linger` bounds how long that takes.
 """
@@ -39,6 +40,8 @@ from mtt.layers.holding import Holding
 QUIET_TIME = 1.0
 # The same when nobody is left to read that direction, which then need not fall silent at all.
 ORPHAN_TIME = 5.0
+# A peer that was told of the end closes within a round trip.
+END_TIME = 2.0
 # Looks at the counters per idle timeout; a tunnel is closed at most 1/8 of the timeout late.
 IDLE_LOOKS = 8
 # A peer whose kernel has not acknowledged what it was sent for so long is gone, and is noticed one
@@ -63,7 +66,7 @@ class Relay:
     __slots__ = (
         "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_look_time",
         "_loop", "_near", "_quiet_count", "_quiet_since", "_quiet_timer", "_sent_at", "_timeout",
-        "error", "reason", "started",
+        "_told", "error", "reason", "started",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +88,7 @@ class Relay:
         self._idle_timer: asyncio.TimerHandle | None
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._quiet_count = 0
+        self._told = False  # a peer without half-close has been told of the end
         self._quiet_since = self._sent_at = 0.0
         self._near, self._far = _Leg(self, near), _Leg(self, far)
         self._near.join(self._far)
@@ -160,6 +164,9 @@ class Relay:
                     other.transport.resume_reading()
                 if other.transport.can_write_eof():
                     self._finish("done")
+            elif self._told:
+                # It was quiet before, and closes now that it knows: proxies do so without a word.
+                self._finish("done")
             else:
                 self.error = exc
                 self.abort(f"{self._name(leg)} end: {describe(exc)}")
@@ -199,11 +206,14 @@ class Relay:
             self._counted = count
             self._idle_since = now
         elif now - self._idle_since >= self._timeout:
-            # Not with FIN: neither end has said that it is done, so a reply that stopped half-way
-            # would look complete.
-            self.abort(
-                f"idle for {self._timeout:g} s" + (" with undelivered data" if waiting else "")
-            )
+            reason = f"idle for {self._timeout:g} s"
+            if waiting:
+                self.abort(reason + " with undelivered data")
+            elif self._near.eof or self._far.eof:
+                # With FIN a reply that never came, or stopped half-way, would look complete.
+                self.abort(reason)
+            else:
+                self._finish(reason)
             return
         for leg in (self._near, self._far) if waiting else ():
             if not leg.lost and silent_seconds(leg.transport) >= DEAD_TIME:
@@ -232,12 +242,20 @@ class Relay:
         if now - self._quiet_since >= QUIET_TIME or (
             ended.lost and now - self._sent_at >= ORPHAN_TIME
         ):
-            self._finish("done")
-            if not ended.lost:
-                # It still listens, and the other one has never said that it was done.
-                linger.reset(ended.transport)
+            if ended.lost:
+                self._finish("done")
+            else:
+                self._told = True
+                self._pass_on_end(other)
+                self._quiet_timer = self._loop.call_later(END_TIME, self._give_up, ended)
             return
         self._quiet_timer = self._loop.call_later(QUIET_TICK, self._look_quiet, ended)
+
+    def _give_up(self, ended: _Leg) -> None:
+        """The peer was told of the end and says nothing: `ended` waits for it in vain."""
+        self._finish("the peer did not end its side")
+        if not ended.lost:
+            linger.reset(ended.transport)
 
 
 class _Leg(SharedReader):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mtt import relay as module
+from mtt.errors import NetworkError
 from mtt.layers.holding import Holding
 from mtt.relay import Relay
 from tests.support.transports import FakeLayer, FakeTransport, turns
@@ -21,6 +22,7 @@ def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_TIME", QUIET)
     monkeypatch.setattr(module, "QUIET_TICK", QUIET / 8)
     monkeypatch.setattr(module, "ORPHAN_TIME", 3 * QUIET)
+    monkeypatch.setattr(module, "END_TIME", QUIET)
 
 
 def half_closing() -> FakeTransport:
@@ -210,14 +212,40 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet() -> 
     tunnel.near.protocol.eof_received()
     for number in range(8):
         await asyncio.sleep(QUIET / 3)
-        assert not tunnel.far.closing
+        assert not tunnel.far.eof_written
         tunnel.far.protocol.data_received(b"%d" % number)
     last = loop.time()
-    await until(lambda: tunnel.far.closing)
+    await until(lambda: tunnel.far.eof_written)
     assert loop.time() - last >= QUIET * 0.9
-    assert tunnel.near.take() == b"01234567"
+    # Told of the end, it still says what it was about to say, and ends.
+    tunnel.far.protocol.data_received(b", bye")
+    tunnel.far.protocol.eof_received()
+    assert tunnel.near.take() == b"01234567, bye"
+    assert tunnel.near.closing
     assert not tunnel.far.aborted
+    assert not tunnel.near.aborted
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_it() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.eof_received()
+    await until(lambda: tunnel.far.eof_written)
+    assert not tunnel.ending
+    await until(lambda: tunnel.ending)
     assert tunnel.near.aborted  # a reply whose end never came is not for certain a whole one
+    assert not tunnel.far.aborted
+    assert (await tunnel.finish()).reason == "the peer did not end its side"
+
+
+async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ended() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.eof_received()
+    await until(lambda: tunnel.far.eof_written)
+    tunnel.far.lose(NetworkError("cut off"))
+    await turns()
+    assert tunnel.near.closing
+    assert not tunnel.near.aborted
     assert (await tunnel.finish()).reason == "done"
 
 
@@ -228,9 +256,10 @@ async def test_nor_before_everything_has_been_sent(stuck: str) -> None:
     getattr(tunnel, stuck).buffered = 5000
     tunnel.near.protocol.eof_received()
     await asyncio.sleep(3 * QUIET)
-    assert not tunnel.far.closing
+    assert not tunnel.far.eof_written
     getattr(tunnel, stuck).buffered = 0
-    await until(lambda: tunnel.far.closing)
+    await until(lambda: tunnel.far.eof_written)
+    tunnel.far.protocol.eof_received()
     assert (await tunnel.finish()).reason == "done"
 
 
@@ -368,8 +397,17 @@ async def test_a_transfer_in_one_direction_is_not_idle(way: str) -> None:
     await until(lambda: tunnel.ending)
     assert 0.09 <= loop.time() - last < 0.3
     assert tunnel.relay.reason == "idle for 0.1 s"
-    # Neither had said that it was done: what came so far must not look complete.
-    assert tunnel.near.aborted
+    assert not tunnel.near.aborted
+    assert not tunnel.far.aborted
+    await tunnel.finish()
+
+
+async def test_who_waits_for_a_last_word_that_never_comes_is_reset() -> None:
+    tunnel = Tunnel(timeout=0.1)
+    tunnel.near.protocol.eof_received()
+    await until(lambda: tunnel.ending)
+    assert tunnel.relay.reason == "idle for 0.1 s"
+    assert tunnel.near.aborted  # a reply that stopped half-way must not look complete
     assert tunnel.far.aborted
     await tunnel.finish()
 

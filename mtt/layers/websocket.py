@@ -64,8 +64,9 @@ class WebSocketLayer(Layer):
     """
 
     __slots__ = (
-        "_client", "_close_sent", "_closed", "_decoder", "_greeted", "_half_close", "_mask",
-        "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled", "_stash", "_write_eof",
+        "_client", "_close_received", "_close_sent", "_closed", "_decoder", "_greeted",
+        "_half_close", "_mask", "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled",
+        "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -92,6 +93,7 @@ class WebSocketLayer(Layer):
         self._scheduled = False
         self._stash = b""
         self._close_sent = False
+        self._close_received = False
         self._closed = False
 
     def start(self, transport: asyncio.Transport, early: bytes = b"") -> None:
@@ -117,7 +119,7 @@ class WebSocketLayer(Layer):
         self._deliver(bytes(data))
 
     def _deliver(self, data: bytes) -> None:
-        if self._closed or self._close_sent:  # the latter alone: the peer's close frame has come
+        if self._closed or self._close_received:
             return
         try:
             events = self._decoder.feed(data)
@@ -143,7 +145,7 @@ class WebSocketLayer(Layer):
                 self._pong(payload)
             elif opcode == CLOSE:
                 self._hand_up(pieces)
-                self._close_received(bytes(payload))
+                self._on_close(bytes(payload))
                 return
         self._hand_up(pieces)
 
@@ -170,9 +172,10 @@ class WebSocketLayer(Layer):
         if not self._close_sent and self.lower.get_write_buffer_size() < CONTROL_BACKLOG:
             self._send(frame(PONG, payload, self._mask()))
 
-    def _close_received(self, payload: bytes) -> None:
+    def _on_close(self, payload: bytes) -> None:
         if self._closed:  # by the protocol above, on the data before this frame
             return
+        self._close_received = True
         try:
             code, reason = parse_close(payload)
         except WebSocketError as error:
@@ -186,8 +189,12 @@ class WebSocketLayer(Layer):
             self.close()
 
     def eof_received(self) -> bool:
-        if not (self._closed or self._close_sent):
+        if self._closed or self._close_received:
+            return True
+        if not self._close_sent:
             self._fail(NetworkError("cut off: the connection ended without a WebSocket close"))
+        elif self._read_eof or not self.upper.eof_received():
+            self.close()  # in answer to our close frame, as some peers have it
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -242,10 +249,17 @@ class WebSocketLayer(Layer):
         return self._half_close and self._greeted and not self._close_sent
 
     def write_eof(self) -> None:
-        """Tell the peer that no more data comes from us; the other direction goes on."""
+        """Tell the peer that no more data comes from us.
+
+        The other direction goes on if the peer is one of ours; others close, after what they
+        have sent so far.
+        """
         if not (self._write_eof or self._closed):
+            if self.can_write_eof():
+                self._sign()
+            else:
+                self._send_close(NORMAL_CLOSURE)
             self._write_eof = True
-            self._sign()
 
     def close(self) -> None:
         """Deliver what was written, say close 1000, and close the connection below."""

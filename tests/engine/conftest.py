@@ -16,6 +16,7 @@ from tests.support.tunnels import SMALL, shrink
 def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that end tunnels and are not about how long that takes."""
     monkeypatch.setattr(relay, "QUIET_TIME", 0.2)
+    monkeypatch.setattr(relay, "END_TIME", 0.2)
 
 
 @pytest.fixture
