@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import ssl
@@ -16,7 +15,7 @@ import pytest
 from tests.mu.panel import multi_user_server
 from tests.support.certs import Certs
 from tests.support.processes import ROOT, Processes, listening, run
-from tests.support.programs import missing, require_program
+from tests.support.programs import require_program
 from tests.support.tunnels import echo, port_of, serving
 
 DOCUMENT = ROOT / "README.md"
@@ -108,9 +107,8 @@ def test_systemd_likes_the_unit(tmp_path: Path) -> None:
 
 
 async def test_the_client_of_the_package_websockets(certs: Certs) -> None:
-    if importlib.util.find_spec("websockets") is None:
-        missing("the package 'websockets' is not installed")
-    import websockets
+    # Not a program of the system: nothing needs it, and the tests need pytest only.
+    websockets = pytest.importorskip("websockets")
     from websockets.asyncio.client import connect
 
     context = ssl.create_default_context(cafile=certs.ca)
