@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools)
+CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools bench soak)
 
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml

@@ -3,7 +3,7 @@
     python -m bench                    everything, below ten minutes
     python -m bench --quick            one short round of the essentials, below a minute
     python -m bench bulk conns         these rows only: bulk requests conns first memory
-                                       startup layers
+                                       startup layers controller
     python -m bench --subjects tls,stunnel    these subjects only
     python -m bench --fresh            forget earlier results of this commit on this machine
 
@@ -53,7 +53,7 @@ QUICK_SUBJECTS = (*MODES, STUNNEL, V2RAY, V2RAY_MUX)
 # Load average of the last minute, above which others take a noticeable share of the cores.
 BUSY = 0.5
 
-ROWS = ("bulk", "requests", "conns", "first", "memory", "startup", "layers")
+ROWS = ("bulk", "requests", "conns", "first", "memory", "startup", "layers", "controller")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

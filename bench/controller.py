@@ -1,6 +1,6 @@
 """How long commands of full size hold up the event loop of mtt-mu-server, and what users cost.
 
-    python -m bench.controller [-v]
+    python -m bench.controller [-json]
 
 Starts the server in this process, with a database, fills it with 100,000 users, and drives the
 controller from a second process with commands just below the limit of 2 MiB. All the while a probe
@@ -23,6 +23,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from bench.processes import BenchError
 from mtt_mu_server.api import BODY_LIMIT
 from mtt_mu_server.options import options
 from mtt_mu_server.records import Row
@@ -33,6 +34,7 @@ USERS = 100_000
 LOOKUPS = 200_000
 PROBE_INTERVAL = 0.001
 LIMIT = 0.020  # seconds a tunnel may stand still
+JSON = "-json"
 
 _CLIENT = """
 import http.client, sys
@@ -103,8 +105,8 @@ def full_body(opt: int, first: int = 0) -> tuple[bytes, int]:
     return body, count
 
 
-def memory() -> None:
-    """Print the bytes of a user in memory, before and after the first connection."""
+def memory() -> dict[str, float]:
+    """The bytes of a user in memory, before and after the first connection."""
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     users = Users()
@@ -121,12 +123,14 @@ def memory() -> None:
     gc.collect()
     used = (tracemalloc.get_traced_memory()[0] - before) / USERS
     tracemalloc.stop()
-    print(f"memory per user, {USERS:,} users: {size:.0f} bytes, once used {used:.0f} bytes")
+    say(f"memory per user, {USERS:,} users: {size:.0f} bytes, once used {used:.0f} bytes")
+    return {"user_bytes": size, "used_bytes": used}
 
 
-def lookups() -> None:
-    """Print the time of a lookup among few and among many users."""
-    for count in (10, USERS):
+def lookups() -> dict[str, float]:
+    """The time of a lookup among few and among many users."""
+    found = {}
+    for count, name in ((10, "few_ns"), (USERS, "many_ns")):
         users = Users()
         names = [entry["path"] for entry in entries(count)]
         users.put(dict.fromkeys(names, ("10.0.0.1:1", 0, 0, 0)))
@@ -135,7 +139,9 @@ def lookups() -> None:
         for number in range(LOOKUPS):
             users.find(step[number % len(step)])
         spent = (time.perf_counter() - start) / LOOKUPS
-        print(f"lookup among {count:7,} users: {spent * 1e9:.0f} ns")
+        say(f"lookup among {count:7,} users: {spent * 1e9:.0f} ns")
+        found[name] = spent * 1e9
+    return found
 
 
 async def post(port: int, body: bytes) -> str:
@@ -160,10 +166,10 @@ async def running(directory: Path) -> AsyncIterator[int]:
         await server.close()
 
 
-async def stalls(directory: Path) -> bool:
-    """Print the longest waits during commands; whether all are within the limit."""
+async def stalls(directory: Path) -> dict[str, float]:
+    """The longest wait during commands, and the longest of those."""
     probe = Probe()
-    good = True
+    longest = slowest = 0.0
     async with running(directory) as port:
         size = full_body(1)[1]
         steps: list[tuple[str, bytes]] = [("ping", b'{"opt":9}')]
@@ -182,7 +188,7 @@ async def stalls(directory: Path) -> bool:
         probe.start()
         await asyncio.sleep(1)
         probe.stop()
-        print(f"{'nothing':28} {probe.line()}")
+        say(f"{'nothing':28} {probe.line()}")
         for name, body in steps:
             probe.start()
             began = time.perf_counter()
@@ -190,18 +196,37 @@ async def stalls(directory: Path) -> bool:
             spent = time.perf_counter() - began
             await asyncio.sleep(0.05)  # what follows the answer counts, too
             probe.stop()
-            print(f"{name:28} {probe.line()}, answered after {spent * 1e3:4.0f} ms: {answer[:40]}")
-            good = good and probe.waits[-1] <= LIMIT
-    return good
+            say(f"{name:28} {probe.line()}, answered after {spent * 1e3:4.0f} ms: {answer[:40]}")
+            longest = max(longest, probe.waits[-1])
+            slowest = max(slowest, spent)
+    return {"stall_ms": longest * 1e3, "answer_ms": slowest * 1e3}
+
+
+def say(line: str) -> None:
+    """A line for those who watch; with -json that is not who reads stdout."""
+    print(line, file=sys.stderr if JSON in sys.argv else sys.stdout)
+
+
+def measure_controller() -> dict[str, float]:
+    """All of it, in a process of its own: for the table of the whole bench."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.controller", JSON],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    if not done.stdout:
+        raise BenchError(f"bench.controller failed: {done.stderr.strip()[-200:]}")
+    return {name: float(value) for name, value in json.loads(done.stdout).items()}
 
 
 def main() -> int:
-    memory()
-    lookups()
+    found = memory() | lookups()
     gc.collect()
     with tempfile.TemporaryDirectory(prefix="mtt-bench-") as directory:
-        good = asyncio.run(stalls(Path(directory)))
-    print(f"limit {LIMIT * 1e3:.0f} ms: {'kept' if good else 'EXCEEDED'}")
+        found |= asyncio.run(stalls(Path(directory)))
+    good = found["stall_ms"] <= LIMIT * 1e3
+    say(f"limit {LIMIT * 1e3:.0f} ms: {'kept' if good else 'EXCEEDED'}")
+    if JSON in sys.argv:
+        print(json.dumps(found))
     return 0 if good else 1
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import handshake, layers, loads, peers, startup
+from bench import controller, handshake, layers, loads, peers, startup
 from bench.certs import Certs, make_certs
 from bench.loads import Effort, Sample, Scene
 from bench.processes import Programs, find_tool
@@ -189,6 +189,19 @@ class Bench:
                     )
                     for name, stack in layers.STACKS.items()
                 ),
+            ),
+            Row(
+                "controller",
+                "mtt-mu-server with 100,000 users: commands of 2 MiB, and what users cost",
+                (
+                    Column("stall_ms", "tunnels stand still, ms", ".1f"),
+                    Column("answer_ms", "answered after, ms", ".0f"),
+                    Column("few_ns", "lookup among 10, ns", ".0f"),
+                    Column("many_ns", "among 100,000, ns", ".0f"),
+                    Column("user_bytes", "bytes per user", ".0f"),
+                    Column("used_bytes", "once used", ".0f"),
+                ),
+                (Cell("mtt-mu-server", controller.measure_controller),),
             ),
         ]
 

@@ -42,10 +42,23 @@ class Pending:
 
     whoever keeps connections open without using them loses them first, and who comes to use one
     gets through.
+
+    Args:
+        limit: how many there may be.
+        what: what they are, for the log.
+        on_cut: called for each one that has to go.
     """
 
-    def __init__(self, limit: int = MAX_PENDING) -> None:
+    def __init__(
+        self,
+        limit: int = MAX_PENDING,
+        *,
+        what: str = "connections are in their handshakes",
+        on_cut: Callable[[], object] | None = None,
+    ) -> None:
         self._limit = limit
+        self._what = what
+        self._on_cut = on_cut
         self._transports: dict[asyncio.Transport, None] = {}  # in the order of their coming
         self._full = Repeated()
 
@@ -57,10 +70,13 @@ class Pending:
         if len(self._transports) > self._limit:
             oldest = next(iter(self._transports))
             self.discard(oldest)
-            self._full.warning(
-                f"more than {self._limit} connections are in their handshakes; the oldest was cut"
-            )
+            self._full.warning(f"more than {self._limit} {self._what}; the oldest was cut")
             linger.reset(oldest)
+            if self._on_cut is not None:
+                self._on_cut()
+
+    def __contains__(self, transport: asyncio.Transport) -> bool:
+        return transport in self._transports
 
     def discard(self, transport: asyncio.Transport) -> bool:
         """Forget one; whether it was still there."""
@@ -84,17 +100,26 @@ class Admission:
         self._limit = limit
         self._count = count
         self._full = Repeated()
+        self.accepted = self.refused = 0  # the latter by `has_room`, whoever asked
 
     def has_room(self) -> bool:
         """Whether one more may come in; if not, the log says so."""
         if not self._limit or self._count() < self._limit:
             return True
+        self.refused += 1
         self._full.warning(f"a connection was refused: -max-conns {self._limit} is reached")
         return False
 
     def guard(self, factory: Callable[[], Any]) -> Callable[[], Any]:
         """A protocol factory that refuses connections while there is no room."""
-        return lambda: factory() if self.has_room() else _Refused()
+
+        def guarded() -> Any:
+            if not self.has_room():
+                return _Refused()
+            self.accepted += 1
+            return factory()
+
+        return guarded
 
 
 class _Refused(SharedReader):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Collection
+from functools import partial
 from socket import socket
 from typing import Any
 
 from mtt import certificates
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import Cause, MttError, NetworkError, PeerError, RefusedError
 from mtt.identity import check_pin
 from mtt.layers import linger
 from mtt.layers.base import Data
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.upgrade import UpgradeClient
@@ -24,7 +25,9 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.options import ClientOptions
+from mtt.relay import Relay
 from mtt.reload import Loaded, TlsFiles
+from mtt.resumption import Resumption
 from mtt.service import Service, peer_name
 from mtt.sessions import SessionPool
 
@@ -53,8 +56,7 @@ class Client(Service):
         self._options = options
         self._tls = TlsFiles(self._load_context, (options.ca, options.cert, options.key))
         self._tls_files = (self._tls,)
-        # The newest, and the context it belongs to, as `ssl` takes it for no other.
-        self._session: tuple[ssl.SSLContext, ssl.SSLSession] | None = None
+        self._resumption = Resumption()
         self._resolver = Resolver(options.fallback_dns, protect)
         self._dialer = Dialer(
             self._resolver, timeout=DIAL_TIME, fast_open=options.fast_open, protect=protect
@@ -66,7 +68,9 @@ class Client(Service):
             options.mux_max_stream,
             warm=options.mux_warm,
             idle_time=options.mux_idle,
+            on_lost=self.counters.session_over,
         )
+        self._connecting = 0  # how many connections to the server are being made
 
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
@@ -78,6 +82,7 @@ class Client(Service):
             resolver=self._resolver,
             descriptors=options.sockets,
         )
+        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
         certificates.finish_client_context(self._tls.context(), pins=options.pins)
         self._tls.follow()
         logger.info(
@@ -97,6 +102,9 @@ class Client(Service):
         await self._pool.close()
         await super().close()
 
+    def _count_handshakes(self) -> int:
+        return self._connecting
+
     def _sessions(self) -> Collection[SmuxSession]:
         return self._pool.sessions
 
@@ -110,16 +118,20 @@ class Client(Service):
 
     async def _carry(self, application: asyncio.Transport) -> None:
         if self._options.mux:
-            far: asyncio.Transport = await self._pool.open_stream(Holding())
+            far = await self._pool.open_stream(Holding())
+            self.counters.streams += 1
+            self._relay(application, far)
         else:
-            far = await self._connect()
-        self._relay(application, far)
+            self._relay(application, await self._connect(), on_done=self._tunnel_over)
+
+    def _tunnel_over(self, relay: Relay) -> None:
+        if isinstance(relay.error, RefusedError):  # TLS 1.3 tells us when we think we are in
+            self.counters.failed(relay.error)
 
     async def _connect_session(self, session: SmuxSession) -> None:
         transport = await self._connect()
-        transport.set_protocol(session)
-        session.connection_made(transport)
-        transport.resume_reading()
+        self.counters.sessions += 1
+        hand_over(transport, session)
 
     async def _connect(self) -> asyncio.Transport:
         """A new connection to the server, all layers up, reading paused.
@@ -134,6 +146,7 @@ class Client(Service):
             layers.append(self._tls_layer(holding))
             return layers[-1]
 
+        self._connecting += 1
         try:
             async with asyncio.timeout(DIAL_TIME):
                 await self._dialer.connect(options.server, tls_layer)
@@ -143,11 +156,21 @@ class Client(Service):
             for layer in layers:
                 if not layer.is_closing():  # else it is busy delivering an alert
                     layer.abort()
+            self._count_failure(error, connected=bool(layers))
             if isinstance(error, TimeoutError):
                 raise NetworkError(f"{options.server}: no tunnel after {DIAL_TIME:g} s") from None
             if layers and isinstance(error, PeerError | NetworkError):
                 raise type(error)(f"{options.server}: {error}") from None
             raise
+        finally:
+            self._connecting -= 1
+
+    def _count_failure(self, error: BaseException, *, connected: bool) -> None:
+        if isinstance(error, MttError | TimeoutError):  # not when we end
+            if connected:
+                self.counters.failed(error)
+            else:
+                self.counters.dial_failures += 1
 
     def _load_context(self) -> Loaded:
         options = self._options
@@ -167,26 +190,21 @@ class Client(Service):
     def _tls_layer(self, holding: Holding) -> TlsLayer:
         options = self._options
         context = self._tls.context()
-        session = self._session
-
-        def keep_session(newest: ssl.SSLSession) -> None:
-            self._session = context, newest
-
         return TlsLayer(
             holding,
             context,
             server_side=False,
             server_name=options.server_name,
-            session=session[1] if session is not None and session[0] is context else None,
+            session=self._resumption.session(context),
             verify=self._check_pin if options.pins else None,
-            on_session=keep_session,
+            on_end=partial(self._resumption.keep, context),
             half_close=not options.wss,
         )
 
     def _check_pin(self, connection: ssl.SSLObject) -> None:
         certificate = connection.getpeercert(binary_form=True)
         if certificate is None:
-            raise PeerError("the server showed no certificate")
+            raise PeerError("the server showed no certificate", cause=Cause.CERTIFICATE)
         check_pin(certificate, self._options.pins)
 
     async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:

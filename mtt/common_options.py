@@ -13,6 +13,8 @@ DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
 DEFAULT_TLS_MIN = "1.2"
 TLS_VERSIONS = (DEFAULT_TLS_MIN, "1.3")
+LOOPBACK = "127.0.0.1"
+UNIX_PREFIX = "unix:"
 
 # RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are no host
 # name characters, but exist in DNS and in people's networks.
@@ -44,6 +46,9 @@ MAX_CONNS = Flag("max-conns", "int", "Connections to carry at a time, streams of
                  "0 for no limit.", "N", "0")
 TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
                "DURATION", DEFAULT_TIMEOUT)
+METRICS = Flag("metrics", "str", "Address at which GET /metrics tells how we are doing, in "
+               "Prometheus' text format, and GET /healthz that we are. Without a host it is this "
+               "machine's own; unix:/path is a socket that only this user can open.", "HOST:PORT")
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP fast open, where the system has it.")
 
 
@@ -76,6 +81,40 @@ def bind_address(values: Values) -> tuple[Endpoint | None, str]:
     if path == "@" or "\0" in path:
         raise UsageError(f"-bind-unix: {quoted(path)} is neither a path nor @name")
     return None, path
+
+
+def own_address(option: str, text: str) -> tuple[Endpoint | None, str]:
+    """Where to listen for the owner of this machine: an endpoint, or the path of a unix socket.
+
+    Raises UsageError. Whether others can reach the endpoint is for the caller to judge.
+    """
+    if text.startswith(UNIX_PREFIX):
+        path = text.removeprefix(UNIX_PREFIX)
+        if not path or path.startswith("@") or "\0" in path:
+            # An abstract socket has no permissions: every user of the machine could open it.
+            raise UsageError(
+                f"{option}: {quoted(text)} has no path; write it like unix:/run/mtt.sock"
+            )
+        return None, path
+    endpoint = parse_endpoint(option, text)
+    # It always means this machine (RFC 6761, 6.3), whatever /etc/hosts or a resolver says.
+    hosts = tuple(LOOPBACK if host == "localhost" else host for host in endpoint.hosts)
+    return endpoint._replace(hosts=hosts), ""
+
+
+def metrics_address(values: Values) -> tuple[Endpoint | None, str]:
+    """What -metrics says, as `own_address`; nothing of both without it. Raises UsageError."""
+    text: str = values["metrics"]
+    if not text:
+        return None, ""
+    if text.isascii() and text.isdigit():
+        text = ":" + text
+    endpoint, path = own_address("-metrics", text)
+    if endpoint is not None:
+        # Unlike with -b: what nobody has asked for is not told to the world.
+        hosts = tuple(host or LOOPBACK for host in endpoint.hosts)
+        endpoint = endpoint._replace(hosts=hosts)
+    return endpoint, path
 
 
 def reachable(option: str, text: str) -> Endpoint:

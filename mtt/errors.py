@@ -6,12 +6,38 @@ without a traceback: it names the option, key or peer, and the fix where there i
 
 from __future__ import annotations
 
+import enum
 import os
 import ssl
 
 
+class Cause(enum.StrEnum):
+    """Why a connection did not become a tunnel: what such failures are counted by."""
+
+    TIMEOUT = "timeout"
+    SILENT = "silent"  # left without a byte: a port scan, a health check, a probe
+    EOF = "eof"  # left in the middle of it, by whatever way
+    PLAINTEXT_HTTP = "plaintext_http"  # spoke HTTP where TLS was due
+    CERTIFICATE = "certificate"  # either end's, not accepted by the other, or not shown
+    TLS = "tls"  # anything else about TLS
+    HTTP = "http"  # broke HTTP, or asked for something else than a WebSocket
+    PATH = "path"  # asked for a path that leads nowhere, if only for the moment
+    OVERLOAD = "overload"  # cut by us, to make room for others
+    OTHER = "other"
+
+
 class MttError(Exception):
-    """Base of all errors of this project; `str()` of it is one line for a person."""
+    """Base of all errors of this project; `str()` of it is one line for a person.
+
+    `cause` is for counting, and the class's own unless given.
+    """
+
+    cause = Cause.OTHER
+
+    def __init__(self, *args: object, cause: Cause | None = None) -> None:
+        super().__init__(*args)
+        if cause is not None:
+            self.cause = cause
 
 
 class UsageError(MttError):
@@ -29,6 +55,8 @@ class PeerError(MttError):
 class RefusedError(PeerError):
     """The server wants another certificate from us, or wants one at all."""
 
+    cause = Cause.CERTIFICATE
+
 
 class NetworkError(MttError):
     """The network failed: refused, unreachable, timed out, reset, gone without a word."""
@@ -36,6 +64,8 @@ class NetworkError(MttError):
 
 class NothingSaidError(NetworkError):
     """Somebody connected and left without a byte: a port scan, a health check, a probe."""
+
+    cause = Cause.SILENT
 
 
 # The alerts (RFC 8446, 6.2) by which a server says what it thinks of the certificate of its client,
@@ -65,6 +95,18 @@ def refusal(error: ssl.SSLError) -> RefusedError | None:
     if error.reason != "TLSV13_ALERT_CERTIFICATE_REQUIRED":
         reason = f"the server does not accept our certificate (-cert): {reason}"
     return RefusedError(reason)
+
+
+def tls_cause(error: ssl.SSLError) -> Cause:
+    """What a failure of OpenSSL is counted as."""
+    reason = error.reason or ""
+    if reason in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST"):
+        return Cause.PLAINTEXT_HTTP
+    # Our own verdict, and the alerts by which a peer tells its own, all have it in their names,
+    # except for the one about the issuer.
+    if "CERTIFICATE" in reason or reason == "TLSV1_ALERT_UNKNOWN_CA":
+        return Cause.CERTIFICATE
+    return Cause.TLS
 
 
 def describe(exc: BaseException | None) -> str:

@@ -158,6 +158,10 @@ class Visit(Layer):
         if not self._over:
             self.lower.write(data)
 
+    def can_write_eof(self) -> bool:
+        # Browsers are told of the end at once, as by any web server.
+        return not self._over
+
     def close(self) -> None:
         if self._over:
             asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)

@@ -15,15 +15,16 @@ from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeVar
 
 from mtt.admission import Pending
-from mtt.errors import NothingSaidError, PeerError, describe
+from mtt.errors import Cause, NothingSaidError, PeerError, describe
 from mtt.fallback import Visit
 from mtt.http_server import HttpServer
 from mtt.layers.base import SharedReader
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import logger
+from mtt.metrics import Counters
 from mtt.modes import PREFERENCE, SMUX_ON
 from mtt.service import peer_name
 from mtt.wire.http1 import Reply, Request
@@ -44,6 +45,7 @@ class Frontend(Generic[Place]):
 
     Args:
         serve: gets every stream, reading paused, with its place; owns it from then on.
+        counters: where failures, sessions and streams are counted.
         context: called for the TLS context of each connection, None to go without.
         route: with WebSocket, where a request leads.
         place: without WebSocket, where all streams lead.
@@ -59,6 +61,7 @@ class Frontend(Generic[Place]):
         self,
         serve: Callable[[asyncio.Transport, Place], None],
         *,
+        counters: Counters,
         context: Callable[[], ssl.SSLContext] | None,
         route: Route[Place] | None = None,
         place: Place | None = None,
@@ -75,7 +78,8 @@ class Frontend(Generic[Place]):
         self._refusal = refusal
         self._fallback = fallback
         self._on_session = on_session
-        self._pending = Pending()
+        self._counters = counters
+        self._pending = Pending(on_cut=self._count_cut)
         self._sessions: set[SmuxSession] = set()
 
     @property
@@ -104,7 +108,7 @@ class Frontend(Generic[Place]):
 
         def failed(error: Exception) -> None:
             if self._pending.discard(tls):
-                _log_failure(tls, error)
+                self._failed(tls, error)
 
         holding.failed = failed
         return tls
@@ -133,6 +137,8 @@ class Frontend(Generic[Place]):
         def router(request: Request) -> Reply | None:
             answer = route(request)
             if isinstance(answer, Reply):
+                if self._fallback is None:
+                    self._counters.handshake_failures[Cause.PATH] += 1
                 return answer
             found[:] = [answer]
             return None
@@ -155,6 +161,10 @@ class Frontend(Generic[Place]):
             stream = Holding(self._fallback)
             Visit(stream, is_tunnel, go_on).start(transport, received)
 
+        def http_failed(error: Exception) -> None:
+            if transport in self._pending:  # not if we cut it
+                self._failed(transport, error)
+
         def go_on(transport: asyncio.Transport, received: bytes) -> None:
             self._serve_http(transport, route, received)
 
@@ -164,10 +174,10 @@ class Frontend(Generic[Place]):
             protocols=PREFERENCE,
             refusal=self._refusal,
             fallback=fall_back if self._fallback is not None else None,
-            on_failure=lambda error: _log_failure(transport, error),
+            on_failure=http_failed,
             on_end=lambda: self._pending.discard(transport),
         )
-        _put(http, transport)
+        hand_over(transport, http)
         if received:
             http.data_received(received)
 
@@ -182,10 +192,11 @@ class Frontend(Generic[Place]):
         upper: Any
         if mux:
             upper = SmuxSession(
-                accept=lambda: Holding(lambda stream: self._serve(stream, place)),
+                accept=lambda: self._accept_stream(place),
                 on_lost=lambda session, error: self._session_lost(session, place, error),
             )
             self._sessions.add(upper)
+            self._counters.sessions += 1
             if self._on_session is not None:
                 self._on_session(place, upper)
         elif upgrade is not None:
@@ -199,12 +210,17 @@ class Frontend(Generic[Place]):
             )
             layer.start(transport)
         else:
-            _put(upper, transport)
+            hand_over(transport, upper)
+
+    def _accept_stream(self, place: Place) -> Holding:
+        self._counters.streams += 1
+        return Holding(lambda stream: self._serve(stream, place))
 
     def _session_lost(self, session: SmuxSession, place: Place, error: Exception | None) -> None:
         self._sessions.discard(session)
         if self._on_session is not None:
             self._on_session(place, session)
+        self._counters.session_over(error)
         if isinstance(error, PeerError):
             _log_failure(session.lower, error)
         elif error is not None:
@@ -212,11 +228,12 @@ class Frontend(Generic[Place]):
             logger.debug("%s: %s", peer_name(session.lower), error)
 
 
-def _put(protocol: Any, transport: asyncio.Transport) -> None:
-    """Let `protocol` have a transport that was held."""
-    transport.set_protocol(protocol)
-    protocol.connection_made(transport)
-    transport.resume_reading()
+    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+        self._counters.failed(error)
+        _log_failure(transport, error)
+
+    def _count_cut(self) -> None:
+        self._counters.handshake_failures[Cause.OVERLOAD] += 1
 
 
 def _log_failure(transport: asyncio.Transport, error: Exception) -> None:

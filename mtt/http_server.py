@@ -27,7 +27,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from typing import Any
 
-from mtt.errors import NetworkError, PeerError, describe
+from mtt.errors import Cause, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, SharedReader
 from mtt.wire.http1 import (
@@ -150,7 +150,8 @@ class HttpServer(SharedReader):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed and self._buffer:
-            self._tell(NetworkError(f"in the middle of an HTTP request: {describe(exc)}"))
+            text = f"in the middle of an HTTP request: {describe(exc)}"
+            self._tell(NetworkError(text, cause=Cause.EOF))
         self._let_go()
 
     # Requests.
@@ -238,7 +239,8 @@ class HttpServer(SharedReader):
         if early:
             # Bytes before our 101 were not meant for a WebSocket that we agreed on: a proxy in
             # between may have another idea of where the request ends (RFC 6455, 10.3).
-            self._tell(PeerError("the client sent data before the WebSocket was agreed on"))
+            text = "the client sent data before the WebSocket was agreed on"
+            self._tell(PeerError(text, cause=Cause.HTTP))
             self._close()
             return
         self._let_go()
@@ -270,7 +272,8 @@ class HttpServer(SharedReader):
         if self._buffer and self._in_head:
             if self._fall_back():
                 return
-            self._tell(NetworkError(f"no complete HTTP request within {self._head_timeout:g} s"))
+            text = f"no complete HTTP request within {self._head_timeout:g} s"
+            self._tell(NetworkError(text, cause=Cause.TIMEOUT))
         self._close()
 
     def _tell(self, error: Exception) -> None:

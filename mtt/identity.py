@@ -13,7 +13,7 @@ import functools
 import hashlib
 from typing import TYPE_CHECKING
 
-from mtt.errors import PeerError, UsageError
+from mtt.errors import Cause, PeerError, UsageError
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -109,9 +109,13 @@ def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
     except ValueError:
         actual = None
     if actual is None:
-        raise PeerError("the server's certificate has a key that no pin can describe")
+        raise PeerError(
+            "the server's certificate has a key that no pin can describe", cause=Cause.CERTIFICATE
+        )
     if actual not in pins:
-        raise PeerError(f"the server's pin is {actual}, not the one given with -pin")
+        raise PeerError(
+            f"the server's pin is {actual}, not the one given with -pin", cause=Cause.CERTIFICATE
+        )
 
 
 def _pin(certificate: x509.Certificate) -> str | None:

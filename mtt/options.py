@@ -24,6 +24,7 @@ from mtt.common_options import (
     FAST_OPEN,
     KEY,
     MAX_CONNS,
+    METRICS,
     MUX,
     TIMEOUT,
     TLS_MIN,
@@ -34,6 +35,7 @@ from mtt.common_options import (
     certificate_pair,
     fallback_site,
     host_name,
+    metrics_address,
     reachable,
     required,
     server_certificates,
@@ -83,6 +85,7 @@ CLIENT_FLAGS = (
     TIMEOUT,
     MAX_CONNS,
     FAST_OPEN,
+    METRICS,
     Flag("fallback-dns", "str", "DNS server to ask for the names in -s and -b instead of the "
          f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT"),
     Flag("V", "bool", "Keep our own connections out of an Android VPN, through the unix socket "
@@ -108,6 +111,7 @@ SERVER_FLAGS = (
     TIMEOUT,
     MAX_CONNS,
     FAST_OPEN,
+    METRICS,
     *PROCESS_FLAGS,
 )
 
@@ -135,6 +139,8 @@ class ClientOptions:
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
+    metrics: Endpoint | None = None
+    metrics_unix: str = ""  # a path
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
     verbose: bool = False
     plugin: bool = False  # started by shadowsocks
@@ -162,6 +168,8 @@ class ServerOptions:
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
+    metrics: Endpoint | None = None
+    metrics_unix: str = ""  # a path
     verbose: bool = False
     plugin: bool = False  # started by shadowsocks
 
@@ -186,6 +194,7 @@ def client_options(
     if values["sv"] and (values["ca"] or values["pin"]):
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; drop one")
     certificate_pair(values, "to go without a client certificate")
+    metrics, metrics_unix = metrics_address(values)
     return ClientOptions(
         bind=bind_endpoint,
         sockets=sockets,
@@ -206,6 +215,8 @@ def client_options(
         timeout=tunnel_timeout(values),
         max_conns=at_least(0, values, "max-conns"),
         fast_open=values["fast-open"],
+        metrics=metrics,
+        metrics_unix=metrics_unix,
         fallback_dns=_dns_server(values["fallback-dns"]),
         verbose=values["verbose"],
         plugin=plugin,
@@ -225,6 +236,7 @@ def server_options(
     server_certificates(values)
     if values["fallback"] and not values["wss"]:
         raise UsageError("-fallback needs -wss: without it every connection is a tunnel")
+    metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
         bind_unix=bind_unix,
@@ -244,6 +256,8 @@ def server_options(
         timeout=tunnel_timeout(values),
         max_conns=at_least(0, values, "max-conns"),
         fast_open=values["fast-open"],
+        metrics=metrics,
+        metrics_unix=metrics_unix,
         verbose=values["verbose"],
         plugin=plugin,
     )

@@ -51,6 +51,7 @@ class Server(Service):
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         self._frontend = Frontend[Endpoint](
             self._serve,
+            counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             route=self._route if options.wss else None,
             place=options.destination,
@@ -69,6 +70,7 @@ class Server(Service):
             fast_open=options.fast_open,
             descriptors=options.sockets,
         )
+        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
         # Only now: describing a certificate takes a moment, and a plugin must listen at once.
         tls = self._tls
         if tls is not None:
@@ -89,6 +91,9 @@ class Server(Service):
     def _count_connections(self) -> int:
         return self.tunnels + len(self._sessions())  # those may be idle, and cost something
 
+    def _count_handshakes(self) -> int:
+        return self._frontend.pending
+
     def _sessions(self) -> Collection[SmuxSession]:
         return self._frontend.sessions
 
@@ -106,5 +111,6 @@ class Server(Service):
         self._spawn(stream, self._carry(stream, self._options.fallback))
 
     async def _carry(self, stream: asyncio.Transport, destination: Endpoint) -> None:
-        far = await self._dialer.connect(destination, Holding)
+        with self.counters.dialling():
+            far = await self._dialer.connect(destination, Holding)
         self._relay(stream, far)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mtt import metrics
 from mtt.admission import Admission
 from mtt.errors import MttError, RefusedError, describe
+from mtt.eventloop import LagMeter
 from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
-from mtt.net.address import host_port
+from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
 from mtt.relay import Relay
 from mtt.reload import TlsFiles
+
+if TYPE_CHECKING:
+    from mtt.metrics_server import MetricsServer
+    from mtt.net.resolve import Resolver
 
 # Seconds between two looks at what is left when the service is to end: a blink for a person.
 DRAIN_TICK = 0.05
@@ -31,6 +37,9 @@ class Service:
         self._tls_files: tuple[TlsFiles, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[Relay] = set()
+        self.counters = metrics.Counters()
+        self._lag: LagMeter | None = None  # while somebody may ask for it
+        self._metrics_server: MetricsServer | None = None
 
     @property
     def addresses(self) -> list[str]:
@@ -53,10 +62,54 @@ class Service:
         for files in self._tls_files:
             files.reload()
 
+    @property
+    def metrics_addresses(self) -> list[str]:
+        """Where metrics are served."""
+        return self._metrics_server.addresses if self._metrics_server is not None else []
+
+    def metrics_page(self) -> str:
+        """How the service is doing, in Prometheus' text format."""
+        sessions = self._sessions()
+        now = metrics.Now(
+            connections=self._admission.accepted,
+            refused=self._admission.refused,
+            handshakes=self._count_handshakes(),
+            tunnels=len(self._relays),
+            streams=sum(session.open_streams for session in sessions),
+            sessions=len(sessions),
+            bytes_up=self.counters.bytes_up + sum(relay.sent for relay in self._relays),
+            bytes_down=self.counters.bytes_down + sum(relay.received for relay in self._relays),
+        )
+        lag = self._lag.lines() if self._lag is not None else ""
+        return metrics.page(self.counters, now) + lag
+
+    def _count_handshakes(self) -> int:
+        """Connections between the two ends that are no tunnel yet, for subclasses to say."""
+        return 0
+
+    async def _serve_metrics(
+        self, endpoint: Endpoint | None, unix_path: str, resolver: Resolver
+    ) -> None:
+        """Start what -metrics asks for, if it does. Raises StartError, all listening stopped."""
+        if endpoint is None and not unix_path:
+            return
+        from mtt.metrics_server import MetricsServer  # not for a plugin that must listen at once
+
+        self._metrics_server = MetricsServer(self.metrics_page)
+        try:
+            await self._metrics_server.start(endpoint, unix_path, resolver)
+        except BaseException:
+            self.cleanup()
+            raise
+        self._lag = LagMeter()
+        logger.info("metrics on %s", ", ".join(self.metrics_addresses))
+
     def cleanup(self) -> None:
         """Stop listening; all that must happen even when the process is to be gone at once."""
         if self._listener is not None:
             self._listener.close()
+        if self._metrics_server is not None:
+            self._metrics_server.cleanup()
 
     async def drain(self) -> None:
         """Stop listening, and wait until the last tunnel has ended.
@@ -85,6 +138,10 @@ class Service:
     async def close(self) -> None:
         """Stop listening and cut all tunnels."""
         self.cleanup()
+        if self._lag is not None:
+            self._lag.stop()
+        if self._metrics_server is not None:
+            self._metrics_server.close()
         for relay in list(self._relays):
             relay.abort("shutting down")
         for task in self._tasks:
@@ -132,6 +189,8 @@ class Service:
 
         def done(relay: Relay) -> None:
             self._relays.discard(relay)
+            self.counters.bytes_up += relay.sent
+            self.counters.bytes_down += relay.received
             seconds = asyncio.get_running_loop().time() - relay.started
             logger.debug(
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
@@ -144,6 +203,7 @@ class Service:
 
         relay = Relay(near, far, timeout=self._timeout, done=done)
         self._relays.add(relay)
+        self.counters.tunnels += 1
         return relay
 
 

@@ -32,15 +32,23 @@ class SessionPool:
         max_streams: streams per session, those included that the peer has not ended yet.
         warm: how many idle sessions are kept without end.
         idle_time: seconds for the others.
+        on_lost: called with the reason when a session is over, None if that was us.
     """
 
     def __init__(
-        self, connect: Connect, max_streams: int, *, warm: int = 0, idle_time: float = IDLE_TIME
+        self,
+        connect: Connect,
+        max_streams: int,
+        *,
+        warm: int = 0,
+        idle_time: float = IDLE_TIME,
+        on_lost: Callable[[Exception | None], object] | None = None,
     ) -> None:
         self._connect = connect
         self._max_streams = min(max_streams, MOST_STREAMS)
         self._warm = warm
         self._idle_time = idle_time
+        self._on_lost = on_lost
         self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
         self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # how many streams wait for each
 
@@ -130,3 +138,5 @@ class SessionPool:
         timer = self._sessions.pop(session, None)
         if timer is not None:
             timer.cancel()
+        if self._on_lost is not None:
+            self._on_lost(exc)

@@ -37,6 +37,11 @@ class Inherited(NamedTuple):
     descriptor: int
     name: str  # FileDescriptorName= in the socket unit; by default the name of that unit
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether nobody has given it a name."""
+        return self.name == UNNAMED or self.name.endswith(".socket")
+
 
 def inherited_sockets(environ: Mapping[str, str]) -> tuple[Inherited, ...]:
     """The sockets that were handed to this process; none if it was not started for them.

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from mtt.runtime import Service
 
 
-def service(values: Values, _start: Start) -> Service:
-    checked = options(values)
+def service(values: Values, start: Start) -> Service:
+    checked = options(values, start.sockets)
 
     from mtt_mu_server.server import MultiUserServer
 

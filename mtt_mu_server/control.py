@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import NamedTuple
 
+from mtt.access import UNAUTHORIZED, Access
 from mtt.errors import MttError, describe
 from mtt.layers import linger
 from mtt.layers.base import SharedReader
@@ -21,7 +22,6 @@ from mtt.log import logger
 from mtt.service import peer_name
 from mtt.wire.http1 import REASONS, HttpError, Request
 from mtt_mu_server import api
-from mtt_mu_server.access import UNAUTHORIZED, Access
 from mtt_mu_server.channel import BodyTooLargeError, Channel
 
 # Panels use one or two. Each may hold a body of 2 MiB, so this bounds our memory. When there are

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mtt.common_options import (
     BIND,
@@ -25,6 +26,7 @@ from mtt.common_options import (
     bind_address,
     fallback_site,
     host_name,
+    own_address,
     required,
     server_certificates,
     tls_min,
@@ -32,12 +34,14 @@ from mtt.common_options import (
 )
 from mtt.errors import UsageError
 from mtt.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.net.address import Endpoint, is_ip, parse_endpoint
+from mtt.net.address import Endpoint, is_loopback
 from mtt.process import PROCESS_FLAGS
+from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
+
+if TYPE_CHECKING:
+    from mtt.systemd import Inherited
 
 DEFAULT_TIMEOUT = "1m"  # as the original; its tunnel commands have 5m
-
-UNIX_PREFIX = "unix:"
 
 FLAGS = (
     BIND,
@@ -73,10 +77,12 @@ FLAGS = (
 class MultiUserOptions:
     """What mtt-mu-server was told, checked."""
 
-    bind: Endpoint | None  # None with bind_unix
+    handed: Handed = NO_SOCKETS  # sockets to listen on instead
+    bind: Endpoint | None  # None with bind_unix or a socket for it
     bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
-    controller: Endpoint | None  # IP literals or names; None with controller_unix
+    controller: Endpoint | None  # IP literals or names; None with the others
     controller_unix: str = ""  # a path
+    controller_hosts: tuple[str, ...] = ()  # as in `controller`, or of the sockets instead of it
     token_file: str = ""
     controller_cert: str = ""  # PEM files; both or none
     controller_key: str = ""
@@ -97,17 +103,30 @@ class MultiUserOptions:
     verbose: bool = False
 
 
-def options(given: Values) -> MultiUserOptions:
-    """The options of mtt-mu-server from what was `given` of FLAGS. Raises UsageError."""
+def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
+    """The options of mtt-mu-server from what was `given` of FLAGS.
+
+    `sockets` named tunnel are to be listened on instead of -b or -bind-unix, those named control
+    instead of -c. Raises UsageError.
+    """
     values = defaults(FLAGS) | given
-    bind, bind_unix = bind_address(values)
-    controller, controller_unix = _controller(values)
+    handed = assigned(sockets)
+    bind, bind_unix = (None, "") if handed.tunnel else bind_address(values)
+    lacking = _lacking_guards(values)
+    if handed.control:
+        controller, controller_unix = None, ""
+        hosts = control_hosts(handed.control, guarded=not lacking)
+    else:
+        controller, controller_unix = _controller(values, lacking)
+        hosts = controller.hosts if controller is not None else ()
     server_certificates(values)
     return MultiUserOptions(
+        handed=handed,
         bind=bind,
         bind_unix=bind_unix,
         controller=controller,
         controller_unix=controller_unix,
+        controller_hosts=hosts,
         token_file=values["c-token-file"],
         controller_cert=values["c-cert"],
         controller_key=values["c-key"],
@@ -129,32 +148,21 @@ def options(given: Values) -> MultiUserOptions:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host`, an IP literal, can be reached from this machine only."""
-    return is_ip(host) and ipaddress.ip_address(host).is_loopback
-
-
-def _controller(values: Values) -> tuple[Endpoint | None, str]:
-    """Where the controller listens, and that nobody gets in there who does not belong."""
-    text = required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
+def _lacking_guards(values: Values) -> list[str]:
+    """The options that are missing to let a controller be reached from other machines."""
     for given, missing in (("c-cert", "c-key"), ("c-key", "c-cert")):
         if values[given] and not values[missing]:
             raise UsageError(f"-{given} needs -{missing} with it; give both, or none")
-    if text.startswith(UNIX_PREFIX):
-        path = text.removeprefix(UNIX_PREFIX)
-        if not path or path.startswith("@") or "\0" in path:
-            # An abstract socket has no permissions: every user of the machine could open it.
-            raise UsageError(f"-c: {quoted(text)} has no path; write it like unix:/run/mtt.sock")
-        return None, path
-    endpoint = parse_endpoint("-c", text)
-    # It always means this machine (RFC 6761, 6.3), whatever /etc/hosts or a resolver says.
-    hosts = tuple("127.0.0.1" if host == "localhost" else host for host in endpoint.hosts)
-    endpoint = endpoint._replace(hosts=hosts)
-    if not all(is_loopback(host) for host in endpoint.hosts):
-        lacking = [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
-        if lacking:
-            raise UsageError(
-                f"-c: {quoted(text)} can be reached from other machines, so it needs "
-                f"{', '.join(lacking)} too; or use 127.0.0.1 or unix:/path"
-            )
-    return endpoint, ""
+    return [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
+
+
+def _controller(values: Values, lacking: list[str]) -> tuple[Endpoint | None, str]:
+    """Where the controller listens, and that nobody gets in there who does not belong."""
+    text = required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
+    endpoint, path = own_address("-c", text)
+    if endpoint is not None and lacking and not all(map(is_loopback, endpoint.hosts)):
+        raise UsageError(
+            f"-c: {quoted(text)} can be reached from other machines, so it needs "
+            f"{', '.join(lacking)} too; or use 127.0.0.1 or unix:/path"
+        )
+    return endpoint, path

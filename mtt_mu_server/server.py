@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
+from mtt.access import Access
 from mtt.errors import NetworkError
+from mtt.eventloop import LagMeter
 from mtt.frontend import Frontend
 from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
+from mtt.metrics import CONTENT_TYPE
 from mtt.modes import alpn, mode_name
 from mtt.net.address import parse_endpoint
 from mtt.net.dial import Dialer
@@ -25,13 +26,13 @@ from mtt.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
-from mtt_mu_server.access import Access, read_token
 from mtt_mu_server.commands import Commands, in_slices
 from mtt_mu_server.control import Controller
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.records import User, fingerprint
 from mtt_mu_server.store import Store, StoreError, open_store
 from mtt_mu_server.throttle import Bucket, Throttle
+from mtt_mu_server.token_file import read_token
 from mtt_mu_server.users import Tunnel, Users
 
 # Destinations are near; one that needs longer to accept is not there. The original waits as long
@@ -74,13 +75,14 @@ class MultiUserServer(Service):
                 alpn=alpn(wss=True),
             )
         self._users = Users()
-        self._events = metrics.Events(time.time())
+        self._events = metrics.Events()
         self._store: Store | None = None
         self._commands = Commands(self._users, None)
         self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         self._frontend = Frontend[User](
             self._serve,
+            counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             route=self._route,
             mux=options.mux,
@@ -122,20 +124,22 @@ class MultiUserServer(Service):
                 self._admission.guard(self._frontend.accept),
                 resolver=self._resolver,
                 fast_open=options.fast_open,
+                descriptors=options.handed.tunnel,
             )
-            # So that the controller's socket is never there with wider permissions.
-            with _umask(0o177):
-                self._control_listener = await listen(
-                    options.controller,
-                    options.controller_unix,
-                    self._controller.accept,
-                    resolver=self._resolver,
-                )
+            self._control_listener = await listen(
+                options.controller,
+                options.controller_unix,
+                self._controller.accept,
+                resolver=self._resolver,
+                descriptors=options.handed.control,
+                private=True,
+            )
         except BaseException:
             self.cleanup()
             if self._store is not None:
                 await self._store.close()
             raise
+        self._lag = LagMeter()
         self._housekeeper = loop.create_task(self._keep_house())
         for files in self._tls_files:
             files.follow()
@@ -171,6 +175,9 @@ class MultiUserServer(Service):
 
     def _count_connections(self) -> int:
         return self.tunnels + len(self._sessions())  # those may be idle, and cost something
+
+    def _count_handshakes(self) -> int:
+        return self._frontend.pending
 
     def _sessions(self) -> Collection[SmuxSession]:
         return self._frontend.sessions
@@ -222,13 +229,16 @@ class MultiUserServer(Service):
 
     async def _carry_visitor(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
-        self._relay(stream, await self._dialer.connect(self._options.fallback, Holding))
+        with self.counters.dialling():
+            far = await self._dialer.connect(self._options.fallback, Holding)
+        self._relay(stream, far)
 
     async def _dial(self, user: User) -> asyncio.Transport:
         try:
             return await self._dialer.connect(parse_endpoint("dst", user.dst), Holding)
         except NetworkError as error:
             self._events.dial_failures += 1
+            self.counters.dial_failures += 1
             raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
 
     # Housekeeping.
@@ -251,7 +261,8 @@ class MultiUserServer(Service):
 
     async def _metrics(self) -> tuple[list[bytes], str]:
         page = metrics.render(self._users, self._events, each=self._options.metrics_users)
-        return await in_slices(page), metrics.CONTENT_TYPE
+        pieces = await in_slices(page)
+        return [self.metrics_page().encode(), *pieces], CONTENT_TYPE
 
 
 def _throttled(transport: asyncio.Transport, bucket: Bucket) -> Throttle:
@@ -263,7 +274,7 @@ def _throttled(transport: asyncio.Transport, bucket: Bucket) -> Throttle:
 def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Access]:
     """How the controller is reached. Raises UsageError."""
     token = read_token(options.token_file) if options.token_file else ""
-    hosts: tuple[str, ...] = options.controller.hosts if options.controller is not None else ()
+    hosts = options.controller_hosts
     wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
     tls: TlsFiles | None = None
     if options.controller_cert:
@@ -276,12 +287,3 @@ def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Acce
         )
         hosts += tls.identity.names if tls.identity is not None else ()
     return tls, Access(token, hosts, any_address=wildcard)
-
-
-@contextlib.contextmanager
-def _umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)

@@ -298,6 +298,33 @@ def test_server_refuses(argv: list[str], words: list[str]) -> None:
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "endpoint", "path"),
+    [
+        ("", None, ""),
+        ("9100", Endpoint(("127.0.0.1",), 9100), ""),
+        (":9100", Endpoint(("127.0.0.1",), 9100), ""),
+        ("localhost:9100", Endpoint(("127.0.0.1",), 9100), ""),
+        ("[::1]:0", Endpoint(("::1",), 0), ""),
+        ("|[::1]:9100", Endpoint(("127.0.0.1", "::1"), 9100), ""),
+        ("0.0.0.0:9100", Endpoint(("0.0.0.0",), 9100), ""),
+        ("metrics.example:9100", Endpoint(("metrics.example",), 9100), ""),
+        ("unix:/run/m.sock", None, "/run/m.sock"),
+        ("unix:m.sock", None, "m.sock"),
+    ],
+)
+def test_metrics(text: str, endpoint: Endpoint | None, path: str) -> None:
+    for options in (client("-metrics", text), server("-metrics", text)):
+        assert (options.metrics, options.metrics_unix) == (endpoint, path)
+
+
+@pytest.mark.parametrize("text", ["x", "65536", "unix:", "unix:@x", "::1:9100", "/run/m.sock"])
+def test_metrics_at_no_address(text: str) -> None:
+    for options in (client, server):
+        with pytest.raises(UsageError, match=r"^-metrics: "):
+            options("-metrics", text)
+
+
 def test_the_path_is_not_repeated_in_errors() -> None:
     # Often it is all that keeps strangers out.
     for argv in (["-wss-path", "/hidden path"], ["-wss-path", "/hidden\0"]):

@@ -197,3 +197,7 @@ class Layer(SharedReader, LayerTransport):
     def can_write_eof(self) -> bool:
         """Whether both ends can end each direction by itself; false until that is known."""
         return False
+
+    def write_eof(self) -> None:
+        """Tell the peer that nothing more comes from us; if it cannot half-close, it closes."""
+        self.lower.write_eof()

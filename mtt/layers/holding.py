@@ -76,3 +76,10 @@ class Holding(SharedReader):
 
     def resume_writing(self) -> None:
         """Nobody writes yet."""
+
+
+def hand_over(transport: asyncio.Transport, protocol: Any) -> None:
+    """Let `protocol` have a transport that is being held, as if it was new."""
+    transport.set_protocol(protocol)
+    protocol.connection_made(transport)
+    transport.resume_reading()

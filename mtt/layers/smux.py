@@ -87,7 +87,7 @@ class SmuxSession(SharedReader):
     __slots__ = (
         "_accept", "_bottom", "_check_timer", "_decoder", "_finishing", "_held", "_next_id",
         "_nop_timer", "_on_change", "_on_lost", "_queued", "_seen_at", "_streams", "lost", "lower",
-        "write_paused", "written",
+        "write_paused", "writer", "written",
     )  # fmt: skip
 
     lower: asyncio.Transport
@@ -112,6 +112,7 @@ class SmuxSession(SharedReader):
         self._held = False  # we do not read the connection: the budget is used up
         self._seen_at = 0.0  # when the last frame came
         self.write_paused = False
+        self.writer = 0  # the stream that has written last
         self.lost = False
         self.written = 0  # bytes handed to the connection
         self._nop_timer: asyncio.TimerHandle | None = None
@@ -245,6 +246,10 @@ class SmuxSession(SharedReader):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        # Whoever has filled the connection is the last to go on: its first read may fill it again,
+        # and the others would wait for ever.
+        if self.writer in self._streams:
+            self._streams[self.writer] = self._streams.pop(self.writer)
         for stream in list(self._streams.values()):
             stream.pause_writing()
 

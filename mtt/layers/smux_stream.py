@@ -19,6 +19,7 @@ class Session(Protocol):
 
     lower: asyncio.Transport
     write_paused: bool
+    writer: int
 
     @property
     def half_close(self) -> bool: ...
@@ -170,6 +171,7 @@ class SmuxStream(LayerTransport):
         if data and not (self._write_eof or session.gone(self)):
             if isinstance(data, bytearray):
                 data = bytes(data)
+            session.writer = self.id
             session.send(data_frames(self.id, data))
             self._mark = session.handed_over
 

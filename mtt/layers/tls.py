@@ -29,7 +29,15 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import NetworkError, NothingSaidError, PeerError, describe, refusal
+from mtt.errors import (
+    Cause,
+    NetworkError,
+    NothingSaidError,
+    PeerError,
+    describe,
+    refusal,
+    tls_cause,
+)
 from mtt.layers import linger
 from mtt.layers.base import READ_SIZE, Data, Layer, Upper, _shared
 
@@ -58,14 +66,15 @@ class TlsLayer(Layer):
         server_name: client only: SNI (sent unless it is an IP literal) and name to verify.
         session: client only: the session of an earlier connection, to resume it.
         verify: called after the handshake; raises PeerError if the peer is not the right one.
-        on_session: client only: gets the newest resumable session when the connection ends.
+        on_end: called with the TLS object of an open connection when it ends; by then a client
+            has the newest session.
         half_close: an agreed ALPN name tells that both ends are ours and end each direction by
             itself; a peer without ALPN takes close_notify for the end of both.
         plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
     """
 
     __slots__ = (
-        "_eof_told", "_error", "_half_close", "_heard", "_incoming", "_on_session", "_outgoing",
+        "_eof_told", "_error", "_half_close", "_heard", "_incoming", "_on_end", "_outgoing",
         "_paused", "_plaintext_reply", "_pumping", "_read_eof", "_ssl", "_stash", "_state",
         "_timer", "_verify", "_write_eof",
     )  # fmt: skip
@@ -79,7 +88,7 @@ class TlsLayer(Layer):
         server_name: str | None = None,
         session: ssl.SSLSession | None = None,
         verify: Callable[[ssl.SSLObject], None] | None = None,
-        on_session: Callable[[ssl.SSLSession], None] | None = None,
+        on_end: Callable[[ssl.SSLObject], None] | None = None,
         half_close: bool = False,
         plaintext_reply: bytes = b"",
         handshake_time: float = HANDSHAKE_TIME,
@@ -96,7 +105,7 @@ class TlsLayer(Layer):
         )
         self._state = State.HANDSHAKE
         self._verify = verify
-        self._on_session = on_session
+        self._on_end = on_end
         self._half_close = half_close
         self._plaintext_reply = plaintext_reply
         self._heard = False
@@ -185,13 +194,13 @@ class TlsLayer(Layer):
 
     def _cut_handshake(self) -> NetworkError:
         if self._heard:
-            return NetworkError("the connection ended during the TLS handshake")
+            return NetworkError("the connection ended during the TLS handshake", cause=Cause.EOF)
         return NothingSaidError("the connection ended before a byte was said")
 
     def _handshake_expired(self) -> None:
         self._timer = None
         if hasattr(self, "lower"):
-            self._fail(NetworkError("timed out in the TLS handshake"))
+            self._fail(NetworkError("timed out in the TLS handshake", cause=Cause.TIMEOUT))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -365,18 +374,16 @@ class TlsLayer(Layer):
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):
             refused = None if self._ssl.server_side else refusal(error)
-            error = refused or PeerError(describe(error))
+            error = refused or PeerError(describe(error), cause=tls_cause(error))
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _closed(self) -> None:
-        if self._on_session is not None and self._state is State.OPEN:
-            session = self._ssl.session
-            if session is not None and session.has_ticket:
-                self._on_session(session)
+        if self._on_end is not None and self._state is State.OPEN:
+            self._on_end(self._ssl)
         self._state = State.CLOSED
         self._stop_timer()
         # These refer to objects that refer to us.
-        self._on_session = self._verify = None
+        self._on_end = self._verify = None
         self._stash = b""
 
     def _flush(self) -> None:

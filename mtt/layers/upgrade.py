@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from mtt.errors import MttError, NetworkError, PeerError, describe
+from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers.base import Data, SharedReader
 from mtt.wire import upgrade
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_response
@@ -43,11 +43,14 @@ class UpgradeClient(SharedReader):
         try:
             if end < 0:
                 if len(self._buffer) > MAX_HEAD:
-                    raise PeerError(f"the server's HTTP response is larger than {MAX_HEAD} bytes")
+                    raise upgrade.UpgradeError(
+                        f"the server's HTTP response is larger than {MAX_HEAD} bytes"
+                    )
                 return
             upgrade.check_response(parse_response(bytes(self._buffer[:end])), self._key)
         except HttpError as error:
-            self._answer.set_exception(PeerError(f"the server does not speak HTTP: {error}"))
+            refused = upgrade.UpgradeError(f"the server does not speak HTTP: {error}")
+            self._answer.set_exception(refused)
         except PeerError as error:
             self._answer.set_exception(error)
         else:
@@ -61,9 +64,11 @@ class UpgradeClient(SharedReader):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._answer.done():
             if exc is None:
-                exc = NetworkError("the server closed the connection without an HTTP response")
+                exc = NetworkError(
+                    "the server closed the connection without an HTTP response", cause=Cause.EOF
+                )
             elif not isinstance(exc, MttError):  # the event loop's: a reset
-                exc = NetworkError(describe(exc))
+                exc = NetworkError(describe(exc), cause=Cause.EOF)
             self._answer.set_exception(exc)
 
     def pause_writing(self) -> None:

@@ -35,6 +35,11 @@ def is_ip(host: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether `host`, an IP literal, can be reached from this machine only."""
+    return is_ip(host) and ipaddress.ip_address(host).is_loopback
+
+
 def bracketed(host: str) -> str:
     """`host` as it stands before a port: IPv6 literals in brackets (RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host

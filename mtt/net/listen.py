@@ -86,6 +86,7 @@ class Listener:
         resolver: Resolver,
         fast_open: bool,
         descriptors: Iterable[int],
+        private: bool,
     ) -> None:
         for descriptor in descriptors:
             self._bound.append(_adopt(descriptor))
@@ -95,7 +96,7 @@ class Listener:
             self._bound += _bind_endpoint(groups, fast_open and _fast_open_available())
             self.addresses += map(_name, self._bound[len(self.addresses) :])
         if unix_path:
-            sock = _bind_unix(unix_path)
+            sock = _bind_unix(unix_path, private)
             self._bound.append(sock)
             self.addresses.append(unix_path)
             if not unix_path.startswith("@"):
@@ -122,6 +123,7 @@ async def listen(
     resolver: Resolver,
     fast_open: bool = False,
     descriptors: Iterable[int] = (),
+    private: bool = False,
 ) -> Listener:
     """Listen on every host of `endpoint`, a unix socket, and `descriptors`, whichever is given.
 
@@ -129,13 +131,14 @@ async def listen(
     is listened on at those of its addresses that this machine has. Port 0 draws one free port
     for all hosts. `unix_path` is a path or `@name` in Linux's abstract namespace.
     `descriptors` are listening stream sockets that somebody has made for us, TCP or unix.
+    `private` makes a unix socket that only this user can open (mode 0600).
 
     Raises StartError naming the address, the reason and the way out.
     """
     listener = Listener()
     try:
         await listener._open(
-            endpoint, unix_path, protocol_factory, resolver, fast_open, descriptors
+            endpoint, unix_path, protocol_factory, resolver, fast_open, descriptors, private
         )
     except BaseException:
         listener.close()
@@ -259,7 +262,7 @@ def _fast_open_available() -> bool:
     return True
 
 
-def _bind_unix(path: str) -> socket.socket:
+def _bind_unix(path: str, private: bool = False) -> socket.socket:
     """A bound and listening unix socket in place of a stale one, but of nothing else."""
     abstract = path.startswith("@")
     if not hasattr(socket, "AF_UNIX"):
@@ -274,6 +277,8 @@ def _bind_unix(path: str) -> socket.socket:
             f"use a shorter path"
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # So that it is never there with wider permissions.
+    umask = os.umask(0o177) if private else None
     try:
         try:
             sock.bind(address)
@@ -289,6 +294,9 @@ def _bind_unix(path: str) -> socket.socket:
     except BaseException:
         sock.close()
         raise
+    finally:
+        if umask is not None:
+            os.umask(umask)
     return sock
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from mtt.errors import PeerError
+from mtt.errors import Cause, PeerError
 
 # Go allows 1 MiB, nginx 32 KiB in four buffers. Cookies and the headers that CDNs add stay far
 # below; and this much may wait in memory for every connection that has not shown who it is.
@@ -62,6 +62,8 @@ class HttpError(PeerError):
     `status`: the status of the answer; 502 for a bad response, which nobody gets an answer to.
     `reason`: why, for a log; the peer sees it only if `public`, which is where Go tells it.
     """
+
+    cause = Cause.HTTP
 
     def __init__(self, status: int, reason: str, *, public: bool = False) -> None:
         super().__init__(reason)

@@ -11,7 +11,7 @@ import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
 
-from mtt.errors import PeerError
+from mtt.errors import Cause, PeerError
 from mtt.wire.http1 import Reply, Request, Response, text_reply
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -25,9 +25,13 @@ _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
 class UpgradeError(PeerError):
     """The server did not upgrade the connection, or not to what was asked for."""
 
+    cause = Cause.HTTP
+
 
 class UpgradeRefused(PeerError):
     """A request that is no proper opening handshake; `reply` is the answer to it."""
+
+    cause = Cause.HTTP
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(f"WebSocket upgrade refused: {reason}")

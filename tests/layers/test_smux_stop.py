@@ -9,7 +9,7 @@ from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import STOP_AT
 from mtt.wire.smux import FIN, NOP, PSH, Decoder, frame
 from tests.layers.test_smux import Server, client, finished
-from tests.support.transports import FakeLayer
+from tests.support.transports import FakeLayer, Recorder
 
 
 def own(lower: FakeLayer) -> None:
@@ -146,4 +146,25 @@ async def test_two_sessions_back_to_back_obey_the_sign() -> None:
     await asyncio.sleep(0)
     assert writer.writable
     await finished(session)
+    await finished(server.session)
+
+
+async def test_who_has_filled_the_connection_is_the_last_to_go_on() -> None:
+    """Its next read fills it again: the others would never get their turn."""
+    server = Server()
+    uppers = [server.open(number)[0] for number in (3, 5, 7)]
+    turns_taken: list[int] = []
+
+    def fill(upper: Recorder) -> None:
+        turns_taken.append(upper.transport.id)
+        upper.transport.write(b"as much as there is room for")
+        server.session.pause_writing()
+
+    for _ in range(6):
+        server.session.pause_writing()
+        server.session.resume_writing()
+        first = next(iter(server.session._streams.values())).upper
+        assert first in uppers
+        fill(first)
+    assert turns_taken == [3, 5, 7, 3, 5, 7]
     await finished(server.session)

@@ -283,7 +283,12 @@ async def test_a_session_is_resumed(version: ssl.TLSVersion, certs: Certs) -> No
     reused = []
     for _ in range(3):
         session = sessions[-1] if sessions else None
-        one, near = client(certs, context=near_context, session=session, on_session=sessions.append)
+        one, near = client(
+            certs,
+            context=near_context,
+            session=session,
+            on_end=lambda connection: sessions.append(connection.session),
+        )
         other, far = server(certs, context=far_context)
         async with joined(one, other):
             await far.opened()
@@ -299,12 +304,12 @@ async def test_a_session_is_resumed(version: ssl.TLSVersion, certs: Certs) -> No
 
 
 async def test_a_failed_handshake_gives_no_session(certs: Certs) -> None:
-    sessions: list[ssl.SSLSession] = []
-    one, near = client(certs, server_name="other.example", on_session=sessions.append)
+    ended: list[ssl.SSLObject] = []
+    one, near = client(certs, server_name="other.example", on_end=ended.append)
     other, _ = server(certs)
     async with joined(one, other):
         await near.ended()
-    assert sessions == []
+    assert ended == []
 
 
 # ALPN, and half-close that hangs on it.

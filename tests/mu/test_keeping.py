@@ -14,13 +14,17 @@ from mtt_mu_server import server as server_module
 from tests.mu.panel import multi_user_server
 from tests.mu.users import (
     client,
+    ended,
     get,
 )
 from tests.support.certs import Certs
+from tests.support.metrics import check_with_promtool, failures, parse, short
 from tests.support.tunnels import (
     check_works,
     connect,
     echo,
+    eventually,
+    port_of,
     serving,
 )
 
@@ -113,3 +117,33 @@ async def test_metrics_of_users(certs: Certs) -> None:
         assert 'mtt_mu_transferred_bytes_total{direction="down"} 5\n' in text
         assert text.count("mtt_mu_user_tunnels_opened_total{") == 1
         assert "/a" not in text
+
+
+@pytest.mark.parametrize("metrics_users", [False, True])
+async def test_metrics_of_the_engine(metrics_users: bool, certs: Certs) -> None:
+    given = {"metrics-users": metrics_users}
+    async with (
+        serving(echo) as there,
+        multi_user_server(certs, **given) as (server, panel),
+        client("wss+mux", server, certs, "/a") as port,
+        client("wss", server, certs, "/nobody") as stranger,
+    ):
+        await panel.add("/a", there.port)
+        await check_works(port, b"12345")
+        async with await connect(stranger) as application:
+            await ended(application)
+        async with await connect(port_of(server)) as plain:
+            await plain.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await plain.rest()
+        await eventually(lambda: not server._relays)
+        page = await get(panel, "/metrics")
+        samples = short(parse(page.decode()))
+        assert failures(samples) == {"path": 1, "plaintext_http": 1}
+        assert samples["sessions"] == samples["mu_sessions"] == 1
+        assert samples["sessions_opened_total"] == samples["streams_opened_total"] == 1
+        assert samples["connections_total"] == 3
+        for end in ("up", "down"):
+            label = f'transferred_bytes_total{{direction="{end}"}}'
+            assert samples[label] == samples[f"mu_{label}"] == 5
+        assert samples["event_loop_lag_max_seconds"] < 5
+        check_with_promtool(page)

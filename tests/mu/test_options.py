@@ -15,9 +15,9 @@ from mtt.errors import UsageError
 from mtt.flags import parse_args
 from mtt.net.address import Endpoint
 from mtt_mu_server.__main__ import COMMAND, service
-from mtt_mu_server.access import read_token
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer
+from mtt_mu_server.token_file import read_token
 from plugin.command import Start
 from tests.support.certs import Certs
 from tests.support.processes import clean_environment

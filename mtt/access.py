@@ -1,23 +1,13 @@
-"""Who may talk to the controller."""
+"""Who may ask: rules for HTTP on a socket that is for the owner of this machine alone."""
 
 from __future__ import annotations
 
 import hmac
-import os
 import re
 from collections.abc import Iterable
 
-from mtt.errors import UsageError, describe
-from mtt.log import logger
-from mtt.net.address import is_ip
+from mtt.net.address import is_ip, is_loopback
 from mtt.wire.http1 import Request
-from mtt_mu_server.options import is_loopback
-
-# What `openssl rand -hex 8` gives; whoever may try a thousand a second needs an age for half.
-MIN_TOKEN_LENGTH = 16
-# A token is one header line.
-MAX_TOKEN_LENGTH = 4096
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # RFC 6750, 2.1
 
 FORBIDDEN, UNAUTHORIZED = 403, 401
 
@@ -27,17 +17,24 @@ class Access:
 
     Args:
         token: what `Authorization: Bearer` must carry; empty if nothing is asked for.
-        hosts: names and addresses that the controller may be called by, besides those that
-            always mean this machine.
-        any_address: it may be called by any IP address: it listens on all interfaces.
+        hosts: names and addresses that we may be called by, besides those that always mean this
+            machine.
+        any_address: we may be called by any IP address: we listen on all interfaces.
+        any_name: we may be called whatever anybody likes: what we tell is public.
     """
 
     def __init__(
-        self, token: str = "", hosts: Iterable[str] = (), *, any_address: bool = False
+        self,
+        token: str = "",
+        hosts: Iterable[str] = (),
+        *,
+        any_address: bool = False,
+        any_name: bool = False,
     ) -> None:
         self._token = token.encode()
         self._hosts = {host.lower() for host in hosts}
         self._any_address = any_address
+        self._any_name = any_name
 
     def refusal(self, request: Request) -> tuple[int, str] | None:
         """Status and reason if `request` must not be done."""
@@ -46,8 +43,8 @@ class Access:
         # rebinding).
         if request.first("origin") is not None:
             return FORBIDDEN, "requests of web pages (with Origin) are refused"
-        if not self._is_ours(request.host):
-            return FORBIDDEN, "Host is not a name of this controller"
+        if not (self._any_name or self._is_ours(request.host)):
+            return FORBIDDEN, "Host is not a name of this server"
         if self._token and not self._has_token(request):
             return UNAUTHORIZED, "Authorization: the token is missing or wrong"
         return None
@@ -67,26 +64,3 @@ class Access:
         # tells how much of a guess was right.
         matches = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
         return matches and scheme.lower() == "bearer"
-
-
-def read_token(path: str) -> str:
-    """The token in a file. Raises UsageError if there is none, or a bad one."""
-    option = "-c-token-file"
-    try:
-        with open(path, encoding="ascii") as file:
-            token = file.read(MAX_TOKEN_LENGTH + 1).strip()
-            others = os.fstat(file.fileno()).st_mode & 0o077
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else describe(error)
-        raise UsageError(f"{option}: cannot read {path}: {reason}") from None
-    how = "make one with: openssl rand -hex 32"
-    if not MIN_TOKEN_LENGTH <= len(token) <= MAX_TOKEN_LENGTH:
-        raise UsageError(f"{option}: the token in {path} has not at least {MIN_TOKEN_LENGTH} "
-                         f"characters, or too many; {how}")  # fmt: skip
-    if not _TOKEN.fullmatch(token):
-        raise UsageError(
-            f"{option}: {path} does not hold one token of letters, digits and -._~+/; {how}"
-        )
-    if others and os.name == "posix":
-        logger.warning("%s: others may read %s; run chmod 600 on it", option, path)
-    return token

@@ -1,4 +1,4 @@
-"""Who may talk to the controller."""
+"""Who may ask."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from mtt.access import Access
 from mtt.wire.http1 import parse_request
-from mtt_mu_server.access import Access
 
 TOKEN = "0123456789abcdef-._~+/="
 
@@ -32,7 +32,7 @@ def test_foreign_names(host: str) -> None:
     assert refusal[0] == 403
 
 
-def test_names_of_a_controller_that_others_can_reach() -> None:
+def test_names_of_a_server_that_others_can_reach() -> None:
     access = Access(hosts=["192.0.2.1", "Panel.example", "*.wild.example"])
     for good in ("192.0.2.1:443", "panel.example", "a.wild.example", "localhost"):
         assert access.refusal(request_to(good)) is None
@@ -41,6 +41,9 @@ def test_names_of_a_controller_that_others_can_reach() -> None:
     everywhere = Access(any_address=True)
     assert everywhere.refusal(request_to("192.0.2.7:80")) is None
     assert everywhere.refusal(request_to("evil.example")) is not None
+    public = Access(any_name=True)
+    assert public.refusal(request_to("evil.example")) is None
+    assert public.refusal(request_to("evil.example", "Origin: null")) is not None
 
 
 def request_to(host: str, *headers: str) -> Any:

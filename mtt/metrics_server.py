@@ -1,0 +1,93 @@
+"""-metrics: a small HTTP server for whoever watches this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mtt.access import Access
+from mtt.admission import Pending
+from mtt.http_server import HttpServer
+from mtt.layers.base import SharedReader
+from mtt.layers.holding import Holding, hand_over
+from mtt.log import logger
+from mtt.metrics import CONTENT_TYPE
+from mtt.net.address import Endpoint, is_loopback
+from mtt.net.listen import Listener, listen
+from mtt.net.resolve import Resolver
+from mtt.wire.http1 import Reply, Request, text_reply
+
+# Who watches has one or two connections. When there are more, the oldest has to go.
+MAX_CONNECTIONS = 64
+
+
+class MetricsServer:
+    """Serves GET of `/metrics` and `/healthz`: `start()` listens, `close()` ends everything.
+
+    Args:
+        page: makes the text of `/metrics`.
+    """
+
+    def __init__(self, page: Callable[[], str]) -> None:
+        self._page = page
+        self._access = Access()
+        self._listener: Listener | None = None
+        self._connections = Pending(
+            MAX_CONNECTIONS, what="connections are open at -metrics"
+        )
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens, with the real port when port 0 was asked for."""
+        return self._listener.addresses if self._listener is not None else []
+
+    async def start(self, endpoint: Endpoint | None, unix_path: str, resolver: Resolver) -> None:
+        """Listen on one of the two. Raises StartError when that is not possible."""
+        public = endpoint is not None and not all(map(is_loopback, endpoint.hosts))
+        # The name by which a request comes matters where browsers are led by names of others: to
+        # loopback addresses. They do not reach unix sockets, and what is public is no secret.
+        self._access = Access(any_name=public or endpoint is None)
+        self._listener = await listen(
+            endpoint, unix_path, self._accept, resolver=resolver, private=True
+        )
+        if public:
+            logger.warning(
+                "-metrics: whoever can reach %s can read the metrics", ", ".join(self.addresses)
+            )
+
+    def cleanup(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def close(self) -> None:
+        """Stop listening and cut all connections."""
+        self.cleanup()
+        self._connections.close()
+
+    def _accept(self) -> SharedReader:
+        return Holding(self._opened)
+
+    def _opened(self, transport: asyncio.Transport) -> None:
+        self._connections.add(transport)
+        http = HttpServer(
+            self._answer, _no_upgrade, on_end=lambda: self._connections.discard(transport)
+        )
+        hand_over(transport, http)
+
+    def _answer(self, request: Request) -> Reply:
+        refusal = self._access.refusal(request)
+        if refusal is not None:
+            return text_reply(*refusal)
+        if request.path not in ("/metrics", "/healthz"):
+            return text_reply(404, "there are /metrics and /healthz")
+        if request.method not in ("GET", "HEAD"):
+            return text_reply(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
+        if request.path == "/healthz":
+            return text_reply(200, "ok")
+        headers = (("Cache-Control", "no-store"), ("Content-Type", CONTENT_TYPE))
+        return Reply(200, headers, self._page().encode())
+
+
+def _no_upgrade(*_: object) -> None:
+    raise AssertionError("every request gets a reply")

@@ -1,0 +1,374 @@
+"""The numbers of both ends while tunnels come, go and fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtt import admission
+from mtt.client import Client
+from mtt.errors import StartError
+from mtt.layers import tls
+from mtt.server import Server
+from tests.support.certs import Certs
+from tests.support.metrics import check_with_promtool, failures, get, parse, scrape
+from tests.support.processes import Processes, run
+from tests.support.programs import require_program
+from tests.support.tunnels import (
+    SOON,
+    Tcp,
+    check_works,
+    client_of,
+    connect,
+    echo,
+    eventually,
+    in_every_mode,
+    listening,
+    logged,
+    maybe_reset,
+    port_of,
+    server_at,
+    serving,
+)
+
+METRICS = {"metrics": "0"}
+UP, DOWN = (f'transferred_bytes_total{{direction="{way}"}}' for way in ("up", "down"))
+
+
+def address(service: Client | Server) -> str:
+    return service.metrics_addresses[0]
+
+
+async def until(service: Client | Server, condition: Callable[[dict[str, float]], bool]) -> Any:
+    """Scrape until `condition` holds for the samples; returns them."""
+    async with asyncio.timeout(SOON):
+        while not condition(samples := await scrape(address(service))):
+            await asyncio.sleep(0.01)
+    return samples
+
+
+async def failing(service: Client | Server) -> dict[str, float]:
+    """The failures by cause, once there are any."""
+    return failures(await until(service, failures))
+
+
+async def lost(port: int) -> None:
+    """An application that gets no tunnel."""
+    with maybe_reset():
+        async with asyncio.timeout(SOON), await connect(port) as application:
+            assert await application.rest() == b""
+
+
+# Tunnels.
+
+
+@in_every_mode
+async def test_tunnels_are_counted_to_the_byte(
+    mode: str, certs: Certs, short_quiet: None
+) -> None:
+    count = 12
+
+    async def answer(connection: Tcp) -> None:
+        while data := await connection.read():
+            await connection.send(data * 2)
+
+    async def one(port: int, size: int) -> None:
+        async with await connect(port) as application:
+            data = bytes(size)
+            await asyncio.gather(application.send(data), application.exactly(2 * size))
+
+    async with (
+        serving(answer) as there,
+        server_at(mode, there.port, certs, **METRICS) as server,
+        client_of(mode, port_of(server), certs, **METRICS) as client,
+    ):
+        await asyncio.gather(*(one(port_of(client), 1000 * n) for n in range(1, count + 1)))
+        total = 1000 * count * (count + 1) // 2
+        for service in (client, server):
+            samples = await until(service, lambda samples: not samples["tunnels"])
+            assert (samples[UP], samples[DOWN]) == (total, 2 * total)
+            assert samples["tunnels_opened_total"] == count
+            sessions = samples["sessions_opened_total"]
+            if "mux" in mode:
+                assert samples["streams_opened_total"] == count
+                assert 3 <= sessions <= count  # four streams in each
+                assert samples["streams"] == 0
+            else:
+                assert (samples["streams_opened_total"], sessions) == (0, 0)
+            accepted = count if service is client or "mux" not in mode else sessions
+            assert samples["connections_total"] == accepted
+            assert samples["handshakes"] == samples["connections_refused_total"] == 0
+            assert samples["dial_failures_total"] == samples["session_failures_total"] == 0
+            assert not failures(samples)
+
+
+@in_every_mode
+async def test_open_tunnels_are_in_the_numbers(mode: str, certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **METRICS) as server,
+        client_of(mode, port_of(server), certs, **METRICS) as client,
+        await connect(port_of(client)) as application,
+    ):
+        await application.send(bytes(777))
+        await application.exactly(777)
+        for service in (client, server):
+            samples = await scrape(address(service))
+            assert (samples[UP], samples[DOWN], samples["tunnels"]) == (777, 777, 1)
+            assert samples["sessions"] == samples["streams"] == ("mux" in mode)
+            assert samples["event_loop_lag_max_seconds"] < 5
+
+
+@in_every_mode
+async def test_scraping_under_load(mode: str, certs: Certs, short_quiet: None) -> None:
+    """Every page is in order, and no counter ever falls."""
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **METRICS) as server,
+        client_of(mode, port_of(server), certs, **METRICS) as client,
+    ):
+
+        async def load() -> None:
+            for _ in range(5):
+                await check_works(port_of(client), bytes(100_000))
+
+        async def watch(service: Client | Server) -> int:
+            before: dict[str, float] = {}
+            scrapes = 0
+            while not loads.done():
+                samples = await scrape(address(service))
+                for name, value in before.items():
+                    assert "_total" not in name or samples[name] >= value, name
+                before = samples
+                scrapes += 1
+            return scrapes
+
+        loads = asyncio.gather(*(load() for _ in range(8)))
+        scrapes = await asyncio.gather(watch(client), watch(server))
+        await loads
+        assert min(scrapes) > 3
+        for service in (client, server):
+            samples = await until(service, lambda samples: not samples["tunnels"])
+            assert (samples[UP], samples["tunnels_opened_total"]) == (4_000_000, 40)
+            check_with_promtool(await get(address(service)))
+
+
+async def test_what_max_conns_refuses_is_counted(certs: Certs) -> None:
+    async with (
+        listening() as there,
+        server_at("tls", there.port, certs) as server,
+        client_of("tls", port_of(server), certs, **METRICS, **{"max-conns": 1}) as client,
+        await connect(port_of(client)),
+    ):
+        await eventually(lambda: client._relays)
+        for _ in range(3):
+            await lost(port_of(client))
+        samples = await scrape(address(client))
+        assert (samples["connections_total"], samples["connections_refused_total"]) == (1, 3)
+
+
+# Failures.
+
+
+@in_every_mode
+async def test_failures_to_dial(mode: str, certs: Certs) -> None:
+    async with listening() as gone:
+        port = gone.port
+    async with (
+        server_at(mode, port, certs, **METRICS) as server,
+        client_of(mode, port_of(server), certs, **METRICS) as client,
+        client_of(mode, port, certs, **METRICS) as astray,
+    ):
+        for _ in range(3):
+            await lost(port_of(client))
+            await lost(port_of(astray))
+        for service, count in ((server, 3), (client, 0), (astray, 3)):
+            samples = await scrape(address(service))
+            assert samples["dial_failures_total"] == count
+            assert not failures(samples)
+            assert samples["handshakes"] == 0
+
+
+@in_every_mode
+async def test_certificates_that_are_not_accepted(mode: str, certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **METRICS) as server,
+        client_of(mode, port_of(server), certs, ca=certs.other_ca, **METRICS) as client,
+    ):
+        for _ in range(2):
+            await lost(port_of(client))
+        assert await failing(client) == {"certificate": 2}
+        samples = await until(server, lambda samples: sum(failures(samples).values()) == 2)
+        assert failures(samples) == {"certificate": 2}
+
+
+@in_every_mode
+async def test_client_certificates_that_are_missing(mode: str, certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **METRICS, **{"client-ca": certs.ca}) as server,
+        client_of(mode, port_of(server), certs, **METRICS) as client,
+    ):
+        await lost(port_of(client))
+        assert await failing(server) == {"certificate": 1}
+        assert await failing(client) == {"certificate": 1}
+
+
+async def test_a_wrong_pin(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at("tls", there.port, certs) as server,
+        client_of("tls", port_of(server), certs, pin=["sha256/" + "A" * 43 + "="],
+                  **METRICS) as client,
+    ):  # fmt: skip
+        await lost(port_of(client))
+        assert await failing(client) == {"certificate": 1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "cause"),
+    [
+        ("tls", b"", "silent"),
+        ("wss", b"", "silent"),
+        ("tls", b"\x16\x03\x01", "eof"),
+        ("tls", b"SSH-2.0-OpenSSH_9.2p1\r\n", "tls"),
+        ("wss", b'GET /"} 1 HTTP/1.1\r\nHost: a\r\n\r\n', "plaintext_http"),
+        ("wss", b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", "plaintext_http"),
+    ],
+)
+async def test_strangers(mode: str, said: bytes, cause: str, certs: Certs) -> None:
+    async with listening() as there, server_at(mode, there.port, certs, **METRICS) as server:
+        async with await connect(port_of(server)) as stranger:
+            await stranger.send(said)
+            with maybe_reset():
+                await stranger.finish()
+                await stranger.rest()
+        assert await failing(server) == {cause: 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "http"),
+        (b"GET /ws HTTP/1.1\r\nHost: a\r\n\r\n", "http"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "path"),
+    ],
+)
+async def test_strangers_behind_a_proxy(said: bytes, cause: str, certs: Certs) -> None:
+    options = {"disable-tls": True, "wss-path": "/ws", **METRICS}
+    async with listening() as there, server_at("wss", there.port, certs, **options) as server:
+        async with await connect(port_of(server)) as stranger:
+            await stranger.send(said)
+            await stranger.finish()
+            await stranger.rest()
+        assert await failing(server) == {cause: 1}
+
+
+async def test_handshakes_that_take_too_long(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = functools.partialmethod(tls.TlsLayer.__init__, handshake_time=0.2)
+    monkeypatch.setattr(tls.TlsLayer, "__init__", short)
+    async with (
+        listening() as silent,
+        server_at("tls", silent.port, certs, **METRICS) as server,
+        client_of("tls", silent.port, certs, **METRICS) as client,
+        await connect(port_of(server)),
+    ):
+        assert (await scrape(address(server)))["handshakes"] == 1
+        assert await failing(server) == {"timeout": 1}
+        await lost(port_of(client))
+        assert await failing(client) == {"timeout": 1}
+
+
+async def test_handshakes_that_are_cut_to_make_room(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission.Pending.__init__, "__defaults__", (5,))
+    async with (
+        listening() as there,
+        server_at("wss", there.port, certs, **METRICS) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for _ in range(12):
+            await stack.enter_async_context(await connect(port_of(server)))
+        samples = await until(server, lambda samples: samples["connections_total"] == 12)
+        assert failures(samples) == {"overload": 7}
+
+
+async def test_a_path_that_is_not_there(certs: Certs) -> None:
+    async with (
+        listening() as there,
+        server_at("wss", there.port, certs, **METRICS, **{"wss-path": "/a"}) as server,
+        client_of("wss", port_of(server), certs, **METRICS, **{"wss-path": "/b"}) as client,
+    ):
+        await lost(port_of(client))
+        assert await failing(server) == {"path": 1}
+        assert await failing(client) == {"http": 1}
+
+
+async def test_ends_in_different_modes(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at("mux", there.port, certs, **METRICS) as server,
+        client_of("wss", port_of(server), certs) as client,
+    ):
+        await lost(port_of(client))
+        samples = await until(server, lambda samples: samples["session_failures_total"] > 0)
+        assert (samples["session_failures_total"], samples["sessions"]) == (1, 0)
+
+
+# The options.
+
+
+async def test_without_the_option_there_is_nothing(certs: Certs) -> None:
+    async with listening() as there, server_at("tls", there.port, certs) as server:
+        assert not server.metrics_addresses
+        assert server._lag is None
+
+
+async def test_a_unix_socket_goes_with_the_service(certs: Certs, tmp_path: Path) -> None:
+    path = tmp_path / "metrics"
+    with logged() as lines:
+        async with server_at("tls", 1, certs, metrics=f"unix:{path}") as server:
+            assert (await scrape(str(path)))["tunnels"] == 0
+            server.cleanup()
+            assert not path.exists()
+    assert f"INFO metrics on {path}" in lines
+
+
+@pytest.mark.parametrize("which", ["client", "server"])
+async def test_a_port_that_is_taken_stops_the_start(which: str, certs: Certs) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given = {"metrics": str(taken.getsockname()[1])}
+        make = client_of if which == "client" else server_at
+        with pytest.raises(StartError, match="already in use"):
+            async with make("tls", 1, certs, **given):
+                pass
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("name", ["mtt-client", "mtt-server"])
+def test_the_programs(name: str, loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    curl = require_program("curl")
+    other = "-d" if name == "mtt-server" else "-s"
+    with Processes() as processes:
+        process = processes.command(
+            name, "-b", "127.0.0.1:0", other, "127.0.0.1:9", "-metrics", ":0", "-loop", loop
+        )
+        url = f"http://{process.expect(r'metrics on (127.0.0.1:[0-9]+)')[1]}"
+        assert run(curl, "-sSf", f"{url}/healthz") == b"ok\n"
+        page = run(curl, "-sSf", f"{url}/metrics")
+        check_with_promtool(page)
+        assert parse(page.decode())["mtt_tunnels"] == 0
+        assert process.stop() == 0

@@ -1,0 +1,141 @@
+"""Counting, and Prometheus' text format."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+
+import pytest
+
+from mtt.errors import (
+    Cause,
+    MttError,
+    NetworkError,
+    NothingSaidError,
+    PeerError,
+    RefusedError,
+    tls_cause,
+)
+from mtt.eventloop import LAG_INTERVAL, LagMeter
+from mtt.metrics import Counters, Histogram, Now, labels, metric, page
+from mtt.wire.http1 import HttpError
+from mtt.wire.upgrade import UpgradeRefused
+from tests.support.metrics import check_with_promtool, failures, parse, short
+
+NOTHING = Now(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def test_a_metric() -> None:
+    assert metric("a_b", "gauge", "What it is.", 3) == (
+        "# HELP a_b What it is.\n# TYPE a_b gauge\na_b 3\n"
+    )
+    assert metric("c_total", "counter", "X.", {labels(of="x", by="y"): 1.5, labels(of="z"): 0}) == (
+        "# HELP c_total X.\n# TYPE c_total counter\n"
+        'c_total{of="x",by="y"} 1.5\nc_total{of="z"} 0\n'
+    )
+
+
+def test_what_would_end_a_line_or_a_label_is_escaped() -> None:
+    text = metric("a", "gauge", 'one\ntwo "three" \\', {labels(x='"\n\\'): 1})
+    assert text == '# HELP a one\\ntwo "three" \\\\\n# TYPE a gauge\na{x="\\"\\n\\\\"} 1\n'
+    assert len(parse(text)) == 1
+
+
+def test_a_histogram() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for value in (0.0, 0.1, 0.5, 1.0, 7.0):
+        histogram.add(value)
+    assert parse(histogram.lines("h", "H.")) == {
+        'h_bucket{le="0.1"}': 2, 'h_bucket{le="1.0"}': 4, 'h_bucket{le="+Inf"}': 5,
+        "h_sum": 8.6, "h_count": 5,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (PeerError("x"), Cause.OTHER),
+        (PeerError("x", cause=Cause.TLS), Cause.TLS),
+        (NetworkError("x", cause=Cause.EOF), Cause.EOF),
+        (NothingSaidError("x"), Cause.SILENT),
+        (RefusedError("x"), Cause.CERTIFICATE),
+        (HttpError(400, "x"), Cause.HTTP),
+        (UpgradeRefused(400, "x"), Cause.HTTP),
+        (TimeoutError(), Cause.TIMEOUT),
+        (ValueError("cause"), Cause.OTHER),
+        (None, Cause.OTHER),
+    ],
+)
+def test_causes(error: Exception | None, cause: Cause) -> None:
+    counters = Counters()
+    counters.failed(error)
+    assert failures(short(parse(page(counters, NOTHING)))) == {cause: 1}
+    if isinstance(error, MttError) and not isinstance(error, HttpError):
+        assert str(error).endswith("x")
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        ("HTTP_REQUEST", Cause.PLAINTEXT_HTTP),
+        ("HTTPS_PROXY_REQUEST", Cause.PLAINTEXT_HTTP),
+        ("CERTIFICATE_VERIFY_FAILED", Cause.CERTIFICATE),
+        ("PEER_DID_NOT_RETURN_A_CERTIFICATE", Cause.CERTIFICATE),
+        ("SSLV3_ALERT_CERTIFICATE_UNKNOWN", Cause.CERTIFICATE),
+        ("TLSV1_ALERT_UNKNOWN_CA", Cause.CERTIFICATE),
+        ("WRONG_VERSION_NUMBER", Cause.TLS),
+        ("", Cause.TLS),
+    ],
+)
+def test_causes_of_openssl(reason: str, cause: Cause) -> None:
+    error = ssl.SSLError()
+    error.reason = reason
+    assert tls_cause(error) is cause
+
+
+def test_ends_of_sessions() -> None:
+    counters = Counters()
+    for error in (None, NetworkError("gone"), PeerError("smux: version 9"), RefusedError("who?")):
+        counters.session_over(error)
+    assert counters.session_failures == 1
+    assert counters.handshake_failures[Cause.CERTIFICATE] == 1
+
+
+def test_failures_to_dial() -> None:
+    counters = Counters()
+    with pytest.raises(NetworkError), counters.dialling():
+        raise NetworkError("nobody there")
+    with counters.dialling():
+        pass
+    with pytest.raises(asyncio.CancelledError), counters.dialling():
+        raise asyncio.CancelledError
+    assert counters.dial_failures == 1
+
+
+async def test_the_page() -> None:
+    lag = LagMeter()
+    text = page(Counters(), NOTHING) + lag.lines()
+    lag.stop()
+    samples = parse(text)
+    for cause in Cause:
+        assert samples[f'mtt_handshake_failures_total{{cause="{cause}"}}'] == 0
+    assert abs(samples["mtt_start_time_seconds"] - time.time()) < 60
+    check_with_promtool(text.encode())
+
+
+async def test_lag_is_measured() -> None:
+    lag = LagMeter()
+    await asyncio.sleep(0)
+    time.sleep(LAG_INTERVAL + 0.3)  # holds up the loop
+    during = parse(lag.lines())
+    await asyncio.sleep(0.01)
+    after = parse(lag.lines())
+    again = parse(lag.lines())
+    lag.stop()
+    assert 0.29 < during["mtt_event_loop_lag_max_seconds"] < 5
+    assert 0.29 < after["mtt_event_loop_lag_max_seconds"] < 5
+    assert after["mtt_event_loop_lag_seconds_count"] == 1
+    assert after["mtt_event_loop_lag_seconds_sum"] == after["mtt_event_loop_lag_max_seconds"]
+    assert after['mtt_event_loop_lag_seconds_bucket{le="0.25"}'] == 0
+    assert again["mtt_event_loop_lag_max_seconds"] == 0
