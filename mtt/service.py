@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtt import metrics
 from mtt.admission import Admission
-from mtt.errors import MttError, RefusedError, describe
+from mtt.errors import MttError, describe
 from mtt.eventloop import LagMeter
 from mtt.layers import linger
 from mtt.layers.base import unsent
@@ -196,7 +196,8 @@ class Service:
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
                 name, seconds, relay.sent, relay.received, relay.reason,
             )  # fmt: skip
-            if isinstance(relay.error, RefusedError):  # only now, when the tunnel was thought open
+            if isinstance(relay.error, MttError):
+                # The tunnel failed; an end that resets its connection is routine, and an OSError.
                 logger.warning("%s: %s", name, relay.error)
             if on_done is not None:
                 on_done(relay)

@@ -31,8 +31,9 @@ READ_SIZE = 64 * 1024
 
 Data = bytes | memoryview
 
-# struct tcp_info of <linux/tcp.h>: tcpi_last_ack_recv, milliseconds ago, and what is before it.
-_LAST_ACK_RECV = 56
+# struct tcp_info of <linux/tcp.h>: tcpi_probes, window probes without an answer so far;
+# tcpi_last_data_sent and tcpi_last_ack_recv, milliseconds ago; and the size up to there.
+_PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
 _TCP_INFO_SIZE = 60
 
 # All connections of the process read into this buffer: the event loop fills it and hands it over
@@ -94,7 +95,9 @@ def unsent(transport: asyncio.WriteTransport) -> int:
 def silent_seconds(transport: asyncio.BaseTransport) -> float:
     """For how long the peer's kernel has owed us an acknowledgement; 0 if it owes none.
 
-    A peer that merely does not read acknowledges our window probes, one that is gone does not.
+    A peer that merely does not read acknowledges our window probes and what we send again, one that
+    is gone does not. There may be two minutes between two of these, in which nothing is owed; and
+    a single probe may go without an answer, because kernels answer only two in a second.
     Keepalive does not see that: it rests while there is something to retransmit, which goes on for
     a quarter of an hour. (While nothing is under way it keeps the last acknowledgement young.)
     Linux only, elsewhere always 0.
@@ -106,7 +109,8 @@ def silent_seconds(transport: asyncio.BaseTransport) -> float:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
     except OSError:  # not a TCP socket
         return 0.0
-    return float(struct.unpack_from("I", info, _LAST_ACK_RECV)[0]) / 1000
+    sent, heard = (struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_ACK_RECV))
+    return float(heard) / 1000 if sent < heard or info[_PROBES] > 1 else 0.0
 
 
 def _kernel_queue(transport: asyncio.BaseTransport) -> int:

@@ -33,7 +33,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import (
     READ_SIZE,
@@ -242,7 +242,9 @@ class SmuxSession(SharedReader):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(exc or NetworkError("the mux session was lost"))
+        if not isinstance(exc, MttError):  # a reset of the connection is no reset of a stream
+            exc = NetworkError(f"the mux session was lost: {describe(exc)}")
+        self._end(exc)
 
     def pause_writing(self) -> None:
         self.write_paused = True

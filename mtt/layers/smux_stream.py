@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from typing import Any, Protocol
 
-from mtt.errors import NetworkError
 from mtt.layers.base import Data, LayerTransport, Upper, unsent
 from mtt.wire.smux import FIN, NOP, PSH, data_frames, frame
 
@@ -93,7 +93,8 @@ class SmuxStream(LayerTransport):
     def receive_reset(self) -> None:
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
-        self.upper.connection_lost(NetworkError("reset by the peer"))
+        # As when a socket is reset: somebody's application went away, which is routine.
+        self.upper.connection_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
 
     def session_ended(self, exc: Exception | None) -> None:
         """The session is over. What the peer has sent and ended with FIN is still handed up."""

@@ -45,6 +45,9 @@ CONTROL_BACKLOG = 64 * 1024
 # Web servers and CDNs cut WebSockets on which nothing moves for 60 s; and a peer that is gone shows
 # only when something is sent to it. Never quite the same time: a clockwork rhythm is a fingerprint.
 PING_INTERVAL = (24.0, 30.0)
+# Behind a proxy TCP does not tell that the peer is gone. One of ours pings as we do: when nothing
+# came for so long, two pings and some more, it is. Looked at when our own ping is due.
+DEAD_TIME = 70.0
 
 # Ends that mean "all was said"; Go peers send 1000, web servers that shut down 1001.
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
@@ -66,7 +69,7 @@ class WebSocketLayer(Layer):
     __slots__ = (
         "_client", "_close_received", "_close_sent", "_closed", "_decoder", "_greeted",
         "_half_close", "_mask", "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled",
-        "_stash", "_write_eof",
+        "_seen_at", "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +94,7 @@ class WebSocketLayer(Layer):
         self._mask = (_random_key if random_mask else _zero_key) if client else _no_key
         self._paused = False
         self._scheduled = False
+        self._seen_at = asyncio.get_running_loop().time()  # when something came, or could again
         self._stash = b""
         self._close_sent = False
         self._close_received = False
@@ -113,6 +117,7 @@ class WebSocketLayer(Layer):
     # The protocol of the layer below.
 
     def data_received(self, data: Data) -> None:
+        self._seen_at = asyncio.get_running_loop().time()
         if self._paused or self._stash:
             self._stash += data  # at most what the layer below had in hand when it was paused
             return
@@ -221,6 +226,7 @@ class WebSocketLayer(Layer):
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
+            self._seen_at = asyncio.get_running_loop().time()
             if self._stash:
                 if not self._scheduled:
                     self._scheduled = True
@@ -284,13 +290,16 @@ class WebSocketLayer(Layer):
         self._send_close(PROTOCOL_ERROR, reason)
         self._fail(PeerError(f"WebSocket: {reason}"))
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, *, reset: bool = False) -> None:
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
         self._stop_ping()
-        if isinstance(self.lower, LayerTransport):
+        if reset or isinstance(self.lower, LayerTransport):
             self.lower.set_protocol(_Nobody())  # before: a layer tells whom it has when it closes
-        linger.close(self.lower, _ignore, eof_seen=False)
+        if reset:
+            linger.reset(self.lower)
+        else:
+            linger.close(self.lower, _ignore, eof_seen=False)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
 
@@ -300,6 +309,10 @@ class WebSocketLayer(Layer):
         )
 
     def _send_ping(self) -> None:
+        silence = asyncio.get_running_loop().time() - self._seen_at
+        if self._greeted and not self._paused and silence >= DEAD_TIME:
+            self._fail(NetworkError("no sign of life from the peer"), reset=True)
+            return
         if not self.lower.get_write_buffer_size():  # otherwise enough is on its way already
             self._send(frame(PING, b"", self._mask()))
         self._schedule_ping()

@@ -211,3 +211,28 @@ async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> No
                     assert await application.rest() == b""
     assert any("404" in line for line in lines)
     assert not any("hush" in line or "wrong-one" in line for line in lines)
+
+
+@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+async def test_a_tunnel_that_breaks_says_why_and_a_reset_application_does_not(
+    mode: str, certs: Certs
+) -> None:
+    async with (
+        listening() as there,
+        server_at(mode, there.port, certs) as server,
+        client_of(mode, port_of(server), certs) as client,
+    ):
+        async with await connect(port_of(client)) as application:
+            await application.send(b"x")
+            await (await there.accept()).exactly(1)
+            with logged() as lines:
+                application.reset()
+                await eventually(lambda: not client._relays and not server._relays)
+            assert not lines
+        async with await connect(port_of(client)) as application:
+            await application.send(b"x")
+            await (await there.accept()).exactly(1)
+            with logged() as lines:
+                server._frontend.close()
+                await eventually(lambda: not client._relays)
+            assert len([line for line in lines if line.startswith("WARNING")]) == 1, lines

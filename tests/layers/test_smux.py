@@ -362,7 +362,7 @@ async def test_a_reset_is_no_ordinary_end(ended: bool) -> None:
     # Nothing that a torn connection could make an ordinary end of.
     assert server.lower.writes[0] == frame(PSH, 3)
     other.feed(server.lower.take())
-    assert isinstance(peer.error, NetworkError)
+    assert isinstance(peer.error, ConnectionResetError)
     assert peer.eof is ended
     assert await upper.ended() is None
     await finished(server.session, other.session)
