@@ -2,6 +2,7 @@
 # make test     all tests
 # make lint     ruff and mypy
 # make bench    the benchmarks
+# make soak     faults, abuse, a long life in short: 10 minutes at most (SOAK="faults --seed 2")
 # make install  the commands mtt-client, mtt-server and mtt-mu-server in .venv/bin
 # make clean    remove what make made
 #
@@ -19,7 +20,7 @@ CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml
 
-.PHONY: run test lint bench install clean
+.PHONY: run test lint bench soak install clean
 .DELETE_ON_ERROR:
 
 run: install
@@ -36,6 +37,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench
+
+soak: $(VENV)/.installed
+	$(BIN)/python -m soak $(SOAK)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -143,7 +143,7 @@ class Programs:
 
     def __init__(self, directory: Path, certs: Certs) -> None:
         self._directory = directory
-        self._certs = certs
+        self.certs = certs
         self._running: list[Program] = []
 
     def __enter__(self) -> Programs:
@@ -154,7 +154,7 @@ class Programs:
             program.kill()
 
     async def server(self, mode: str, destination: int, *options: str) -> Program:
-        tls: tuple[str, ...] = ("-cert", self._certs.cert, "-key", self._certs.key)
+        tls: tuple[str, ...] = ("-cert", self.certs.cert, "-key", self.certs.key)
         if "-disable-tls" in options:
             tls = ()
         return await self._start(
@@ -163,9 +163,11 @@ class Programs:
         )  # fmt: skip
 
     async def client(self, mode: str, server: int, *options: str) -> Program:
+        # Sessions beyond the one that is kept warm are to go while we look.
+        idle = ("-mux-idle", "1s") if "mux" in mode else ()
         return await self._start(
             "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
-            "-n", self._certs.name, "-ca", self._certs.ca, *MODES[mode], *options,
+            "-n", self.certs.name, "-ca", self.certs.ca, *MODES[mode], *idle, *options,
         )  # fmt: skip
 
     async def _start(self, name: str, *arguments: str) -> Program:

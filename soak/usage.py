@@ -17,8 +17,8 @@ LOOK_INTERVAL = 0.5
 # which keeps cancelled timers for a while). One forgotten connection is some 30 of them, and there
 # were thousands of connections.
 MORE_OBJECTS = 1500
-# Memory that the allocator keeps after a peak. What is not given back but used again is no leak;
-# one forgotten TLS connection is about 50 KiB, two thousand would be 100 MB.
+# A share of the memory: what the allocator cannot return after a peak because something small is
+# left beside it. One forgotten TLS connection is about 50 KiB, two thousand would be 100 MB.
 MORE_MEMORY = 0.25
 
 
@@ -27,10 +27,14 @@ class Gauge:
 
     Made before the first connection comes: from then on no descriptor may be left behind except
     for the one mux session that a client keeps warm.
+
+    Args:
+        more_memory: by what share it may grow.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, *, more_memory: float = MORE_MEMORY) -> None:
         self._pair = pair
+        self._more_memory = more_memory
         warm = int("mux" in pair.mode)
         self._descriptors = {each: each.descriptors + warm for each in pair.programs}
         self._before: dict[Program, Usage] = {}
@@ -47,7 +51,7 @@ class Gauge:
         for program, old in self._before.items():
             until = time.monotonic() + SETTLE_TIME
             await self._rest(program)
-            while trouble := _excess(old, new := await program.usage()):
+            while trouble := self._excess(old, new := await program.usage()):
                 if time.monotonic() > until:
                     raise Broken(f"{self._pair.mode}: {program.name} still holds {trouble}")
                 await asyncio.sleep(LOOK_INTERVAL)
@@ -69,12 +73,11 @@ class Gauge:
                 )
             await asyncio.sleep(LOOK_INTERVAL)
 
-
-def _excess(old: Usage, new: Usage) -> str:
-    if new.tasks > old.tasks:
-        return f"{new.tasks} tasks instead of {old.tasks}"
-    if new.objects > old.objects + MORE_OBJECTS:
-        return f"{new.objects} objects, after {old.objects}"
-    if new.memory > old.memory * (1 + MORE_MEMORY):
-        return f"{new.memory / 1e6:.1f} MB of memory, after {old.memory / 1e6:.1f} MB"
-    return ""
+    def _excess(self, old: Usage, new: Usage) -> str:
+        if new.tasks > old.tasks:
+            return f"{new.tasks} tasks instead of {old.tasks}"
+        if new.objects > old.objects + MORE_OBJECTS:
+            return f"{new.objects} objects, after {old.objects}"
+        if new.memory > old.memory * (1 + self._more_memory):
+            return f"{new.memory / 1e6:.1f} MB of memory, after {old.memory / 1e6:.1f} MB"
+        return ""

@@ -15,9 +15,11 @@ import asyncio
 import collections
 import contextlib
 import ctypes
+import fcntl
 import random
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -28,6 +30,11 @@ LOOPBACK = "127.0.0.1"
 # Seconds that a stalled direction stands still: longer than a retransmission, shorter than any
 # timeout of a tunnel.
 STALL_TIME = 1.0
+# Seconds in which what the proxy has sent is acknowledged by peers that read.
+QUIET_TIME = 5.0
+# Seconds that a half-open connection drops everything before somebody answers with RST: around the
+# time that a client gives a dial (10 s).
+HALF_OPEN_TIME = (2.0, 12.0)
 # Seconds a cut connection may take to close at both ends before the proxy forgets it.
 CUT_TIME = 30.0
 # Bytes per second of a slow connection, and for how many bytes it stays slow.
@@ -55,6 +62,10 @@ def take_packets(sock: socket.socket) -> None:
     """Undo `drop_packets`; TCP goes on with its next retransmission."""
     with contextlib.suppress(FileNotFoundError):  # it had no filter
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def _unacknowledged(sock: socket.socket) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 class Fault(NamedTuple):
@@ -169,7 +180,7 @@ class _Connection:
         elif kind == "half-open":
             for sock in self.sockets:
                 drop_packets(sock)
-            await self._proxy.repaired.wait()
+            await asyncio.sleep(self._rng.uniform(*HALF_OPEN_TIME))
             self.reset()
         else:
             for sock in self.sockets:
@@ -196,6 +207,7 @@ class _Connection:
                 data = await self._spoil(fault, data, max(0, fault.at - passed), sink, passed)
             passed += len(data)
             await self._loop.sock_sendall(sink, data)
+            self._proxy.passed[upstream] += len(data)
         await self._proxy.up.wait()
         sink.shutdown(socket.SHUT_WR)
 
@@ -286,9 +298,9 @@ class FaultProxy:
         self.ways = [_Way(self.line, random.Random(f"{seed} {way}")) for way in range(2)]
         self.struck: collections.Counter[str] = collections.Counter()  # faults that happened
         self.count = 0  # connections so far
+        self.passed = [0, 0]  # bytes down and up so far, without a line
         self.up = asyncio.Event()
         self.up.set()
-        self.repaired = asyncio.Event()  # half-open connections are reset
         self._plan = plan
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -319,9 +331,14 @@ class FaultProxy:
             for sock in connection.sockets:
                 sock.close()
 
-    def vanish(self) -> None:
+    async def vanish(self) -> None:
         """The network is gone: nothing arrives any more, and nothing is said about that."""
         self.up.clear()
+        # What our kernel has sent must be acknowledged first: it would send it again and again, and
+        # who receives that takes us for alive.
+        async with asyncio.timeout(QUIET_TIME):
+            while any(_unacknowledged(sock) for sock in self._sockets()[1:]):
+                await asyncio.sleep(0.01)
         for sock in self._sockets():
             drop_packets(sock)
 
@@ -330,11 +347,6 @@ class FaultProxy:
         for sock in self._sockets():
             take_packets(sock)
         self.up.set()
-
-    def repair(self) -> None:
-        """Reset all half-open connections."""
-        self.repaired.set()
-        self.repaired = asyncio.Event()
 
     def reset_all(self) -> None:
         """Reset all connections."""

@@ -1,0 +1,211 @@
+"""Every parser of the program, with samples of what it understands and the errors it may raise."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from mtt.errors import MttError
+from mtt.flags import parse_args
+from mtt.net.address import parse_endpoint
+from mtt.options import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
+from mtt.wire import dns, http1, smux, upgrade, websocket
+from mtt.wire.servemux import ServeMux
+from mtt_mu_server import api
+from mtt_mu_server.decoding import Refused
+from mtt_mu_server.options import FLAGS as MU_FLAGS
+from plugin.environment import read_environment
+from plugin.options import parse_options
+
+QUERY = dns.build_query(4711, "server.example", 1)
+KEY = upgrade.own_key(bytes(12))
+PROTOCOLS = ("smux_on", "smux_off")
+
+UPGRADE = upgrade.request("/tunnel", "server.example", KEY, PROTOCOLS)
+UPGRADED = upgrade.switching_protocols(KEY, "smux_on")
+ORDINARY = (
+    b"POST /a%20b/../c?d=e HTTP/1.1\r\nHost: [::1]:443\r\nConnection: keep-alive\r\n"
+    b"Transfer-Encoding: chunked\r\nX-Long: " + b"x" * 200 + b"\r\n\r\n"
+)
+_MASK = b"\1\2\3\4"
+FRAMES = b"".join(
+    (
+        websocket.frame(websocket.TEXT, b"", _MASK),
+        websocket.frame(websocket.BINARY, b"some data", _MASK),
+        websocket.frame(websocket.PING, b"are you there?", _MASK),
+        websocket.frame(websocket.BINARY, bytes(range(256)) * 2, _MASK),
+        websocket.frame(websocket.CLOSE, websocket.close_payload(1000, "done"), _MASK),
+    )
+)
+STREAMS = b"".join(
+    (
+        smux.frame(smux.SYN, 3),
+        smux.frame(smux.PSH, 3, b"some data"),
+        smux.frame(smux.NOP, 0),
+        smux.data_frames(3, bytes(range(256)) * 100),
+        smux.frame(smux.FIN, 3),
+    )
+)
+
+
+def _answer(*records: bytes) -> bytes:
+    head = QUERY[:2] + b"\x81\x80" + QUERY[4:6] + len(records).to_bytes(2, "big") + bytes(4)
+    return head + QUERY[12:] + b"".join(records)
+
+
+def _record(kind: int, data: bytes, name: bytes = b"\xc0\x0c") -> bytes:
+    head = kind.to_bytes(2, "big") + b"\0\1" + (300).to_bytes(4, "big")
+    return name + head + len(data).to_bytes(2, "big") + data
+
+
+class Parser(NamedTuple):
+    """`feed` takes bytes and raises nothing but `errors`."""
+
+    feed: Callable[[bytes], Any]
+    samples: tuple[bytes, ...]
+    errors: tuple[type[Exception], ...]
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _request(data: bytes) -> None:
+    http1.find_head_end(data)
+    request = http1.parse_request(data)
+    with contextlib.suppress(MttError):
+        upgrade.check_request(request, PROTOCOLS)
+    with contextlib.suppress(MttError):
+        upgrade.check_hidden_request(request, PROTOCOLS, early=False)
+    for pattern in ("/", "/tunnel", "/deep/path/"):
+        reply = ServeMux(pattern).route(request)
+        if reply is not None:
+            reply.encode(request, date="Thu, 01 Jan 1970 00:00:00 GMT", close=False)
+
+
+def _response(data: bytes) -> None:
+    upgrade.check_response(http1.parse_response(data), KEY)
+
+
+def _frames(data: bytes) -> None:
+    for masked in (True, False):
+        decoder = websocket.Decoder(masked=masked)
+        with contextlib.suppress(websocket.WebSocketError):
+            for at in range(0, len(data), 7):
+                for opcode, payload in decoder.feed(data[at : at + 7]):
+                    if opcode == websocket.CLOSE:
+                        websocket.parse_close(bytes(payload))
+
+
+def _streams(data: bytes) -> None:
+    decoder = smux.Decoder()
+    for at in range(0, len(data), 11):
+        decoder.feed(data[at : at + 11])
+
+
+def _words(data: bytes) -> None:
+    words = _text(data).split("\n")
+    for flags, options in (
+        (CLIENT_FLAGS, client_options), (SERVER_FLAGS, server_options), (MU_FLAGS, None),
+    ):  # fmt: skip
+        with contextlib.suppress(MttError):
+            values = parse_args(flags, words)
+            if options is not None:
+                options(values)
+
+
+def _plugin_options(data: bytes) -> None:
+    for flags in (CLIENT_FLAGS, SERVER_FLAGS):
+        with contextlib.suppress(MttError):
+            parse_options(flags, _text(data))
+
+
+def _environment(data: bytes) -> None:
+    names = ("SS_LOCAL_HOST", "SS_LOCAL_PORT", "SS_REMOTE_HOST", "SS_REMOTE_PORT")
+    read_environment(dict(zip(names, _text(data).split("\n"), strict=False)))
+
+
+def _command(data: bytes) -> None:
+    steps: Iterator[None] = api.parse(data)
+    for _ in steps:
+        pass
+
+
+PARSERS: dict[str, Parser] = {
+    "HTTP request": Parser(_request, (UPGRADE, ORDINARY), (MttError,)),
+    "HTTP response": Parser(_response, (UPGRADED,), (MttError,)),
+    "WebSocket": Parser(_frames, (FRAMES,), ()),
+    "smux": Parser(_streams, (STREAMS,), (smux.SmuxError,)),
+    "DNS answer": Parser(
+        lambda data: dns.parse_response(QUERY, data),
+        (
+            _answer(_record(1, bytes(4)), _record(1, bytes(range(4)))),
+            _answer(_record(5, b"\1a\xc0\x13"), _record(1, bytes(4), b"\1a\xc0\x13")),
+        ),
+        (dns.DnsError,),
+    ),
+    "host name": Parser(
+        lambda data: dns.encode_name(_text(data)),
+        (b"server.example", "b\u00fccher.example".encode(), b"a.b.c.d."),
+        (dns.DnsError,),
+    ),
+    "command line": Parser(
+        _words,
+        (
+            b"-b\n127.0.0.1:1080\n-s\n[::1]:443\n-wss\n-wss-path=/a?b\n-mux=true\n-timeout\n1h2m3.5s",
+            b"-b=:443\n-d\n127.0.0.1:80\n-n\nserver.example\n-mux-max-stream=0x4\n-tls-min=1.3",
+        ),
+        (),
+    ),
+    "plugin options": Parser(
+        _plugin_options,
+        (b"wss,mux;wss-path=/a\\;b;n=server.example; timeout = 5m;__android_vpn", b"key=a=b\\\\"),
+        (),
+    ),
+    "plugin environment": Parser(
+        _environment, (b"127.0.0.1|::1\n1080\nserver.example\n443",), (MttError,)
+    ),
+    "address": Parser(
+        lambda data: parse_endpoint("-s", _text(data)),
+        (b"127.0.0.1:443", b"[fe80::1%eth0]:1", b"a|b:65535"),
+        (MttError,),
+    ),
+    "controller's command": Parser(
+        _command,
+        (
+            json.dumps(
+                {"opt": 1, "args_bunch": [{"path": "/a", "dst": "127.0.0.1:80", "rate": 10}]}
+            ).encode(),
+            b'{"opt":4,"offset":1,"limit":1000}',
+        ),
+        (Refused,),
+    ),
+}
+
+
+def mutated(rng: random.Random, sample: bytes) -> bytes:
+    """`sample` with some things wrong; now and then something quite different."""
+    if rng.random() < 0.1:
+        return rng.randbytes(rng.randrange(400))
+    data = bytearray(sample)
+    for _ in range(rng.choice((0, 1, 1, 2, 5, 20))):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice((0, 1, 1, 2, 4, 50))
+        match rng.randrange(5):
+            case 0:
+                data[at : at + size] = rng.randbytes(size)
+            case 1:
+                del data[at : at + size]
+            case 2:
+                data[at:at] = bytes(data[at : at + size]) * rng.choice((1, 2, 100))
+            case 3:
+                data[at : at + 1] = bytes([rng.choice(b"\0\r\n\t ;,:=%\\\"[]{}\x7f\x80\xff")])
+            case _:
+                if at < len(data):
+                    data[at] ^= 1 << rng.randrange(8)
+    if rng.random() < 0.2:
+        del data[rng.randrange(len(data) + 1) :]
+    return bytes(data)
