@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mtt.flags import Values
-from mtt.options import SERVER_FLAGS, server_options
+from mtt.options.flags import Values
+from mtt.options.tunnel import SERVER_FLAGS, server_options
 from plugin.command import Command, Start
 from plugin.command import main as run
 from plugin.environment import PluginEnvironment
 
 if TYPE_CHECKING:
-    from mtt.runtime import Service
+    from mtt.process.runtime import Service
 
 
 def service(values: Values, start: Start) -> Service:

@@ -10,8 +10,8 @@ import ssl
 import time
 
 from bench.certs import SERVER_NAME, Certs
-from mtt import certificates
 from mtt.modes import alpn
+from mtt.trust import certificates
 
 FULL = "bare handshake"
 RESUMED = "bare handshake, resumed"

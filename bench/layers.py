@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bench.certs import SERVER_NAME, Certs
-from mtt import certificates
 from mtt.layers.base import READ_SIZE, Data, SharedReader
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.modes import alpn
+from mtt.trust import certificates
 
 SMALL = 100  # bytes: a key stroke, a game's update, the head of a reply
 _SETTLE_TURNS = 20  # of the event loop, until both ends of a stack are up

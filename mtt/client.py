@@ -9,9 +9,7 @@ from functools import partial
 from socket import socket
 from typing import Any
 
-from mtt import certificates
 from mtt.errors import Cause, MttError, NetworkError, PeerError, RefusedError
-from mtt.identity import check_pin
 from mtt.layers import linger
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding, hand_over
@@ -24,12 +22,14 @@ from mtt.modes import SMUX_OFF, SMUX_ON, alpn, mode_name
 from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
-from mtt.options import ClientOptions
+from mtt.options.tunnel import ClientOptions
 from mtt.relay import Relay
-from mtt.reload import Loaded, TlsFiles
-from mtt.resumption import Resumption
 from mtt.service import Service, peer_name
 from mtt.sessions import SessionPool
+from mtt.trust import certificates
+from mtt.trust.identity import check_pin
+from mtt.trust.reload import Loaded, TlsFiles
+from mtt.trust.resumption import Resumption
 
 # Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
 DIAL_TIME = 10.0

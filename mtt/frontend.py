@@ -16,8 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from mtt.admission import Pending
 from mtt.errors import Cause, NothingSaidError, PeerError, describe
-from mtt.fallback import Visit
-from mtt.http_server import HttpServer
+from mtt.http.fallback import Visit
+from mtt.http.server import HttpServer
 from mtt.layers.base import SharedReader
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession

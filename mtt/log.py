@@ -38,7 +38,7 @@ def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
-    # asyncio's own lines are for programmers; errors in callbacks reach mtt.eventloop anyway.
+    # asyncio's own lines are for programmers; errors in callbacks reach our loop's handler anyway.
     logging.getLogger("asyncio").setLevel(logging.WARNING if debug else logging.CRITICAL)
     logger.setLevel(threshold)
 

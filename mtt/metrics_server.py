@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mtt.access import Access
 from mtt.admission import Pending
-from mtt.http_server import HttpServer
+from mtt.http.access import Access
+from mtt.http.server import HttpServer
 from mtt.layers.base import SharedReader
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger

@@ -15,9 +15,9 @@ from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
-from mtt.options import ServerOptions
-from mtt.reload import TlsFiles, server_tls
+from mtt.options.tunnel import ServerOptions
 from mtt.service import Service
+from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 

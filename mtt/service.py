@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 from mtt import metrics
 from mtt.admission import Admission
 from mtt.errors import MttError, describe
-from mtt.eventloop import LagMeter
 from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
+from mtt.process.eventloop import LagMeter
 from mtt.relay import Relay
-from mtt.reload import TlsFiles
+from mtt.trust.reload import TlsFiles
 
 if TYPE_CHECKING:
     from mtt.metrics_server import MetricsServer

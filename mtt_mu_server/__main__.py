@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mtt.flags import Values
+from mtt.options.flags import Values
 from mtt_mu_server.options import FLAGS, options
 from plugin.command import Command, Start
 from plugin.command import main as run
 
 if TYPE_CHECKING:
-    from mtt.runtime import Service
+    from mtt.process.runtime import Service
 
 
 def service(values: Values, start: Start) -> Service:

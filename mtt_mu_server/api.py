@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from mtt.common_options import reachable
 from mtt.errors import UsageError
+from mtt.options.common import reachable
 from mtt_mu_server.decoding import SLICE, Arg, Refused, WrongTypeError, decode, integer
 from mtt_mu_server.records import Row, Statistics, User, fingerprint
 

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import NamedTuple
 
-from mtt.access import UNAUTHORIZED, Access
 from mtt.errors import MttError, describe
+from mtt.http.access import UNAUTHORIZED, Access
 from mtt.layers import linger
 from mtt.layers.base import SharedReader
 from mtt.layers.holding import Holding

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import UsageError, describe
-from mtt.flags import quoted
 from mtt.net.address import is_loopback
+from mtt.options.flags import quoted
 
 if TYPE_CHECKING:
-    from mtt.systemd import Inherited
+    from mtt.process.systemd import Inherited
 
 # FileDescriptorName= in a socket unit.
 TUNNEL, CONTROL = "tunnel", "control"

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mtt.common_options import (
+from mtt.errors import UsageError
+from mtt.net.address import Endpoint, is_loopback
+from mtt.options.common import (
     BIND,
     BIND_UNIX,
     CERT,
@@ -32,14 +34,12 @@ from mtt.common_options import (
     tls_min,
     tunnel_timeout,
 )
-from mtt.errors import UsageError
-from mtt.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.net.address import Endpoint, is_loopback
-from mtt.process import PROCESS_FLAGS
+from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.options.process import PROCESS_FLAGS
 from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
 
 if TYPE_CHECKING:
-    from mtt.systemd import Inherited
+    from mtt.process.systemd import Inherited
 
 DEFAULT_TIMEOUT = "1m"  # as the original; its tunnel commands have 5m
 

@@ -7,10 +7,9 @@ import time
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 
-from mtt.access import Access
 from mtt.errors import NetworkError
-from mtt.eventloop import LagMeter
 from mtt.frontend import Frontend
+from mtt.http.access import Access
 from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
@@ -21,8 +20,9 @@ from mtt.net.address import parse_endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
-from mtt.reload import TlsFiles, server_tls
+from mtt.process.eventloop import LagMeter
 from mtt.service import Service
+from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics

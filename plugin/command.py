@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mtt import __version__
 from mtt.errors import MttError, UsageError
-from mtt.flags import Flag, Values, parse_args, usage
-from mtt.process import ProcessOptions, process_options
+from mtt.options.flags import Flag, Values, parse_args, usage
+from mtt.options.process import ProcessOptions, process_options
 from plugin.environment import PluginEnvironment, read_environment
 from plugin.options import parse_options
 
 # Shadowsocks-libev uses our port without waiting for it: what is imported here and by the
 # commands is in the way of -h, of errors and of listening. asyncio comes with the service.
 if TYPE_CHECKING:
-    from mtt.runtime import Service
-    from mtt.systemd import Inherited
+    from mtt.process.runtime import Service
+    from mtt.process.systemd import Inherited
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -115,12 +115,12 @@ def _serve(
 ) -> int:
     """Run `command` by itself, maybe for systemd."""
     from mtt import log
-    from mtt.systemd import ServiceManager, inherited_sockets
+    from mtt.process.systemd import ServiceManager, inherited_sockets
 
     log.setup(process.log_level, command.name, process.log_format)
     service = command.service(values, Start(sockets=inherited_sockets(environ)))
 
-    from mtt import runtime
+    from mtt.process import runtime
 
     return runtime.run(service, options=process, manager=ServiceManager(environ))
 
@@ -134,7 +134,7 @@ def _serve_shadowsocks(
     log.setup(process.log_level, command.name, process.log_format)
     service = command.service(values, Start(plugin=True))
 
-    from mtt import runtime
+    from mtt.process import runtime
     from plugin.lifecycle import ParentWatch
 
     def watch(end: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 
 from mtt.errors import UsageError
-from mtt.flags import Flag, Values, clipped, set_value, unknown_option
+from mtt.options.flags import Flag, Values, clipped, set_value, unknown_option
 
 # Shadowsocks for Android adds this key to the string, with or without a value. It means `V`.
 ANDROID_VPN = "__android_vpn"
@@ -26,7 +26,7 @@ _SEMICOLON, _COMMA, _EQUALS = (";", False), (",", False), ("=", False)
 
 
 def parse_options(flags: Sequence[Flag], text: str) -> Values:
-    """The options in SS_PLUGIN_OPTIONS, as `mtt.flags.parse_args` gives those of a command line.
+    """The options in SS_PLUGIN_OPTIONS, as `parse_args` gives those of a command line.
 
     The last of equal keys wins, here as on the command line. Raises UsageError naming the key.
     """

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from mtt.errors import MttError
-from mtt.flags import parse_args
 from mtt.net.address import parse_endpoint
-from mtt.options import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
+from mtt.options.flags import parse_args
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.wire import dns, http1, smux, upgrade, websocket
 from mtt.wire.servemux import ServeMux
 from mtt_mu_server import api

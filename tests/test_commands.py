@@ -14,8 +14,8 @@ import pytest
 import mtt_client
 import mtt_server
 from mtt import __version__
-from mtt.options import ClientOptions, ServerOptions
-from mtt.systemd import Inherited
+from mtt.options.tunnel import ClientOptions, ServerOptions
+from mtt.process.systemd import Inherited
 from plugin.command import Start
 
 ROOT = Path(__file__).parents[1]

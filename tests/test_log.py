@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mtt import log
-from mtt.process import LOG_LEVELS
+from mtt.options.process import LOG_LEVELS
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) prog: (.*)\n")
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")

@@ -17,8 +17,8 @@ from mtt.errors import (
     RefusedError,
     tls_cause,
 )
-from mtt.eventloop import LAG_INTERVAL, LagMeter
 from mtt.metrics import Counters, Histogram, Now, labels, metric, page
+from mtt.process.eventloop import LAG_INTERVAL, LagMeter
 from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
 from tests.support.metrics import check_with_promtool, failures, parse, short

@@ -43,7 +43,7 @@ async def echo(reader, writer):
 
 async def main(mode):
     from mtt.client import Client
-    from mtt.options import client_options, server_options
+    from mtt.options.tunnel import client_options, server_options
     from mtt.server import Server
     there = await asyncio.start_server(echo, "127.0.0.1", 0)
     flags = {"wss": "wss" in mode, "mux": "mux" in mode}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mtt.http_server import HttpServer
+from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
 from mtt.server import Server
 from mtt.wire.http1 import MAX_HEAD

@@ -150,7 +150,9 @@ async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
         async with idle, lazy:
             for number, application in enumerate((idle, lazy)):
                 await application.send(b"%d" % number)
-            ends = {await end.exactly(1): end for end in (await there.accept(), await there.accept())}
+            ends = {
+                await end.exactly(1): end for end in (await there.accept(), await there.accept())
+            }
             size = 300_000
             await ends[b"1"].send(bytes(size))
             await asyncio.sleep(3 * DEAD)

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from mtt import http_server
+from mtt.http import server as http_server
 from mtt.wire import upgrade
 from tests.support.certs import Certs
 from tests.support.tunnels import (

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from mtt.options import MAX_STREAM_LIMIT
+from mtt.options.tunnel import MAX_STREAM_LIMIT
 from tests.support.certs import Certs
 from tests.support.gopeer import CLOSE_1000, vector
 from tests.support.goserver import MAX_STREAMS, go_server

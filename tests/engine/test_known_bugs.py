@@ -16,7 +16,7 @@ import pytest
 
 from mtt.errors import StartError
 from mtt.layers import smux
-from mtt.options import server_options
+from mtt.options.tunnel import server_options
 from mtt.server import Server
 from tests.net.fake_dns import fake_dns, holding
 from tests.support.certs import Certs

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtt import reload
+from mtt.trust import reload
 from tests.support.certs import Authority, Certs, pem
 from tests.support.gopeer import Tls
 from tests.support.tunnels import (
@@ -204,7 +204,7 @@ def rsa_pair(directory: Path) -> dict[str, str]:
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    from mtt.selfsigned import self_signed
+    from mtt.trust.selfsigned import self_signed
     from tests.support.certs import key_pem
 
     certificate, key = self_signed("rsa.test", key_pem(rsa.generate_private_key(65537, 2048)))
@@ -291,7 +291,7 @@ async def test_a_client_shut_out_by_a_new_authority(renewable: Certs) -> None:
 
 
 def pin_of(certs: Certs) -> str:
-    from mtt.identity import Identity
+    from mtt.trust.identity import Identity
 
     pin = Identity(Path(certs.cert).read_bytes()).pin
     assert pin is not None

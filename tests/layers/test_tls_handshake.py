@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from mtt import certificates
 from mtt.errors import NetworkError, NothingSaidError, PeerError
-from mtt.identity import check_pin
 from mtt.layers import linger
 from mtt.layers.tls import TlsLayer
+from mtt.trust import certificates
+from mtt.trust.identity import check_pin
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns

@@ -16,7 +16,7 @@ import pytest
 
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint
-from mtt.systemd import UNNAMED, Inherited
+from mtt.process.systemd import UNNAMED, Inherited
 from mtt_mu_server.options import options
 from mtt_mu_server.server import MultiUserServer
 from tests.mu.panel import Panel

@@ -12,8 +12,8 @@ import pytest
 
 from mtt import __version__
 from mtt.errors import UsageError
-from mtt.flags import parse_args
 from mtt.net.address import Endpoint
+from mtt.options.flags import parse_args
 from mtt_mu_server.__main__ import COMMAND, service
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from mtt import __version__, runtime
+from mtt import __version__
 from mtt.errors import NetworkError, StartError, UsageError
-from mtt.flags import Values
-from mtt.options import CLIENT_FLAGS, SERVER_FLAGS
-from mtt.process import ProcessOptions
-from mtt.systemd import Inherited, ServiceManager
+from mtt.options.flags import Values
+from mtt.options.process import ProcessOptions
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
+from mtt.process import runtime
+from mtt.process.systemd import Inherited, ServiceManager
 from plugin.command import Command, Start, given_options, main
 from plugin.environment import PluginEnvironment
 

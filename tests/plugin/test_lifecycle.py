@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PLUGIN = """
 import os, sys
 parent = os.getppid()
-from mtt import runtime
+from mtt.process import runtime
 from plugin import lifecycle
 
 if sys.argv[1] == "polling":

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from mtt.errors import UsageError
-from mtt.flags import Flag
-from mtt.options import CLIENT_FLAGS, SERVER_FLAGS
+from mtt.options.flags import Flag
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from plugin.options import parse_options
 
 PIN = "sha256/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="

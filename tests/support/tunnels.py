@@ -21,7 +21,7 @@ from typing import Any, Self
 import pytest
 
 from mtt.client import Client
-from mtt.options import client_options, server_options
+from mtt.options.tunnel import client_options, server_options
 from mtt.server import Server
 from mtt.service import Service
 from tests.support.certs import Certs

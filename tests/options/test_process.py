@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from mtt.errors import UsageError
-from mtt.flags import parse_args, usage
-from mtt.process import PROCESS_FLAGS, ProcessOptions, process_options
+from mtt.options.flags import parse_args, usage
+from mtt.options.process import PROCESS_FLAGS, ProcessOptions, process_options
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mtt.errors import UsageError
-from mtt.flags import Flag, Values, defaults, parse_duration
+from mtt.options.flags import Flag, Values, defaults, parse_duration
 
 DEFAULT_GRACE = "10s"
 LOG_FORMATS = ("text", "json")

@@ -16,9 +16,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from mtt.certificates import client_context, finish_client_context, server_context
 from mtt.errors import PeerError, StartError, UsageError
-from mtt.identity import Identity, check_pin, parse_pin
+from mtt.trust.certificates import client_context, finish_client_context, server_context
+from mtt.trust.identity import Identity, check_pin, parse_pin
 from tests.support.certs import Authority, Certs, key_pem, pem
 
 UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
@@ -190,14 +190,14 @@ def test_given_certificate_works_without_cryptography(
 def test_contexts_do_not_import_cryptography_early(certs: Certs) -> None:
     program = (
         "import sys\n"
-        "from mtt.certificates import client_context, server_context\n"
+        "from mtt.trust.certificates import client_context, server_context\n"
         "cert, key, ca = sys.argv[1:]\n"
         "server_context(cert=cert, key=key, name='', alpn=None)\n"
         "client_context(ca=ca, skip_verify=False, pins=(), alpn=None)\n"
         "sys.exit(any(name.startswith('cryptography') for name in sys.modules))\n"
     )
     command = [sys.executable, "-c", program, certs.cert, certs.key, certs.ca]
-    assert subprocess.run(command, cwd=Path(__file__).parent.parent).returncode == 0
+    assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 @pytest.mark.parametrize(("given", "missing"), [("cert", "key"), ("key", "cert")])

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn, Protocol
 
-from mtt.eventloop import ErrorReporter, loop_factory
 from mtt.log import logger
-from mtt.process import ProcessOptions
-from mtt.systemd import ServiceManager
+from mtt.options.process import ProcessOptions
+from mtt.process.eventloop import ErrorReporter, loop_factory
+from mtt.process.systemd import ServiceManager
 
 # Closing says goodbye to peers, which may be gone or slow; service managers such as systemd
 # allow 90 s, a person at a terminal much less.

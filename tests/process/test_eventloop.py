@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from mtt import eventloop
 from mtt.errors import UsageError
-from mtt.eventloop import ErrorReporter, loop_factory
 from mtt.log import logger
+from mtt.process import eventloop
+from mtt.process.eventloop import ErrorReporter, loop_factory
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_exhaustion_is_not_said_without_end(
     records: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("mtt.eventloop.time.monotonic", lambda: now)
+    monkeypatch.setattr("mtt.process.eventloop.time.monotonic", lambda: now)
     reporter = ErrorReporter()
     context = {"message": "accept", "exception": OSError(errno.EMFILE, "x"), "socket": 1}
     for seconds in (0.0, 0.0, 1.0, eventloop.EXHAUSTED_INTERVAL - 1):

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from mtt.errors import UsageError, describe
-from mtt.flags import quoted
 from mtt.log import escape, logger
+from mtt.options.flags import quoted
 
 # SD_LISTEN_FDS_START of <systemd/sd-daemon.h>.
 FIRST_DESCRIPTOR = 3

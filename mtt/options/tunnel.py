@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from mtt.common_options import (
+from mtt.errors import UsageError
+from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
+from mtt.options.common import (
     BIND,
     BIND_UNIX,
     CERT,
@@ -42,10 +44,8 @@ from mtt.common_options import (
     tls_min,
     tunnel_timeout,
 )
-from mtt.errors import UsageError
-from mtt.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
-from mtt.process import PROCESS_FLAGS
+from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.options.process import PROCESS_FLAGS
 
 DEFAULT_MAX_STREAM = 4
 
@@ -302,7 +302,7 @@ def _path_pattern(path: str) -> str:
 def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
     if not texts:
         return ()
-    from mtt.identity import parse_pin
+    from mtt.trust.identity import parse_pin
 
     return tuple(parse_pin(text) for text in texts)
 

@@ -271,7 +271,7 @@ def test_running_out_of_descriptors_and_back(
     server = processes.start(
         sys.executable, "-c", limited, "-b", "127.0.0.1:0", "-d", destination.address,
         "-loop", loop, "-wss",
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     address = listening(server)
     crowd = [socket.create_connection(address, SOON) for _ in range(120)]

@@ -13,18 +13,21 @@ from typing import Any
 
 import pytest
 
-from mtt import runtime
 from mtt.errors import StartError
-from mtt.process import ProcessOptions
+from mtt.options.process import ProcessOptions
+from mtt.process import runtime
 from tests.support.processes import clean_environment, run
 from tests.support.systemd import Manager
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # A service that tells what is done with it.
 PROGRAM = """
 import asyncio, os, sys, time
-from mtt import log, process, runtime, systemd
+from mtt import log
+from mtt.options import process
+from mtt.process import runtime
+from mtt.process import systemd
 log.setup("debug", "prog")
 
 class Service(runtime.Service):
@@ -298,5 +301,5 @@ def test_the_watch_begins_before_the_service(loop: str) -> None:
 def test_as_many_descriptors_as_there_may_be() -> None:
     tell = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))\n{tell}\n"
-    code = f"{limit}from mtt.runtime import raise_descriptor_limit as go\ngo()\n{tell}"
+    code = f"{limit}from mtt.process.runtime import raise_descriptor_limit as go\ngo()\n{tell}"
     assert run(sys.executable, "-c", code) == b"64 128\n128 128\n"

@@ -14,13 +14,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from mtt import reload
-from mtt.certdir import kept_pair
 from mtt.errors import StartError, UsageError
-from mtt.flags import parse_args
-from mtt.identity import Identity
-from mtt.options import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
-from mtt.reload import TlsFiles, server_tls
+from mtt.options.flags import parse_args
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
+from mtt.trust import reload
+from mtt.trust.certdir import kept_pair
+from mtt.trust.identity import Identity
+from mtt.trust.reload import TlsFiles, server_tls
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from mtt_mu_server.options import options as mu_options
 from mtt_mu_server.server import MultiUserServer
@@ -126,7 +126,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mtt.certdir.os.fsync", full)
+        patch.setattr("mtt.trust.certdir.os.fsync", full)
         with pytest.raises(StartError, match="no space left on device"):
             kept(tmp_path)
     assert list(tmp_path.iterdir()) == []

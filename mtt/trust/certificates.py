@@ -13,7 +13,7 @@ import ssl
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
-from mtt.identity import Identity
+from mtt.trust.identity import Identity
 
 # What -tls-min may say.
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -67,7 +67,7 @@ def server_context(
         certificate_pem = _load_files(context, cert, key, options)
         return context, Identity(certificate_pem, path=cert)
     if made is None:
-        from mtt.selfsigned import self_signed
+        from mtt.trust.selfsigned import self_signed
 
         made = self_signed(name)
     _load_memory(context, *made)
@@ -87,7 +87,7 @@ def client_context(
     """The TLS context of a client.
 
     A server is verified against the PEM file `ca`, or against the system's roots, which
-    `finish_client_context()` loads. With `pins` the caller must call `mtt.identity.check_pin()`
+    `finish_client_context()` loads. With `pins` the caller must call `check_pin()` (identity)
     after every handshake; the certificate's chain and name are then checked only if `ca` was
     given too. With `skip_verify` they are never checked. `cert` and `key` (paths of PEM files)
     are for servers that want a certificate from us. `tls_min` is one of VERSIONS.
@@ -113,7 +113,7 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
     """Do what takes 30 ms and cannot fail: to be called after listening has begun.
 
     Loads the system's roots if nothing else is trusted (OpenSSL honours SSL_CERT_FILE and
-    SSL_CERT_DIR), and what `mtt.identity.check_pin()` needs.
+    SSL_CERT_DIR), and what `mtt.trust.identity.check_pin()` needs.
     """
     if context.verify_mode is not ssl.CERT_NONE and not context.cert_store_stats()["x509"]:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import UsageError
-from mtt.flags import (
+from mtt.options.flags import (
     Flag,
     defaults,
     parse_args,

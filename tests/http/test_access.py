@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtt.access import Access
+from mtt.http.access import Access
 from mtt.wire.http1 import parse_request
 
 TOKEN = "0123456789abcdef-._~+/="

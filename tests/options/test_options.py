@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mtt.errors import UsageError
-from mtt.flags import defaults, parse_args, usage
 from mtt.net.address import Endpoint
-from mtt.options import (
+from mtt.options.flags import defaults, parse_args, usage
+from mtt.options.tunnel import (
     CLIENT_FLAGS,
     SERVER_FLAGS,
     ClientOptions,

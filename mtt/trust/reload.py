@@ -14,10 +14,10 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 
-from mtt import certificates
 from mtt.errors import MttError, UsageError
-from mtt.identity import Identity
 from mtt.log import logger
+from mtt.trust import certificates
+from mtt.trust.identity import Identity
 
 # Seconds between two looks at the files, and how long they must have been left alone before they
 # are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
@@ -134,12 +134,12 @@ def server_tls(
     """
     made: tuple[bytes, bytes] | None = None
     if cert_dir:
-        from mtt.certdir import kept_pair
+        from mtt.trust.certdir import kept_pair
 
         cert, key = kept_pair(cert_dir, name)
         options = ("-cert-dir", "-cert-dir")
     elif not cert and not key:
-        from mtt.selfsigned import self_signed
+        from mtt.trust.selfsigned import self_signed
 
         made = self_signed(name)  # once: who we are does not change with -client-ca
 

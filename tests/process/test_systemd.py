@@ -15,7 +15,7 @@ import pytest
 from mtt.errors import StartError, UsageError
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
-from mtt.systemd import MAX_SOCKETS, ServiceManager, inherited_sockets
+from mtt.process.systemd import MAX_SOCKETS, ServiceManager, inherited_sockets
 from tests.support.processes import ROOT, Processes, command, free_port
 from tests.support.programs import missing, require_program
 from tests.support.systemd import Manager
@@ -219,7 +219,7 @@ async def test_a_watchdog_that_makes_no_sense(tmp_path: Path) -> None:
 async def test_a_manager_that_does_not_read_does_not_stop_us(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtt.systemd.SEND_TIME", 0.01)
+    monkeypatch.setattr("mtt.process.systemd.SEND_TIME", 0.01)
     with Manager(tmp_path) as heard, logged() as lines:
         manager = ServiceManager({"NOTIFY_SOCKET": heard.address})
         while not lines:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
-from mtt.identity import Identity
-from mtt.selfsigned import self_signed
+from mtt.trust.identity import Identity
+from mtt.trust.selfsigned import self_signed
 
 try:
     import fcntl

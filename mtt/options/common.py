@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from mtt.errors import UsageError
-from mtt.flags import Flag, Values, quoted
 from mtt.net.address import Endpoint, is_ip, parse_endpoint
+from mtt.options.flags import Flag, Values, quoted
 
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtt.http_server import MAX_DISCARD, HttpServer
+from mtt.http.server import MAX_DISCARD, HttpServer
 from mtt.layers.base import READ_SIZE, Data, LayerTransport, SharedReader
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, parse_response, text_reply
 from mtt.wire.servemux import ServeMux

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from mtt import resumption
-from mtt.resumption import READ_INTERVAL, Resumption
+from mtt.trust import resumption
+from mtt.trust.resumption import READ_INTERVAL, Resumption
 
 
 class Connection:

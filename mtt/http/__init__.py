@@ -1,0 +1,1 @@
+"""The server's HTTP side: upgrades, web visitors, who may ask."""

@@ -1,0 +1,1 @@
+"""What the commands can be told: the grammar, the tables, the checked results."""

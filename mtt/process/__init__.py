@@ -1,0 +1,1 @@
+"""The process around a service: event loop, signals, systemd."""
