@@ -51,6 +51,8 @@ class Client(Service):
     Raises UsageError when the TLS options cannot work.
     """
 
+    _news = MttError  # also that the server is gone
+
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtt import metrics
 from mtt.admission import Admission
-from mtt.errors import MttError, describe
+from mtt.errors import MttError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.smux import SmuxSession
@@ -29,6 +29,10 @@ DRAIN_TICK = 0.05
 
 class Service:
     """Owns every task and every tunnel, so that `close()` leaves nothing behind."""
+
+    # What is worth a line when it cuts a tunnel. Peers that go away are routine for a server, and
+    # so is an end that resets its connection (an OSError) for both.
+    _news: type[MttError] = PeerError
 
     def __init__(self, *, timeout: float, max_conns: int = 0) -> None:
         self._timeout = timeout
@@ -196,8 +200,7 @@ class Service:
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
                 name, seconds, relay.sent, relay.received, relay.reason,
             )  # fmt: skip
-            if isinstance(relay.error, MttError):
-                # The tunnel failed; an end that resets its connection is routine, and an OSError.
+            if isinstance(relay.error, self._news):
                 logger.warning("%s: %s", name, relay.error)
             if on_done is not None:
                 on_done(relay)
