@@ -215,7 +215,11 @@ class Client(Service):
         asking = UpgradeClient(transport, options.wss_path, options.server_name, (protocol,))
         behind = await asking.answered()
         layer = WebSocketLayer(
-            Holding(), client=True, half_close=True, ping=not options.mux
+            Holding(),
+            client=True,
+            random_mask=options.wss_mask,
+            half_close=True,
+            ping=not options.mux,
         )
         layer.start(transport, behind)
         return layer

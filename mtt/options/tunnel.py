@@ -65,6 +65,8 @@ CLIENT_FLAGS = (
     Flag("s", "str", "Address of the server. Several hosts may be joined with |.", "HOST:PORT"),
     WSS,
     WSS_PATH,
+    Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros. Only for "
+         "proxies that insist; it protects nothing inside TLS and costs time on both ends."),
     Flag("n", "str", "Name the server must prove, sent as SNI and as the Host of -wss; the host "
          "of -s if not given.", "NAME"),
     Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. -ca or "
@@ -126,6 +128,7 @@ class ClientOptions:
     server_name: str  # a host name in ASCII, or an IP literal without brackets
     wss: bool = False
     wss_path: str = DEFAULT_PATH  # a request target: escaped, perhaps with a ?query
+    wss_mask: bool = False  # random masking keys
     skip_verify: bool = False
     ca: str = ""  # a PEM file; empty for the system's roots
     pins: tuple[str, ...] = ()  # "sha256/BASE64"
@@ -202,6 +205,7 @@ def client_options(
         server_name=_server_name(values["n"], server_endpoint),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
+        wss_mask=values["wss-mask"],
         skip_verify=values["sv"],
         ca=values["ca"],
         pins=_pins(values["pin"]),

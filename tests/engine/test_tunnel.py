@@ -236,3 +236,13 @@ async def test_a_tunnel_that_breaks_says_why_and_a_reset_application_does_not(
                 server._frontend.close()
                 await eventually(lambda: not client._relays)
             assert len([line for line in lines if line.startswith("WARNING")]) == 1, lines
+
+
+@pytest.mark.parametrize("mode", ["wss", "wss+mux"])
+async def test_random_masking_keys_change_nothing_for_applications(mode: str, certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs) as server,
+        client_of(mode, port_of(server), certs, **{"wss-mask": True}) as client,
+    ):
+        await check_works(port_of(client), MEGABYTE[:300_001])
