@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -114,4 +115,6 @@ def _first(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
+    # The programs have sessions of their own: whoever ends us must not leave them behind.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())
