@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# ruff: noqa: I001  (first things first)
+import plugin.early  # noqa: F401
+
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING

@@ -33,6 +33,8 @@ from mtt.trust.resumption import Resumption
 
 # Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
 DIAL_TIME = 10.0
+# Of that, for the lookup and TCP: less, so that it is the dialler who says what was wrong.
+CONNECT_TIME = 8.0
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
 # and closing again, which must not reach the server.
@@ -51,7 +53,7 @@ class Client(Service):
     Raises UsageError when the TLS options cannot work.
     """
 
-    _news = MttError  # also that the server is gone
+    _news = (MttError,)  # also that the server is gone
 
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
@@ -61,7 +63,7 @@ class Client(Service):
         self._resumption = Resumption()
         self._resolver = Resolver(options.fallback_dns, protect)
         self._dialer = Dialer(
-            self._resolver, timeout=DIAL_TIME, fast_open=options.fast_open, protect=protect
+            self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
         )
         self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
         self.closed = False
@@ -159,6 +161,8 @@ class Client(Service):
                 if not layer.is_closing():  # else it is busy delivering an alert
                     layer.abort()
             self._count_failure(error, connected=bool(layers))
+            if isinstance(error, TimeoutError | MttError):
+                self._dialer.forget(options.server)  # the address may be out of date
             if isinstance(error, TimeoutError):
                 raise NetworkError(f"{options.server}: no tunnel after {DIAL_TIME:g} s") from None
             if layers and isinstance(error, PeerError | NetworkError):

@@ -62,6 +62,10 @@ class NetworkError(MttError):
     """The network failed: refused, unreachable, timed out, reset, gone without a word."""
 
 
+class StuckError(NetworkError):
+    """A tunnel had to be cut because one end took or said nothing any more."""
+
+
 class NothingSaidError(NetworkError):
     """Somebody connected and left without a byte: a port scan, a health check, a probe."""
 

@@ -139,6 +139,8 @@ class Frontend(Generic[Place]):
             if isinstance(answer, Reply):
                 if self._fallback is None:
                     self._counters.handshake_failures[Cause.PATH] += 1
+                    # Without the path: it may be somebody's secret with a typing error.
+                    logger.debug("%s: no tunnel, answered %d", peer_name(transport), answer.status)
                 return answer
             found[:] = [answer]
             return None

@@ -22,5 +22,7 @@ def alpn(*, wss: bool) -> list[str]:
 
 def mode_name(*, wss: bool, mux: bool, tls: bool = True) -> str:
     """The mode for people: `tls`, `wss`, `mux` or `wss+mux`."""
-    name = "+".join(part for part, on in (("wss", wss), ("mux", mux)) if on) or "tls"
-    return name if tls else f"{name} without TLS"
+    name = "+".join(part for part, on in (("wss", wss), ("mux", mux)) if on)
+    if tls:
+        return name or "tls"
+    return f"{name} without TLS" if name else "plain TCP"

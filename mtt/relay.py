@@ -30,7 +30,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import describe
+from mtt.errors import StuckError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, SharedReader, silent_seconds, unsent
 from mtt.layers.holding import Holding
@@ -192,6 +192,10 @@ class Relay:
             if not leg.lost:
                 linger.close(leg.transport, leg.connection_lost, eof_seen=leg.eof)
 
+    def _cut(self, reason: str) -> None:
+        self.error = StuckError(reason)
+        self.abort(reason)
+
     def _cancel_timers(self) -> None:
         for timer in (self._idle_timer, self._quiet_timer):
             if timer is not None:
@@ -208,16 +212,16 @@ class Relay:
         elif now - self._idle_since >= self._timeout:
             reason = f"idle for {self._timeout:g} s"
             if waiting:
-                self.abort(reason + " with undelivered data")
+                self._cut(reason + " with undelivered data")
             elif self._near.eof or self._far.eof:
                 # With FIN a reply that never came, or stopped half-way, would look complete.
-                self.abort(reason)
+                self._cut(reason)
             else:
                 self._finish(reason)
             return
         for leg in (self._near, self._far) if waiting else ():
             if not leg.lost and silent_seconds(leg.transport) >= DEAD_TIME:
-                self.abort(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s")
+                self._cut(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s")
                 return
         self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtt import metrics
 from mtt.admission import Admission
-from mtt.errors import MttError, PeerError, describe
+from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.smux import SmuxSession
@@ -32,7 +32,7 @@ class Service:
 
     # What is worth a line when it cuts a tunnel. Peers that go away are routine for a server, and
     # so is an end that resets its connection (an OSError) for both.
-    _news: type[MttError] = PeerError
+    _news: tuple[type[MttError], ...] = (PeerError, StuckError)
 
     def __init__(self, *, timeout: float, max_conns: int = 0) -> None:
         self._timeout = timeout

@@ -100,7 +100,6 @@ class MultiUserOptions:
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # of all users together; 0 for no limit
     fast_open: bool = False
-    verbose: bool = False
 
 
 def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
@@ -144,7 +143,6 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         timeout=tunnel_timeout(values),
         max_conns=at_least(0, values, "max-conns"),
         fast_open=values["fast-open"],
-        verbose=values["verbose"],
     )
 
 

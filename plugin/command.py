@@ -15,6 +15,7 @@ from mtt import __version__
 from mtt.errors import MttError, UsageError
 from mtt.options.flags import Flag, Values, parse_args, usage
 from mtt.options.process import ProcessOptions, process_options
+from plugin import early
 from plugin.environment import PluginEnvironment, read_environment
 from plugin.options import parse_options
 
@@ -59,7 +60,6 @@ def main(
 
     `argv` starts behind the program's name; it and `environ` are this process's by default.
     """
-    parent = os.getppid()
     process = ProcessOptions()
     if environ is None:
         environ = os.environ
@@ -71,7 +71,7 @@ def main(
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)
         if plugin:
-            return _serve_shadowsocks(command, values, process, parent)
+            return _serve_shadowsocks(command, values, process, early.PARENT)
         return _serve(command, values, process, environ)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service took care of it
@@ -155,11 +155,15 @@ def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> in
 
 
 def _print(text: str) -> int:
+    if sys.stdout is None:  # closed before we were started
+        return EXIT_FAILURE
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader, `head` perhaps, has seen enough. Python would complain at its exit.
+    except OSError as error:
+        # Python would complain once more at its exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, `head` perhaps, has seen enough; a full disk has not.
+        return 0 if isinstance(error, BrokenPipeError) else EXIT_FAILURE
     return 0

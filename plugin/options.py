@@ -10,6 +10,7 @@ v2ray-plugin has it. The comma is there because the original's documentation wri
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 from mtt.errors import UsageError
@@ -18,6 +19,8 @@ from mtt.options.flags import Flag, Values, clipped, set_value, unknown_option
 # Shadowsocks for Android adds this key to the string, with or without a value. It means `V`.
 ANDROID_VPN = "__android_vpn"
 VPN_OPTION = "V"
+
+_KEY = re.compile(r"[A-Za-z0-9_,=-]{1,30}")
 
 # A character, and whether it was escaped and so never separates anything.
 _Char = tuple[str, bool]
@@ -35,7 +38,8 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
     booleans = {name for name, flag in known.items() if flag.kind == "bool"}
     vpn = VPN_OPTION in known
     values: Values = {}
-    for key, value in _settings(text, booleans | {ANDROID_VPN} if vpn else booleans):
+    settings = _settings(text, booleans | {ANDROID_VPN} if vpn else booleans)
+    for number, (key, value) in enumerate(settings, 1):
         if not key:
             raise UsageError("plugin options: there is a = without a key before it")
         if vpn and key == ANDROID_VPN:
@@ -43,7 +47,9 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
             continue
         # The original put a dash before each key and so took keys with one dash as well.
         name = key.removeprefix("-")
-        label = f"plugin option {clipped(name)}"
+        # What does not look like a key may be a piece of a secret value, and this ends in a log.
+        shown = clipped(name) if _KEY.fullmatch(name) else f"number {number}"
+        label = f"plugin option {shown}"
         flag = known.get(name)
         if flag is None:
             raise unknown_option(label, name, known, dash="")

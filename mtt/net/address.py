@@ -50,10 +50,15 @@ def host_port(host: str, port: int) -> str:
     return f"{bracketed(host)}:{port}"
 
 
+def _shown(text: str) -> str:
+    """What the user wrote, as far as it fits into a line."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
 def parse_port(text: str) -> int:
     """A port number from 0 to 65535. Raises ValueError with a reason."""
     if not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise ValueError(f"{text!r} is not a port number")
+        raise ValueError(f"{_shown(text)} is not a port number")
     return int(text)
 
 
@@ -68,11 +73,11 @@ def endpoint(hosts: str, port: str) -> Endpoint:
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
             if not is_ip(host):
-                raise ValueError(f"{host!r} is not an IPv6 address")
+                raise ValueError(f"{_shown(host)} is not an IPv6 address")
         elif ":" in host and not is_ip(host):
-            raise ValueError(f"{host!r} is not a host")
+            raise ValueError(f"{_shown(host)} is not a host")
         if any(c in host for c in " /@\\\0"):
-            raise ValueError(f"{host!r} is not a host")
+            raise ValueError(f"{_shown(host)} is not a host")
         parsed.append(host)
     return Endpoint(tuple(parsed), parse_port(port.strip()))
 
@@ -92,6 +97,6 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
         return endpoint(hosts, port)
     except ValueError as error:
         raise UsageError(
-            f"{option}: {text!r} is not host:port ({error}); "
+            f"{option}: {_shown(text)} is not host:port ({error}); "
             f"write it like 192.0.2.1:443, example.com:443 or [2001:db8::1]:443"
         ) from None

@@ -77,11 +77,15 @@ class Dialer:
             reasons.append(_reason(error))
         else:
             return await _make_transport(sock, protocol_factory)
+        self.forget(endpoint)
+        why = "; ".join(dict.fromkeys(reasons))
+        raise NetworkError(f"cannot connect to {endpoint}: {why}")
+
+    def forget(self, endpoint: Endpoint) -> None:
+        """Look its names up again next time: what answered there is not what was looked for."""
         self._favourites.pop(endpoint, None)
         for host in endpoint.hosts:
             self._resolver.forget(host)
-        why = "; ".join(dict.fromkeys(reasons))
-        raise NetworkError(f"cannot connect to {endpoint}: {why}")
 
     async def _connect_socket(self, endpoint: Endpoint, reasons: list[str]) -> socket.socket:
         if len(endpoint.hosts) == 1:

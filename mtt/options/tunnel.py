@@ -145,7 +145,6 @@ class ClientOptions:
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
-    verbose: bool = False
     plugin: bool = False  # started by shadowsocks
 
 
@@ -173,7 +172,6 @@ class ServerOptions:
     fast_open: bool = False
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
-    verbose: bool = False
     plugin: bool = False  # started by shadowsocks
 
 
@@ -222,7 +220,6 @@ def client_options(
         metrics=metrics,
         metrics_unix=metrics_unix,
         fallback_dns=_dns_server(values["fallback-dns"]),
-        verbose=values["verbose"],
         plugin=plugin,
     )
 
@@ -262,7 +259,6 @@ def server_options(
         fast_open=values["fast-open"],
         metrics=metrics,
         metrics_unix=metrics_unix,
-        verbose=values["verbose"],
         plugin=plugin,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import ssl
+import stat
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
@@ -218,6 +219,8 @@ def _is_certificate_file(path: str) -> bool:
 
 def _read(option: str, path: str) -> bytes:
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # it would give its content only once
+            raise UsageError(f"{option}: {path} is a pipe; give a file")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UsageError(f"{option}: cannot read {path}: {describe(error)}") from None

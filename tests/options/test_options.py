@@ -47,7 +47,6 @@ def test_client_defaults() -> None:
         timeout=300.0,
         fast_open=False,
         fallback_dns=None,
-        verbose=False,
         plugin=False,
     )
 
@@ -66,7 +65,6 @@ def test_server_defaults() -> None:
         mux=False,
         timeout=300.0,
         fast_open=False,
-        verbose=False,
         plugin=False,
     )
 
@@ -101,7 +99,6 @@ def test_all_client_options() -> None:
         timeout=1.5,
         fast_open=True,
         fallback_dns=("192.0.2.53", 5353),
-        verbose=True,
         plugin=True,
     )
     assert client("-sv").skip_verify
@@ -125,7 +122,6 @@ def test_all_server_options() -> None:
         mux=True,
         timeout=3600.0,
         fast_open=True,
-        verbose=True,
         plugin=True,
     )
 

@@ -158,3 +158,11 @@ def test_a_huge_string_takes_no_long_time() -> None:
             parse_options(CLIENT_FLAGS, text)
         except UsageError as error:
             assert len(str(error)) < 250
+
+
+def test_what_does_not_look_like_a_key_is_not_repeated() -> None:
+    """It may be a piece of a secret, and the error ends in shadowsocks' log."""
+    with pytest.raises(UsageError) as caught:
+        parse_options(CLIENT_FLAGS, "wss;/hush-hush;mux")
+    assert "hush" not in str(caught.value)
+    assert "number 2" in str(caught.value)
