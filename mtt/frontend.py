@@ -229,7 +229,6 @@ class Frontend(Generic[Place]):
             # Go clients close the connection under their last stream: nothing to report.
             logger.debug("%s: %s", peer_name(session.lower), error)
 
-
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         self._counters.failed(error)
         _log_failure(transport, error)

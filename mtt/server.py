@@ -108,7 +108,7 @@ class Server(Service):
 
     def _visit(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
-        self._spawn(stream, self._carry(stream, self._options.fallback))
+        self._serve(stream, self._options.fallback)
 
     async def _carry(self, stream: asyncio.Transport, destination: Endpoint) -> None:
         with self.counters.dialling():

@@ -225,7 +225,10 @@ class MultiUserServer(Service):
 
     def _visit(self, stream: asyncio.Transport) -> None:
         """Somebody who wants no tunnel gets to the web site."""
-        self._spawn(stream, self._carry_visitor(stream))
+        if self._admission.has_room():
+            self._spawn(stream, self._carry_visitor(stream))
+        else:
+            linger.reset(stream)
 
     async def _carry_visitor(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None

@@ -302,7 +302,6 @@ class WebSocketLayer(Layer):
             linger.close(self.lower, _ignore, eof_seen=False)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
-
     def _schedule_ping(self) -> None:
         self._ping_timer = asyncio.get_running_loop().call_later(
             random.uniform(*PING_INTERVAL), self._send_ping

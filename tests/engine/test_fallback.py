@@ -180,3 +180,31 @@ async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Ce
                     await writer.wait_closed()
         assert [line for line in lines if "127.0.0.1:1: connection refused" in line]
         assert len(lines) == 1
+
+
+async def test_visitors_count_for_max_conns(certs: Certs) -> None:
+    """Connections that shook hands before the limit was reached are held to it as well."""
+    site = Site()
+    given = {"wss-path": PATH, "max-conns": 2}
+    async with (
+        asyncio.timeout(SOON),
+        serving(site.serve) as web,
+        server_at("wss", 1, certs, **given, fallback=f"127.0.0.1:{web.port}") as server,
+    ):
+        visitors = [await visit(port_of(server), certs) for _ in range(4)]
+        for number, (reader, writer) in enumerate(visitors):
+            writer.write(GET)
+            if number < 2:
+                assert await reader.readexactly(len(site.ANSWER)) == site.ANSWER
+            else:
+                with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                    await reader.readexactly(1)
+        for number, (_, writer) in enumerate(visitors):
+            if number < 2:
+                await leave(writer)
+            else:
+                writer.close()
+                with pytest.raises((ConnectionError, ssl.SSLError)):
+                    await writer.wait_closed()
+        await eventually(lambda: empty(server))
+        assert site.visits == 2
