@@ -201,27 +201,34 @@ class HttpServer(SharedReader):
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
         reply = self._router(request)
         early = len(self._buffer) > end or request.has_body
-        if reply is None:
-            try:
-                upgrade = self._check(request, early)
-            except UpgradeRefused as refused:
-                if self._fall_back():
-                    return
+        try:
+            # Where nobody may learn which paths exist, also when there is nothing to upgrade to:
+            # a check of the handshake takes a few microseconds, and would tell them apart.
+            upgrade = self._check(request, early) if reply is None or self._hidden else None
+        except UpgradeRefused as refused:
+            if reply is None:
                 reply = self._refusal or refused.reply
-                if self._refusal is None:
+                if not self._hidden:
                     self._tell(refused)
-            else:
+        else:
+            if reply is None and upgrade is not None:
                 self._upgrade(request, upgrade, early)
                 return
         if self._fall_back():
             return
+        assert reply is not None
         del self._buffer[:end]
         self._scanned = 0
         self._answer(request, reply)
 
+    @property
+    def _hidden(self) -> bool:
+        """Whether a request that is no proper handshake must not learn that there are tunnels."""
+        return self._refusal is not None or self._fallback is not None
+
     def _check(self, request: Request, early: bool) -> Upgrade:
         """The upgrade that `request` asks for. Raises UpgradeRefused."""
-        if self._refusal is not None or self._fallback is not None:
+        if self._hidden:
             return check_hidden_request(request, self._protocols, early=early)
         return check_request(request, self._protocols)
 
