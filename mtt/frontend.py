@@ -44,7 +44,7 @@ class Frontend(Generic[Place]):
     """Turns accepted connections into streams.
 
     Args:
-        serve: gets every stream, reading paused, with its place; owns it from then on.
+        serve: gets every stream, held, with its place; owns it from then on.
         counters: where failures, sessions and streams are counted.
         context: called for the TLS context of each connection, None to go without.
         route: with WebSocket, where a request leads.
@@ -52,7 +52,7 @@ class Frontend(Generic[Place]):
         mux: streams are multiplexed; with WebSocket only if the client does not say.
         refusal: see HttpServer.
         fallback: with WebSocket, gets the stream of every visitor who does not ask for a tunnel,
-            reading paused, to be relayed to a web site.
+            held, to be relayed to a web site.
         on_session: called with the place of every mux session when it begins and once more when
             it is over (`session.lost`).
     """

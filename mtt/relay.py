@@ -56,8 +56,8 @@ class Relay:
     """One tunnel.
 
     Args:
-        near: the transport towards the application (client) or the peer (server), reading paused.
-            What a `Holding` has of it goes to `far` first.
+        near: the transport towards the application (client) or the peer (server). What a
+            `Holding` has of it goes to `far` first.
         far: the other one, likewise.
         timeout: seconds without a byte in either direction after which the tunnel is closed.
         done: called once when both transports are gone.
@@ -95,20 +95,22 @@ class Relay:
         self._far.join(self._near)
         self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
         self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
-        for leg in (self._near, self._far):
+        held = near.get_protocol(), far.get_protocol()
+        for leg, holding in zip((self._near, self._far), held, strict=True):
             if leg.transport.is_closing():  # it died before we took it over; nobody will say so
-                holder = leg.transport.get_protocol()
-                error = holder.error if isinstance(holder, Holding) else None
+                error = holding.error if isinstance(holding, Holding) else None
                 self._loop.call_soon(leg.connection_lost, error)
             else:
                 leg.transport.resume_reading()
         # Only now: each may say at once that it can take no more, which pauses the other.
-        held = near.get_protocol(), far.get_protocol()
         near.set_protocol(self._near)
         far.set_protocol(self._far)
         for leg, holding in zip((self._near, self._far), held, strict=True):
-            if isinstance(holding, Holding) and holding.early:
-                leg.data_received(holding.early)
+            if isinstance(holding, Holding):
+                if holding.early:
+                    leg.data_received(holding.early)
+                if holding.eof:
+                    leg.eof_received()
 
     @property
     def sent(self) -> int:

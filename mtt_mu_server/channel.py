@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Data, SharedReader
-from mtt.layers.holding import Holding
+from mtt.layers.holding import hand_over
 from mtt.wire.http1 import MAX_HEAD, HttpError, Request, find_head_end, parse_request
 
 # What may wait for a coroutine that is busy. Another read's worth can come on top.
@@ -26,7 +26,7 @@ class Channel(SharedReader):
     """The protocol of a connection whose requests are awaited one after the other.
 
     Args:
-        transport: reading paused; taken over.
+        transport: taken over.
         on_lost: called when the connection is gone.
     """
 
@@ -39,11 +39,7 @@ class Channel(SharedReader):
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._full = False
-        held = transport.get_protocol()
-        if isinstance(held, Holding):
-            self._buffer += held.early
-        transport.set_protocol(self)
-        transport.resume_reading()
+        hand_over(transport, self)
 
     # Awaited.
 

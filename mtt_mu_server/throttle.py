@@ -115,12 +115,14 @@ class Throttle(Layer):
         self._closed = False  # by the protocol above
 
     def start(self, transport: asyncio.Transport) -> None:
-        """Take over `transport`, which is paused. Whoever comes above uses `set_protocol()`."""
+        """Take over `transport`. Whoever comes above uses `set_protocol()`."""
         held = transport.get_protocol()
-        if isinstance(held, Holding):
-            self._backlog += held.early
         transport.set_protocol(self)
         self.connection_made(transport)
+        if isinstance(held, Holding):
+            self._backlog += held.early
+            if held.eof:
+                self.eof_received()
 
     # The protocol of the transport below.
 

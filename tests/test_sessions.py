@@ -58,6 +58,7 @@ async def test_streams_share_a_session_up_to_the_limit() -> None:
     assert network.dials == 3
     assert [len({stream.id for stream in streams[at : at + MAX]}) for at in (0, 3)] == [MAX, MAX]
     assert [session.open_streams for session in network.sessions] == [MAX, MAX, 1]
+    await turns()
     assert network.lowers[2].take() == frame(SYN, 3)
     await network.close()
 

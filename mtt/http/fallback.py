@@ -60,6 +60,8 @@ class Visit(Layer):
         transport.set_protocol(self)
         self.connection_made(transport)
         self.upper.connection_made(self)
+        if not self._paused:
+            self._pass_on()
 
     # The protocol of the layer below.
 

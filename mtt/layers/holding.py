@@ -1,4 +1,4 @@
-"""A protocol that holds a connection still until its owner has decided what to do with it."""
+"""A protocol that holds a connection until its owner has decided what to do with it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mtt.layers.base import Data, SharedReader
 
 
 class Holding(SharedReader):
-    """Pauses its transport when it is ready, and tells.
+    """Tells when its transport is ready, and keeps what comes until somebody takes it over.
 
-    Whoever takes the connection over calls `transport.set_protocol()` and `resume_reading()`.
-    Until then nothing is read, except once on uvloop, which starts to read after connection_made
-    whatever was said in it; that is in `early`, and belongs to whoever takes over. A connection
-    that dies meanwhile shows in `transport.is_closing()` and `error`.
+    That is `hand_over()`, or whoever calls `transport.set_protocol()` and looks after `early`,
+    `eof` and `resume_reading()`. Most connections say nothing before, so reading goes on, and
+    only the first data pause it: pausing and resuming each one would cost four system calls. A
+    connection that dies meanwhile shows in `transport.is_closing()` and `error`.
 
     Args:
         ready: called with the transport when the layers below are up. Without it, `await` the
@@ -24,7 +24,7 @@ class Holding(SharedReader):
         failed: called if they fail instead, or never come up.
     """
 
-    __slots__ = ("_opened", "_ready", "early", "error", "failed", "transport")
+    __slots__ = ("_opened", "_ready", "early", "eof", "error", "failed", "transport")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Holding(SharedReader):
         self.transport: asyncio.Transport | None = None
         self.error: Exception | None = None
         self.early = b""
+        self.eof = False
 
     async def opened(self) -> asyncio.Transport:
         """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
@@ -48,7 +49,6 @@ class Holding(SharedReader):
         return self.transport
 
     def connection_made(self, transport: Any) -> None:
-        transport.pause_reading()
         self.transport = transport
         if self._ready is not None:
             self._ready(transport)
@@ -69,6 +69,7 @@ class Holding(SharedReader):
         self.transport.pause_reading()
 
     def eof_received(self) -> bool:
+        self.eof = True
         return True
 
     def pause_writing(self) -> None:
@@ -80,6 +81,15 @@ class Holding(SharedReader):
 
 def hand_over(transport: asyncio.Transport, protocol: Any) -> None:
     """Let `protocol` have a transport that is being held, as if it was new."""
+    held = transport.get_protocol()
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
     transport.resume_reading()
+    if not isinstance(held, Holding):
+        return
+    if held.early:
+        protocol.data_received(held.early)
+    if held.eof and not protocol.eof_received():
+        transport.close()
+    if held.error is not None:
+        protocol.connection_lost(held.error)

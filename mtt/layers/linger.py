@@ -108,12 +108,12 @@ class _Lingering(SharedReader):
         self._on_lost = on_lost
         loop = asyncio.get_running_loop()
         self._since = loop.time()
-        self._left = unsent(transport)
+        self._left: int | None = None  # not asked yet: most are gone before the first tick
         self._timer = loop.call_later(TICK, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         left = unsent(self._transport)
-        if left < self._left:
+        if self._left is not None and left < self._left:
             self._since = loop.time()
         self._left = left
         if loop.time() - self._since >= (STALL_TIME if left else LINGER_TIME):

@@ -86,8 +86,8 @@ class SmuxSession(SharedReader):
 
     __slots__ = (
         "_accept", "_bottom", "_check_timer", "_decoder", "_finishing", "_held", "_next_id",
-        "_nop_timer", "_on_change", "_on_lost", "_queued", "_seen_at", "_streams", "lost", "lower",
-        "write_paused", "writer", "written",
+        "_nop_timer", "_on_change", "_on_lost", "_opening", "_queued", "_seen_at", "_streams",
+        "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
     lower: asyncio.Transport
@@ -108,6 +108,7 @@ class SmuxSession(SharedReader):
         # Closed by us, the peer's FIN is still to come: when that was.
         self._finishing: dict[int, float] = {}
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
+        self._opening = b""  # SYN frames that travel with what is sent next
         self._queued = 0
         self._held = False  # we do not read the connection: the budget is used up
         self._seen_at = 0.0  # when the last frame came
@@ -270,7 +271,9 @@ class SmuxSession(SharedReader):
             raise NetworkError("the mux session is over")
         stream = self._streams[self._next_id] = SmuxStream(self, self._next_id, upper)
         self._next_id += 2
-        self.send(frame(SYN, stream.id))
+        if not self._opening:
+            asyncio.get_running_loop().call_soon(self._send_opening)
+        self._opening += frame(SYN, stream.id)
         self._made(stream)
         return stream
 
@@ -310,8 +313,16 @@ class SmuxSession(SharedReader):
 
     def send(self, frames: bytes) -> None:
         """Hand frames to the connection."""
+        if self._opening:
+            frames = self._opening + frames
+            self._opening = b""
         self.written += len(frames)
         self.lower.write(frames)
+
+    def _send_opening(self) -> None:
+        """Streams whose applications have nothing to say yet are opened all the same."""
+        if self._opening and not self.lost:
+            self.send(b"")
 
     def close(self) -> None:
         """End the session and all its streams; what was written is delivered."""

@@ -11,8 +11,9 @@ memory, and this layer carries bytes:
 
 What arrived is read completely in the same turn, so between turns the incoming BIO is empty,
 unless the protocol above has paused reading: then the socket is paused as well and the BIO holds
-at most one read. The outgoing BIO is always empty between turns. Nothing else is buffered, so
-pausing the layer pauses TCP, and TCP's back-pressure is ours.
+at most one read. The outgoing BIO is empty between turns, except after the one in which a client's
+handshake ended. Nothing else is buffered, so pausing the layer pauses TCP, and TCP's back-pressure
+is ours.
 
 States: HANDSHAKE -> OPEN -> CLOSED. Inside OPEN each direction ends by itself: `_read_eof` after
 the peer's close_notify, `_write_eof` after ours (RFC 8446, 6.1, half-close). CLOSED is entered by
@@ -184,13 +185,17 @@ class TlsLayer(Layer):
         except (PeerError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
             self._fail(error)
             return
-        self._flush()
         self._stop_timer()
         self._state = State.OPEN
         self._half_close = self._half_close and self._ssl.selected_alpn_protocol() is not None
+        if self._ssl.server_side:
+            self._flush()
         self.upper.connection_made(self)
-        # Application data may have come with the last handshake message.
-        self._pump()
+        if self._incoming.pending:  # application data came with the last handshake message
+            self._pump()
+        if self._state is State.OPEN and self._outgoing.pending:
+            # A client's last message travels with its first data, if they come in the next turn.
+            asyncio.get_running_loop().call_soon(self._flush_late)
 
     def _cut_handshake(self) -> NetworkError:
         if self._heard:
@@ -385,6 +390,10 @@ class TlsLayer(Layer):
         # These refer to objects that refer to us.
         self._on_end = self._verify = None
         self._stash = b""
+
+    def _flush_late(self) -> None:
+        if self._state is State.OPEN:
+            self._flush()
 
     def _flush(self) -> None:
         data = self._outgoing.read()

@@ -56,6 +56,7 @@ def server_context(
     # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used. Tickets stay on:
     # resumption halves the cost of a connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 1  # as Go sends; clients may use one again
     if bool(cert) != bool(key):
         given, missing = options if cert else options[::-1]
         raise UsageError(
@@ -138,9 +139,7 @@ def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLCont
     return context
 
 
-def _load_files(
-    context: ssl.SSLContext, cert: str, key: str, options: tuple[str, str]
-) -> bytes:
+def _load_files(context: ssl.SSLContext, cert: str, key: str, options: tuple[str, str]) -> bytes:
     """Load certificate and key from files; returns the certificate file's content.
 
     OpenSSL's errors name no file and mostly no reason, hence the detective work.

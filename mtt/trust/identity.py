@@ -102,12 +102,7 @@ def parse_pin(text: str) -> str:
 
 def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
     """Accept a server's certificate (DER) if one of `pins` is its key's; else raise PeerError."""
-    from cryptography import x509
-
-    try:
-        actual = _pin(x509.load_der_x509_certificate(der_certificate))
-    except ValueError:
-        actual = None
+    actual = _pin_of(der_certificate)
     if actual is None:
         raise PeerError(
             "the server's certificate has a key that no pin can describe", cause=Cause.CERTIFICATE
@@ -116,6 +111,18 @@ def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
         raise PeerError(
             f"the server's pin is {actual}, not the one given with -pin", cause=Cause.CERTIFICATE
         )
+
+
+# Reading a certificate costs a new connection a tenth of its time, and it is always the same one,
+# or one of few behind a load balancer.
+@functools.lru_cache(maxsize=16)
+def _pin_of(der_certificate: bytes) -> str | None:
+    from cryptography import x509
+
+    try:
+        return _pin(x509.load_der_x509_certificate(der_certificate))
+    except ValueError:
+        return None
 
 
 def _pin(certificate: x509.Certificate) -> str | None:

@@ -7,24 +7,53 @@ import asyncio
 import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
 
-async def test_the_transport_is_paused_and_told() -> None:
+async def test_the_transport_is_told() -> None:
     told: list[asyncio.Transport] = []
     holding = Holding(told.append)
     transport = FakeTransport(holding)
     holding.connection_made(transport)
     assert told == [transport]
-    assert not transport.reading
     assert holding.transport is transport
-    assert holding.eof_received()
     holding.pause_writing()
     holding.resume_writing()
+
+
+async def test_what_comes_is_kept_and_pauses_the_transport() -> None:
+    holding = Holding()
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    assert transport.reading
+    holding.data_received(b"one")
+    assert not transport.reading
+    holding.data_received(b"two")  # a layer below may still have something in hand
+    assert holding.early == b"onetwo"
+
+
+@pytest.mark.parametrize("dead", [False, True])
+async def test_handed_over(dead: bool) -> None:
+    """Whoever takes over sees everything that has happened, in its order."""
+    holding = Holding()
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    holding.data_received(b"first words")
+    assert holding.eof_received()
+    if dead:
+        transport.lose(ConnectionResetError(104, "reset"))
+        await turns()
+    recorder = Recorder()
+    hand_over(transport, recorder)
+    assert transport.get_protocol() is recorder
+    assert bytes(recorder.data) == b"first words"
+    assert recorder.eof
+    assert recorder.lost == dead
+    assert isinstance(recorder.error, ConnectionResetError) == dead
 
 
 async def test_waiting_for_it() -> None:
@@ -102,17 +131,6 @@ async def test_nothing_is_read_until_somebody_takes_over() -> None:
         assert holding.early + data == b"patience"
 
 
-async def test_a_loop_that_reads_in_spite_of_the_pause() -> None:
-    holding = Holding()
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
-    transport.reading = True
-    holding.data_received(b"one")
-    holding.data_received(b"two")
-    assert holding.early == b"onetwo"
-    assert not transport.reading
-
-
 async def test_above_a_layer(certs: Certs) -> None:
     near, far = tcp_sockets()
     one, other = Holding(), Holding()
@@ -127,9 +145,7 @@ async def test_above_a_layer(certs: Certs) -> None:
     opened[0].write(b"held back")
     await turns()
     recorder = Recorder()
-    recorder.connection_made(opened[1])
-    opened[1].set_protocol(recorder)
-    opened[1].resume_reading()
+    hand_over(opened[1], recorder)
     assert await recorder.received(9) == b"held back"
     for transport in transports:
         transport.abort()

@@ -94,6 +94,29 @@ async def test_the_clients_ids_and_frames() -> None:
     assert [upper.lost for upper in uppers] == [True] * 3
 
 
+async def test_a_stream_whose_application_is_silent_is_opened_all_the_same() -> None:
+    session, lower = client()
+    stream = session.open_stream(Recorder())
+    session.open_stream(Recorder())
+    assert lower.take() == b""  # it may have something to say at once, which goes with it
+    await turns()
+    assert lower.take() == frame(SYN, 3) + frame(SYN, 5)
+    stream.write(b"later")
+    await turns()
+    assert lower.take() == frame(PSH, 3, b"later")
+    await finished(session)
+
+
+async def test_a_session_that_ends_before_a_stream_was_announced() -> None:
+    session, lower = client()
+    upper = Recorder()
+    session.open_stream(upper)
+    session.abort()
+    await turns()
+    assert upper.lost
+    assert lower.take() == b""
+
+
 @pytest.mark.parametrize("stream_id", [0, 1, 2, 3, 0xFFFFFFFF])
 async def test_a_server_takes_any_id(stream_id: int) -> None:
     server = Server()

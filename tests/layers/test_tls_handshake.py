@@ -15,6 +15,7 @@ import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
 from mtt.layers import linger
+from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
@@ -27,6 +28,11 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 ALERT = 21  # TLS record type; the body is level and description
 FATAL = 2
+
+# Bytes that TLS 1.3 adds to a record: header, content type, tag; and of a client's Finished message
+# with SHA-256, less than any cipher suite makes it.
+TLS13_OVERHEAD = 5 + 1 + 16
+FINISHED = TLS13_OVERHEAD + 4 + 32
 
 
 def server(certs: Certs, **options: Any) -> tuple[TlsLayer, Recorder]:
@@ -330,6 +336,32 @@ async def test_half_close_needs_alpn(
         await far.opened()
         assert one.get_extra_info("ssl_object").selected_alpn_protocol() == agreed
         assert one.can_write_eof() is other.can_write_eof() is (agreed is not None)
+
+
+# The client's last message.
+
+
+@pytest.mark.parametrize("early", [b"", b"first words"])
+async def test_the_end_of_the_handshake_travels_with_the_first_data(
+    early: bytes, certs: Certs
+) -> None:
+    """One packet instead of two; and when there are no data, it goes all the same."""
+    holding = Holding()
+    one = TlsLayer(holding, client_context(certs), server_side=False, server_name=certs.name)
+    other, far = server(certs)
+
+    async def write_at_once() -> int:
+        transport = await holding.opened()
+        before = one.written
+        transport.write(early)
+        return one.written - before
+
+    writing = asyncio.get_running_loop().create_task(write_at_once())
+    async with joined(one, other):
+        await far.opened()
+        assert await far.received(len(early)) == early
+        record = len(early) + TLS13_OVERHEAD
+        assert await writing >= record + FINISHED if early else not await writing
 
 
 # Ends before there is a beginning.

@@ -340,10 +340,12 @@ async def test_protect_runs_before_connect_and_may_refuse():
 @linux_only
 async def test_fast_open_is_set_and_data_arrives():
     received = asyncio.get_running_loop().create_future()
+    accepted: asyncio.Queue[Any] = asyncio.Queue()
 
     class Server(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
+            accepted.put_nowait(transport)
 
         def data_received(self, data: bytes) -> None:
             received.set_result(data)
@@ -366,6 +368,8 @@ async def test_fast_open_is_set_and_data_arrives():
     sock = plain.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 0
     plain.abort()
+    for _ in range(2):
+        (await accepted.get()).close()
     server.close()
     await server.wait_closed()
 
