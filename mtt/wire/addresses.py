@@ -1,0 +1,139 @@
+"""Addresses on the wire: what SOCKS5 (RFC 1928, 5), AnyTLS and UDP over TCP name a peer by.
+
+    u8 type | 4 bytes, 16 bytes, or u8 length and a name | u16 port
+
+Big-endian. An address is a host and a port here: the host is an IP literal in its usual form,
+without brackets, or a domain name, which goes over the wire as UTF-8 and is for whoever resolves
+it to judge. IPv6 addresses with an IPv4 address mapped into them (RFC 4291, 2.5.5.2) are that
+IPv4 address, and names that are IP literals are addresses: whoever filters by address must see
+what will be connected to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from typing import NamedTuple
+
+Data = bytes | memoryview
+
+
+class Types(NamedTuple):
+    """The numbers of the three types of addresses."""
+
+    ipv4: int
+    domain: int
+    ipv6: int
+
+
+SOCKS = Types(ipv4=1, domain=3, ipv6=4)  # RFC 1928, 5
+# Datagrams of UDP over TCP have numbers of their own (uot.AddrParser of github.com/sagernet/sing).
+UOT = Types(ipv4=0, domain=2, ipv6=1)
+
+MAX_NAME = 255  # bytes: what its length field can say
+MAX_SIZE = 1 + 1 + MAX_NAME + 2
+
+# Datagrams carry the same few addresses over and over; this many are kept in wire form. They are
+# 255 bytes long at most, so the caches are small.
+_CACHED = 512
+
+
+class AddressError(ValueError):
+    """Bytes that are no address, or a host or port that cannot be written as one."""
+
+
+@lru_cache(maxsize=_CACHED)
+def _literal(packed: bytes) -> str:
+    """The IP literal of 4 or 16 bytes."""
+    address = ipaddress.ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+@lru_cache(maxsize=_CACHED)
+def _packed(host: str) -> bytes | None:
+    """`host` as 4 or 16 bytes, None if it is no IP literal."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    # A zone ("%eth0") means nothing to another machine, and is left out.
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address.packed if mapped is None else bytes(mapped.packed)
+
+
+def _check_name(name: str) -> None:
+    # A name with a NUL, a blank or a line break resolves nowhere and would only spoil logs.
+    if not name.isprintable() or " " in name:
+        raise AddressError("a domain name with blanks or control characters")
+
+
+def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
+    """`host` (IP literal or name) and `port` on the wire.
+
+    Raises AddressError when the host is empty, longer than 255 bytes or holds blanks or control
+    characters, or the port is none.
+    """
+    if not 0 <= port <= 0xFFFF:
+        raise AddressError(f"{port} is not a port")
+    packed = _packed(host)
+    if packed is not None:
+        kind = types.ipv4 if len(packed) == 4 else types.ipv6
+        return b"%c%b%b" % (kind, packed, port.to_bytes(2, "big"))
+    try:
+        name = host.encode()
+    except UnicodeEncodeError:
+        raise AddressError("a domain name that is no text") from None
+    if not 0 < len(name) <= MAX_NAME:
+        raise AddressError(f"a domain name has 1 to {MAX_NAME} bytes")
+    _check_name(host)
+    return b"%c%c%b%b" % (types.domain, len(name), name, port.to_bytes(2, "big"))
+
+
+def decode(
+    data: Data, at: int = 0, types: Types = SOCKS, *, allow_empty: bool = False
+) -> tuple[str, int, int] | None:
+    """The address at offset `at` of `data`: host, port, and the offset behind it.
+
+    Returns None as long as it is incomplete, which is at most MAX_SIZE - 1 bytes long. An empty
+    name, which some peers send where the address does not matter, is an error unless
+    `allow_empty` (to a resolver it would mean this very machine).
+
+    Raises AddressError on an unknown type and on a name that is none.
+    """
+    left = len(data) - at
+    if left < 1:
+        return None
+    kind = data[at]
+    if kind == types.domain:
+        if left < 2:
+            return None
+        at += 2
+        size = data[at - 1]
+    elif kind == types.ipv4:
+        at += 1
+        size = 4
+    elif kind == types.ipv6:
+        at += 1
+        size = 16
+    else:
+        raise AddressError(f"unknown address type {kind}")
+    end = at + size
+    if len(data) < end + 2:
+        return None
+    raw = bytes(data[at:end])
+    host = _name(raw, allow_empty) if kind == types.domain else _literal(raw)
+    return host, int.from_bytes(data[end : end + 2], "big"), end + 2
+
+
+def _name(raw: bytes, allow_empty: bool) -> str:
+    if not raw and not allow_empty:
+        raise AddressError("an empty domain name")
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        raise AddressError("a domain name that is not UTF-8") from None
+    packed = _packed(name)
+    if packed is not None:
+        return _literal(packed)
+    _check_name(name)
+    return name

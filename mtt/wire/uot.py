@@ -1,0 +1,149 @@
+"""UDP over TCP, versions 1 and 2 (uot of github.com/sagernet/sing): datagrams on a stream.
+
+    request    u8 connect | address            version 2, client to server, once at the beginning
+    datagram   address | u16 length | payload  the address is left out after a request to connect
+
+Big-endian. The request's address has the types of SOCKS5, the datagrams' have others. To the
+server an address says where to, to the client where from. A stream carries UDP if its destination
+is one of two names that do not exist.
+"""
+
+from __future__ import annotations
+
+from mtt.wire.addresses import MAX_SIZE, UOT, AddressError
+from mtt.wire.addresses import decode as decode_address
+from mtt.wire.addresses import encode as encode_address
+
+Data = bytes | memoryview
+
+MAGIC = "sp.v2.udp-over-tcp.arpa"
+LEGACY_MAGIC = "sp.udp-over-tcp.arpa"
+_VERSIONS = {MAGIC: 2, LEGACY_MAGIC: 1}
+
+# The most that UDP can carry: 65535 less its own header of 8 bytes (over IPv4 it is 65507, and
+# the system refuses more). Mind that the reference ends the stream on more than 16 KiB.
+MAX_DATAGRAM = 65527
+
+# Address, length and payload: no decoder holds more than that.
+MAX_HELD = MAX_SIZE + 2 + MAX_DATAGRAM
+
+
+class UotError(ValueError):
+    """The peer does not speak UDP over TCP, or a datagram does not fit into it."""
+
+
+def version(host: str) -> int:
+    """The version of UDP over TCP that a stream to `host` speaks, 0 if it is just a stream."""
+    return _VERSIONS.get(host.lower(), 0)
+
+
+def encode_request(host: str, port: int, *, connect: bool) -> bytes:
+    """The request of version 2.
+
+    Args:
+        host: what to send to with `connect`; without, anything (0.0.0.0 for one).
+        port: likewise.
+        connect: whether all datagrams go there, and come from there, and carry no address.
+
+    Raises AddressError.
+    """
+    return bytes((connect,)) + encode_address(host, port)
+
+
+def encode_datagram(payload: Data, host: str, port: int) -> bytes:
+    """One datagram with its address. Raises UotError when it is too long, AddressError."""
+    return encode_address(host, port, UOT) + encode_connected(payload)
+
+
+def encode_connected(payload: Data) -> bytes:
+    """One datagram after a request to connect. Raises UotError when it is too long."""
+    size = len(payload)
+    if size > MAX_DATAGRAM:
+        raise UotError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM} at most")
+    return size.to_bytes(2, "big") + payload
+
+
+class Decoder:
+    """Turns a stream's data into datagrams `(host, port, payload)`.
+
+    Payloads are views of what was fed where that is possible.
+
+    Args:
+        request: whether a request comes first (on a server, version 2); `request` has it then.
+        peer: what the client asked to connect to, if so; datagrams have no address then, and
+            get this one.
+    """
+
+    __slots__ = ("_awaits_request", "_held", "_need", "_peer", "request")
+
+    def __init__(self, *, request: bool = False, peer: tuple[str, int] | None = None) -> None:
+        self.request: tuple[bool, str, int] | None = None
+        """Connect, host, port; the host may be empty without connect. None until it is read."""
+        self._awaits_request = request
+        self._peer = peer
+        self._held = bytearray()  # an unfinished request or datagram
+        self._need = 1  # bytes of it worth another look
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether everything received so far made a whole request and whole datagrams."""
+        return not (self._held or self._awaits_request)
+
+    def feed(self, data: Data) -> list[tuple[str, int, Data]]:
+        """Take what was received and return the datagrams in it.
+
+        Raises UotError on a bad address, and on a length that no datagram has; what came before
+        it in `data` is lost, and the decoder must not be used any more.
+        """
+        if self._held:
+            self._held += data
+            if len(self._held) < self._need:
+                return []
+            data = bytes(self._held)
+            self._held = bytearray()
+        found: list[tuple[str, int, Data]] = []
+        try:
+            at = self._parse(memoryview(data), found)
+        except AddressError as error:
+            raise UotError(str(error)) from None
+        self._held += memoryview(data)[at:]
+        return found
+
+    def _parse(self, data: memoryview, found: list[tuple[str, int, Data]]) -> int:
+        """Find whole datagrams; returns the offset of the unfinished one, and sets `_need`."""
+        at, end = 0, len(data)
+        if self._awaits_request:
+            self._need = end + 1
+            if not end:
+                return 0
+            connect = data[0] != 0
+            address = decode_address(data, 1, allow_empty=not connect)
+            if address is None:
+                return 0
+            host, port, at = address
+            self._awaits_request = False
+            self.request = connect, host, port
+            if connect:
+                self._peer = host, port
+        while True:
+            if self._peer is not None:
+                host, port = self._peer
+                start = at
+            else:
+                address = decode_address(data, at, UOT)
+                if address is None:
+                    self._need = end - at + 1
+                    return at
+                host, port, start = address
+            start += 2
+            if start > end:
+                self._need = start - at
+                return at
+            size = int.from_bytes(data[start - 2 : start], "big")
+            if size > MAX_DATAGRAM:
+                raise UotError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM} at most")
+            if start + size > end:
+                self._need = start + size - at
+                return at
+            found.append((host, port, data[start : start + size]))
+            at = start + size

@@ -1,0 +1,355 @@
+"""Recorded AnyTLS exchanges, replayed: every frame, setting, address, datagram and record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mtt.wire import addresses, uot
+from mtt.wire.anytls import (
+    ALERT,
+    FIN,
+    HEADER_SIZE,
+    NO_SETTINGS,
+    PSH,
+    SERVER_SETTINGS,
+    SETTINGS,
+    SYN,
+    SYNACK,
+    UPDATE_PADDING,
+    WASTE,
+    Decoder,
+    PreambleReader,
+    encode_settings,
+    frame,
+    parse_settings,
+    password_hash,
+    preamble,
+    server_settings,
+    shown,
+    version_of,
+)
+from mtt.wire.padding import CHECK, DEFAULT, Padder, Scheme
+from tests.support.gopeer import VECTORS, vector
+
+NAMES = sorted(path.stem for path in VECTORS.glob("*anytls*.json"))
+# Recordings of the real client; the others were made by hand, one record with everything.
+PADDED = [name for name in NAMES if name[0] in "efgh"]
+
+COMMANDS = {
+    "Waste": WASTE, "SYN": SYN, "PSH": PSH, "FIN": FIN, "Settings": SETTINGS, "Alert": ALERT,
+    "UpdatePaddingScheme": UPDATE_PADDING, "SYNACK": SYNACK, "ServerSettings": SERVER_SETTINGS,
+}  # fmt: skip
+
+# The scheme of the recording "h", as its description has it.
+EDGE_CASES = Scheme.parse(
+    b"stop=10\n0=7-7\n1=300-300\n2=20-20\n3=13-13\n4=c,30-30,c,99-99\n5=0-10,x-y,25-25\n"
+    b"6=22-22\n8=5-5,5-5,5-5,c,50-50\n9=10-10,40-40,12-12"
+)
+
+Event = tuple[int, int, bytes]
+
+
+def connections(name: str) -> list[list[dict[str, Any]]]:
+    """The events of each TLS connection of a recording."""
+    events = vector(name)
+    numbers = sorted({event.get("conn", 0) for event in events})
+    return [[event for event in events if event.get("conn", 0) == n] for n in numbers]
+
+
+CONNECTIONS = [
+    pytest.param(events, id=f"{name}-{number}")
+    for name in NAMES
+    for number, events in enumerate(connections(name))
+]
+PADDED_CONNECTIONS = [
+    pytest.param(events, id=f"{name}-{number}")
+    for name in PADDED
+    for number, events in enumerate(connections(name))
+]
+
+
+def stream_of(events: list[dict[str, Any]], direction: str) -> bytes:
+    return b"".join(bytes.fromhex(event["hex"]) for event in events if event["dir"] == direction)
+
+
+def frames_of(events: list[dict[str, Any]], direction: str) -> bytes:
+    """What was sent in one direction, without the preamble."""
+    stream = stream_of(events, direction)
+    if direction == "c2s":
+        reader = PreambleReader()
+        reader.feed(stream)
+        assert reader.rest is not None
+        return reader.rest
+    return stream
+
+
+def decode(data: bytes, *, size: int = 0) -> list[Event]:
+    """The events of `data`, fed in pieces of `size`, with the pieces of a frame put together."""
+    decoder = Decoder()
+    if not size:
+        events = decoder.feed(data)
+    else:
+        events = []
+        for at in range(0, len(data), size):
+            events += decoder.feed(data[at : at + size])
+    assert decoder.at_boundary
+    return [(command, stream_id, bytes(payload)) for command, stream_id, payload in events]
+
+
+def noted(events: list[dict[str, Any]], direction: str) -> list[tuple[int, int, int]]:
+    """Command, stream and length of each frame, by the notes of the recording."""
+    found = []
+    for event in events:
+        if event["dir"] == direction:
+            for word, number, size in re.findall(
+                r"\b([A-Za-z]+) sid=(\d+)(?: len=(\d+))?", event["note"]
+            ):
+                found.append((COMMANDS[word], int(number), int(size or 0)))
+    return found
+
+
+def test_there_are_recordings() -> None:
+    assert [name[0] for name in NAMES] == list("efghxxxxx")
+    assert len(CONNECTIONS) == 10
+
+
+@pytest.mark.parametrize("direction", ["c2s", "s2c"])
+@pytest.mark.parametrize("events", CONNECTIONS)
+def test_frames_are_those_of_the_notes(events: list[dict[str, Any]], direction: str) -> None:
+    data = frames_of(events, direction)
+    expected = noted(events, direction)
+    found = decode(data)
+    assert [(command, stream_id, len(payload)) for command, stream_id, payload in found] == [
+        line for line in expected if line[0] != WASTE
+    ]
+    # Encoded again, with the waste where the notes have it, it is what was recorded.
+    again = iter(found)
+    assert data == b"".join(
+        frame(WASTE, 0, bytes(size)) if command == WASTE else frame(*next(again))
+        for command, _, size in expected
+    )
+
+
+@pytest.mark.parametrize("direction", ["c2s", "s2c"])
+@pytest.mark.parametrize("events", CONNECTIONS)
+def test_frames_may_be_cut_anywhere(events: list[dict[str, Any]], direction: str) -> None:
+    data = frames_of(events, direction)
+    whole = joined(decode(data))
+    for size in (1, 2, 5, 7, 8, 100):
+        assert joined(decode(data, size=size)) == whole
+
+
+def joined(events: list[Event]) -> list[Event]:
+    out: list[Event] = []
+    for command, stream_id, payload in events:
+        if command == PSH and out and out[-1][:2] == (PSH, stream_id):
+            out[-1] = PSH, stream_id, out[-1][2] + payload
+        else:
+            out.append((command, stream_id, payload))
+    return out
+
+
+@pytest.mark.parametrize("events", CONNECTIONS)
+def test_settings_and_versions(events: list[dict[str, Any]]) -> None:
+    sent = decode(frames_of(events, "c2s"))
+    said = [payload for command, _, payload in sent if command == SETTINGS]
+    for payload in said:
+        settings = parse_settings(payload)
+        assert set(settings) == {"v", "client", "padding-md5"}
+        assert settings["padding-md5"] in (DEFAULT.md5, EDGE_CASES.md5, update().md5)
+        assert encode_settings(settings) == payload
+    version = version_of(parse_settings(said[0])) if said else 0
+    answers = [
+        payload
+        for command, _, payload in decode(frames_of(events, "s2c"))
+        if command == SERVER_SETTINGS
+    ]
+    known = "EOF" not in events[-1]["note"]  # the password was right, settings came first
+    assert answers == ([server_settings()] if known and version >= 2 else [])
+
+
+@pytest.mark.parametrize("events", CONNECTIONS)
+def test_the_preamble(events: list[dict[str, Any]]) -> None:
+    (size,) = re.findall(r"auth: .* padding0 len=(\d+)", events[0]["note"])
+    stream = stream_of(events, "c2s")
+    hashed = password_hash("test-password")
+    if stream[:32] == bytes(32):  # the wrong password
+        hashed = bytes(32)
+    assert stream.startswith(preamble(hashed, int(size)))
+    reader = PreambleReader()
+    for byte in stream[: 34 + int(size)]:
+        assert reader.rest is None
+        reader.feed(bytes((byte,)))
+    assert (reader.hash, reader.rest, reader.is_text) == (hashed, b"", False)
+
+
+# Records: one write to TLS each.
+
+
+def update() -> Scheme:
+    """The scheme that the server sent in the recording "g"."""
+    (raw,) = (
+        payload
+        for command, _, payload in decode(
+            frames_of(connections("g-anytls-padding-update")[0], "s2c")
+        )
+        if command == UPDATE_PADDING
+    )
+    return Scheme.parse(raw, strict=True)
+
+
+def packets_of(data: bytes) -> Iterator[bytes]:
+    """What the client wrote to its session: settings, SYN and address at once, then each frame."""
+    frames = [frame(*event) for event in decode(data)]
+    yield b"".join(frames[:3])
+    yield from frames[3:]
+
+
+class Observed:
+    """Draws the sizes that were drawn when the recording was made."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def expect(self, segments: tuple[tuple[int, int], ...], records: list[bytes]) -> None:
+        """A packet of these `segments` comes; `records` are all that were still to be sent."""
+        shaped = [segment for segment in segments if segment[0] != CHECK]
+        self.sizes = []
+        for number, (low, high) in enumerate(shaped):
+            record = records[number] if number < len(records) else b""
+            waste = record[:5] == bytes(5) and record == frame(WASTE, 0, record[7:])
+            size = len(record) - HEADER_SIZE if waste else len(record)
+            if low != high:
+                # Sizes behind the packet's last record were drawn as well, but nobody knows them.
+                self.sizes.append(size if low <= size <= high else low)
+
+    def randrange(self, low: int, high: int) -> int:
+        size = self.sizes.pop(0)
+        assert low <= size < high
+        return size
+
+
+@pytest.mark.parametrize("events", PADDED_CONNECTIONS)
+def test_every_padded_record_is_byte_for_byte_the_recorded_one(
+    events: list[dict[str, Any]],
+) -> None:
+    data = frames_of(events, "c2s")
+    md5 = parse_settings(decode(data)[0][2])["padding-md5"]
+    (scheme,) = (s for s in (DEFAULT, EDGE_CASES, update()) if s.md5 == md5)
+    observed = Observed()
+    padder = Padder(scheme, observed.randrange)
+
+    first, *rest = events
+    assert bytes.fromhex(first["hex"]) == preamble(
+        password_hash("test-password"), scheme.padding0(observed.randrange)
+    )
+    number = 0
+    for packet in packets_of(data):
+        number += 1
+        while rest[0]["dir"] == "s2c":
+            for command, _, payload in decode(bytes.fromhex(rest.pop(0)["hex"])):
+                if command == UPDATE_PADDING:
+                    padder.scheme = Scheme.parse(payload)
+        records = [bytes.fromhex(event["hex"]) for event in rest if event["dir"] == "c2s"]
+        observed.expect(padder.scheme.packets.get(number, ()), records)
+        written = padder.write(packet)
+        assert [bytes(record).hex() for record in written] == [
+            record.hex() for record in records[: len(written)]
+        ]
+        for _ in written:
+            while rest.pop(0)["dir"] == "s2c":
+                pass
+    assert all(event["dir"] == "s2c" for event in rest)
+    assert padder.active == (number < padder.scheme.stop)
+
+
+# What the streams said.
+
+
+def said(name: str, direction: str, stream_id: int = 1) -> bytes:
+    (events,) = connections(name)
+    return b"".join(
+        payload
+        for command, number, payload in decode(frames_of(events, direction))
+        if command == PSH and number == stream_id
+    )
+
+
+def test_two_streams_to_one_echo_server() -> None:
+    name = "e-anytls-tcp-socks5"
+    for stream_id, host, text in [
+        (1, "127.0.0.1", b"".join(b"write %d" % n for n in range(1, 10))),
+        (2, "localhost", b"second streamagain"),
+    ]:
+        sent = said(name, "c2s", stream_id)
+        address = addresses.decode(sent)
+        assert address is not None
+        assert address[:2] == (host, 33255)
+        assert sent == addresses.encode(host, 33255) + text
+        assert said(name, "s2c", stream_id) == text
+
+
+def test_datagrams_with_addresses() -> None:
+    name = "f-anytls-udp-over-tcp-v2"
+    sent = said(name, "c2s")
+    host, port, start = addresses.decode(sent) or ("", 0, 0)
+    assert (uot.version(host), port) == (2, 0)
+    datagrams = [
+        ("127.0.0.1", 36827, b"first datagram"),
+        ("127.0.0.1", 36827, b"second datagram"),
+        ("localhost", 36827, b"by name"),
+    ]
+    decoder = uot.Decoder(request=True)
+    assert [(*rest, bytes(data)) for *rest, data in decoder.feed(sent[start:])] == datagrams
+    assert decoder.request == (False, "0.0.0.0", 0)
+    assert decoder.at_boundary
+    assert sent == (
+        addresses.encode(uot.MAGIC, 0)
+        + uot.encode_request("0.0.0.0", 0, connect=False)
+        + b"".join(uot.encode_datagram(data, host, port) for host, port, data in datagrams)
+    )
+    answers = [("127.0.0.1", 36827, b"echo:" + data) for _, _, data in datagrams]
+    received = said(name, "s2c")
+    assert [(*rest, bytes(data)) for *rest, data in uot.Decoder().feed(received)] == answers
+    assert received == b"".join(uot.encode_datagram(data, *to) for *to, data in answers)
+
+
+def test_datagrams_after_a_request_to_connect() -> None:
+    name = "x-anytls-uot-connect"
+    sent = said(name, "c2s")
+    start = len(addresses.encode(uot.MAGIC, 0))
+    payloads = [b"abc", b"", b"de"]
+    decoder = uot.Decoder(request=True)
+    peer = ("127.0.0.1", 51041)
+    assert [(*rest, bytes(data)) for *rest, data in decoder.feed(sent[start:])] == [
+        (*peer, payload) for payload in payloads
+    ]
+    assert decoder.request == (True, *peer)
+    assert sent[start:] == uot.encode_request(*peer, connect=True) + b"".join(
+        map(uot.encode_connected, payloads)
+    )
+    received = said(name, "s2c")
+    assert [bytes(data) for *_, data in uot.Decoder(peer=peer).feed(received)] == [
+        b"echo:" + payload for payload in payloads
+    ]
+    assert received == b"".join(uot.encode_connected(b"echo:" + payload) for payload in payloads)
+
+
+def test_a_client_of_version_1() -> None:
+    sent = said("x-anytls-v1-client", "c2s")
+    assert sent == addresses.encode("127.0.0.1", 46253) + b"v1 client"
+
+
+def test_what_the_server_says_of_failures() -> None:
+    (events,) = connections("x-anytls-syn-before-settings")
+    assert decode(frames_of(events, "s2c")) == [(ALERT, 0, NO_SETTINGS)]
+    (events,) = connections("x-anytls-dial-failure")
+    _, (command, stream_id, text), last = decode(frames_of(events, "s2c"))
+    assert (command, stream_id, last) == (SYNACK, 1, (FIN, 1, b""))
+    assert shown(text) == "dial tcp 127.0.0.1:42207: connect: connection refused"
+    (events,) = connections("x-anytls-auth-failure")
+    assert stream_of(events, "s2c") == b""
