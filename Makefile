@@ -7,12 +7,15 @@
 # make clean    remove what make made
 #
 # Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
-# make PYTHON=/opt/python3.13/bin/python3
+# make PYTHON=/opt/python3.13/bin/python3. A second one beside it needs a place of its own:
+# make test PYTHON=python3.13 VENV=.venv-3.13 TESTS="tests/wire tests/layers"
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
-VENV := .venv
+VENV ?= .venv
+EXTRAS ?= test
+TESTS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools bench soak)
@@ -29,7 +32,7 @@ run: install
 install: $(VENV)/.installed
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
@@ -42,7 +45,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m soak $(SOAK)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: $(VENV)/.made $(PACKAGING)
@@ -50,7 +53,7 @@ $(VENV)/.installed: $(VENV)/.made $(PACKAGING)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
