@@ -1,0 +1,1 @@
+"""AnyTLS: the commands anytls-client and anytls-server."""

@@ -1,0 +1,249 @@
+"""A configuration file: JSON as people write it, and its objects, which know where they stand.
+
+As sing-box and Xray do, this takes comments (`//`, `#`, `/* */`) and a comma behind the last item.
+Errors name line and column, or the key by its path: `config.json: outbounds[0].tls.utls`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from mtt.errors import UsageError
+from mtt.log import logger
+from mtt.options.files import read_text
+from mtt.options.flags import clipped, parse_duration, quoted
+
+# Bytes. A user takes about 60, rules for a country's web sites some 100 KB.
+MAX_CONFIG = 8 << 20
+
+# How many keys one warning names; the line has to stay readable.
+_SHOWN = 12
+
+# Strings are matched so that what looks like a comment within them stays.
+_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/\*.*?\*/', re.DOTALL)
+_LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
+_NOT_LINE_END = re.compile(r"[^\n]")
+
+
+class JsonFile:
+    """A file that was read: its top, and what there is to say about it in the end."""
+
+    def __init__(self, option: str, path: str) -> None:
+        """Read it. Raises UsageError."""
+        self.name = f"{option}: {path}"
+        text = read_text(option, path, limit=MAX_CONFIG, secret=True)
+        self.top = parse_json(self.name, text)
+        self._unknown: list[str] = []
+        self._ignored: dict[str, list[str]] = {}
+
+    def note_unknown(self, path: str) -> None:
+        """Nobody knows the key at `path`."""
+        self._unknown.append(path)
+
+    def note_ignored(self, path: str, why: str) -> None:
+        """What stands at `path` makes no difference."""
+        self._ignored.setdefault(why, []).append(path)
+
+    def warn(self) -> None:
+        """Tell what of the file is not used, in one line for each reason."""
+        if self._unknown:
+            logger.warning("%s: unknown, and not used: %s", self.name, _listed(self._unknown))
+        for why, paths in self._ignored.items():
+            logger.warning("%s: not used: %s: %s", self.name, _listed(paths), why)
+
+
+def parse_json(name: str, text: str) -> Any:
+    """The value that `text` is, with the liberties above. Raises UsageError, beginning with `name`.
+
+    Equal keys in one object are an error: one of them would be lost.
+    """
+    # Blanks instead of what is removed keep line and column.
+    text = _COMMENT.sub(_blanked, text)
+    text = _LAST_COMMA.sub(_blanked, text)
+
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise UsageError(f"{name}: an object has the key {quoted(twice)} twice; drop one")
+        return found
+
+    def constant(word: str) -> NoReturn:
+        raise UsageError(f"{name}: {word} is no JSON")  # Python's decoder takes NaN and Infinity
+
+    try:
+        return json.loads(text, object_pairs_hook=members, parse_constant=constant)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{name}: no JSON in line {error.lineno}, column {error.colno}: {error.msg.lower()}"
+        ) from None
+    except ValueError:  # a number of thousands of digits: Python's own limit
+        raise UsageError(f"{name}: a number has too many digits") from None
+    except RecursionError:
+        raise UsageError(f"{name}: brackets are nested too deeply") from None
+
+
+def _blanked(match: re.Match[str]) -> str:
+    found = match[0]
+    return found if found.startswith('"') else _NOT_LINE_END.sub(" ", found)
+
+
+def _listed(paths: list[str]) -> str:
+    more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+    return ", ".join(clipped(path) for path in paths[:_SHOWN]) + more
+
+
+class Section:
+    """One object of a file. Its methods take the values of keys, and raise UsageError.
+
+    What was never asked for is unknown, see `done()`. Null is the same as nothing, and so are zero
+    values where `present()` is asked: that is how the programs that write such files see it.
+    """
+
+    def __init__(self, file: JsonFile, path: str, value: Any) -> None:
+        """`value` stands at `path`, which is empty for the top of the file."""
+        self.file = file
+        self.path = path
+        if not isinstance(value, dict):
+            raise UsageError(f"{self.label()} is not an object, like {{...}}")
+        self._members: dict[str, Any] = {k: v for k, v in value.items() if v is not None}
+        self._known: set[str] = set()
+
+    def where(self, key: str) -> str:
+        """The path of `key`."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def label(self, key: str = "") -> str:
+        """What an error about `key`, or about the object itself, begins with."""
+        path = self.where(key) if key else self.path
+        return f"{self.file.name}: {path}" if path else self.file.name
+
+    def fail(self, key: str, reason: str) -> NoReturn:
+        raise UsageError(f"{self.label(key)}: {reason}")
+
+    def present(self, key: str) -> bool:
+        """Whether `key` says anything: a switch that is off, and what is empty, do not.
+
+        An object does if its "enabled" is true, or if it has members and no "enabled".
+        """
+        value = self._members.get(key)
+        if isinstance(value, dict) and "enabled" in value:
+            return bool(value["enabled"])
+        return bool(value)
+
+    def text(self, key: str) -> str:
+        """A string, empty if there is none."""
+        return self._get(key, str, "a string") or ""
+
+    def flag(self, key: str) -> bool:
+        return self._get(key, bool, "true or false") or False
+
+    def integer(self, key: str) -> int:
+        """An integer, 0 if there is none."""
+        return self._get(key, int, "an integer") or 0
+
+    def port(self, key: str) -> int:
+        """A port number that must be there."""
+        port = self.integer(key)
+        if not 1 <= port <= 65535:
+            self.fail(key, f"{port} is not a port; give one from 1 to 65535" if self.has(key)
+                      else "missing; give a port from 1 to 65535")  # fmt: skip
+        return port
+
+    def required(self, key: str, what: str) -> str:
+        """A string that must be there: `what` completes "give ..."."""
+        text = self.text(key)
+        if not text:
+            self.fail(key, f"missing; give {what}")
+        return text
+
+    def seconds(self, key: str, least: float) -> float | None:
+        """A duration like "1m30s", or a number of seconds. None if there is none, or zero.
+
+        It must not be shorter than `least`.
+        """
+        self._known.add(key)
+        value: Any = self._members.get(key)
+        if isinstance(value, str) and value:
+            try:
+                value = parse_duration(value)
+            except ValueError as error:
+                self.fail(key, f"{quoted(str(value))} is not {error}")
+        elif value and (isinstance(value, bool) or not isinstance(value, int | float)):
+            self.fail(key, 'not a duration; write it like "30s" or "1m30s"')
+        if not value:
+            return None
+        if not least <= value < math.inf:
+            self.fail(key, f"{value:g}s is less than {least:g}s")
+        return float(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """Strings: a list of them, or one that stands alone."""
+        value = self._members.get(key)
+        self._known.add(key)
+        if isinstance(value, str):
+            return (value,) if value else ()
+        if value is None:
+            return ()
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            self.fail(key, "not a list of strings")
+        return tuple(value)
+
+    def section(self, key: str) -> Section | None:
+        """An object within this one."""
+        self._known.add(key)
+        value = self._members.get(key)
+        return None if value is None else Section(self.file, self.where(key), value)
+
+    def sections(self, key: str) -> list[Section]:
+        """A list of objects within this one."""
+        value = self._get(key, list, "a list") or []
+        return [Section(self.file, f"{self.where(key)}[{n}]", item) for n, item in enumerate(value)]
+
+    def has(self, key: str) -> bool:
+        """Whether `key` is there, be it empty."""
+        return key in self._members
+
+    def skip(self, *keys: str) -> None:
+        """These are known, and there is nothing to do about them."""
+        self._known.update(keys)
+
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """Fail if one of these keys says anything, with its reason."""
+        self._known.update(reasons)
+        for key, reason in reasons.items():
+            if self.present(key):
+                self.fail(key, reason)
+
+    def ignore(self, reasons: Mapping[str, str]) -> None:
+        """Have the warnings tell if one of these keys says anything, with its reason."""
+        self._known.update(reasons)
+        for key, reason in reasons.items():
+            if self.present(key):
+                self.file.note_ignored(self.where(key), reason)
+
+    def done(self) -> None:
+        """Have the warnings name the keys that nobody asked for."""
+        from difflib import get_close_matches  # slow to import, and mostly not needed
+
+        for key in self._members:
+            if key not in self._known:
+                similar = get_close_matches(key, self._known, 1)
+                hint = f" (is it {similar[0]}?)" if similar else ""
+                self.file.note_unknown(f"{self.where(clipped(key))}{hint}")
+        self._known.update(self._members)  # each is named once
+
+    def _get(self, key: str, kind: type, what: str) -> Any:
+        self._known.add(key)
+        value = self._members.get(key)
+        # In Python a bool is an integer, too.
+        if value is not None and (
+            not isinstance(value, kind) or (kind is int and isinstance(value, bool))
+        ):
+            self.fail(key, f"not {what}")  # and not what it is: it may be a secret
+        return value

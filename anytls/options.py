@@ -1,0 +1,273 @@
+"""What anytls-client and anytls-server can be told: their option tables, and the checked result.
+
+What stands on the command line ranks above what a file says (-c): option by option, and for every
+server of the file alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from anytls.config import ClientFile, read_client, read_server
+from anytls.policy import DEFAULT_POLICY, Policy, parse_policy
+from anytls.servers import ServerChoice, alpn_names, given_servers
+from anytls.users import DEFAULT_NAME, User, checked_user, read_users
+from mtt.errors import UsageError
+from mtt.log import logger
+from mtt.net.address import Endpoint, is_loopback, parse_endpoint
+from mtt.options.anytls import (
+    DEFAULT_POOL,
+    PADDING_SCHEME,
+    PASSWORD,
+    PASSWORD_FILE,
+    POOL_FLAGS,
+    PoolOptions,
+    given_password,
+    given_scheme,
+    pool_options,
+    read_password,
+)
+from mtt.options.common import (
+    CERT,
+    CERT_DIR,
+    CERT_NAME,
+    CLIENT_CA,
+    DEFAULT_TIMEOUT,
+    DEFAULT_TLS_MIN,
+    FALLBACK,
+    FAST_OPEN,
+    KEY,
+    LOOPBACK,
+    MAX_CONNS,
+    METRICS,
+    TIMEOUT,
+    TLS_MIN,
+    at_least,
+    fallback_site,
+    host_name,
+    metrics_address,
+    server_certificates,
+    tls_min,
+    tunnel_timeout,
+)
+from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.options.process import PROCESS_FLAGS, part_of
+
+# Where the reference listens.
+DEFAULT_LOCAL = f"{LOOPBACK}:1080"
+DEFAULT_BIND = "0.0.0.0:8443"
+
+# As sing-box; RFC 4787 (4.3) asks a NAT for two minutes at least and recommends five.
+DEFAULT_UDP_TIMEOUT = "5m"
+
+# Bytes of a user's name or password in a login of SOCKS5 (RFC 1929).
+MAX_LOGIN = 255
+
+_ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
+             "NAME,...")  # fmt: skip
+
+CLIENT_FLAGS = (
+    Flag("l", "str", "Address for applications: SOCKS4a, SOCKS5 and HTTP proxy in one port.",
+         "HOST:PORT", DEFAULT_LOCAL),
+    Flag("s", "str", "The server, as an address or as a URI, "
+         "anytls://PASSWORD@HOST:PORT/?sni=NAME, whose password others can see like that of -p.",
+         "HOST:PORT|URI"),
+    PASSWORD,
+    PASSWORD_FILE,
+    Flag("c", "str", "File with the configuration: JSON as for sing-box or Xray, whole or only the "
+         "AnyTLS outbound. Other options rank above it.", "FILE"),
+    Flag("user", "str", "Ask applications for this user's name and password.", "NAME"),
+    Flag("user-password-file", "str", "File with the password of -user, in one line.", "FILE"),
+    Flag("sni", "str", "Name the server must prove, sent as SNI; the host of -s if not given. An "
+         "IP address is not sent.", "NAME"),
+    Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. -ca "
+         "or -pin is the safe way to trust a self-signed one."),
+    Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
+    Flag("pin", "str", "Accept the server by this hash of its public key; anytls-server prints "
+         "that at start.", "sha256/BASE64", repeatable=True),
+    CERT._replace(help="PEM file with our own certificate and its chain, for servers that ask for "
+                  "one."),
+    KEY,
+    _ALPN,
+    TLS_MIN,
+    *POOL_FLAGS,
+    TIMEOUT,
+    MAX_CONNS._replace(help="Connections to carry at a time; 0 for no limit."),
+    METRICS,
+    *PROCESS_FLAGS,
+)  # fmt: skip
+
+SERVER_FLAGS = (
+    Flag("l", "str", "Address to listen on. An empty host listens on all interfaces.", "HOST:PORT",
+         DEFAULT_BIND),
+    PASSWORD,
+    PASSWORD_FILE,
+    Flag("users", "str", "File with users, one name:password in a line or a JSON list, instead of "
+         "-p.", "FILE"),
+    Flag("c", "str", "File with the configuration: JSON as for sing-box, whole or only the AnyTLS "
+         "inbound. Other options rank above it.", "FILE"),
+    PADDING_SCHEME,
+    CERT,
+    KEY,
+    CERT_DIR,
+    CERT_NAME,
+    CLIENT_CA,
+    _ALPN,
+    TLS_MIN,
+    FALLBACK._replace(help="Web site (plain HTTP) that gets all visitors who do not know a "
+                      "password."),
+    Flag("allow", "str", "Let clients connect to these addresses: 10.1.0.0/16, [fd00::1]:53, "
+         ":8000-8999. Those of private networks and of this machine are denied otherwise. The most "
+         "specific rule decides.", "CIDR[:PORTS]", repeatable=True),
+    Flag("deny", "str", "Do not let clients connect to these.", "CIDR[:PORTS]", repeatable=True),
+    TIMEOUT,
+    Flag("udp-timeout", "duration", "Close a UDP association in which nothing moved for this long.",
+         "DURATION", DEFAULT_UDP_TIMEOUT),
+    MAX_CONNS._replace(help="Connections to carry at a time; 0 for no limit."),
+    FAST_OPEN,
+    METRICS,
+    *PROCESS_FLAGS,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions:
+    """What anytls-client was told, checked."""
+
+    bind: Endpoint | None  # None with sockets
+    sockets: tuple[int, ...] = ()  # descriptors that listen already
+    users: tuple[User, ...] = ()  # of the local port; empty to ask nobody
+    servers: tuple[ServerChoice, ...]  # to be tried in turn; at least one
+    pool: PoolOptions = DEFAULT_POOL
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    max_conns: int = 0  # 0 for no limit
+    metrics: Endpoint | None = None
+    metrics_unix: str = ""  # a path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What anytls-server was told, checked."""
+
+    bind: Endpoint | None  # None with sockets
+    sockets: tuple[int, ...] = ()  # descriptors that listen already
+    users: tuple[User, ...]  # at least one
+    users_file: str = ""  # where they came from, to be read again
+    padding_scheme: bytes = b""  # empty for the default one
+    cert: str = ""  # PEM files; both empty for a self-signed certificate
+    key: str = ""
+    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
+    name: str = ""  # for the self-signed certificate; empty for a random one
+    client_ca: str = ""  # a PEM file; empty to let everybody in
+    alpn: tuple[str, ...] = ()  # to choose from; empty for no ALPN
+    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
+    fallback: Endpoint | None = None  # a web site
+    policy: Policy = DEFAULT_POLICY
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    udp_timeout: float = parse_duration(DEFAULT_UDP_TIMEOUT)  # seconds
+    max_conns: int = 0  # 0 for no limit
+    fast_open: bool = False
+    metrics: Endpoint | None = None
+    metrics_unix: str = ""  # a path
+
+
+def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOptions:
+    """The options of anytls-client from what was `given` of CLIENT_FLAGS. Reads the files named.
+
+    `sockets` are descriptors to listen on instead of -l. Raises UsageError.
+    """
+    file = read_client(given["c"]) if given.get("c") else ClientFile({}, {}, ())
+    local = {key: value for key, value in file.local.items() if key == "l"}
+    values = defaults(CLIENT_FLAGS) | local | file.pool | given
+    bind = None if sockets else parse_endpoint("-l", values["l"])
+    users = _local_users(values) or file.local.get("users", ())
+    for user in users:
+        if len(user.password.encode()) > MAX_LOGIN:
+            raise UsageError(
+                f"the password of the local user {quoted(user.name)} has more than {MAX_LOGIN} "
+                "bytes, which SOCKS5 cannot carry; choose a shorter one"
+            )
+    if bind is not None and not users and not all(map(_is_own, bind.hosts)):
+        logger.warning("-l: whoever reaches %s can use this proxy; give -user, or listen on %s",
+                       bind, LOOPBACK)  # fmt: skip
+    metrics, metrics_unix = metrics_address(values)
+    return ClientOptions(
+        bind=bind,
+        sockets=sockets,
+        users=users,
+        servers=given_servers(given, file.servers, defaults(CLIENT_FLAGS)),
+        pool=pool_options(values, given),
+        timeout=tunnel_timeout(values),
+        max_conns=part_of(at_least(0, values, "max-conns"), values),
+        metrics=metrics,
+        metrics_unix=metrics_unix,
+    )
+
+
+def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOptions:
+    """The options of anytls-server from what was `given` of SERVER_FLAGS. Reads the files named.
+
+    `sockets` are descriptors to listen on instead of -l. Raises UsageError.
+    """
+    file = read_server(given["c"]) if given.get("c") else {}
+    if any(given.get(name) for name in ("cert", "key", "cert-dir")):
+        # One identity or another, not the certificate of one and the key of the other.
+        file = {key: value for key, value in file.items() if key not in ("cert", "key")}
+    values = defaults(SERVER_FLAGS) | file | given
+    server_certificates(values | {"disable-tls": False})
+    metrics, metrics_unix = metrics_address(values)
+    return ServerOptions(
+        bind=None if sockets else parse_endpoint("-l", values["l"]),
+        sockets=sockets,
+        users=_server_users(values, file.get("users", ())),
+        users_file=values["users"] if given.get("users") else "",
+        padding_scheme=given_scheme(values) or file.get("padding", b""),
+        cert=values["cert"],
+        key=values["key"],
+        cert_dir=values["cert-dir"],
+        name=host_name("-n", values["n"]) if values["n"] else "",
+        client_ca=values["client-ca"],
+        alpn=alpn_names(values),
+        tls_min=tls_min(values),
+        fallback=fallback_site(values),
+        policy=parse_policy(values["allow"], values["deny"]),
+        timeout=tunnel_timeout(values),
+        udp_timeout=at_least(1, values, "udp-timeout"),
+        max_conns=part_of(at_least(0, values, "max-conns"), values),
+        fast_open=values["fast-open"],
+        metrics=metrics,
+        metrics_unix=metrics_unix,
+    )
+
+
+def _is_own(host: str) -> bool:
+    return host == "localhost" or is_loopback(host)
+
+
+def _local_users(values: Values) -> tuple[User, ...]:
+    """Whom -user lets in, nobody without it."""
+    name, path = values["user"], values["user-password-file"]
+    if bool(name) != bool(path):
+        given, missing = ("user", "user-password-file") if name else ("user-password-file", "user")
+        raise UsageError(f"-{given} needs -{missing} with it; give both, or none to ask nobody")
+    if not name:
+        return ()
+    return (checked_user("-user", name, read_password("-user-password-file", path)),)
+
+
+def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]:
+    """Whom the server lets in; `of_file` come with -c and count if no option names others."""
+    # "users" of a file of -c are Users already.
+    path = values["users"] if isinstance(values["users"], str) else ""
+    password = given_password(values)
+    if path and password:
+        raise UsageError("-users and -p or -password-file exclude each other; drop one")
+    if path:
+        return read_users("-users", path)
+    if password:
+        return (User(DEFAULT_NAME, password),)
+    if not of_file:
+        raise UsageError(
+            "-p is missing: give the password in a file with -password-file, or -users, or -c"
+        )
+    return of_file

@@ -1,0 +1,255 @@
+"""What a client of the proxy port says until it has said what it wants.
+
+Theory of operation
+-------------------
+The buffer holds what came and was not used. Each step takes a message from its front, answers it,
+and says what the next step is; the first one tells the protocols apart. The request is the last:
+the connection then goes to a `Holding`, with all that came behind the request, and to the owner.
+Of an HTTP request that is forwarded the head, as the destination shall get it, is put before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from functools import partial
+from typing import Any, Protocol
+
+from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
+from mtt.http.forward import OneRequest
+from mtt.layers import linger
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import Holding
+from mtt.log import logger
+from mtt.service import peer_name
+from mtt.wire import httpproxy, socks
+from mtt.wire.http1 import MAX_HEAD, HttpError, Reply, Request, find_head_end, parse_request_line
+from mtt.wire.httpproxy import Body
+from mtt.wire.socks import Outcome, SocksError
+
+# What a client is answered when the destination was not reached.
+Failure = Callable[[Outcome], bytes]
+
+
+class Owner(Protocol):
+    """What a handshake needs of its proxy port."""
+
+    handshake_time: float
+    has_udp: bool
+    has_login: bool
+
+    def begun(self, transport: asyncio.Transport) -> None: ...
+    def over(self, transport: asyncio.Transport) -> None: ...
+    def accepts(self, user: bytes, password: bytes) -> bool: ...
+    def connect(
+        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+    ) -> None: ...
+    def associate(self, near: asyncio.Transport, port: int) -> None: ...
+
+
+class ProxyHandshake(SharedReader):
+    """The protocol of a client until its request is complete."""
+
+    __slots__ = ("_buffer", "_closed", "_owner", "_scanned", "_step", "_timer", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._buffer = bytearray()
+        self._scanned = 0  # bytes of the buffer that hold no end of an HTTP head
+        self._closed = False
+        # Takes a message from the buffer; whether it was there. No bound method: that would keep
+        # the connection alive until the garbage collector comes.
+        self._step: Callable[[ProxyHandshake], bool] = ProxyHandshake._first
+        self._timer: asyncio.TimerHandle | None = None
+
+    # The protocol of the transport.
+
+    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
+        self._transport = transport
+        seconds = self._owner.handshake_time
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
+        self._owner.begun(transport)
+
+    def data_received(self, data: Data) -> None:
+        self._buffer += data
+        try:
+            while not self._closed and self._buffer and self._step(self):
+                pass
+        except (SocksError, HttpError) as error:
+            self._fail(error, error.answer)
+
+    def eof_received(self) -> bool:
+        self.connection_lost(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._closed:
+            return
+        if self._buffer or self._step is not ProxyHandshake._first:
+            text = f"left in the middle of its request: {describe(exc)}"
+            self._tell(NetworkError(text, cause=Cause.EOF))
+        else:
+            self._tell(NothingSaidError("closed without a byte"))
+        self._let_go()
+
+    # SOCKS.
+
+    def _first(self) -> bool:
+        version = self._buffer[0]
+        if version == socks.VERSION5:
+            self._step = ProxyHandshake._socks5_methods
+        elif version == socks.VERSION4:
+            self._step = ProxyHandshake._socks4
+        elif chr(version).isascii() and chr(version).isalpha():
+            self._step = ProxyHandshake._http
+        else:
+            # Without an answer, as nobody knows a language to give it in.
+            what = " but TLS" if version == 0x16 else ""
+            raise SocksError(f"speaks neither SOCKS nor HTTP{what} (first byte {version:#04x})")
+        return True
+
+    def _socks5_methods(self) -> bool:
+        found = socks.parse_methods(bytes(self._buffer))
+        if found is None:
+            return False
+        methods, end = found
+        method = socks.LOGIN if self._owner.has_login else socks.NO_LOGIN
+        if method not in methods:
+            text = "offers no login with user and password" if method else "offers only logins"
+            raise SocksError(text, socks.method_reply(socks.NO_METHOD))
+        self._transport.write(socks.method_reply(method))
+        self._next(end, ProxyHandshake._socks5_login if method else ProxyHandshake._socks5_request)
+        return True
+
+    def _socks5_login(self) -> bool:
+        found = socks.parse_login(bytes(self._buffer))
+        if found is None:
+            return False
+        user, password, end = found
+        if not self._owner.accepts(user, password):
+            raise SocksError("wrong user or password", socks.login_reply(False))
+        self._transport.write(socks.login_reply(True))
+        self._next(end, ProxyHandshake._socks5_request)
+        return True
+
+    def _socks5_request(self) -> bool:
+        found = socks.parse_request(bytes(self._buffer))
+        if found is None:
+            return False
+        command, host, port, end = found
+        if command == socks.CONNECT:
+            near = self._hand_over(end)
+            self._owner.connect(near, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
+        elif command == socks.UDP_ASSOCIATE and self._owner.has_udp:
+            self._owner.associate(self._hand_over(end), port)
+        else:
+            answer = socks.reply5(Outcome.COMMAND_NOT_SUPPORTED)
+            raise SocksError(f"asks for SOCKS command {command}", answer)
+        return True
+
+    def _socks4(self) -> bool:
+        found = socks.parse_request4(bytes(self._buffer))
+        if found is None:
+            return False
+        command, host, port, end = found
+        if self._owner.has_login:
+            raise SocksError("SOCKS4 has no passwords, and one is wanted", socks.reply4(False))
+        if command != socks.CONNECT:
+            raise SocksError(f"asks for SOCKS command {command}", socks.reply4(False))
+        near = self._hand_over(end)
+        self._owner.connect(near, host, port, socks.reply4(True), lambda _: socks.reply4(False))
+        return True
+
+    # HTTP.
+
+    def _http(self) -> bool:
+        end = find_head_end(self._buffer, self._scanned)
+        if end < 0 or end > MAX_HEAD:
+            line_end = self._buffer.find(b"\n")
+            if line_end >= self._scanned:  # who speaks another protocol hears so at once
+                parse_request_line(bytes(self._buffer[:line_end]).removesuffix(b"\r"))
+            if len(self._buffer) > MAX_HEAD:
+                raise HttpError(431, f"the request head is larger than {MAX_HEAD} bytes")
+            self._scanned = len(self._buffer)
+            return False
+        asked = httpproxy.parse(bytes(self._buffer[:end]))
+        if self._owner.has_login:
+            shown = httpproxy.login(asked.request)
+            if shown is None or not self._owner.accepts(*shown):
+                # Browsers ask without at first, and show it when they are told to.
+                text = "wrong user or password" if shown else "no user and password yet"
+                error = HttpError(407, text) if shown else MttError(text)
+                self._fail(error, _encode(asked.request, httpproxy.login_wanted()))
+                return False
+        near = self._hand_over(end, asked.head, asked.body)
+        success = b"" if asked.head else httpproxy.CONNECTED
+        failure = partial(_http_failure, asked.request)
+        self._owner.connect(near, asked.host, asked.port, success, failure)
+        return True
+
+    # Ends.
+
+    def _next(self, end: int, step: Callable[[ProxyHandshake], bool]) -> None:
+        del self._buffer[:end]
+        self._step = step
+
+    def _hand_over(
+        self, end: int, head: bytes = b"", body: Body | None = None
+    ) -> asyncio.Transport:
+        """The connection for whoever serves the request, which is the buffer up to `end`.
+
+        Raises HttpError if what is behind it breaks the framing of `body`.
+        """
+        transport, rest = self._transport, bytes(self._buffer[end:])
+        if body is not None:
+            rest = rest[: body.take(rest)]
+        self._let_go()
+        holding = Holding()
+        if body is not None:
+            layer = OneRequest(holding, body)
+            layer.start(transport)
+            transport = layer
+        else:
+            transport.set_protocol(holding)
+            holding.connection_made(transport)
+        if head or rest:
+            holding.data_received(head + rest)
+        return transport
+
+    def _expired(self) -> None:
+        seconds = self._owner.handshake_time
+        self._fail(NetworkError(f"no complete request within {seconds:g} s", cause=Cause.TIMEOUT))
+
+    def _fail(self, error: Exception, answer: bytes = b"") -> None:
+        """Say `answer`, and close."""
+        self._tell(error)
+        self._let_go()
+        if answer:
+            self._transport.write(answer)
+        linger.close(self._transport, lambda _error: None, eof_seen=False)
+
+    def _tell(self, error: Exception) -> None:
+        # What a client breaks is for its user to know; others come and go.
+        log = logger.warning if isinstance(error, PeerError) else logger.debug
+        log("%s: %s", peer_name(self._transport), describe(error))
+
+    def _let_go(self) -> None:
+        """Be done with this connection: whatever happens to it now is none of our business."""
+        self._closed = True
+        self._buffer.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._owner.over(self._transport)
+
+
+def _http_failure(request: Request, outcome: Outcome) -> bytes:
+    return _encode(request, httpproxy.failure(outcome))
+
+
+def _encode(request: Request, reply: Reply) -> bytes:
+    return reply.encode(request, date=formatdate(time.time(), usegmt=True), close=True)

@@ -1,0 +1,185 @@
+"""The local port of the client: SOCKS5, SOCKS4, SOCKS4a and HTTP proxy.
+
+    proxy_handshake -> open(host, port) -> answer success -> relay(near, far)
+                             `-----------> answer why not -> lingering close
+
+So success is what the owner knows to be one, and no byte is lost whoever speaks first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NamedTuple
+
+from anytls.association import IDLE_TIME, Association, PacketChannel
+from anytls.proxy_handshake import Failure, ProxyHandshake
+from mtt.admission import Pending, Repeated
+from mtt.errors import Cause, MttError, describe
+from mtt.layers import linger
+from mtt.layers.base import SharedReader
+from mtt.layers.holding import Holding
+from mtt.log import logger
+from mtt.service import peer_name
+from mtt.wire import socks
+from mtt.wire.socks import DestinationError, Outcome
+
+# From accept to the complete request. Applications ask at once; a browser that connects ahead of
+# need finds its connection closed and makes another.
+HANDSHAKE_TIME = 10.0
+# UDP ports that clients hold at the same time, each with a stream to the server.
+MAX_ASSOCIATIONS = 256
+
+
+class Login(NamedTuple):
+    """A user and a password, of which SOCKS has room for 255 bytes each."""
+
+    user: str
+    password: str
+
+    def accepts(self, user: bytes, password: bytes) -> bool:
+        """Whether these are they; how long that takes does not tell which byte is wrong."""
+        # No `and`: that would tell whether the user is right.
+        return hmac.compare_digest(user, self.user.encode()) & hmac.compare_digest(
+            password, self.password.encode()
+        )
+
+
+class ProxyPort:
+    """Serves the connections of a proxy port.
+
+    Args:
+        open: connects to a host (IP literal or name, unresolved) and port. Raises
+            DestinationError with the reason if the destination is known not to be reachable,
+            other MttErrors if who should try cannot be asked.
+        relay: joins the client's transport and the one of `open`, and owns both.
+        spawn: runs the work for a connection as a task that is cancelled at the end, and resets
+            the connection when the work fails (`Service._spawn`). While an association lives, so
+            does its task.
+        open_packets: makes the channel for an association, to which that calls `deliver()` and
+            `lost()`. Raises as `open`. None for no UDP.
+        login: what clients have to show, None for nothing.
+        handshake_time: seconds, see HANDSHAKE_TIME.
+        udp_idle_time: seconds, see association.IDLE_TIME.
+    """
+
+    def __init__(
+        self,
+        open: Callable[[str, int], Awaitable[asyncio.Transport]],
+        relay: Callable[[asyncio.Transport, asyncio.Transport], object],
+        spawn: Callable[[asyncio.Transport, Coroutine[Any, Any, None]], object],
+        *,
+        open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
+        login: Login | None = None,
+        handshake_time: float = HANDSHAKE_TIME,
+        udp_idle_time: float = IDLE_TIME,
+    ) -> None:
+        self._open = open
+        self._relay = relay
+        self._spawn = spawn
+        self._open_packets = open_packets
+        self._login = login
+        self._udp_idle_time = udp_idle_time
+        self._handshakes = Pending(what="proxy requests are incomplete")
+        self._full = Repeated()
+        self._closed = False
+        self.associations = 0  # UDP ports that there are
+        self.handshake_time = handshake_time
+        self.has_udp = open_packets is not None
+        self.has_login = login is not None
+
+    @property
+    def pending(self) -> int:
+        """How many connections have made no complete request yet."""
+        return len(self._handshakes)
+
+    def accept(self) -> SharedReader:
+        """The protocol for a new connection (a protocol factory of asyncio)."""
+        return ProxyHandshake(self)
+
+    def close(self) -> None:
+        """Cut the handshakes; what has been asked for is the business of the owner's tasks."""
+        self._closed = True
+        self._handshakes.close()
+
+    # Called by the handshakes.
+
+    def begun(self, transport: asyncio.Transport) -> None:
+        if self._closed:  # accepted in the very last moment
+            linger.reset(transport)
+        else:
+            self._handshakes.add(transport)
+
+    def over(self, transport: asyncio.Transport) -> None:
+        self._handshakes.discard(transport)
+
+    def accepts(self, user: bytes, password: bytes) -> bool:
+        """Whether a client may ask for something."""
+        return self._login is None or self._login.accepts(user, password)
+
+    def connect(
+        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+    ) -> None:
+        """Open what was asked for, answer with `success` or a `failure`, and relay."""
+        self._spawn(near, self._connect(near, host, port, success, failure))
+
+    def associate(self, near: asyncio.Transport, port: int) -> None:
+        """Serve a UDP ASSOCIATE; `port` is where the client says that it sends from."""
+        self._spawn(near, self._associate(near, port))
+
+    # The work.
+
+    async def _connect(
+        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+    ) -> None:
+        try:
+            far = await self._open(host, port)
+        except MttError as error:
+            _refuse(near, error, failure)
+            return
+        if success and not near.is_closing():
+            near.write(success)
+        self._relay(near, far)
+
+    async def _associate(self, near: asyncio.Transport, port: int) -> None:
+        assert self._open_packets is not None
+        association = Association(near, port, idle_time=self._udp_idle_time)
+        self.associations += 1
+        try:
+            if self.associations > MAX_ASSOCIATIONS:
+                self._full.warning(f"there are {MAX_ASSOCIATIONS} UDP associations: one refused")
+                raise DestinationError(Outcome.GENERAL_FAILURE, "too many UDP associations")
+            address = await association.open(self._open_packets)
+            if not near.is_closing():
+                near.write(socks.reply5(Outcome.SUCCEEDED, *address))
+            name = peer_name(near)
+            logger.debug("%s: UDP association: open", name)
+            logger.debug("%s: UDP association: over: %s", name, await association.serve())
+            _close(near)
+        except MttError as error:
+            _refuse(near, error, socks.reply5)
+        finally:
+            self.associations -= 1
+            association.close()
+
+
+def _refuse(near: asyncio.Transport, error: MttError, failure: Failure) -> None:
+    """Answer that a request failed, and close."""
+    # A destination that does not answer is routine, a server is not.
+    log = logger.debug if isinstance(error, DestinationError) else logger.warning
+    log("%s: %s", peer_name(near), describe(error))
+    outcome = Outcome.GENERAL_FAILURE
+    if isinstance(error, DestinationError):
+        outcome = error.outcome
+    elif error.cause is Cause.TIMEOUT:
+        outcome = Outcome.TIMED_OUT
+    if not near.is_closing():
+        near.write(failure(outcome))
+        _close(near)
+
+
+def _close(near: asyncio.Transport) -> None:
+    holding = near.get_protocol()
+    eof_seen = isinstance(holding, Holding) and holding.eof
+    linger.close(near, lambda _error: None, eof_seen=eof_seen)

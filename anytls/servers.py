@@ -1,0 +1,136 @@
+"""The servers of a client: from the file of -c, from -s, and what the command line says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from anytls.tls_fields import checked_alpn
+from anytls.uri import is_uri, parse_uri
+from mtt.errors import UsageError
+from mtt.net.address import Endpoint, is_ip
+from mtt.options.anytls import given_password
+from mtt.options.common import (
+    DEFAULT_TLS_MIN,
+    certificate_pair,
+    host_name,
+    reachable,
+    tls_min,
+)
+from mtt.options.flags import Values
+from mtt.trust.identity import parse_pin
+
+# Options about a server; on the command line they hold for all of them.
+_SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerChoice:
+    """A server that a client can use, checked."""
+
+    address: Endpoint
+    password: str = field(repr=False)
+    server_name: str  # SNI and name to verify; an IP literal is verified only; empty: neither
+    insecure: bool = False
+    ca: str = ""  # a PEM file; empty for the system's roots
+    pins: tuple[str, ...] = ()  # "sha256/BASE64"
+    cert: str = ""  # PEM files, of the client itself; both or none
+    key: str = ""
+    alpn: tuple[str, ...] = ()  # empty to offer none, as the reference
+    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
+
+
+def given_servers(
+    given: Values, of_file: tuple[Values, ...], otherwise: Values
+) -> tuple[ServerChoice, ...]:
+    """The servers to try in turn, at least one.
+
+    Args:
+        given: the options on the command line.
+        of_file: servers that the file of -c has, see `singbox.outbound()`.
+        otherwise: the options' defaults.
+
+    Raises UsageError.
+    """
+    override: Values = {name: given[name] for name in _SERVER_OPTIONS if name in given}
+    if password := given_password({"p": "", "password-file": ""} | given):
+        override["p"] = password
+    if given.get("insecure") and (given.get("ca") or given.get("pin")):
+        raise UsageError("-insecure turns off the verification that -ca and -pin ask for; drop one")
+    specs = of_file
+    if given.get("s"):
+        if len(specs) > 1:
+            raise UsageError(f"-s: {given['c']} (-c) has {len(specs)} servers; drop -s, or -c")
+        specs = ((specs[0] if specs else {}) | _given_server(given["s"], override),)
+    if not specs:
+        raise UsageError(
+            "-s is missing: give the server's address, like -s example.com:443, or its URI, or -c"
+        )
+    return tuple(_choice(otherwise | {"no-sni": False} | spec, override) for spec in specs)
+
+
+def alpn_names(values: Values) -> tuple[str, ...]:
+    """What -alpn says, or a file. Raises UsageError."""
+    given = values["alpn"]
+    if isinstance(given, tuple):  # of a file, and checked
+        return given
+    return checked_alpn("-alpn", [name.strip() for name in given.split(",")] if given else ())
+
+
+def _given_server(text: str, override: Values) -> Values:
+    """What -s says, in the terms of `singbox.outbound()`."""
+    if not is_uri(text):
+        if "@" in text:  # not for an error that shows it: there is a password in it
+            raise UsageError("-s: an @ belongs into a URI, like anytls://PASSWORD@example.com:443")
+        return {"server": reachable("-s", text)}
+    uri = parse_uri("-s", text)
+    if uri.password and override.get("p", uri.password) != uri.password:
+        raise UsageError("-s has another password in it than -p or -password-file; drop one")
+    values: Values = {"server": uri.endpoint}
+    if uri.password:
+        values["p"] = uri.password
+    if uri.sni:
+        values["sni"] = uri.sni
+    if uri.insecure is not None:
+        values["insecure"] = uri.insecure
+    if uri.insecure:
+        values |= {"ca": "", "pin": ()}  # those of a file's server
+    return values
+
+
+def _choice(known: Values, override: Values) -> ServerChoice:
+    values = known | override
+    if override.get("insecure"):
+        values |= {"ca": "", "pin": ()}
+    elif override.get("ca") or override.get("pin"):
+        # Somebody has found a better way than the URI or the file knew.
+        values["insecure"] = False
+    if not values["p"]:
+        raise UsageError(
+            "-p is missing: give the password in a file with -password-file, or in the URI of -s"
+        )
+    certificate_pair(values, "to go without a client certificate")
+    address: Endpoint = values["server"]
+    return ServerChoice(
+        address=address,
+        password=values["p"],
+        server_name=_server_name(values, address),
+        insecure=values["insecure"],
+        ca=values["ca"],
+        pins=tuple(parse_pin(text) for text in values["pin"]),
+        cert=values["cert"],
+        key=values["key"],
+        alpn=alpn_names(values),
+        tls_min=tls_min(values),
+    )
+
+
+def _server_name(values: Values, address: Endpoint) -> str:
+    name = host_name("-sni", values["sni"]) if values["sni"] else host_name("-s", address.host)
+    if not values["no-sni"] or is_ip(name):
+        return name
+    if not values["insecure"] and (values["ca"] or not values["pin"]):
+        raise UsageError(
+            "-c: disable_sni: a name that is not sent cannot be verified; give -pin, or remove "
+            "disable_sni and give the IP address of the server as server_name"
+        )
+    return ""

@@ -1,0 +1,257 @@
+"""Objects of sing-box's configuration: the AnyTLS inbound and outbound, and the local port.
+
+Field names: https://sing-box.sagernet.org/configuration/, up to 1.13. What is read becomes values
+of our own options, by their names; errors and warnings name the key in the file.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from anytls import tls_fields
+from anytls.json_file import Section
+from anytls.users import User, check_unique, checked_user
+from mtt.errors import UsageError
+from mtt.net.address import Endpoint, host_port, parse_endpoint
+from mtt.options.anytls import MIN_IDLE_TIME, checked_min_idle, checked_password, checked_scheme
+from mtt.options.common import host_name
+from mtt.options.flags import Values
+
+# Types of inbounds whose clients our local port serves as well.
+LOCAL_TYPES = ("mixed", "socks", "http")
+
+# What sing-box takes if nothing is given (common/listener).
+_LISTEN = "127.0.0.1"
+
+_OTHER_WAY = "our connections go the way the system's routes say; remove it, or use sing-box"
+_TUNING = "we have our own settings for that"
+_RESOLVER = "names are looked up by the system's resolver"
+_ROUTING = "there are no rules here: all traffic goes the same way"
+
+# Listen and dial fields that change where packets go, and so who sees them: not to be left out.
+_NETWORK = dict.fromkeys(("bind_interface", "routing_mark", "netns", "detour"), _OTHER_WAY)
+_KEEP_ALIVE = dict.fromkeys(
+    ("disable_tcp_keep_alive", "tcp_keep_alive", "tcp_keep_alive_interval", "tcp_keep_alive_count",
+     "tcp_multi_path", "udp_fragment", "reuse_addr"),
+    _TUNING,
+)  # fmt: skip
+
+_DIAL_REFUSED = _NETWORK | {
+    "inet4_bind_address": _OTHER_WAY,
+    "inet6_bind_address": _OTHER_WAY,
+    "tcp_fast_open": tls_fields.NO_CLIENT_FAST_OPEN,
+    "multiplex": tls_fields.NO_MUX,
+    "transport": "AnyTLS has no transport but TLS; remove it",
+}
+_DIAL_IGNORED = _KEEP_ALIVE | {
+    "connect_timeout": _TUNING,
+    "fallback_delay": _TUNING,
+    "bind_address_no_port": _TUNING,
+    "network_strategy": _TUNING,
+    "network_type": _TUNING,
+    "fallback_network_type": _TUNING,
+    "domain_resolver": _RESOLVER,
+    "domain_strategy": _RESOLVER,
+}
+_LISTEN_IGNORED = _KEEP_ALIVE | {
+    "udp_disable_domain_unmapping": _TUNING,
+    "sniff": _ROUTING,
+    "sniff_override_destination": _ROUTING,
+    "sniff_timeout": _ROUTING,
+    "domain_strategy": _RESOLVER,
+}
+_TLS_REFUSED = {
+    "cipher_suites": tls_fields.NO_CHOICE,
+    "curve_preferences": tls_fields.NO_CHOICE,
+    "ech": tls_fields.NO_ECH,
+    "reality": tls_fields.NO_REALITY,
+    "certificate": tls_fields.NO_INLINE.format("certificate_path"),
+}
+_OUTBOUND_TLS_REFUSED = _TLS_REFUSED | {
+    "utls": tls_fields.NO_UTLS,
+    "fragment": "the TLS handshake is sent in one piece; remove it",
+    "record_fragment": "the TLS handshake is sent in one piece; remove it",
+    "client_certificate": tls_fields.NO_INLINE.format("client_certificate_path"),
+    "client_key": tls_fields.NO_INLINE.format("client_key_path"),
+}
+_INBOUND_TLS_REFUSED = _TLS_REFUSED | {
+    "acme": "we do not obtain certificates; let certbot or acme.sh do that, and give "
+    "certificate_path and key_path",
+    "certificate_provider": "we do not obtain certificates; give certificate_path and key_path",
+    "key": tls_fields.NO_INLINE.format("key_path"),
+    "client_certificate": tls_fields.NO_INLINE.format("client_certificate_path"),
+    "client_certificate_public_key_sha256": "the keys of clients cannot be pinned; give "
+    "client_certificate_path",
+}
+_TLS_IGNORED = dict.fromkeys(("kernel_tx", "kernel_rx"), "TLS is not done by the kernel here")
+
+_CLIENT_AUTHENTICATION = {"": False, "no": False, "require-and-verify": True}
+
+
+def outbound(section: Section) -> Values:
+    """A server for the client, and how to keep sessions with it.
+
+    Keys: "server" (an Endpoint), and of options those that are about a server or the pool.
+    """
+    section.skip("type", "tag")
+    section.refuse(_DIAL_REFUSED)
+    section.ignore(_DIAL_IGNORED)
+    host = section.required("server", "the server's name or address")
+    name = host_name(section.label("server"), host)
+    password = section.required("password", "the password that the server knows")
+    values: Values = {
+        "server": Endpoint((name,), section.port("server_port")),
+        "p": checked_password(section.label("password"), password),
+        # Without it none are kept, there as here.
+        "m": checked_min_idle(
+            section.label("min_idle_session"), section.integer("min_idle_session")
+        ),
+    }
+    for option, key in (
+        ("idle-check", "idle_session_check_interval"), ("idle-timeout", "idle_session_timeout"),
+    ):  # fmt: skip
+        seconds = section.seconds(key, MIN_IDLE_TIME)
+        if seconds is not None:
+            values[option] = seconds
+    values |= _outbound_tls(_tls(section))
+    section.done()
+    return values
+
+
+def inbound(section: Section) -> Values:
+    """What a server is to do.
+
+    Keys: "users" (a tuple of Users), "padding" (bytes), and those of options.
+    """
+    section.skip("type", "tag")
+    section.refuse(_NETWORK)
+    section.ignore(_LISTEN_IGNORED)
+    values: Values = {"l": _listen(section), "fast-open": section.flag("tcp_fast_open")}
+    values["users"] = _users(section, "users", "name")
+    if not values["users"]:
+        section.fail("users", "missing; give at least one user with name and password")
+    seconds = section.seconds("udp_timeout", 1)
+    if seconds is not None:
+        values["udp-timeout"] = seconds
+    lines = section.texts("padding_scheme")
+    if lines:
+        raw = "\n".join(lines).encode("utf-8", "surrogatepass")
+        values["padding"] = checked_scheme(section.label("padding_scheme"), raw)
+    values |= _inbound_tls(_tls(section))
+    section.done()
+    return values
+
+
+def local(section: Section) -> Values:
+    """Where applications find the client: "l", and "users", a tuple of Users."""
+    section.skip("type", "tag", "udp_timeout")
+    section.refuse(_NETWORK | {
+        "set_system_proxy": "set the proxy in the settings of your system, and remove it",
+        "tls": "the local port speaks no TLS; remove it",
+        "tcp_fast_open": "the local port has no TCP fast open; remove it",
+    })  # fmt: skip
+    section.ignore(_LISTEN_IGNORED)
+    values: Values = {"l": _listen(section), "users": _users(section, "users", "username")}
+    section.done()
+    return values
+
+
+def listen_text(label: str, host: str, port: int) -> str:
+    """The value of -l for an address given as the Go programs take it. Raises UsageError."""
+    # There this means all addresses, of IPv4 as well.
+    text = host_port("" if host == "::" else host, port)
+    parse_endpoint(label, text)
+    return text
+
+
+def _listen(section: Section) -> str:
+    host = section.text("listen") or _LISTEN
+    return listen_text(section.label("listen"), host, section.port("listen_port"))
+
+
+def _users(section: Section, key: str, name_key: str) -> tuple[User, ...]:
+    users: list[User] = []
+    for number, each in enumerate(section.sections(key), 1):
+        # sing-box knows those without a name by their number.
+        name = each.text(name_key) or f"user-{number}"
+        users.append(checked_user(each.label(), name, each.text("password")))
+        each.done()
+
+    def fail(index: int, reason: str) -> NoReturn:
+        section.fail(f"{key}[{index}]", reason)
+
+    check_unique(users, fail)
+    return tuple(users)
+
+
+def _tls(section: Section) -> Section:
+    """The "tls" of an inbound or outbound."""
+    tls = section.section("tls")
+    if tls is None or not tls.flag("enabled"):
+        section.fail(
+            "tls", 'missing or not enabled; AnyTLS is nothing without: "tls": {"enabled": true}'
+        )
+    return tls
+
+
+def _outbound_tls(tls: Section) -> Values:
+    tls.refuse(_OUTBOUND_TLS_REFUSED)
+    tls.ignore(_TLS_IGNORED)
+    tls.skip("fragment_fallback_delay")
+    name = tls.text("server_name")
+    values: Values = {
+        "sni": host_name(tls.label("server_name"), name) if name else "",
+        "no-sni": tls.flag("disable_sni"),
+        "insecure": tls.flag("insecure"),
+        "ca": tls.text("certificate_path"),
+        "pin": tls_fields.pins(tls, "certificate_public_key_sha256"),
+        "cert": tls.text("client_certificate_path"),
+        "key": tls.text("client_key_path"),
+    } | _both_ends(tls)
+    if values["insecure"] and (values["ca"] or values["pin"]):
+        tls.fail("insecure", "turns off the verification that the other keys ask for; remove it")
+    _pair(tls, "client_certificate_path", "client_key_path")
+    tls.done()
+    return values
+
+
+def _inbound_tls(tls: Section) -> Values:
+    tls.refuse(_INBOUND_TLS_REFUSED)
+    tls.ignore(_TLS_IGNORED)
+    tls.skip("insecure")  # of clients only
+    name = tls.text("server_name")
+    values: Values = {
+        "n": host_name(tls.label("server_name"), name) if name else "",
+        "cert": tls.text("certificate_path"),
+        "key": tls.text("key_path"),
+    } | _both_ends(tls)
+    _pair(tls, "certificate_path", "key_path")
+    kind = tls.text("client_authentication")
+    authorities = tls.texts("client_certificate_path")
+    if kind not in _CLIENT_AUTHENTICATION:
+        tls.fail("client_authentication", "only no and require-and-verify are possible")
+    if len(authorities) > 1:
+        tls.fail("client_certificate_path", "only one file can be used; put all into that")
+    if _CLIENT_AUTHENTICATION[kind]:
+        if not authorities:
+            tls.fail("client_certificate_path", "missing; client_authentication needs it")
+        values["client-ca"] = authorities[0]
+    tls.done()
+    return values
+
+
+def _both_ends(tls: Section) -> Values:
+    values: Values = {}
+    alpn = tls_fields.checked_alpn(tls.label("alpn"), tls.texts("alpn"))
+    if alpn:
+        values["alpn"] = alpn
+    version = tls_fields.versions(tls, "min_version", "max_version")
+    if version:
+        values["tls-min"] = version
+    return values
+
+
+def _pair(tls: Section, cert: str, key: str) -> None:
+    for given, missing in ((cert, key), (key, cert)):
+        if tls.text(given) and not tls.text(missing):
+            raise UsageError(f"{tls.label(missing)} is missing; {given} needs it")

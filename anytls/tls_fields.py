@@ -1,0 +1,61 @@
+"""Values about TLS that sing-box and Xray spell differently and mean alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from anytls.json_file import Section
+from mtt.errors import UsageError
+from mtt.options.common import TLS_VERSIONS
+from mtt.options.flags import quoted
+from mtt.trust.identity import PIN_PREFIX, parse_pin
+
+# Why a client does not do what the file asks for, and what to do about it.
+NO_UTLS = (
+    "we cannot imitate the TLS handshake of a browser, Python's OpenSSL has one of its own; "
+    "remove it if this server lets us in without"
+)
+NO_REALITY = "REALITY replaces TLS, which AnyTLS needs; give a server with a real certificate"
+NO_ECH = "Python's TLS has no Encrypted Client Hello yet; remove it"
+NO_CHOICE = "which ciphers and curves are used is OpenSSL's choice; remove it"
+NO_INLINE = "it is in the file itself; save it to a file of its own and give its path in {}"
+NO_MUX = "AnyTLS reuses its sessions, and has no multiplexing beyond that; remove it"
+NO_CLIENT_FAST_OPEN = (
+    "AnyTLS cannot use TCP fast open: it keeps connections for later instead; remove it"
+)
+
+# An ALPN name has a length of one byte (RFC 7301, 3.1); all those in use are ASCII.
+_MAX_ALPN = 255
+
+
+def versions(section: Section, least: str, most: str) -> str:
+    """The oldest version of TLS by the keys `least` and `most`, empty if nothing is said."""
+    version = section.text(least)
+    if version and version not in TLS_VERSIONS:
+        section.fail(least, f"{quoted(version)} is not {' or '.join(TLS_VERSIONS)}; older ones "
+                            "are broken")  # fmt: skip
+    newest = section.text(most)
+    if newest and newest != TLS_VERSIONS[-1]:
+        section.fail(most, f"{quoted(newest)} is not {TLS_VERSIONS[-1]}; remove it, there is no "
+                           "reason to do without")  # fmt: skip
+    return version
+
+
+def pins(section: Section, key: str) -> tuple[str, ...]:
+    """Pins from SHA-256 hashes of public keys in Base64."""
+    found = []
+    for text in section.texts(key):
+        try:
+            found.append(parse_pin(PIN_PREFIX + text))
+        except UsageError:
+            section.fail(key, f"{quoted(text)} is not the SHA-256 of a public key in Base64")
+    return tuple(found)
+
+
+def checked_alpn(option: str, names: Iterable[str]) -> tuple[str, ...]:
+    """`names` if they can be offered in ALPN. Raises UsageError."""
+    found = tuple(names)
+    for name in found:
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= _MAX_ALPN):
+            raise UsageError(f"{option}: {quoted(name)} is no ALPN name; write h2 or http/1.1")
+    return found

@@ -1,0 +1,231 @@
+"""The outbound of Xray and its relatives, and the local port of such a configuration.
+
+There is `settings.servers`, a list, or the one server stands in `settings` itself; both spellings
+of the pool's keys are in use. Durations are seconds. Fields of `streamSettings`:
+https://xtls.github.io/config/transports/tls.html
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+from anytls import tls_fields
+from anytls.json_file import Section
+from anytls.singbox import listen_text
+from anytls.users import User, check_unique, checked_user
+from mtt.net.address import Endpoint
+from mtt.options.anytls import MIN_IDLE_TIME, checked_min_idle, checked_password
+from mtt.options.common import host_name
+from mtt.options.flags import Values, quoted
+
+# Protocols of inbounds whose clients our local port serves as well.
+LOCAL_PROTOCOLS = ("mixed", "socks", "http")
+
+_LISTEN = "0.0.0.0"  # what Xray takes if nothing is given
+
+_OTHER_WAY = "our connections go the way the system's routes say; remove it"
+_TUNING = "we have our own settings for that"
+
+_OUTBOUND_REFUSED = {
+    "mux": tls_fields.NO_MUX,
+    "proxySettings": _OTHER_WAY,
+    "sendThrough": _OTHER_WAY,
+}
+_SOCKOPT_REFUSED = {
+    "tcpFastOpen": tls_fields.NO_CLIENT_FAST_OPEN,
+    "mark": _OTHER_WAY,
+    "interface": _OTHER_WAY,
+    "dialerProxy": _OTHER_WAY,
+}
+_SOCKOPT_IGNORED = dict.fromkeys(
+    ("domainStrategy", "tcpKeepAliveInterval", "tcpKeepAliveIdle", "tcpUserTimeout", "tcpNoDelay",
+     "tcpcongestion", "tcpMptcp", "tcpMaxSeg", "tcpWindowClamp", "happyEyeballs",
+     "addressPortStrategy", "V6Only"),
+    _TUNING,
+)  # fmt: skip
+_WHOLE_CERTIFICATES = (
+    "hashes of certificates cannot be used, only those of public keys: remove it, and give -pin "
+    "with what the server prints at its start"
+)
+_OTHER_NAME = "the name that is verified is the one that is sent, serverName; remove it"
+_TLS_REFUSED = {
+    "pinnedPeerCertificateChainSha256": _WHOLE_CERTIFICATES,
+    "pinnedPeerCertSha256": _WHOLE_CERTIFICATES,
+    "serverNameToVerify": _OTHER_NAME,
+    "verifyPeerCertInNames": _OTHER_NAME,
+    "verifyPeerCertByName": _OTHER_NAME,
+    "cipherSuites": tls_fields.NO_CHOICE,
+    "curvePreferences": tls_fields.NO_CHOICE,
+    "echConfigList": tls_fields.NO_ECH,
+}
+_NATIVE = ("", "unsafe", "none")  # fingerprints: that of the program's own TLS
+
+
+def outbound(section: Section) -> list[Values]:
+    """The servers of an outbound, each as in `singbox.outbound()`."""
+    section.skip("protocol", "tag", "targetStrategy")
+    section.refuse(_OUTBOUND_REFUSED)
+    settings = section.section("settings")
+    if settings is None:
+        section.fail("settings", "missing; give servers with address, port and password")
+    stream = section.section("streamSettings")
+    if stream is None:
+        section.fail("streamSettings", 'missing; AnyTLS needs "security": "tls" in it')
+    pool = _pool(settings)
+    tls = _stream(stream)
+    if settings.has("servers"):
+        servers = settings.sections("servers")
+        if not servers:
+            settings.fail("servers", "empty; give address, port and password of one")
+    else:
+        servers = [settings]
+    found = [_server(each) | pool | tls for each in servers]
+    settings.done()
+    section.done()
+    return found
+
+
+def local(section: Section) -> Values:
+    """Where applications find the client: "l", and "users", a tuple of Users."""
+    section.skip("protocol", "tag", "sniffing", "allocate", "streamSettings")
+    listen = section.text("listen") or _LISTEN
+    text = listen_text(section.label("listen"), listen, section.port("port"))
+    users: tuple[User, ...] = ()
+    settings = section.section("settings")
+    if settings is not None:
+        settings.skip("udp", "ip", "userLevel", "timeout", "allowTransparent", "auth")
+        accounts = settings.sections("accounts")
+        # SOCKS has a switch for them; an HTTP inbound has not.
+        if section.text("protocol") == "http" or settings.text("auth") == "password":
+            users = _accounts(settings, accounts)
+        settings.done()
+    section.done()
+    return {"l": text, "users": users}
+
+
+def _accounts(settings: Section, accounts: list[Section]) -> tuple[User, ...]:
+    users = []
+    for each in accounts:
+        users.append(checked_user(each.label(), each.text("user"), each.text("pass")))
+        each.done()
+
+    def fail(index: int, reason: str) -> NoReturn:
+        settings.fail(f"accounts[{index}]", reason)
+
+    check_unique(users, fail)
+    return tuple(users)
+
+
+def _server(server: Section) -> Values:
+    server.skip("email", "level")
+    name = host_name(
+        server.label("address"), server.required("address", "the server's name or address")
+    )
+    password = server.required("password", "the password that the server knows")
+    values: Values = {
+        "server": Endpoint((name,), server.port("port")),
+        "p": checked_password(server.label("password"), password),
+    }
+    server.done()
+    return values
+
+
+def _pool(settings: Section) -> Values:
+    values: Values = {"m": 0}
+    for option, keys in (
+        ("idle-check", ("idleSessionCheckInterval", "idle_session_check_interval")),
+        ("idle-timeout", ("idleSessionTimeout", "idle_session_timeout")),
+    ):
+        for key in keys:
+            seconds = settings.seconds(key, MIN_IDLE_TIME)
+            if seconds is not None:
+                values[option] = seconds
+    for key in ("minIdleSession", "min_idle_session"):
+        if number := settings.integer(key):
+            values["m"] = checked_min_idle(settings.label(key), number)
+    return values
+
+
+def _stream(stream: Section) -> Values:
+    network = stream.text("network") or "raw"
+    if network not in ("tcp", "raw"):
+        stream.fail("network", f"{quoted(network)} is not possible; AnyTLS has raw only")
+    security = stream.text("security")
+    if security == "reality":
+        stream.fail("security", tls_fields.NO_REALITY)
+    if security != "tls":
+        stream.fail("security", 'not "tls", without which AnyTLS is nothing')
+    for key in ("tcpSettings", "rawSettings"):
+        raw = stream.section(key)
+        header = raw.section("header") if raw is not None else None
+        if header is not None and header.text("type") not in ("", "none"):
+            header.fail("type", 'only "none" is possible')
+    # Of transports and securities that are not used: clients write them all.
+    stream.skip("realitySettings", "kcpSettings", "wsSettings", "httpSettings", "grpcSettings",
+                "httpupgradeSettings", "xhttpSettings", "quicSettings")  # fmt: skip
+    sockopt = stream.section("sockopt")
+    if sockopt is not None:
+        sockopt.refuse(_SOCKOPT_REFUSED)
+        sockopt.ignore(_SOCKOPT_IGNORED)
+        sockopt.skip("tproxy", "acceptProxyProtocol")  # of inbounds
+        sockopt.done()
+    tls = stream.section("tlsSettings")
+    values = _tls(tls) if tls is not None else {}
+    stream.done()
+    return values
+
+
+def _tls(tls: Section) -> Values:
+    tls.refuse(_TLS_REFUSED)
+    tls.ignore({"masterKeyLog": "the keys of TLS are not written to a file"})
+    tls.skip("rejectUnknownSni", "enableSessionResumption", "echForceQuery", "echSockopt")
+    if tls.text("fingerprint") not in _NATIVE:
+        tls.fail("fingerprint", tls_fields.NO_UTLS)
+    name = tls.text("serverName")
+    values: Values = {
+        "sni": host_name(tls.label("serverName"), name) if name else "",
+        "insecure": tls.flag("allowInsecure"),
+        "pin": tls_fields.pins(tls, "pinnedPeerCertificatePublicKeySha256"),
+    } | _certificates(tls)
+    # A list, or one text with commas.
+    names = [part.strip() for text in tls.texts("alpn") for part in text.split(",")]
+    alpn = tls_fields.checked_alpn(tls.label("alpn"), filter(None, names))
+    if alpn:
+        values["alpn"] = alpn
+    version = tls_fields.versions(tls, "minVersion", "maxVersion")
+    if version:
+        values["tls-min"] = version
+    if values["insecure"] and (values.get("ca") or values["pin"]):
+        tls.fail("allowInsecure", "turns off the verification that the other keys ask for; "
+                                  "remove it")  # fmt: skip
+    if tls.flag("disableSystemRoot") and not (values.get("ca") or values["pin"]):
+        tls.fail("disableSystemRoot", "leaves nobody to trust; give a certificate with usage "
+                                      "verify, or remove it")  # fmt: skip
+    tls.done()
+    return values
+
+
+def _certificates(tls: Section) -> Values:
+    """Whom to trust, and who we are."""
+    values: Values = {}
+    for each in tls.sections("certificates"):
+        each.skip("ocspStapling", "oneTimeLoading", "buildChain")
+        each.refuse({
+            "certificate": tls_fields.NO_INLINE.format("certificateFile"),
+            "key": tls_fields.NO_INLINE.format("keyFile"),
+        })  # fmt: skip
+        usage = each.text("usage") or "encipherment"
+        if usage not in ("verify", "encipherment"):
+            each.fail("usage", f"{quoted(usage)} is not possible; verify or encipherment are")
+        file = each.required("certificateFile", "the path of a PEM file")
+        found: Values = (
+            {"ca": file}
+            if usage == "verify"
+            else {"cert": file, "key": each.required("keyFile", "the path of a PEM file")}
+        )
+        each.skip("keyFile")
+        if found.keys() & values.keys():
+            each.fail("usage", "only one file can be used for that; put all into one")
+        values |= found
+        each.done()
+    return values

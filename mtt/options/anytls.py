@@ -1,0 +1,160 @@
+"""Options of everything that speaks AnyTLS: password, session pool, padding scheme."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mtt.errors import UsageError
+from mtt.options.common import at_least
+from mtt.options.files import read_file, read_text
+from mtt.options.flags import Flag, Values, parse_duration
+
+# The reference's own defaults.
+DEFAULT_MIN_IDLE = 5
+DEFAULT_IDLE_CHECK = "30s"
+DEFAULT_IDLE_TIMEOUT = "30s"
+
+# Every idle session is opened at the start and costs memory on both ends for as long as we run.
+MAX_MIN_IDLE = 256
+
+# Seconds. The pool is walked at every check, and what ends sooner than it is put back is no pool.
+MIN_IDLE_TIME = 1
+
+# Bytes in UTF-8. On the wire it is a hash; nobody types more, and a file with more is another one.
+MAX_PASSWORD = 1024
+
+# fmt: off
+PASSWORD = Flag("p", "str", "Password. On a command line every user of this machine can see it in "
+                "the list of processes; -password-file keeps it secret.", "PASSWORD", secret=True)
+PASSWORD_FILE = Flag("password-file", "str", "File with the password, in one line.", "FILE")
+MIN_IDLE = Flag("m", "int", "Idle sessions that are kept for the next connection, which then costs "
+                f"no handshake; 0 to {MAX_MIN_IDLE}.", "N", str(DEFAULT_MIN_IDLE))
+IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are looked for.",
+                  "DURATION", DEFAULT_IDLE_CHECK)
+IDLE_TIMEOUT = Flag("idle-timeout", "duration", "How long those may have been idle before they are "
+                    "closed.", "DURATION", DEFAULT_IDLE_TIMEOUT)
+DISABLE_REUSE = Flag("dr", "bool", "Disable reuse: a session for every connection.")
+PADDING_SCHEME = Flag("padding-scheme", "str", "File with the padding scheme that clients are to "
+                      "use instead of the default one.", "FILE")
+ANYTLS = Flag("anytls", "bool", "Speak AnyTLS: padding against guesses at what is inside, sessions "
+              "that are used again, and a password, -p. Both ends need it.")
+# fmt: on
+
+POOL_FLAGS = (MIN_IDLE, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
+
+# What a tunnel needs for AnyTLS as one of its modes, see `tunnel_password()`.
+TUNNEL_CLIENT_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
+TUNNEL_SERVER_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
+
+# Other modes of a tunnel, and what belongs to them.
+_OTHER_MODES = ("wss", "mux", "preconnect")
+
+
+class PoolOptions(NamedTuple):
+    """How a client treats the sessions that carry nothing at the moment."""
+
+    min_idle: int = DEFAULT_MIN_IDLE  # kept, however old; the newest count first
+    check_interval: float = parse_duration(DEFAULT_IDLE_CHECK)  # seconds
+    idle_timeout: float = parse_duration(DEFAULT_IDLE_TIMEOUT)  # seconds, for those beyond min_idle
+    reuse: bool = True  # False: none is idle ever
+
+
+DEFAULT_POOL = PoolOptions()
+
+
+def pool_options(values: Values, given: Values) -> PoolOptions:
+    """What POOL_FLAGS say: all `values`, and those that were `given`. Raises UsageError."""
+    if values["dr"]:
+        if given.get("m"):
+            raise UsageError("-m keeps sessions for the reuse that -dr disables; drop one")
+        values = values | {"m": 0}
+    return PoolOptions(
+        min_idle=checked_min_idle("-m", values["m"]),
+        check_interval=at_least(MIN_IDLE_TIME, values, "idle-check"),
+        idle_timeout=at_least(MIN_IDLE_TIME, values, "idle-timeout"),
+        reuse=not values["dr"],
+    )
+
+
+def checked_min_idle(option: str, number: int) -> int:
+    """`number` if a client may keep as many idle sessions. Raises UsageError."""
+    if not 0 <= number <= MAX_MIN_IDLE:
+        raise UsageError(f"{option}: {number} is not from 0 to {MAX_MIN_IDLE}")
+    return number
+
+
+def given_password(values: Values) -> str:
+    """What -p or -password-file say, empty without both. Raises UsageError."""
+    text: str = values["p"]
+    path: str = values["password-file"]
+    if text and path:
+        raise UsageError("-p and -password-file exclude each other; drop -p, which others can see")
+    if path:
+        return read_password("-password-file", path)
+    return checked_password("-p", text) if text else ""
+
+
+def tunnel_password(values: Values, given: Values) -> str:
+    """The password of a tunnel with -anytls, empty without that: all `values`, and those `given`.
+
+    Raises UsageError: something of it is missing, superfluous, or of another mode.
+    """
+    if not values["anytls"]:
+        for flag in (*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS):
+            if flag is not ANYTLS and given.get(flag.name):
+                raise UsageError(f"-{flag.name} needs -anytls; add that, or drop -{flag.name}")
+        return ""
+    for name in _OTHER_MODES:
+        if values.get(name):
+            raise UsageError(f"-anytls and -{name} exclude each other; drop one")
+    password = given_password(values)
+    if not password:
+        raise UsageError("-p is missing: give the password that -anytls needs, or -password-file")
+    return password
+
+
+def read_password(option: str, path: str) -> str:
+    """The password in a file of one line. Raises UsageError, which does not repeat it."""
+    # Room for a mark at its beginning and an end of line.
+    text = read_text(option, path, limit=MAX_PASSWORD + 8, secret=True)
+    text = text.removesuffix("\n").removesuffix("\r")
+    if "\n" in text or "\r" in text:
+        raise UsageError(f"{option}: {path} has more than one line; write the password alone")
+    if not text:
+        raise UsageError(f"{option}: {path} is empty; write the password into it")
+    return checked_password(option, text)
+
+
+def checked_password(option: str, text: str) -> str:
+    """`text` if it can be a password: some, not too much, UTF-8. Raises UsageError."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # bytes of the command line, or half a surrogate pair from JSON
+        raise UsageError(f"{option}: the password is not UTF-8 text") from None
+    if not 0 < size <= MAX_PASSWORD:
+        what = f"has more than {MAX_PASSWORD} bytes" if size else "is empty"
+        raise UsageError(f"{option}: the password {what}; make one with: openssl rand -base64 24")
+    return text
+
+
+def given_scheme(values: Values) -> bytes:
+    """What -padding-scheme says, empty without it. Raises UsageError."""
+    path: str = values["padding-scheme"]
+    if not path:
+        return b""
+    from mtt.wire.padding import MAX_SCHEME
+
+    option = "-padding-scheme"
+    # Byte by byte: the end of the last line, too, is part of what clients compare by its hash.
+    return checked_scheme(f"{option}: {path}", read_file(option, path, limit=MAX_SCHEME))
+
+
+def checked_scheme(where: str, raw: bytes) -> bytes:
+    """`raw` if it is a padding scheme that clients can follow. Raises UsageError."""
+    from mtt.wire.padding import Scheme, SchemeError  # not for a plugin that does without
+
+    try:
+        Scheme.parse(raw, strict=True)
+    except SchemeError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return raw

@@ -1,0 +1,39 @@
+"""Files that options name: read whole, up to a limit, with errors that name the option."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from mtt.errors import UsageError, describe
+from mtt.log import logger
+
+
+def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> bytes:
+    """The content of the file `path`, which `option` names; a pipe will do too.
+
+    With `secret` there is a warning if every user of this machine can read it. Raises UsageError:
+    it cannot be read, or has more than `limit` bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+            status = os.fstat(file.fileno())
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"{option}: cannot read {path}: {describe(error)}") from None
+    if len(content) > limit:
+        raise UsageError(f"{option}: {path} has more than {limit} bytes; is it the right file?")
+    # A group may well be meant to read it: root writes it, the service's group reads it.
+    exposed = stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH
+    if secret and exposed and os.name == "posix":
+        logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
+    return content
+
+
+def read_text(option: str, path: str, *, limit: int, secret: bool = False) -> str:
+    """As `read_file`, decoded from UTF-8; a byte order mark does not count. Raises UsageError."""
+    content = read_file(option, path, limit=limit, secret=secret)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{option}: {path} is not UTF-8 text (byte {error.start})") from None

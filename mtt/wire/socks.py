@@ -1,0 +1,222 @@
+"""SOCKS as a server speaks it: version 5 (RFC 1928, RFC 1929), versions 4 and 4a.
+
+    5:  05 n methods            -> 05 method
+        01 n user n password    -> 01 status                    (if the method is 2)
+        05 command 00 address   -> 05 reply 00 address
+    4:  04 command port ip user 00 [name 00]  -> 00 reply port ip
+
+Parsers get all that came and was not used yet, and return what they found with the offset behind
+it, or None as long as it is incomplete. No message is longer than MAX_MESSAGE. Version 4a marks a
+name by an IP of 0.0.0.x (SOCKS 4A: A Simple Extension to SOCKS 4 Protocol, Ying-Da Lee).
+"""
+
+from __future__ import annotations
+
+import enum
+
+from mtt.errors import NetworkError, PeerError
+from mtt.wire import addresses
+from mtt.wire.addresses import MAX_NAME, AddressError
+
+VERSION4, VERSION5 = 4, 5  # the first byte of a connection
+CONNECT, UDP_ASSOCIATE = 1, 3  # BIND (2) is of no use to anybody any more
+NO_LOGIN, LOGIN, NO_METHOD = 0, 2, 0xFF
+
+# SOCKS 4 sets no limit to the user's name, which nobody reads; identd (RFC 1413) has 512, and
+# real ones are as long as a login.
+MAX_USER = 255
+# The longest request there is, one of version 4a; login (513) and request of 5 (262) are shorter.
+MAX_MESSAGE = 8 + MAX_USER + 1 + MAX_NAME + 1
+
+# Of a datagram from or to the client, before its address: two zeros and the number of a fragment.
+_DATAGRAM = b"\0\0\0"
+
+
+class Outcome(enum.IntEnum):
+    """How a request ended (RFC 1928, 6), and how people call it."""
+
+    text: str
+
+    def __new__(cls, number: int, text: str) -> Outcome:
+        outcome = int.__new__(cls, number)
+        outcome._value_ = number
+        outcome.text = text
+        return outcome
+
+    SUCCEEDED = 0, "connected"
+    GENERAL_FAILURE = 1, "the connection failed"
+    NOT_ALLOWED = 2, "not allowed"
+    NETWORK_UNREACHABLE = 3, "network unreachable"
+    HOST_UNREACHABLE = 4, "host unreachable"
+    CONNECTION_REFUSED = 5, "connection refused"
+    # RFC 1928 says "TTL expired"; everybody uses it for a connection that timed out.
+    TIMED_OUT = 6, "timed out"
+    COMMAND_NOT_SUPPORTED = 7, "command not supported"
+    ADDRESS_TYPE_NOT_SUPPORTED = 8, "address type not supported"
+
+
+# What servers say of a destination that they could not connect to: Go's texts by way of syscall,
+# net and context, Python's are the same strerror() texts; and the texts of `Outcome`.
+_WORDS = (
+    ("connection refused", Outcome.CONNECTION_REFUSED),
+    ("network is unreachable", Outcome.NETWORK_UNREACHABLE),
+    ("network unreachable", Outcome.NETWORK_UNREACHABLE),
+    ("no route to host", Outcome.HOST_UNREACHABLE),
+    ("host is unreachable", Outcome.HOST_UNREACHABLE),
+    ("host is down", Outcome.HOST_UNREACHABLE),
+    ("host unreachable", Outcome.HOST_UNREACHABLE),
+    ("no such host", Outcome.HOST_UNREACHABLE),  # a name that does not resolve
+    ("not allowed", Outcome.NOT_ALLOWED),
+    ("not permitted", Outcome.NOT_ALLOWED),
+    ("permission denied", Outcome.NOT_ALLOWED),
+    ("timed out", Outcome.TIMED_OUT),
+    ("timeout", Outcome.TIMED_OUT),
+    ("deadline exceeded", Outcome.TIMED_OUT),
+)
+
+
+class DestinationError(NetworkError):
+    """A destination cannot be reached, and that is known from who tried.
+
+    `outcome` is what a proxy answers. Failures on the way to who should try are other errors.
+    """
+
+    def __init__(self, outcome: Outcome, text: str = "") -> None:
+        super().__init__(text or outcome.text)
+        self.outcome = outcome
+
+
+class SocksError(PeerError):
+    """A message that is not served; `answer` is what to send before closing the connection."""
+
+    def __init__(self, text: str, answer: bytes = b"") -> None:
+        super().__init__(text)
+        self.answer = answer
+
+
+def outcome_from_text(text: str) -> Outcome:
+    """What best fits what a server said of a destination that it could not connect to."""
+    text = text.lower()
+    return next((outcome for words, outcome in _WORDS if words in text), Outcome.GENERAL_FAILURE)
+
+
+# Version 5.
+
+
+def parse_methods(data: bytes) -> tuple[bytes, int] | None:
+    """The methods of authentication that a client offers, one byte each."""
+    if len(data) < 2 or len(data) < 2 + data[1]:
+        return None
+    end = 2 + data[1]
+    return data[2:end], end
+
+
+def method_reply(method: int) -> bytes:
+    """The method chosen; after NO_METHOD the connection is closed."""
+    return b"\x05%c" % method
+
+
+def parse_login(data: bytes) -> tuple[bytes, bytes, int] | None:
+    """User and password (RFC 1929). Raises SocksError."""
+    if data[:1] not in (b"", b"\x01"):
+        raise SocksError("a SOCKS login of an unknown version", login_reply(False))
+    if len(data) < 2 or len(data) < 3 + data[1]:
+        return None
+    at = 2 + data[1]
+    end = at + 1 + data[at]
+    if len(data) < end:
+        return None
+    return data[2:at], data[at + 1 : end], end
+
+
+def login_reply(good: bool) -> bytes:
+    """Whether user and password are right; after a no the connection is closed."""
+    return b"\x01\x00" if good else b"\x01\x01"
+
+
+def parse_request(data: bytes) -> tuple[int, str, int, int] | None:
+    """Command, host, port and end. The address of a UDP_ASSOCIATE may be an empty name.
+
+    Raises SocksError.
+    """
+    if data[:1] not in (b"", b"\x05"):
+        text = "a SOCKS request of another version than 5"
+        raise SocksError(text, reply5(Outcome.GENERAL_FAILURE))
+    if len(data) < 4:
+        return None
+    if data[3] not in addresses.SOCKS:
+        text = f"a SOCKS request with address type {data[3]}"
+        raise SocksError(text, reply5(Outcome.ADDRESS_TYPE_NOT_SUPPORTED))
+    try:
+        address = addresses.decode(data, 3, allow_empty=data[1] == UDP_ASSOCIATE)
+    except AddressError as error:
+        text = f"a SOCKS request with {error}"
+        raise SocksError(text, reply5(Outcome.GENERAL_FAILURE)) from None
+    if address is None:
+        return None
+    return data[1], *address
+
+
+def reply5(outcome: Outcome, host: str = "0.0.0.0", port: int = 0) -> bytes:
+    """The answer to a request; the address is where datagrams go, or nobody's business."""
+    return b"\x05%c\x00" % outcome + addresses.encode(host, port)
+
+
+# Versions 4 and 4a.
+
+
+def parse_request4(data: bytes) -> tuple[int, str, int, int] | None:
+    """Command, host, port and end; the user's name is of no interest. Raises SocksError."""
+    if len(data) < 9:
+        return None
+    end = _end_of_text(data, 8, MAX_USER)
+    if end < 0:
+        return None
+    port, ip = int.from_bytes(data[2:4], "big"), data[4:8]
+    if ip[:3] == b"\0\0\0" and ip[3]:
+        start, end = end, _end_of_text(data, end, MAX_NAME)
+        if end < 0:
+            return None
+        wire = b"%c%c%b" % (addresses.SOCKS.domain, end - 1 - start, data[start : end - 1])
+    else:
+        wire = b"%c%b" % (addresses.SOCKS.ipv4, ip)
+    try:
+        address = addresses.decode(wire + data[2:4])
+    except AddressError as error:
+        raise SocksError(f"a SOCKS request with {error}", reply4(False)) from None
+    assert address is not None  # it was put together here
+    return data[1], address[0], port, end
+
+
+def _end_of_text(data: bytes, at: int, limit: int) -> int:
+    """The offset behind the zero that ends a text, -1 if it has not come. Raises SocksError."""
+    end = data.find(b"\0", at, at + limit + 1)
+    if end < 0 and len(data) > at + limit:
+        raise SocksError(f"a SOCKS request with a text of more than {limit} bytes", reply4(False))
+    return end + 1 if end >= 0 else -1
+
+
+def reply4(granted: bool) -> bytes:
+    """The answer to a request; there is only one way to say no that is not about identd."""
+    return b"\0%c\0\0\0\0\0\0" % (0x5A if granted else 0x5B)
+
+
+# Datagrams of an association.
+
+
+def parse_datagram(data: bytes) -> tuple[str, int, int]:
+    """Destination and the offset of the payload. Raises SocksError: it has to be dropped."""
+    try:
+        address = addresses.decode(data, len(_DATAGRAM))
+    except AddressError as error:
+        raise SocksError(str(error)) from None
+    if address is None:
+        raise SocksError("an incomplete header")
+    if data[2]:
+        raise SocksError("a fragment")  # optional (RFC 1928, 7), and nobody sends them
+    return address
+
+
+def datagram_header(host: str, port: int) -> bytes:
+    """What precedes the payload of a datagram from `host`. Raises AddressError."""
+    return _DATAGRAM + addresses.encode(host, port)

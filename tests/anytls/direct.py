@@ -1,0 +1,109 @@
+"""A proxy that connects directly: the local port without a tunnel behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from anytls.association import Association
+from anytls.proxy_port import ProxyPort
+from mtt.errors import MttError, describe
+from mtt.layers.base import Data
+from mtt.layers.holding import Holding
+from mtt.net.address import Endpoint
+from mtt.net.listen import listen
+from mtt.net.resolve import Resolver
+from mtt.service import Service
+from mtt.wire.socks import DestinationError, outcome_from_text
+
+
+class DirectProxy(Service):
+    """Connects where it is told to; `names` are known to lead to this machine.
+
+    `error` is what every request fails with, `gate` what every one waits for.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
+        super().__init__(timeout=20)
+        self._host = host
+        self.names = {"echo.test"}
+        self.asked: list[tuple[str, int]] = []
+        self.error: MttError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.channels: list[EchoChannel] = []
+        self.proxy = ProxyPort(self._open, self._relay, self._spawn, **options)
+
+    async def start(self) -> None:
+        self._listener = await listen(
+            Endpoint((self._host,), 0), "", self._admission.guard(self.proxy.accept),
+            resolver=Resolver(),
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        self.cleanup()
+        self.proxy.close()
+        await super().close()
+
+    async def _open(self, host: str, port: int) -> asyncio.Transport:
+        self.asked.append((host, port))
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        loop = asyncio.get_running_loop()
+        try:
+            transport, _ = await loop.create_connection(
+                Holding, "127.0.0.1" if host in self.names else host, port
+            )
+        except OSError as error:
+            raise DestinationError(outcome_from_text(describe(error))) from None
+        return transport
+
+    async def open_packets(self, association: Association) -> EchoChannel:
+        """For ProxyPort: every destination answers with what it gets."""
+        if self.error is not None:
+            raise self.error
+        self.channels.append(EchoChannel(association))
+        return self.channels[-1]
+
+
+class EchoChannel:
+    """Sends every datagram back, in upper case, from where it was sent to."""
+
+    def __init__(self, association: Association) -> None:
+        self.association = association
+        self.sent: list[tuple[str, int, bytes]] = []
+        self.closed = False
+
+    def send(self, host: str, port: int, payload: bytes) -> None:
+        assert not self.closed
+        self.sent.append((host, port, payload))
+        answer: Data = memoryview(payload.upper())
+        self.association.deliver(host, port, answer)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def port_of(service: Service) -> int:
+    return int(service.addresses[0].rpartition(":")[2])
+
+
+@contextlib.asynccontextmanager
+async def direct_proxy(
+    *, udp: bool = False, host: str = "127.0.0.1", **options: Any
+) -> AsyncIterator[DirectProxy]:
+    proxy: DirectProxy
+
+    async def open_packets(association: Association) -> EchoChannel:
+        return await proxy.open_packets(association)
+
+    opener: Callable[[Association], Awaitable[EchoChannel]] | None = open_packets if udp else None
+    proxy = DirectProxy(host, open_packets=opener, **options)
+    await proxy.start()
+    try:
+        yield proxy
+    finally:
+        await proxy.close()

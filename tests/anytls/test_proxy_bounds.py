@@ -1,0 +1,117 @@
+"""The proxy port and clients that are slow, many, gone, or make noise."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+import pytest
+
+from anytls import proxy_port
+from mtt import admission
+from mtt.wire.socks import DestinationError, Outcome
+from tests.anytls.clients import TUNNELS, socks4a, socks5
+from tests.anytls.direct import direct_proxy, port_of
+from tests.support.tunnels import connect
+
+
+@pytest.mark.parametrize("said", [b"", b"\5", b"\5\1\0", b"\4\1\0", b"GET http://a"])
+async def test_a_client_that_does_not_get_on_is_left(said: bytes) -> None:
+    async with direct_proxy(handshake_time=0.05) as proxy:
+        async with await connect(port_of(proxy)) as client:
+            await client.send(said)
+            assert await client.rest() == (b"\5\0" if said == b"\5\1\0" else b"")
+        assert proxy.proxy.pending == 0
+
+
+async def test_the_time_does_not_start_again_with_every_message() -> None:
+    async with direct_proxy(handshake_time=0.1) as proxy, await connect(port_of(proxy)) as client:
+        said = socks4a(1, "a" * 200)[0]
+        await client.send(said[:1])
+        while not proxy.proxy.pending:
+            await asyncio.sleep(0)
+        sent = 1
+        while proxy.proxy.pending:
+            assert sent < len(said), "it was let in"
+            await client.send(said[sent : sent + 1])
+            sent += 1
+            await asyncio.sleep(0.005)
+        assert await client.rest() == b""
+        assert proxy.asked == []
+
+
+async def test_the_oldest_of_too_many_handshakes_has_to_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def two(**options: Any) -> admission.Pending:
+        return admission.Pending(2, **options)
+
+    monkeypatch.setattr(proxy_port, "Pending", two)
+    async with direct_proxy() as proxy:
+        clients = [await connect(port_of(proxy)) for _ in range(3)]
+        with pytest.raises(ConnectionResetError):
+            await clients[0].rest()
+        assert proxy.proxy.pending == 2
+        for client in clients:
+            client.close()
+
+
+async def test_the_end_of_the_proxy_is_the_end_of_handshakes_and_of_what_is_being_opened() -> None:
+    async with direct_proxy() as proxy:
+        proxy.gate.clear()
+        asking, waiting = await connect(port_of(proxy)), await connect(port_of(proxy))
+        await asking.send(socks5(1)[0])
+        assert await asking.exactly(2) == b"\5\0"
+        while not proxy.asked or proxy.proxy.pending < 1:
+            await asyncio.sleep(0)
+        await proxy.close()
+        for client in (asking, waiting):
+            with pytest.raises(ConnectionResetError):
+                await client.rest()
+            client.close()
+
+
+async def test_clients_that_come_and_go_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    async with direct_proxy() as proxy:
+        for said in (b"", b"\5", b"\5\1\0", b"\4\1", b"GET"):
+            for reset in (True, False):
+                client = await connect(port_of(proxy))
+                await client.send(said)
+                while not proxy.proxy.pending:
+                    await asyncio.sleep(0)
+                if reset:
+                    client.reset()
+                else:
+                    client.close()
+                while proxy.proxy.pending:
+                    await asyncio.sleep(0)
+    assert not [line for line in caplog.records if line.levelno > logging.DEBUG]
+
+
+async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever comes first: an answer or none, never an internal error, and nobody stays."""
+    rng = random.Random(5)
+    starts = [said for said, _ in (request(9) for request in TUNNELS.values())]
+    starts += [b"", b"GET http://a:9/ HTTP/1.1\r\nHost: a\r\n\r\n", b"\5\1\0\5\3\0"]
+    async with direct_proxy(udp=True) as proxy:
+        proxy.error = DestinationError(Outcome.CONNECTION_REFUSED)
+
+        async def one() -> None:
+            noise = bytearray(rng.choice(starts) + rng.randbytes(rng.randrange(40)))
+            for _ in range(rng.randrange(4)):
+                if noise:
+                    noise[rng.randrange(len(noise))] = rng.randrange(256)
+            async with await connect(port_of(proxy)) as client:
+                await client.send(bytes(noise))
+                await client.finish()
+                await client.rest()
+
+        for _ in range(15):
+            await asyncio.gather(*(one() for _ in range(20)))
+        assert proxy.proxy.pending == 0
+        while proxy.tunnels:
+            await asyncio.sleep(0)
+    assert "internal error" not in caplog.text
+    assert proxy.asked

@@ -1,0 +1,312 @@
+"""Requests to an HTTP proxy: where they go, what is forwarded, where their bodies end."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mtt.wire.http1 import HttpError, Request, parse_request
+from mtt.wire.httpproxy import MAX_LINE, Body, failure, login, login_wanted, parse
+from mtt.wire.socks import Outcome
+
+DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
+
+
+def head(first: str, *lines: str) -> bytes:
+    return "\r\n".join([first, *lines, "", ""]).encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "port"),
+    [
+        ("example.com:443", "example.com", 443),
+        ("127.0.0.1:1", "127.0.0.1", 1),
+        ("[2001:DB8::1]:65535", "2001:db8::1", 65535),
+        ("[::ffff:127.0.0.1]:80", "127.0.0.1", 80),
+    ],
+)
+def test_connect(target: str, host: str, port: int) -> None:
+    asked = parse(head(f"CONNECT {target} HTTP/1.1", f"Host: {target}"))
+    assert (asked.host, asked.port, asked.head, asked.body) == (host, port, b"", None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "host", "port", "target", "header"),
+    [
+        ("http://a.example/x?y=%2F", "a.example", 80, "/x?y=%2F", "a.example"),
+        ("HTTP://a.example:8080", "a.example", 8080, "/", "a.example:8080"),
+        ("http://a.example?q", "a.example", 80, "/?q", "a.example"),
+        ("http://a.example:/", "a.example", 80, "/", "a.example:"),
+        ("http://[::1]:81/", "::1", 81, "/", "[::1]:81"),
+        ("http://127.0.0.1//x//", "127.0.0.1", 80, "//x//", "127.0.0.1"),
+        ("http://a/http://b/", "a", 80, "/http://b/", "a"),
+    ],
+)
+def test_an_absolute_uri_becomes_a_path_and_a_host(
+    uri: str, host: str, port: int, target: str, header: str
+) -> None:
+    asked = parse(head(f"GET {uri} HTTP/1.1", "Host: other.example"))
+    assert (asked.host, asked.port) == (host, port)
+    expected = head(f"GET {target} HTTP/1.1", f"Host: {header}", "Connection: close")
+    assert asked.head == expected
+    assert parse_request(asked.head).keep_alive is False
+
+
+def test_options_for_the_server_as_such() -> None:
+    lines = parse(head("OPTIONS http://a HTTP/1.1", "Host: a")).head.split(b"\r\n")
+    assert lines[0] == b"OPTIONS * HTTP/1.1"
+    lines = parse(head("OPTIONS http://a/ HTTP/1.1", "Host: a")).head.split(b"\r\n")
+    assert lines[0] == b"OPTIONS / HTTP/1.1"
+
+
+def test_what_was_meant_for_the_proxy_stays_here() -> None:
+    asked = parse(
+        head(
+            "POST http://a/ HTTP/1.1", "Host: a", "X-One: 1", "connection: X-Mine, keep-alive",
+            "x-mine: 1", "Keep-Alive: timeout=5", "Proxy-Connection: keep-alive",
+            "Proxy-Authorization: Basic YTpi", "TE: trailers", "Upgrade: h2c", "X-One: 2",
+            "content-length: 3", "Content-Length: 3", "Authorization: Basic Yzpk",
+        )
+    )  # fmt: skip
+    assert asked.head == head(
+        "POST / HTTP/1.1", "Host: a", "X-One: 1", "X-One: 2", "Content-Length: 3",
+        "Authorization: Basic Yzpk", "Connection: close",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 3", "Transfer-Encoding: chunked"])
+def test_connection_cannot_take_the_framing_away(framing: str) -> None:
+    names = "Connection: content-length, transfer-encoding, host"
+    asked = parse(head("POST http://a/ HTTP/1.1", "Host: a", framing, names))
+    assert framing.encode() in asked.head.split(b"\r\n")
+    assert b"Host: a" in asked.head.split(b"\r\n")
+
+
+def test_a_client_of_http_1_0_stays_one() -> None:
+    assert parse(head("GET http://a/ HTTP/1.0")).head.startswith(b"GET / HTTP/1.0\r\nHost: a\r\n")
+    assert parse(head("GET http://a/ HTTP/1.9", "Host: a")).head.startswith(b"GET / HTTP/1.1\r\n")
+
+
+def test_bytes_that_are_no_text_pass_unchanged() -> None:
+    raw = b"GET http://a/\xff\xc3\xbc HTTP/1.1\r\nHost: a\r\nX-Name: \xff\xfc\r\n\r\n"
+    assert parse(raw).head == (
+        b"GET /\xff\xc3\xbc HTTP/1.1\r\nHost: a\r\nX-Name: \xff\xfc\r\nConnection: close\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "GET / HTTP/1.1",
+        "OPTIONS * HTTP/1.1",
+        "GET https://a/ HTTP/1.1",
+        "GET ftp://a/ HTTP/1.1",
+        "GET http:/a/ HTTP/1.1",
+        "GET http:///path HTTP/1.1",
+        "GET http://user:password@a/ HTTP/1.1",
+        "GET http://a:0/ HTTP/1.1",
+        "GET http://a:65536/ HTTP/1.1",
+        "GET http://a:99999999999999999999/ HTTP/1.1",
+        "GET http://a:80:80/ HTTP/1.1",
+        "GET http://::1/ HTTP/1.1",
+        "GET http://[::1/ HTTP/1.1",
+        "GET http://[a]/ HTTP/1.1",
+        "GET http://[127.0.0.1]/ HTTP/1.1",
+        "GET http://[fe80::1%25eth0]/ HTTP/1.1",
+        "GET http://a/#fragment HTTP/1.1",
+        f"GET http://{'a' * 256}/ HTTP/1.1",
+        "CONNECT a HTTP/1.1",
+        "CONNECT a: HTTP/1.1",
+        "CONNECT a:0 HTTP/1.1",
+        "CONNECT a:http HTTP/1.1",
+        "CONNECT :443 HTTP/1.1",
+        "CONNECT /a:443 HTTP/1.1",
+        "CONNECT u@a:443 HTTP/1.1",
+        "CONNECT http://a:443/ HTTP/1.1",
+        "CONNECT * HTTP/1.1",
+    ],
+)
+def test_what_is_no_request_to_a_proxy(first: str) -> None:
+    with pytest.raises(HttpError) as raised:
+        parse(head(first, "Host: a"))
+    assert raised.value.status == 400
+    assert b"password" not in raised.value.answer
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Content-Length: 3", "Content-Length: 4"],
+        ["Content-Length: 3", "Transfer-Encoding: chunked"],
+        ["Content-Length: 3, 3"],
+        ["Content-Length: +3"],
+        ["Transfer-Encoding: gzip, chunked"],
+        ["Transfer-Encoding : chunked"],
+        ["Host: b"],
+    ],
+)
+def test_framing_that_two_servers_could_see_differently(lines: list[str]) -> None:
+    with pytest.raises(HttpError):
+        parse(head("POST http://a/ HTTP/1.1", "Host: a", *lines))
+    with pytest.raises(HttpError):
+        parse(head("CONNECT a:1 HTTP/1.1", "Host: a", *lines))
+
+
+@pytest.mark.parametrize("line", ["Content-Length: 1", "Transfer-Encoding: chunked"])
+def test_a_connect_has_no_body(line: str) -> None:
+    with pytest.raises(HttpError, match="CONNECT with a body"):
+        parse(head("CONNECT a:1 HTTP/1.1", "Host: a", line))
+
+
+# Users.
+
+
+def request(*lines: str, method: str = "GET") -> Request:
+    return parse_request(head(f"{method} http://a/ HTTP/1.1", "Host: a", *lines))
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("Basic dXNlcjpwYXNz", (b"user", b"pass")),
+        ("bAsIc   dXNlcjpwYTpzcw== ", (b"user", b"pa:ss")),
+        ("Basic Og==", (b"", b"")),
+        ("Basic w7w6w7w=", ("ü".encode(), "ü".encode())),
+        ("Basic dXNlcg==", None),
+        ("Basic ?", None),
+        ("Basic", None),
+        ("Bearer dXNlcjpwYXNz", None),
+        ("Basic dXNlcjpw\xe4", None),
+    ],
+)
+def test_user_and_password(value: str, found: tuple[bytes, bytes] | None) -> None:
+    assert login(request(f"Proxy-Authorization: {value}")) == found
+
+
+def test_nobody() -> None:
+    assert login(request("Authorization: Basic dXNlcjpwYXNz")) is None
+
+
+# Answers.
+
+
+def test_the_answer_to_who_is_not_known() -> None:
+    answer = login_wanted().encode(request(), date=DATE, close=True)
+    assert answer.startswith(b"HTTP/1.1 407 Proxy Authentication Required\r\n")
+    assert b'\r\nProxy-Authenticate: Basic realm="proxy"' in answer
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (Outcome.GENERAL_FAILURE, b"502 Bad Gateway"),
+        (Outcome.NOT_ALLOWED, b"403 Forbidden"),
+        (Outcome.NETWORK_UNREACHABLE, b"502 Bad Gateway"),
+        (Outcome.HOST_UNREACHABLE, b"502 Bad Gateway"),
+        (Outcome.CONNECTION_REFUSED, b"502 Bad Gateway"),
+        (Outcome.TIMED_OUT, b"504 Gateway Timeout"),
+    ],
+)
+def test_the_answer_when_a_destination_is_not_reached(outcome: Outcome, status: bytes) -> None:
+    answer = failure(outcome).encode(request(), date=DATE, close=True)
+    assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
+    assert answer.endswith(b"\r\n\r\n" + outcome.text.encode() + b"\n")
+    only_head = failure(outcome).encode(request(method="HEAD"), date=DATE, close=True)
+    assert only_head.endswith(b"\r\n\r\n")
+
+
+# Bodies.
+
+CHUNKED = (
+    b"5\r\nhello\r\n"
+    b"00a ;name=\"value\"\r\n0123456789\r\n"
+    b"1\r\n\n\r\n"
+    b"0\r\nX-Trailer: 1\r\nX-Other: 2\r\n\r\n"
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("length", "chunked", "body"),
+    [(0, False, b""), (11, False, b"hello world"), (0, True, CHUNKED)],
+)
+def test_the_end_of_a_body(length: int, chunked: bool, body: bytes) -> None:
+    def fresh() -> Body:
+        return Body(length, chunked=chunked)
+
+    whole = fresh()
+    assert whole.take(body) == len(body)
+    assert whole.over
+    assert whole.take(b"more") == 0
+    trailing = fresh()
+    assert trailing.take(body + b"GET http://b/ HTTP/1.1\r\n") == len(body)
+    assert trailing.over
+    piecemeal = fresh()
+    for number, byte in enumerate(body, 1):
+        assert not piecemeal.over
+        assert piecemeal.take(bytes([byte])) == 1
+        assert piecemeal.over == (number == len(body))
+    rng = random.Random(7)
+    for _ in range(200):
+        pieces, rest, at = fresh(), body + b"5\r\nhello\r\n0\r\n\r\n", 0
+        while rest:
+            size = rng.randint(1, 12)
+            at += pieces.take(rest[:size])
+            rest = rest[size:]
+        assert (at, pieces.over) == (len(body), True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\r\n",
+        b"5\nhello",
+        b"5 \nhello",
+        b"-5\r\n",
+        b"+5\r\n",
+        b"0x5\r\n",
+        b"5 5\r\n",
+        b"1" * 16 + b"\r\n",
+        b"5;\0\r\n",
+        b"5\r\nhello!\r\n",
+        b"5\r\nhello\n",
+        b"0\r\n\n",
+        b"0\r\nX: 1\n\r\n",
+        b"5;" + b"a" * MAX_LINE,
+        b"0\r\n" + b"a" * (MAX_LINE + 1),
+    ],
+)
+def test_a_body_whose_end_others_could_see_elsewhere(body: bytes) -> None:
+    with pytest.raises(HttpError) as raised:
+        Body(0, chunked=True).take(body)
+    assert raised.value.status == 400
+    with pytest.raises(HttpError):
+        piecemeal = Body(0, chunked=True)
+        for byte in body:
+            piecemeal.take(bytes([byte]))
+
+
+def test_noise_is_a_request_or_refused() -> None:
+    rng = random.Random(9)
+    good = head("POST http://a.example:80/x HTTP/1.1", "Host: a", "Content-Length: 5")
+    accepted = refused = 0
+    for _ in range(3000):
+        noise = bytearray(good)
+        for _ in range(rng.randrange(1, 4)):
+            at = rng.randrange(len(noise) - 4)
+            noise[at] = rng.choice(b"\0\r\n :/@[]#?%aC5\xff")
+        try:
+            asked = parse(bytes(noise))
+        except HttpError as error:
+            assert 400 <= error.status <= 505
+            refused += 1
+            continue
+        accepted += 1
+        # What is forwarded is one request with the same framing, for whoever reads it.
+        again = parse_request(asked.head)
+        assert (again.content_length, again.chunked) == (
+            asked.request.content_length, asked.request.chunked,
+        )  # fmt: skip
+        assert not again.keep_alive
+    assert min(accepted, refused) > 300
