@@ -130,8 +130,8 @@ class Dialer:
         sock = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            if not _is_here(address):  # there, nobody can vanish without the kernel's knowing it
-                tune(sock)
+            # On this machine nobody can vanish without the kernel's knowing it.
+            tune(sock, keepalive=not _is_here(address))
             if self._fast_open:
                 self._set_fast_open(sock)
             if self._protect is not None:

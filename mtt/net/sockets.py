@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 # The Go runtime uses the same 15 s for both, so peers and middleboxes see what they know. With 3
 # probes an idle connection whose peer is gone is found after 15 + 3 x 15 = 60 s.
@@ -11,7 +12,7 @@ KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 3
 
 
-def tune(sock: socket.socket) -> None:
+def tune(sock: socket.socket, *, keepalive: bool = True) -> None:
     """Set TCP_NODELAY and keepalive on a TCP socket, be it a listening one; leave others alone.
 
     On Linux accepted sockets inherit all of these from their listener.
@@ -19,6 +20,8 @@ def tune(sock: socket.socket) -> None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not keepalive:
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # macOS calls the idle time TCP_KEEPALIVE.
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
@@ -28,3 +31,19 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     if hasattr(socket, "TCP_KEEPCNT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+
+
+def source_address(peer: Any) -> str | None:
+    """The address of ours from which the kernel would now send to `peer`, a peer's socket address.
+
+    None without a route, or when `peer` is not of the Internet. Nothing is sent.
+    """
+    if not isinstance(peer, tuple):
+        return None
+    family = socket.AF_INET if len(peer) == 2 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(peer)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
