@@ -22,6 +22,7 @@ class Cause(enum.StrEnum):
     TLS = "tls"  # anything else about TLS
     HTTP = "http"  # broke HTTP, or asked for something else than a WebSocket
     PATH = "path"  # asked for a path that leads nowhere, if only for the moment
+    PASSWORD = "password"  # showed none that is a user's
     OVERLOAD = "overload"  # cut by us, to make room for others
     OTHER = "other"
 

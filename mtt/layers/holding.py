@@ -79,6 +79,19 @@ class Holding(SharedReader):
         """Nobody writes yet."""
 
 
+def hold(transport: asyncio.Transport, early: bytes, *, eof: bool = False) -> None:
+    """Hold a transport of which somebody has read the beginning, and found it to be another's.
+
+    `early` is what was read, `eof` whether the end was among it.
+    """
+    holding = Holding()
+    holding.transport = transport
+    holding.eof = eof
+    transport.set_protocol(holding)
+    if early:
+        holding.data_received(early)
+
+
 def hand_over(transport: asyncio.Transport, protocol: Any) -> None:
     """Let `protocol` have a transport that is being held, as if it was new."""
     held = transport.get_protocol()

@@ -70,14 +70,16 @@ class TlsLayer(Layer):
         on_end: called with the TLS object of an open connection when it ends; by then a client
             has the newest session.
         half_close: an agreed ALPN name tells that both ends are ours and end each direction by
-            itself; a peer without ALPN takes close_notify for the end of both.
+            itself. A peer without ALPN may take close_notify for the end of both, as Go programs
+            do, which close the TCP connection with it. One that says close_notify and does not
+            close ends each direction by itself, too, until it does: stunnel, for instance.
         plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
     """
 
     __slots__ = (
-        "_eof_told", "_error", "_half_close", "_heard", "_incoming", "_on_end", "_outgoing",
-        "_paused", "_plaintext_reply", "_pumping", "_read_eof", "_ssl", "_stash", "_state",
-        "_timer", "_verify", "_write_eof",
+        "_eof_told", "_error", "_half_close", "_half_closed", "_heard", "_incoming", "_on_end",
+        "_outgoing", "_paused", "_plaintext_reply", "_pumping", "_read_eof", "_ssl", "_stash",
+        "_state", "_streams", "_timer", "_verify", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -107,7 +109,9 @@ class TlsLayer(Layer):
         self._state = State.HANDSHAKE
         self._verify = verify
         self._on_end = on_end
-        self._half_close = half_close
+        self._streams = half_close
+        self._half_close = False  # agreed upon
+        self._half_closed = False  # not agreed upon, but the peer has done it
         self._plaintext_reply = plaintext_reply
         self._heard = False
         self._paused = False
@@ -143,6 +147,8 @@ class TlsLayer(Layer):
         self._incoming.write_eof()
         if self._state is State.OPEN:
             self._pump()
+            if self._half_closed:
+                self.close()
         elif self._state is State.HANDSHAKE:
             if self._heard:
                 # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
@@ -187,7 +193,7 @@ class TlsLayer(Layer):
             return
         self._stop_timer()
         self._state = State.OPEN
-        self._half_close = self._half_close and self._ssl.selected_alpn_protocol() is not None
+        self._half_close = self._streams and self._ssl.selected_alpn_protocol() is not None
         if self._ssl.server_side:
             self._flush()
         self.upper.connection_made(self)
@@ -234,6 +240,7 @@ class TlsLayer(Layer):
             self._fail(self._error)
         elif self._read_eof and not (self._eof_told or self._paused or self._stash):
             self._eof_told = True
+            self._half_closed = not (self._half_close or self._incoming.eof) and self._streams
             if not self.upper.eof_received():
                 self.close()
 
@@ -315,8 +322,8 @@ class TlsLayer(Layer):
         self._send(self._outgoing.read())
 
     def can_write_eof(self) -> bool:
-        """Whether the peer goes on sending after our end, as negotiated."""
-        return self._half_close
+        """Whether the peer goes on sending after our end, or has shown that it goes on reading."""
+        return self._half_close or self._half_closed
 
     def write_eof(self) -> None:
         """Send close_notify: no more data from us, the other direction goes on."""

@@ -8,6 +8,9 @@ messages, so an empty text message is free to be a sign; everybody else ignores 
 sends one at the start if the client's key is marked (see `own_key`), the client answers with one.
 So each side knows that the other is one of ours and that proxies in between let the sign pass,
 and from then on an empty text message is the end of its direction.
+
+The sign may be late, on a line that stalls. Whoever wants to end its direction before it has come
+asks with a ping: the answer to that comes behind everything that the peer has said before.
 """
 
 from __future__ import annotations
@@ -46,8 +49,15 @@ CONTROL_BACKLOG = 64 * 1024
 # only when something is sent to it. Never quite the same time: a clockwork rhythm is a fingerprint.
 PING_INTERVAL = (24.0, 30.0)
 # Behind a proxy TCP does not tell that the peer is gone. One of ours pings as we do: when nothing
-# came for so long, two pings and some more, it is. Looked at when our own ping is due.
+# came for so long, two pings and some more, it is, which is noticed one CHECK_INTERVAL later at the
+# latest.
 DEAD_TIME = 70.0
+CHECK_INTERVAL = 10.0
+
+# What our question about half-close says, which the answer repeats, and for how long we wait for it:
+# longer than a few retransmissions. (Who does not answer pings at all is not WebSocket.)
+_QUESTION = b"half-close"
+ANSWER_TIME = 10.0
 
 # Ends that mean "all was said"; Go peers send 1000, web servers that shut down 1001.
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
@@ -67,9 +77,9 @@ class WebSocketLayer(Layer):
     """
 
     __slots__ = (
-        "_client", "_close_received", "_close_sent", "_closed", "_decoder", "_greeted",
-        "_half_close", "_mask", "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled",
-        "_seen_at", "_stash", "_write_eof",
+        "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed", "_decoder",
+        "_greeted", "_half_close", "_mask", "_paused", "_ping", "_ping_timer", "_read_eof",
+        "_scheduled", "_seen_at", "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -84,9 +94,11 @@ class WebSocketLayer(Layer):
         super().__init__(upper)
         self._ping = ping
         self._ping_timer: asyncio.TimerHandle | None = None
+        self._check_timer: asyncio.TimerHandle | None = None
         self._client = client
         self._half_close = half_close
         self._greeted = False  # the peer's first sign has come
+        self._asked_at: float | None = None  # when we asked for it
         self._read_eof = False
         self._write_eof = False
         self._decoder = Decoder(masked=not client)
@@ -108,6 +120,7 @@ class WebSocketLayer(Layer):
             self._sign()
         if self._ping:
             self._schedule_ping()
+            self._schedule_check()
         self.upper.connection_made(self)
         if early:
             self.data_received(early)
@@ -148,6 +161,9 @@ class WebSocketLayer(Layer):
                         return
             elif opcode == PING:
                 self._pong(payload)
+            elif opcode == PONG:
+                if payload == _QUESTION:
+                    self._asked_at = float("-inf")
             elif opcode == CLOSE:
                 self._hand_up(pieces)
                 self._on_close(bytes(payload))
@@ -203,7 +219,7 @@ class WebSocketLayer(Layer):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_ping()
+        self._stop_pings()
         if self._closed:
             self.upper.connection_lost(None)
         else:
@@ -251,8 +267,24 @@ class WebSocketLayer(Layer):
             self._send(frame(BINARY, data, self._mask()))
 
     def can_write_eof(self) -> bool:
-        """Whether the peer is one of ours; not any more when a close frame has ended it all."""
-        return self._half_close and self._greeted and not self._close_sent
+        """Whether the peer is one of ours; not any more when a close frame has ended it all.
+
+        While that is open, the first to ask has the peer asked.
+        """
+        if not self._half_close or self._close_sent or self._closed:
+            return False
+        if not self._greeted and self._asked_at is None:
+            self._asked_at = asyncio.get_running_loop().time()
+            self._send(frame(PING, _QUESTION, self._mask()))
+        return self._greeted
+
+    def unsent(self) -> int:
+        """An answer that we wait for counts as a byte: until it comes nobody must be told the end
+        who might take it for the end of both directions, and might not need to."""
+        waiting = False
+        if self._asked_at is not None and not (self._greeted or self._closed):
+            waiting = asyncio.get_running_loop().time() - self._asked_at < ANSWER_TIME
+        return super().unsent() + waiting
 
     def write_eof(self) -> None:
         """Tell the peer that no more data comes from us.
@@ -272,7 +304,7 @@ class WebSocketLayer(Layer):
         if not self._closed:
             self._send_close(NORMAL_CLOSURE)
             self._closed = True
-            self._stop_ping()
+            self._stop_pings()
             linger.close(self.lower, self.connection_lost, eof_seen=False)
 
     def abort(self) -> None:
@@ -293,7 +325,7 @@ class WebSocketLayer(Layer):
     def _fail(self, error: Exception, *, reset: bool = False) -> None:
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
-        self._stop_ping()
+        self._stop_pings()
         if reset or isinstance(self.lower, LayerTransport):
             self.lower.set_protocol(_Nobody())  # before: a layer tells whom it has when it closes
         if reset:
@@ -308,18 +340,24 @@ class WebSocketLayer(Layer):
         )
 
     def _send_ping(self) -> None:
-        silence = asyncio.get_running_loop().time() - self._seen_at
-        if self._greeted and not self._paused and silence >= DEAD_TIME:
-            self._fail(NetworkError("no sign of life from the peer"), reset=True)
-            return
         if not self.lower.get_write_buffer_size():  # otherwise enough is on its way already
             self._send(frame(PING, b"", self._mask()))
         self._schedule_ping()
 
-    def _stop_ping(self) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-            self._ping_timer = None
+    def _schedule_check(self) -> None:
+        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
+
+    def _check(self) -> None:
+        silence = asyncio.get_running_loop().time() - self._seen_at
+        if self._greeted and not self._paused and silence >= DEAD_TIME:
+            self._fail(NetworkError("no sign of life from the peer"), reset=True)
+        else:
+            self._schedule_check()
+
+    def _stop_pings(self) -> None:
+        for timer in (self._ping_timer, self._check_timer):
+            if timer is not None:
+                timer.cancel()
 
 
 class _Nobody(asyncio.Protocol):

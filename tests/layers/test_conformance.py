@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
+from mtt.layers import anytls
 from mtt.layers.base import READ_SIZE, unsent
 from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import STOP_AT, SmuxStream
@@ -26,10 +27,12 @@ Check = Callable[[Stack, Open], Awaitable[None]]
 
 def capacity(stack: Stack) -> int:
     """What a clogged connection may hold in all: kernel buffers of both sides, asyncio's
-    high-water mark, one read in the layers, and what smux allows to queue."""
+    high-water mark, one read in the layers, and what the sessions allow to queue."""
     limit = 6 * READ_SIZE
     if "smux" in stack.layers:
         limit += STOP_AT if stack.half_close else RECEIVE_BUDGET
+    if "anytls" in stack.layers:
+        limit += anytls.RECEIVE_BUDGET
     return limit
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError, PeerError
+from mtt.layers import websocket
 from mtt.layers.websocket import CONTROL_BACKLOG, WebSocketLayer
 from mtt.wire.websocket import (
     BINARY,
@@ -24,6 +25,7 @@ from mtt.wire.websocket import (
 )
 from tests.support.transports import FakeLayer, FakeTransport, Recorder, turns
 
+QUESTION = b"half-close"  # what a ping says that asks for it
 SIGN = frame(TEXT, b"", NO_MASK)  # of our own clients
 
 
@@ -295,9 +297,45 @@ async def test_the_ends_get_to_know_each_other() -> None:
     assert client.upper.data == b"reply"
     assert client.upper.eof
     client.layer.close()
-    assert client.said() == [(CLOSE, b"\x03\xe8")]
+    assert client.said() == [(PONG, QUESTION), (CLOSE, b"\x03\xe8")]
     await client.over()
     await server.over()
+
+
+@pytest.mark.parametrize("client", [False, True])
+async def test_a_peer_is_asked_once_when_its_greeting_is_wanted(client: bool) -> None:
+    side = Side(client=client, half_close=True)
+    side.lower.take()
+    assert side.layer.unsent() == 0
+    assert not side.layer.can_write_eof()
+    assert not side.layer.can_write_eof()
+    assert side.said() == [(PING, QUESTION)]
+    assert side.layer.unsent() == 1  # until it has answered
+    key = None if client else NO_MASK
+    side.feed(frame(PONG, b"another", key))
+    assert side.layer.unsent() == 1
+    side.feed(frame(PONG, QUESTION, key))
+    assert side.layer.unsent() == 0
+    assert not side.layer.can_write_eof()
+    await side.over()
+
+
+async def test_a_greeting_that_comes_late() -> None:
+    side = Side(client=True, half_close=True)
+    assert not side.layer.can_write_eof()
+    side.feed(frame(TEXT, b""))
+    assert side.layer.can_write_eof()
+    assert side.layer.unsent() == 0
+    assert side.said() == [(PING, QUESTION), (TEXT, b"")]
+    await side.over()
+
+
+async def test_a_question_is_not_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "ANSWER_TIME", 0.0)
+    side = Side(client=True, half_close=True)
+    assert not side.layer.can_write_eof()
+    assert side.layer.unsent() == 0
+    await side.over()
 
 
 @pytest.mark.parametrize("client", [False, True])

@@ -11,10 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtt.layers import linger
-from mtt.layers.holding import Holding
+from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_server import ServerSession
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import Holding, hand_over
+from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
+from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
 
@@ -52,7 +57,7 @@ class End:
 
     recorder: Recorder
     tcp: asyncio.Transport
-    sessions: list[SmuxSession] = field(default_factory=list)
+    sessions: list[MuxSession[Any]] = field(default_factory=list)
 
     @property
     def transport(self) -> Any:
@@ -101,7 +106,7 @@ class Stack:
     """A way to build both ends of a connection.
 
     Attributes:
-        layers: from the bottom up, of "tls", "websocket", "smux".
+        layers: from the bottom up, of "tls", "websocket", "smux", "anytls".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -113,8 +118,8 @@ class Stack:
 
     @property
     def knows_failure(self) -> bool:
-        """Whether the peer can tell abort() from close(); plain smux has one kind of end only."""
-        return self.half_close or "smux" not in self.layers
+        """Whether the peer can tell abort() from close(); foreign smux and AnyTLS cannot say it."""
+        return self.half_close or not {"smux", "anytls"}.intersection(self.layers)
 
     @contextlib.asynccontextmanager
     async def open(self, certs: Certs, *, small: bool = False) -> AsyncIterator[tuple[End, End]]:
@@ -124,7 +129,7 @@ class Stack:
         try:
             for client, sock in zip((True, False), socks, strict=True):
                 recorder = Recorder()
-                sessions: list[SmuxSession] = []
+                sessions: list[MuxSession[Any]] = []
                 protocol = self._protocol(certs, recorder, sessions, client)
                 ends.append(End(recorder, await attach(sock, protocol), sessions))
             for end in ends:
@@ -140,12 +145,14 @@ class Stack:
             await turns()
 
     def _protocol(
-        self, certs: Certs, recorder: Recorder, sessions: list[SmuxSession], client: bool
+        self, certs: Certs, recorder: Recorder, sessions: list[MuxSession[Any]], client: bool
     ) -> Any:
         upper: Any = recorder
         for layer in reversed(self.layers):
             if layer == "smux":
                 upper = _smux(upper, sessions, client)
+            elif layer == "anytls":
+                upper = _anytls(upper, sessions, client, self.half_close)
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
             else:
@@ -167,7 +174,7 @@ def _websocket(upper: Any, client: bool, half_close: bool) -> Holding:
     return Holding(layer.start)
 
 
-def _smux(upper: Any, sessions: list[SmuxSession], client: bool) -> Holding:
+def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
     def ready(transport: asyncio.Transport) -> None:
         session = SmuxSession(accept=None if client else lambda: upper)
         sessions.append(session)
@@ -180,6 +187,58 @@ def _smux(upper: Any, sessions: list[SmuxSession], client: bool) -> Holding:
     return Holding(ready)
 
 
+class _Destination(SharedReader):
+    """Takes the destination from the beginning of a stream."""
+
+    def __init__(self, upper: Recorder) -> None:
+        self._upper = upper
+
+    def connection_made(self, transport: Any) -> None:
+        self._stream = transport
+
+    def data_received(self, data: Data) -> None:
+        assert bytes(data[:4]) == b"dest"
+        self._stream.acknowledge()
+        hand_over(self._stream, self._upper)
+        if data[4:]:
+            self._upper.data_received(data[4:])
+
+
+def _anytls(
+    upper: Recorder, sessions: list[MuxSession[Any]], client: bool, half_close: bool
+) -> Holding:
+    def ready(transport: asyncio.Transport) -> None:
+        session: MuxSession[Any]
+        if client:
+            session = ClientSession(bytes(32), Learned(), half_close=half_close)
+            hand_over(transport, session)
+            session.open_stream(upper, b"dest")
+        else:
+            session = ServerSession(lambda: _Destination(upper))
+            transport.set_protocol(_Preamble(session))
+            transport.get_protocol().connection_made(transport)
+        sessions.append(session)
+
+    return Holding(ready)
+
+
+class _Preamble(SharedReader):
+    """Reads what comes before the session."""
+
+    def __init__(self, session: ServerSession) -> None:
+        self._session = session
+        self._reader = PreambleReader()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: Data) -> None:
+        self._reader.feed(data)
+        if self._reader.rest is not None:
+            hand_over(self._transport, self._session)
+            self._session.data_received(self._reader.rest)
+
+
 STACKS = [
     Stack("tcp", ()),
     Stack("tls1.2", ("tls",), version=ssl.TLSVersion.TLSv1_2),
@@ -190,6 +249,8 @@ STACKS = [
     Stack("websocket-tls-foreign", ("tls", "websocket"), half_close=False),
     Stack("smux-tls", ("tls", "smux")),
     Stack("smux-tls-foreign", ("tls", "smux"), half_close=False),
+    Stack("anytls-tls", ("tls", "anytls")),
+    Stack("anytls-tls-foreign", ("tls", "anytls"), half_close=False),
     Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
     Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
 ]

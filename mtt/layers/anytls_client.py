@@ -1,0 +1,264 @@
+"""The client's side of an AnyTLS session. See `anytls`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+from mtt import __version__
+from mtt.errors import NetworkError, PeerError
+from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
+from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.base import Data, Upper, silent_seconds
+from mtt.layers.mux import UNANSWERED_TIME
+from mtt.wire.anytls import (
+    FIN,
+    HEART_REQUEST,
+    MAX_PAYLOAD,
+    PSH,
+    SERVER_SETTINGS,
+    SETTINGS,
+    SYN,
+    SYNACK,
+    UPDATE_PADDING,
+    VERSION,
+    client_settings,
+    data_frames,
+    encode_settings,
+    frame,
+    parse_settings,
+    preamble,
+    shown,
+    version_of,
+)
+from mtt.wire.padding import DEFAULT, Padder, RandRange, Scheme, SchemeError
+
+# What we call ourselves; the protocol asks third parties to be truthful.
+CLIENT = f"mos-tls-tunnel/{__version__}"
+# How often an idle session is asked for a sign of life: a little less than the 30 s after which
+# home routers forget the quickest, and never the same, because a clockwork rhythm is a fingerprint.
+HEART_INTERVAL = (24.0, 30.0)
+# Who does not answer within this time is gone: a round trip, and what was lost sent again twice.
+HEART_TIME = 5.0
+# Who has not answered after this time gets no new stream.
+LATE_TIME = 1.0
+# Ids are 32 bits wide and not re-used.
+_LAST_ID = 0xFFFFFFFF
+
+# Sizes that can be foretold would be a fingerprint.
+_randrange = random.SystemRandom().randrange
+
+
+class Learned:
+    """What a client has learned of its server, in whichever session: one object for all of them.
+
+    Args:
+        scheme: the padding to begin with.
+        on_refused: called with a line for the log when the server wants a scheme that is unfit.
+
+    Attributes:
+        scheme: the padding in use.
+        version: of the server: 1, 2 or newer; 0 if it is not known yet.
+    """
+
+    def __init__(
+        self, scheme: Scheme = DEFAULT, *, on_refused: Callable[[str], object] | None = None
+    ) -> None:
+        self.scheme = scheme
+        self.version = 0
+        self._on_refused = on_refused
+        self._refused = b""
+
+    def update(self, raw: bytes) -> None:
+        """Take a scheme from the server, if it is fit; it counts from the next packet on."""
+        try:
+            self.scheme = Scheme.parse(raw)
+        except SchemeError as error:
+            if raw != self._refused and self._on_refused is not None:  # every session gets it
+                self._on_refused(f"the server's padding scheme is not used: {error}")
+            self._refused = raw
+
+
+class ClientSession(AnyTlsSession[ClientStream]):
+    """A client's session: the protocol of the TLS layer, from its `connection_made` on.
+
+    Args:
+        hashed: the `wire.anytls.password_hash`.
+        server: what is known of the server, shared by the sessions with it.
+        half_close: offer half-close; only servers of ours know it.
+        client: what we call ourselves.
+        randrange: the source of random sizes.
+        on_change: called when a stream ended.
+        on_lost: called once when the session is over, with the reason (None: closed by us).
+    """
+
+    __slots__ = (
+        "_asked_at", "_beat_timer", "_client", "_dead_timer", "_hashed", "_next_id",
+        "_offer_half_close", "_padder", "_preface", "_randrange", "_server", "_spoken",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hashed: bytes,
+        server: Learned,
+        *,
+        half_close: bool = False,
+        client: str = CLIENT,
+        randrange: RandRange = _randrange,
+        on_change: Callable[[ClientSession], object] | None = None,
+        on_lost: Callable[[ClientSession, Exception | None], object] | None = None,
+    ) -> None:
+        super().__init__(on_change=on_change, on_lost=on_lost)
+        self._hashed = hashed
+        self._server = server
+        self._offer_half_close = half_close
+        self._client = client
+        self._randrange = randrange
+        self._padder = Padder(server.scheme, randrange)
+        self._preface = b""  # settings and SYN, which go out with the first PSH
+        self._next_id = 1
+        self._spoken = False  # the server has said something
+        self._asked_at = 0.0
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
+
+    @property
+    def server_version(self) -> int:
+        """What the server has announced here or before; 0 if it is not known yet."""
+        return self.version or self._server.version
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all stream ids have been used."""
+        return self._next_id > _LAST_ID
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a new stream may rely on it."""
+        if self.lost or self.exhausted:
+            return False
+        now = asyncio.get_running_loop().time()
+        if self._dead_timer is not None and now - self._asked_at >= LATE_TIME:
+            return False
+        return silent_seconds(self.lower) < UNANSWERED_TIME
+
+    # The protocol of the connection below.
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        padding = self._server.scheme.padding0(self._randrange)
+        self.send(preamble(self._hashed, padding))
+        self._schedule_beat()
+
+    def eof_received(self) -> bool:
+        if not self._spoken:
+            self._end(PeerError("the AnyTLS server closed the session without a word: "
+                                "is the password right?"))  # fmt: skip
+        return super().eof_received()
+
+    def _heard(self) -> None:
+        super()._heard()
+        self._spoken = True
+        if self._dead_timer is not None:
+            self._dead_timer.cancel()
+            self._dead_timer = None
+
+    def _said(self, command: int, stream_id: int, payload: bytes) -> None:
+        if command == SYNACK:
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                stream.receive_answer(shown(payload))
+        elif command == SERVER_SETTINGS and payload:
+            settings = parse_settings(payload)
+            self.version = self._server.version = max(1, version_of(settings))
+            self._half_close = self._offer_half_close and settings.get(HALF_CLOSE) == "1"
+        elif command == UPDATE_PADDING:
+            self._server.update(payload)
+        elif command == SYN:
+            self.control(FIN, stream_id)
+
+    # Sending.
+
+    def open_stream(self, upper: Upper, destination: bytes) -> ClientStream:
+        """Open a stream.
+
+        Args:
+            upper: the protocol above.
+            destination: where to, as `wire.addresses.encode` has it.
+
+        Raises why the session is over, if it is.
+        """
+        if self.lost or self.exhausted:
+            raise self.error or NetworkError("the AnyTLS session is over")
+        stream = ClientStream(self, self._next_id, upper)
+        self._next_id += 1
+        if stream.id == 1:
+            settings = client_settings(self._client, self._server.scheme.md5)
+            if self._offer_half_close:
+                settings += b"\n" + encode_settings({HALF_CLOSE: "1"})
+            self._preface = frame(SETTINGS, 0, settings) + frame(SYN, stream.id)
+        else:
+            self.control(SYN, stream.id)
+        self._streams[stream.id] = stream
+        stream.write(destination)
+        self._made(stream)
+        return stream
+
+    def send_data(self, stream_id: int, data: Data) -> None:
+        while self._padder.active and data:
+            self._packet(frame(PSH, stream_id, data[:MAX_PAYLOAD]))
+            data = data[MAX_PAYLOAD:]
+        if data:
+            self.send(data_frames(stream_id, data))
+
+    def _packet(self, data: bytes) -> None:
+        if self._preface:
+            data, self._preface = self._preface + data, b""
+        if not self._padder.active:
+            self.send(data)
+            return
+        self._padder.scheme = self._server.scheme
+        for record in self._padder.write(data):
+            self.send(record)
+
+    # Signs of life.
+
+    def question(self) -> None:
+        """Ask for a sign of life, without which the session ends after HEART_TIME."""
+        # Not when the question, or the answer, would wait behind data.
+        if not (self.lost or self._dead_timer is not None or self.write_paused or self._held):
+            loop = asyncio.get_running_loop()
+            self._asked_at = loop.time()
+            self._dead_timer = loop.call_later(HEART_TIME, self._dead)
+            self.control(HEART_REQUEST, 0)
+
+    def no_version(self) -> None:
+        """Data came before an answer to the settings: the server is of version 1."""
+        if not self.version:
+            self._server.version = 1
+
+    def _dead(self) -> None:
+        self._dead_timer = None
+        if self._held:
+            return
+        if not self.version:  # it was of a newer version when last heard of
+            self._server.version = 0
+        self._cut(NetworkError("the AnyTLS session is dead: no sign of life from the server"))
+
+    def _schedule_beat(self) -> None:
+        self._beat_timer = asyncio.get_running_loop().call_later(
+            random.uniform(*HEART_INTERVAL), self._beat
+        )
+
+    def _beat(self) -> None:
+        if self.idle_since is not None and self.version >= VERSION:
+            self.question()
+        self._schedule_beat()
+
+    def _forget(self) -> None:
+        for timer in (self._beat_timer, self._dead_timer):
+            if timer is not None:
+                timer.cancel()
+        self._beat_timer = self._dead_timer = None

@@ -1,0 +1,250 @@
+"""What comes first on a connection and on a stream of AnyTLS, read on a server.
+
+Each is the protocol of its transport until it has read its part; then it hands the transport over
+with whatever followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import hold
+from mtt.wire.addresses import AddressError
+from mtt.wire.addresses import decode as decode_address
+from mtt.wire.anytls import PreambleReader
+
+# From the end of the TLS handshake until the preamble is complete: as for an HTTP request.
+PREAMBLE_TIME = 10.0
+
+# After less than a hash came and then nothing for so long, it is no client's: all known ones write
+# the preamble in one record of TLS, and a record arrives whole. A web server says nothing to a
+# beginning either, so nobody can tell who of the two is waiting.
+GRACE_TIME = 0.5
+
+# From the beginning of a stream until its destination is known, which clients send right with it.
+DESTINATION_TIME = 10.0
+
+Who = TypeVar("Who")
+
+
+class ConnectionHead(SharedReader, Generic[Who]):
+    """Reads the preamble: who is it?
+
+    With a fallback, strangers are handed over as soon as they are known to be ones. Without,
+    nobody is there to answer them, and an end that comes with the 32nd byte, or at any other
+    telling moment, would be a signature: whatever they say, they are heard out, and closed when
+    the time for a preamble is over, like somebody whose HTTP request never gets complete.
+
+    Args:
+        find: the user with a password hash.
+        known: gets the transport, the user and the bytes behind the preamble.
+        stranger: gets the transport of anybody else, what it was that came, and whether that was
+            the end; and what is wrong about it, for a log.
+        failed: called if the connection ends before that.
+        has_fallback: see above.
+    """
+
+    __slots__ = (
+        "_deadline", "_eof", "_failed", "_find", "_grace", "_has_fallback", "_is_deaf", "_known",
+        "_reader", "_stranger", "_transport", "_who",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        find: Callable[[bytes], Who | None],
+        *,
+        known: Callable[[asyncio.Transport, Who, bytes], None],
+        stranger: Callable[[asyncio.Transport, bytes, bool, Exception], None],
+        failed: Callable[[Exception], None],
+        has_fallback: bool,
+    ) -> None:
+        self._find = find
+        self._known = known
+        self._stranger = stranger
+        self._failed: Callable[[Exception], None] | None = failed
+        self._has_fallback = has_fallback
+        self._reader: PreambleReader | None = PreambleReader()
+        self._who: Who | None = None
+        self._transport: asyncio.Transport | None = None
+        self._eof = False
+        self._is_deaf = False  # a stranger, who does not know it yet
+        self._deadline: asyncio.TimerHandle | None = None
+        self._grace: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(PREAMBLE_TIME, self._give_up)
+
+    def data_received(self, data: Data) -> None:
+        reader = self._reader
+        if reader is None:
+            return
+        reader.feed(data)
+        hashed = reader.hash
+        if hashed is None:
+            # Never compared with the beginnings of the users' hashes, see PreambleReader.
+            if reader.is_text:
+                self._is_stranger()
+            else:
+                self._wait_for_more()
+            return
+        self._cancel_grace()
+        if self._who is None:
+            self._who = self._find(hashed)
+            if self._who is None:
+                self._is_stranger()
+                return
+        rest = reader.rest
+        if rest is not None:
+            transport, who, known = self._transport, self._who, self._known
+            self._let_go()
+            assert transport is not None
+            known(transport, who, rest)
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if self._is_deaf or self._reader is not None:
+            self._hand_over(Cause.EOF)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        failed = self._failed
+        if failed is None:
+            return
+        error = exc
+        if error is None or self._transport is not None:  # after the handshake of TLS
+            error = self._verdict(Cause.EOF)
+        self._let_go()
+        failed(error)
+
+    def pause_writing(self) -> None:
+        """Nothing is written."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written."""
+
+    def _wait_for_more(self) -> None:
+        self._cancel_grace()
+        loop = asyncio.get_running_loop()
+        self._grace = loop.call_later(GRACE_TIME, self._is_stranger)
+
+    def _cancel_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _is_stranger(self) -> None:
+        if self._has_fallback:
+            self._hand_over(Cause.PASSWORD)
+        else:
+            self._cancel_grace()
+            self._is_deaf = True
+            self._reader = None
+
+    def _give_up(self) -> None:
+        self._hand_over(Cause.TIMEOUT)
+
+    def _hand_over(self, cause: Cause) -> None:
+        """Be done with a stranger, whom `cause` has brought to light."""
+        transport, stranger, eof = self._transport, self._stranger, self._eof
+        received, error = self._received, self._verdict(cause)
+        self._let_go()
+        assert transport is not None
+        stranger(transport, received, eof, error)
+
+    @property
+    def _received(self) -> bytes:
+        return self._reader.received if self._reader is not None else b""
+
+    def _verdict(self, cause: Cause) -> Exception:
+        """What is wrong with a stranger."""
+        if self._is_deaf or cause is Cause.PASSWORD:
+            return PeerError("it did not show the password of a user", cause=Cause.PASSWORD)
+        if not self._received:
+            return NothingSaidError("it said nothing after the TLS handshake")
+        when = f"within {PREAMBLE_TIME:g} s" if cause is Cause.TIMEOUT else "before its end"
+        return NetworkError(f"it did not show a password {when}", cause=cause)
+
+    def _let_go(self) -> None:
+        self._cancel_grace()
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        self._reader = self._failed = None
+        self._is_deaf = False
+
+
+class StreamHead(SharedReader):
+    """Reads the destination of a stream.
+
+    Args:
+        ready: gets the stream, held with what came behind the destination, and host and port.
+        failed: gets the stream and the reason when there is none; the stream ends.
+    """
+
+    __slots__ = ("_buffer", "_failed", "_ready", "_timer", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        ready: Callable[[asyncio.Transport, str, int], None],
+        failed: Callable[[asyncio.Transport, str], None],
+    ) -> None:
+        self._ready = ready
+        self._failed: Callable[[asyncio.Transport, str], None] | None = failed
+        self._buffer = b""  # less than an address
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(DESTINATION_TIME, self._expired)
+
+    def data_received(self, data: Data) -> None:
+        if self._failed is None:
+            return
+        self._buffer += data
+        try:
+            found = decode_address(self._buffer)
+        except AddressError as error:
+            self._fail(str(error))
+            return
+        if found is not None:
+            host, port, end = found
+            self._let_go()
+            hold(self._transport, self._buffer[end:])
+            self._ready(self._transport, host, port)
+
+    def eof_received(self) -> bool:
+        self._fail("the stream ended before its destination")
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._let_go()
+
+    def pause_writing(self) -> None:
+        """Nothing is written."""
+
+    def resume_writing(self) -> None:
+        """Nothing is written."""
+
+    def _expired(self) -> None:
+        self._fail(f"no destination within {DESTINATION_TIME:g} s")
+
+    def _fail(self, reason: str) -> None:
+        failed = self._failed
+        if failed is not None:
+            self._let_go()
+            failed(self._transport, reason)
+            self._transport.close()
+
+    def _let_go(self) -> None:
+        self._failed = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

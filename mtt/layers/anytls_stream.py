@@ -1,0 +1,178 @@
+"""One stream of an AnyTLS session, as client and server have it. See `anytls`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from mtt.errors import NetworkError
+from mtt.layers.base import Data, Upper
+from mtt.layers.mux_stream import MuxStream
+from mtt.layers.mux_stream import Session as MuxSession
+from mtt.wire.anytls import FIN, PSH, SYNACK
+from mtt.wire.socks import DestinationError, Outcome, outcome_from_text
+
+# How long a server may take to connect to a destination: Linux sends SYN at 0, 1, 3, 7 and 15 s.
+# The servers' own limits are 5 s (the reference), 10 s (ours), 15 s (sing-box, all addresses).
+SYNACK_TIME = 20.0
+# After so long without an answer the server itself is asked for a sign of life; and one that has
+# not said its version by now has none. Its answer to our settings takes one round trip.
+QUESTION_TIME = 3.0
+
+
+class Session(MuxSession, Protocol):
+    """What a stream needs of its session."""
+
+    version: int
+
+    def control(self, command: int, stream_id: int, payload: bytes = b"") -> None: ...
+    def send_data(self, stream_id: int, data: Data) -> None: ...
+
+
+class AnyTlsStream(MuxStream):
+    """What the streams of both sides have in common."""
+
+    __slots__ = ()
+
+    _session: Session
+
+    def _send_data(self, data: Data) -> None:
+        self._session.send_data(self.id, data)
+
+    def _send_fin(self) -> None:
+        self._session.control(FIN, self.id)
+
+    def _send_reset(self) -> None:
+        self._session.control(PSH, self.id)
+
+    def receive_fin(self) -> None:
+        if not self._session.half_close:
+            self._write_eof = True  # it takes nothing any more, and no FIN either
+        super().receive_fin()
+
+    def write_eof(self) -> None:
+        """Tell the peer that no more data comes from us.
+
+        If it does not know half-close, that is its end as well, and it will not say so.
+        """
+        super().write_eof()
+        if not (self._session.half_close or self._eof):
+            self._eof = True
+            self._deliver_soon()
+
+
+class ServerStream(AnyTlsStream):
+    """A stream that the peer has opened. Its data begin with the destination."""
+
+    __slots__ = ("_acknowledged",)
+
+    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
+        super().__init__(session, stream_id, upper)
+        self._acknowledged = False
+
+    def acknowledge(self, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+        """Say once whether the destination is reached; `close()` the stream if it is not.
+
+        Clients of version 1 cannot be told. The others get the fixed text of the outcome: what the
+        system or the resolver says is nobody's business outside.
+        """
+        session = self._session
+        if self._acknowledged or self._write_eof or session.gone(self):
+            return
+        self._acknowledged = True
+        if session.version >= 2:
+            text = "" if outcome is Outcome.SUCCEEDED else outcome.text
+            session.control(SYNACK, self.id, text.encode())
+
+
+class ClientsSession(Session, Protocol):
+    """What a stream of a client needs of its session."""
+
+    @property
+    def server_version(self) -> int: ...
+    def question(self) -> None: ...
+    def no_version(self) -> None: ...
+
+
+class ClientStream(AnyTlsStream):
+    """A stream that we have opened."""
+
+    __slots__ = ("_settled", "_verdict", "_waiter")
+
+    _session: ClientsSession
+
+    def __init__(self, session: ClientsSession, stream_id: int, upper: Upper) -> None:
+        super().__init__(session, stream_id, upper)
+        self._settled = session.server_version == 1  # which does not tell
+        self._verdict: Exception | None = None  # why the destination is not reached
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def acknowledged(self) -> None:
+        """Wait until the server has reached the destination, or is known not to tell (version 1).
+
+        Raises DestinationError if the server could not, ends the stream, or does not say so within
+        SYNACK_TIME: the stream is closed then. Raises another MttError if the session is over.
+        To be called by one task.
+        """
+        if not self._settled:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(QUESTION_TIME, self._question)
+            try:
+                async with asyncio.timeout(SYNACK_TIME):
+                    await self._waiter
+            except TimeoutError:
+                self._settle(DestinationError(Outcome.TIMED_OUT))
+                self.close()
+            finally:
+                timer.cancel()
+        if self._verdict is not None:
+            raise self._verdict
+
+    def _question(self) -> None:
+        if self._session.server_version >= 2:
+            self._session.question()
+        else:
+            self._settle(None)
+
+    def _settle(self, verdict: Exception | None) -> None:
+        if not self._settled:
+            self._settled = True
+            self._verdict = verdict
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    # Called by the session.
+
+    def receive_answer(self, text: str) -> None:
+        """SYNACK: the destination is reached if there is no text."""
+        if not text:
+            self._settle(None)
+            return
+        error = DestinationError(outcome_from_text(text), f"the server says: {text}")
+        self._settle(error)
+        self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
+        self._drop_queue()
+        self.upper.connection_lost(error)
+
+    def receive(self, data: Data) -> None:
+        if not self._settled:
+            self._settle(None)
+            self._session.no_version()
+        super().receive(data)
+
+    def receive_fin(self) -> None:
+        self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server ended the stream"))
+        super().receive_fin()
+
+    def receive_reset(self) -> None:
+        self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server reset the stream"))
+        super().receive_reset()
+
+    def session_ended(self, exc: Exception | None) -> None:
+        self._settle(exc or NetworkError("the AnyTLS session was closed"))
+        super().session_ended(exc)
+
+    def _finish(self, *, reset: bool) -> None:
+        self._settle(NetworkError("the stream was closed"))
+        super()._finish(reset=reset)

@@ -1,0 +1,294 @@
+"""What the sessions of all multiplexing protocols share: many streams on one connection.
+
+Theory of operation
+-------------------
+A session is the protocol of the connection below (TLS or WebSocket), a `MuxStream` the transport
+of the protocol above it. The frames are the business of the subclasses.
+
+Sending: what a stream writes goes to the connection at once. When the connection cannot take more,
+all streams are told to pause; their senders go on in turn when it can, one read each, which shares
+the connection fairly.
+
+Receiving: a stream whose reader has paused queues its data. The queued bytes of all streams
+together have a budget; when it is used up, the session stops reading the connection, and TCP's
+back-pressure reaches the sender.
+
+Closing: between our own ends (`half_close`) FIN ends one direction of a stream, and an empty PSH
+resets it. To others FIN ends both directions, and what such a peer still sends is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from mtt.errors import MttError, NetworkError, describe
+from mtt.layers import linger
+from mtt.layers.base import Data, Layer, SharedReader
+from mtt.layers.mux_stream import MuxStream
+
+# A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
+# network may have changed under it.
+UNANSWERED_TIME = 5.0
+
+Stream = TypeVar("Stream", bound=MuxStream)
+
+
+class MuxSession(SharedReader, Generic[Stream]):
+    """One multiplexed connection.
+
+    Args:
+        on_change: called when a stream ended, which may have made room or emptied the session.
+        on_lost: called once when the session is over, with the reason (None: closed by us).
+    """
+
+    __slots__ = (
+        "_bottom", "_finishing", "_held", "_on_change", "_on_lost", "_queued", "_seen_at",
+        "_streams", "error", "lost", "lower", "write_paused", "writer", "written",
+    )  # fmt: skip
+
+    name: ClassVar[str]  # for error messages
+    psh: ClassVar[int]  # the command of a frame with a stream's data
+
+    lower: asyncio.Transport
+    _bottom: Layer | MuxSession[Stream]  # the one that writes to the socket
+
+    def __init__(
+        self,
+        *,
+        on_change: Callable[[Any], object] | None = None,
+        on_lost: Callable[[Any, Exception | None], object] | None = None,
+    ) -> None:
+        self._on_change = on_change
+        self._on_lost = on_lost
+        self._streams: dict[int, Stream] = {}
+        # Closed by us, the peer's FIN is still to come: when that was.
+        self._finishing: dict[int, float] = {}
+        self._queued = 0
+        self._held = False  # we do not read the connection: the budget is used up
+        self._seen_at = 0.0  # when the last frame came
+        self.write_paused = False
+        self.writer = 0  # the stream that has written last
+        self.lost = False
+        self.error: Exception | None = None  # by what, if it was not us
+        self.written = 0  # bytes handed to the connection
+
+    # What the protocols do each in its way.
+
+    @property
+    def half_close(self) -> bool:
+        """Whether streams can end each direction by itself: the peer is one of ours."""
+        raise NotImplementedError
+
+    @property
+    def receive_budget(self) -> int:
+        """Bytes queued for paused readers, all streams together."""
+        raise NotImplementedError
+
+    @property
+    def _answers_fin(self) -> bool:
+        """Whether the peer, too, says FIN at the end of a stream that we have closed."""
+        raise NotImplementedError
+
+    def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
+        """The frames in `data`: command, stream, payload."""
+        raise NotImplementedError
+
+    def _command(self, command: int, stream_id: int, payload: Data) -> None:
+        """A frame has come that is neither data nor a reset."""
+        raise NotImplementedError
+
+    def _send_fin(self, stream_id: int) -> None:
+        raise NotImplementedError
+
+    def _send_reset(self, stream_id: int) -> None:
+        """Only with half-close."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        """The session is over: let go of timers and the like."""
+
+    # State.
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that still carry something for a protocol of ours."""
+        return len(self._streams)
+
+    @property
+    def used_slots(self) -> int:
+        """Streams that are open here or still open on the peer's side."""
+        return len(self._streams) + len(self._finishing)
+
+    @property
+    def handed_over(self) -> int:
+        """Bytes that the socket has been given so far, in its own count (after TLS)."""
+        return self._bottom.written
+
+    # The protocol of the connection below.
+
+    def connection_made(self, transport: Any) -> None:
+        self.lower = transport
+        self._bottom = self
+        while isinstance(self._bottom.lower, Layer):
+            self._bottom = self._bottom.lower
+        self._seen_at = asyncio.get_running_loop().time()
+
+    def data_received(self, data: Data) -> None:
+        if self.lost:
+            return
+        self._heard()
+        events = self._decode(data)
+        streams, psh = self._streams, self.psh
+        count = len(events)
+        at = 0
+        while at < count and not self.lost:
+            command, stream_id, payload = events[at]
+            at += 1
+            if command != psh:
+                self._command(command, stream_id, payload)
+            elif payload:
+                run = [payload]
+                while at < count:
+                    command, other_id, payload = events[at]
+                    if command != psh or other_id != stream_id or not payload:
+                        break
+                    run.append(payload)
+                    at += 1
+                stream = streams.get(stream_id)
+                if stream is not None:
+                    # One write above for a run of frames.
+                    stream.receive(b"".join(run) if len(run) > 1 else run[0])
+                elif stream_id in self._finishing:
+                    self._late_data(stream_id)
+            elif stream_id in streams and self.half_close:
+                streams[stream_id].receive_reset()
+
+    def _heard(self) -> None:
+        """The peer gives a sign of life."""
+        self._seen_at = asyncio.get_running_loop().time()
+
+    def eof_received(self) -> bool:
+        self._end(NetworkError(f"the {self.name} was closed by the peer"))
+        linger.close(self.lower, self.connection_lost, eof_seen=True)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not isinstance(exc, MttError):  # a reset of the connection is no reset of a stream
+            exc = NetworkError(f"the {self.name} was lost: {describe(exc)}")
+        self._end(exc)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        # Whoever has filled the connection is the last to go on: its first read may fill it again,
+        # and the others would wait for ever.
+        if self.writer in self._streams:
+            self._streams[self.writer] = self._streams.pop(self.writer)
+        for stream in list(self._streams.values()):
+            stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        for stream in list(self._streams.values()):
+            if self.write_paused:
+                break  # the connection is full again; the others are still paused
+            stream.resume_writing()
+
+    # For streams and owners.
+
+    def gone(self, stream: Stream) -> bool:
+        """Whether `stream` has been closed, or its session is over."""
+        return self._streams.get(stream.id) is not stream
+
+    def finish(self, stream: Stream, *, eof_seen: bool, say_fin: bool) -> None:
+        """Be done with a stream that was closed or reset."""
+        del self._streams[stream.id]
+        if not eof_seen and self._answers_fin:
+            self._finishing[stream.id] = asyncio.get_running_loop().time()
+        if say_fin:
+            self._send_fin(stream.id)
+        self._changed()
+
+    def queued(self, size: int) -> None:
+        """Account for bytes that a stream has queued (or, negative, let go)."""
+        self._queued += size
+        if self.lost:
+            return
+        if self._queued >= self.receive_budget:
+            if not self._held:
+                self._held = True
+                self.lower.pause_reading()
+        elif self._held:
+            self._held = False
+            self._seen_at = asyncio.get_running_loop().time()
+            self.lower.resume_reading()
+
+    def send(self, frames: Data) -> None:
+        """Hand frames to the connection."""
+        self.written += len(frames)
+        self.lower.write(frames)
+
+    def close(self) -> None:
+        """End the session and all its streams; what was written is delivered."""
+        if not self.lost:
+            self._end(None)
+            linger.close(self.lower, self.connection_lost, eof_seen=False)
+
+    def abort(self) -> None:
+        """Cut the session."""
+        if not self.lost:
+            self._end(None)
+            linger.reset(self.lower)
+
+    def _made(self, stream: Stream) -> None:
+        self._streams[stream.id] = stream
+        upper = stream.upper
+        upper.connection_made(stream)
+        # A protocol that took the stream over in there knows already.
+        if self.write_paused and stream.upper is upper and not self.gone(stream):
+            upper.pause_writing()
+
+    def _fin_received(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.receive_fin()
+        elif stream_id in self._finishing:
+            del self._finishing[stream_id]
+            self._changed()
+
+    def _late_data(self, stream_id: int) -> None:
+        """Data for a stream that we have closed: in the end the peer is told that it is in vain."""
+        now = asyncio.get_running_loop().time()
+        if self.half_close and now - self._finishing[stream_id] > linger.LINGER_TIME:
+            self._send_reset(stream_id)
+            self._finishing[stream_id] = float("inf")  # once is enough
+
+    def _changed(self) -> None:
+        if self._on_change is not None:
+            self._on_change(self)
+
+    def _fail(self, exc: Exception) -> None:
+        """End the session because the peer broke its rules; what was written is delivered."""
+        self._end(exc)
+        linger.close(self.lower, self.connection_lost, eof_seen=False)
+
+    def _cut(self, exc: Exception) -> None:
+        """End the session because the peer is gone, or takes nothing any more."""
+        self._end(exc)
+        linger.reset(self.lower)
+
+    def _end(self, exc: Exception | None) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self.error = exc
+        self._forget()
+        streams = list(self._streams.values())
+        self._streams.clear()  # and not replaced: data_received may be busy with it
+        self._finishing.clear()
+        for stream in streams:
+            stream.session_ended(exc)
+        if self._on_lost is not None:
+            self._on_lost(self, exc)
+        self._on_change = self._on_lost = None

@@ -1,0 +1,203 @@
+"""One of many streams on a connection: a transport for the protocol above. See `mux`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import Any, Protocol
+
+from mtt.layers.base import Data, LayerTransport, Upper, unsent
+
+
+class Session(Protocol):
+    """What a stream needs of its session."""
+
+    lower: asyncio.Transport
+    write_paused: bool
+    writer: int
+
+    @property
+    def half_close(self) -> bool: ...
+    @property
+    def handed_over(self) -> int: ...
+    def gone(self, stream: Any) -> bool: ...
+    def finish(self, stream: Any, *, eof_seen: bool, say_fin: bool) -> None: ...
+    def queued(self, size: int) -> None: ...
+
+
+class MuxStream(LayerTransport):
+    """One stream: a transport for the protocol above, which gets `connection_made` at once."""
+
+    __slots__ = (
+        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_scheduled", "_session", "_survives",
+        "_write_eof", "id", "upper",
+    )  # fmt: skip
+
+    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
+        super().__init__()
+        self._session = session
+        self.id = stream_id
+        self.upper = upper
+        self._paused = False
+        self._queue = bytearray()  # what came while the upper had paused
+        self._scheduled = False
+        self._survives: Exception | None = None  # what ended the session before we were read out
+        self._eof = False  # the peer has sent FIN
+        self._eof_told = False
+        self._write_eof = False  # we have
+        self._mark = 0  # what the socket had been given when we had written our last
+
+    # How the protocol of the session says it.
+
+    def _send_data(self, data: Data) -> None:
+        raise NotImplementedError
+
+    def _send_fin(self) -> None:
+        raise NotImplementedError
+
+    def _send_reset(self) -> None:
+        """Only for peers that know half-close."""
+        raise NotImplementedError
+
+    # Called by the session.
+
+    def receive(self, data: Data) -> None:
+        if self._eof:
+            return
+        if self._paused or self._queue:
+            self._queue += data
+            self._session.queued(len(data))
+        else:
+            self.upper.data_received(data)
+
+    def pause_writing(self) -> None:
+        """The connection can take no more."""
+        self.upper.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.upper.resume_writing()
+
+    def receive_fin(self) -> None:
+        self._eof = True
+        self._deliver()
+
+    def receive_reset(self) -> None:
+        self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
+        self._drop_queue()
+        # As when a socket is reset: somebody's application went away, which is routine.
+        self.upper.connection_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
+
+    def session_ended(self, exc: Exception | None) -> None:
+        """The session is over. What the peer has sent and ended with FIN is still handed up."""
+        if exc is not None and self._eof and not self._eof_told:
+            self._survives = exc
+        else:
+            self.upper.connection_lost(exc)
+
+    def _deliver(self) -> None:
+        """Hand up what is queued, then the end."""
+        self._scheduled = False
+        if self._paused or self.is_closing():
+            return
+        if self._queue:
+            data = bytes(self._queue)
+            self._drop_queue()
+            self.upper.data_received(data)
+        if self._eof and not (self._paused or self._eof_told or self.is_closing()):
+            self._eof_told = True
+            if not self.upper.eof_received():
+                self.close()
+            elif self._survives is not None:
+                exc, self._survives = self._survives, None
+                self.upper.connection_lost(exc)
+
+    def _deliver_soon(self) -> None:
+        """Not here and now: the caller may be in the middle of something."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._deliver)
+
+    def _drop_queue(self) -> None:
+        size = len(self._queue)
+        self._queue = bytearray()
+        self._session.queued(-size)
+
+    # The transport of the protocol above.
+
+    def _blocked(self) -> bool:
+        """Whether nothing should be written now."""
+        return self._session.write_paused
+
+    def set_protocol(self, protocol: Any) -> None:
+        """Hand the stream over; unlike a new socket, it may be unable to take anything by now."""
+        self.upper = protocol
+        if self._blocked() and not self._session.gone(self):
+            protocol.pause_writing()
+
+    def get_protocol(self) -> Any:
+        return self.upper
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._session.lower.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._survives is None and self._session.gone(self)
+
+    def is_reading(self) -> bool:
+        return not self._paused
+
+    def pause_reading(self) -> None:
+        self._paused = True
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            if self._queue or self._eof:
+                self._deliver_soon()
+
+    def get_write_buffer_size(self) -> int:
+        """The connection's buffer: streams have none of their own."""
+        return self._session.lower.get_write_buffer_size()
+
+    def unsent(self) -> int:
+        """What the connection still has to send up to our last byte, not what came after it."""
+        session = self._session
+        return max(0, self._mark - session.handed_over + unsent(session.lower))
+
+    def write(self, data: Data | bytearray) -> None:
+        session = self._session
+        if data and not (self._write_eof or session.gone(self)):
+            if isinstance(data, bytearray):
+                data = bytes(data)
+            session.writer = self.id
+            self._send_data(data)
+            self._mark = session.handed_over
+
+    def can_write_eof(self) -> bool:
+        return self._session.half_close
+
+    def write_eof(self) -> None:
+        """Tell the peer that no more data comes from us; the other direction goes on."""
+        if not (self._write_eof or self._session.gone(self)):
+            self._write_eof = True
+            self._send_fin()
+
+    def close(self) -> None:
+        """End the stream; what was written is delivered by the session."""
+        self._finish(reset=False)
+
+    def abort(self) -> None:
+        """Cut the stream. A Go peer cannot tell it from an ordinary end."""
+        self._finish(reset=self._session.half_close)
+
+    def _finish(self, *, reset: bool) -> None:
+        session = self._session
+        if not session.gone(self):
+            if reset:
+                self._send_reset()
+            session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
+        elif self._survives is None:
+            return
+        self._survives = None
+        self._drop_queue()
+        asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)

@@ -1,0 +1,294 @@
+"""AnyTLS sessions back to back, under a relay, and with peers that say anything at all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import struct
+from typing import Any
+
+import pytest
+
+from mtt import relay
+from mtt.errors import MttError, PeerError
+from mtt.layers.anytls import RECEIVE_BUDGET
+from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_server import ServerSession
+from mtt.layers.tls import TlsLayer
+from mtt.relay import Relay
+from mtt.wire.anytls import FIN, HEADER_SIZE, PSH, SETTINGS, SYN, PreambleReader, frame
+from mtt.wire.padding import DEFAULT, Scheme
+from tests.support.certs import Certs
+from tests.support.stacks import Stack
+from tests.support.transports import FakeLayer, FakeTransport, Recorder, turns
+
+
+class Pair:
+    """A client's session and a server's, and what each has sent to the other."""
+
+    def __init__(self, *, half_close: bool = False) -> None:
+        self.uppers: list[Recorder] = []
+        self.client = ClientSession(bytes(32), Learned(), half_close=half_close)
+        self.server = ServerSession(self._accept)
+        self.up, self.down = FakeLayer(self.client), FakeLayer(self.server)
+        self.server.connection_made(self.down)
+        self.client.connection_made(self.up)
+        reader = PreambleReader()
+        reader.feed(self.up.take())
+        assert reader.rest == b""
+
+    def _accept(self) -> Recorder:
+        self.uppers.append(Recorder())
+        return self.uppers[-1]
+
+    async def exchange(self) -> None:
+        """Let everything that was written arrive, and what is said to it."""
+        for _ in range(10):
+            await turns(3)
+            for session, lower in ((self.server, self.up), (self.client, self.down)):
+                if data := lower.take():
+                    session.data_received(data)
+
+    async def over(self) -> None:
+        self.client.abort()
+        self.server.abort()
+        await turns()
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+async def test_streams_one_after_the_other(half_close: bool) -> None:
+    pair = Pair(half_close=half_close)
+    rng = random.Random(61)
+    for number in range(12):  # the padding ends in between
+        upper = Recorder()
+        stream = pair.client.open_stream(upper, b"dest")
+        await pair.exchange()
+        server = pair.uppers[number]
+        server.transport.acknowledge()
+        question, answer = rng.randbytes(rng.randrange(1, 90_000)), rng.randbytes(500)
+        stream.write(question)
+        await pair.exchange()
+        assert server.data == b"dest" + question
+        server.transport.write(answer)
+        await pair.exchange()
+        await stream.acknowledged()
+        assert upper.data == answer
+        ends = [stream, server.transport]
+        rng.shuffle(ends)
+        ends[0].close()
+        await pair.exchange()
+        assert (upper.eof, server.eof) == ((False, True) if ends[0] is stream else (True, False))
+        ends[1].close()
+        await pair.exchange()
+        assert upper.lost
+        assert server.lost
+        assert (pair.client.used_slots, pair.server.used_slots) == (0, 0)
+    await pair.over()
+
+
+async def test_a_reset_reaches_the_other_end() -> None:
+    pair = Pair(half_close=True)
+    upper = Recorder()
+    stream = pair.client.open_stream(upper, b"dest")
+    await pair.exchange()
+    stream.write(b"half of it")
+    stream.abort()
+    await pair.exchange()
+    assert isinstance(pair.uppers[0].error, ConnectionResetError)
+    assert not pair.uppers[0].eof
+    assert pair.client.idle_since is not None
+    assert pair.server.idle_since is not None
+    await pair.over()
+
+
+async def test_who_goes_on_sending_is_told_that_it_is_in_vain() -> None:
+    pair = Pair(half_close=True)
+    stream = pair.client.open_stream(Recorder(), b"dest")
+    await pair.exchange()
+    stream.close()
+    await pair.exchange()
+    server = pair.uppers[0]
+    assert server.eof
+    server.transport.write(b"more")
+    await pair.exchange()
+    assert not server.lost
+    pair.client._finishing[1] -= 10
+    server.transport.write(b"and more")
+    await pair.exchange()
+    assert server.lost
+    assert pair.client.idle_since is not None
+    await pair.over()
+
+
+async def test_every_padded_record_is_a_record_of_tls(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = Scheme.parse(b"stop=4\n0=30-30\n1=500-500\n2=20-20,700-700,90-90\n3=9-9,60-60,c,8-8")
+    monkeypatch.setattr("tests.support.stacks.Learned", lambda: Learned(scheme))
+    monkeypatch.setattr(
+        "tests.support.stacks.ServerSession", lambda accept: ServerSession(accept, scheme=scheme)
+    )
+    wire: dict[TlsLayer, bytes] = {}
+    send = TlsLayer._send
+
+    def tapped(layer: TlsLayer, data: bytes) -> None:
+        wire[layer] = wire.get(layer, b"") + data
+        send(layer, data)
+
+    monkeypatch.setattr(TlsLayer, "_send", tapped)
+    stack = Stack("anytls-tls", ("tls", "anytls"), version=ssl.TLSVersion.TLSv1_3)
+    async with stack.open(certs) as (client, server):
+        client.transport.write(b"x" * 100)
+        client.transport.write(b"y" * 50)
+        client.transport.write(b"z" * 40_000)
+        await server.recorder.received(40_150)
+        (layer,) = (layer for layer in wire if not layer._ssl.server_side)
+        sizes = []
+        while wire[layer]:
+            kind, _, size = struct.unpack_from(">BHH", wire[layer])
+            wire[layer] = wire[layer][5 + size :]
+            if kind == 23:
+                sizes.append(size - 17)  # tag and kind of content (RFC 8446, 5.2)
+    # The first is Finished. Behind the padding, a frame has as many records as it needs.
+    assert sizes[1:] == [34 + 30, 500, 20, 700, 97, 9, 60, 16384, 16384, 7, 40_007 - 32768]
+
+
+# Under a relay.
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+@pytest.mark.parametrize("client_side", [False, True])
+async def test_the_end_of_one_direction_costs_nothing_of_the_other(
+    half_close: bool, client_side: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
+    monkeypatch.setattr(relay, "QUIET_TICK", 0.02)
+    pair = Pair(half_close=half_close)
+    upper = Recorder()
+    ours = pair.client.open_stream(upper, b"")
+    ours.write(b"hello")
+    await pair.exchange()
+    theirs = pair.uppers[0].transport
+    far, peer, other = (ours, theirs, pair.uppers[0]) if client_side else (theirs, ours, upper)
+    other.data.clear()
+    near = FakeTransport(Recorder())
+    done: list[Relay] = []
+    Relay(near, far, timeout=60, done=done.append)
+    near.protocol.data_received(b"question")
+    near.protocol.eof_received()
+    for _ in range(5):  # a reply in pieces, with pauses shorter than the quiet
+        await asyncio.sleep(0.03)
+        peer.write(b"reply ")
+        await pair.exchange()
+    assert other.data == b"question"
+    assert other.eof is half_close
+    assert near.take() == b"reply " * 5
+    if half_close:
+        peer.close()
+    while not (done and other.eof):
+        await pair.exchange()
+        await asyncio.sleep(0.01)
+    other.transport.close()
+    await pair.exchange()
+    assert not near.aborted
+    assert done[0].error is None
+    assert (pair.client.used_slots, pair.server.used_slots) == (0, 0)
+    await pair.over()
+
+
+# Anything at all.
+
+
+def noise(rng: random.Random) -> bytes:
+    pieces = []
+    for _ in range(rng.randrange(1, 25)):
+        command = rng.choice((SYN, PSH, PSH, PSH, FIN, rng.randrange(12), rng.randrange(256)))
+        payload = rng.randbytes(rng.choice((0, 0, 1, 30, 300)))
+        if command == SETTINGS and rng.random() < 0.7:
+            payload = b"v=2\nhalf-close=%d" % rng.randrange(2)
+        pieces.append(frame(command, rng.choice((0, 1, 1, 1, 2, 3)), payload))
+    if rng.random() < 0.2:
+        pieces.append(rng.randbytes(30))
+    return b"".join(pieces)
+
+
+def meddle(rng: random.Random, upper: Recorder) -> None:
+    """Do what a protocol may do with its transport."""
+    transport = upper.transport
+    what = rng.randrange(12)
+    if what < 3:
+        transport.pause_reading()
+    elif what < 6:
+        transport.resume_reading()
+    elif what == 6:
+        transport.write_eof()
+    elif what == 7:
+        transport.close()
+    elif what == 8:
+        transport.abort()
+    else:
+        transport.write(b"data")
+
+
+@pytest.mark.parametrize("client_side", [False, True])
+async def test_a_peer_may_say_anything(client_side: bool) -> None:
+    rng = random.Random(62)
+    for _ in range(250):
+        uppers: list[Recorder] = []
+
+        def accept(uppers: list[Recorder] = uppers) -> Recorder:
+            uppers.append(Recorder())
+            return uppers[-1]
+
+        session: Any
+        if client_side:
+            session = ClientSession(bytes(32), Learned(), half_close=rng.random() < 0.5)
+        else:
+            session = ServerSession(accept)
+        lower = FakeLayer(session)
+        session.connection_made(lower)
+        if not client_side and rng.random() < 0.9:
+            session.data_received(frame(SETTINGS, 0, b"v=2\nhalf-close=%d" % rng.randrange(2)))
+        answers = []
+        for _ in range(8):
+            if client_side and len(uppers) < 3 and not session.lost:
+                stream = session.open_stream(accept(), b"dest")
+                answers.append(asyncio.ensure_future(stream.acknowledged()))
+            data = noise(rng)
+            cut = rng.randrange(len(data))
+            session.data_received(data[:cut])
+            for upper in uppers:
+                meddle(rng, upper)
+            session.data_received(data[cut:])
+            if rng.random() < 0.3:
+                await turns(1)
+        assert session.error is None or isinstance(session.error, PeerError)
+        session.connection_lost(None)
+        for upper in uppers:
+            upper.transport.resume_reading()
+        await turns(3)
+        assert all(upper.lost or upper.transport.is_closing() for upper in uppers)
+        for answer in answers:
+            assert answer.done()
+            assert answer.exception() is None or isinstance(answer.exception(), MttError)
+    await turns()
+
+
+async def test_what_a_hostile_peer_can_make_us_hold() -> None:
+    server = ServerSession(Recorder)
+    lower = FakeLayer(server)
+    server.connection_made(lower)
+    server.data_received(frame(SETTINGS, 0, b"v=2\npadding-md5=" + DEFAULT.md5.encode()))
+    for number in range(1, 300):
+        server.data_received(frame(SYN, number))
+        if number < 257:
+            server._streams[number].pause_reading()
+    number = 0
+    while lower.reading:
+        number = number % 256 + 1
+        server.data_received(frame(PSH, number, bytes(10_000)))
+    assert server._queued <= RECEIVE_BUDGET + 10_000
+    assert len(lower.sent) < 300 * 50 + HEADER_SIZE
+    server.abort()
+    await turns()

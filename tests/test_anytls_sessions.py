@@ -1,0 +1,426 @@
+"""The pool of AnyTLS sessions: which one is taken, which one goes, and what is made ready."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mtt import anytls_sessions
+from mtt.anytls_sessions import AnyTlsPool
+from mtt.errors import NetworkError, PeerError
+from mtt.layers.anytls_client import ClientSession
+from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.holding import Holding, hand_over
+from mtt.wire.anytls import (
+    FIN,
+    HEART_REQUEST,
+    HEART_RESPONSE,
+    PSH,
+    SERVER_SETTINGS,
+    SYN,
+    SYNACK,
+    UPDATE_PADDING,
+    Decoder,
+    PreambleReader,
+    frame,
+)
+from mtt.wire.socks import DestinationError, Outcome
+from tests.support.transports import FakeLayer, Recorder, turns
+
+
+class Clock:
+    """A loop whose time passes when a test says so, for code that asks `get_running_loop()`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.now = 1000.0
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: object
+    ) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self._loop)
+        heapq.heappush(self._timers, (self.now + delay, id(handle), handle))
+        return handle
+
+    async def passes(self, seconds: float) -> None:
+        end = self.now + seconds
+        await turns()
+        while self._timers and self._timers[0][0] <= end:
+            self.now, _, handle = heapq.heappop(self._timers)
+            if not handle.cancelled():
+                handle._run()
+            await turns()
+        self.now = end
+
+
+class Answering(FakeLayer):
+    """A connection to a server that is alive."""
+
+    def write(self, data: Any) -> None:
+        super().write(data)
+        if frame(HEART_REQUEST, 0) in data:
+            asyncio.get_running_loop().call_soon(
+                self.protocol.data_received, frame(HEART_RESPONSE, 0)
+            )
+
+
+class Network:
+    """What the pool dials: servers of version 2 that reach every destination, unless told."""
+
+    def __init__(self, **options: object) -> None:
+        self.sessions: list[ClientSession] = []
+        self.lowers: list[FakeLayer] = []
+        self.dials = 0
+        self.error: Exception | None = None
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+        self.lost: list[Exception | None] = []
+        self.greeting = frame(SERVER_SETTINGS, 0, b"v=2")
+        self.pool = AnyTlsPool(self._connect, bytes(32), on_lost=self.lost.append, **options)  # type: ignore[arg-type]
+
+    async def _connect(self, session: ClientSession) -> None:
+        self.dials += 1
+        await self.allowed.wait()
+        if self.error is not None:
+            raise self.error
+        lower = Answering(session)
+        session.connection_made(lower)
+        self.sessions.append(session)
+        self.lowers.append(lower)
+
+    async def open(self, answer: bytes = b"") -> ClientStream:
+        """Open a stream, to which the server answers."""
+        task = asyncio.ensure_future(self.pool.open(b"dest"))
+        await turns()
+        for session in list(self.sessions):
+            for stream_id in list(session._streams):
+                session.data_received(self.greeting + frame(SYNACK, stream_id, answer))
+        return await task
+
+    async def idle(self, count: int) -> list[ClientSession]:
+        """So many idle sessions, the oldest first."""
+        streams = [await self.open() for _ in range(count)]
+        for stream in streams:
+            stream.close()
+        return self.sessions[-count:]
+
+    def number(self, stream: ClientStream) -> int:
+        return next(at for at, session in enumerate(self.sessions) if session is stream._session)
+
+    def up(self) -> list[int]:
+        return [at for at, session in enumerate(self.sessions) if not session.lost]
+
+    async def over(self) -> None:
+        await self.pool.close()
+        await turns()
+        assert not self.up()
+        assert not self.pool.sessions
+
+
+# Which one.
+
+
+async def test_the_newest_idle_session_is_taken_and_never_shared() -> None:
+    network = Network()
+    streams = [await network.open() for _ in range(3)]
+    assert [network.number(stream) for stream in streams] == [0, 1, 2]
+    streams[1].close()
+    streams[0].close()
+    assert network.pool.idle == 2
+    again = [await network.open() for _ in range(3)]
+    assert [network.number(stream) for stream in again] == [1, 0, 3]
+    assert [stream.id for stream in again] == [2, 2, 1]
+    assert network.pool.idle == 0
+    await network.over()
+
+
+async def test_a_session_that_is_dialled_belongs_to_who_dials_it() -> None:
+    network = Network()
+    network.allowed.clear()
+    tasks = [asyncio.ensure_future(network.pool.open(b"dest", wait=False)) for _ in range(3)]
+    await turns()
+    tasks[0].cancel()
+    await turns()
+    network.allowed.set()
+    streams = await asyncio.gather(*tasks[1:])
+    assert sorted(network.number(stream) for stream in streams) == [0, 1]
+    assert network.dials == 3
+    await network.over()
+
+
+async def test_what_comes_early_is_held_until_somebody_takes_the_stream() -> None:
+    network = Network()
+    stream = await network.open()
+    session = network.sessions[0]
+    session.data_received(frame(PSH, 1, b"early") + frame(FIN, 1))
+    await turns()
+    holding = stream.get_protocol()
+    assert isinstance(holding, Holding)
+    assert not holding.early
+    assert network.pool.idle == 0  # as long as it is not read out
+    upper = Recorder(stay=False)
+    hand_over(stream, upper)
+    assert await upper.at_eof() == b"early"
+    await upper.ended()
+    assert network.pool.idle == 1
+    await network.over()
+
+
+async def test_a_destination_that_is_not_reached_costs_no_session() -> None:
+    network = Network()
+    with pytest.raises(DestinationError) as caught:
+        await network.open(b"connection refused")
+    assert caught.value.outcome is Outcome.CONNECTION_REFUSED
+    assert network.pool.idle == 1
+    assert network.number(await network.open()) == 0
+    assert network.dials == 1
+    await network.over()
+
+
+async def test_broken_and_late_sessions_are_not_handed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network()
+    sessions = await network.idle(3)
+    sessions[2].connection_lost(ConnectionResetError())
+    monkeypatch.setattr("mtt.layers.anytls_client.LATE_TIME", 0.0)
+    monkeypatch.setattr(network.lowers[1], "write", lambda _data: None)
+    sessions[1].question()
+    assert network.number(await network.open()) == 0
+    assert len(network.lost) == 1
+    await network.over()
+
+
+async def test_a_session_found_dead_while_it_is_asked_is_replaced() -> None:
+    network = Network()
+    await network.idle(2)
+    task = asyncio.ensure_future(network.pool.open(b"dest"))
+    for number in (1, 0):
+        await turns()
+        assert network.sessions[number].open_streams == 1
+        network.sessions[number].eof_received()
+    await turns()
+    assert network.dials == 3
+    network.sessions[2].data_received(network.greeting + frame(SYNACK, 1))
+    assert network.number(await task) == 2
+    await network.over()
+
+
+async def test_a_new_session_that_dies_is_not_replaced() -> None:
+    network = Network()
+    task = asyncio.ensure_future(network.pool.open(b"dest"))
+    await turns()
+    network.sessions[0].eof_received()
+    with pytest.raises(PeerError, match="password"):
+        await task
+    network.error = NetworkError("no server")
+    with pytest.raises(NetworkError, match="no server"):
+        await network.pool.open(b"dest")
+    assert network.dials == 2
+    await network.over()
+
+
+async def test_who_gives_up_waiting_ends_the_stream() -> None:
+    network = Network()
+    await network.idle(1)
+    network.lowers[0].take()
+    task = asyncio.ensure_future(network.pool.open(b"dest"))
+    await turns()
+    task.cancel()
+    await asyncio.wait([task])
+    said = [event[0] for event in Decoder().feed(network.lowers[0].take())]
+    assert [command for command in said if command != 0] == [SYN, PSH, FIN]
+    assert network.pool.idle == 1
+    await network.over()
+
+
+async def test_without_reuse_a_session_ends_with_its_stream() -> None:
+    network = Network(reuse=False)
+    network.pool.start()
+    stream = await network.open()
+    network.lowers[0].take()
+    stream.write(b"last")
+    stream.close()
+    said = [event[0] for event in Decoder().feed(network.lowers[0].take())]
+    assert [command for command in said if command != 0] == [PSH, FIN]
+    assert network.lowers[0].closing
+    assert not network.lowers[0].aborted
+    assert network.number(await network.open()) == 1
+    assert network.lost == [None]
+    await network.over()
+
+
+async def test_all_sessions_use_what_one_has_learned() -> None:
+    network = Network()
+    await network.idle(1)
+    network.sessions[0].data_received(frame(UPDATE_PADDING, 0, b"stop=1\n0=77-77"))
+    await network.open()
+    await network.open()
+    reader = PreambleReader()
+    reader.feed(bytes(network.lowers[1].sent))
+    assert network.lowers[1].sent[32:34] == (77).to_bytes(2, "big")
+    assert reader.rest
+    await network.over()
+
+
+# Cleaning. As the reference: looked at every 30 s, and 30 s idle.
+
+
+async def test_the_oldest_idle_sessions_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(min_idle=5)
+    await network.idle(7)
+    busy = await network.open()  # the newest
+    await clock.passes(29)
+    assert len(network.up()) == 7
+    await clock.passes(62)
+    assert network.up() == [1, 2, 3, 4, 5, 6]
+    assert network.number(busy) == 6
+    assert network.lost == [None]
+    await network.over()
+
+
+async def test_an_idle_session_is_closed_at_the_second_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(min_idle=0)
+    stream = await network.open()
+    await clock.passes(1)  # the first look will find it idle for 29 s
+    stream.close()
+    await clock.passes(58)
+    assert network.up() == [0]
+    await clock.passes(2)
+    assert network.up() == []
+    await network.over()
+
+
+async def test_what_is_kept_is_counted_from_the_newest_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(min_idle=2, check_interval=100, idle_timeout=60)
+    streams = [await network.open() for _ in range(5)]
+    streams[0].close()
+    streams[4].close()
+    await clock.passes(50)
+    for stream in streams[1:4]:
+        stream.close()
+    await clock.passes(51)
+    # 1 to 3 are too young to go, and are enough: 0 goes. 4 was looked at before they counted.
+    assert network.up() == [1, 2, 3, 4]
+    assert network.sessions[4].idle_since == 1100.0
+    await clock.passes(100)
+    assert network.up() == [3, 4]
+    await network.over()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+async def test_times_that_are_too_short_mean_the_usual_ones(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(min_idle=0, check_interval=seconds, idle_timeout=seconds)
+    await network.idle(1)
+    await clock.passes(29)
+    assert network.up() == [0]
+    await clock.passes(32)
+    assert network.up() == []
+    await network.over()
+
+
+async def test_a_stream_that_the_server_never_ends_blocks_its_session_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(min_idle=5)
+    network.greeting = frame(SERVER_SETTINGS, 0, b"v=2\nhalf-close=1")
+    stream = await network.open()
+    stream.close()
+    assert network.pool.idle == 0
+    assert network.number(await network.open()) == 1
+    await clock.passes(31)
+    assert network.up() == [0, 1]
+    await clock.passes(30)
+    assert network.up() == [1]
+    await network.over()
+
+
+# Warm-up.
+
+
+async def test_sessions_are_made_ready_at_the_start() -> None:
+    network = Network(min_idle=3)
+    network.pool.start()
+    network.pool.start()
+    await turns()
+    assert network.dials == network.pool.idle == 3
+    for lower in network.lowers:  # the preamble alone: settings belong to the first packet
+        reader = PreambleReader()
+        reader.feed(bytes(lower.sent))
+        assert reader.rest == b""
+    assert network.number(await network.open()) == 2
+    await network.over()
+
+
+async def test_a_server_that_is_down_is_tried_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "mtt")
+    monkeypatch.setattr(anytls_sessions, "RETRY_TIMES", (0.01, 0.04))
+    network = Network(min_idle=2)
+    network.error = NetworkError("no server")
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    network.pool.start()
+    while network.dials < 6:
+        await asyncio.sleep(0.005)
+    assert loop.time() - start >= 0.01 + 0.02 + 0.04 + 0.04 + 0.04 - 0.005
+    levels = [entry.levelname for entry in caplog.records if "no server" in entry.getMessage()]
+    assert levels[:3] == ["WARNING", "DEBUG", "DEBUG"]
+    network.error = None
+    while network.pool.idle < 2:
+        await asyncio.sleep(0.005)
+    assert levels.count("WARNING") == 1
+    await network.over()
+
+
+async def test_a_server_that_refuses_us_is_not_dialled_without_end() -> None:
+    network = Network(min_idle=3)
+    network.pool.start()
+    for _ in range(20):
+        await turns()
+        for session in network.sessions:
+            if not session.lost:
+                session.eof_received()
+    assert network.dials == 3
+    assert [type(error) for error in network.lost] == [PeerError] * 3
+    await network.over()
+
+
+async def test_closing_ends_everything() -> None:
+    network = Network(min_idle=2)
+    await network.idle(1)
+    network.allowed.clear()
+    network.pool.start()
+    taken = await network.open()
+    task = asyncio.ensure_future(network.pool.open(b"dest"))
+    await turns()
+    await network.pool.close()
+    network.allowed.set()
+    with pytest.raises(NetworkError):
+        await task
+    with pytest.raises(NetworkError):
+        await network.pool.open(b"dest")
+    assert taken.is_closing()
+    await network.over()
