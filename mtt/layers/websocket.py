@@ -77,9 +77,9 @@ class WebSocketLayer(Layer):
     """
 
     __slots__ = (
-        "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed", "_decoder",
-        "_greeted", "_half_close", "_mask", "_paused", "_ping", "_ping_timer", "_read_eof",
-        "_scheduled", "_seen_at", "_stash", "_write_eof",
+        "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed",
+        "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_paused", "_ping", "_ping_timer",
+        "_read_eof", "_scheduled", "_seen_at", "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +111,7 @@ class WebSocketLayer(Layer):
         self._close_sent = False
         self._close_received = False
         self._closed = False
+        self._ended = False  # the connection below, by the peer
 
     def start(self, transport: asyncio.Transport, early: bytes = b"") -> None:
         """Take over `transport`, whose upgrade is complete; `early` came right behind it."""
@@ -210,6 +211,7 @@ class WebSocketLayer(Layer):
             self.close()
 
     def eof_received(self) -> bool:
+        self._ended = True
         if self._closed or self._close_received:
             return True
         if not self._close_sent:
@@ -305,7 +307,7 @@ class WebSocketLayer(Layer):
             self._send_close(NORMAL_CLOSURE)
             self._closed = True
             self._stop_pings()
-            linger.close(self.lower, self.connection_lost, eof_seen=False)
+            linger.close(self.lower, self.connection_lost, eof_seen=self._ended)
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
@@ -331,7 +333,7 @@ class WebSocketLayer(Layer):
         if reset:
             linger.reset(self.lower)
         else:
-            linger.close(self.lower, _ignore, eof_seen=False)
+            linger.close(self.lower, _ignore, eof_seen=self._ended)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _schedule_ping(self) -> None:
