@@ -51,13 +51,14 @@ async def test_unread_input_does_not_destroy_what_was_sent() -> None:
 async def test_the_descriptor_goes_when_the_peer_closes() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
+        descriptor = recorder.transport.get_extra_info("socket")
         close(recorder)
         await turns()
         assert not recorder.lost
         assert await drain(sock) == b""
         sock.close()
         assert await recorder.ended() is None
-        assert recorder.transport.get_extra_info("socket").fileno() < 0
+        assert descriptor.fileno() < 0
 
 
 async def test_a_peer_that_has_ended_is_not_waited_for() -> None:
