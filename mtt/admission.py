@@ -94,32 +94,42 @@ class Admission:
     Args:
         limit: how many there may be, 0 for any number.
         count: how many there are.
+
+    Attributes:
+        accepted, refused: TCP connections. Each of them counts once, in one of the two.
+        tunnels_refused: what came in an accepted one and was refused there.
     """
 
     def __init__(self, limit: int, count: Callable[[], int]) -> None:
         self._limit = limit
         self._count = count
         self._full = Repeated()
-        self.accepted = self.refused = 0  # the latter by `has_room`, whoever asked
+        self.accepted = self.refused = self.tunnels_refused = 0
 
     def has_room(self) -> bool:
-        """Whether one more may come in; if not, the log says so."""
-        if not self._limit or self._count() < self._limit:
-            return True
-        self.refused += 1
-        self._full.warning(f"a connection was refused: -max-conns {self._limit} is reached")
-        return False
+        """Whether a tunnel may begin in an accepted connection; if not, the log says so."""
+        if self._is_full("a tunnel"):
+            self.tunnels_refused += 1
+            return False
+        return True
 
     def guard(self, factory: Callable[[], Any]) -> Callable[[], Any]:
         """A protocol factory that refuses connections while there is no room."""
 
         def guarded() -> Any:
-            if not self.has_room():
+            if self._is_full("a connection"):
+                self.refused += 1
                 return _Refused()
             self.accepted += 1
             return factory()
 
         return guarded
+
+    def _is_full(self, what: str) -> bool:
+        if not self._limit or self._count() < self._limit:
+            return False
+        self._full.warning(f"{what} was refused: -max-conns {self._limit} is reached")
+        return True
 
 
 class _Refused(SharedReader):

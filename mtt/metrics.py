@@ -128,6 +128,7 @@ class Now(NamedTuple):
 
     connections: int
     refused: int
+    tunnels_refused: int
     handshakes: int
     tunnels: int
     streams: int
@@ -144,9 +145,12 @@ def page(counters: Counters, now: Now) -> str:
     metrics: list[tuple[str, str, str, Values]] = [
         ("info", "gauge", "The version that runs.", {labels(version=__version__): 1}),
         ("start_time_seconds", "gauge", "Unix time of the start.", counters.started),
-        ("connections_total", "counter", "Connections that were accepted.", now.connections),
-        ("connections_refused_total", "counter", "Connections and streams beyond -max-conns.",
-         now.refused),
+        ("connections_total", "counter", "TCP connections that were let in.", now.connections),
+        ("connections_refused_total", "counter", "TCP connections that were reset at once because "
+         "of -max-conns: not in mtt_connections_total.", now.refused),
+        ("tunnels_refused_total", "counter", "Tunnels and visits in connections that had been let "
+         "in, refused because of -max-conns: not in mtt_tunnels_opened_total.",
+         now.tunnels_refused),
         ("handshakes", "gauge", "Connections between the two ends that are no tunnel yet.",
          now.handshakes),
         ("handshake_failures_total", "counter", "Connections between the two ends, or requests "

@@ -48,7 +48,7 @@ class MetricsServer:
         # loopback addresses. They do not reach unix sockets, and what is public is no secret.
         self._access = Access(any_name=public or endpoint is None)
         self._listener = await listen(
-            endpoint, unix_path, self._accept, resolver=resolver, private=True
+            endpoint, unix_path, self._accept, resolver=resolver, private=True, use_reserve=True
         )
         if public:
             logger.warning(

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from soak.programs import Pair, Programs
 from soak.report import Broken, say
 from soak.talk import LOOPBACK
-from tests.support.faults import FaultProxy
+from tests.support.faults import ELSEWHERE, FaultProxy
 
-# 70 s and one interval of the keepalive, 30 s; what is more is the machine's.
-NOTICE_TIME = 105.0
+# What README promises, and some more for the machine.
+NOTICE_TIME = 80.0 + 10.0
 # A new connection when the network is there again: a dial that is under way must fail first.
 RETURN_TIME = 25.0
 
@@ -68,8 +68,8 @@ class Quiet:
 async def soak_mode(programs: Programs, mode: str) -> None:
     quiet = Quiet()
     server = await programs.server(mode, quiet.port)
-    async with FaultProxy(server.port) as proxy:
-        client = await programs.client(mode, proxy.port)
+    async with FaultProxy(server.port, host=ELSEWHERE) as proxy:
+        client = await programs.client(mode, proxy.port, "-s", f"{ELSEWHERE}:{proxy.port}")
         pair = Pair(mode, client, server)
         loop = asyncio.get_running_loop()
         ends: dict[str, socket.socket] = {}

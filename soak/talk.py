@@ -134,35 +134,33 @@ class Destination:
         self.broken: list[Broken] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def open(self) -> int:
-        """How many connections are open."""
-        return len(self._tasks) - 1
-
     def look(self) -> None:
         """Raise the first Broken there was."""
         if self.broken:
             raise self.broken[0]
 
     async def __aenter__(self) -> Self:
-        self._own(asyncio.create_task(self._accept()))
+        # Not with sock_accept(), which prints a traceback when it is cancelled while somebody
+        # comes in, as of CPython 3.11.
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._listener.close()
 
-    def _own(self, task: asyncio.Task[None]) -> None:
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        sock.setblocking(False)
+        task = asyncio.create_task(self._handle(sock))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(self._listener)
-            self._own(asyncio.create_task(self._handle(sock)))
 
     async def _handle(self, sock: socket.socket) -> None:
         with contextlib.closing(sock):

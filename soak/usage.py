@@ -12,6 +12,7 @@ from soak.report import Broken
 # undelivered data (linger.STALL_TIME, 30 s), and some seconds for a busy machine.
 SETTLE_TIME = 45.0
 LOOK_INTERVAL = 0.5
+SPARE = 1
 
 # Objects that come and go with caches (TLS sessions, interned strings, the event loop's timer heap,
 # which keeps cancelled timers for a while). One forgotten connection is some 30 of them, and there
@@ -26,7 +27,8 @@ class Gauge:
     """What a pair of processes holds at rest.
 
     Made before the first connection comes: from then on no descriptor may be left behind except
-    for the one mux session that a client keeps warm.
+    for the one mux session that a client keeps warm, and the spare one that libuv (uvloop) takes
+    with the first connection.
 
     Args:
         more_memory: by what share it may grow.
@@ -35,8 +37,8 @@ class Gauge:
     def __init__(self, pair: Pair, *, more_memory: float = MORE_MEMORY) -> None:
         self._pair = pair
         self._more_memory = more_memory
-        warm = int("mux" in pair.mode)
-        self._descriptors = {each: each.descriptors + warm for each in pair.programs}
+        more = int("mux" in pair.mode) + SPARE
+        self._descriptors = {each: each.descriptors + more for each in pair.programs}
         self._before: dict[Program, Usage] = {}
 
     async def begin(self) -> None:

@@ -79,7 +79,20 @@ def test_admission_counts_only_when_there_is_a_limit() -> None:
     assert Admission(4, count).has_room()
     with logged() as lines:
         assert not Admission(3, count).has_room()
-    assert lines == ["WARNING a connection was refused: -max-conns 3 is reached"]
+    assert lines == ["WARNING a tunnel was refused: -max-conns 3 is reached"]
+
+
+def test_what_is_refused_counts_once() -> None:
+    counts = iter((0, 1, 2, 3, 1, 2))
+    admission = Admission(2, lambda: next(counts))
+    accept = admission.guard(object)
+    with logged() as lines:
+        for _ in range(4):
+            accept()
+        for _ in range(2):
+            admission.has_room()
+    assert (admission.accepted, admission.refused, admission.tunnels_refused) == (2, 2, 1)
+    assert lines == ["WARNING a connection was refused: -max-conns 2 is reached"]
 
 
 @in_every_mode

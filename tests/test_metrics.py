@@ -23,7 +23,7 @@ from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
 from tests.support.metrics import check_with_promtool, failures, parse, short
 
-NOTHING = Now(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Now(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_metric() -> None:

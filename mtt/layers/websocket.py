@@ -54,8 +54,8 @@ PING_INTERVAL = (24.0, 30.0)
 DEAD_TIME = 70.0
 CHECK_INTERVAL = 10.0
 
-# What our question about half-close says, which the answer repeats, and for how long we wait for it:
-# longer than a few retransmissions. (Who does not answer pings at all is not WebSocket.)
+# What our question about half-close says, which the answer repeats, and for how long we wait for
+# that: longer than some retransmissions take. (Who answers no pings does not speak RFC 6455.)
 _QUESTION = b"half-close"
 ANSWER_TIME = 10.0
 

@@ -130,8 +130,7 @@ class Dialer:
         sock = socket.socket(address[0], socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            # On this machine nobody can vanish without the kernel's knowing it.
-            tune(sock, keepalive=not _is_here(address))
+            tune(sock)
             if self._fast_open:
                 self._set_fast_open(sock)
             if self._protect is not None:
@@ -207,10 +206,6 @@ class Dialer:
         except OSError as error:
             log.warning("going on without TCP fast open: %s", error.strerror)
             self._fast_open = False
-
-
-def _is_here(address: Address) -> bool:
-    return address[1][0] in ("127.0.0.1", "::1")
 
 
 def _connected_at_once(sock: socket.socket, address: Address) -> bool:

@@ -5,7 +5,6 @@ What accepted connections need is set on the listening socket, from which they i
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -14,9 +13,9 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from mtt.errors import NetworkError, StartError, describe
+from mtt.net.accept import Acceptor, ProtocolFactory
 from mtt.net.address import Endpoint, host_port
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import tune
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 
 # Connections that the kernel completes before we accept them. A reconnecting crowd must fit in,
 # since it sees a delay of 1 s (a lost SYN) otherwise; the kernel cuts this to its somaxconn.
-# asyncio accepts up to as many in one turn of its loop, so more would cost the others latency.
 BACKLOG = 1024
 
 # Connections that may have sent data in the SYN and are not established; more of them make an
@@ -46,19 +44,14 @@ _UNIX_LIVE = (0, errno.EAGAIN, errno.EPROTOTYPE, errno.ENOENT)
 
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 
-# Since Python 3.13 servers remove their socket's file, which may be somebody else's.
-_KEEP_FILE: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
-
 
 class Listener:
     """Open listening sockets; `addresses` says for people where, with the real port."""
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
-        self._bound: list[socket.socket] = []  # not yet owned by a server
-        self._servers: list[asyncio.AbstractServer] = []
+        self._bound: list[socket.socket] = []  # not yet owned by the acceptor
+        self._acceptor: Acceptor | None = None
         self._unix_file: tuple[str, int, int] | None = None  # absolute path, device, inode
 
     def close(self) -> None:
@@ -71,18 +64,32 @@ class Listener:
                 status = os.lstat(path)
                 if (status.st_dev, status.st_ino) == (device, inode):
                     os.unlink(path)
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        if self._acceptor is not None:
+            self._acceptor.close()
         for sock in self._bound:
             sock.close()
         self._bound.clear()
 
-    async def _open(
+    def disown(self) -> None:
+        """Leave a unix socket's file to another process, which listens there as well."""
+        self._unix_file = None
+
+    def serve(
+        self,
+        protocol_factory: ProtocolFactory,
+        *,
+        use_reserve: bool = False,
+        yields: Callable[[], bool] | None = None,
+    ) -> None:
+        """Accept connections from now on, see `Acceptor`."""
+        self._acceptor = Acceptor(protocol_factory, use_reserve=use_reserve, yields=yields)
+        while self._bound:
+            self._acceptor.add(self._bound.pop())
+
+    async def _bind(
         self,
         endpoint: Endpoint | None,
         unix_path: str,
-        protocol_factory: ProtocolFactory,
         resolver: Resolver,
         fast_open: bool,
         descriptors: Iterable[int],
@@ -102,23 +109,11 @@ class Listener:
             if not unix_path.startswith("@"):
                 status = os.lstat(unix_path)
                 self._unix_file = os.path.abspath(unix_path), status.st_dev, status.st_ino
-        loop = asyncio.get_running_loop()
-        while self._bound:
-            sock = self._bound[0]
-            if sock.family in (socket.AF_INET, socket.AF_INET6):
-                serving = loop.create_server(protocol_factory, sock=sock, backlog=BACKLOG)
-            else:
-                serving = loop.create_unix_server(
-                    protocol_factory, sock=sock, backlog=BACKLOG, **_KEEP_FILE
-                )
-            self._servers.append(await serving)
-            del self._bound[0]
 
 
-async def listen(
+async def bind(
     endpoint: Endpoint | None,
     unix_path: str,
-    protocol_factory: ProtocolFactory,
     *,
     resolver: Resolver,
     fast_open: bool = False,
@@ -126,6 +121,8 @@ async def listen(
     private: bool = False,
 ) -> Listener:
     """Listen on every host of `endpoint`, a unix socket, and `descriptors`, whichever is given.
+
+    Connections wait in the kernel's queue until `Listener.serve()`.
 
     An empty host, or `::` without an IPv4 host beside it, takes IPv4 connections, too. A name
     is listened on at those of its addresses that this machine has. Port 0 draws one free port
@@ -137,12 +134,33 @@ async def listen(
     """
     listener = Listener()
     try:
-        await listener._open(
-            endpoint, unix_path, protocol_factory, resolver, fast_open, descriptors, private
-        )
+        await listener._bind(endpoint, unix_path, resolver, fast_open, descriptors, private)
     except BaseException:
         listener.close()
         raise
+    return listener
+
+
+async def listen(
+    endpoint: Endpoint | None,
+    unix_path: str,
+    protocol_factory: ProtocolFactory,
+    *,
+    resolver: Resolver,
+    fast_open: bool = False,
+    descriptors: Iterable[int] = (),
+    private: bool = False,
+    use_reserve: bool = False,
+) -> Listener:
+    """`bind()` and `Listener.serve()` in one.
+
+    `use_reserve` is for the few connections of those who look after this process.
+    """
+    listener = await bind(
+        endpoint, unix_path, resolver=resolver, fast_open=fast_open, descriptors=descriptors,
+        private=private,
+    )  # fmt: skip
+    listener.serve(protocol_factory, use_reserve=use_reserve)
     return listener
 
 

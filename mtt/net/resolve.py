@@ -19,6 +19,11 @@ from mtt.errors import MttError, NetworkError, describe
 from mtt.net.address import host_port
 from mtt.wire import dns
 
+# The system's resolver blocks a thread per name, for half a minute if the name's servers are dead.
+# asyncio has as few as five threads, so five users with dead destinations would keep all others
+# waiting. Threads that nobody needs are not started.
+RESOLVER_THREADS = 64
+
 LOOKUP_TIMEOUT = 5.0  # seconds; what libc waits for one DNS server, half of a dial's deadline
 UDP_WAITS = (1.0, 1.5, 2.5)  # seconds after each of three sends, together LOOKUP_TIMEOUT
 # How long the A answer may wait for the AAAA answer or the other way round (RFC 8305, 3): some
@@ -38,6 +43,14 @@ Address = tuple[int, tuple[Any, ...]]  # address family, and what connect() and 
 
 # What the cache holds: addresses with port 0.
 _Addresses = list[Address]
+
+
+def use_threads() -> None:
+    """Let the running loop ask the system for many names at a time: for servers of many users."""
+    from concurrent.futures import ThreadPoolExecutor  # not for those who do without
+
+    threads = ThreadPoolExecutor(RESOLVER_THREADS, "resolver")
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 def literal(host: str, port: int) -> Address | None:

@@ -12,7 +12,7 @@ KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 3
 
 
-def tune(sock: socket.socket, *, keepalive: bool = True) -> None:
+def tune(sock: socket.socket) -> None:
     """Set TCP_NODELAY and keepalive on a TCP socket, be it a listening one; leave others alone.
 
     On Linux accepted sockets inherit all of these from their listener.
@@ -20,8 +20,6 @@ def tune(sock: socket.socket, *, keepalive: bool = True) -> None:
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not keepalive:
-        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     # macOS calls the idle time TCP_KEEPALIVE.
     idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import time
 from collections.abc import Callable
@@ -12,14 +11,6 @@ from typing import Any
 from mtt.errors import UsageError, describe
 from mtt.log import logger
 from mtt.metrics import Histogram, metric
-
-# What accept() says when the machine has nothing left for a further connection. asyncio then rests
-# for a second, and says so once for each connection that it could have taken: up to a thousand
-# times a second, for as long as it lasts.
-EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-# Seconds from one line about that to the next.
-EXHAUSTED_INTERVAL = 60.0
 
 # Seconds between two looks at how late the loop is. Whatever holds it up for longer is seen; a look
 # takes 4 us.
@@ -88,39 +79,16 @@ class LagMeter:
         self._most = max(self._most, time.monotonic() - self._due)
 
 
-class ErrorReporter:
+def report_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """A loop's exception handler: one line, with a traceback only for those who debug."""
-
-    def __init__(self) -> None:
-        self._exhausted_at = float("-inf")
-
-    def __call__(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        message = context.get("message", "error")
-        if isinstance(error, OSError) and error.errno in EXHAUSTED and "socket" in context:
-            self._exhausted(error)
-            return
-        if isinstance(error, ValueError) and "_start_serving" in message:
-            return  # a listening socket that was closed while asyncio rested
-        # A transport hands its error to connection_lost() as well, and there it is logged with
-        # the peer's name.
-        routine = isinstance(error, OSError) and "transport" in context
-        level = logging.DEBUG if routine else logging.ERROR
-        reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
-        details = error if logger.isEnabledFor(logging.DEBUG) and not routine else None
-        logger.log(level, "%s%s", message, reason, exc_info=details)
-
-    def _exhausted(self, error: OSError) -> None:
-        now = time.monotonic()
-        if now - self._exhausted_at < EXHAUSTED_INTERVAL:
-            return
-        self._exhausted_at = now
-        hint = ""
-        if error.errno == errno.EMFILE:
-            hint = "; the limit can be raised (ulimit -n, or LimitNOFILE= of systemd)"
-        logger.error(
-            "new connections have to wait until others end: %s%s", describe(error), hint
-        )
+    error = context.get("exception")
+    # A transport hands its error to connection_lost() as well, and there it is logged with the
+    # peer's name.
+    routine = isinstance(error, OSError) and "transport" in context
+    level = logging.DEBUG if routine else logging.ERROR
+    reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
+    details = error if logger.isEnabledFor(logging.DEBUG) and not routine else None
+    logger.log(level, "%s%s", context.get("message", "error"), reason, exc_info=details)
 
 
 def _named(error: BaseException) -> str:

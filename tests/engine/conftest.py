@@ -23,8 +23,8 @@ def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the kernel from buffering megabytes for every connection of ours."""
 
-    def tune_and_shrink(sock: socket.socket) -> None:
-        tune(sock)
+    def tune_and_shrink(sock: socket.socket, **options: bool) -> None:
+        tune(sock, **options)
         shrink(sock, SMALL)
 
     for module in (dial, listen):

@@ -11,19 +11,19 @@ import contextlib
 import socket
 import struct
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from mtt import client as client_module
-from mtt import relay
+from mtt import anytls_sessions, connector, relay
 from mtt.client import Client
-from mtt.layers import smux, websocket
+from mtt.layers import anytls_client, smux, websocket
 from mtt.layers.base import silent_seconds
 from mtt.net import sockets
 from mtt.server import Server
 from tests.support.certs import Certs
-from tests.support.faults import FaultProxy, drop_packets, take_packets
+from tests.support.faults import ELSEWHERE, FaultProxy, drop_packets, take_packets
 from tests.support.gopeer import PING, ws_connect
 from tests.support.transports import Recorder, attach, tcp_sockets
 from tests.support.tunnels import (
@@ -60,11 +60,16 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "DEAD_TIME", DEAD)
     monkeypatch.setattr(relay, "LOOK_TIME", 0.1)
     monkeypatch.setattr(websocket, "PING_INTERVAL", OFTEN)
+    monkeypatch.setattr(websocket, "CHECK_INTERVAL", 0.1)
     monkeypatch.setattr(websocket, "DEAD_TIME", DEAD)
     monkeypatch.setattr(smux, "NOP_INTERVAL", OFTEN)
     monkeypatch.setattr(smux, "CHECK_INTERVAL", 0.1)
     monkeypatch.setattr(smux, "DEAD_TIME", DEAD)
-    monkeypatch.setattr(client_module, "DIAL_TIME", 1.0)
+    monkeypatch.setattr(anytls_client, "HEART_INTERVAL", OFTEN)
+    monkeypatch.setattr(anytls_client, "HEART_TIME", DEAD)
+    monkeypatch.setattr(anytls_sessions, "CHECK_INTERVAL", 2 * DEAD)
+    monkeypatch.setattr(anytls_sessions, "SHORTEST", 60.0)  # what is shorter becomes the other
+    monkeypatch.setattr(connector, "DIAL_TIME", 1.0)
     # The kernel counts in seconds.
     monkeypatch.setattr(sockets, "KEEPALIVE_IDLE", 1)
     monkeypatch.setattr(sockets, "KEEPALIVE_INTERVAL", 1)
@@ -78,8 +83,8 @@ async def far_apart(
     """Our two ends with a network between them that can go away."""
     async with (
         server_at(mode, destination, certs) as server,
-        FaultProxy(port_of(server)) as proxy,
-        client_of(mode, proxy.port, certs) as client,
+        FaultProxy(port_of(server), host=ELSEWHERE) as proxy,
+        client_of(mode, proxy.port, certs, s=f"{ELSEWHERE}:{proxy.port}") as client,
     ):
         yield server, proxy, client
 
@@ -111,7 +116,7 @@ async def test_a_network_that_goes_away_and_returns(
         async with await connect(port_of(client)) as too_early:
             await is_told(too_early)
         await eventually(lambda: empty(server) and empty(client))
-        assert not server._sessions() and not client._sessions()
+        await eventually(lambda: not server._sessions() and not client._sessions())
         proxy.come_back()
         async with await connect(port_of(client)) as application:
             await application.send(b"again")
@@ -138,6 +143,41 @@ async def test_a_peer_is_gone_behind_a_proxy_that_is_not(
         async with await connect(port_of(client)) as application:
             await application.send(b"again")
             assert await (await there.accept()).exactly(5) == b"again"
+
+
+def test_how_long_it_takes_in_earnest() -> None:
+    """What README promises: 80 seconds. In between, a live peer is asked twice."""
+    for layer in (websocket, smux):
+        assert layer.DEAD_TIME + layer.CHECK_INTERVAL == 80.0
+    assert 2 * websocket.PING_INTERVAL[1] < websocket.DEAD_TIME
+    assert 2 * smux.NOP_INTERVAL[1] < smux.DEAD_TIME
+    assert relay.DEAD_TIME + relay.LOOK_TIME <= 80.0
+    idle = sockets.KEEPALIVE_IDLE + sockets.KEEPALIVE_PROBES * sockets.KEEPALIVE_INTERVAL
+    assert idle <= 80.0
+
+
+@asking_modes
+async def test_a_silent_peer_is_noticed_one_interval_late_at_most(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However rarely the peer is asked."""
+    dead, interval = 0.6, 0.2
+    for layer in (websocket, smux):
+        monkeypatch.setattr(layer, "DEAD_TIME", dead)
+        monkeypatch.setattr(layer, "CHECK_INTERVAL", interval)
+    monkeypatch.setattr(websocket, "PING_INTERVAL", (3 * SOON, 3 * SOON))
+    monkeypatch.setattr(smux, "NOP_INTERVAL", (3 * SOON, 3 * SOON))
+    async with (
+        serving(echo) as there,
+        far_apart(mode, there.port, certs) as (_, _, client),
+        await connect(port_of(client)) as application,
+    ):
+        await application.send(b"x")
+        assert await application.exactly(1) == b"x"
+        since = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            await application.rest()
+        assert dead - 0.1 < time.monotonic() - since < dead + interval + 1.0  # a busy machine
 
 
 @asking_modes

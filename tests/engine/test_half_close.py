@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 
 import pytest
 
 from mtt import relay
 from mtt.layers import linger
 from tests.support.certs import Certs
+from tests.support.faults import FaultProxy, Line
+from tests.support.gopeer import tls_connect
 from tests.support.tunnels import (
     SOON,
+    client_of,
     connect,
+    empty,
     eventually,
+    in_every_go_mode,
     in_every_mode,
     listening,
+    port_of,
+    server_at,
     tunnel,
 )
 
@@ -62,6 +70,61 @@ async def test_the_destination_may_end_first_and_still_receive(mode: str, certs:
         await application.send(REPLY)
         await application.finish()
         assert await destination.rest() == REPLY
+
+
+@pytest.mark.parametrize("how", ["answered", "leaves"])
+async def test_a_foreign_client_that_says_close_notify_and_stays_gets_its_reply(
+    how: str, certs: Certs
+) -> None:
+    """Without ALPN, like stunnel. When it closes TCP as well, both directions are over."""
+    async with (
+        listening() as there,
+        server_at("tls", there.port, certs) as server,
+        asyncio.timeout(SOON),
+        await tls_connect(port_of(server), certs) as application,
+    ):
+        await application.send(b"request")
+        await application.finish()
+        destination = await there.accept()
+        assert await destination.rest() == b"request"
+        await destination.send(REPLY)
+        if how == "answered":
+            await destination.finish()
+            assert await application.rest() == REPLY
+        else:
+            assert await application.exactly(len(REPLY)) == REPLY
+            application.sock.shutdown(socket.SHUT_WR)
+            assert await application.rest() == b""  # close_notify, not a cut
+        await eventually(lambda: empty(server))
+
+
+@in_every_go_mode
+@pytest.mark.parametrize("first", ["application", "destination"])
+async def test_half_close_on_a_line_that_is_longer_than_a_quiet_while(
+    first: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An end that wants to end at once cannot know yet that the other one is ours, and must ask."""
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
+    async with (
+        listening() as there,
+        server_at(mode, there.port, certs) as server,
+        FaultProxy(port_of(server), line=Line(delay=0.3)) as line,
+        client_of(mode, line.port, certs) as client,
+        asyncio.timeout(2 * SOON),
+        await connect(port_of(client)) as application,
+    ):
+        if first == "application":
+            await application.finish()
+        async with await there.accept() as destination:
+            ends = destination, application
+            if first == "application":
+                ends = application, destination
+            else:
+                await destination.finish()
+            assert await ends[1].rest() == b""
+            await ends[1].send(REPLY)
+            await ends[1].finish()
+            assert await ends[0].rest() == REPLY
 
 
 @in_every_mode

@@ -16,7 +16,7 @@ import pytest
 from mtt.errors import NetworkError, StartError
 from mtt.net import listen as listen_module
 from mtt.net.address import Endpoint
-from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, listen
+from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, bind, listen
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 
@@ -99,13 +99,9 @@ async def unix_answers(address: str) -> bool:
             await writer.wait_closed()
 
 
-def listening_sockets(listener: Listener) -> list[Any]:
-    return [
-        sock
-        for server in listener._servers
-        if isinstance(server, asyncio.Server) or hasattr(server, "sockets")
-        for sock in server.sockets
-    ]
+def listening_sockets(listener: Listener) -> list[socket.socket]:
+    assert listener._acceptor is not None
+    return listener._acceptor.sockets
 
 
 # --- TCP
@@ -499,3 +495,39 @@ def test_system_without_unix_sockets(monkeypatch):
     monkeypatch.delattr(socket, "AF_UNIX", raising=False)
     with pytest.raises(StartError, match="no unix sockets; use host:port"):
         listen_module._bind_unix("s")
+
+
+# Several processes with the same sockets.
+
+
+async def test_connections_wait_until_they_are_served() -> None:
+    listener = await bind(Endpoint(("127.0.0.1",), 0), "", resolver=Resolver())
+    (address,) = listener.addresses
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        waiting = asyncio.ensure_future(loop.sock_recv(client, 1))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        listener.serve(Accepting, yields=lambda: True)
+        assert await waiting == b"!"
+    listener.close()
+    await asyncio.sleep(0)
+
+
+@unix_only
+async def test_who_shares_a_unix_socket_leaves_its_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    listener = await bind(None, path, resolver=Resolver())
+    listener.disown()
+    listener.close()
+    assert os.path.exists(path)
+
+
+async def test_a_listener_that_never_served_is_closed() -> None:
+    listener = await bind(Endpoint(("127.0.0.1",), 0), "", resolver=Resolver())
+    (address,) = listener.addresses
+    listener.close()
+    listener.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))

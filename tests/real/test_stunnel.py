@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.checks import CHECKS, Route
+from tests.real.checks import CHECKS, Route, half_close
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.processes import Processes, free_port
@@ -77,8 +77,9 @@ def test_stunnel_as_server(
     check(stunnel.as_server, tmp_path)
 
 
-# stunnel passes an application's end on at once, and without ALPN that is the end of both
-# directions, as the Go programs mean it: a reply after it has no way.
-@pytest.mark.parametrize("check", [name for name in CHECKS if name != "reply-after-the-end"])
-def test_stunnel_as_client(check: str, stunnel: Stunnel, tmp_path: Path) -> None:
-    CHECKS[check](stunnel.as_client, tmp_path)
+# It passes an application's end on as close_notify and goes on reading: half-close.
+@pytest.mark.parametrize("check", [*CHECKS.values(), half_close], ids=[*CHECKS, "half-close"])
+def test_stunnel_as_client(
+    check: Callable[[Route, Path], None], stunnel: Stunnel, tmp_path: Path
+) -> None:
+    check(stunnel.as_client, tmp_path)

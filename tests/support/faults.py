@@ -26,6 +26,9 @@ from typing import NamedTuple, Self
 
 READ = 16 * 1024
 LOOPBACK = "127.0.0.1"
+# This machine as well (on Linux), but not to our dialler, which does without keepalive towards
+# 127.0.0.1: nobody can vanish there without the kernel's knowing it.
+ELSEWHERE = "127.0.0.2"
 
 # Seconds that a stalled direction stands still: longer than a retransmission, shorter than any
 # timeout of a tunnel.
@@ -287,10 +290,12 @@ class FaultProxy:
         plan: the fault of each connection, by its number.
         line: delay, bandwidth and loss for all of them; connections have no faults then.
         seed: for what is random.
+        host: the address to listen on.
     """
 
     def __init__(
-        self, target: int, plan: Plan = no_faults, *, line: Line | None = None, seed: int = 0
+        self, target: int, plan: Plan = no_faults, *, line: Line | None = None, seed: int = 0,
+        host: str = LOOPBACK,
     ) -> None:
         self.target = target
         self.seed = seed
@@ -304,7 +309,7 @@ class FaultProxy:
         self._plan = plan
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener = socket.create_server((LOOPBACK, 0), backlog=1024)
+        self._listener = socket.create_server((host, 0), backlog=1024)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
 
@@ -319,14 +324,17 @@ class FaultProxy:
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
-        self._own(asyncio.create_task(self._accept()))
+        # Not with sock_accept(), which prints a traceback when it is cancelled while somebody
+        # comes in, as of CPython 3.11.
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._listener.close()
         for connection in self._connections:  # those whose task had not even begun
             for sock in connection.sockets:
                 sock.close()
@@ -364,14 +372,15 @@ class FaultProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            sock, _ = await loop.sock_accept(self._listener)
-            connection = _Connection(self, sock, self._plan(self.count), self.count)
-            self.count += 1
-            self._connections[connection] = task = asyncio.create_task(self._carry(connection))
-            self._own(task)
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except BlockingIOError:
+            return
+        connection = _Connection(self, sock, self._plan(self.count), self.count)
+        self.count += 1
+        self._connections[connection] = task = asyncio.create_task(self._carry(connection))
+        self._own(task)
 
     async def _carry(self, connection: _Connection) -> None:
         try:

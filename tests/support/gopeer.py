@@ -5,6 +5,7 @@ This shares no code with the package under test, so that a mistake cannot cancel
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -169,6 +170,7 @@ class WebSocket(Tcp):
         super().__init__(below.sock)
         self.below = below
         self._client = client
+        self._sending = asyncio.Lock()  # one writes data while the other answers a ping
         self.close_code: bytes | None = None  # payload of the peer's close frame
 
     async def frame(self) -> tuple[int, bytes]:
@@ -193,9 +195,12 @@ class WebSocket(Tcp):
             if opcode == BINARY and payload:
                 self._ahead = payload[size:]
                 return payload[:size]
+            if opcode == PING:
+                await self.send(payload, PONG)
 
     async def send(self, data: bytes, opcode: int = BINARY) -> None:
-        await self.below.send(ws_frame(opcode, data, client=self._client))
+        async with self._sending:
+            await self.below.send(ws_frame(opcode, data, client=self._client))
 
     async def finish(self) -> None:
         await self.send(CLOSE_1000, CLOSE)
