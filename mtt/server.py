@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING
 
 from mtt.frontend import Frontend
 from mtt.layers import linger
 from mtt.layers.holding import Holding
-from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.modes import alpn, mode_name
 from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
-from mtt.net.listen import listen
+from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ServerOptions
-from mtt.service import Service
+from mtt.service import Service, Session
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 
+if TYPE_CHECKING:
+    from mtt.anytls_frontend import AnyTlsFrontend
+    from mtt.hub import MetricsHub
+    from mtt.layers.anytls_stream import ServerStream
+
 # The destination is near; one that needs longer to accept is not there.
 DESTINATION_TIME = 10.0
+
+# Waits for the connection to the destination, and tells the client how that went.
+Answered = Callable[[Awaitable[asyncio.Transport]], Awaitable[asyncio.Transport]]
 
 
 class Server(Service):
@@ -43,13 +52,21 @@ class Server(Service):
                 name=options.name,
                 client_ca=options.client_ca,
                 tls_min=options.tls_min,
-                alpn=alpn(wss=options.wss),
+                alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
             )
             self._tls_files = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
-        self._frontend = Frontend[Endpoint](
+        self._frontend = (
+            self._anytls_frontend(self._tls)
+            if self._tls is not None and options.anytls_password
+            else self._tunnel_frontend()
+        )
+
+    def _tunnel_frontend(self) -> Frontend[Endpoint]:
+        options = self._options
+        return Frontend(
             self._serve,
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
@@ -59,29 +76,64 @@ class Server(Service):
             fallback=self._visit if options.fallback is not None else None,
         )
 
-    async def start(self) -> None:
-        """Listen. Raises StartError when that is not possible."""
+    def _anytls_frontend(self, tls: TlsFiles) -> AnyTlsFrontend[Endpoint]:
+        from mtt.anytls_frontend import AnyTlsFrontend, answered  # not needed by other modes
+        from mtt.trust.passwords import Passwords
+        from mtt.wire.anytls import password_hash
+        from mtt.wire.padding import DEFAULT, Scheme
+
         options = self._options
-        self._listener = await listen(
+        password = password_hash(options.anytls_password)
+
+        def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
+            # Wherever the client asks it to lead.
+            self._serve(stream, destination, partial(answered, stream))
+
+        return AnyTlsFrontend(
+            serve,
+            find=Passwords([(password, options.destination)]).find,
+            counters=self.counters,
+            context=tls.context,
+            scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
+            fallback=self._visit if options.fallback is not None else None,
+        )
+
+    async def bind(self) -> None:
+        options = self._options
+        self._listener = await bind(
             options.bind,
             options.bind_unix,
-            self._admission.guard(self._frontend.accept),
             resolver=self._resolver,
             fast_open=options.fast_open,
             descriptors=options.sockets,
         )
+
+    async def start(self) -> None:
+        """Listen. Raises StartError when that is not possible."""
+        options = self._options
+        await self._listen(self._frontend.accept)
         await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
-        # Only now: describing a certificate takes a moment, and a plugin must listen at once.
-        tls = self._tls
-        if tls is not None:
-            tls.follow()
+        if self._tls is not None:
+            self._tls.follow()
+
+    def announce(self) -> None:
+        options, tls = self._options, self._tls
+        # Describing a certificate takes a moment, and a plugin must listen at once.
         logger.info(
             "listening on %s, %s, for %s%s",
             ", ".join(self.addresses),
-            mode_name(wss=options.wss, mux=options.mux, tls=tls is not None),
+            mode_name(
+                wss=options.wss,
+                mux=options.mux,
+                anytls=bool(options.anytls_password),
+                tls=tls is not None,
+            ),
             options.destination,
             f"; {tls.description}" if tls is not None else "",
         )
+
+    def hub(self) -> MetricsHub | None:
+        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
 
     async def close(self) -> None:
         self.cleanup()
@@ -89,20 +141,25 @@ class Server(Service):
         await super().close()
 
     def _count_connections(self) -> int:
-        return self.tunnels + len(self._sessions())  # those may be idle, and cost something
+        sessions = self._sessions()  # those may be idle, and cost something
+        if self._options.anytls_password:  # each is for one tunnel, and counts with that
+            sessions = [session for session in sessions if not session.open_streams]
+        return self.tunnels + len(sessions)
 
     def _count_handshakes(self) -> int:
         return self._frontend.pending
 
-    def _sessions(self) -> Collection[SmuxSession]:
+    def _sessions(self) -> Collection[Session]:
         return self._frontend.sessions
 
     def _route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
-    def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+    def _serve(
+        self, stream: asyncio.Transport, destination: Endpoint, answered: Answered | None = None
+    ) -> None:
         if self._admission.has_room():
-            self._spawn(stream, self._carry(stream, destination))
+            self._spawn(stream, self._carry(stream, destination, answered))
         else:
             linger.reset(stream)
 
@@ -110,7 +167,10 @@ class Server(Service):
         assert self._options.fallback is not None
         self._serve(stream, self._options.fallback)
 
-    async def _carry(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+    async def _carry(
+        self, stream: asyncio.Transport, destination: Endpoint, answered: Answered | None
+    ) -> None:
         with self.counters.dialling():
-            far = await self._dialer.connect(destination, Holding)
+            connecting = self._dialer.connect(destination, Holding)
+            far = await (connecting if answered is None else answered(connecting))
         self._relay(stream, far)

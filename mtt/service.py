@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Collection, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mtt import metrics
 from mtt.admission import Admission
 from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers import linger
 from mtt.layers.base import unsent
-from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
@@ -20,11 +20,39 @@ from mtt.relay import Relay
 from mtt.trust.reload import TlsFiles
 
 if TYPE_CHECKING:
+    from mtt.hub import MetricsHub, Reporter
     from mtt.metrics_server import MetricsServer
     from mtt.net.resolve import Resolver
 
 # Seconds between two looks at what is left when the service is to end: a blink for a person.
 DRAIN_TICK = 0.05
+
+
+class Carried(Protocol):
+    """Something that carries bytes for somebody, such as a `Relay`."""
+
+    started: float  # in the loop's time
+    reason: str  # why it is over
+    error: Exception | None  # what cut it, if it was cut
+
+    @property
+    def sent(self) -> int: ...
+    @property
+    def received(self) -> int: ...
+    def abort(self, reason: str) -> None: ...
+
+
+class Session(Protocol):
+    """A multiplexed connection."""
+
+    lower: asyncio.Transport
+
+    @property
+    def open_streams(self) -> int: ...
+    def close(self) -> None: ...
+
+
+_Carried = TypeVar("_Carried", bound=Carried)
 
 
 class Service:
@@ -40,10 +68,14 @@ class Service:
         self._listener: Listener | None = None
         self._tls_files: tuple[TlsFiles, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._relays: set[Relay] = set()
+        self._relays: set[Carried] = set()
         self.counters = metrics.Counters()
         self._lag: LagMeter | None = None  # while somebody may ask for it
         self._metrics_server: MetricsServer | None = None
+        self._is_worker = False
+        self._is_heavy: Callable[[int], bool] | None = None  # of a worker
+        self._hub: socket.socket | None = None  # of a worker
+        self._reporter: Reporter | None = None
 
     @property
     def addresses(self) -> list[str]:
@@ -54,6 +86,35 @@ class Service:
     def tunnels(self) -> int:
         """How many tunnels are open or being opened."""
         return len(self._relays) + len(self._tasks)
+
+    async def bind(self) -> None:
+        """Take the addresses to listen on, for subclasses to do."""
+        raise NotImplementedError
+
+    def announce(self) -> None:
+        """Say in the log what has started, for subclasses to do."""
+        raise NotImplementedError
+
+    async def _listen(self, accept: Callable[[], Any]) -> None:
+        """Have `accept` make the protocols of connections. Raises StartError."""
+        if self._listener is None:
+            await self.bind()
+        assert self._listener is not None
+        yields = self._lets_others_go_first if self._is_worker else None
+        self._listener.serve(self._admission.guard(accept), yields=yields)
+
+    def _lets_others_go_first(self) -> bool:
+        """Whether another worker should have the next connection."""
+        assert self._is_heavy is not None
+        return self._is_heavy(self._count_connections() + self._count_handshakes())
+
+    def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
+        """Be one of several workers, see `mtt.process.runtime`."""
+        self._is_worker = True
+        self._is_heavy = is_heavy
+        self._hub = hub
+        if self._listener is not None:
+            self._listener.disown()
 
     def _count_connections(self) -> int:
         """What -max-conns limits."""
@@ -66,6 +127,11 @@ class Service:
         for files in self._tls_files:
             files.reload()
 
+    def renew(self) -> None:
+        """Read certificates and keys again if they have changed, before a start."""
+        for files in self._tls_files:
+            files.renew()
+
     @property
     def metrics_addresses(self) -> list[str]:
         """Where metrics are served."""
@@ -77,6 +143,7 @@ class Service:
         now = metrics.Now(
             connections=self._admission.accepted,
             refused=self._admission.refused,
+            tunnels_refused=self._admission.tunnels_refused,
             handshakes=self._count_handshakes(),
             tunnels=len(self._relays),
             streams=sum(session.open_streams for session in sessions),
@@ -95,7 +162,13 @@ class Service:
         self, endpoint: Endpoint | None, unix_path: str, resolver: Resolver
     ) -> None:
         """Start what -metrics asks for, if it does. Raises StartError, all listening stopped."""
-        if endpoint is None and not unix_path:
+        if self._hub is not None:
+            from mtt.hub import Reporter
+
+            self._lag = LagMeter()
+            self._reporter = Reporter(self.metrics_page)
+            await self._reporter.connect(self._hub)
+        if self._is_worker or (endpoint is None and not unix_path):
             return
         from mtt.metrics_server import MetricsServer  # not for a plugin that must listen at once
 
@@ -115,6 +188,15 @@ class Service:
         if self._metrics_server is not None:
             self._metrics_server.cleanup()
 
+    @staticmethod
+    def _metrics_hub(endpoint: Endpoint | None, unix_path: str) -> MetricsHub | None:
+        """What serves -metrics for several workers, if it is asked for."""
+        if endpoint is None and not unix_path:
+            return None
+        from mtt.hub import MetricsHub
+
+        return MetricsHub(endpoint, unix_path)
+
     async def drain(self) -> None:
         """Stop listening, and wait until the last tunnel has ended.
 
@@ -124,7 +206,7 @@ class Service:
         while not self._retire_sessions() or self.tunnels:
             await asyncio.sleep(DRAIN_TICK)
 
-    def _sessions(self) -> Collection[SmuxSession]:
+    def _sessions(self) -> Collection[Session]:
         """The mux sessions there are, for subclasses to say."""
         return ()
 
@@ -155,6 +237,8 @@ class Service:
         for files in self._tls_files:
             await files.close()
         await asyncio.sleep(0)  # lets aborted transports close their descriptors
+        if self._reporter is not None:
+            await self._reporter.close()
 
     def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, which looks after the connection `who`; if it fails, so does `who`."""
@@ -188,10 +272,21 @@ class Service:
         on_done: Callable[[Relay], None] | None = None,
     ) -> Relay:
         """Join two transports; `on_done` is called once when both are gone."""
+        return self._own(
+            near, lambda done: Relay(near, far, timeout=self._timeout, done=done), on_done
+        )
+
+    def _own(
+        self,
+        near: asyncio.Transport,
+        make: Callable[[Callable[[_Carried], None]], _Carried],
+        on_done: Callable[[_Carried], None] | None = None,
+    ) -> _Carried:
+        """What `make` makes to carry bytes for `near`; what that is given it calls at its end."""
         name = peer_name(near)
         logger.debug("%s: open", name)
 
-        def done(relay: Relay) -> None:
+        def done(relay: _Carried) -> None:
             self._relays.discard(relay)
             self.counters.bytes_up += relay.sent
             self.counters.bytes_down += relay.received
@@ -205,7 +300,7 @@ class Service:
             if on_done is not None:
                 on_done(relay)
 
-        relay = Relay(near, far, timeout=self._timeout, done=done)
+        relay = make(done)
         self._relays.add(relay)
         self.counters.tunnels += 1
         return relay
@@ -217,5 +312,3 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     if isinstance(peer, tuple):
         return host_port(peer[0], peer[1])
     return "local socket"  # unix sockets of clients have no name
-
-

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Delete, Page, Ping
 from mtt_mu_server.decoding import Refused
+from mtt_mu_server.records import Row
 from mtt_mu_server.store import Store, StoreError
 from mtt_mu_server.users import Users
 
@@ -20,6 +21,25 @@ CUT_REASON = "disconnected by the operator"
 Result = TypeVar("Result")
 
 
+class Spread(Protocol):
+    """Other processes that have copies of the users, and what these have open.
+
+    A change has reached all of them when its call returns.
+    """
+
+    async def put(self, rows: dict[str, Row]) -> None:
+        """As `Users.put`."""
+
+    async def remove(self, paths: list[str]) -> None:
+        """As `Users.remove`."""
+
+    async def clear(self) -> None:
+        """As `Users.clear`."""
+
+    async def settle(self) -> None:
+        """Bring what all tunnels have carried up to this moment."""
+
+
 class Commands:
     """Executes commands on users, and on the database if there is one.
 
@@ -27,10 +47,11 @@ class Commands:
     when it is sure to be kept, in one step.
     """
 
-    def __init__(self, users: Users, store: Store | None) -> None:
+    def __init__(self, users: Users, store: Store | None, spread: Spread | None = None) -> None:
         self._users = users
         self._store = store
-        self._changing = asyncio.Lock()
+        self._spread = spread
+        self.changing = asyncio.Lock()  # held while one of those runs
         self.done: dict[str, int] = {"done": 0, "refused": 0, "failed": 0}
 
     async def run(self, body: bytes) -> tuple[int, bytes]:
@@ -50,7 +71,7 @@ class Commands:
         """Bring the counters up to date, in the database too. Raises StoreError."""
         if self._store is None:
             return
-        async with self._changing:
+        async with self.changing:
             for index, path in enumerate(self._users.live_paths()):
                 self._users.settle(path)
                 if index % SETTLE_SLICE == SETTLE_SLICE - 1:
@@ -73,10 +94,10 @@ class Commands:
             case Page(statistics=False):
                 return api.users_answer(len(users), users.page(command.offset, command.limit))
             case Page():
-                return self._statistics(users.paths(command.offset, command.limit))
+                return await self._statistics(users.paths(command.offset, command.limit))
             case Ask():
-                return self._statistics(command.paths)
-        async with self._changing:
+                return await self._statistics(command.paths)
+        async with self.changing:
             match command:
                 case Add():
                     await self._add(command)
@@ -86,7 +107,9 @@ class Commands:
                     await self._clear(command)
         return api.answer()
 
-    def _statistics(self, paths: list[str]) -> bytes:
+    async def _statistics(self, paths: list[str]) -> bytes:
+        if self._spread is not None:
+            await self._spread.settle()
         found = [(path, used) for path in paths if (used := self._users.statistics(path))]
         return api.statistics_answer(len(self._users), found)
 
@@ -94,11 +117,15 @@ class Commands:
         if self._store is not None:
             await self._store.put(command.rows)
         self._users.put(command.rows)
+        if self._spread is not None:
+            await self._spread.put(command.rows)
 
     async def _delete(self, command: Delete) -> None:
         if self._store is not None:
             await self._store.remove(command.paths)
         await in_slices(self._users.remove(command.paths))
+        if self._spread is not None:
+            await self._spread.remove(command.paths)
         if command.disconnect:
             await in_slices(self._users.cut(command.paths, CUT_REASON))
 
@@ -106,6 +133,8 @@ class Commands:
         if self._store is not None:
             await self._store.clear()
         await in_slices(self._users.clear())
+        if self._spread is not None:
+            await self._spread.clear()
         if command.disconnect:
             await in_slices(self._users.cut(self._users.live_paths(), CUT_REASON))
 

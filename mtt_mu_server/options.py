@@ -35,7 +35,7 @@ from mtt.options.common import (
     tunnel_timeout,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS
+from mtt.options.process import PROCESS_FLAGS, part_of
 from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         fallback=fallback_site(values),
         mux=values["mux"],
         timeout=tunnel_timeout(values),
-        max_conns=at_least(0, values, "max-conns"),
+        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
     )
 

@@ -3,55 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+import os
+import socket
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 from mtt.errors import NetworkError
 from mtt.frontend import Frontend
-from mtt.http.access import Access
 from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
-from mtt.metrics import CONTENT_TYPE
 from mtt.modes import alpn, mode_name
 from mtt.net.address import parse_endpoint
 from mtt.net.dial import Dialer
-from mtt.net.listen import Listener, listen
-from mtt.net.resolve import Resolver
+from mtt.net.listen import bind
+from mtt.net.resolve import Resolver, use_threads
 from mtt.process.eventloop import LagMeter
 from mtt.service import Service
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
-from mtt_mu_server.commands import Commands, in_slices
-from mtt_mu_server.control import Controller
+from mtt_mu_server.management import Management
+from mtt_mu_server.mirror import Mirror
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.records import User, fingerprint
-from mtt_mu_server.store import Store, StoreError, open_store
-from mtt_mu_server.throttle import Bucket, Throttle
-from mtt_mu_server.token_file import read_token
+from mtt_mu_server.throttle import Throttle, Tokens
 from mtt_mu_server.users import Tunnel, Users
+
+if TYPE_CHECKING:
+    from mtt_mu_server.hub import MultiUserHub
 
 # Destinations are near; one that needs longer to accept is not there. The original waits as long
 # as the system does, minutes.
 DESTINATION_TIME = 10.0
-
-# The system's resolver blocks a thread per name, for half a minute if the name's servers are dead.
-# asyncio has as few as five threads, so five users with dead destinations would keep all others
-# waiting. Threads that nobody needs are not started.
-RESOLVER_THREADS = 64
-
-# How often expired users are looked for, of those who have something open.
-EXPIRY_INTERVAL = 1.0
-
-# How often the counters are written to the database: what a crash may lose of them. Users are not
-# concerned, they are written before a command is answered.
-FLUSH_INTERVAL = 10.0
-
-EXPIRED_REASON = "the user has expired"
 
 
 class MultiUserServer(Service):
@@ -74,10 +60,11 @@ class MultiUserServer(Service):
                 tls_min=options.tls_min,
                 alpn=alpn(wss=True),
             )
-        self._users = Users()
+        self._users: Users | Mirror = Users()
         self._events = metrics.Events()
-        self._store: Store | None = None
-        self._commands = Commands(self._users, None)
+        self._management: Management | None = Management(
+            options, self._users, self._events, self.metrics_page
+        )
         self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         self._frontend = Frontend[User](
@@ -90,88 +77,87 @@ class MultiUserServer(Service):
             fallback=self._visit if options.fallback is not None else None,
             on_session=lambda user, session: self._users.session_changed(user.path, session),
         )
-        self._control_tls, self._access = _controller_access(options)
-        self._tls_files = tuple(files for files in (self._tls, self._control_tls) if files)
-        self._controller: Controller | None = None
-        self._control_listener: Listener | None = None
-        self._housekeeper: asyncio.Task[None] | None = None
+        own = (self._tls, self._management.tls)
+        self._tls_files = tuple(files for files in own if files is not None)
 
     @property
     def controller_addresses(self) -> list[str]:
         """Where the controller listens, with the real port when port 0 was asked for."""
-        return self._control_listener.addresses if self._control_listener is not None else []
+        return self._management.addresses if self._management is not None else []
+
+    async def bind(self) -> None:
+        options = self._options
+        self._listener = await bind(
+            options.bind,
+            options.bind_unix,
+            resolver=self._resolver,
+            fast_open=options.fast_open,
+            descriptors=options.handed.tunnel,
+        )
 
     async def start(self) -> None:
         """Read the database and listen. Raises StartError when that is not possible."""
-        options = self._options
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(RESOLVER_THREADS, "resolver"))
+        use_threads()
+        management = self._management
         try:
-            if options.db:
-                self._store, rows, counters = await open_store(options.db)
-                self._users.load(rows, counters)
-            self._commands = Commands(self._users, self._store)
-            self._events.commands = self._commands.done
-            self._controller = Controller(
-                access=self._access,
-                run=self._commands.run,
-                metrics=self._metrics,
-                context=self._control_tls.context if self._control_tls is not None else None,
-            )
-            self._listener = await listen(
-                options.bind,
-                options.bind_unix,
-                self._admission.guard(self._frontend.accept),
-                resolver=self._resolver,
-                fast_open=options.fast_open,
-                descriptors=options.handed.tunnel,
-            )
-            self._control_listener = await listen(
-                options.controller,
-                options.controller_unix,
-                self._controller.accept,
-                resolver=self._resolver,
-                descriptors=options.handed.control,
-                private=True,
-            )
+            if management is not None:
+                await management.load()
+            elif self._hub is not None and isinstance(self._users, Mirror):
+                await self._users.connect(self._hub)
+            await self._listen(self._frontend.accept)
+            if management is not None:
+                await management.start(self._resolver)
         except BaseException:
             self.cleanup()
-            if self._store is not None:
-                await self._store.close()
+            if management is not None:
+                await management.close()
             raise
         self._lag = LagMeter()
-        self._housekeeper = loop.create_task(self._keep_house())
         for files in self._tls_files:
             files.follow()
-        tls = self._tls
+
+    def announce(self) -> None:
+        options, management, tls = self._options, self._management, self._tls
+        # With several workers the hub says it.
+        managed = management is not None and management.addresses
         logger.info(
-            "listening on %s, %s, for %d users, controller on %s%s%s",
+            "listening on %s, %s%s%s",
             ", ".join(self.addresses),
             mode_name(wss=True, mux=options.mux, tls=tls is not None),
-            len(self._users),
-            ", ".join(self.controller_addresses),
-            "" if options.db else " (no -db: users are forgotten at the end)",
+            f", for {management.describe()}" if management is not None and managed else "",
             f"; {tls.description}" if tls is not None else "",
         )
 
+    def hub(self) -> MultiUserHub | None:
+        from mtt_mu_server.hub import MultiUserHub
+
+        assert isinstance(self._users, Users)
+        assert self._management is not None
+        return MultiUserHub(self._management, self._users, self._events)
+
+    def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
+        super().join(hub, is_heavy)
+        if hub is None:  # this is where the hub will be
+            return
+        self._users = self._reporter = Mirror(self.metrics_page, self._events)
+        self._management = None
+        self._tls_files = (self._tls,) if self._tls is not None else ()
+        for descriptor in self._options.handed.control:
+            os.close(descriptor)
+
     def cleanup(self) -> None:
         super().cleanup()
-        if self._control_listener is not None:
-            self._control_listener.close()
+        if self._management is not None:
+            self._management.cleanup()
 
     async def close(self) -> None:
         self.cleanup()
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-            await asyncio.wait([self._housekeeper])
-        if self._controller is not None:
-            await self._controller.close()
+        if self._management is not None:
+            await self._management.stop()
         self._frontend.close()
         await super().close()
-        if self._store is not None:
-            await self._save_counters()
-            store, self._store = self._store, None
-            await store.close()
+        if self._management is not None:
+            await self._management.close()
 
     def _count_connections(self) -> int:
         return self.tunnels + len(self._sessions())  # those may be idle, and cost something
@@ -208,12 +194,17 @@ class MultiUserServer(Service):
 
     async def _carry(self, stream: asyncio.Transport, user: User, tunnel: Tunnel) -> None:
         try:
+            if not await self._users.admitted(tunnel):
+                self._events.full += 1
+                stream.close()
+                return
             far = await self._dial(user)
             if tunnel.cut:
                 linger.reset(far)
                 return
             near = stream
-            if buckets := self._users.buckets(user):
+            buckets: tuple[Tokens, Tokens] | None = self._users.buckets(user)
+            if buckets:
                 near, far = (
                     _throttled(end, bucket)
                     for end, bucket in zip((near, far), buckets, strict=True)
@@ -244,49 +235,8 @@ class MultiUserServer(Service):
             self.counters.dial_failures += 1
             raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
 
-    # Housekeeping.
 
-    async def _keep_house(self) -> None:
-        flushed = time.monotonic()
-        while True:
-            await asyncio.sleep(EXPIRY_INTERVAL)
-            if lapsed := self._users.lapsed():
-                await in_slices(self._users.cut(lapsed, EXPIRED_REASON))
-            if time.monotonic() - flushed >= FLUSH_INTERVAL:
-                await self._save_counters()
-                flushed = time.monotonic()
-
-    async def _save_counters(self) -> None:
-        try:
-            await self._commands.save_counters()
-        except StoreError as error:
-            logger.error("the counters could not be saved: %s", error)
-
-    async def _metrics(self) -> tuple[list[bytes], str]:
-        page = metrics.render(self._users, self._events, each=self._options.metrics_users)
-        pieces = await in_slices(page)
-        return [self.metrics_page().encode(), *pieces], CONTENT_TYPE
-
-
-def _throttled(transport: asyncio.Transport, bucket: Bucket) -> Throttle:
+def _throttled(transport: asyncio.Transport, bucket: Tokens) -> Throttle:
     throttle = Throttle(bucket)
     throttle.start(transport)
     return throttle
-
-
-def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Access]:
-    """How the controller is reached. Raises UsageError."""
-    token = read_token(options.token_file) if options.token_file else ""
-    hosts = options.controller_hosts
-    wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
-    tls: TlsFiles | None = None
-    if options.controller_cert:
-        tls = server_tls(
-            cert=options.controller_cert,
-            key=options.controller_key,
-            tls_min=options.tls_min,
-            alpn=alpn(wss=True),
-            options=("-c-cert", "-c-key"),
-        )
-        hosts += tls.identity.names if tls.identity is not None else ()
-    return tls, Access(token, hosts, any_address=wildcard)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from mtt.layers import linger
 from mtt.layers.base import Data, Layer
@@ -28,6 +28,26 @@ from mtt.layers.holding import Holding
 BURST_TIME = 0.25
 # How often those who wait are served: often enough that a stream flows, and no load worth the name.
 TICK = 0.02
+
+
+class Waiting(Protocol):
+    """Who waits for tokens."""
+
+    def pass_on(self, limit: int) -> int:
+        """Use `limit` tokens at most, and wait again for more if need be; returns how many."""
+
+
+class Tokens(Protocol):
+    """Where a throttle takes its tokens from."""
+
+    def take(self, wanted: int) -> int:
+        """How many of `wanted` bytes may pass at once. Who waits already comes first."""
+
+    def wait(self, throttle: Throttle) -> None:
+        """Have `throttle` served when its turn comes."""
+
+    def leave(self, throttle: Throttle) -> None:
+        """`throttle` does not wait any more."""
 
 
 class Bucket:
@@ -43,7 +63,7 @@ class Bucket:
         self.rate = rate
         self._tokens = self.burst
         self._filled = self._loop.time()
-        self._waiting: dict[Throttle, None] = {}  # in the order in which it is their turn
+        self._waiting: dict[Waiting, None] = {}  # in the order in which it is their turn
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -59,12 +79,12 @@ class Bucket:
         self._tokens -= granted
         return granted
 
-    def wait(self, throttle: Throttle) -> None:
+    def wait(self, throttle: Waiting) -> None:
         """Have `throttle` served when its turn comes."""
         self._waiting[throttle] = None
         self._arm()
 
-    def leave(self, throttle: Throttle) -> None:
+    def leave(self, throttle: Waiting) -> None:
         """`throttle` does not wait any more."""
         self._waiting.pop(throttle, None)
         if not self._waiting and self._timer is not None:
@@ -105,7 +125,7 @@ class Throttle(Layer):
 
     __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost", "_paused")
 
-    def __init__(self, bucket: Bucket) -> None:
+    def __init__(self, bucket: Tokens) -> None:
         super().__init__(Holding())
         self._bucket = bucket
         self._backlog = bytearray()  # came and waits for tokens
@@ -158,6 +178,11 @@ class Throttle(Layer):
             self.upper.connection_lost(exc)
 
     # For the bucket.
+
+    @property
+    def backlog(self) -> int:
+        """How many bytes wait."""
+        return len(self._backlog)
 
     def pass_on(self, limit: int) -> int:
         """Hand up to `limit` bytes to the protocol above; returns how many it were."""

@@ -23,11 +23,9 @@ import asyncio
 import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from mtt.layers import linger
-from mtt.layers.smux import SmuxSession
-from mtt.relay import Relay
 from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
 from mtt_mu_server.throttle import Bucket
 
@@ -39,15 +37,39 @@ Steps = Generator[None, None, None]
 SLICE = 1000
 
 
+class Carrier(Protocol):
+    """What carries a tunnel: a relay, here or in another process."""
+
+    @property
+    def sent(self) -> int:
+        """Bytes so far, from the user."""
+
+    @property
+    def received(self) -> int:
+        """Bytes so far, to the user."""
+
+    def abort(self, reason: str) -> None:
+        """Cut it."""
+
+
+class Session(Protocol):
+    """A multiplexed connection, here or in another process."""
+
+    lost: bool
+
+    def abort(self) -> None:
+        """Cut it."""
+
+
 class Tunnel:
     """One connection of a user, from its admission to its end."""
 
     __slots__ = ("_stream", "cut", "path", "received", "relay", "sent")
 
-    def __init__(self, path: str, stream: asyncio.Transport) -> None:
+    def __init__(self, path: str, stream: asyncio.Transport | None) -> None:
         self.path = path
         self._stream = stream
-        self.relay: Relay | None = None  # None while the destination is being dialled
+        self.relay: Carrier | None = None  # None while the destination is being dialled
         self.sent = self.received = 0  # bytes of the relay that are in the counters
         self.cut = False
 
@@ -56,7 +78,7 @@ class Tunnel:
         self.cut = True
         if self.relay is not None:
             self.relay.abort(reason)
-        else:
+        elif self._stream is not None:
             linger.reset(self._stream)
 
 
@@ -67,7 +89,7 @@ class Live:
 
     def __init__(self) -> None:
         self.tunnels: set[Tunnel] = set()
-        self.sessions: set[SmuxSession] = set()
+        self.sessions: set[Session] = set()
         self.buckets: tuple[Bucket, Bucket] | None = None  # up, down
 
 
@@ -119,8 +141,11 @@ class Users:
             return True
         return max(len(live.tunnels), len(live.sessions)) < user.max_conns
 
-    def enter(self, user: User, stream: asyncio.Transport) -> Tunnel | None:
-        """Admit the transport `stream`; None if the user has as many as allowed."""
+    def enter(self, user: User, stream: asyncio.Transport | None) -> Tunnel | None:
+        """Admit the transport `stream`; None if the user has as many as allowed.
+
+        Without a `stream` the tunnel's `relay` is for the caller to set at once.
+        """
         live = self._live.setdefault(user.path, Live())
         if user.max_conns and len(live.tunnels) >= user.max_conns:
             return None
@@ -130,6 +155,10 @@ class Users:
         self._count(user.path, 0, 0, 1)
         return tunnel
 
+    async def admitted(self, tunnel: Tunnel) -> bool:
+        """Whether `enter` holds: where others decide as well, that takes a moment."""
+        return True
+
     def leave(self, tunnel: Tunnel) -> None:
         """The tunnel is over."""
         self._settle(tunnel)
@@ -137,7 +166,7 @@ class Users:
         live.tunnels.discard(tunnel)
         self._tidy(tunnel.path, live)
 
-    def session_changed(self, path: str, session: SmuxSession) -> None:
+    def session_changed(self, path: str, session: Session) -> None:
         """A multiplexed connection has begun, or is over."""
         live = self._live.setdefault(path, Live())
         if session.lost:
@@ -164,6 +193,11 @@ class Users:
     def _tidy(self, path: str, live: Live) -> None:
         if not (live.tunnels or live.sessions):
             del self._live[path]
+
+    def known_buckets(self, path: str) -> tuple[Bucket, Bucket] | None:
+        """The `buckets` that there are for what `path` has open."""
+        live = self._live.get(path)
+        return live.buckets if live is not None else None
 
     # What the operator does. The change itself is one step, which nobody sees half of. What is left
     # to do after it may wait for others to have their turn.
@@ -238,6 +272,11 @@ class Users:
     def paths(self, offset: int, limit: int) -> list[str]:
         """The paths of `page`."""
         return list(islice(self._rows, offset, offset + limit))
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """All of them; not to be changed."""
+        return self._rows
 
     def seen_paths(self) -> list[str]:
         """The paths of all users who have been here."""

@@ -120,9 +120,15 @@ def _serve(
     log.setup(process.log_level, command.name, process.log_format)
     service = command.service(values, Start(sockets=inherited_sockets(environ)))
 
+    manager = ServiceManager(environ)
+    if process.workers > 1:
+        from mtt.process import workers
+
+        return workers.run(service, options=process, name=command.name, manager=manager)
+
     from mtt.process import runtime
 
-    return runtime.run(service, options=process, manager=ServiceManager(environ))
+    return runtime.run(service, options=process, manager=manager)
 
 
 def _serve_shadowsocks(
@@ -133,6 +139,11 @@ def _serve_shadowsocks(
 
     log.setup(process.log_level, command.name, process.log_format)
     service = command.service(values, Start(plugin=True))
+
+    if process.workers > 1:
+        from mtt.process import workers
+
+        return workers.run(service, options=process, name=command.name, parent=parent)
 
     from mtt.process import runtime
     from plugin.lifecycle import ParentWatch

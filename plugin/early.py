@@ -11,5 +11,5 @@ PARENT = os.getppid()
 
 # Ctrl-C in the middle of an import would show a traceback. Only where this process is one of our
 # commands: whoever merely imports them has a handler of their own.
-if os.path.basename(sys.argv[0]).startswith("mtt"):
+if os.path.basename(sys.argv[0]).startswith(("mtt", "anytls")):
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))

@@ -17,6 +17,7 @@ from mtt import __version__
 from mtt.options.tunnel import ClientOptions, ServerOptions
 from mtt.process.systemd import Inherited
 from plugin.command import Start
+from tests.support.processes import command as command_line
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,13 +32,13 @@ PLUGIN = {
 def run(command: str, *argv: str, **environ: str) -> tuple[int, str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("SS_")}
     done = subprocess.run(
-        [sys.executable, ROOT / f"{command.replace('-', '_')}.py", *argv],
+        [*command_line(command), *argv], cwd=ROOT,
         env=inherited | environ, capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["mtt-client", "mtt-server"])
+@pytest.mark.parametrize("command", ["mtt-client", "mtt-server", "anytls-client", "anytls-server"])
 def test_version_and_help(command: str) -> None:
     assert run(command, "-version") == (0, f"{command} {__version__}\n", "")
     code, out, err = run(command, "-h")
@@ -59,6 +60,14 @@ def test_version_and_help(command: str) -> None:
         ("mtt-server", ["-b", ":1"], {}, "-d is missing"),
         ("mtt-server", ["-b", ":1", "-d", "localhost:2", "-cert", "x"], {}, "-key"),
         ("mtt-server", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "wss,key=/k"}, "-cert"),
+        ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "anytls"}, "-p is missing"),
+        ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "p=secret"}, "-p needs -anytls"),
+        ("mtt-server", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "anytls;p=s;wss"}, "-wss exclude"),
+        ("anytls-client", [], {}, "-s is missing"),
+        ("anytls-client", ["-s", "a:1"], {}, "-p is missing"),
+        ("anytls-client", ["-s", "a:1", "-p", "x", "-nope"], {}, "-nope"),
+        ("anytls-server", [], {}, "-p is missing"),
+        ("anytls-server", ["-p", "x", "-allow", "nonsense"], {}, "-allow"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from mtt.errors import UsageError
@@ -29,8 +30,14 @@ HELP = (
     Flag("help", "bool", "Same as -h.", final=True),
 )
 
+WORKERS = Flag("workers", "int", "How many processes share the work; 0 for one per core. Sessions "
+               "of -mux belong to one of them, and each takes its part of -max-conns.", "N", "1")
+
+# Beyond this it is a typing error: the largest machines have some hundred cores.
+MAX_WORKERS = 1024
+
 # At the end of every command's table.
-PROCESS_FLAGS = (GRACE, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, *HELP)
+PROCESS_FLAGS = (GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, *HELP)
 
 
 class ProcessOptions(NamedTuple):
@@ -40,6 +47,7 @@ class ProcessOptions(NamedTuple):
     loop: str = LOOPS[0]  # one of LOOPS
     log_format: str = LOG_FORMATS[0]  # one of LOG_FORMATS
     log_level: str = "info"  # one of LOG_LEVELS
+    workers: int = 1  # processes
 
 
 def process_options(given: Values) -> ProcessOptions:
@@ -53,4 +61,28 @@ def process_options(given: Values) -> ProcessOptions:
         if given.get("log-level", "debug") != "debug":
             raise UsageError(f"-verbose is -log-level debug, not {level}; drop one")
         level = "debug"
-    return ProcessOptions(grace, values["loop"], values["log"], level)
+    return ProcessOptions(grace, values["loop"], values["log"], level, workers(values))
+
+
+def workers(values: Values) -> int:
+    """How many processes -workers asks for. Raises UsageError."""
+    count: int = values["workers"]
+    if not 0 <= count <= MAX_WORKERS:
+        raise UsageError(f"-workers: {count} is not from 0 to {MAX_WORKERS}")
+    if count == 0:
+        count = _cores()
+    if count > 1 and not hasattr(os, "fork"):
+        raise UsageError("-workers: this system cannot fork processes; drop it, or give 1")
+    return count
+
+
+def part_of(total: int, values: Values) -> int:
+    """What each worker may have of `total`, rounded up; 0, for no limit, stays so."""
+    return -(-total // workers(values))
+
+
+def _cores() -> int:
+    """How many cores this process may use: fewer than there are, with taskset or in a container."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from typing import NoReturn, Protocol
 
 from mtt.log import logger
 from mtt.options.process import ProcessOptions
-from mtt.process.eventloop import ErrorReporter, loop_factory
+from mtt.process.eventloop import loop_factory, report_error
 from mtt.process.systemd import ServiceManager
 
 # Closing says goodbye to peers, which may be gone or slow; service managers such as systemd
@@ -40,11 +41,22 @@ class Service(Protocol):
         """How many tunnels are open or about to be."""
         return 0
 
+    async def bind(self) -> None:
+        """Take the addresses to listen on; serving there is for `start()`, maybe in a fork.
+
+        What is not done in here `start()` does. Raises StartError.
+        """
+        return
+
     async def start(self) -> None:
         """Begin to listen; to serve goes on in the background.
 
         Raises MttError and leaves nothing behind then.
         """
+        return
+
+    def announce(self) -> None:
+        """Say in the log what has started."""
         return
 
     async def drain(self) -> None:
@@ -66,6 +78,61 @@ class Service(Protocol):
         """Read again what may have changed in files: for SIGHUP."""
         return
 
+    # For several processes, see `mtt.process.workers`.
+
+    def hub(self) -> Hub | None:
+        """What belongs to all workers together, for a process of its own; None without such."""
+        return None
+
+    def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
+        """Be one of several workers, which have the same listening sockets, from before the start.
+
+        `hub` leads to the hub, if there is one. `is_heavy`, told how many connections there are,
+        says whether another worker should have the next one. Called in a process that has just
+        been forked.
+        """
+        return
+
+    def renew(self) -> None:
+        """As `reload()`, for a process that never starts the service; waits until it is done."""
+        return
+
+
+class Hub(Service, Protocol):
+    """What belongs to all workers together."""
+
+    def adopt(self, worker: socket.socket) -> None:
+        """Take the line to another worker; its end is that worker's."""
+
+
+class Manager(Protocol):
+    """Who wants to hear how it goes."""
+
+    def ready(self, status: str) -> None:
+        """It has started."""
+
+    def keep_beating(self) -> None:
+        """Give signs of life, if wanted, as long as the running loop is well."""
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """It is about to end, and may need so many `seconds`."""
+
+    def close(self) -> None:
+        """Tell no more."""
+
+
+class Tether(Manager, Protocol):
+    """What binds a worker to its supervisor, which stands between it and all signals."""
+
+    def attach(
+        self,
+        *,
+        ask: Callable[[], object],
+        exit: Callable[[], object],
+        reload: Callable[[], object],
+    ) -> None:
+        """Call these as the supervisor says, in the running loop; `exit` if that is gone."""
+
 
 # Given a callback: calls it when the process has to end for another reason than a signal.
 Watch = Callable[[Callable[[], object]], object]
@@ -78,25 +145,27 @@ def run(
     plugin: bool = False,
     watch: Watch | None = None,
     manager: ServiceManager | None = None,
+    tether: Tether | None = None,
 ) -> NoReturn:
     """Start `service` and serve until SIGINT or SIGTERM ends the process with exit code 0.
 
     As `plugin` the process is gone at once. `watch` is called in the loop before the service
-    starts, `manager` hears how it goes. Must run in the main thread. Raises what
-    `service.start()` raises, and UsageError if there is no such event loop.
+    starts, `manager` hears how it goes. With `tether` all of this is the supervisor's business.
+    Must run in the main thread. Raises what `service.start()` raises, and UsageError if there is
+    no such event loop.
     """
     options = options or ProcessOptions()
-    manager = manager or ServiceManager({})
+    listener: Manager = tether or manager or ServiceManager({})
     raise_descriptor_limit()
     with (
-        contextlib.closing(manager),
+        contextlib.closing(listener),
         asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner,
     ):
         loop = runner.get_loop()
-        loop.set_exception_handler(ErrorReporter())
-        ending = _Ending(service, loop, at_once=plugin)
-        with ending.on_signals():
-            runner.run(_serve(service, ending, options.grace, watch, manager))
+        loop.set_exception_handler(report_error)
+        ending = Ending(service, loop, at_once=plugin)
+        with ending.on_signals() if tether is None else contextlib.nullcontext():
+            runner.run(_serve(service, ending, options.grace, watch, listener, tether))
             # Not by returning: interpreter exit waits for threads, and one that is stuck in
             # the system's resolver stays for half a minute.
             ending.exit()
@@ -104,18 +173,24 @@ def run(
 
 async def _serve(
     service: Service,
-    ending: _Ending,
+    ending: Ending,
     grace: float,
     watch: Watch | None,
-    manager: ServiceManager,
+    manager: Manager,
+    tether: Tether | None,
 ) -> None:
     if watch is not None:
         watch(ending.exit)
+    if tether is not None:
+        tether.attach(ask=ending.ask, exit=ending.exit, reload=service.reload)
     await service.start()
-    manager.ready(f"listening on {', '.join(service.addresses)}")
+    if tether is None:
+        service.announce()
+    manager.ready(listening_on(service))
+    manager.keep_beating()
     await ending.requested()
     service.cleanup()
-    await _drain(service, grace, manager)
+    await _drain(service, grace, manager, quiet=tether is not None)
     try:
         async with asyncio.timeout(CLOSE_LIMIT):
             await service.close()
@@ -123,14 +198,19 @@ async def _serve(
         logger.debug("gave up waiting for tunnels to close")
 
 
-async def _drain(service: Service, grace: float, manager: ServiceManager) -> None:
-    """Let tunnels finish for `grace` seconds at most."""
+def listening_on(service: Service) -> str:
+    """How `service` stands, for the service manager."""
+    return f"listening on {', '.join(service.addresses)}"
+
+
+async def _drain(service: Service, grace: float, manager: Manager, *, quiet: bool) -> None:
+    """Let tunnels finish for `grace` seconds at most; if `quiet`, say only what becomes of them."""
     left = service.tunnels
     plan = "stopping"
     if left:
         tunnels = _tunnels(left)
         plan += f": {tunnels} may go on for {grace:g} s" if grace else f": {tunnels} cut"
-    logger.info("%s", plan)
+    logger.log(logging.DEBUG if quiet and not left else logging.INFO, "%s", plan)
     manager.stopping(plan, grace + CLOSE_LIMIT)
     if not grace:
         return
@@ -160,14 +240,14 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-class _Ending:
+class Ending:
     """How the process ends: at once, or after the service was closed."""
 
     def __init__(
         self, service: Service, loop: asyncio.AbstractEventLoop, *, at_once: bool
     ) -> None:
         self._service = service
-        self._ends_with_terminal = _has_terminal() and not _has_nohup()
+        self._ends_with_terminal = ends_with_terminal()
         self._loop = loop
         self._event = asyncio.Event()
         self._at_once = at_once
@@ -177,6 +257,13 @@ class _Ending:
         """Wait for the first signal; from now on that one ends nothing by itself."""
         self._orderly = not self._at_once
         await self._event.wait()
+
+    def ask(self) -> None:
+        """End the process in order; when asked again, or before the service has started, now."""
+        if not self._orderly:
+            self.exit()
+        self._orderly = False
+        self._loop.call_soon_threadsafe(self._event.set)
 
     def exit(self) -> NoReturn:
         """End the process now, with exit code 0."""
@@ -189,15 +276,12 @@ class _Ending:
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         # Runs between any two byte codes of the main thread: no logging here.
-        if not self._orderly:
-            self.exit()
-        self._orderly = False
-        self._loop.call_soon_threadsafe(self._event.set)
+        self.ask()
 
     def _on_hangup(self, _signum: int, _frame: FrameType | None) -> None:
         # A terminal that is closed sends SIGHUP too: nobody is left there who wants us to go on.
-        if self._ends_with_terminal and not _has_terminal():
-            self._on_signal(_signum, _frame)
+        if self._ends_with_terminal and not has_terminal():
+            self.ask()
         else:
             self._loop.call_soon_threadsafe(self._service.reload)
 
@@ -232,7 +316,12 @@ class _Ending:
                 self._loop.remove_reader(receiver)
 
 
-def _has_terminal() -> bool:
+def ends_with_terminal() -> bool:
+    """Whether we are to end when our terminal is closed."""
+    return has_terminal() and not _has_nohup()
+
+
+def has_terminal() -> bool:
     """Whether there is a controlling terminal, which is gone when its window is closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))

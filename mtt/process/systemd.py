@@ -77,7 +77,7 @@ class ServiceManager:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = ""
         self._socket: socket.socket | None = None
-        self._beat_interval = 0.0  # seconds; 0 for no watchdog
+        self.beat_interval = 0.0  # seconds; 0 for no watchdog
         self._timer: asyncio.TimerHandle | None = None
         address = environ.get("NOTIFY_SOCKET", "")
         if not address:
@@ -95,13 +95,25 @@ class ServiceManager:
             if microseconds is None:
                 logger.warning("WATCHDOG_USEC is not a number: no watchdog")
             else:
-                self._beat_interval = microseconds / 1e6 / BEATS
+                self.beat_interval = microseconds / 1e6 / BEATS
 
     def ready(self, status: str) -> None:
-        """We have started. From now on the running loop gives signs of life, if asked for."""
+        """We have started."""
         self._send("READY=1", f"STATUS={status}")
-        if self._beat_interval > 0:
-            self._beat()
+
+    def keep_beating(self) -> None:
+        """Give signs of life from now on, if asked for, with a timer of the running loop.
+
+        So a loop that hangs is found.
+        """
+        if self.beat_interval > 0:
+            self.beat()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self.beat_interval, self.keep_beating)
+
+    def beat(self) -> None:
+        """Give one sign of life; due every `beat_interval` seconds."""
+        self._send("WATCHDOG=1")
 
     def stopping(self, status: str, seconds: float) -> None:
         """We are about to end, and may need so many `seconds`, more than the manager allows."""
@@ -115,12 +127,6 @@ class ServiceManager:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def _beat(self) -> None:
-        # From a timer of the loop, so that a loop that hangs is found.
-        self._send("WATCHDOG=1")
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._beat_interval, self._beat)
 
     def _send(self, *lines: str) -> None:
         if self._socket is None:

@@ -36,10 +36,18 @@ class TlsFiles:
         load: makes a context, and the identity of a server. Called here, and later in a thread
             of its own for every change. Raises MttError.
         files: paths; empty ones are left out.
+        on_change: called when there is a new context.
     """
 
-    def __init__(self, load: Callable[[], Loaded], files: Iterable[str]) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Loaded],
+        files: Iterable[str],
+        *,
+        on_change: Callable[[], object] | None = None,
+    ) -> None:
         self._load = load
+        self._on_change = on_change
         self.files = tuple(path for path in files if path)
         self._tried = self._state()  # before loading: what changes meanwhile is seen as a change
         self._context, self.identity = load()
@@ -66,6 +74,17 @@ class TlsFiles:
     def reload(self) -> None:
         """Read the files now, changed or not."""
         self._asked.set()
+
+    def renew(self) -> None:
+        """Read the files again if they have changed, now and here: for a process without a loop."""
+        state = self._state()
+        if state == self._tried:
+            return
+        self._tried = state
+        try:
+            self._context, self.identity = self._load()
+        except MttError as error:
+            logger.error("the old certificates stay in use: %s", error)
 
     async def close(self) -> None:
         """Look after the files no more."""
@@ -98,6 +117,8 @@ class TlsFiles:
         self._context, self.identity = loaded
         new_pin = before is not None and loaded[1] is not None and before.pin != loaded[1].pin
         logger.info("read again: %s%s", self.description, " (a NEW pin)" if new_pin else "")
+        if self._on_change is not None:
+            self._on_change()
 
     def _load_and_describe(self) -> Loaded:
         context, identity = self._load()

@@ -312,7 +312,7 @@ async def test_strangers_cannot_keep_the_panel_out(
         await known[0].readuntil(b"}")
         strangers = [await panel.connect() for _ in range(20)]
         assert await panel.command(9) == {"res": 1}
-        controller = server._controller
+        controller = server._management.controller
         assert controller is not None
         await eventually(lambda: len(controller._transports) <= 5)
         known[1].write(post(PING))
@@ -342,7 +342,7 @@ async def test_a_client_that_does_not_read_its_answers(certs: Certs) -> None:
         _, writer = await panel.connect()
         writer.write(post(b'{"opt":4}') * 3000)
         await asyncio.sleep(0.3)
-        controller = server._controller
+        controller = server._management.controller
         assert controller is not None
         (transport,) = controller._transports
         assert transport.get_write_buffer_size() < 1_000_000

@@ -177,7 +177,8 @@ def activated(processes: Processes, names: str, *argv: str | Path, **environ: st
     )  # fmt: skip
 
 
-def test_activation_of_both(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_activation_of_both(tmp_path: Path, workers: str) -> None:
     curl = require_program("curl")
     port, path = free_port(), tmp_path / "control"
     before = os.umask(0o177)
@@ -185,12 +186,13 @@ def test_activation_of_both(tmp_path: Path) -> None:
         with Manager(tmp_path) as heard, Processes() as processes:
             process = activated(
                 processes, "tunnel:control", "-l", f"127.0.0.1:{port}", "-l", path, "--",
-                NOTIFY_SOCKET=heard.address,
+                "-workers", workers, NOTIFY_SOCKET=heard.address,
             )  # fmt: skip
             process.expect("Listening on")
             answer = run(curl, "-sS", "--unix-socket", path, "-d", '{"opt":9}', "http://localhost")
             assert answer == b'{"res":1}'
-            process.expect(rf"listening on 127\.0\.0\.1:{port}, .*, controller on {path}")
+            process.expect(rf"listening on 127\.0\.0\.1:{port}, ")
+            process.expect(rf" users, controller on {path}")
             assert heard.hear() == f"READY=1\nSTATUS=listening on 127.0.0.1:{port}"
             assert process.stop() == 0
     finally:

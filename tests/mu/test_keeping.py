@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtt_mu_server import server as server_module
+from mtt_mu_server import management
 from tests.mu.panel import multi_user_server
 from tests.mu.users import (
     client,
@@ -63,8 +63,8 @@ async def test_users_and_counters_survive_a_restart(
 async def test_counters_are_saved_now_and_then(
     certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "EXPIRY_INTERVAL", 0.02)
-    monkeypatch.setattr(server_module, "FLUSH_INTERVAL", 0.02)
+    monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.02)
+    monkeypatch.setattr(management, "FLUSH_INTERVAL", 0.02)
     async with (
         serving(echo) as there,
         multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel),
@@ -74,7 +74,7 @@ async def test_counters_are_saved_now_and_then(
         async with await connect(port) as application:
             await application.send(b"123")
             await application.exactly(3)
-            store = server._store
+            store = server._management.store
             assert store is not None
 
             def saved() -> Any:
@@ -89,7 +89,7 @@ async def test_a_database_error_is_told_and_nothing_is_done(
     certs: Certs, tmp_path: Path
 ) -> None:
     async with multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel):
-        store = server._store
+        store = server._management.store
         assert store is not None
         await store._run(lambda: store._database.execute("PRAGMA query_only = 1"))
         answer = json.loads(await panel.post({"opt": 1, "args_bunch": [

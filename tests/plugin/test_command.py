@@ -13,7 +13,7 @@ from mtt.errors import NetworkError, StartError, UsageError
 from mtt.options.flags import Values
 from mtt.options.process import ProcessOptions
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
-from mtt.process import runtime
+from mtt.process import runtime, workers
 from mtt.process.systemd import Inherited, ServiceManager
 from plugin.command import Command, Start, given_options, main
 from plugin.environment import PluginEnvironment
@@ -209,6 +209,20 @@ def test_the_service_runs(run: Run) -> None:
     assert run.service.origin == Start()
     assert (run.plugin, run.watch) == (False, None)
     assert run.options == ProcessOptions(grace=3.0, loop="asyncio")
+
+
+@pytest.mark.parametrize("environ", [{}, ENVIRON], ids=["alone", "plugin"])
+def test_several_workers_have_a_supervisor(
+    environ: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = Run()
+    monkeypatch.setattr(workers, "run", fake)
+    assert main(CLIENT, ["-b", ":1", "-workers", "2"], environ) == 0
+    assert run.service is None
+    assert fake.service.values["workers"] == 2
+    kept = vars(fake)
+    assert (kept["name"], kept["options"].workers) == ("client", 2)
+    assert (kept.get("parent") is not None) == bool(environ)
 
 
 SYSTEMD = {

@@ -167,6 +167,7 @@ async def test_signs_of_life_come_at_half_of_the_time(tmp_path: Path) -> None:
         )
         assert list(heard.rest()) == []  # nothing before we are ready
         manager.ready("")
+        manager.keep_beating()
         loop = asyncio.get_running_loop()
         began = loop.time()
         beats: list[float] = []
@@ -185,6 +186,7 @@ async def test_no_watchdog(tmp_path: Path, watchdog: dict[str, str]) -> None:
     with Manager(tmp_path) as heard:
         manager = ServiceManager({"NOTIFY_SOCKET": heard.address, **watchdog})
         manager.ready("")
+        manager.keep_beating()
         await asyncio.sleep(0.01)
         manager.close()
         assert list(heard.rest()) == ["READY=1\nSTATUS="]

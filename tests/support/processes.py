@@ -148,14 +148,16 @@ class Processes:
         return process
 
     def command(self, name: str, *argv: str | Path) -> Process:
-        """Start one of our own commands, `mtt-client` or `mtt-server`."""
-        process = self.start(*command(name), *argv)
+        """Start one of our own commands, such as `mtt-client`."""
+        process = self.start(*command(name), *argv, cwd=ROOT)
         process.name = name
         return process
 
 
-def command(name: str) -> tuple[str, str]:
-    """How to run `mtt-client` or `mtt-server` from the working tree."""
+def command(name: str) -> tuple[str, ...]:
+    """How to run one of our commands from the working tree, and in it."""
+    if name.startswith("anytls-"):
+        return sys.executable, "-m", f"anytls.{name.removeprefix('anytls-')}_command"
     return sys.executable, str(ROOT / f"{name.replace('-', '_')}.py")
 
 

@@ -221,6 +221,23 @@ async def test_files_that_are_being_written_are_left_alone(
     assert [line.partition(":")[0] for line in lines] == ["INFO read again"]
 
 
+def test_a_process_without_a_loop_reads_changed_files(pair: Pair, certs: Certs) -> None:
+    files = pair.tls()
+    old = files.context()
+    files.renew()
+    assert files.context() is old
+    pair.put(pair.cert, certs.other_cert)
+    with logged() as lines:
+        files.renew()
+        assert files.context() is old  # half of it
+        pair.put(pair.key, certs.other_key)
+        files.renew()
+    assert files.context() is not old
+    assert pin(files) == pin_in(certs.other_cert)
+    (line,) = lines
+    assert line.startswith("ERROR the old certificates stay in use: ")
+
+
 async def test_a_broken_file_keeps_the_old_pair_and_is_reported_once(
     pair: Pair, certs: Certs
 ) -> None:

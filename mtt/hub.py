@@ -1,0 +1,166 @@
+"""The hub of several workers: a process that hears from all of them, and speaks for all of them.
+
+For mtt-client and mtt-server that is -metrics: every worker reports its page of metrics, and the
+hub serves the sum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from mtt.log import logger
+from mtt.metrics_server import MetricsServer
+from mtt.metrics_sum import Page, total
+from mtt.net.address import Endpoint
+from mtt.net.resolve import Resolver
+from mtt.process.link import Link, Message
+from mtt.process.runtime import Hub
+
+# Seconds between two reports of a worker: how old metrics may be. A page takes 0.1 ms to make.
+REPORT_INTERVAL = 1.0
+
+
+class Reporter:
+    """A worker's end: sends its `page` now and then, from `connect()` to `close()`."""
+
+    def __init__(self, page: Callable[[], str]) -> None:
+        self._page = page
+        self.link = Link(self.hear, self.lost)
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def connect(self, hub: socket.socket) -> None:
+        """Begin, with the running loop."""
+        await self.link.connect(hub)
+        self._report_often()
+
+    async def close(self) -> None:
+        """Report for the last time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.report()
+        await self.link.close()
+
+    def hear(self, message: Message) -> None:
+        """The hub says something."""
+        raise ValueError("nothing is expected")
+
+    def lost(self) -> None:
+        """The hub is gone, or does not want to hear more."""
+
+    def report(self) -> None:
+        """Tell how things stand."""
+        self.link.say("page", self._page())
+
+    def _report_often(self) -> None:
+        self.report()
+        self._timer = asyncio.get_running_loop().call_later(REPORT_INTERVAL, self._report_often)
+
+
+class Member:
+    """The hub's end of one worker.
+
+    Args:
+        lost: called with this when the worker is gone.
+    """
+
+    def __init__(self, lost: Callable[[Any], object]) -> None:
+        self.page = Page()
+        self.told = False  # the page, to somebody who asked for metrics
+        self._on_lost = lost
+        self.link = Link(self.hear, self.lost)
+
+    def hear(self, message: Message) -> None:
+        """The worker says something."""
+        _, text = message
+        page = Page(text)
+        if not self.told:
+            page.keep_most(self.page)
+        self.page = page
+        self.told = False
+
+    def lost(self) -> None:
+        """The worker is gone."""
+        self._on_lost(self)
+
+
+AnyMember = TypeVar("AnyMember", bound=Member)
+
+
+class WorkerHub(Hub, Generic[AnyMember]):
+    """A hub that knows its workers as `members`, and is over when the last one is gone.
+
+    Args:
+        member: makes one, from what is to be called when it is gone.
+    """
+
+    def __init__(self, member: Callable[[Callable[[AnyMember], object]], AnyMember]) -> None:
+        self._make = member
+        self.members: set[AnyMember] = set()
+        self._past = Page()  # of those that are gone
+        self._alone = asyncio.Event()
+        self._coming: set[asyncio.Task[None]] = set()
+
+    def adopt(self, worker: socket.socket) -> None:
+        member = self._make(self._lost)
+        self.members.add(member)
+        self._alone.clear()
+        task = asyncio.get_running_loop().create_task(self._connect(member, worker))
+        self._coming.add(task)
+        task.add_done_callback(self._coming.discard)
+
+    async def welcome(self, member: AnyMember) -> None:
+        """A worker is there that we can talk to."""
+
+    def page(self) -> str:
+        """The metrics of all workers together."""
+        for member in self.members:
+            member.told = True
+        return str(total((self._past, *(member.page for member in self.members))))
+
+    async def drain(self) -> None:
+        await self._alone.wait()
+
+    async def close(self) -> None:
+        for task in self._coming:
+            task.cancel()
+        for member in list(self.members):
+            member.link.abort()
+        await asyncio.sleep(0)  # lets them be lost
+
+    async def _connect(self, member: AnyMember, worker: socket.socket) -> None:
+        await member.link.connect(worker)
+        await self.welcome(member)
+
+    def _lost(self, member: AnyMember) -> None:
+        self._past.add(member.page.lasting())
+        self.members.discard(member)
+        if not self.members:
+            self._alone.set()
+
+
+class MetricsHub(WorkerHub[Member]):
+    """Serves -metrics for several workers, at an endpoint or the path of a unix socket."""
+
+    def __init__(self, endpoint: Endpoint | None, unix_path: str) -> None:
+        super().__init__(Member)
+        self._endpoint = endpoint
+        self._unix_path = unix_path
+        self._server = MetricsServer(self.page)
+
+    @property
+    def addresses(self) -> list[str]:
+        return self._server.addresses
+
+    async def start(self) -> None:
+        await self._server.start(self._endpoint, self._unix_path, Resolver())
+        logger.info("metrics on %s", ", ".join(self.addresses))
+
+    def cleanup(self) -> None:
+        self._server.cleanup()
+
+    async def close(self) -> None:
+        self._server.close()
+        await super().close()

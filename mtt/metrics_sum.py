@@ -1,0 +1,88 @@
+"""Pages of metrics of several processes, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# What is not added up: the version, and the times of the first start and of the worst moment.
+_FIRST = "mtt_info"
+_LEAST = "mtt_start_time_seconds"
+_MOST = "mtt_event_loop_lag_max_seconds"
+
+# What a process that is gone leaves behind; the rest says how things stand.
+_LASTING = ("counter", "histogram")
+
+
+class Page:
+    """The samples of a page as `mtt.metrics` makes them; more can be added."""
+
+    def __init__(self, text: str = "") -> None:
+        self._headers: dict[str, str] = {}  # by the metric's name, in the order of the page
+        self._kinds: dict[str, str] = {}
+        self._samples: dict[str, dict[str, float]] = {}  # by name, then by what precedes the value
+        name = ""
+        for line in text.splitlines(keepends=True):
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+                self._headers[name] = line
+                self._samples[name] = {}
+            elif line.startswith("# TYPE "):
+                self._headers[name] += line
+                self._kinds[name] = line.split()[3]
+            else:
+                key, _, value = line.rpartition(" ")
+                self._samples[name][key] = _number(value)
+
+    def add(self, other: Page) -> None:
+        """Add what another process counted."""
+        for name, header in other._headers.items():
+            self._headers.setdefault(name, header)
+            self._kinds.setdefault(name, other._kinds[name])
+            ours = self._samples.setdefault(name, {})
+            for key, value in other._samples[name].items():
+                ours[key] = _together(name, ours[key], value) if key in ours else value
+
+    def lasting(self) -> Page:
+        """What remains when the process is gone, so that nothing ever counts backwards."""
+        page = Page()
+        for name, header in self._headers.items():
+            page._headers[name] = header
+            page._kinds[name] = self._kinds[name]
+            lasts = self._kinds[name] in _LASTING or name in (_FIRST, _LEAST)
+            samples = self._samples[name]
+            page._samples[name] = dict(samples) if lasts else dict.fromkeys(samples, 0)
+        return page
+
+    def keep_most(self, earlier: Page) -> None:
+        """Take over what was worst on an `earlier` page of the same process."""
+        ours = self._samples.get(_MOST, {})
+        for key, value in earlier._samples.get(_MOST, {}).items():
+            ours[key] = max(value, ours.get(key, 0.0))
+
+    def __str__(self) -> str:
+        return "".join(
+            header + "".join(f"{key} {value}\n" for key, value in self._samples[name].items())
+            for name, header in self._headers.items()
+        )
+
+
+def total(pages: Iterable[Page]) -> Page:
+    """All pages in one."""
+    found = Page()
+    for page in pages:
+        found.add(page)
+    return found
+
+
+def _together(name: str, one: float, other: float) -> float:
+    if name == _FIRST:
+        return one
+    if name == _LEAST:
+        return min(one, other)
+    if name == _MOST:
+        return max(one, other)
+    return one + other
+
+
+def _number(text: str) -> float:
+    return float(text) if "." in text or "e" in text else int(text)

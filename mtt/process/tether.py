@@ -1,0 +1,148 @@
+"""What binds a worker to its supervisor: a socket between the two, from one end's fork on.
+
+The supervisor says what signals say elsewhere, because those do not tell who meant whom: a terminal
+sends Ctrl-C, and systemd SIGTERM, to supervisor and workers alike. Its words are single bytes, one
+of them with a descriptor. The worker's are lines of text. The end of the socket is the end of
+whoever was there, by whatever cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from mtt.errors import MttError, StartError, UsageError
+from mtt.log import escape, logger
+
+# The supervisor's words.
+STOP, STOP_NOW, RELOAD, ADOPT = b"s", b"n", b"r", b"a"
+
+# The worker's words. The last two are followed by what went wrong at its start.
+READY, BEAT, WRONG, FAILED = "ready", "beat", "wrong", "failed"
+
+# Bytes. Nothing of the worker's is longer, so what is has another sender and is cut.
+MAX_LINE = 4096
+
+# Signs of life from a worker while one is due from the supervisor.
+BEATS = 2
+
+
+class Tether:
+    """The worker's end, see `runtime.Tether`.
+
+    Args:
+        sock: not blocking.
+        beat_interval: seconds in which a sign of life is due, 0 for none.
+        adopt: gets the sockets that the supervisor hands over.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        beat_interval: float = 0.0,
+        adopt: Callable[[socket.socket], object] | None = None,
+    ) -> None:
+        self._socket = sock
+        self._beat_interval = beat_interval / BEATS
+        self._adopt = adopt
+        self._timer: asyncio.TimerHandle | None = None
+        self._commands: dict[bytes, Callable[[], object]] = {}
+
+    def attach(
+        self,
+        *,
+        ask: Callable[[], object],
+        exit: Callable[[], object],
+        reload: Callable[[], object],
+    ) -> None:
+        self._commands = {STOP: ask, STOP_NOW: exit, RELOAD: reload, b"": exit}
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def ready(self, status: str) -> None:
+        self._say(READY)
+
+    def keep_beating(self) -> None:
+        if self._beat_interval > 0:
+            self._say(BEAT)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._beat_interval, self.keep_beating)
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """The supervisor knows."""
+
+    def failed(self, error: MttError) -> None:
+        """The start came to nothing."""
+        self._say(f"{WRONG if isinstance(error, UsageError) else FAILED} {error}")
+
+    def close(self) -> None:
+        """Nothing: the end of the process says it."""
+
+    def _say(self, words: str) -> None:
+        data = escape(words).encode("utf-8", "backslashreplace")[: MAX_LINE - 1]
+        # A supervisor that is gone is noticed when we read, one that hangs is the manager's.
+        with contextlib.suppress(OSError):
+            self._socket.send(data + b"\n")
+
+    def _read(self) -> None:
+        try:
+            words, descriptors, _, _ = socket.recv_fds(self._socket, 64, 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            words, descriptors = b"", []
+        for descriptor in descriptors:
+            if self._adopt is None:
+                os.close(descriptor)
+            else:
+                self._adopt(socket.socket(fileno=descriptor))
+        if not words:
+            logger.error("the supervisor is gone")
+            self._commands[b""]()
+        for byte in words:
+            command = self._commands.get(bytes([byte]))
+            if command is not None:
+                command()
+
+
+class Child:
+    """The supervisor's end: a process that was forked, and its `line`, which does not block."""
+
+    def __init__(self, number: int, pid: int, line: socket.socket) -> None:
+        self.number = number  # 0 for the hub
+        self.pid = pid
+        self.line = line
+        self.ready = False
+        self.born = self.beat = time.monotonic()
+        self.failure: MttError | None = None
+        self._heard = b""
+
+    def __str__(self) -> str:
+        return f"{f'worker {self.number}' if self.number else 'the hub'} (pid {self.pid})"
+
+    def tell(self, word: bytes) -> None:
+        """Say one of our words."""
+        with contextlib.suppress(OSError):  # it is gone, or does not listen for a long time
+            self.line.send(word)
+
+    def hear(self) -> bool:
+        """Take in what it says; whether more may come."""
+        try:
+            data = self.line.recv(MAX_LINE)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode("utf-8", "backslashreplace").partition(" ")
+            if word == BEAT:
+                self.beat = time.monotonic()
+            elif word == READY:
+                self.ready = True
+            else:
+                self.failure = UsageError(rest) if word == WRONG else StartError(rest)
+        return bool(data) and len(self._heard) <= MAX_LINE

@@ -1,0 +1,291 @@
+"""The hub of mtt-mu-server's workers: the one table of users, and the operator's side.
+
+What workers have open is in `Users` as if it were here: a tunnel's relay is a `_Carrier`, which
+has the bytes that the worker reported last, and passes on that it is to be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+from mtt.hub import Member, WorkerHub
+from mtt.log import logger
+from mtt.net.resolve import Resolver
+from mtt.process.link import Message, encode
+from mtt_mu_server.lease import Lessee
+from mtt_mu_server.management import Management
+from mtt_mu_server.metrics import Events
+from mtt_mu_server.records import Row, User
+from mtt_mu_server.users import Tunnel, Users
+
+# Seconds for a worker to take over a change, or to report; it needs thousandths. The operator's
+# command waits for this, so one that hangs is given up then.
+ANSWER_TIME = 5.0
+# Seconds for a new worker to take all users.
+LOAD_TIME = 30.0
+# Users in one message: 1 ms of work at either end.
+SLICE = 1000
+
+
+class MultiUserHub(WorkerHub["UserMember"]):
+    """Keeps `users` for several workers, which tell `events` to it."""
+
+    def __init__(self, management: Management, users: Users, events: Events) -> None:
+        super().__init__(lambda lost: UserMember(self, lost))
+        self.users = users
+        self.events = events
+        self._management = management
+        self._full: set[str] = set()
+        self._numbers = itertools.count(1)
+        management.spread_to(self, self.page)
+
+    async def start(self) -> None:
+        try:
+            await self._management.load()
+            await self._management.start(Resolver())
+        except BaseException:
+            await self._management.close()
+            raise
+        if self._management.tls is not None:
+            self._management.tls.follow()
+        logger.info("%s", self._management.describe())
+
+    def cleanup(self) -> None:
+        self._management.cleanup()
+
+    def reload(self) -> None:
+        if self._management.tls is not None:
+            self._management.tls.reload()
+
+    async def close(self) -> None:
+        await self._management.stop()
+        await super().close()
+        if self._management.tls is not None:
+            await self._management.tls.close()
+        await self._management.close()
+
+    # Changes, see `commands.Spread`.
+
+    async def put(self, rows: dict[str, Row]) -> None:
+        await self._change(encode("put", piece) for piece in _slices(rows))
+        for path in self._concerned() & rows.keys():
+            self.update_room(path)
+
+    async def remove(self, paths: list[str]) -> None:
+        pieces = (paths[start : start + SLICE] for start in range(0, len(paths), SLICE))
+        await self._change(encode("remove", piece) for piece in pieces)
+        for path in self._concerned().intersection(paths):
+            self.update_room(path)
+
+    async def clear(self) -> None:
+        await self._change([encode("clear")])
+        for path in self._concerned():
+            self.update_room(path)
+
+    async def settle(self) -> None:
+        await self._answers("report")
+
+    async def _change(self, messages: Iterable[bytes]) -> None:
+        for data in messages:
+            for member in self._loaded():
+                member.link.send(data)
+            await asyncio.sleep(0)
+        await self._answers("apply")
+
+    async def _answers(self, kind: str) -> None:
+        """Say `kind` to all, and wait until they have done it."""
+        number = next(self._numbers)
+        asked = {member.ask(kind, number): member for member in self._loaded()}
+        if not asked:
+            return
+        _, late = await asyncio.wait(asked, timeout=ANSWER_TIME)
+        for answer in late:
+            logger.error("a worker does not answer and is given up")
+            asked[answer].link.abort()
+
+    def _loaded(self) -> list[UserMember]:
+        return [member for member in self.members if member.loaded]
+
+    async def welcome(self, member: UserMember) -> None:
+        """Tell a new worker everything; no change comes in between."""
+        try:
+            async with asyncio.timeout(LOAD_TIME), self._management.commands.changing:
+                for piece in _slices(self.users.rows):
+                    member.link.say("put", piece)
+                    member.link.say("apply", 0)  # nobody looks yet
+                    await asyncio.sleep(0)
+                    await member.link.drained()
+                for path in self._full:
+                    member.link.say("full", path, True)
+                member.loaded = True
+                member.link.say("loaded")
+        except TimeoutError:
+            logger.error("a new worker does not take the users and is given up")
+            member.link.abort()
+
+    # Limits.
+
+    def update_room(self, path: str) -> None:
+        """Let the workers know if it has changed whether `path` may have more connections."""
+        user = self.users.find(path)
+        full = user is not None and not self.users.has_room(user)
+        if full != (path in self._full):
+            (self._full.add if full else self._full.discard)(path)
+            for member in self._loaded():
+                member.link.say("full", path, full)
+
+    def _concerned(self) -> set[str]:
+        return self._full.union(self.users.live_paths())
+
+
+class UserMember(Member):
+    """One worker, and what its users have open."""
+
+    def __init__(self, hub: MultiUserHub, lost: Callable[[UserMember], object]) -> None:
+        super().__init__(lost)
+        self._hub = hub
+        self._users = hub.users
+        self.loaded = False
+        self._tunnels: dict[int, Tunnel] = {}
+        self._carriers: dict[int, _Carrier] = {}
+        self._sessions: dict[int, _Session] = {}
+        self._lessees: dict[tuple[str, int], Lessee] = {}
+        self._answers: dict[int, asyncio.Future[None]] = {}
+
+    def ask(self, kind: str, number: int) -> asyncio.Future[None]:
+        """Say `kind`; the future is done with the answer, or when there will be none."""
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        self.link.say(kind, number)
+        return answer
+
+    def hear(self, message: Message) -> None:
+        match message:
+            case ["enter", int(number), str(path), bool(limited)]:
+                self._enter(number, path, limited)
+            case ["leave", int(number), int(sent), int(received)]:
+                self._leave(number, sent, received)
+            case ["moved", list(moved)]:
+                for number, sent, received in zip(*[iter(moved)] * 3, strict=True):
+                    self._moved(number, sent, received)
+            case ["session", int(number), str(path)]:
+                self._session(number, path)
+            case ["session_over", int(number)]:
+                self._session_over(number)
+            case ["want", str(path), int(direction), int(tokens)]:
+                self._want(path, direction, tokens)
+            case ["idle", str(path)]:
+                for direction in (0, 1):
+                    if lessee := self._lessees.pop((path, direction), None):
+                        lessee.leave()
+            case ["events", int(unknown), int(full), int(dial_failures)]:
+                events = self._hub.events
+                events.unknown += unknown
+                events.full += full
+                events.dial_failures += dial_failures
+            case ["done", int(number)]:
+                if number in self._answers:
+                    self._answers.pop(number).set_result(None)
+            case _:
+                super().hear(message)
+
+    def lost(self) -> None:
+        for lessee in self._lessees.values():
+            lessee.leave()
+        for number in list(self._tunnels):
+            self._gone(number)
+        for number in list(self._sessions):
+            self._session_over(number)
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_result(None)
+        self._answers.clear()
+        super().lost()
+
+    def _enter(self, number: int, path: str, limited: bool) -> None:
+        user = self._users.find(path)
+        if not limited:
+            # It is in already. The user may have been deleted, or given a limit, meanwhile.
+            user = User(path, "", 0, user.rate if user is not None else 0)
+        tunnel = self._users.enter(user, None) if user is not None else None
+        if limited:
+            self.link.say("admission", number, tunnel is not None)
+        if tunnel is not None and user is not None:
+            carrier = _Carrier(lambda reason: self.link.say("cut", number, reason))
+            tunnel.relay = self._carriers[number] = carrier
+            self._tunnels[number] = tunnel
+            self._users.buckets(user)
+            self._hub.update_room(path)
+
+    def _moved(self, number: int, sent: int, received: int) -> None:
+        carrier = self._carriers[number]
+        carrier.sent, carrier.received = sent, received
+
+    def _leave(self, number: int, sent: int, received: int) -> None:
+        if number in self._tunnels:  # else it was not admitted
+            self._moved(number, sent, received)
+            self._gone(number)
+
+    def _gone(self, number: int) -> None:
+        tunnel = self._tunnels.pop(number)
+        del self._carriers[number]
+        self._users.leave(tunnel)
+        self._hub.update_room(tunnel.path)
+
+    def _session(self, number: int, path: str) -> None:
+        session = _Session(path, lambda: self.link.say("cut_session", number))
+        user = self._users.find(path)
+        has_room = user is None or self._users.has_room(user)
+        self._sessions[number] = session
+        self._users.session_changed(path, session)
+        self._hub.update_room(path)
+        if not has_room:  # two came in at the same moment
+            session.abort()
+
+    def _session_over(self, number: int) -> None:
+        session = self._sessions.pop(number)
+        session.lost = True
+        self._users.session_changed(session.path, session)
+        self._hub.update_room(session.path)
+
+    def _want(self, path: str, direction: int, tokens: int) -> None:
+        lessee = self._lessees.get((path, direction))
+        if lessee is None:
+            buckets = self._users.known_buckets(path)
+            if buckets is None:  # the last tunnel has just ended
+                self.link.say("tokens", path, direction, tokens)
+                return
+            lessee = Lessee(
+                buckets[direction],
+                lambda granted: self.link.say("tokens", path, direction, granted),
+            )
+            self._lessees[path, direction] = lessee
+        lessee.want(tokens)
+
+
+class _Carrier:
+    """What carries a tunnel in a worker."""
+
+    __slots__ = ("abort", "received", "sent")
+
+    def __init__(self, abort: Callable[[str], None]) -> None:
+        self.sent = self.received = 0
+        self.abort = abort
+
+
+class _Session:
+    """A multiplexed connection in a worker."""
+
+    __slots__ = ("abort", "lost", "path")
+
+    def __init__(self, path: str, abort: Callable[[], None]) -> None:
+        self.path = path
+        self.lost = False
+        self.abort = abort
+
+
+def _slices(rows: dict[str, Row]) -> Iterator[dict[str, Row]]:
+    items = iter(rows.items())
+    while piece := dict(itertools.islice(items, SLICE)):
+        yield piece

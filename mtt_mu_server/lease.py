@@ -1,0 +1,101 @@
+"""A user's rate over several workers: the hub has the bucket, and workers get tokens from it.
+
+A worker asks for what waits there and no more, so that no token lies idle in one worker while
+another one wants it. Who waits at the bucket are the workers, each served in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mtt_mu_server.throttle import Bucket, Throttle
+
+
+class LeasedBucket:
+    """The worker's end: what `Throttle`s there take their tokens from.
+
+    Args:
+        ask: asks the hub for so many tokens; they come as `given()`, in pieces.
+    """
+
+    __slots__ = ("_ask", "_asked", "_tokens", "_waiting")
+
+    def __init__(self, ask: Callable[[int], object]) -> None:
+        self._ask = ask
+        self._asked = 0  # tokens that are still to come
+        self._tokens = 0  # left over by those who stopped waiting meanwhile
+        self._waiting: dict[Throttle, None] = {}  # in the order in which it is their turn
+
+    def take(self, wanted: int) -> int:
+        if self._waiting:
+            return 0
+        granted = min(wanted, self._tokens)
+        self._tokens -= granted
+        return granted
+
+    def wait(self, throttle: Throttle) -> None:
+        self._waiting[throttle] = None
+        if self._tokens:
+            # Not now: `throttle` is in the middle of something.
+            asyncio.get_running_loop().call_soon(self.given, 0)
+        else:
+            self._ask_for_all()
+
+    def leave(self, throttle: Throttle) -> None:
+        self._waiting.pop(throttle, None)
+
+    def given(self, tokens: int) -> None:
+        """`tokens` have come: serve those who wait, with equal shares."""
+        self._asked -= tokens
+        self._tokens += tokens
+        share = max(1, self._tokens // max(1, len(self._waiting)))
+        for throttle in list(self._waiting):
+            if not self._tokens:
+                break
+            if throttle not in self._waiting:  # it ended by what another one was given
+                continue
+            del self._waiting[throttle]
+            self._tokens -= throttle.pass_on(min(share, self._tokens))
+        self._ask_for_all()
+
+    def _ask_for_all(self) -> None:
+        waits = sum(throttle.backlog for throttle in self._waiting)
+        missing = waits - self._tokens - self._asked
+        if missing > 0:
+            self._asked += missing
+            self._ask(missing)
+
+
+class Lessee:
+    """The hub's end: one worker, as it waits at `bucket`.
+
+    Args:
+        give: hands tokens to the worker.
+    """
+
+    __slots__ = ("_bucket", "_give", "_wanted")
+
+    def __init__(self, bucket: Bucket, give: Callable[[int], object]) -> None:
+        self._bucket = bucket
+        self._give = give
+        self._wanted = 0
+
+    def want(self, tokens: int) -> None:
+        """The worker asks for so many more."""
+        self._wanted += tokens
+        self.pass_on(self._bucket.take(self._wanted))
+
+    def pass_on(self, limit: int) -> int:
+        granted = min(limit, self._wanted)
+        self._wanted -= granted
+        if granted:
+            self._give(granted)
+        if self._wanted:
+            self._bucket.wait(self)
+        return granted
+
+    def leave(self) -> None:
+        """The worker is gone, or has nobody any more who waits."""
+        self._wanted = 0
+        self._bucket.leave(self)

@@ -1,0 +1,168 @@
+"""The operator's side of the server: controller, database, and what has to be done now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from mtt.http.access import Access
+from mtt.log import logger
+from mtt.metrics import CONTENT_TYPE
+from mtt.modes import alpn
+from mtt.net.listen import Listener, listen
+from mtt.net.resolve import Resolver
+from mtt.trust.reload import TlsFiles, server_tls
+from mtt_mu_server import metrics
+from mtt_mu_server.commands import Commands, Spread, in_slices
+from mtt_mu_server.control import Controller
+from mtt_mu_server.options import MultiUserOptions
+from mtt_mu_server.store import Store, StoreError, open_store
+from mtt_mu_server.token_file import read_token
+from mtt_mu_server.users import Users
+
+# How often expired users are looked for, of those who have something open.
+EXPIRY_INTERVAL = 1.0
+
+# How often the counters are written to the database: what a crash may lose of them. Users are not
+# concerned, they are written before a command is answered.
+FLUSH_INTERVAL = 10.0
+
+EXPIRED_REASON = "the user has expired"
+
+
+class Management:
+    """Lets the operator manage `users`: from `start()` to `close()`.
+
+    Args:
+        events: told to those who watch.
+        service_page: the metrics that are not about users.
+
+    Raises UsageError when the controller's certificate or token cannot be used.
+    """
+
+    def __init__(
+        self,
+        options: MultiUserOptions,
+        users: Users,
+        events: metrics.Events,
+        service_page: Callable[[], str],
+    ) -> None:
+        self._options = options
+        self._users = users
+        self._events = events
+        self._service_page = service_page
+        self._spread: Spread | None = None
+        self.commands = Commands(users, None)
+        self.tls, self._access = _controller_access(options)
+        self.store: Store | None = None
+        self.controller: Controller | None = None
+        self._listener: Listener | None = None
+        self._housekeeper: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where the controller listens, with the real port when port 0 was asked for."""
+        return self._listener.addresses if self._listener is not None else []
+
+    def spread_to(self, workers: Spread, service_page: Callable[[], str]) -> None:
+        """Before `load()`: the users are those of several `workers`, and so is the page."""
+        self._spread = workers
+        self._service_page = service_page
+
+    async def load(self) -> None:
+        """Read the database, if there is one. Raises StartError."""
+        if self._options.db:
+            self.store, rows, counters = await open_store(self._options.db)
+            self._users.load(rows, counters)
+        self.commands = Commands(self._users, self.store, self._spread)
+
+    async def start(self, resolver: Resolver) -> None:
+        """After `load()`: let the operator in. Raises StartError."""
+        self._events.commands = self.commands.done
+        self.controller = Controller(
+            access=self._access,
+            run=self.commands.run,
+            metrics=self._metrics,
+            context=self.tls.context if self.tls is not None else None,
+        )
+        self._listener = await listen(
+            self._options.controller,
+            self._options.controller_unix,
+            self.controller.accept,
+            resolver=resolver,
+            descriptors=self._options.handed.control,
+            private=True,
+            use_reserve=True,
+        )
+        self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
+
+    def describe(self) -> str:
+        """What there is, for the log."""
+        return (
+            f"{len(self._users)} users, controller on {', '.join(self.addresses)}"
+            f"{'' if self._options.db else ' (no -db: users are forgotten at the end)'}"
+        )
+
+    def cleanup(self) -> None:
+        """Stop listening."""
+        if self._listener is not None:
+            self._listener.close()
+
+    async def stop(self) -> None:
+        """Let the operator in no more, and do nothing any more."""
+        self.cleanup()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.wait([self._housekeeper])
+        if self.controller is not None:
+            await self.controller.close()
+
+    async def close(self) -> None:
+        """After `stop()`, when all tunnels are over: save the last of them."""
+        if self.store is not None:
+            if self._housekeeper is not None:  # else the start has failed
+                await self._save_counters()
+            store, self.store = self.store, None
+            await store.close()
+
+    async def _keep_house(self) -> None:
+        flushed = time.monotonic()
+        while True:
+            await asyncio.sleep(EXPIRY_INTERVAL)
+            if lapsed := self._users.lapsed():
+                await in_slices(self._users.cut(lapsed, EXPIRED_REASON))
+            if time.monotonic() - flushed >= FLUSH_INTERVAL:
+                await self._save_counters()
+                flushed = time.monotonic()
+
+    async def _save_counters(self) -> None:
+        try:
+            await self.commands.save_counters()
+        except StoreError as error:
+            logger.error("the counters could not be saved: %s", error)
+
+    async def _metrics(self) -> tuple[list[bytes], str]:
+        if self._spread is not None:
+            await self._spread.settle()
+        page = metrics.render(self._users, self._events, each=self._options.metrics_users)
+        pieces = await in_slices(page)
+        return [self._service_page().encode(), *pieces], CONTENT_TYPE
+
+
+def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Access]:
+    """How the controller is reached. Raises UsageError."""
+    token = read_token(options.token_file) if options.token_file else ""
+    hosts = options.controller_hosts
+    wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
+    tls: TlsFiles | None = None
+    if options.controller_cert:
+        tls = server_tls(
+            cert=options.controller_cert,
+            key=options.controller_key,
+            tls_min=options.tls_min,
+            alpn=alpn(wss=True),
+            options=("-c-cert", "-c-key"),
+        )
+        hosts += tls.identity.names if tls.identity is not None else ()
+    return tls, Access(token, hosts, any_address=wildcard)

@@ -1,0 +1,229 @@
+"""A worker's copy of the users, which the hub keeps up to date, and its reports to the hub.
+
+Who may come in is decided here, at once, from the copy. Only where a user may have so many
+connections and no more the hub is asked, which sees those of all workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from mtt.errors import StartError
+from mtt.hub import Reporter
+from mtt.log import logger
+from mtt.process.link import Message
+from mtt_mu_server.lease import LeasedBucket
+from mtt_mu_server.metrics import Events
+from mtt_mu_server.records import Row, User
+from mtt_mu_server.users import Session, Tunnel
+
+# Seconds for the hub to say whether a user may have another connection; a thousandth of one as a
+# rule. Much longer, and it hangs.
+ADMISSION_TIME = 5.0
+# Seconds to get all users at the start; 100,000 take half of one.
+LOAD_TIME = 60.0
+# Tunnels in one message of a report.
+SLICE = 1000
+# Seconds for the supervisor to end this process before it ends itself, without a hub.
+HUB_GONE_TIME = 1.0
+
+# Directions of a rate, as `Users.buckets` has them.
+UP, DOWN = 0, 1
+
+
+class MirroredTunnel(Tunnel):
+    """A tunnel as the hub knows it: by its number."""
+
+    __slots__ = ("admission", "number")
+
+    def __init__(self, number: int, path: str, stream: asyncio.Transport | None) -> None:
+        super().__init__(path, stream)
+        self.number = number
+        self.admission: asyncio.Future[bool] | None = None  # while the hub is asked
+
+
+class Mirror(Reporter):
+    """What a worker knows of the users; stands in for `Users` there.
+
+    Args:
+        page: makes the metrics of this worker.
+        events: of this worker; those the hub has been told of are taken off.
+    """
+
+    def __init__(self, page: Callable[[], str], events: Events) -> None:
+        super().__init__(page)
+        self._events = events
+        self._rows: dict[str, Row] = {}
+        self._staged: list[Message] = []  # changes that are to be seen together
+        self._full: set[str] = set()  # users who have as many connections as they may
+        self._numbers = itertools.count()
+        self._tunnels: dict[int, MirroredTunnel] = {}
+        self._sessions: dict[int, Session] = {}
+        self._buckets: dict[str, tuple[LeasedBucket, LeasedBucket]] = {}
+        self._open: dict[str, int] = {}  # tunnels of those who have buckets
+        self._loaded: asyncio.Future[None] | None = None
+        self._closing = False
+
+    async def connect(self, hub: socket.socket) -> None:
+        self._loaded = asyncio.get_running_loop().create_future()
+        await self.link.connect(hub)
+        try:
+            async with asyncio.timeout(LOAD_TIME):
+                await self._loaded
+        except TimeoutError:
+            raise StartError(f"the hub has not told the users within {LOAD_TIME:g} s") from None
+        self._report_often()
+
+    async def close(self) -> None:
+        self._closing = True
+        await super().close()
+
+    # Those who come in, as with `Users`.
+
+    def find(self, path: str) -> User | None:
+        row = self._rows.get(path)
+        if row is None or (row[3] and row[3] <= time.time()):
+            return None
+        return User(path, *row)
+
+    def has_room(self, user: User) -> bool:
+        return user.path not in self._full
+
+    def enter(self, user: User, stream: asyncio.Transport) -> Tunnel | None:
+        tunnel = MirroredTunnel(next(self._numbers), user.path, stream)
+        self._tunnels[tunnel.number] = tunnel
+        limited = bool(user.max_conns)
+        if limited:
+            tunnel.admission = asyncio.get_running_loop().create_future()
+        self.link.say("enter", tunnel.number, user.path, limited)
+        return tunnel
+
+    async def admitted(self, tunnel: Tunnel) -> bool:
+        assert isinstance(tunnel, MirroredTunnel)
+        if tunnel.admission is None:
+            return True
+        try:
+            async with asyncio.timeout(ADMISSION_TIME):
+                return await tunnel.admission
+        except TimeoutError:
+            logger.error("the hub does not say whether a user may have another connection")
+            return False
+
+    def leave(self, tunnel: Tunnel) -> None:
+        assert isinstance(tunnel, MirroredTunnel)
+        del self._tunnels[tunnel.number]
+        carrier = tunnel.relay
+        sent, received = (carrier.sent, carrier.received) if carrier is not None else (0, 0)
+        self.link.say("leave", tunnel.number, sent, received)
+        if tunnel.path in self._open:
+            self._open[tunnel.path] -= 1
+            if not self._open[tunnel.path]:
+                del self._open[tunnel.path], self._buckets[tunnel.path]
+                self.link.say("idle", tunnel.path)
+
+    def session_changed(self, path: str, session: Session) -> None:
+        number = id(session)  # until it is over there is no other like it
+        if session.lost:
+            self._sessions.pop(number, None)
+            self.link.say("session_over", number)
+        else:
+            self._sessions[number] = session
+            self.link.say("session", number, path)
+
+    def buckets(self, user: User) -> tuple[LeasedBucket, LeasedBucket] | None:
+        path = user.path
+        if not user.rate:
+            return None
+        if path not in self._buckets:
+            self._buckets[path] = (
+                LeasedBucket(lambda tokens: self.link.say("want", path, UP, tokens)),
+                LeasedBucket(lambda tokens: self.link.say("want", path, DOWN, tokens)),
+            )
+            self._open[path] = sum(tunnel.path == path for tunnel in self._tunnels.values())
+        return self._buckets[path]
+
+    # What the hub says.
+
+    def hear(self, message: Message) -> None:
+        match message:
+            case ["admission", int(number), bool(granted)]:
+                self._admission(number, granted)
+            case ["tokens", str(path), int(direction), int(tokens)]:
+                if path in self._buckets:
+                    self._buckets[path][direction].given(tokens)
+            case ["full", str(path), bool(full)]:
+                (self._full.add if full else self._full.discard)(path)
+            case ["put" | "remove", _] | ["clear"]:
+                self._staged.append(message)
+            case ["apply", int(number)]:
+                self._apply()
+                self.link.say("done", number)
+            case ["loaded"]:
+                assert self._loaded is not None
+                self._loaded.set_result(None)
+            case ["cut", int(number), str(reason)]:
+                if number in self._tunnels:
+                    self._tunnels[number].end(reason)
+            case ["cut_session", int(number)]:
+                if number in self._sessions:
+                    self._sessions[number].abort()
+            case ["report", int(number)]:
+                self.report()
+                self.link.say("done", number)
+            case _:
+                raise ValueError(f"unknown message {message[:1]}")
+
+    def lost(self) -> None:
+        if self._closing:
+            return
+        # Nothing that happens here is known any more, and nothing gets here.
+        asyncio.get_running_loop().call_later(HUB_GONE_TIME, self._give_up)
+
+    def report(self) -> None:
+        moved: list[int] = []
+        for tunnel in self._tunnels.values():
+            carrier = tunnel.relay
+            if carrier is None:
+                continue
+            if (carrier.sent, carrier.received) != (tunnel.sent, tunnel.received):
+                tunnel.sent, tunnel.received = carrier.sent, carrier.received
+                moved += tunnel.number, tunnel.sent, tunnel.received
+        for start in range(0, len(moved), 3 * SLICE):
+            self.link.say("moved", moved[start : start + 3 * SLICE])
+        events = self._events
+        if events.unknown or events.full or events.dial_failures:
+            self.link.say("events", events.unknown, events.full, events.dial_failures)
+            events.unknown = events.full = events.dial_failures = 0
+        super().report()
+
+    def _admission(self, number: int, granted: bool) -> None:
+        tunnel = self._tunnels.get(number)
+        if tunnel is not None and tunnel.admission is not None and not tunnel.admission.done():
+            tunnel.admission.set_result(granted)
+
+    def _apply(self) -> None:
+        """Do what was announced, in one step."""
+        same: dict[Row, Row] = {}  # equal rows share memory
+        same_text: dict[str, str] = {}
+        for kind, *rest in self._staged:
+            if kind == "put":
+                rows: dict[str, list[Any]] = rest[0]
+                for path, (dst, max_conns, rate, expires) in rows.items():
+                    row = (same_text.setdefault(dst, dst), max_conns, rate, expires)
+                    self._rows[path] = same.setdefault(row, row)
+            elif kind == "remove":
+                for path in rest[0]:
+                    self._rows.pop(path, None)
+            else:
+                self._rows = {}
+        self._staged.clear()
+
+    def _give_up(self) -> None:
+        logger.error("the hub is gone, or has given this worker up")
+        os._exit(1)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mtt.process.loads import Loads
+
+
+@pytest.mark.parametrize(
+    ("loads", "heavy"),
+    [
+        ((0, 0), False),
+        ((1, 0), True),
+        ((0, 1), False),
+        ((8, 7), True),
+        ((9, 8), False),
+        ((10, 8), True),
+        ((109, 100), False),
+        ((120, 100), True),
+        ((5, 9, 4), True),
+    ],
+)
+def test_who_has_more_lets_others_go_first(loads: tuple[int, ...], heavy: bool) -> None:
+    shared = Loads(len(loads))
+    first, *others = [shared.of(number) for number in range(1, len(loads) + 1)]
+    for is_heavy, load in zip(others, loads[1:], strict=True):
+        is_heavy(load)
+    assert first(loads[0]) is heavy
+
+
+def test_who_is_not_there_does_not_count() -> None:
+    shared = Loads(3)
+    first, second = shared.of(1), shared.of(2)
+    assert not first(100)
+    assert not second(0)
+    assert first(100)
+    shared.clear(2)
+    assert not first(100)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_other_processes_see_it() -> None:
+    shared = Loads(2)
+    pid = os.fork()
+    if not pid:
+        shared.of(2)(3)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert shared.of(1)(4)

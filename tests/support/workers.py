@@ -1,0 +1,70 @@
+"""Telling the workers of a process apart: real tunnels, and who has them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import threading
+
+from tests.support.processes import Process
+
+# Far longer than any test: a process that ends earlier did not wait for it.
+LONG = "60s"
+# Seconds in which something happens at once on a busy machine.
+SOON = 10.0
+# Connections after which both workers have had one, or the other one is not there: with dice
+# instead of two idle processes the odds against it were 1 in 2 ** 100.
+MOST_TRIES = 100
+
+
+class Echo:
+    """A destination that answers with what it gets."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.address = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._socket.accept()
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                connection.sendall(data)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def workers_with_tunnels(process: Process) -> set[str]:
+    return set(re.findall(r"\[(\d)\]: (?:local socket|\S+): open", process.output))
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), SOON)
+
+
+def check_echo(application: socket.socket) -> None:
+    application.sendall(b"still here")
+    found = b""
+    while len(found) < 10:
+        data = application.recv(10 - len(found))
+        assert data, "the tunnel has ended"
+        found += data
+    assert found == b"still here"
+
+
+def in_both(stack: contextlib.ExitStack, process: Process, port: int) -> list[socket.socket]:
+    """Open tunnels until both workers of `process` have some."""
+    tunnels = []
+    while workers_with_tunnels(process) != {"1", "2"}:
+        assert len(tunnels) < MOST_TRIES, "one worker gets nothing"
+        tunnels.append(stack.enter_context(connect(port)))
+        check_echo(tunnels[-1])
+    return tunnels
