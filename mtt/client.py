@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable, Collection
-from functools import partial
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mtt.errors import Cause, MttError, NetworkError, PeerError, RefusedError
+from mtt import metrics
+from mtt.connector import CONNECT_TIME, Connector
+from mtt.errors import MttError, RefusedError
 from mtt.layers import linger
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding, hand_over
-from mtt.layers.smux import SmuxSession
-from mtt.layers.tls import TlsLayer
 from mtt.layers.upgrade import UpgradeClient
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import logger
 from mtt.modes import SMUX_OFF, SMUX_ON, alpn, mode_name
 from mtt.net.dial import Dialer
-from mtt.net.listen import listen
+from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ClientOptions
+from mtt.preconnect import Preconnected
 from mtt.relay import Relay
-from mtt.service import Service, peer_name
+from mtt.service import Service, Session, peer_name
 from mtt.sessions import SessionPool
-from mtt.trust import certificates
-from mtt.trust.identity import check_pin
-from mtt.trust.reload import Loaded, TlsFiles
-from mtt.trust.resumption import Resumption
 
-# Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
-DIAL_TIME = 10.0
-# Of that, for the lookup and TCP: less, so that it is the dialler who says what was wrong.
-CONNECT_TIME = 8.0
+if TYPE_CHECKING:
+    from mtt.anytls_sessions import AnyTlsPool
+    from mtt.hub import MetricsHub
+
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
 # and closing again, which must not reach the server.
 FIRST_BYTE_TIME = 0.3
+
+# Where streams of AnyTLS lead, for a server that does not care: tunnel.invalid, port 1, a name that
+# never exists (RFC 6761), so that a proxy, if that is what the server is, says so.
+ANYTLS_DESTINATION = b"\3\x0etunnel.invalid\0\1"
 
 Protect = Callable[[socket], Awaitable[None]]
 
@@ -58,15 +57,32 @@ class Client(Service):
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
-        self._tls = TlsFiles(self._load_context, (options.ca, options.cert, options.key))
-        self._tls_files = (self._tls,)
-        self._resumption = Resumption()
         self._resolver = Resolver(options.fallback_dns, protect)
-        self._dialer = Dialer(
-            self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
+        self._connector = Connector(
+            options.server,
+            Dialer(
+                self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
+            ),
+            self.counters,
+            server_name=options.server_name,
+            ca=options.ca,
+            pins=options.pins,
+            skip_verify=options.skip_verify,
+            cert=options.cert,
+            key=options.key,
+            alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
+            tls_min=options.tls_min,
+            half_close=not options.wss,
+            finish=self._upgrade if options.wss else None,
+            on_change=lambda: self._preconnected.renew(),
         )
-        self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
-        self.closed = False
+        self._tls_files = (self._connector.tls,)
+        self._preconnected = Preconnected(
+            self._connector.connect,
+            options.preconnect,
+            timeout=options.timeout,
+            on_lost=self._count_refusal,
+        )
         self._pool = SessionPool(
             self._connect_session,
             options.mux_max_stream,
@@ -74,29 +90,56 @@ class Client(Service):
             idle_time=options.mux_idle,
             on_lost=self.counters.session_over,
         )
-        self._connecting = 0  # how many connections to the server are being made
+        self._anytls = self._anytls_pool() if options.anytls_password else None
+        self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
+        self.closed = False
+
+    def _anytls_pool(self) -> AnyTlsPool:
+        from mtt.anytls_sessions import AnyTlsPool  # not needed by other modes
+        from mtt.wire.anytls import password_hash
+
+        options = self._options
+        return AnyTlsPool(
+            self._connect_session,
+            password_hash(options.anytls_password),
+            min_idle=options.pool.min_idle,
+            check_interval=options.pool.check_interval,
+            idle_timeout=options.pool.idle_timeout,
+            reuse=options.pool.reuse,
+            on_lost=self.counters.session_over,
+        )
+
+    async def bind(self) -> None:
+        options = self._options
+        self._listener = await bind(
+            options.bind, "", resolver=self._resolver, descriptors=options.sockets
+        )
 
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
         options = self._options
-        self._listener = await listen(
-            options.bind,
-            "",
-            self._admission.guard(lambda: _Application(self)),
-            resolver=self._resolver,
-            descriptors=options.sockets,
-        )
+        await self._listen(lambda: _Application(self))
         await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
-        certificates.finish_client_context(self._tls.context(), pins=options.pins)
-        self._tls.follow()
+        self._connector.start()
+        self._preconnected.start()
+        if self._anytls is not None:
+            self._anytls.start()
+
+    def announce(self) -> None:
+        options = self._options
         logger.info(
             "listening on %s, %s to %s as %s%s",
             ", ".join(self.addresses),
-            mode_name(wss=options.wss, mux=options.mux),
+            mode_name(
+                wss=options.wss, mux=options.mux, anytls=bool(options.anytls_password)
+            ),
             options.server,
             options.server_name,
             " (NOT VERIFIED)" if options.skip_verify else "",
         )
+
+    def hub(self) -> MetricsHub | None:
+        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
 
     async def close(self) -> None:
         self.cleanup()
@@ -104,13 +147,33 @@ class Client(Service):
         for transport in list(self.waiting):
             linger.reset(transport)
         await self._pool.close()
+        if self._anytls is not None:
+            await self._anytls.close()
+        await self._preconnected.close()
         await super().close()
 
-    def _count_handshakes(self) -> int:
-        return self._connecting
+    async def drain(self) -> None:
+        self._preconnected.stop()
+        await super().drain()
 
-    def _sessions(self) -> Collection[SmuxSession]:
-        return self._pool.sessions
+    def metrics_page(self) -> str:
+        return (
+            super().metrics_page()
+            + metrics.metric(
+                "mtt_waiting_connections", "gauge", "Connections of -preconnect that wait.",
+                len(self._preconnected),
+            )
+            + metrics.metric(
+                "mtt_waiting_connections_used_total", "counter", "Tunnels that had one of them.",
+                self._preconnected.used,
+            )
+        )  # fmt: skip
+
+    def _count_handshakes(self) -> int:
+        return self._connector.connecting
+
+    def _sessions(self) -> Collection[Session]:
+        return self._pool.sessions if self._anytls is None else self._anytls.sessions
 
     @property
     def waits_for_first_byte(self) -> bool:
@@ -121,97 +184,29 @@ class Client(Service):
         self._spawn(transport, self._carry(transport))
 
     async def _carry(self, application: asyncio.Transport) -> None:
-        if self._options.mux:
-            far = await self._pool.open_stream(Holding())
+        if self._anytls is not None:
+            # The application need not wait for the destination: it would not hear how that went.
+            far = await self._anytls.open(ANYTLS_DESTINATION, wait=False)
             self.counters.streams += 1
             self._relay(application, far)
+        elif self._options.mux:
+            stream = await self._pool.open_stream(Holding())
+            self.counters.streams += 1
+            self._relay(application, stream)
         else:
-            self._relay(application, await self._connect(), on_done=self._tunnel_over)
+            self._relay(application, await self._preconnected.get(), on_done=self._tunnel_over)
 
     def _tunnel_over(self, relay: Relay) -> None:
-        if isinstance(relay.error, RefusedError):  # TLS 1.3 tells us when we think we are in
-            self.counters.failed(relay.error)
+        self._count_refusal(relay.error)
 
-    async def _connect_session(self, session: SmuxSession) -> None:
-        transport = await self._connect()
+    def _count_refusal(self, error: Exception | None) -> None:
+        if isinstance(error, RefusedError):  # TLS 1.3 tells us when we think we are in
+            self.counters.failed(error)
+
+    async def _connect_session(self, session: asyncio.BaseProtocol) -> None:
+        transport = await self._connector.connect()
         self.counters.sessions += 1
         hand_over(transport, session)
-
-    async def _connect(self) -> asyncio.Transport:
-        """A new connection to the server, all layers up, reading paused.
-
-        Raises PeerError or NetworkError, naming the server.
-        """
-        options = self._options
-        holding = Holding()
-        layers: list[TlsLayer] = []
-
-        def tls_layer() -> TlsLayer:
-            layers.append(self._tls_layer(holding))
-            return layers[-1]
-
-        self._connecting += 1
-        try:
-            async with asyncio.timeout(DIAL_TIME):
-                await self._dialer.connect(options.server, tls_layer)
-                transport = await holding.opened()
-                return await self._upgrade(transport) if options.wss else transport
-        except BaseException as error:
-            for layer in layers:
-                if not layer.is_closing():  # else it is busy delivering an alert
-                    layer.abort()
-            self._count_failure(error, connected=bool(layers))
-            if isinstance(error, TimeoutError | MttError):
-                self._dialer.forget(options.server)  # the address may be out of date
-            if isinstance(error, TimeoutError):
-                raise NetworkError(f"{options.server}: no tunnel after {DIAL_TIME:g} s") from None
-            if layers and isinstance(error, PeerError | NetworkError):
-                raise type(error)(f"{options.server}: {error}") from None
-            raise
-        finally:
-            self._connecting -= 1
-
-    def _count_failure(self, error: BaseException, *, connected: bool) -> None:
-        if isinstance(error, MttError | TimeoutError):  # not when we end
-            if connected:
-                self.counters.failed(error)
-            else:
-                self.counters.dial_failures += 1
-
-    def _load_context(self) -> Loaded:
-        options = self._options
-        context = certificates.client_context(
-            ca=options.ca,
-            skip_verify=options.skip_verify,
-            pins=options.pins,
-            alpn=alpn(wss=options.wss),
-            cert=options.cert,
-            key=options.key,
-            tls_min=options.tls_min,
-        )
-        if self._listener is not None:  # at the start that can wait
-            certificates.finish_client_context(context, pins=options.pins)
-        return context, None
-
-    def _tls_layer(self, holding: Holding) -> TlsLayer:
-        options = self._options
-        context = self._tls.context()
-        return TlsLayer(
-            holding,
-            context,
-            server_side=False,
-            server_name=options.server_name,
-            session=self._resumption.session(context),
-            verify=self._check_pin if options.pins else None,
-            on_end=partial(self._resumption.keep, context),
-            half_close=not options.wss,
-        )
-
-    def _check_pin(self, connection: ssl.SSLObject) -> None:
-        certificate = connection.getpeercert(binary_form=True)
-        if certificate is None:
-            raise PeerError("the server showed no certificate", cause=Cause.CERTIFICATE)
-        check_pin(certificate, self._options.pins)
 
     async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:
         options = self._options
@@ -253,7 +248,6 @@ class _Application(Holding):
     def _start(self) -> None:
         assert self.transport is not None
         self._stop_waiting()
-        self.transport.pause_reading()
         self._client.application_ready(self.transport)
 
     def _stop_waiting(self) -> None:
@@ -269,7 +263,7 @@ class _Application(Holding):
 
     def eof_received(self) -> bool:
         if self._timer is None:
-            return True
+            return super().eof_received()
         assert self.transport is not None
         logger.debug("%s: closed without a byte", peer_name(self.transport))
         return False

@@ -13,6 +13,8 @@ from mtt.layers.smux_stream import SmuxStream
 # A session without streams waits this long for the next one, which then costs no handshake; some
 # are kept for longer (`warm`).
 IDLE_TIME = 30.0
+# However short that is made: who waited for a new session needs a turn of the event loop to use it.
+SHORTEST_IDLE = 0.1
 # The same when the peer still counts streams that we have closed: Go servers never give up a
 # stream whose destination they could not reach, so its place is lost until the session ends.
 FINISH_TIME = 2.0
@@ -109,7 +111,7 @@ class SessionPool:
         if session.open_streams or session not in self._sessions:
             return
         self._keep(session)
-        wait = FINISH_TIME if session.used_slots else self._idle_time
+        wait = FINISH_TIME if session.used_slots else max(self._idle_time, SHORTEST_IDLE)
         self._sessions[session] = asyncio.get_running_loop().call_later(
             wait, self._retire, session
         )

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from mtt.errors import UsageError
 from mtt.options.common import at_least
-from mtt.options.files import read_file, read_text
 from mtt.options.flags import Flag, Values, parse_duration
 
 # The reference's own defaults.
@@ -115,6 +114,8 @@ def tunnel_password(values: Values, given: Values) -> str:
 
 def read_password(option: str, path: str) -> str:
     """The password in a file of one line. Raises UsageError, which does not repeat it."""
+    from mtt.options.files import read_text  # logs, and a plugin without a file has no time for it
+
     # Room for a mark at its beginning and an end of line.
     text = read_text(option, path, limit=MAX_PASSWORD + 8, secret=True)
     text = text.removesuffix("\n").removesuffix("\r")
@@ -142,6 +143,7 @@ def given_scheme(values: Values) -> bytes:
     path: str = values["padding-scheme"]
     if not path:
         return b""
+    from mtt.options.files import read_file
     from mtt.wire.padding import MAX_SCHEME
 
     option = "-padding-scheme"

@@ -7,10 +7,19 @@ the network, so that a command that starts to listen does not stop over its own 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
+from mtt.options.anytls import (
+    DEFAULT_POOL,
+    TUNNEL_CLIENT_FLAGS,
+    TUNNEL_SERVER_FLAGS,
+    PoolOptions,
+    given_scheme,
+    pool_options,
+    tunnel_password,
+)
 from mtt.options.common import (
     BIND,
     BIND_UNIX,
@@ -45,12 +54,16 @@ from mtt.options.common import (
     tunnel_timeout,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS
+from mtt.options.process import PROCESS_FLAGS, part_of
 
 DEFAULT_MAX_STREAM = 4
 
 # The Go servers end a session that opens more streams than this.
 MAX_STREAM_LIMIT = 16
+
+# Each is a connection of the server, and one of the destination, which keep them open for nothing,
+# and is made anew twice a minute; browsers rarely open so many at once.
+MAX_PRECONNECT = 100
 
 DNS_PORT = 53
 
@@ -84,6 +97,10 @@ CLIENT_FLAGS = (
     Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "
          "connection, so that it costs no handshake.", "N", "1"),
     Flag("mux-idle", "duration", "How long the others are kept.", "DURATION", "30s"),
+    Flag("preconnect", "int", "Tunnel connections without -mux that wait, so that a new "
+         f"connection costs no handshake, up to {MAX_PRECONNECT} per process. The server and the "
+         "destination see them as idle connections.", "N", "0"),
+    *TUNNEL_CLIENT_FLAGS,
     TIMEOUT,
     MAX_CONNS,
     FAST_OPEN,
@@ -108,8 +125,9 @@ SERVER_FLAGS = (
     CERT_NAME,
     WSS,
     WSS_PATH,
-    FALLBACK._replace(help=FALLBACK.help + " Needs -wss."),
+    FALLBACK._replace(help=FALLBACK.help + " Needs -wss or -anytls."),
     MUX._replace(help="Expect -mux from clients. With -wss each client says so itself."),
+    *TUNNEL_SERVER_FLAGS,
     TIMEOUT,
     MAX_CONNS,
     FAST_OPEN,
@@ -139,6 +157,9 @@ class ClientOptions:
     mux_max_stream: int = DEFAULT_MAX_STREAM
     mux_warm: int = 1
     mux_idle: float = 30.0  # seconds
+    preconnect: int = 0  # up to MAX_PRECONNECT
+    anytls_password: str = field(default="", repr=False)  # empty without -anytls
+    pool: PoolOptions = DEFAULT_POOL
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
@@ -167,6 +188,8 @@ class ServerOptions:
     wss_path: str = DEFAULT_PATH  # compared with the decoded path of requests
     fallback: Endpoint | None = None  # a web site
     mux: bool = False
+    anytls_password: str = field(default="", repr=False)  # empty without -anytls
+    padding_scheme: bytes = b""  # empty for the default one
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
@@ -214,8 +237,11 @@ def client_options(
         mux_max_stream=max_stream,
         mux_warm=at_least(0, values, "mux-warm"),
         mux_idle=at_least(0, values, "mux-idle"),
+        preconnect=_preconnect(values),
+        anytls_password=tunnel_password(values, given),
+        pool=pool_options(values, given),
         timeout=tunnel_timeout(values),
-        max_conns=at_least(0, values, "max-conns"),
+        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
         metrics=metrics,
         metrics_unix=metrics_unix,
@@ -235,8 +261,13 @@ def server_options(
     bind, bind_unix = (None, "") if sockets else bind_address(values)
     destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
     server_certificates(values)
-    if values["fallback"] and not values["wss"]:
-        raise UsageError("-fallback needs -wss: without it every connection is a tunnel")
+    if values["anytls"] and values["disable-tls"]:
+        raise UsageError(
+            "-anytls and -disable-tls exclude each other: AnyTLS has no secrets but those that TLS "
+            "keeps"
+        )
+    if values["fallback"] and not (values["wss"] or values["anytls"]):
+        raise UsageError("-fallback needs -wss or -anytls: else every connection is a tunnel")
     metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
@@ -254,8 +285,10 @@ def server_options(
         wss_path=_path_pattern(values["wss-path"]),
         fallback=fallback_site(values),
         mux=values["mux"],
+        anytls_password=tunnel_password(values, given),
+        padding_scheme=given_scheme(values),
         timeout=tunnel_timeout(values),
-        max_conns=at_least(0, values, "max-conns"),
+        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
         metrics=metrics,
         metrics_unix=metrics_unix,
@@ -297,6 +330,21 @@ def _path_pattern(path: str) -> str:
     if "?" in path or "#" in path:
         raise UsageError("-wss-path: only the path counts; drop the ? or # and what follows")
     return _slashed(path)
+
+
+def _preconnect(values: Values) -> int:
+    """What -preconnect says."""
+    count: int = values["preconnect"]
+    if not 0 <= count <= MAX_PRECONNECT:
+        raise UsageError(
+            f"-preconnect: {count} is not from 0 to {MAX_PRECONNECT}; each one is an idle "
+            "connection at the server and at the destination"
+        )
+    if count and values["mux"]:
+        raise UsageError(
+            "-preconnect and -mux exclude each other; with -mux, -mux-warm keeps connections ready"
+        )
+    return count
 
 
 def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:

@@ -338,3 +338,14 @@ def test_tables_are_sound(flags: Any) -> None:
         assert flag.help.endswith(".")
         assert bool(flag.placeholder) == (flag.kind != "bool")
     assert max(map(len, usage(flags, "prog", "").splitlines())) < 80
+
+
+def test_preconnect() -> None:
+    assert client().preconnect == 0
+    assert client("-preconnect", "100").preconnect == 100
+    assert client("-mux", "-preconnect", "0").mux
+    with pytest.raises(UsageError, match=r"-preconnect and -mux .*-mux-warm"):
+        client("-mux", "-preconnect", "1")
+    for count in ("-1", "101"):
+        with pytest.raises(UsageError, match=f"-preconnect: {count} is not from 0 to 100; .*idle"):
+            client("-preconnect", count)

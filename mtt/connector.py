@@ -1,0 +1,152 @@
+"""How a client gets to its server: name lookup, TCP, TLS, and whatever else a tunnel stands on."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from mtt.errors import Cause, MttError, NetworkError, PeerError
+from mtt.layers.holding import Holding
+from mtt.layers.tls import TlsLayer
+from mtt.metrics import Counters
+from mtt.net.address import Endpoint
+from mtt.net.dial import Dialer
+from mtt.trust import certificates
+from mtt.trust.identity import check_pin
+from mtt.trust.reload import Loaded, TlsFiles
+from mtt.trust.resumption import Resumption
+
+# Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
+DIAL_TIME = 10.0
+# Of that, for the lookup and TCP: less, so that it is the dialler who says what was wrong.
+CONNECT_TIME = 8.0
+
+# Makes of a TLS connection, held by a `Holding`, what is to be used. Raises MttError.
+Finish = Callable[[asyncio.Transport], Awaitable[asyncio.Transport]]
+
+
+class Connector:
+    """Makes connections to one server.
+
+    Args:
+        server: where it is.
+        dialer: how to get there.
+        counters: where failures are counted.
+        server_name: SNI and name to verify; an IP literal is verified only. Empty for neither,
+            which takes `skip_verify`, or `pins` without `ca`.
+        ca, pins, skip_verify, cert, key, alpn, tls_min: see `certificates.client_context()`.
+        half_close: see TlsLayer.
+        finish: done with every connection before it is handed out.
+        on_change: called when the files have changed and are used.
+
+    Raises UsageError when the options cannot work.
+    """
+
+    def __init__(
+        self,
+        server: Endpoint,
+        dialer: Dialer,
+        counters: Counters,
+        *,
+        server_name: str,
+        ca: str,
+        pins: tuple[str, ...],
+        skip_verify: bool,
+        cert: str,
+        key: str,
+        alpn: Sequence[str],
+        tls_min: str,
+        half_close: bool = False,
+        finish: Finish | None = None,
+        on_change: Callable[[], object] | None = None,
+    ) -> None:
+        self.server = server
+        self.connecting = 0  # how many connections are being made
+        self._dialer = dialer
+        self._counters = counters
+        self._server_name = server_name
+        self._pins = pins
+        self._half_close = half_close
+        self._finish = finish
+        self._started = False
+
+        def load() -> Loaded:
+            context = certificates.client_context(
+                ca=ca, skip_verify=skip_verify, pins=pins, alpn=list(alpn), cert=cert, key=key,
+                tls_min=tls_min,
+            )  # fmt: skip
+            if self._started:
+                certificates.finish_client_context(context, pins=pins)
+            return context, None
+
+        self.tls = TlsFiles(load, (ca, cert, key), on_change=on_change)
+        self._resumption = Resumption()
+
+    def start(self) -> None:
+        """Do what could wait until we listen, and begin to look after the files."""
+        certificates.finish_client_context(self.tls.context(), pins=self._pins)
+        self._started = True
+        self.tls.follow()
+
+    async def connect(self) -> asyncio.Transport:
+        """A new connection, held by a `Holding`.
+
+        Raises PeerError or NetworkError, naming the server.
+        """
+        holding = Holding()
+        layers: list[TlsLayer] = []
+
+        def tls_layer() -> TlsLayer:
+            layers.append(self._tls_layer(holding))
+            return layers[-1]
+
+        self.connecting += 1
+        try:
+            async with asyncio.timeout(DIAL_TIME):
+                await self._dialer.connect(self.server, tls_layer)
+                transport = await holding.opened()
+                return transport if self._finish is None else await self._finish(transport)
+        except BaseException as error:
+            for layer in layers:
+                if not layer.is_closing():  # else it is busy delivering an alert
+                    layer.abort()
+            self._count_failure(error, connected=bool(layers))
+            if isinstance(error, TimeoutError | MttError):
+                self._dialer.forget(self.server)  # the address may be out of date
+            if isinstance(error, TimeoutError):
+                raise NetworkError(
+                    f"{self.server}: no tunnel after {DIAL_TIME:g} s", cause=Cause.TIMEOUT
+                ) from None
+            if layers and isinstance(error, PeerError | NetworkError):
+                raise type(error)(f"{self.server}: {error}", cause=error.cause) from None
+            raise
+        finally:
+            self.connecting -= 1
+
+    def _count_failure(self, error: BaseException, *, connected: bool) -> None:
+        if isinstance(error, MttError | TimeoutError):  # not when we end
+            if connected:
+                self._counters.failed(error)
+            else:
+                self._counters.dial_failures += 1
+
+    def _tls_layer(self, holding: Holding) -> TlsLayer:
+        context = self.tls.context()
+        return TlsLayer(
+            holding,
+            context,
+            server_side=False,
+            server_name=self._server_name or None,
+            session=self._resumption.session(context),
+            verify=self._check_pin if self._pins else None,
+            on_end=partial(self._resumption.keep, context),
+            half_close=self._half_close,
+        )
+
+    def _check_pin(self, connection: ssl.SSLObject) -> None:
+        certificate = connection.getpeercert(binary_form=True)
+        if certificate is None:
+            raise PeerError("the server showed no certificate", cause=Cause.CERTIFICATE)
+        check_pin(certificate, self._pins)

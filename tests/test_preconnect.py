@@ -1,0 +1,576 @@
+"""The stock of waiting connections: how many there are, how old they get, and what failures do."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mtt import preconnect
+from mtt.errors import NetworkError, PeerError, RefusedError
+from mtt.layers.base import Layer
+from mtt.layers.holding import Holding
+from mtt.preconnect import (
+    CALM_TIME,
+    FIRST_RETRY,
+    LAST_RETRY,
+    LONGEST_WAIT,
+    MOST_DIALS,
+    MOST_EARLY,
+    PART_OF_TIMEOUT,
+    REFRESH,
+    YOUNG,
+    Preconnected,
+)
+from tests.support.transports import FakeLayer, attach, tcp_sockets, turns
+from tests.support.tunnels import RESET, logged
+
+DOWN = NetworkError("example.com:443: connection refused")
+
+
+class Timer:
+    """A timer of `Clock`."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Clock:
+    """An event loop whose time passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.asleep = 0.0  # what only one of the two clocks counts
+        self._timers: list[tuple[float, int, Timer, Callable[..., object], tuple[Any, ...]]] = []
+        self._numbers = itertools.count()
+        self.create_task = asyncio.get_running_loop().create_task
+
+    def time(self) -> float:
+        return self.now
+
+    def boot_time(self) -> float:
+        return self.now + self.asleep
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Timer:
+        timer = Timer()
+        entry = (self.now + delay, next(self._numbers), timer, callback, args)
+        heapq.heappush(self._timers, entry)
+        return timer
+
+    async def advance(self, seconds: float) -> None:
+        await turns()
+        until = self.now + seconds
+        while self._timers and self._timers[0][0] <= until:
+            self.now, _, timer, callback, args = heapq.heappop(self._timers)
+            if not timer.cancelled:
+                callback(*args)
+                await turns()
+        self.now = until
+
+    @property
+    def pending(self) -> int:
+        return sum(not entry[2].cancelled for entry in self._timers)
+
+
+class Network:
+    """What is dialled: fake connections, as soon as `allowed` is set."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, size: int, *, timeout: float = 300.0
+    ) -> None:
+        self.clock = Clock()
+        self.address = "192.0.2.1"
+        monkeypatch.setattr(preconnect, "get_running_loop", lambda: self.clock)
+        monkeypatch.setattr(preconnect, "_now", self.clock.boot_time)
+        monkeypatch.setattr(preconnect, "source_address", lambda peer: self.address)
+        self.made: list[FakeLayer] = []
+        self.dials = self.dialling = self.most = 0
+        self.allowed = asyncio.Event()
+        self.allowed.set()
+        self.error: Exception | None = None
+        self.on_made: Callable[[FakeLayer], object] = lambda layer: None
+        self.lost: list[Exception | None] = []
+        self.stock = Preconnected(self._connect, size, timeout=timeout, on_lost=self.lost.append)
+
+    async def _connect(self) -> asyncio.Transport:
+        self.dials += 1
+        self.dialling += 1
+        self.most = max(self.most, self.dialling)
+        try:
+            await self.allowed.wait()
+            await asyncio.sleep(0)
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.dialling -= 1
+        layer = FakeLayer(Holding())
+        layer.protocol.connection_made(layer)
+        self.made.append(layer)
+        self.on_made(layer)
+        return layer
+
+    async def start(self) -> None:
+        self.stock.start()
+        await turns()
+
+    async def take(self) -> FakeLayer:
+        transport = await self.stock.get()
+        assert isinstance(transport, FakeLayer)
+        return transport
+
+    @property
+    def open(self) -> int:
+        return sum(not layer.closing for layer in self.made)
+
+    async def close(self) -> None:
+        await self.stock.close()
+        await turns()
+        assert not len(self.stock) and not self.clock.pending and not self.dialling
+        assert not self.stock._ending
+
+
+@pytest.fixture(autouse=True)
+def same_dice() -> None:
+    random.seed(7)
+
+
+async def test_as_many_wait_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 5)
+    await network.start()
+    assert (len(network.stock), network.dials, network.most) == (5, 5, MOST_DIALS)
+    await network.close()
+    assert all(layer.closing for layer in network.made)
+
+
+async def test_one_that_is_taken_costs_no_dial_and_is_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 2)
+    await network.start()
+    network.allowed.clear()
+    taken = [await network.take(), await network.take()]
+    assert taken == [network.made[1], network.made[0]]  # the youngest first
+    assert (len(network.stock), network.stock.used) == (0, 2)
+    network.allowed.set()
+    await turns()
+    assert (len(network.stock), network.dials) == (2, 4)
+    await network.close()
+    assert not any(layer.closing for layer in taken)
+
+
+async def test_without_a_stock_everybody_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 0)
+    await network.start()
+    assert network.dials == 0
+    await network.take()
+    assert (network.dials, network.stock.used) == (1, 0)
+    await network.close()
+
+
+async def test_who_finds_none_dials_and_gets_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    network.error = DOWN
+    await network.start()
+    with pytest.raises(NetworkError, match="refused"):
+        await network.take()
+    assert network.dials == 2
+    await network.close()
+
+
+# Age.
+
+
+async def test_the_old_ones_are_replaced_before_they_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 4)
+    await network.start()
+    first = list(network.made)
+    await network.clock.advance(LONGEST_WAIT * REFRESH[0] - 0.1)
+    assert network.dials == 4
+    network.allowed.clear()  # a dial may take its time
+    await network.clock.advance(LONGEST_WAIT * (REFRESH[1] - REFRESH[0]) + 0.1)
+    assert network.most == MOST_DIALS
+    assert (len(network.stock), network.open) == (4, 4)  # until their successors are there
+    network.allowed.set()
+    await turns()
+    assert all(layer.closing for layer in first)
+    assert not any(layer.aborted for layer in first)  # an orderly end
+    assert (len(network.stock), network.open, network.dials) == (4, 4, 8)
+    await network.close()
+
+
+async def test_nothing_waits_for_too_long_when_there_is_no_successor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 3)
+    await network.start()
+    network.error = DOWN
+    await network.clock.advance(LONGEST_WAIT - 0.1)
+    assert network.open == 3
+    await network.clock.advance(0.2)
+    assert network.open == len(network.stock) == 0
+    await network.close()
+
+
+async def test_they_do_not_all_age_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 20)
+    await network.start()
+    counts = []
+    for _ in range(11):
+        await network.clock.advance(LONGEST_WAIT / 40)
+        counts.append(network.dials)
+    await network.clock.advance(10 * LONGEST_WAIT)
+    assert network.open == len(network.stock) == 20
+    # Every one is made anew once in REFRESH of the longest wait.
+    assert 20 * (1 + 10 / REFRESH[1]) < network.dials < 20 * (1 + 11 / REFRESH[0])
+    seconds = {round(waiting.since) for waiting in network.stock._waiting}
+    assert len(seconds) > 5
+    await network.close()
+
+
+async def test_a_short_timeout_shortens_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1, timeout=10.0)
+    await network.start()
+    network.error = DOWN
+    await network.clock.advance(10 * PART_OF_TIMEOUT - 0.1)
+    assert network.open == 1
+    await network.clock.advance(0.2)
+    assert network.open == 0
+    await network.close()
+
+
+@pytest.mark.parametrize("how", ["sleep", "network"])
+async def test_after_sleep_or_in_another_network_they_are_not_used(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Network(monkeypatch, 3)
+    await network.start()
+    old = list(network.made)
+    if how == "sleep":
+        network.clock.asleep = 3600.0
+    else:
+        network.address = "198.51.100.1"
+    fresh = await network.take()
+    assert fresh not in old
+    assert all(layer.aborted for layer in old)
+    await turns()
+    assert len(network.stock) == 3
+    assert await network.take() not in old
+    assert network.stock.used == 1
+    await network.close()
+
+
+async def test_new_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 3)
+    await network.start()
+    network.allowed.clear()
+    taken = await network.take()
+    await turns()
+    assert network.dialling == 1  # with what is out of date now
+    network.stock.renew()
+    network.allowed.set()
+    await turns()
+    # Two that waited and the one that was under way are gone.
+    assert (network.dials, network.open, len(network.stock)) == (7, 4, 3)
+    assert not taken.closing
+    assert all(waiting.held in network.made[3:] for waiting in network.stock._waiting)
+    await network.close()
+
+
+# What they say.
+
+
+async def test_what_the_destination_says_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    network.on_made = lambda layer: layer.protocol.data_received(b"220 ")
+    await network.start()
+    layer = network.made[0]
+    assert layer.reading
+    layer.protocol.data_received(b"ready\r\n")
+    holding = (await network.take()).protocol
+    assert isinstance(holding, Holding)
+    assert holding.early == b"220 ready\r\n"
+    holding.data_received(b"more")
+    assert holding.early == b"220 ready\r\nmore"
+    assert not holding.eof and holding.eof_received() and holding.eof
+    await network.close()
+
+
+async def test_one_that_talks_without_end_is_not_read_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 1)
+    await network.start()
+    layer = network.made[0]
+    pieces = 0
+    while layer.reading:
+        layer.protocol.data_received(bytes(1000))
+        pieces += 1
+    assert pieces == -(-MOST_EARLY // 1000)
+    taken = await network.take()
+    assert taken is layer
+    assert len(taken.protocol.early) == 1000 * pieces
+    await network.close()
+
+
+# Ends.
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+async def test_one_that_ends_is_replaced_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 2)
+    await network.start()
+    await network.clock.advance(YOUNG)
+    layer = network.made[0]
+    if how == "eof":
+        assert not layer.protocol.eof_received()
+        assert len(network.stock) == 1
+        layer.close()  # that is what False means
+    else:
+        layer.lose(ConnectionResetError())
+    await turns()
+    assert (len(network.stock), network.dials) == (2, 3)
+    assert len(network.lost) == 1
+    assert not network.stock._ending
+    assert layer not in {await network.take() for _ in range(2)}
+    await network.close()
+
+
+async def test_one_that_ended_before_it_could_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(layer: FakeLayer) -> None:
+        layer.closing = True
+        layer.protocol.connection_lost(PeerError("no"))
+
+    def ended(layer: FakeLayer) -> None:
+        layer.protocol.eof_received()
+
+    for what in (dead, ended):
+        network = Network(monkeypatch, 1)
+        network.on_made = what
+        with logged() as lines:
+            await network.start()
+        assert (len(network.stock), network.open, network.dials) == (0, 0, 1)
+        assert len(network.lost) == len(lines) == 1
+        await network.close()
+
+
+async def test_the_reason_of_an_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    await network.start()
+    refused = RefusedError("give it one with -cert and -key")
+    with logged() as lines:
+        network.made[0].lose(refused)
+        await turns()
+    assert network.lost == [refused]
+    assert lines == [
+        "INFO -preconnect: give it one with -cert and -key; trying again from time to time"
+    ]
+    await network.close()
+
+
+async def test_the_end_of_a_taken_one_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    await network.start()
+    layer = await network.take()
+    await turns()
+    layer.lose(ConnectionResetError())
+    await turns()
+    assert isinstance(layer.protocol.error, ConnectionResetError)
+    assert (network.dials, len(network.stock), network.lost) == (2, 1, [])
+    await network.close()
+
+
+class _Bare(Layer):
+    """A layer that changes nothing."""
+
+    def data_received(self, data: Any) -> None:
+        self.upper.data_received(data)
+
+    def eof_received(self) -> bool:
+        return bool(self.upper.eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.upper.connection_lost(exc)
+
+    def close(self) -> None:
+        self.lower.close()
+
+    def abort(self) -> None:
+        self.lower.abort()
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "data"])
+async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
+    """The kernel knows already, and is asked before a connection is given away."""
+    others = []
+
+    async def connect() -> asyncio.Transport:
+        near, far = tcp_sockets()
+        others.append(far)
+        layer = _Bare(Holding())
+        await attach(near, layer)
+        layer.upper.connection_made(layer)
+        return layer
+
+    stock = Preconnected(connect, 1, timeout=300.0)
+    stock.start()
+    while not len(stock):
+        await asyncio.sleep(0)
+    waiting = next(iter(stock._waiting))
+    if how == "data":
+        others[0].send(b"220 ready\r\n")
+    else:
+        if how == "reset":
+            others[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        others[0].close()
+    # Not a turn of the loop from there to here, or it would have seen it.
+    transport = await stock.get()
+    assert transport is not waiting.held
+    while how == "data" and not waiting.early:
+        await asyncio.sleep(0)
+    transport.abort()
+    await stock.close()
+    for sock in others:
+        sock.close()
+
+
+# Failures.
+
+
+async def test_dials_that_fail_become_rare_and_say_so_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 10)
+    network.error = DOWN
+    with logged() as lines:
+        await network.start()
+        assert network.dials == MOST_DIALS
+        await network.clock.advance(FIRST_RETRY)
+        assert network.dials == 2 * MOST_DIALS
+        await network.clock.advance(3600.0)
+        assert 3600 / LAST_RETRY < network.dials / MOST_DIALS < 1.5 * 3600 / LAST_RETRY + 8
+    assert lines == [f"INFO -preconnect: {DOWN}; trying again from time to time"]
+    network.error = None
+    await network.clock.advance(LAST_RETRY)
+    assert len(network.stock) == 10
+    await network.close()
+
+
+async def test_after_a_calm_time_a_failure_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 2)
+    network.error = DOWN
+    with logged() as lines:
+        await network.start()
+        await network.clock.advance(300.0)
+        network.error = None
+        await network.clock.advance(CALM_TIME + LAST_RETRY)
+        assert len(network.stock) == 2
+        network.error = DOWN
+        await network.clock.advance(LONGEST_WAIT)
+    assert len(lines) == 2
+    # The first tries follow each other quickly again.
+    assert network.clock.now - network.stock._failed_at < LAST_RETRY / 2
+    assert network.stock._delay < LAST_RETRY
+    await network.close()
+
+
+async def test_an_application_that_gets_through_ends_the_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 3)
+    network.error = DOWN
+    await network.start()
+    await network.clock.advance(300.0)
+    network.error = None
+    await network.take()
+    await turns()
+    assert len(network.stock) == 3
+    await network.close()
+
+
+async def test_a_server_that_ends_everything_at_once_is_not_dialled_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network(monkeypatch, 10)
+    network.on_made = lambda layer: asyncio.get_running_loop().call_soon(layer.lose, None)
+    with logged() as lines:
+        await network.start()
+        await network.clock.advance(3600.0)
+        assert network.dials < 4 * MOST_DIALS * 3600 / LAST_RETRY
+        before = network.dials
+        await network.take()  # says nothing about how connections fare that wait
+        await turns()
+        assert network.dials == before + 1
+    assert len(lines) == 1
+    network.made[-1].close()
+    await network.close()
+
+
+async def test_many_that_end_together_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 10)
+    await network.start()
+    with logged() as lines:
+        for layer in list(network.made):
+            layer.lose(ConnectionResetError())
+        await turns()
+    assert len(lines) == 1
+    assert len(network.stock) == 0
+    await network.clock.advance(FIRST_RETRY)
+    assert len(network.stock) == 10
+    await network.close()
+
+
+async def test_a_mistake_of_ours_is_told_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    network.error = ZeroDivisionError("oh")
+    with logged() as lines:
+        await network.start()
+        await network.clock.advance(FIRST_RETRY)
+    assert sum("internal error" in line for line in lines) == 2
+    network.error = None
+    await network.clock.advance(2 * FIRST_RETRY)
+    assert len(network.stock) == 1
+    await network.close()
+
+
+# Stopping.
+
+
+async def test_stop_closes_what_waits_and_ends_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 3)
+    await network.start()
+    network.allowed.clear()
+    taken = await network.take()
+    await turns()
+    network.stock.stop()
+    await turns()
+    assert (len(network.stock), network.dialling) == (0, 0)
+    assert not any(layer.aborted for layer in network.made)
+    assert [layer for layer in network.made if not layer.closing] == [taken]
+    network.allowed.set()
+    await network.take()  # who was let in before is still served
+    assert network.dials == 5
+    await network.close()
+    assert network.dials == 5
+
+
+async def test_close_does_not_wait_for_those_that_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network(monkeypatch, 1)
+    await network.start()
+    layer = network.made[0]
+    monkeypatch.setattr(layer, "close", lambda: None)
+    network.stock.stop()
+    await turns()
+    assert not layer.closing
+    await network.close()
+    assert layer.aborted
