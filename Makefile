@@ -3,7 +3,8 @@
 # make lint     ruff and mypy
 # make bench    the benchmarks
 # make soak     faults, abuse, a long life in short: 10 minutes at most (SOAK="faults --seed 2")
-# make install  the commands mtt-client, mtt-server and mtt-mu-server in .venv/bin
+# make install  the commands mtt-client, mtt-server, mtt-mu-server, anytls-client and anytls-server
+#               in .venv/bin
 # make clean    remove what make made
 #
 # Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
@@ -18,7 +19,7 @@ EXTRAS ?= test
 TESTS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server tools bench soak)
+CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server anytls tools bench soak)
 
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
 from anytls.association import IDLE_TIME, Association, PacketChannel
@@ -59,7 +59,7 @@ class ProxyPort:
             does its task.
         open_packets: makes the channel for an association, to which that calls `deliver()` and
             `lost()`. Raises as `open`. None for no UDP.
-        login: what clients have to show, None for nothing.
+        logins: one of which clients have to show, empty for nothing.
         handshake_time: seconds, see HANDSHAKE_TIME.
         udp_idle_time: seconds, see association.IDLE_TIME.
     """
@@ -71,7 +71,7 @@ class ProxyPort:
         spawn: Callable[[asyncio.Transport, Coroutine[Any, Any, None]], object],
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
-        login: Login | None = None,
+        logins: Collection[Login] = (),
         handshake_time: float = HANDSHAKE_TIME,
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
@@ -79,7 +79,7 @@ class ProxyPort:
         self._relay = relay
         self._spawn = spawn
         self._open_packets = open_packets
-        self._login = login
+        self._logins = tuple(logins)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
         self._full = Repeated()
@@ -87,7 +87,7 @@ class ProxyPort:
         self.associations = 0  # UDP ports that there are
         self.handshake_time = handshake_time
         self.has_udp = open_packets is not None
-        self.has_login = login is not None
+        self.has_login = bool(self._logins)
 
     @property
     def pending(self) -> int:
@@ -116,7 +116,9 @@ class ProxyPort:
 
     def accepts(self, user: bytes, password: bytes) -> bool:
         """Whether a client may ask for something."""
-        return self._login is None or self._login.accepts(user, password)
+        # All of them are compared: how long that takes does not tell which one it was.
+        verdicts = [login.accepts(user, password) for login in self._logins]
+        return not verdicts or any(verdicts)
 
     def connect(
         self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure

@@ -29,6 +29,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "mux": ("-mux",),
     "wss+mux": ("-wss", "-mux"),
 }
+# Not on each loop, and between fixed addresses like the others.
+ANYTLS: dict[str, tuple[str, ...]] = {"anytls": ("-anytls", "-p", "bench")}
 LOOPS = ("asyncio", "uvloop")
 
 # Streams per mux session, of us and of peers, unless a row wants another number: our default.
@@ -149,7 +151,7 @@ def running(
 
 
 def our_subjects() -> list[Subject]:
-    """The four modes on asyncio, and again on uvloop as far as that is possible."""
+    """The four modes and AnyTLS on asyncio, the four again on uvloop as far as that is possible."""
     can_choose = _has_option("mtt_server.py", "-loop")
     subjects = []
     for loop in LOOPS:
@@ -160,7 +162,7 @@ def our_subjects() -> list[Subject]:
                 missing = "the commands have no option -loop"
             elif importlib.util.find_spec("uvloop") is None:
                 missing = "uvloop is not installed: pip install uvloop"
-        for mode, mode_flags in MODES.items():
+        for mode, mode_flags in (MODES | ANYTLS if loop == "asyncio" else MODES).items():
             subjects.append(
                 Subject(
                     name=mode if loop == "asyncio" else f"{mode} {loop}",

@@ -42,6 +42,7 @@ TARGETS = (
     _bulk("wss", "tls", 0.9),
     *(_bulk(mode, V2RAY_MUX, 3.6) for mode in ("mux", "wss+mux")),
     *(_bulk(mode, "tls", 0.8) for mode in ("mux", "wss+mux")),
+    _bulk("anytls", "tls", 0.9),
     *(
         Target(f"requests, 32 connections, {cell}", "requests", "rate32", cell, V2RAY, factor)
         for cell, factor in (("tls", 1.15), ("wss", 1.15), ("tls uvloop", 1.3), ("wss uvloop", 1.3))
@@ -60,7 +61,7 @@ TARGETS = (
             f"round trips to the first byte, warm {mode}", "first", "warm_trips", mode, "",
             1 + _TRIP_SLACK, True,
         )
-        for mode in ("mux", "wss+mux")
+        for mode in ("mux", "wss+mux", "anytls")
     ),
     # TCP, TLS 1.3, and the byte's own way.
     Target(

@@ -224,20 +224,21 @@ class Frontend(Generic[Place]):
             self._on_session(place, session)
         self._counters.session_over(error)
         if isinstance(error, PeerError):
-            _log_failure(session.lower, error)
+            log_failure(session.lower, error)
         elif error is not None:
             # Go clients close the connection under their last stream: nothing to report.
             logger.debug("%s: %s", peer_name(session.lower), error)
 
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         self._counters.failed(error)
-        _log_failure(transport, error)
+        log_failure(transport, error)
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
 
 
-def _log_failure(transport: asyncio.Transport, error: Exception) -> None:
+def log_failure(transport: asyncio.Transport, error: Exception) -> None:
+    """Say why a connection did not become a tunnel; who said nothing gets no attention."""
     if isinstance(error, NothingSaidError):
         logger.debug("%s: %s", peer_name(transport), error)
     else:

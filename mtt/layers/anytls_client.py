@@ -96,7 +96,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     __slots__ = (
         "_asked_at", "_beat_timer", "_client", "_dead_timer", "_hashed", "_next_id",
-        "_offer_half_close", "_padder", "_preface", "_randrange", "_server", "_spoken",
+        "_offer_half_close", "_padder", "_preface", "_randrange", "_server",
     )  # fmt: skip
 
     def __init__(
@@ -119,7 +119,6 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._padder = Padder(server.scheme, randrange)
         self._preface = b""  # settings and SYN, which go out with the first PSH
         self._next_id = 1
-        self._spoken = False  # the server has said something
         self._asked_at = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
         self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
@@ -153,14 +152,13 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._schedule_beat()
 
     def eof_received(self) -> bool:
-        if not self._spoken:
-            self._end(PeerError("the AnyTLS server closed the session without a word: "
+        if not self.server_version:  # a web site, perhaps, that answers to strangers
+            self._end(PeerError("the server closed the session without a word of AnyTLS: "
                                 "is the password right?"))  # fmt: skip
         return super().eof_received()
 
     def _heard(self) -> None:
         super()._heard()
-        self._spoken = True
         if self._dead_timer is not None:
             self._dead_timer.cancel()
             self._dead_timer = None

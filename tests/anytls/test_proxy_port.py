@@ -223,8 +223,9 @@ async def test_what_is_refused(name: str, caplog: pytest.LogCaptureFixture) -> N
 # Users.
 
 
-async def test_the_right_user_gets_in() -> None:
-    async with serving(echo) as destination, direct_proxy(login=USER) as proxy:
+@pytest.mark.parametrize("logins", [[USER], [Login("other", "pw"), USER, Login("third", "")]])
+async def test_the_right_user_gets_in(logins: list[Login]) -> None:
+    async with serving(echo) as destination, direct_proxy(logins=logins) as proxy:
         authorization = "Proxy-Authorization: Basic dXNlcjpww6Rzc3dvcmQ="
         for said, answer in (
             socks5_login(destination.port),
@@ -237,7 +238,7 @@ async def test_the_right_user_gets_in() -> None:
 
 @pytest.mark.parametrize("user", [Login("user", "passw0rd"), Login("", ""), Login("x", "pässword")])
 async def test_others_do_not(user: Login, caplog: pytest.LogCaptureFixture) -> None:
-    async with direct_proxy(login=USER) as proxy:
+    async with direct_proxy(logins=[USER]) as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(socks5_login(1, user)[0])
             assert await client.rest() == b"\5\2\1\1"
@@ -253,7 +254,7 @@ async def test_others_do_not(user: Login, caplog: pytest.LogCaptureFixture) -> N
 
 
 async def test_http_clients_are_asked_for_their_user() -> None:
-    async with direct_proxy(login=USER) as proxy:
+    async with direct_proxy(logins=[USER]) as proxy:
         wrong = "Proxy-Authorization: Basic dXNlcjpwYXNz"
         for said in (
             http_connect(1)[0],

@@ -33,7 +33,7 @@ from tests.support.tunnels import (
     echo,
     empty,
     eventually,
-    in_every_mode,
+    in_every_go_mode,
     listening,
     maybe_reset,
     port_of,
@@ -146,7 +146,7 @@ async def test_our_server_answers_as_recorded(
     assert (last in ours) == (mode in MUX_MODES and not name.startswith("x-"))
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_an_upload_is_complete_when_the_client_closes_at_once_behind_it(
     mode: str, certs: Certs
 ) -> None:
@@ -175,7 +175,7 @@ async def test_an_upload_is_complete_when_the_client_closes_at_once_behind_it(
         await eventually(lambda: empty(server))
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_a_client_that_vanishes_without_an_end_resets_the_destination(
     mode: str, certs: Certs
 ) -> None:
@@ -194,7 +194,7 @@ async def test_a_client_that_vanishes_without_an_end_resets_the_destination(
         await eventually(lambda: empty(server))
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_a_download_is_complete_when_the_destination_closes(
     mode: str, certs: Certs, short_quiet: None
 ) -> None:
@@ -233,7 +233,7 @@ async def test_a_close_frame_is_echoed_without_its_text(payload: bytes, certs: C
         assert await go.below.rest() == b""
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(mode: str, certs: Certs) -> None:
     async with listening() as gone:
         port = gone.port

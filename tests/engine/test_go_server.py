@@ -14,7 +14,7 @@ from tests.support.certs import Certs
 from tests.support.gopeer import CLOSE_1000, vector
 from tests.support.goserver import MAX_STREAMS, go_server
 from tests.support.tunnels import (
-    MODES,
+    GO_MODES,
     SOON,
     Tcp,
     cancel,
@@ -23,7 +23,7 @@ from tests.support.tunnels import (
     connect,
     echo,
     eventually,
-    in_every_mode,
+    in_every_go_mode,
     listening,
     maybe_reset,
     port_of,
@@ -34,7 +34,7 @@ MEGABYTE = bytes(range(256)) * 4096
 MUX_MODES = ("mux", "wss+mux")
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_bytes_arrive_unchanged_both_ways(mode: str, certs: Certs) -> None:
     async def one(port: int) -> None:
         async with await connect(port) as application:
@@ -79,7 +79,7 @@ async def _acknowledge(received: bytearray, connection: Tcp) -> None:
 @pytest.mark.parametrize("how", ["finish", "close"])
 async def test_an_acknowledged_upload_is_complete(how: str, certs: Certs) -> None:
     """Go closes both directions at the first end it sees, so that end has to come last."""
-    await asyncio.gather(*(_acknowledged_upload(how, mode, certs) for mode in MODES))
+    await asyncio.gather(*(_acknowledged_upload(how, mode, certs) for mode in GO_MODES))
 
 
 async def _acknowledged_upload(how: str, mode: str, certs: Certs) -> None:
@@ -117,7 +117,7 @@ async def _acknowledged_upload(how: str, mode: str, certs: Certs) -> None:
 
 
 async def test_a_late_answer_to_a_finished_request_comes_through(certs: Certs) -> None:
-    await asyncio.gather(*(_late_answer(mode, certs) for mode in MODES))
+    await asyncio.gather(*(_late_answer(mode, certs) for mode in GO_MODES))
 
 
 async def _late_answer(mode: str, certs: Certs) -> None:
@@ -138,7 +138,7 @@ async def _late_answer(mode: str, certs: Certs) -> None:
         assert await application.rest() == b"piece " * 4, mode
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_a_download_is_complete_when_the_destination_closes(mode: str, certs: Certs) -> None:
     async def send(connection: Tcp) -> None:
         await connection.send(MEGABYTE)
@@ -244,7 +244,7 @@ async def test_streams_that_the_server_never_ends_do_not_use_up_the_tunnel(
         await check_works(port)
 
 
-@in_every_mode
+@in_every_go_mode
 async def test_a_session_or_connection_that_dies_is_replaced(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,

@@ -22,6 +22,7 @@ from tests.support.metrics import check_with_promtool, failures, get, parse, scr
 from tests.support.processes import Processes, run
 from tests.support.programs import require_program
 from tests.support.tunnels import (
+    SESSION_MODES,
     SOON,
     Tcp,
     check_works,
@@ -96,13 +97,17 @@ async def test_tunnels_are_counted_to_the_byte(
             assert (samples[UP], samples[DOWN]) == (total, 2 * total)
             assert samples["tunnels_opened_total"] == count
             sessions = samples["sessions_opened_total"]
-            if "mux" in mode:
+            if mode == "anytls":
+                assert samples["streams_opened_total"] == count
+                assert 1 <= sessions <= count  # a later stream may find one that is idle again
+                assert samples["streams"] == 0
+            elif "mux" in mode:
                 assert samples["streams_opened_total"] == count
                 assert 3 <= sessions <= count  # four streams in each
                 assert samples["streams"] == 0
             else:
                 assert (samples["streams_opened_total"], sessions) == (0, 0)
-            accepted = count if service is client or "mux" not in mode else sessions
+            accepted = count if service is client or mode not in SESSION_MODES else sessions
             assert samples["connections_total"] == accepted
             assert samples["handshakes"] == samples["connections_refused_total"] == 0
             assert samples["dial_failures_total"] == samples["session_failures_total"] == 0
@@ -122,7 +127,7 @@ async def test_open_tunnels_are_in_the_numbers(mode: str, certs: Certs) -> None:
         for service in (client, server):
             samples = await scrape(address(service))
             assert (samples[UP], samples[DOWN], samples["tunnels"]) == (777, 777, 1)
-            assert samples["sessions"] == samples["streams"] == ("mux" in mode)
+            assert samples["sessions"] == samples["streams"] == (mode in SESSION_MODES)
             assert samples["event_loop_lag_max_seconds"] < 5
 
 
@@ -160,18 +165,59 @@ async def test_scraping_under_load(mode: str, certs: Certs, short_quiet: None) -
             check_with_promtool(await get(address(service)))
 
 
-async def test_what_max_conns_refuses_is_counted(certs: Certs) -> None:
+REFUSED = ("connections_total", "connections_refused_total", "tunnels_refused_total")
+
+
+@in_every_mode
+async def test_what_max_conns_refuses_is_counted(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
-        server_at("tls", there.port, certs) as server,
-        client_of("tls", port_of(server), certs, **METRICS, **{"max-conns": 1}) as client,
+        server_at(mode, there.port, certs) as server,
+        client_of(mode, port_of(server), certs, **METRICS, **{"max-conns": 1}) as client,
         await connect(port_of(client)),
     ):
         await eventually(lambda: client._relays)
         for _ in range(3):
             await lost(port_of(client))
         samples = await scrape(address(client))
-        assert (samples["connections_total"], samples["connections_refused_total"]) == (1, 3)
+        assert [samples[name] for name in REFUSED] == [1, 3, 0]
+
+
+@in_every_mode
+async def test_every_connection_is_accepted_or_refused(mode: str, certs: Certs) -> None:
+    """At a full server: those that were let in and then got no tunnel are not counted twice."""
+    # The session counts as well. A second one would be refused as a connection.
+    limit = {"max-conns": 3 if "mux" in mode else 2}
+    size = 4
+    async with (
+        serving(echo) as there,
+        server_at(mode, there.port, certs, **METRICS, **limit) as server,
+        client_of(mode, port_of(server), certs, **{"mux-max-stream": 8} if "mux" in mode else {})
+        as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        if "mux" in mode:
+            await check_works(port_of(client))  # the session, in which they all are from now on
+        applications = [
+            await stack.enter_async_context(await connect(port_of(client))) for _ in range(size)
+        ]
+        for application in applications:
+            with contextlib.suppress(ConnectionError):
+                await application.send(b"x")
+        samples = await until(
+            server,
+            lambda samples: samples["tunnels"] == 2
+            and samples["connections_refused_total"] + samples["tunnels_refused_total"] == 2,
+        )
+        # All came at once: whoever was let in while the others had no tunnels yet was refused then.
+        came = samples["connections_total"] + samples["connections_refused_total"]
+        assert came == (1 if "mux" in mode else size)
+        opened = 3 if "mux" in mode else 2
+        assert samples["tunnels_opened_total"] == opened
+        if "mux" in mode:
+            assert [samples[name] for name in REFUSED] == [1, 0, 2]
+        else:
+            assert samples["connections_total"] == opened + samples["tunnels_refused_total"]
 
 
 # Failures.

@@ -72,7 +72,7 @@ async def test_a_client_with_the_right_certificate_gets_in(
         server_at(mode, there.port, certs, **{"client-ca": certs.ca}) as server,
         client_of(mode, port_of(server), certs, **ours(certs)) as client,
     ):
-        context = client._tls.context()
+        context = client._connector.tls.context()
         context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[
             version
         ]
@@ -154,7 +154,7 @@ async def test_tls_1_2_is_refused_if_so_asked(end: str, certs: Certs) -> None:
     ):
         await check_works(port_of(client))
         assert server._tls is not None
-        old = (server if end == "client" else client)._tls
+        old = server._tls if end == "client" else client._connector.tls
         assert old is not None
         old.context().maximum_version = ssl.TLSVersion.TLSv1_2
         with logged() as lines:
@@ -244,10 +244,10 @@ async def test_no_connection_notices_a_renewal(mode: str, renewable: Certs) -> N
         assert server._tls is not None
         await application.send(b"before")
         assert await application.exactly(6) == b"before"
-        old = server._tls.context(), client._tls.context()
+        old = server._tls.context(), client._connector.tls.context()
         renew(files, "cert", "key", "ca")
         await eventually(lambda: server._tls and server._tls.context() is not old[0])
-        await eventually(lambda: client._tls.context() is not old[1])
+        await eventually(lambda: client._connector.tls.context() is not old[1])
         for _ in range(3):
             await check_works(port_of(client))
         await application.send(b"after")
@@ -264,7 +264,7 @@ async def test_a_session_of_the_old_certificate_is_no_obstacle(renewable: Certs)
         assert server._tls is not None
         for _ in range(2):
             await check_works(port_of(client))
-        await eventually(lambda: client._resumption._session is not None)
+        await eventually(lambda: client._connector._resumption._session is not None)
         old = server._tls.context()
         server.reload()
         await eventually(lambda: server._tls and server._tls.context() is not old)

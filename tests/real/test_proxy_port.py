@@ -60,7 +60,7 @@ async def test_curl(name: str, site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", WITH_LOGIN)
 async def test_curl_with_user_and_password(name: str, site: Site) -> None:
-    async with direct_proxy(login=USER) as proxy:
+    async with direct_proxy(logins=[USER]) as proxy:
         given = options(WITH_LOGIN[name], port_of(proxy))
         assert await curl(*given, f"http://{site.address}/") == PAGE
 

@@ -32,6 +32,7 @@ MODES = {
     "wss with a path": "wss;wss-path=/some/path",
     "mux": "mux",
     "wss+mux": "wss;mux",
+    "anytls": r"anytls;p=pass\;word",
 }
 
 
@@ -119,6 +120,15 @@ def test_several_addresses(shadowsocks: Shadowsocks, site: Site) -> None:
     pair = shadowsocks.start_pair("wss", hosts)
     port = pair.server_port
     pair.server.expect(rf"listening on 127\.0\.0\.1:{port}, \[::1\]:{port}, wss")
+    assert fetch_page(pair, site) == PAGE
+
+
+def test_a_password_in_a_file(shadowsocks: Shadowsocks, site: Site, tmp_path: Path) -> None:
+    """Which no list of processes shows."""
+    path = tmp_path / "password"
+    path.write_text("pass;word\n")
+    path.chmod(0o600)
+    pair = shadowsocks.start_pair(f"anytls;password-file={path}")
     assert fetch_page(pair, site) == PAGE
 
 

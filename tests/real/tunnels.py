@@ -7,7 +7,13 @@ from pathlib import Path
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, listening
 
-MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux")}
+MODES = {
+    "tls": (),
+    "wss": ("-wss",),
+    "mux": ("-mux",),
+    "wss+mux": ("-wss", "-mux"),
+    "anytls": ("-anytls", "-p", "a-password"),
+}
 
 
 def start_server(

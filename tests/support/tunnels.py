@@ -26,8 +26,13 @@ from mtt.server import Server
 from mtt.service import Service
 from tests.support.certs import Certs
 
-MODES = ("tls", "wss", "mux", "wss+mux")
+GO_MODES = ("tls", "wss", "mux", "wss+mux")  # those of the original
+MODES = (*GO_MODES, "anytls")
+SESSION_MODES = ("mux", "wss+mux", "anytls")
 in_every_mode = pytest.mark.parametrize("mode", MODES)
+in_every_go_mode = pytest.mark.parametrize("mode", GO_MODES)
+
+PASSWORD = "a password of the tests"
 
 READ = 64 * 1024
 # What is expected to happen on loopback "at once" gets so many seconds on a busy machine.
@@ -42,6 +47,9 @@ RESET = struct.pack("ii", 1, 0)
 
 def flags(mode: str) -> dict[str, Any]:
     """The command line options of a mode, for either end."""
+    if mode == "anytls":
+        # No session before a connection needs it: tests count what they have asked for.
+        return {"anytls": True, "p": PASSWORD, "m": 0}
     return {"wss": "wss" in mode, "mux": "mux" in mode}
 
 

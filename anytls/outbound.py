@@ -1,0 +1,60 @@
+"""TCP connections from the server to where its clients want to go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mtt.errors import NetworkError
+from mtt.layers.holding import Holding
+from mtt.net.address import Endpoint, host_port
+from mtt.net.dial import Dialer
+from mtt.net.resolve import Resolver
+from mtt.wire.socks import DestinationError, Outcome, outcome_from_text
+
+# Seconds for all attempts to connect, as in the reference; a name's lookup comes on top, with
+# LOOKUP_TIMEOUT. Lost SYNs are sent again after 1 s and 3 s.
+CONNECT_TIME = 5.0
+
+Allows = Callable[[str, int], bool]
+
+
+class Outbound:
+    """Connects to whatever the policy allows.
+
+    Names are resolved here, once, and the policy is asked about each address that comes out; only
+    those that it allows are connected to. So it does not matter what the name resolves to for
+    anybody else, or a moment later (DNS rebinding).
+
+    Args:
+        resolver: asked for names.
+        allows: whether to connect to an IP literal and port.
+    """
+
+    def __init__(self, resolver: Resolver, allows: Allows) -> None:
+        self._resolver = resolver
+        self._allows = allows
+        self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
+
+    async def connect(self, host: str, port: int) -> asyncio.Transport:
+        """Connect to `host` (IP literal or name) and `port`; the protocol is a Holding.
+
+        Raises DestinationError.
+        """
+        name = host_port(host, port)
+        try:
+            addresses = await self._resolver.resolve(host, port)
+        except NetworkError as error:
+            raise DestinationError(Outcome.HOST_UNREACHABLE, str(error)) from None
+        allowed = tuple(rest[0] for _, rest in addresses if self._allows(rest[0], port))
+        if not allowed:
+            raise DestinationError(Outcome.NOT_ALLOWED, f"{name} is not allowed")
+        try:
+            return await self._dialer.connect(Endpoint(allowed, port), Holding)
+        except NetworkError as error:
+            self._resolver.forget(host)
+            raise DestinationError(_outcome(str(error)), f"{name}: {error}") from None
+
+
+def _outcome(text: str) -> Outcome:
+    return Outcome.TIMED_OUT if "no answer within" in text else outcome_from_text(text)

@@ -1,0 +1,234 @@
+"""The server: lets users in, and goes where they want to go, as far as the policy lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from anytls.accounts import Account, Accounts, hashed
+from anytls.options import ServerOptions
+from anytls.outbound import Outbound
+from anytls.uot_relay import UotRelay
+from anytls.users import read_users
+from mtt import metrics
+from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
+from mtt.errors import NetworkError, UsageError
+from mtt.layers import linger
+from mtt.layers.anytls_server import ServerSession
+from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.holding import Holding
+from mtt.log import logger
+from mtt.net.dial import Dialer
+from mtt.net.listen import bind
+from mtt.net.resolve import Resolver, use_threads
+from mtt.service import Carried, Service, peer_name
+from mtt.trust.reload import server_tls
+from mtt.wire import uot
+from mtt.wire.padding import DEFAULT, Scheme
+from mtt.wire.socks import DestinationError, Outcome
+
+if TYPE_CHECKING:
+    from mtt.hub import MetricsHub
+
+# The web site of -fallback is near; one that needs longer to accept is not there.
+FALLBACK_TIME = 10.0
+
+
+class Server(Service):
+    """anytls-server: `start()` listens, `close()` ends everything.
+
+    Raises UsageError when the certificate cannot be used.
+    """
+
+    def __init__(self, options: ServerOptions) -> None:
+        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
+        self._options = options
+        self._tls = server_tls(
+            cert=options.cert,
+            key=options.key,
+            cert_dir=options.cert_dir,
+            name=options.name,
+            client_ca=options.client_ca,
+            tls_min=options.tls_min,
+            alpn=list(options.alpn),
+        )
+        self._tls_files = (self._tls,)
+        self._accounts = Accounts(options.users)
+        self._reloading: asyncio.Task[None] | None = None
+        self._denied = 0  # streams to where clients must not go
+        self._resolver = Resolver()
+        self._outbound = Outbound(self._resolver, options.policy.allows)
+        self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
+        self._frontend = AnyTlsFrontend[Account](
+            self._serve,
+            find=self._accounts.find,
+            counters=self.counters,
+            context=self._tls.context,
+            scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
+            fallback=self._visit if options.fallback is not None else None,
+            on_session=self._session_changed,
+        )
+
+    async def bind(self) -> None:
+        options = self._options
+        self._listener = await bind(
+            options.bind,
+            "",
+            resolver=self._resolver,
+            fast_open=options.fast_open,
+            descriptors=options.sockets,
+        )
+
+    async def start(self) -> None:
+        """Listen. Raises StartError when that is not possible."""
+        options = self._options
+        use_threads()
+        await self._listen(self._frontend.accept)
+        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
+        self._tls.follow()
+
+    def announce(self) -> None:
+        logger.info(
+            "listening on %s, AnyTLS, users: %d; %s",
+            ", ".join(self.addresses), len(self._accounts), self._tls.description,
+        )  # fmt: skip
+
+    def hub(self) -> MetricsHub | None:
+        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
+
+    async def close(self) -> None:
+        self.cleanup()
+        if self._reloading is not None:
+            self._reloading.cancel()
+            await asyncio.wait([self._reloading])
+        self._frontend.close()
+        await super().close()
+
+    # Users.
+
+    def reload(self) -> None:
+        """Read certificates, keys and users again.
+
+        Sessions of users who have no right to them any more are cut, the others go on.
+        """
+        super().reload()
+        if self._options.users_file and (self._reloading is None or self._reloading.done()):
+            self._reloading = asyncio.get_running_loop().create_task(self._reload_users())
+
+    def renew(self) -> None:
+        super().renew()
+        if self._options.users_file:
+            with _old_users_stay():
+                self._accounts.replace(self._read_users())
+
+    def _read_users(self) -> dict[str, bytes]:
+        return hashed(read_users("-users", self._options.users_file))
+
+    async def _reload_users(self) -> None:
+        with _old_users_stay():
+            # A long list takes a while.
+            passwords = await asyncio.to_thread(self._read_users)
+            changed = self._accounts.replace(passwords)
+            cut = self._frontend.cut(changed.__contains__)
+            former = f"; sessions of former users that were cut: {cut}" if cut else ""
+            logger.info("read again: users: %d%s", len(self._accounts), former)
+
+    def _session_changed(self, account: Account, session: ServerSession) -> None:
+        account.sessions += -1 if session.lost else 1
+        self._accounts.saw(account)
+
+    # What counts.
+
+    def _count_connections(self) -> int:
+        return self.tunnels + self._frontend.idle  # those cost something, too
+
+    def _count_handshakes(self) -> int:
+        return self._frontend.pending
+
+    def _sessions(self) -> Collection[ServerSession]:
+        return self._frontend.sessions
+
+    def metrics_page(self) -> str:
+        denied = metrics.metric(
+            "mtt_anytls_denied_total", "counter",
+            "Streams to destinations that -allow and -deny do not let clients go to.",
+            self._denied,
+        )  # fmt: skip
+        return super().metrics_page() + denied + self._accounts.page()
+
+    # Streams.
+
+    def _serve(self, stream: ServerStream, account: Account, host: str, port: int) -> None:
+        if not self._admission.has_room():
+            stream.acknowledge(Outcome.GENERAL_FAILURE)
+            stream.close()
+            return
+        version = uot.version(host)
+        if version:
+            self._carry_datagrams(stream, account, version)
+        else:
+            self._spawn(stream, self._carry(stream, account, host, port))
+
+    async def _carry(self, stream: ServerStream, account: Account, host: str, port: int) -> None:
+        try:
+            far = await answered(stream, self._outbound.connect(host, port))
+        except DestinationError as error:
+            if error.outcome is Outcome.NOT_ALLOWED:
+                self._denied += 1
+            else:
+                self.counters.dial_failures += 1
+            # Where users fail to get to is their business.
+            logger.debug("%s: %s", peer_name(stream), error)
+            return
+        self._begin(account, self._relay(stream, far, on_done=account.end))
+
+    def _carry_datagrams(self, stream: ServerStream, account: Account, version: int) -> None:
+        try:
+            relay = self._own(
+                stream,
+                lambda done: UotRelay(
+                    stream,
+                    version,
+                    resolver=self._resolver,
+                    allows=self._options.policy.allows,
+                    idle_time=self._options.udp_timeout,
+                    answer_time=ANSWER_TIME,
+                    done=done,
+                ),
+                account.end,
+            )
+        except NetworkError as error:
+            logger.warning("%s: %s", peer_name(stream), error)
+            stream.acknowledge(Outcome.GENERAL_FAILURE)
+            stream.close()
+            return
+        self._begin(account, relay)
+        relay.start()
+
+    def _begin(self, account: Account, carried: Carried) -> None:
+        account.begin(carried)
+        logger.debug("user %s: a stream begins", account.name)
+
+    # Visitors of the web site.
+
+    def _visit(self, stream: asyncio.Transport) -> None:
+        if self._admission.has_room():
+            self._spawn(stream, self._carry_visitor(stream))
+        else:
+            linger.reset(stream)
+
+    async def _carry_visitor(self, stream: asyncio.Transport) -> None:
+        assert self._options.fallback is not None
+        with self.counters.dialling():
+            far = await self._fallback.connect(self._options.fallback, Holding)
+        self._relay(stream, far)
+
+
+@contextlib.contextmanager
+def _old_users_stay() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        logger.error("the old users stay: %s", error)

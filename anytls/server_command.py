@@ -1,0 +1,44 @@
+"""The command anytls-server."""
+
+from __future__ import annotations
+
+# ruff: noqa: I001  (first things first)
+import plugin.early  # noqa: F401
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from anytls.options import SERVER_FLAGS, server_options
+from mtt.options.flags import Values
+from plugin.command import Command, Start
+from plugin.command import main as run
+
+if TYPE_CHECKING:
+    from mtt.process.runtime import Service
+
+
+def service(values: Values, start: Start) -> Service:
+    options = server_options(values, sockets=start.descriptors)
+
+    from anytls.server import Server
+
+    return Server(options)
+
+
+COMMAND = Command(
+    name="anytls-server",
+    description="Carries what AnyTLS clients ask for, TCP and UDP, to wherever they want, within "
+    "-allow and -deny. Who does not know a password sees a web site, or nothing.",
+    flags=SERVER_FLAGS,
+    service=service,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run anytls-server with the arguments `argv`, or this process's; returns an exit code."""
+    return run(COMMAND, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""UDP over TCP on the client: the datagrams of one association, in one stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anytls.association import Association
+from mtt.errors import PeerError
+from mtt.layers import linger
+from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import hand_over
+from mtt.log import logger
+from mtt.metrics import Counters
+from mtt.net.address import host_port
+from mtt.wire import addresses, uot
+from mtt.wire.addresses import AddressError
+
+# What the stream begins with. In the request no peer is named: datagrams go anywhere. The
+# reference sends it with the first datagram, and cannot know until then whether there is UDP.
+UOT_DESTINATION = addresses.encode(uot.MAGIC, 0) + uot.encode_request("0.0.0.0", 0, connect=False)
+
+
+class UotChannel(SharedReader):
+    """The protocol of a stream to UOT_DESTINATION, which it takes over.
+
+    Args:
+        stream: held; ours from now on.
+        association: gets the datagrams that come.
+        counters: where the bytes are counted.
+    """
+
+    __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_stream")
+
+    def __init__(
+        self, stream: ClientStream, association: Association, counters: Counters
+    ) -> None:
+        self._stream = stream
+        self._association: Association | None = association  # until it is over
+        self._counters = counters
+        self._decoder = uot.Decoder()
+        self._clogged = False  # the stream does not take any more
+        hand_over(stream, self)
+
+    # Called by the association.
+
+    def send(self, host: str, port: int, payload: bytes) -> None:
+        """Carry a datagram, or drop it."""
+        if self._clogged:
+            self._drop(host, port, "the server does not take them")
+            return
+        try:
+            datagram = uot.encode_datagram(payload, host, port)
+        except AddressError as error:
+            self._drop(host, port, str(error))
+            return
+        self._counters.bytes_up += len(payload)
+        self._stream.write(datagram)
+
+    def close(self) -> None:
+        """The association is over."""
+        self._association = None
+        self._stream.close()
+
+    # The protocol of the stream.
+
+    def connection_made(self, transport: Any) -> None:
+        """We know it already."""
+
+    def data_received(self, data: Data) -> None:
+        association = self._association
+        if association is None:
+            return
+        try:
+            datagrams = self._decoder.feed(data)
+        except uot.UotError as error:
+            self._association = None
+            linger.reset(self._stream)
+            association.lost(PeerError(f"UDP over TCP: {error}"))
+            return
+        for host, port, payload in datagrams:
+            self._counters.bytes_down += len(payload)
+            association.deliver(host, port, payload)
+
+    def eof_received(self) -> bool:
+        self._lost(None)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost(exc)
+
+    def pause_writing(self) -> None:
+        self._clogged = True
+
+    def resume_writing(self) -> None:
+        self._clogged = False
+
+    def _lost(self, error: Exception | None) -> None:
+        association, self._association = self._association, None
+        if association is not None:
+            association.lost(error)
+
+    @staticmethod
+    def _drop(host: str, port: int, why: str) -> None:
+        logger.debug("a datagram to %s was dropped: %s", host_port(host, port), why)

@@ -1,0 +1,197 @@
+"""The front of an AnyTLS server: from an accepted connection to streams and where they lead.
+
+    TCP -> TLS -> preamble -> session -> stream -> destination
+                    `-> a stranger: to the web site of -fallback, or heard out and closed
+
+Each stream is handed to `serve` with its user and its destination. What becomes of those is the
+business of the owner: a proxy goes there, a tunnel goes where it always does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Collection
+from typing import Generic, TypeVar
+
+from mtt.admission import Pending
+from mtt.errors import Cause, NetworkError, PeerError
+from mtt.frontend import PLAIN_HTTP_REPLY, log_failure
+from mtt.layers.anytls_heads import ConnectionHead, StreamHead
+from mtt.layers.anytls_server import ServerSession
+from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.base import SharedReader
+from mtt.layers.holding import hold
+from mtt.layers.tls import TlsLayer
+from mtt.log import logger
+from mtt.metrics import Counters
+from mtt.service import peer_name
+from mtt.wire.padding import Scheme
+from mtt.wire.socks import DestinationError, outcome_from_text
+
+# The reference client gives up a whole session, with all that is in it, when 3 s after the
+# beginning of a stream it has not heard how that went. So a destination that takes longer is
+# reported as reached (the protocol allows that), with a second left for the way there and back; if
+# it is not in the end, the client sees a stream that ends without a byte.
+ANSWER_TIME = 2.0
+
+Who = TypeVar("Who")
+
+
+class AnyTlsFrontend(Generic[Who]):
+    """Turns accepted connections into streams.
+
+    Args:
+        serve: gets every stream, held, with its user, host and port; owns it from then on.
+        find: the user with a password hash, see `mtt.trust.passwords`.
+        counters: where failures, sessions and streams are counted.
+        context: called for the TLS context of each connection.
+        scheme: the padding scheme that clients are to use.
+        fallback: gets the stream of every connection that does not begin with the password of a
+            user, held, to be relayed to a web site.
+        on_session: called with the user of every session when it begins and once more when it is
+            over (`session.lost`).
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[ServerStream, Who, str, int], None],
+        *,
+        find: Callable[[bytes], Who | None],
+        counters: Counters,
+        context: Callable[[], ssl.SSLContext],
+        scheme: Scheme,
+        fallback: Callable[[asyncio.Transport], None] | None = None,
+        on_session: Callable[[Who, ServerSession], None] | None = None,
+    ) -> None:
+        self._serve = serve
+        self._find = find
+        self._counters = counters
+        self._context = context
+        self._scheme = scheme
+        self._fallback = fallback
+        self._on_session = on_session
+        self._pending = Pending(on_cut=self._count_cut)
+        self._sessions: dict[ServerSession, Who] = {}
+
+    @property
+    def pending(self) -> int:
+        """How many connections have not shown who they are."""
+        return len(self._pending)
+
+    @property
+    def sessions(self) -> Collection[ServerSession]:
+        """The sessions that are up."""
+        return self._sessions.keys()
+
+    @property
+    def idle(self) -> int:
+        """How many of those carry no stream."""
+        return sum(not session.open_streams for session in self._sessions)
+
+    def accept(self) -> SharedReader:
+        """The protocol for a new connection (a protocol factory of asyncio)."""
+        head = ConnectionHead(
+            self._find,
+            known=self._known,
+            stranger=self._stranger,
+            failed=lambda error: self._failed(tls, error),
+            has_fallback=self._fallback is not None,
+        )
+        tls = TlsLayer(head, self._context(), server_side=True, plaintext_reply=PLAIN_HTTP_REPLY)
+        self._pending.add(tls)
+        return tls
+
+    def cut(self, is_unwanted: Callable[[Who], bool]) -> int:
+        """Cut the sessions of some users, with all their streams; returns how many."""
+        cut = [session for session, who in self._sessions.items() if is_unwanted(who)]
+        for session in cut:
+            session.abort()
+        return len(cut)
+
+    def close(self) -> None:
+        """Cut what is no session yet, and all sessions."""
+        self._pending.close()
+        for session in list(self._sessions):
+            session.abort()
+
+    def _known(self, transport: asyncio.Transport, who: Who, rest: bytes) -> None:
+        self._pending.discard(transport)
+        session = ServerSession(
+            lambda: self._accept_stream(who),
+            scheme=self._scheme,
+            on_lost=lambda session, error: self._session_lost(session, who, error),
+        )
+        self._sessions[session] = who
+        self._counters.sessions += 1
+        if self._on_session is not None:
+            self._on_session(who, session)
+        transport.set_protocol(session)
+        session.connection_made(transport)
+        if rest:
+            session.data_received(rest)
+
+    def _stranger(
+        self, transport: asyncio.Transport, received: bytes, eof: bool, error: Exception
+    ) -> None:
+        if self._fallback is None or (eof and not received):
+            self._failed(transport, error)
+            transport.close()
+            return
+        self._pending.discard(transport)
+        logger.debug("%s: to the web site: %s", peer_name(transport), error)
+        hold(transport, received, eof=eof)
+        self._fallback(transport)
+
+    def _accept_stream(self, who: Who) -> StreamHead:
+        self._counters.streams += 1
+
+        def ready(stream: asyncio.Transport, host: str, port: int) -> None:
+            assert isinstance(stream, ServerStream)
+            self._serve(stream, who, host, port)
+
+        return StreamHead(ready, _no_destination)
+
+    def _session_lost(self, session: ServerSession, who: Who, error: Exception | None) -> None:
+        self._sessions.pop(session, None)
+        if self._on_session is not None:
+            self._on_session(who, session)
+        self._counters.session_over(error)
+        if isinstance(error, PeerError):
+            log_failure(session.lower, error)
+        elif error is not None:
+            logger.debug("%s: %s", peer_name(session.lower), error)
+
+    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+        if self._pending.discard(transport):  # not if we cut it
+            self._counters.failed(error)
+            log_failure(transport, error)
+
+    def _count_cut(self) -> None:
+        self._counters.handshake_failures[Cause.OVERLOAD] += 1
+
+
+def _no_destination(stream: asyncio.Transport, reason: str) -> None:
+    logger.debug("%s: a stream was closed: %s", peer_name(stream), reason)
+
+
+async def answered(
+    stream: ServerStream, connecting: Awaitable[asyncio.Transport]
+) -> asyncio.Transport:
+    """Wait for the connection to a stream's destination, and tell the client how it goes.
+
+    Raises what `connecting` raises; the client knows then, and the stream is closed.
+    """
+    early = asyncio.get_running_loop().call_later(ANSWER_TIME, stream.acknowledge)
+    try:
+        far = await connecting
+    except NetworkError as error:
+        stream.acknowledge(
+            error.outcome if isinstance(error, DestinationError) else outcome_from_text(str(error))
+        )
+        stream.close()
+        raise
+    finally:
+        early.cancel()
+    stream.acknowledge()
+    return far

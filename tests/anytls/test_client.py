@@ -1,0 +1,341 @@
+"""Our AnyTLS client with our server: what applications see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import pytest
+
+from anytls.client import Client
+from tests.anytls.clients import FAILURE4, TUNNELS, socks4a, socks5_login
+from tests.anytls.proxying import check_echo, client_for, given_client, reply_of, through
+from tests.anytls.serving import empty, know, server_for
+from tests.anytls.test_association import Udp, ask
+from tests.support.certs import Certs
+from tests.support.metrics import scrape
+from tests.support.tunnels import (
+    SOON,
+    Tcp,
+    connect,
+    echo,
+    eventually,
+    listening,
+    logged,
+    maybe_reset,
+    port_of,
+    serving,
+)
+
+SUCCEEDED, GENERAL, NOT_ALLOWED, UNREACHABLE, REFUSED, TIMED_OUT = 0, 1, 2, 4, 5, 6
+
+
+def nothing_open(client: Client) -> bool:
+    return not (client.tunnels or client._proxy.pending or client._proxy.associations)
+
+
+# What applications ask for.
+
+
+@pytest.mark.parametrize("name", TUNNELS)
+async def test_every_protocol_reaches_the_destination(name: str, certs: Certs) -> None:
+    data = os.urandom(300_000)
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+    ):
+        know(server, {"echo.test": ["127.0.0.1"]})
+        said, answer = TUNNELS[name](there.port)
+        async with await connect(port_of(client)) as application:
+            await application.send(said)
+            assert await application.exactly(len(answer)) == answer
+            _, received = await asyncio.gather(
+                application.send(data), application.exactly(len(data))
+            )
+            assert received == data
+        await eventually(lambda: nothing_open(client) and not server.tunnels)
+
+
+async def test_each_direction_ends_by_itself(certs: Certs) -> None:
+    async def answer_at_the_end(connection: Tcp) -> None:
+        data = await connection.rest()
+        await connection.send(data[::-1])
+
+    data = os.urandom(1_000_000)
+    async with (
+        asyncio.timeout(SOON),
+        serving(answer_at_the_end) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+        through(client, there.port) as application,
+    ):
+        await application.send(data)
+        await application.finish()
+        assert await application.rest() == data[::-1]
+
+
+async def test_replies_tell_the_truth(certs: Certs) -> None:
+    async with listening() as gone:
+        free = gone.port
+    denied = "127.0.0.2/32"
+    async with (
+        serving(echo) as there,
+        server_for(certs, deny=[denied]) as server,
+        client_for(certs, port_of(server)) as client,
+    ):
+        know(server, {"echo.test": ["127.0.0.1"]})
+        for host, port, code in (
+            ("127.0.0.1", there.port, SUCCEEDED),
+            ("echo.test", there.port, SUCCEEDED),
+            ("127.0.0.1", free, REFUSED),
+            ("echo.test", free, REFUSED),
+            ("127.0.0.2", there.port, NOT_ALLOWED),
+            ("nobody.test", there.port, UNREACHABLE),
+        ):
+            if host == "127.0.0.2":
+                know(server, {"denied.test": [host]})
+                host = "denied.test"
+            assert await reply_of(client, host, port) == code, host
+        async with await connect(port_of(client)) as application:
+            await application.send(socks4a(free)[0])
+            assert await application.rest() == FAILURE4
+        # The server answers for others all the same, in sessions that are used again.
+        await check_echo(client, there.port)
+        assert client.counters.sessions < 4
+
+
+async def test_a_destination_that_answers_later_than_the_server_waits(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client is told of a success in time, and a failure after that ends the connection."""
+    monkeypatch.setattr("mtt.anytls_frontend.ANSWER_TIME", 0.1)
+    async with server_for(certs) as server, client_for(certs, port_of(server)) as client:
+        known = asyncio.Event()
+
+        async def resolve(host: str, port: int) -> list[object]:
+            await known.wait()
+            return []
+
+        server._resolver.resolve = resolve  # type: ignore[assignment, method-assign]
+        async with through(client, 9, "late.test") as application:
+            known.set()
+            async with asyncio.timeout(SOON):
+                with maybe_reset():
+                    assert await application.rest() == b""
+
+
+async def test_local_users(certs: Certs, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("pässword\n")
+    path.chmod(0o600)
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(
+            certs, port_of(server), **{"user": "user", "user-password-file": str(path)}
+        ) as client,
+        await connect(port_of(client)) as application,
+    ):
+        said, answer = socks5_login(there.port)
+        await application.send(said + b"hello")
+        assert await application.exactly(len(answer) + 5) == answer + b"hello"
+        async with await connect(port_of(client)) as stranger:
+            await stranger.send(b"\5\1\0")
+            assert await stranger.rest() == b"\5\xff"
+
+
+# Sessions.
+
+
+async def test_a_session_is_used_again_and_never_shared(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+    ):
+        for _ in range(5):
+            await check_echo(client, there.port)
+            await eventually(lambda: client._servers.idle == 1)
+        assert client.counters.sessions == server.counters.sessions == 1
+        async with through(client, there.port), through(client, there.port):
+            assert len(client._sessions()) == 2
+            assert client._servers.idle == 0
+        await eventually(lambda: client._servers.idle == 2)
+
+
+async def test_without_reuse_each_connection_has_its_own(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server), dr=True) as client,
+    ):
+        for _ in range(3):
+            await check_echo(client, there.port)
+        await eventually(lambda: empty(server))
+        assert client.counters.sessions == 3
+        assert not client._sessions()
+
+
+async def test_sessions_are_made_ready(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server), m=3) as client,
+    ):
+        await eventually(lambda: client._servers.idle == 3)
+        await check_echo(client, there.port)
+        assert client.counters.sessions == 3
+
+
+async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server), m=3) as client,
+    ):
+        await eventually(lambda: client._servers.idle == 3)
+        async with through(client, there.port) as application:
+            draining = asyncio.create_task(client.drain())
+            await eventually(lambda: len(client._sessions()) == 1)
+            await application.send(b"still here")
+            assert await application.exactly(10) == b"still here"
+            assert not draining.done()
+        async with asyncio.timeout(SOON):
+            await draining
+        await eventually(lambda: empty(server))
+
+
+async def test_after_a_restart_of_the_server_the_next_connection_works(certs: Certs) -> None:
+    async with serving(echo) as there, contextlib.AsyncExitStack() as stack:
+        async with server_for(certs) as server:
+            address = server.addresses[0]
+            client = await stack.enter_async_context(client_for(certs, port_of(server), m=2))
+            await check_echo(client, there.port)
+            old = await stack.enter_async_context(through(client, there.port))
+        with maybe_reset():
+            assert await old.rest() == b""
+        assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
+        async with server_for(certs, l=address):
+            await check_echo(client, there.port)
+
+
+async def test_a_wrong_password(certs: Certs) -> None:
+    with logged() as lines:
+        async with (
+            serving(echo) as there,
+            server_for(certs) as server,
+            client_for(certs, port_of(server), p="not-that-one") as client,
+        ):
+            # Without a web site the server does not give away when it knows.
+            server._frontend._fallback = lambda transport: transport.close()
+            assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
+            await eventually(lambda: nothing_open(client))
+    warnings = [line for line in lines if line.startswith("WARNING")]
+    assert len(warnings) == 1, lines
+    assert f"127.0.0.1:{port_of(server)}: " in warnings[0]
+    assert "is the password right?" in warnings[0]
+    assert "not-that-one" not in "".join(lines)
+
+
+# UDP.
+
+
+async def test_datagrams(certs: Certs) -> None:
+    with Udp() as there, Udp() as application:
+        async with (
+            asyncio.timeout(SOON),
+            server_for(certs) as server,
+            client_for(certs, port_of(server)) as client,
+            await connect(port_of(client)) as control,
+        ):
+            know(server, {"echo.test": ["127.0.0.1"]})
+            port = await ask(control)
+            name = b"\0\0\0\3\x09echo.test" + there.port.to_bytes(2, "big")
+            number = b"\0\0\0\1\x7f\0\0\1" + there.port.to_bytes(2, "big")
+            loop = asyncio.get_running_loop()
+            for head in (name, number):
+                for payload in (b"", b"ping", os.urandom(8000)):
+                    application.send(head + payload, port)
+                    data, source = await loop.sock_recvfrom(there.sock, 65536)
+                    assert data == payload
+                    there.sock.sendto(payload[::-1], source)
+                    # From where it really came.
+                    assert await application.receive() == number + payload[::-1]
+            assert client.counters.bytes_up == client.counters.bytes_down == 2 * 8004
+            assert client.tunnels == server.tunnels == 1
+            control.close()
+            await eventually(lambda: nothing_open(client) and not server.tunnels)
+            # The session is as good as any other.
+            assert client._servers.idle == 1
+
+
+async def test_an_association_ends_with_its_stream(certs: Certs) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+        await connect(port_of(client)) as control,
+    ):
+        await ask(control)
+        await server.close()
+        assert await control.rest() == b""
+        await eventually(lambda: nothing_open(client))
+
+
+async def test_no_server_for_datagrams(certs: Certs) -> None:
+    async with listening() as gone:
+        dead = gone.port
+    async with client_for(certs, dead) as client, await connect(port_of(client)) as control:
+        await control.send(b"\5\1\0" + b"\5\3\0\1\0\0\0\0\0\0")
+        assert (await control.rest())[:4] == b"\5\0\5\1"
+
+
+# Numbers, ends.
+
+
+async def test_metrics(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server), metrics="0") as client,
+        through(client, there.port) as application,
+        await connect(port_of(client)) as control,
+    ):
+        await application.send(b"12345")
+        assert await application.exactly(5) == b"12345"
+        await ask(control)
+        samples = await scrape(client.metrics_addresses[0])
+        assert samples["tunnels"] == samples["anytls_udp_associations"] == 1
+        assert samples["sessions"] == samples["streams_opened_total"] == samples["streams"] == 2
+        assert samples["anytls_idle_sessions"] == 0
+        assert samples['transferred_bytes_total{direction="up"}'] == 5
+        application.close()
+        await eventually(lambda: client._servers.idle == 1)
+        assert (await scrape(client.metrics_addresses[0]))["anytls_idle_sessions"] == 1
+
+
+async def test_closing_ends_everything(certs: Certs) -> None:
+    async with serving(echo) as there, server_for(certs) as server:
+        async with contextlib.AsyncExitStack() as stack:
+            client = await stack.enter_async_context(client_for(certs, port_of(server), m=2))
+            application = await stack.enter_async_context(through(client, there.port))
+            control = await stack.enter_async_context(await connect(port_of(client)))
+            await ask(control)
+            half = await stack.enter_async_context(await connect(port_of(client)))
+            await half.send(b"\5")
+            await client.close()
+            for end in (application, control, half):
+                with maybe_reset():
+                    assert await end.rest() == b""
+        await eventually(lambda: empty(server))
+
+
+def test_options_that_cannot_work(certs: Certs, tmp_path: Path) -> None:
+    from mtt.errors import UsageError
+
+    with pytest.raises(UsageError, match="-ca: cannot read"):
+        given_client(certs, 1, ca=str(tmp_path / "nothing"))

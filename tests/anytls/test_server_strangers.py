@@ -1,0 +1,338 @@
+"""Who does not show the password of a user: to the web site, or nowhere, and never faster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ssl
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from anytls.server import Server
+from mtt import anytls_frontend
+from mtt.admission import Pending
+from mtt.layers import anytls_heads
+from tests.anytls.serving import empty, server_for
+from tests.support.anytlspeer import (
+    FIN,
+    PSH,
+    SYN,
+    SYNACK,
+    AnyTlsPeer,
+    address,
+    frame,
+    hashed,
+    peer_connect,
+    preamble,
+    settings,
+)
+from tests.support.certs import Certs
+from tests.support.gopeer import Tls, tls_connect
+from tests.support.metrics import failures, parse, short
+from tests.support.tunnels import (
+    SOON,
+    Tcp,
+    connect,
+    echo,
+    eventually,
+    logged,
+    maybe_reset,
+    port_of,
+    serving,
+)
+
+SHORT_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+assert len(SHORT_REQUEST) == 18
+WRONG = preamble("not it") + settings() + frame(SYN, 1)
+
+# So long that whoever waits for it fails the test.
+NEVER = 60.0
+
+
+class Site:
+    """A web site that keeps what it gets, and answers each piece of it."""
+
+    ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsite"
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.visits = 0
+
+    async def serve(self, connection: Tcp) -> None:
+        self.visits += 1
+        while data := await connection.read():
+            self.received += data
+            await connection.send(self.ANSWER)
+
+
+@contextlib.asynccontextmanager
+async def in_front_of_a_site(certs: Certs) -> AsyncIterator[tuple[Server, Site]]:
+    site = Site()
+    async with (
+        asyncio.timeout(SOON),
+        serving(site.serve) as web,
+        server_for(certs, fallback=f"127.0.0.1:{web.port}") as server,
+    ):
+        yield server, site
+        await eventually(lambda: empty(server))
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float, grace: float) -> None:
+    monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
+    monkeypatch.setattr(anytls_heads, "GRACE_TIME", grace)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(WRONG, id="wrong password"),
+        pytest.param(hashed("not it"), id="wrong hash and nothing else"),
+        pytest.param(b"GET /page HTTP/1.1\r\nHost: test.local\r\n\r\n", id="request"),
+        pytest.param(SHORT_REQUEST, id="request of 18 bytes"),
+        pytest.param(b"QUIT\r\n", id="command"),
+        pytest.param(b"POST / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 300, id="upload"),
+    ],
+)
+async def test_what_cannot_be_a_preamble_reaches_the_site_at_once(
+    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with in_front_of_a_site(certs) as (server, site):
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(said)
+            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
+            await eventually(lambda: site.received == said)
+            # And it goes on as a visit.
+            await visitor.send(b"more")
+            await eventually(lambda: site.received == said + b"more")
+        assert site.visits == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00", id="bytes"),
+        pytest.param(b"GET / HT", id="half a line"),
+        pytest.param(hashed()[:31], id="31 bytes of a hash"),
+        pytest.param(hashed("not it")[:31], id="31 bytes of a wrong hash"),
+    ],
+)
+async def test_a_beginning_without_more_reaches_the_site_after_a_grace(
+    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=0.2)
+    async with in_front_of_a_site(certs) as (server, site):
+        async with await tls_connect(port_of(server), certs) as visitor:
+            began = time.monotonic()
+            await visitor.send(said)
+            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
+            assert time.monotonic() - began >= 0.19
+        await eventually(lambda: site.received == said)
+
+
+async def test_31_bytes_of_a_users_hash_are_treated_as_any_31_bytes(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the waiting is for, it must not end sooner, or later, for the right beginning."""
+    waits(monkeypatch, preamble=0.3, grace=NEVER)
+    times = []
+    for said in (hashed()[:31], hashed("not it")[:31]):
+        async with (
+            in_front_of_a_site(certs) as (server, site),
+            await tls_connect(port_of(server), certs) as visitor,
+        ):
+            began = time.monotonic()
+            await visitor.send(said)
+            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
+            times.append(time.monotonic() - began)
+    assert min(times) >= 0.29
+    assert max(times) < 1.0
+
+
+@pytest.mark.parametrize("said", [b"", hashed(), preamble()[:-1], preamble(padding=40_000)[:-9]])
+async def test_at_the_deadline_the_site_gets_what_there_is(
+    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=0.3, grace=NEVER)
+    async with (
+        in_front_of_a_site(certs) as (server, site),
+        await tls_connect(port_of(server), certs) as visitor,
+    ):
+        await visitor.send(said)
+        await eventually(lambda: site.visits)
+        await visitor.send(b"rest")
+        await eventually(lambda: site.received == said + b"rest")
+        assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
+
+
+async def test_an_end_sends_the_beginning_to_the_site_at_once(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with in_front_of_a_site(certs) as (server, site):
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(b"\x01\x02\x03")
+            await visitor.finish()
+            await eventually(lambda: site.received == b"\x01\x02\x03")
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.finish()  # nobody needs a site for that
+            assert await visitor.rest() == b""
+        assert site.visits == 1
+
+
+async def test_users_get_in_beside_the_site(certs: Certs) -> None:
+    async with serving(echo) as there, in_front_of_a_site(certs) as (server, site):
+        async with await peer_connect(port_of(server), certs) as peer:
+            await peer.open(1, "127.0.0.1", there.port, b"hello")
+            assert await peer.frame() == (SYNACK, 1, b"")
+            assert await peer.data(1, 5) == b"hello"
+        assert site.visits == 0
+
+
+async def test_a_site_that_is_down_ends_the_visit_with_one_line(certs: Certs) -> None:
+    async with asyncio.timeout(SOON), server_for(certs, fallback="127.0.0.1:1") as server:
+        with logged() as lines:
+            async with await tls_connect(port_of(server), certs) as visitor:
+                await visitor.send(SHORT_REQUEST)
+                with pytest.raises(ConnectionError):
+                    await visitor.read()
+        assert len(lines) == 1
+        assert "127.0.0.1:1: connection refused" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        pytest.param(b"", "silent", id="nothing"),
+        pytest.param(WRONG, "password", id="wrong password"),
+        pytest.param(SHORT_REQUEST, "password", id="request"),
+        pytest.param(hashed()[:20], "password", id="half a hash"),
+        pytest.param(preamble()[:-1], "timeout", id="preamble but for one byte"),
+    ],
+)
+async def test_without_a_site_everybody_is_heard_out_and_closed_at_the_same_time(
+    said: bytes, cause: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=0.4, grace=0.1)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as stranger:
+            began = time.monotonic()
+            await stranger.send(said)
+            assert await stranger.rest() == b""  # and close_notify, or this would raise
+            assert 0.35 <= time.monotonic() - began < 1.5
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {cause: 1}
+
+
+def has_heard(server: Server, data: bytes) -> bool:
+    """Whether somebody has said so much without showing who it is."""
+    pending: Any = server._frontend._pending._transports
+    return any(tls.upper._received == data for tls in pending)
+
+
+async def test_without_a_site_who_leaves_is_let_go_at_once(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        with logged() as lines:
+            for said in (b"", b"abc", WRONG):
+                async with await tls_connect(port_of(server), certs) as stranger:
+                    await stranger.send(said)
+                    await stranger.finish()
+                    assert await stranger.rest() == b""
+            stranger = await tls_connect(port_of(server), certs)
+            await stranger.send(b"abc")
+            await eventually(lambda: has_heard(server, b"abc"))
+            stranger.reset()
+            await eventually(lambda: empty(server))
+        found = failures(short(parse(server.metrics_page())))
+        assert found == {"silent": 1, "eof": 2, "password": 1}
+        assert [line.partition(" ")[0] for line in lines] == ["WARNING"] * 3
+        assert "did not show the password" in lines[1]
+
+
+@pytest.mark.parametrize("padding", [0, 30, 2000, 65535])
+async def test_a_preamble_may_come_in_any_pieces(padding: int, certs: Certs) -> None:
+    said = preamble(padding=padding) + settings() + frame(SYN, 7)
+    async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
+        async with AnyTlsPeer(await tls_connect(port_of(server), certs)) as peer:
+            for at in range(100):
+                await peer.send(said[at : at + 1])
+                await asyncio.sleep(0)
+            await peer.send(said[100:], frame(PSH, 7, address("127.0.0.1", there.port) + b"data"))
+            frames = [await peer.frame() for _ in range(3)]
+            assert frames[1:] == [(SYNACK, 7, b""), (PSH, 7, b"data")]
+        await eventually(lambda: empty(server))
+
+
+async def test_slow_connections_are_limited_in_number_and_time(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow-loris: the oldest ones have to go when there are too many, and all when it is time."""
+    waits(monkeypatch, preamble=1.0, grace=0.2)
+    monkeypatch.setattr(anytls_frontend, "Pending", functools.partial(Pending, 4))
+    async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
+        slow = [await tls_connect(port_of(server), certs) for _ in range(8)]
+        await eventually(lambda: server._frontend.pending == 4)
+        async with await peer_connect(port_of(server), certs) as peer:
+            await peer.open(1, "127.0.0.1", there.port, b"hello")
+            assert await peer.frame() == (SYNACK, 1, b"")
+        for connection in slow[:4]:
+            with pytest.raises(ConnectionError):
+                await connection.read()
+        # A byte now and then does not buy time.
+        until = time.monotonic() + 2
+        while server._frontend.pending and time.monotonic() < until:
+            for connection in slow[5:]:
+                with contextlib.suppress(ConnectionError):
+                    await connection.send(b"\0")
+            await asyncio.sleep(0.05)
+        await eventually(lambda: empty(server))
+        for connection in slow:
+            connection.close()
+        found = failures(short(parse(server.metrics_page())))
+        assert sum(found.values()) == 8
+        assert found["overload"] >= 4
+
+
+async def test_a_plain_http_request_is_answered_as_by_a_web_server(certs: Certs) -> None:
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await connect(port_of(server)) as browser:
+            await browser.send(b"GET / HTTP/1.1\r\nHost: test.local\r\n\r\n")
+            assert (await browser.rest()).startswith(b"HTTP/1.0 400 Bad Request\r\n")
+        await eventually(lambda: empty(server))
+        found = failures(short(parse(server.metrics_page())))
+        assert found == {"plaintext_http": 1}
+
+
+async def test_no_alpn_is_agreed_on_unless_it_is_asked_for(certs: Certs) -> None:
+    for options, agreed in (({}, None), ({"alpn": "h2,http/1.1"}, "h2")):
+        async with server_for(certs, **options) as server:
+            alpn = ["h2", "http/1.1"]
+            async with await tls_connect(port_of(server), certs, alpn=alpn) as visitor:
+                assert visitor.tls.selected_alpn_protocol() == agreed
+
+
+async def test_a_user_leaving_in_the_middle_of_anything_leaves_nothing_behind(
+    certs: Certs,
+) -> None:
+    said = preamble() + settings() + frame(SYN, 1) + frame(PSH, 1, address("127.0.0.1", 1))
+    said += frame(FIN, 1)
+    async with asyncio.timeout(20), server_for(certs) as server:
+        with logged() as lines:
+            for size in range(0, len(said), 5):
+                tls: Tls = await tls_connect(port_of(server), certs)
+                await tls.send(said[:size])
+                if size % 2:
+                    tls.reset()
+                else:
+                    with maybe_reset(), contextlib.suppress(ssl.SSLError):
+                        await tls.finish()
+                    tls.close()
+            await eventually(lambda: empty(server))
+        assert not [line for line in lines if "internal error" in line]

@@ -1,0 +1,115 @@
+"""Several servers of one client: which one is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from anytls import upstreams
+from tests.anytls.clients import TUNNELS
+from tests.anytls.proxying import check_echo, client_for, reply_of
+from tests.anytls.serving import server_for
+from tests.support.certs import Certs
+from tests.support.tunnels import (
+    SOON,
+    connect,
+    echo,
+    listening,
+    logged,
+    port_of,
+    serving,
+)
+
+GENERAL, REFUSED = 1, 5
+
+
+async def test_servers_are_tried_in_turn(certs: Certs) -> None:
+    async with listening() as gone:
+        dead = gone.port
+    with logged() as lines:
+        async with (
+            serving(echo) as there,
+            server_for(certs, p="another password") as stranger,
+            server_for(certs) as server,
+            client_for(certs, dead, port_of(stranger), port_of(server)) as client,
+        ):
+            stranger._frontend._fallback = lambda transport: transport.close()
+            for _ in range(5):
+                await check_echo(client, there.port)
+            # Those that failed rest, so that nobody waits for them again.
+            assert stranger.counters.handshake_failures["password"] <= 1
+            assert client.counters.dial_failures == 1
+            # What the server that works says of a destination is the last word.
+            assert await reply_of(client, "127.0.0.1", dead) == REFUSED
+    warnings = [line for line in lines if "is used instead" in line]
+    assert len(warnings) == 2, lines
+    assert f"cannot connect to 127.0.0.1:{dead}: connection refused" in warnings[0]
+    assert all(line.endswith(f"127.0.0.1:{port_of(server)} is used instead") for line in warnings)
+
+
+async def test_one_that_failed_is_tried_again(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstreams, "FIRST_REST", 0.2)
+    async with listening() as gone:
+        address = f"127.0.0.1:{gone.port}"
+    with logged() as lines:
+        async with (
+            serving(echo) as there,
+            server_for(certs) as second,
+            client_for(certs, int(address[10:]), port_of(second)) as client,
+        ):
+            await check_echo(client, there.port)
+            await asyncio.sleep(0.25)
+            await check_echo(client, there.port)  # and rests for longer
+            first = client._servers._servers[0]
+            assert (first._rest, client.counters.dial_failures) == (0.4, 2)
+            async with server_for(certs, l=address) as server:
+                await asyncio.sleep(0.45)
+                await check_echo(client, there.port)
+                await check_echo(client, there.port)
+                assert server.counters.streams == 2
+    assert f"INFO {address} can be used again" in lines
+
+
+async def test_others_do_not_wait_for_the_one_that_tries_again(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstreams, "FIRST_REST", 0.2)
+    async with (
+        listening() as silent,
+        serving(echo) as there,
+        server_for(certs) as second,
+        client_for(certs, silent.port, port_of(second)) as client,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        first = client._servers._servers[0]
+        first.failed()
+        await asyncio.sleep(0.25)
+        waiting = await stack.enter_async_context(await connect(port_of(client)))
+        await waiting.send(TUNNELS["socks5"](there.port)[0])
+        async with asyncio.timeout(SOON):
+            tried = await silent.accept()
+            await check_echo(client, there.port)
+            tried.close()
+            answer = TUNNELS["socks5"](there.port)[1]
+            assert await waiting.exactly(len(answer)) == answer
+        assert silent.count == 1
+
+
+async def test_no_server_can_be_used(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = []
+    for _ in range(3):
+        async with listening() as gone:
+            ports.append(gone.port)
+    with logged() as lines:
+        async with client_for(certs, *ports) as client:
+            for _ in range(2):  # they are all asked, although they all rest
+                assert await reply_of(client, "127.0.0.1", 1) == GENERAL
+            assert client.counters.dial_failures == 6
+            monkeypatch.setattr(upstreams, "PATIENCE", 0.0)
+            assert await reply_of(client, "127.0.0.1", 1) == GENERAL
+            assert client.counters.dial_failures == 7
+    assert all(f"127.0.0.1:{port}: connection refused" in lines[0] for port in ports)
