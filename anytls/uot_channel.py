@@ -32,9 +32,7 @@ class UotChannel(SharedReader):
 
     __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_stream")
 
-    def __init__(
-        self, stream: ClientStream, association: Association, counters: Counters
-    ) -> None:
+    def __init__(self, stream: ClientStream, association: Association, counters: Counters) -> None:
         self._stream = stream
         self._association: Association | None = association  # until it is over
         self._counters = counters

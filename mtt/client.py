@@ -130,9 +130,7 @@ class Client(Service):
         logger.info(
             "listening on %s, %s to %s as %s%s",
             ", ".join(self.addresses),
-            mode_name(
-                wss=options.wss, mux=options.mux, anytls=bool(options.anytls_password)
-            ),
+            mode_name(wss=options.wss, mux=options.mux, anytls=bool(options.anytls_password)),
             options.server,
             options.server_name,
             " (NOT VERIFIED)" if options.skip_verify else "",

@@ -117,7 +117,7 @@ def test_a_wrong_setting_is_one_line() -> None:
     with running(MODE="quic") as process:
         output, log = process.communicate()
     assert (process.returncode, output) == (2, "")
-    assert log == "demo: MODE: 'quic' is unknown; choose one of tls, wss, mux, wss+mux\n"
+    assert log == "demo: MODE: 'quic' is unknown; choose one of tls, wss, mux, wss+mux, anytls\n"
 
 
 def test_settings() -> None:

@@ -3,7 +3,7 @@
     browser -> mtt-client == TLS == mtt-server -> a small web page of this program
 
 Run from the top directory as `python -m tools.demo`. The environment sets
-    MODE  tls (default), wss, mux or wss+mux
+    MODE  tls (default), wss, mux, wss+mux or anytls
     DEST  host:port to lead to instead of the web page
     PORT  where the client listens on 127.0.0.1; a free port unless given
 Ctrl-C or SIGTERM ends everything.
@@ -30,7 +30,8 @@ from mtt.net.address import Endpoint, host_port, parse_endpoint, parse_port
 TOP = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 SERVER_NAME = "demo.local"
-MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux")}
+MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux"),
+         "anytls": ("-anytls", "-p", "demo")}  # fmt: skip
 
 LISTENING = re.compile(r"listening on (\S+:\d+)")
 PIN = re.compile(r"pin (sha256/[A-Za-z0-9+/=]+)")

@@ -28,10 +28,11 @@ PASSWORD = Flag("p", "str", "Password. On a command line every user of this mach
 PASSWORD_FILE = Flag("password-file", "str", "File with the password, in one line.", "FILE")
 MIN_IDLE = Flag("m", "int", "Idle sessions that are kept for the next connection, which then costs "
                 f"no handshake; 0 to {MAX_MIN_IDLE}.", "N", str(DEFAULT_MIN_IDLE))
-IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are looked for.",
-                  "DURATION", DEFAULT_IDLE_CHECK)
+IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are looked for. As "
+                  "in all AnyTLS clients, 5s or less stands for 30s.", "DURATION",
+                  DEFAULT_IDLE_CHECK)
 IDLE_TIMEOUT = Flag("idle-timeout", "duration", "How long those may have been idle before they are "
-                    "closed.", "DURATION", DEFAULT_IDLE_TIMEOUT)
+                    "closed; 5s or less stands for 30s.", "DURATION", DEFAULT_IDLE_TIMEOUT)
 DISABLE_REUSE = Flag("dr", "bool", "Disable reuse: a session for every connection.")
 PADDING_SCHEME = Flag("padding-scheme", "str", "File with the padding scheme that clients are to "
                       "use instead of the default one.", "FILE")

@@ -14,6 +14,7 @@ from tests.anytls.clients import FAILURE4, TUNNELS, socks4a, socks5_login
 from tests.anytls.proxying import check_echo, client_for, given_client, reply_of, through
 from tests.anytls.serving import empty, know, server_for
 from tests.anytls.test_association import Udp, ask
+from tests.anytls.test_uot_relay import Udp as Peer
 from tests.support.certs import Certs
 from tests.support.metrics import scrape
 from tests.support.tunnels import (
@@ -245,7 +246,7 @@ async def test_a_wrong_password(certs: Certs) -> None:
 
 
 async def test_datagrams(certs: Certs) -> None:
-    with Udp() as there, Udp() as application:
+    with Peer() as there, Udp() as application:
         async with (
             asyncio.timeout(SOON),
             server_for(certs) as server,
@@ -256,13 +257,12 @@ async def test_datagrams(certs: Certs) -> None:
             port = await ask(control)
             name = b"\0\0\0\3\x09echo.test" + there.port.to_bytes(2, "big")
             number = b"\0\0\0\1\x7f\0\0\1" + there.port.to_bytes(2, "big")
-            loop = asyncio.get_running_loop()
             for head in (name, number):
                 for payload in (b"", b"ping", os.urandom(8000)):
                     application.send(head + payload, port)
-                    data, source = await loop.sock_recvfrom(there.sock, 65536)
+                    data, source = await there.receive()
                     assert data == payload
-                    there.sock.sendto(payload[::-1], source)
+                    there.send(payload[::-1], source)
                     # From where it really came.
                     assert await application.receive() == number + payload[::-1]
             assert client.counters.bytes_up == client.counters.bytes_down == 2 * 8004

@@ -129,9 +129,7 @@ async def test_a_wrong_password(certs: Certs) -> None:
             asyncio.timeout(SOON),
             serving(site) as web,
             serving(echo) as there,
-            server_at(
-                "anytls", there.port, certs, fallback=f"127.0.0.1:{web.port}"
-            ) as server,
+            server_at("anytls", there.port, certs, fallback=f"127.0.0.1:{web.port}") as server,
             client_of("anytls", port_of(server), certs, p="not that one") as client,
             await connect(port_of(client)) as application,
         ):
