@@ -27,6 +27,9 @@ ANSWER_TIME = 5.0
 LOAD_TIME = 30.0
 # Users in one message: 1 ms of work at either end.
 SLICE = 1000
+# Characters of their paths and destinations in it, or one user: up to 12 bytes each as JSON has
+# them, and the controller takes 2 MiB at a time.
+SLICE_TEXT = 512 * 1024
 
 
 class MultiUserHub(WorkerHub["UserMember"]):
@@ -286,6 +289,13 @@ class _Session:
 
 
 def _slices(rows: dict[str, Row]) -> Iterator[dict[str, Row]]:
-    items = iter(rows.items())
-    while piece := dict(itertools.islice(items, SLICE)):
+    piece: dict[str, Row] = {}
+    text = 0
+    for path, row in rows.items():
+        text += len(path) + len(row[0])
+        if piece and (len(piece) == SLICE or text > SLICE_TEXT):
+            yield piece
+            piece, text = {}, len(path) + len(row[0])
+        piece[path] = row
+    if piece:
         yield piece

@@ -66,7 +66,7 @@ class Mirror(Reporter):
         self._tunnels: dict[int, MirroredTunnel] = {}
         self._sessions: dict[int, Session] = {}
         self._buckets: dict[str, tuple[LeasedBucket, LeasedBucket]] = {}
-        self._open: dict[str, int] = {}  # tunnels of those who have buckets
+        self._open: dict[str, int] = {}  # how many tunnels, by path
         self._loaded: asyncio.Future[None] | None = None
         self._closing = False
 
@@ -98,6 +98,7 @@ class Mirror(Reporter):
     def enter(self, user: User, stream: asyncio.Transport) -> Tunnel | None:
         tunnel = MirroredTunnel(next(self._numbers), user.path, stream)
         self._tunnels[tunnel.number] = tunnel
+        self._open[user.path] = self._open.get(user.path, 0) + 1
         limited = bool(user.max_conns)
         if limited:
             tunnel.admission = asyncio.get_running_loop().create_future()
@@ -121,10 +122,10 @@ class Mirror(Reporter):
         carrier = tunnel.relay
         sent, received = (carrier.sent, carrier.received) if carrier is not None else (0, 0)
         self.link.say("leave", tunnel.number, sent, received)
-        if tunnel.path in self._open:
-            self._open[tunnel.path] -= 1
-            if not self._open[tunnel.path]:
-                del self._open[tunnel.path], self._buckets[tunnel.path]
+        self._open[tunnel.path] -= 1
+        if not self._open[tunnel.path]:
+            del self._open[tunnel.path]
+            if self._buckets.pop(tunnel.path, None):
                 self.link.say("idle", tunnel.path)
 
     def session_changed(self, path: str, session: Session) -> None:
@@ -145,7 +146,6 @@ class Mirror(Reporter):
                 LeasedBucket(lambda tokens: self.link.say("want", path, UP, tokens)),
                 LeasedBucket(lambda tokens: self.link.say("want", path, DOWN, tokens)),
             )
-            self._open[path] = sum(tunnel.path == path for tunnel in self._tunnels.values())
         return self._buckets[path]
 
     # What the hub says.

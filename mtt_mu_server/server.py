@@ -188,7 +188,7 @@ class MultiUserServer(Service):
         tunnel = self._users.enter(known, stream) if known is not None and room else None
         if known is None or tunnel is None:
             self._events.full += known is not None and room
-            stream.close()
+            linger.reset(stream)
             return
         self._spawn(stream, self._carry(stream, known, tunnel))
 
@@ -196,7 +196,7 @@ class MultiUserServer(Service):
         try:
             if not await self._users.admitted(tunnel):
                 self._events.full += 1
-                stream.close()
+                linger.reset(stream)
                 return
             far = await self._dial(user)
             if tunnel.cut:

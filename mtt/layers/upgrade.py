@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers.base import Data, SharedReader
+from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_response
 
 
 class UpgradeClient(SharedReader):
-    """Asks for a WebSocket and leaves the transport paused behind the answer."""
+    """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
 
-    __slots__ = ("_answer", "_buffer", "_key", "_transport")
+    __slots__ = ("_answer", "_buffer", "_key", "_request", "_transport")
 
     def __init__(
         self, transport: asyncio.Transport, path: str, host: str, protocols: tuple[str, ...]
@@ -23,9 +25,8 @@ class UpgradeClient(SharedReader):
         self._buffer = bytearray()
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        transport.set_protocol(self)
-        transport.write(upgrade.request(path, host, self._key, protocols))
-        transport.resume_reading()
+        self._request = upgrade.request(path, host, self._key, protocols)
+        hand_over(transport, self)
 
     async def answered(self) -> bytes:
         """Wait for the server's 101; returns what came behind it.
@@ -33,6 +34,9 @@ class UpgradeClient(SharedReader):
         Raises PeerError if the server refused, NetworkError if the connection failed.
         """
         return await self._answer
+
+    def connection_made(self, transport: Any) -> None:
+        transport.write(self._request)
 
     def data_received(self, data: Data) -> None:
         scanned = len(self._buffer)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from mtt.errors import describe
+from mtt.net.sockets import opened
 
 try:
     import resource
@@ -149,7 +150,7 @@ class Acceptor:
 
     async def _connected(self, sock: socket.socket, protocol: asyncio.BaseProtocol) -> None:
         # From here on the transport owns the socket, also when this is cancelled.
-        await self._loop.connect_accepted_socket(lambda: protocol, sock)
+        await opened(sock, self._loop.connect_accepted_socket(lambda: protocol, sock))
 
     def _pause(self, reason: str, *, limited: bool) -> None:
         """Leave newcomers in the kernel's queue for a while."""

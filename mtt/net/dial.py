@@ -13,9 +13,10 @@ from collections.abc import Callable
 from time import monotonic
 
 from mtt.errors import MttError, NetworkError, describe
+from mtt.layers import linger
 from mtt.net.address import Endpoint
 from mtt.net.resolve import Address, Protect, Resolver, literal
-from mtt.net.sockets import tune
+from mtt.net.sockets import opened, tune
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +132,9 @@ class Dialer:
         try:
             sock.setblocking(False)
             tune(sock)
+            # If nobody wants the connection any more when it is there: its end must not look as if
+            # somebody had nothing to say.
+            linger.reset_on_close(sock)
             if self._fast_open:
                 self._set_fast_open(sock)
             if self._protect is not None:
@@ -236,7 +240,10 @@ async def _make_transport(
         raise
     # From here on the transport owns the socket, also when this is cancelled.
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+    transport = await opened(sock, loop.create_connection(lambda: protocol, sock=sock))
+    kernel = transport.get_extra_info("socket")
+    if kernel is not None and kernel.fileno() >= 0:  # else it is lost already
+        linger.reset_on_close(kernel, False)
     return transport
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from mtt.errors import describe
 from mtt.log import logger
+from mtt.net.sockets import opened
 
 # Bytes. Whoever has more to say splits it; a line beyond this is none of ours.
-MAX_MESSAGE = 4 * 1024 * 1024
+MAX_MESSAGE = 16 * 1024 * 1024
 # Bytes that may wait for the other end. When it is so far behind it hangs.
 MAX_BACKLOG = 64 * 1024 * 1024
 # Seconds for the other end to hear the last words.
@@ -45,7 +46,8 @@ class Link(asyncio.Protocol):
     async def connect(self, sock: socket.socket) -> None:
         """Speak over `sock`, ours from now on, with the running loop."""
         sock.setblocking(False)
-        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=sock)
+        loop = asyncio.get_running_loop()
+        await opened(sock, loop.create_unix_connection(lambda: self, sock=sock))
 
     def say(self, *message: Any) -> None:
         """Send a message; one that is too late for the other end is dropped."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -146,3 +147,18 @@ class Child:
             else:
                 self.failure = UsageError(rest) if word == WRONG else StartError(rest)
         return bool(data) and len(self._heard) <= MAX_LINE
+
+    def ended(self) -> str | None:
+        """What it died of, None while it lives."""
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        return _cause(os.waitstatus_to_exitcode(status)) if pid else None
+
+
+def _cause(code: int) -> str:
+    """What a process died of."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -47,7 +47,8 @@ STABLE_AGE = 10.0
 FIRST_DELAY = 0.1
 MAX_DELAY = 5.0
 
-# So many in a row that do not even get ready: the next would not, either.
+# So many in a row that do not even get ready: the next would not, either. As long as others serve
+# somebody we go on trying.
 MAX_UNREADY = 5
 
 # Seconds that the hub has more than the workers, to hear their last words.
@@ -102,7 +103,7 @@ class _Supervisor:
         self._loads = Loads(options.workers)
         self._due: dict[int, float] = {}  # when to fork which worker
         self._deaths = self._unready = 0  # in a row
-        self._started = self._stopping = False
+        self._bound = self._started = self._stopping = False
         self._next_beat = 0.0
         # Set by signals.
         self._asked = 0  # how often to end
@@ -125,6 +126,7 @@ class _Supervisor:
     def _start(self) -> None:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(self._service.bind())
+        self._bound = True
         # What is there from now on has one copy in memory as long as nobody writes to it, which
         # includes the garbage collector.
         gc.collect()
@@ -244,19 +246,19 @@ class _Supervisor:
 
     def _bury(self) -> None:
         for child in self._all():
-            pid, status = os.waitpid(child.pid, os.WNOHANG)
-            if not pid:
+            cause = child.ended()
+            if cause is None:
                 continue
             if child.line in self._selector.get_map():
                 self._hear(child)  # its last words
             if child.line in self._selector.get_map():
                 self._selector.unregister(child.line)
             child.line.close()
-            del self._children[pid]
+            del self._children[child.pid]
             if child.number:
                 self._loads.clear(child.number)
             if not self._stopping:
-                self._mourn(child, _cause(os.waitstatus_to_exitcode(status)))
+                self._mourn(child, cause)
 
     def _mourn(self, child: Child, cause: str) -> None:
         """A child has died when it should not."""
@@ -266,7 +268,8 @@ class _Supervisor:
             if child.failure is not None and not self._started:
                 raise child.failure
             self._unready += 1
-            if self._unready >= MAX_UNREADY:
+            serving = any(each.ready and each.number for each in self._all())
+            if self._unready >= MAX_UNREADY and not serving:
                 raise StartError(
                     f"{self._unready} workers in a row ended before they were ready, the last "
                     f"one: {child.failure or cause}"
@@ -287,19 +290,22 @@ class _Supervisor:
 
     def _fork(self, number: int, hub: Hub | None = None) -> Child:
         """Start worker `number`, or with number 0 the `hub`."""
-        line, theirs = socket.socketpair()
+        sockets: list[socket.socket] = []
         to_hub: socket.socket | None = None
-        if self._hub is not None:
-            from_worker, to_hub = socket.socketpair()
-            with from_worker, contextlib.suppress(OSError):
-                socket.send_fds(self._hub.line, [ADOPT], [from_worker.fileno()])
         # A signal that comes now must find the worker's handlers, not ours, in the worker.
         handled = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
         try:
+            sockets += socket.socketpair()
+            line, theirs = sockets
+            if self._hub is not None:
+                from_worker, to_hub = socket.socketpair()
+                sockets.append(to_hub)
+                with from_worker, contextlib.suppress(OSError):
+                    socket.send_fds(self._hub.line, [ADOPT], [from_worker.fileno()])
             pid = os.fork()
         except OSError as error:
-            for sock in filter(None, (line, theirs, to_hub)):
+            for sock in sockets:
                 sock.close()
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             raise StartError(f"cannot start another process: {describe(error)}") from None
@@ -385,16 +391,9 @@ class _Supervisor:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._asked += 1
+        if not self._bound:  # which may wait for a name server, and nobody depends on us yet
+            self._service.cleanup()
+            os._exit(0)
 
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self._hung_up = True
-
-
-def _cause(code: int) -> str:
-    """What a process died of."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
+from mtt.layers.holding import Holding
 from mtt.layers.upgrade import UpgradeClient
 from mtt.wire.http1 import MAX_HEAD, parse_request
 from mtt.wire.upgrade import switching_protocols
@@ -104,6 +106,24 @@ async def test_the_server_ends_its_direction_instead() -> None:
         await client.answered()
     transport.lose(None)
     await turns()
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda holding: holding.eof_received(),
+        lambda holding: holding.connection_lost(ConnectionResetError(104, "x")),
+        lambda holding: holding.data_received(b"SSH-2.0-OpenSSH_9\r\n\r\n"),
+    ],
+    ids=["end", "loss", "data"],
+)
+async def test_what_happened_before_we_asked_counts(happens: Callable[[Holding], object]) -> None:
+    holding = Holding()
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    happens(holding)
+    with pytest.raises(MttError):
+        await UpgradeClient(transport, "/", "test.local", ("smux_off",)).answered()
 
 
 async def test_who_asked_has_left() -> None:

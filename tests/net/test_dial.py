@@ -309,6 +309,49 @@ async def test_cancelling_at_any_step_leaks_nothing(monkeypatch):
         assert turns > 3
 
 
+@linux_only
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_destination_takes_no_cancelled_connection_for_an_empty_one(loop):
+    """Whichever turn of the loop the end comes in; but an ordinary end is one."""
+    factory = asyncio.new_event_loop
+    if loop == "uvloop":
+        factory = pytest.importorskip("uvloop").new_event_loop
+    resets = 0
+
+    async def cancelled_after(turns: int, endpoint: Endpoint) -> bool:
+        task = asyncio.create_task(Dialer(Resolver()).connect(endpoint, asyncio.Protocol))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        try:
+            (await task).close()
+        except asyncio.CancelledError:
+            return True
+        finally:
+            await asyncio.sleep(0.01)  # a transport closes in a later turn
+        return False
+
+    with listening() as server, asyncio.Runner(loop_factory=factory) as runner:
+        server.settimeout(0.05)
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        for turns in range(20):
+            cancelled = runner.run(cancelled_after(turns, endpoint))
+            try:
+                sock, _ = server.accept()
+            except TimeoutError:
+                continue  # it was not even begun
+            with sock:
+                if not cancelled:
+                    assert sock.recv(1) == b""
+                    break
+                with pytest.raises(ConnectionResetError):
+                    sock.recv(1)
+                resets += 1
+        else:
+            raise AssertionError("never connected")
+    assert resets
+
+
 async def test_protocol_factory_that_fails_closes_the_socket():
     def fail() -> asyncio.Protocol:
         raise RuntimeError("no protocol")
@@ -383,3 +426,26 @@ async def test_fast_open_that_is_missing_warns_once(monkeypatch, caplog):
             assert await connect(dialer, endpoint) == server.getsockname()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "without TCP fast open" in caplog.text
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("name", ["asyncio", "uvloop"])
+def test_a_connection_that_is_lost_at_once(name: str, asked: bool) -> None:
+    loops: dict[str, Any] = {"asyncio": asyncio.SelectorEventLoop}
+    if name == "uvloop":
+        loops[name] = pytest.importorskip("uvloop").new_event_loop
+
+    class LostAtOnce(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            assert not asked or transport.get_extra_info("socket").fileno() >= 0
+            transport.abort()
+
+    async def scenario() -> None:
+        with listening() as server:
+            endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+            transport = await Dialer(Resolver()).connect(endpoint, LostAtOnce)
+            assert transport.is_closing()
+            await asyncio.sleep(0)
+
+    with asyncio.Runner(loop_factory=loops[name]) as runner:
+        runner.run(scenario())

@@ -272,7 +272,7 @@ def test_units_are_right(unit: str, tmp_path: Path) -> None:
     program.chmod(0o755)
     for path in UNITS.glob(Path(unit).stem + ".*"):  # a socket needs its service
         text = path.read_text()
-        started = re.sub(r"(?m)^(ExecStart=)/usr/local/bin/mtt-\S+", rf"\1{program}", text)
+        started = re.sub(r"(?m)^(ExecStart=)/usr/local/bin/[a-z]+-\S+", rf"\1{program}", text)
         assert (started != text) == (path.suffix == ".service")
         (tmp_path / path.name).write_text(started)
     done = subprocess.run(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,6 +332,7 @@ class Service(runtime.Service):
     def announce(self):
         print("all are ready", flush=True)
 
+workers.FIRST_DELAY, workers.MAX_DELAY = 0.01, 0.1
 log.setup("debug", "prog")
 try:
     sys.exit(workers.run(Service(), options=ProcessOptions(workers=2), name="prog"))
@@ -357,14 +360,58 @@ def test_it_gives_up_when_no_worker_gets_ready(processes: Processes, tmp_path: P
     process = program(processes, "if os.path.exists(sys.argv[1]): os._exit(3)", flag)
     process.expect("all are ready")
     flag.touch()
-    os.kill(children(process.pid)[0], signal.SIGKILL)
+    for child in children(process.pid):
+        os.kill(child, signal.SIGKILL)
     assert process.wait() == 1
     output = process.expect_silence()
     assert output.endswith(
         "start: 5 workers in a row ended before they were ready, the last one: "
         "ended with exit code 3\n"
     )
-    assert output.count("a new one takes its place") == 5
+    assert output.count("a new one takes its place") == 6
+
+
+def test_it_does_not_give_up_while_a_worker_serves(processes: Processes, tmp_path: Path) -> None:
+    flag = tmp_path / "broken"
+    process = program(processes, "if os.path.exists(sys.argv[1]): os._exit(3)", flag)
+    process.expect("all are ready")
+    flag.touch()
+    lost, kept = children(process.pid)
+    os.kill(lost, signal.SIGKILL)
+    eventually(lambda: process.output.count("ended with exit code 3") > 6, "more tries")
+    assert kept in children(process.pid)
+    flag.unlink()
+    eventually(lambda: len(children(process.pid)) == 2, "a new worker")
+    assert process.stop() == 0
+
+
+def test_it_does_not_end_when_no_process_can_be_made(processes: Processes) -> None:
+    process = program(processes, "pass")
+    process.expect("all are ready")
+    lost, kept = children(process.pid)
+    before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    os.kill(lost, signal.SIGKILL)
+    process.expect("ERROR prog: cannot start another process: too many open files; next try in")
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
+    eventually(lambda: len(children(process.pid)) == 2, "a new worker")
+    assert kept in children(process.pid)
+    assert process.stop() == 0
+
+
+def test_a_signal_while_the_address_is_looked_up(processes: Processes) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:  # a name server
+        silent.bind(("127.0.0.1", 0))
+        silent.settimeout(SOON)
+        process = processes.command(
+            "mtt-client", "-b", "name.test:1080", "-s", "127.0.0.1:9", "-sv", "-workers", "2",
+            "-fallback-dns", f"127.0.0.1:{silent.getsockname()[1]}",
+        )  # fmt: skip
+        silent.recv(512)
+        started = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - started < 2.0  # it would ask for 5 s
+    process.expect_silence()
 
 
 def test_signals_during_the_start(processes: Processes) -> None:
