@@ -17,9 +17,9 @@ from soak.usage import Gauge
 
 # Of the memory after the warm-up. A leak of one object per connection, 100 bytes say, is 5 MB.
 GROWTH = 0.05
-# Shares of all connections. Those without mux cost a TLS handshake each, which is no better a test
-# the ten-thousandth time.
-SHARES = {"tls": 0.2, "wss": 0.2, "mux": 0.35, "wss+mux": 0.25}
+# Shares of all connections. Those without sessions cost a TLS handshake each, which is no better a
+# test the ten-thousandth time.
+SHARES = {"tls": 0.15, "wss": 0.15, "mux": 0.3, "wss+mux": 0.2, "anytls": 0.2}
 WARM_UP = 0.2
 # Bytes each way, at most.
 SMALL = 2000

@@ -19,15 +19,15 @@ from tests.support.faults import FaultProxy, random_faults
 
 # At a time and mode.
 CONCURRENT = 24
-# The share of connections to the server that end by a fault, and within how many bytes. With mux
-# a connection carries one application after the other until a fault ends it.
+# The share of connections to the server that end by a fault, and within how many bytes. With
+# sessions a connection carries one application after the other until a fault ends it.
 HARMFUL = {False: 0.3, True: 0.9}
 REACH = {False: 60_000, True: 400_000}
 # Until an application must have heard: dialling (10 s), a half-open connection (12 s), both one
 # after the other, and a busy machine.
 HANG_TIME = 60.0
-# Streams of a mux session, the default of the client.
-STREAMS = 4
+# Streams of a session at a time: the default of the client.
+STREAMS = {"mux": 4, "wss+mux": 4, "anytls": 1}
 # Shares of the connections before memory is first measured: allocators and caches fill up.
 WARM_UP = 0.2
 
@@ -44,9 +44,9 @@ def talks(seed: int, count: int) -> list[Talk]:
     return found
 
 
-async def run_talks(port: int, todo: Sequence[Talk], progress: Progress | None = None) -> (
-    collections.Counter[str]
-):
+async def run_talks(
+    port: int, todo: Sequence[Talk], progress: Progress | None = None
+) -> collections.Counter[str]:
     """Have all talks, CONCURRENT at a time; how many were complete, failed, and quit."""
     outcomes: collections.Counter[str] = collections.Counter()
     waiting = iter(todo)
@@ -71,8 +71,8 @@ async def run_talks(port: int, todo: Sequence[Talk], progress: Progress | None =
 async def soak_mode(programs: Programs, mode: str, connections: int, seed: int) -> None:
     async with Destination() as there:
         server = await programs.server(mode, there.port)
-        mux = "mux" in mode
-        plan = random_faults(seed, harmful=HARMFUL[mux], reach=REACH[mux])
+        sessions = mode in STREAMS
+        plan = random_faults(seed, harmful=HARMFUL[sessions], reach=REACH[sessions])
         async with FaultProxy(server.port, plan, seed=seed) as proxy:
             client = await programs.client(mode, proxy.port)
             pair = Pair(mode, client, server)
@@ -87,7 +87,7 @@ async def soak_mode(programs: Programs, mode: str, connections: int, seed: int) 
             outcomes += warm
             there.look()
             pair.check()
-            streams = STREAMS if mux else 1
+            streams = STREAMS.get(mode, 1)
             if outcomes["failed"] > proxy.harm * streams:
                 raise Broken(
                     f"{mode}: {outcomes['failed']} applications failed, but only {proxy.harm} "

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import random
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
 from mtt.errors import MttError
 from mtt.net.address import parse_endpoint
@@ -19,6 +17,8 @@ from mtt_mu_server.decoding import Refused
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from plugin.environment import read_environment
 from plugin.options import parse_options
+from soak.anytls_parsers import ANYTLS_PARSERS
+from soak.mutation import Parser, text
 
 QUERY = dns.build_query(4711, "server.example", 1)
 KEY = upgrade.own_key(bytes(12))
@@ -61,18 +61,6 @@ def _record(kind: int, data: bytes, name: bytes = b"\xc0\x0c") -> bytes:
     return name + head + len(data).to_bytes(2, "big") + data
 
 
-class Parser(NamedTuple):
-    """`feed` takes bytes and raises nothing but `errors`."""
-
-    feed: Callable[[bytes], Any]
-    samples: tuple[bytes, ...]
-    errors: tuple[type[Exception], ...]
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape")
-
-
 def _request(data: bytes) -> None:
     http1.find_head_end(data)
     request = http1.parse_request(data)
@@ -107,7 +95,7 @@ def _streams(data: bytes) -> None:
 
 
 def _words(data: bytes) -> None:
-    words = _text(data).split("\n")
+    words = text(data).split("\n")
     for flags, options in (
         (CLIENT_FLAGS, client_options), (SERVER_FLAGS, server_options), (MU_FLAGS, None),
     ):  # fmt: skip
@@ -120,12 +108,12 @@ def _words(data: bytes) -> None:
 def _plugin_options(data: bytes) -> None:
     for flags in (CLIENT_FLAGS, SERVER_FLAGS):
         with contextlib.suppress(MttError):
-            parse_options(flags, _text(data))
+            parse_options(flags, text(data))
 
 
 def _environment(data: bytes) -> None:
     names = ("SS_LOCAL_HOST", "SS_LOCAL_PORT", "SS_REMOTE_HOST", "SS_REMOTE_PORT")
-    read_environment(dict(zip(names, _text(data).split("\n"), strict=False)))
+    read_environment(dict(zip(names, text(data).split("\n"), strict=False)))
 
 
 def _command(data: bytes) -> None:
@@ -148,7 +136,7 @@ PARSERS: dict[str, Parser] = {
         (dns.DnsError,),
     ),
     "host name": Parser(
-        lambda data: dns.encode_name(_text(data)),
+        lambda data: dns.encode_name(text(data)),
         (b"server.example", "b\u00fccher.example".encode(), b"a.b.c.d."),
         (dns.DnsError,),
     ),
@@ -169,7 +157,7 @@ PARSERS: dict[str, Parser] = {
         _environment, (b"127.0.0.1|::1\n1080\nserver.example\n443",), (MttError,)
     ),
     "address": Parser(
-        lambda data: parse_endpoint("-s", _text(data)),
+        lambda data: parse_endpoint("-s", text(data)),
         (b"127.0.0.1:443", b"[fe80::1%eth0]:1", b"a|b:65535"),
         (MttError,),
     ),
@@ -183,29 +171,4 @@ PARSERS: dict[str, Parser] = {
         ),
         (Refused,),
     ),
-}
-
-
-def mutated(rng: random.Random, sample: bytes) -> bytes:
-    """`sample` with some things wrong; now and then something quite different."""
-    if rng.random() < 0.1:
-        return rng.randbytes(rng.randrange(400))
-    data = bytearray(sample)
-    for _ in range(rng.choice((0, 1, 1, 2, 5, 20))):
-        at = rng.randrange(len(data) + 1)
-        size = rng.choice((0, 1, 1, 2, 4, 50))
-        match rng.randrange(5):
-            case 0:
-                data[at : at + size] = rng.randbytes(size)
-            case 1:
-                del data[at : at + size]
-            case 2:
-                data[at:at] = bytes(data[at : at + size]) * rng.choice((1, 2, 100))
-            case 3:
-                data[at : at + 1] = bytes([rng.choice(b"\0\r\n\t ;,:=%\\\"[]{}\x7f\x80\xff")])
-            case _:
-                if at < len(data):
-                    data[at] ^= 1 << rng.randrange(8)
-    if rng.random() < 0.2:
-        del data[rng.randrange(len(data) + 1) :]
-    return bytes(data)
+} | ANYTLS_PARSERS

@@ -15,11 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from soak.anytls_parsers import PASSWORD
 from soak.report import Broken
 from tests.support.certs import Certs
 
 TOP = Path(__file__).resolve().parent.parent
-MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux")}
+MODES = {
+    "tls": (),
+    "wss": ("-wss",),
+    "mux": ("-mux",),
+    "wss+mux": ("-wss", "-mux"),
+    "anytls": ("-anytls", "-p", PASSWORD),
+}
+# Sessions beyond those that are kept warm are to go while we look.
+IDLE = {
+    "mux": ("-mux-idle", "1s"),
+    "wss+mux": ("-mux-idle", "1s"),
+    "anytls": ("-m", "0", "-idle-check", "6s", "-idle-timeout", "6s"),
+}
 
 # Seconds. Starting takes a fraction of one, on an idle machine.
 START_TIME = 30.0
@@ -163,17 +176,28 @@ class Programs:
         )  # fmt: skip
 
     async def client(self, mode: str, server: int, *options: str) -> Program:
-        # Sessions beyond the one that is kept warm are to go while we look.
-        idle = ("-mux-idle", "1s") if "mux" in mode else ()
         return await self._start(
             "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
-            "-n", self.certs.name, "-ca", self.certs.ca, *MODES[mode], *idle, *options,
+            "-n", self.certs.name, "-ca", self.certs.ca, *MODES[mode], *IDLE.get(mode, ()),
+            *options,
+        )  # fmt: skip
+
+    async def anytls_server(self, *destinations: int) -> Program:
+        """One that lets clients go to these ports of this machine, and nowhere else."""
+        rules = [word for port in destinations for word in ("-allow", f"127.0.0.1:{port}")]
+        return await self._start(
+            "anytls-server", "-l", "127.0.0.1:0", "-p", PASSWORD, "-cert", self.certs.cert,
+            "-key", self.certs.key, "-deny", "0.0.0.0/0", "-deny", "::/0", *rules,
+        )  # fmt: skip
+
+    async def anytls_client(self, server: int) -> Program:
+        return await self._start(
+            "anytls-client", "-l", "127.0.0.1:0", "-s", f"127.0.0.1:{server}", "-p", PASSWORD,
+            "-sni", self.certs.name, "-ca", self.certs.ca, *IDLE["anytls"],
         )  # fmt: skip
 
     async def _start(self, name: str, *arguments: str) -> Program:
-        program = Program(
-            self._directory, name, len(self._running), *arguments, "-grace", "0s"
-        )
+        program = Program(self._directory, name, len(self._running), *arguments, "-grace", "0s")
         self._running.append(program)
         await program.started()
         return program

@@ -62,6 +62,15 @@ class Stream:
     async def write(self, data: bytes) -> None:
         await self._loop.sock_sendall(self.sock, data)
 
+    async def opened(self, said: bytes, answer: bytes) -> bool:
+        """Whether what is `said` to a proxy is answered so."""
+        heard = b""
+        if said:
+            await self.write(said)
+        while len(heard) < len(answer) and (data := await self.read(len(answer) - len(heard))):
+            heard += data
+        return heard == answer
+
     async def send(self, seed: int, size: int, at: int = 0) -> None:
         while at < size:
             piece = pattern(seed, at, min(READ, size - at))
@@ -84,8 +93,10 @@ class Stream:
             raise Broken(f"{who} got a clean end after {at} of {size} bytes (seed {seed})")
 
 
-async def apply(port: int, talk: Talk) -> Stream | None:
+async def apply(port: int, talk: Talk, opening: tuple[bytes, bytes] = (b"", b"")) -> Stream | None:
     """Be the application; None if the connection failed, which it was told by an error.
+
+    `opening`: what it says to a proxy first, and what it is answered if that works.
 
     Raises Broken.
     """
@@ -95,6 +106,8 @@ async def apply(port: int, talk: Talk) -> Stream | None:
         try:
             await asyncio.get_running_loop().sock_connect(sock, (LOOPBACK, port))
             stream = Stream(sock)
+            if not await stream.opened(*opening):
+                return None
             header = _HEADER.pack(_MAGIC, talk.seed, talk.up, talk.down, talk.in_turn)
             await stream.write(header)
             if talk.quits:

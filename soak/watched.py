@@ -16,6 +16,13 @@ import signal
 import sys
 from types import FrameType
 
+MODULES = {
+    "mtt-client": "mtt_client",
+    "mtt-server": "mtt_server",
+    "anytls-client": "anytls.client_command",
+    "anytls-server": "anytls.server_command",
+}
+
 
 def watch(path: str) -> None:
     """Write the counts to `path` at every SIGUSR1."""
@@ -40,4 +47,4 @@ def _give_back() -> None:
 
 if __name__ == "__main__":
     watch(sys.argv[1])
-    sys.exit(importlib.import_module(sys.argv[2].replace("-", "_")).main(sys.argv[3:]))
+    sys.exit(importlib.import_module(MODULES[sys.argv[2]]).main(sys.argv[3:]))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from soak import churn, dead, faults, fuzz, line, parsers, usage
+from soak import churn, dead, faults, fuzz, fuzz_proxy, line, mutation, parsers, usage
 from soak.__main__ import main
-from soak.programs import MODES, Pair, Programs
+from soak.programs import IDLE, MODES, Pair, Programs
 from soak.report import Broken
 from soak.talk import Destination, Talk, apply
 from soak.usage import Gauge
@@ -35,7 +35,9 @@ SEED = 5
 
 
 @pytest.fixture
-def programs(certs: Certs, tmp_path: Path) -> Iterator[Programs]:
+def programs(certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Programs]:
+    # Idle sessions of AnyTLS last for some seconds at least.
+    monkeypatch.setitem(IDLE, "anytls", ("-dr",))
     with Programs(tmp_path, certs) as running:
         yield running
 
@@ -65,20 +67,21 @@ def first(error: BaseException) -> BaseException:
 async def test_faults(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "HALF_OPEN_TIME", (0.2, 0.5))
     monkeypatch.setattr(network, "STALL_TIME", 0.2)
-    await faults.soak(programs, ("tls", "wss+mux"), 40, SEED)
+    await faults.soak(programs, ("tls", "wss+mux", "anytls"), 40, SEED)
     await programs.stop()
 
 
 async def test_churn(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     # So few connections say nothing about a share; a few of everything are allocated anew.
     monkeypatch.setattr(churn, "GROWTH", 0.2)
-    await churn.soak(programs, ("wss", "mux"), 300, SEED)
+    await churn.soak(programs, ("wss", "mux", "anytls"), 400, SEED)
     await programs.stop()
 
 
 async def test_fuzz(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz, "HONEST_INTERVAL", 0.3)
-    await fuzz.soak(programs, ("wss+mux",), 1.0, SEED)
+    for module in (fuzz, fuzz_proxy):
+        monkeypatch.setattr(module, "HONEST_INTERVAL", 0.3)
+    await fuzz.soak(programs, ("wss+mux", "anytls"), 1.0, SEED)
     await programs.stop()
 
 
@@ -98,13 +101,16 @@ async def test_every_fault_in_one_process(mode: str, certs: Certs) -> None:
     def plan(number: int) -> Fault:
         return Fault(kinds[number % len(kinds)], 3000 + 500 * number, upstream=number % 2 == 0)
 
-    async with Destination() as there, through_faults(mode, there.port, certs, plan) as (
-        port,
-        proxy,
+    async with (
+        Destination() as there,
+        through_faults(mode, there.port, certs, plan) as (
+            port,
+            proxy,
+        ),
     ):
         outcomes = await faults.run_talks(port, faults.talks(SEED, 28))
         there.look()
-        assert outcomes["failed"] <= proxy.harm * faults.STREAMS
+        assert outcomes["failed"] <= proxy.harm * faults.STREAMS.get(mode, 1)
         assert outcomes["complete"] > 7
 
 
@@ -173,14 +179,14 @@ async def test_an_unexpected_error_of_a_parser_is_found(monkeypatch: pytest.Monk
         if len(data) > 5:
             raise IndexError("list index out of range")
 
-    broken = parsers.Parser(feed, (b"0123456789",), (ValueError,))
+    broken = mutation.Parser(feed, (b"0123456789",), (ValueError,))
     monkeypatch.setitem(parsers.PARSERS, "HTTP request", broken)
     with pytest.raises(Broken, match="HTTP request raised IndexError"):
         await fuzz.fuzz_parsers(5.0, SEED)
 
 
 def test_mutations_are_the_same_for_the_same_seed() -> None:
-    one, other = ([parsers.mutated(random.Random(3), b"sample") for _ in range(50)] for _ in "12")
+    one, other = ([mutation.mutated(random.Random(3), b"sample") for _ in range(50)] for _ in "12")
     assert one == other
 
 

@@ -1,0 +1,194 @@
+"""Who comes to the ports of the program under test, and what meets those that come to us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import ssl
+import time
+from collections.abc import Callable
+
+from mtt.wire.smux import PSH, SYN, frame
+from mtt.wire.upgrade import switching_protocols
+from mtt.wire.websocket import BINARY, NO_MASK
+from mtt.wire.websocket import frame as message
+from soak.anytls_parsers import ANYTLS_FRAMES, DESTINATION, PREAMBLE, client_frames
+from soak.mutation import mutated
+from soak.parsers import FRAMES, STREAMS, UPGRADE, UPGRADED
+from soak.talk import LOOPBACK
+from tests.support.certs import Certs
+
+# Strangers at a time, for each port, and how long each stays if nobody closes the connection.
+STRANGERS = 4
+STAY = 0.5
+# How long they wait for an answer before they go on.
+ANSWER = 0.05
+
+GREETING = b"an honest client says this"
+
+
+def contexts(certs: Certs) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """For a client that trusts the server's certificate, and for a server that has it."""
+    trusting = ssl.create_default_context(cafile=certs.ca)
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(certs.cert, certs.key)
+    return trusting, serving
+
+
+class Strangers:
+    """Send what `make` makes to a port, again and again, and look for answers."""
+
+    def __init__(
+        self, port: int, make: Callable[[], list[bytes]], tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.count = 0
+        self._port = port
+        self._make = make
+        self._tls = tls
+
+    async def come(self, until: float) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(STRANGERS):
+                group.create_task(self._one_after_the_other(until))
+
+    async def _one_after_the_other(self, until: float) -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(STAY):
+                    await self._visit()
+            self.count += 1
+
+    async def _visit(self) -> None:
+        name = "test.local" if self._tls else None
+        reader, writer = await asyncio.open_connection(
+            LOOPBACK, self._port, ssl=self._tls, server_hostname=name
+        )
+        try:
+            for data in self._make():
+                for at in range(0, len(data), 500):
+                    writer.write(data[at : at + 500])
+                    await writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER):
+                        await reader.read(65536)
+            if self._tls is None and self.count % 2:
+                writer.write_eof()
+            while await reader.read(65536):
+                pass
+        finally:
+            writer.transport.abort()
+
+
+def tunnel(mode: str, rng: random.Random | None = None) -> list[bytes]:
+    """All that a client says in `mode`, inside TLS: GREETING and no end; spoilt by `rng`.
+
+    Between the pieces it waits for an answer.
+    """
+
+    def spoilt(data: bytes) -> bytes:
+        return mutated(rng, data) if rng is not None and rng.random() < 0.7 else data
+
+    if mode == "anytls":
+        return [spoilt(PREAMBLE), spoilt(client_frames(DESTINATION, GREETING))]
+    streams = frame(SYN, 3) + frame(PSH, 3, GREETING)
+    if rng is not None:
+        streams += STREAMS
+    data = spoilt(streams) if "mux" in mode else spoilt(GREETING)
+    if "wss" in mode:
+        request = UPGRADE.replace(b"/tunnel", b"/")
+        if mode == "wss":
+            request = request.replace(b"smux_on, ", b"")
+        else:
+            request = request.replace(b", smux_off", b"")
+        data = spoilt(message(BINARY, data, NO_MASK))
+        if rng is not None:
+            data += spoilt(FRAMES)
+        return [spoilt(request), data]
+    return [data]
+
+
+def client_hello() -> bytes:
+    """What a TLS client says first."""
+    out = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    client = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="test.local")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
+
+
+class Echo:
+    """A destination that answers with what it gets."""
+
+    async def __aenter__(self) -> int:
+        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.CancelledError), contextlib.closing(writer):
+            while data := await reader.read(65536):
+                writer.write(data)
+
+
+class Rogue:
+    """A server with the right certificate that talks nonsense."""
+
+    def __init__(self, context: ssl.SSLContext, mode: str, seed: int) -> None:
+        self._context = context
+        self._mode = mode
+        self._rng = random.Random(seed)
+        self.count = 0
+
+    async def __aenter__(self) -> int:
+        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0, ssl=self._context)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.count += 1
+        rng = self._rng
+        # Cancelled when the server closes; asyncio's streams would complain about that.
+        with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(STAY):
+                asked = await reader.read(65536)
+                if "wss" in self._mode:
+                    head = self._upgraded(asked)
+                    writer.write(head if rng.random() < 0.8 else mutated(rng, UPGRADED))
+                if self._mode == "anytls":
+                    streams = mutated(rng, ANYTLS_FRAMES)
+                else:
+                    streams = mutated(rng, STREAMS) if "mux" in self._mode else rng.randbytes(300)
+                if "wss" in self._mode:
+                    streams = mutated(rng, message(BINARY, streams)) + mutated(rng, FRAMES)
+                writer.write(streams)
+                await writer.drain()
+                await reader.read(65536)
+        writer.transport.abort()
+
+    def _upgraded(self, asked: bytes) -> bytes:
+        _, _, rest = asked.partition(b"Sec-WebSocket-Key: ")
+        key = rest.partition(b"\r\n")[0].decode("latin-1")
+        return switching_protocols(key, "smux_on" if "mux" in self._mode else "smux_off")
+
+
+async def use(port: int, make: Callable[[], bytes], until: float) -> None:
+    """Be one application after the other of a client whose server talks nonsense."""
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(STAY * 2):
+                reader, writer = await asyncio.open_connection(LOOPBACK, port)
+                try:
+                    writer.write(make())
+                    while await reader.read(65536):
+                        pass
+                finally:
+                    writer.transport.abort()
+        await asyncio.sleep(0.01)
