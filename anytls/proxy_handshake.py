@@ -230,7 +230,7 @@ class ProxyHandshake(SharedReader):
         self._let_go()
         if answer:
             self._transport.write(answer)
-        linger.close(self._transport, lambda _error: None, eof_seen=False)
+        linger.close(self._transport, eof_seen=False)
 
     def _tell(self, error: Exception) -> None:
         # What a client breaks is for its user to know; others come and go.

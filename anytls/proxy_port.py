@@ -184,4 +184,4 @@ def _refuse(near: asyncio.Transport, error: MttError, failure: Failure) -> None:
 def _close(near: asyncio.Transport) -> None:
     holding = near.get_protocol()
     eof_seen = isinstance(holding, Holding) and holding.eof
-    linger.close(near, lambda _error: None, eof_seen=eof_seen)
+    linger.close(near, eof_seen=eof_seen)

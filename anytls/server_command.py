@@ -29,7 +29,7 @@ def service(values: Values, start: Start) -> Service:
 COMMAND = Command(
     name="anytls-server",
     description="Carries what AnyTLS clients ask for, TCP and UDP, to wherever they want, within "
-    "-allow and -deny. Who does not know a password sees a web site, or nothing.",
+    "-allow and -deny. Who does not know a password sees a web site.",
     flags=SERVER_FLAGS,
     service=service,
 )

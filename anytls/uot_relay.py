@@ -176,7 +176,7 @@ class UotRelay(SharedReader):
         """The request of version 2 is there."""
         if connect:
             self._is_connected = True
-            if literal(host, port) is not None:
+            if _is_address(host):
                 self._peers.add((host, port))
                 if not self._allows(host, port):
                     self._stream.acknowledge(Outcome.NOT_ALLOWED)
@@ -193,7 +193,7 @@ class UotRelay(SharedReader):
     def _send(self, host: str, port: int, payload: Data) -> None:
         if self._over:
             return
-        if literal(host, port) is not None:
+        if _is_address(host):
             self._send_to(host, (host,), port, payload)
         elif host in self._names:
             self._send_to(host, self._names[host], port, payload)
@@ -353,6 +353,11 @@ def _bound(family: socket.AddressFamily, address: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _is_address(host: str) -> bool:
+    # What has a zone here is malformed, and for the resolver to refuse: see `wire.addresses`.
+    return "%" not in host and literal(host, 0) is not None
 
 
 def _plain(address: str) -> str:

@@ -1,7 +1,7 @@
 """The front of an AnyTLS server: from an accepted connection to streams and where they lead.
 
     TCP -> TLS -> preamble -> session -> stream -> destination
-                    `-> a stranger: to the web site of -fallback, or heard out and closed
+                    `-> a stranger: to the web site of -fallback, or to a small one of our own
 
 Each stream is handed to `serve` with its user and its destination. What becomes of those is the
 business of the owner: a proxy goes there, a tunnel goes where it always does.
@@ -17,16 +17,19 @@ from typing import Generic, TypeVar
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.frontend import PLAIN_HTTP_REPLY, log_failure
+from mtt.http.server import HttpServer
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import SharedReader
-from mtt.layers.holding import hold
+from mtt.layers.holding import hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import logger
 from mtt.metrics import Counters
 from mtt.service import peer_name
+from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
+from mtt.wire.servemux import NOT_FOUND
 from mtt.wire.socks import DestinationError, outcome_from_text
 
 # The reference client gives up a whole session, with all that is in it, when 3 s after the
@@ -48,7 +51,8 @@ class AnyTlsFrontend(Generic[Who]):
         context: called for the TLS context of each connection.
         scheme: the padding scheme that clients are to use.
         fallback: gets the stream of every connection that does not begin with the password of a
-            user, held, to be relayed to a web site.
+            user, held, to be relayed to a web site. Without it they find a web server of ours that
+            has no page.
         on_session: called with the user of every session when it begins and once more when it is
             over (`session.lost`).
     """
@@ -96,7 +100,6 @@ class AnyTlsFrontend(Generic[Who]):
             known=self._known,
             stranger=self._stranger,
             failed=lambda error: self._failed(tls, error),
-            has_fallback=self._fallback is not None,
         )
         tls = TlsLayer(head, self._context(), server_side=True, plaintext_reply=PLAIN_HTTP_REPLY)
         self._pending.add(tls)
@@ -134,14 +137,37 @@ class AnyTlsFrontend(Generic[Who]):
     def _stranger(
         self, transport: asyncio.Transport, received: bytes, eof: bool, error: Exception
     ) -> None:
-        if self._fallback is None or (eof and not received):
+        if self._fallback is not None and (received or not eof):
+            self._pending.discard(transport)
+            logger.debug("%s: to the web site: %s", peer_name(transport), error)
+            hold(transport, received, eof=eof)
+            self._fallback(transport)
+        elif received and may_be_request(received):
+            hold(transport, received, eof=eof)
+            self._serve_http(transport)
+        else:
             self._failed(transport, error)
+            if received:
+                # At once, as nginx does at the first byte that cannot be in a method. To a client
+                # with a wrong password, too, whose user should not have to wait to hear of it.
+                transport.write(HttpError(400, str(error)).answer)
             transport.close()
-            return
-        self._pending.discard(transport)
-        logger.debug("%s: to the web site: %s", peer_name(transport), error)
-        hold(transport, received, eof=eof)
-        self._fallback(transport)
+
+    def _serve_http(self, transport: asyncio.Transport) -> None:
+        """Be a web server without a page, as with -wss to paths that lead nowhere."""
+
+        def router(request: Request) -> Reply:
+            self._counters.handshake_failures[Cause.PATH] += 1
+            logger.debug("%s: a web visitor, answered %d", peer_name(transport), NOT_FOUND.status)
+            return NOT_FOUND
+
+        http = HttpServer(
+            router,
+            _no_upgrade,
+            on_failure=lambda error: self._failed(transport, error),
+            on_end=lambda: self._pending.discard(transport),
+        )
+        hand_over(transport, http)
 
     def _accept_stream(self, who: Who) -> StreamHead:
         self._counters.streams += 1
@@ -169,6 +195,10 @@ class AnyTlsFrontend(Generic[Who]):
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
+
+
+def _no_upgrade(*_: object) -> None:
+    raise AssertionError("every request gets a reply")
 
 
 def _no_destination(stream: asyncio.Transport, reason: str) -> None:

@@ -92,16 +92,17 @@ class AnyTlsPool:
             wait: until the server has reached the destination, as far as it tells.
 
         Raises what `connect` raises, and what `ClientStream.acknowledged` does; but a session that
-        was idle and is found dead meanwhile is replaced.
+        was idle and is found dead meanwhile is replaced by a new one.
         """
+        session = self._newest_idle()
         while not self._closed:
-            session = self._newest_idle()
             new = session is None
             if session is None:
                 session = await self._dial()
             stream = session.open_stream(Holding(), destination)
             stream.pause_reading()
             if not wait:
+                stream.watch()
                 return stream
             try:
                 await stream.acknowledged()
@@ -111,6 +112,7 @@ class AnyTlsPool:
             except MttError:
                 if new:  # another one would fare no better
                     raise
+                session = None  # that took seconds; nobody waits for those for each idle one
             except BaseException:
                 stream.abort()
                 raise
@@ -177,6 +179,10 @@ class AnyTlsPool:
     def _lost(self, session: ClientSession, exc: Exception | None) -> None:
         self._sessions.pop(session, None)
         self._unended.discard(session)
+        if exc is not None:
+            # Perhaps it is the network, or the server: who else is gone must not be handed out.
+            for other in list(self._sessions):
+                other.question_if_idle()
         if self._on_lost is not None:
             self._on_lost(exc)
 

@@ -12,6 +12,7 @@ from mtt.admission import Admission
 from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers import linger
 from mtt.layers.base import unsent
+from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
@@ -241,7 +242,11 @@ class Service:
             await self._reporter.close()
 
     def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, which looks after the connection `who`; if it fails, so does `who`."""
+        """Run `work`, which looks after the connection `who`; if it fails, so does `who`.
+
+        And if `who` dies while it is held, there is nothing left to work for: otherwise a peer
+        could have us dial without end by opening streams and giving them up.
+        """
         task = asyncio.get_running_loop().create_task(self._guarded(who, work))
         self._tasks.add(task)
 
@@ -254,6 +259,12 @@ class Service:
         task.add_done_callback(done)
 
     async def _guarded(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
+        held, task = who.get_protocol(), asyncio.current_task()
+        if isinstance(held, Holding) and task is not None:
+            # Not before now: work that is cancelled before it begins has no chance to clean up.
+            held.left = task.cancel
+            if held.is_cut:
+                task.cancel()
         try:
             await work
         except MttError as error:
@@ -311,4 +322,6 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
         return host_port(peer[0], peer[1])
+    if isinstance(transport.get_extra_info("sockname"), tuple):
+        return "a peer that left at once"  # before the event loop asked for its name
     return "local socket"  # unix sockets of clients have no name

@@ -194,27 +194,42 @@ async def test_broken_and_late_sessions_are_not_handed_out(
 ) -> None:
     network = Network()
     sessions = await network.idle(3)
-    sessions[2].connection_lost(ConnectionResetError())
-    monkeypatch.setattr("mtt.layers.anytls_client.LATE_TIME", 0.0)
     monkeypatch.setattr(network.lowers[1], "write", lambda _data: None)
-    sessions[1].question()
+    sessions[2].connection_lost(ConnectionResetError())  # the others are asked
+    await turns()
+    monkeypatch.setattr("mtt.layers.anytls_client.LATE_TIME", 0.0)
     assert network.number(await network.open()) == 0
     assert len(network.lost) == 1
     await network.over()
 
 
-async def test_a_session_found_dead_while_it_is_asked_is_replaced() -> None:
+async def test_a_session_found_dead_while_it_is_asked_is_replaced_by_a_new_one() -> None:
+    """It took seconds to find out, and the other idle ones may be as dead."""
     network = Network()
     await network.idle(2)
     task = asyncio.ensure_future(network.pool.open(b"dest"))
-    for number in (1, 0):
-        await turns()
-        assert network.sessions[number].open_streams == 1
-        network.sessions[number].eof_received()
+    await turns()
+    assert network.sessions[1].open_streams == 1
+    network.sessions[1].eof_received()
     await turns()
     assert network.dials == 3
     network.sessions[2].data_received(network.greeting + frame(SYNACK, 1))
     assert network.number(await task) == 2
+    await network.over()
+
+
+async def test_when_one_session_is_lost_the_idle_ones_are_asked() -> None:
+    network = Network()
+    sessions = await network.idle(3)
+    await network.open()  # on the newest
+    for lower in network.lowers:
+        lower.take()
+    sessions[1].connection_lost(ConnectionResetError())
+    asked = [frame(HEART_REQUEST, 0) in lower.take() for lower in network.lowers]
+    assert asked == [True, False, False]
+    await turns()
+    sessions[2].abort()  # that was us
+    assert not network.lowers[0].sent
     await network.over()
 
 

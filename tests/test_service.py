@@ -4,8 +4,13 @@ import asyncio
 from collections.abc import Collection
 from typing import Any
 
+import pytest
+
+from mtt.errors import NetworkError
 from mtt.layers.base import LayerTransport
-from mtt.service import Service
+from mtt.layers.holding import Holding
+from mtt.service import Service, peer_name
+from tests.support.transports import FakeTransport
 
 
 class Lower(LayerTransport):
@@ -17,6 +22,9 @@ class Lower(LayerTransport):
 
     def unsent(self) -> int:
         return self.left
+
+    def get_protocol(self) -> Any:
+        return None
 
 
 class Session:
@@ -72,7 +80,7 @@ async def test_a_tunnel_being_opened_counts_and_keeps_its_session() -> None:
     async def dial() -> None:
         await dialled.wait()
 
-    service._spawn(Any, dial())  # type: ignore[arg-type]
+    service._spawn(Lower(0), dial())
     assert service.tunnels == 1
     draining = asyncio.create_task(service.drain())
     await turns()
@@ -81,3 +89,53 @@ async def test_a_tunnel_being_opened_counts_and_keeps_its_session() -> None:
     await draining
     assert idle.closed
     assert service.tunnels == 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("eof", [False, True])
+@pytest.mark.parametrize("error", [NetworkError("lost"), ConnectionResetError()])
+async def test_work_for_a_connection_that_is_cut_ends_with_it(
+    error: Exception, eof: bool, begun: bool
+) -> None:
+    """Not if its peer had said all it had to say: that is owed to the destination."""
+    service = Sessions()
+    holding = Holding()
+    connection = FakeTransport(holding)
+    holding.connection_made(connection)
+    dialled = asyncio.Event()
+    ends: list[str] = []
+
+    async def dial() -> None:
+        try:
+            await dialled.wait()
+            ends.append("dialled")
+        finally:
+            ends.append("cleaned up")
+
+    service._spawn(connection, dial())
+    if begun:
+        await asyncio.sleep(0)
+    if eof:
+        holding.eof_received()
+    holding.connection_lost(error)
+    await asyncio.sleep(0.01)
+    goes_on = eof and not isinstance(error, ConnectionResetError)
+    assert ends == ([] if goes_on else ["cleaned up"])
+    dialled.set()
+    await asyncio.sleep(0.01)
+    assert ends == (["dialled", "cleaned up"] if goes_on else ["cleaned up"])
+    assert service.tunnels == 0
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "name"),
+    [
+        (("127.0.0.1", 50000), ("127.0.0.1", 443), "127.0.0.1:50000"),
+        (("::1", 50000, 0, 0), ("::1", 443, 0, 0), "[::1]:50000"),
+        ("", "/run/a.sock", "local socket"),
+        (None, ("127.0.0.1", 443), "a peer that left at once"),
+    ],
+)
+def test_names_of_peers(peer: Any, own: Any, name: str) -> None:
+    transport = asyncio.Transport({"peername": peer, "sockname": own})
+    assert peer_name(transport) == name

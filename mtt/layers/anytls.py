@@ -134,6 +134,8 @@ class AnyTlsSession(MuxSession[Stream]):
 
     def control(self, command: int, stream_id: int, payload: bytes = b"") -> None:
         """Send a frame that is no data."""
+        if self._answered > ANSWERS_LIMIT:
+            return  # it will be cut in a moment; what one read asks for may be megabytes
         before = self.written
         self._packet(frame(command, stream_id, payload))
         if self.write_paused:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt import __version__
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import NetworkError, PeerError, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, Upper, silent_seconds
@@ -44,6 +44,13 @@ HEART_INTERVAL = (24.0, 30.0)
 HEART_TIME = 5.0
 # Who has not answered after this time gets no new stream.
 LATE_TIME = 1.0
+# Strangers are closed without a word, or get the answer of some web site.
+_UNHEARD = "without a word of AnyTLS: is the password right?"
+# For so long the server's answer to our settings is expected: what was lost is sent again by then.
+SETTINGS_TIME = 10.0
+# Padding schemes that one session takes. Servers send one, in answer to the settings; to read what
+# somebody has made for the purpose takes a hundred times as long as to send it.
+MAX_UPDATES = 32
 # Ids are 32 bits wide and not re-used.
 _LAST_ID = 0xFFFFFFFF
 
@@ -96,7 +103,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     __slots__ = (
         "_asked_at", "_beat_timer", "_client", "_dead_timer", "_hashed", "_next_id",
-        "_offer_half_close", "_padder", "_preface", "_randrange", "_server",
+        "_offer_half_close", "_padder", "_preface", "_randrange", "_server", "_settings_at",
+        "_updates",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +127,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._padder = Padder(server.scheme, randrange)
         self._preface = b""  # settings and SYN, which go out with the first PSH
         self._next_id = 1
+        self._settings_at = float("-inf")  # when they were sent
+        self._updates = 0  # of the padding scheme
         self._asked_at = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
         self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
@@ -127,6 +137,13 @@ class ClientSession(AnyTlsSession[ClientStream]):
     def server_version(self) -> int:
         """What the server has announced here or before; 0 if it is not known yet."""
         return self.version or self._server.version
+
+    @property
+    def may_half_close(self) -> bool:
+        """Whether the server may yet say that it knows half-close."""
+        if not self._offer_half_close or self.version or self._server.version == 1:
+            return False
+        return asyncio.get_running_loop().time() - self._settings_at < SETTINGS_TIME
 
     @property
     def exhausted(self) -> bool:
@@ -152,10 +169,23 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._schedule_beat()
 
     def eof_received(self) -> bool:
-        if not self.server_version:  # a web site, perhaps, that answers to strangers
-            self._end(PeerError("the server closed the session without a word of AnyTLS: "
-                                "is the password right?"))  # fmt: skip
+        if self._is_unheard:
+            self._end(PeerError(f"the server closed the session {_UNHEARD}"))
         return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Who closes on a stranger without having read all of it has its kernel send RST.
+        if isinstance(exc, ConnectionError) and self._is_unheard:
+            exc = NetworkError(f"the AnyTLS session was lost {_UNHEARD} ({describe(exc)})")
+        super().connection_lost(exc)
+
+    @property
+    def _is_unheard(self) -> bool:
+        """Whether the server has not said what one of AnyTLS, version 2, would have."""
+        if self.version:
+            return False
+        known = self._server.version  # from other sessions
+        return not known or (known >= VERSION and self._next_id > 1)
 
     def _heard(self) -> None:
         super()._heard()
@@ -173,7 +203,11 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self.version = self._server.version = max(1, version_of(settings))
             self._half_close = self._offer_half_close and settings.get(HALF_CLOSE) == "1"
         elif command == UPDATE_PADDING:
-            self._server.update(payload)
+            self._updates += 1
+            if self._updates > MAX_UPDATES:
+                self._fail(PeerError("the server changes its padding scheme again and again"))
+            else:
+                self._server.update(payload)
         elif command == SYN:
             self.control(FIN, stream_id)
 
@@ -214,6 +248,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
     def _packet(self, data: bytes) -> None:
         if self._preface:
             data, self._preface = self._preface + data, b""
+            self._settings_at = asyncio.get_running_loop().time()
         if not self._padder.active:
             self.send(data)
             return
@@ -231,6 +266,11 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self._asked_at = loop.time()
             self._dead_timer = loop.call_later(HEART_TIME, self._dead)
             self.control(HEART_REQUEST, 0)
+
+    def question_if_idle(self) -> None:
+        """Ask, if there is no stream, and it is known that the server answers."""
+        if self.idle_since is not None and self.version >= VERSION:
+            self.question()
 
     def no_version(self) -> None:
         """Data came before an answer to the settings: the server is of version 1."""
@@ -251,8 +291,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         )
 
     def _beat(self) -> None:
-        if self.idle_since is not None and self.version >= VERSION:
-            self.question()
+        self.question_if_idle()
         self._schedule_beat()
 
     def _forget(self) -> None:

@@ -20,7 +20,7 @@ from mtt.wire.anytls import PreambleReader
 # From the end of the TLS handshake until the preamble is complete: as for an HTTP request.
 PREAMBLE_TIME = 10.0
 
-# After less than a hash came and then nothing for so long, it is no client's: all known ones write
+# If less than a hash has come so long after its first byte, it is no client's: all known ones write
 # the preamble in one record of TLS, and a record arrives whole. A web server says nothing to a
 # beginning either, so nobody can tell who of the two is waiting.
 GRACE_TIME = 0.5
@@ -34,23 +34,17 @@ Who = TypeVar("Who")
 class ConnectionHead(SharedReader, Generic[Who]):
     """Reads the preamble: who is it?
 
-    With a fallback, strangers are handed over as soon as they are known to be ones. Without,
-    nobody is there to answer them, and an end that comes with the 32nd byte, or at any other
-    telling moment, would be a signature: whatever they say, they are heard out, and closed when
-    the time for a preamble is over, like somebody whose HTTP request never gets complete.
-
     Args:
         find: the user with a password hash.
         known: gets the transport, the user and the bytes behind the preamble.
-        stranger: gets the transport of anybody else, what it was that came, and whether that was
-            the end; and what is wrong about it, for a log.
-        failed: called if the connection ends before that.
-        has_fallback: see above.
+        stranger: gets the transport of anybody else as soon as that is clear, what it was that
+            came, and whether that was the end; and what is wrong about it, for a log.
+        failed: called if the connection is lost before that.
     """
 
     __slots__ = (
-        "_deadline", "_eof", "_failed", "_find", "_grace", "_has_fallback", "_is_deaf", "_known",
-        "_reader", "_stranger", "_transport", "_who",
+        "_deadline", "_failed", "_find", "_grace", "_known", "_reader", "_stranger",
+        "_transport", "_who",
     )  # fmt: skip
 
     def __init__(
@@ -60,18 +54,14 @@ class ConnectionHead(SharedReader, Generic[Who]):
         known: Callable[[asyncio.Transport, Who, bytes], None],
         stranger: Callable[[asyncio.Transport, bytes, bool, Exception], None],
         failed: Callable[[Exception], None],
-        has_fallback: bool,
     ) -> None:
         self._find = find
         self._known = known
         self._stranger = stranger
         self._failed: Callable[[Exception], None] | None = failed
-        self._has_fallback = has_fallback
         self._reader: PreambleReader | None = PreambleReader()
         self._who: Who | None = None
         self._transport: asyncio.Transport | None = None
-        self._eof = False
-        self._is_deaf = False  # a stranger, who does not know it yet
         self._deadline: asyncio.TimerHandle | None = None
         self._grace: asyncio.TimerHandle | None = None
 
@@ -90,10 +80,12 @@ class ConnectionHead(SharedReader, Generic[Who]):
             # Never compared with the beginnings of the users' hashes, see PreambleReader.
             if reader.is_text:
                 self._is_stranger()
-            else:
-                self._wait_for_more()
+            elif self._grace is None:
+                loop = asyncio.get_running_loop()
+                self._grace = loop.call_later(GRACE_TIME, self._is_stranger)
             return
-        self._cancel_grace()
+        if self._grace is not None:
+            self._grace.cancel()
         if self._who is None:
             self._who = self._find(hashed)
             if self._who is None:
@@ -107,8 +99,7 @@ class ConnectionHead(SharedReader, Generic[Who]):
             known(transport, who, rest)
 
     def eof_received(self) -> bool:
-        self._eof = True
-        if self._is_deaf or self._reader is not None:
+        if self._reader is not None:
             self._hand_over(Cause.EOF)
         return True
 
@@ -128,55 +119,33 @@ class ConnectionHead(SharedReader, Generic[Who]):
     def resume_writing(self) -> None:
         """Nothing is written."""
 
-    def _wait_for_more(self) -> None:
-        self._cancel_grace()
-        loop = asyncio.get_running_loop()
-        self._grace = loop.call_later(GRACE_TIME, self._is_stranger)
-
-    def _cancel_grace(self) -> None:
-        if self._grace is not None:
-            self._grace.cancel()
-            self._grace = None
-
     def _is_stranger(self) -> None:
-        if self._has_fallback:
-            self._hand_over(Cause.PASSWORD)
-        else:
-            self._cancel_grace()
-            self._is_deaf = True
-            self._reader = None
+        self._hand_over(Cause.PASSWORD)
 
     def _give_up(self) -> None:
         self._hand_over(Cause.TIMEOUT)
 
     def _hand_over(self, cause: Cause) -> None:
         """Be done with a stranger, whom `cause` has brought to light."""
-        transport, stranger, eof = self._transport, self._stranger, self._eof
-        received, error = self._received, self._verdict(cause)
+        transport, reader, error = self._transport, self._reader, self._verdict(cause)
+        assert transport is not None and reader is not None
         self._let_go()
-        assert transport is not None
-        stranger(transport, received, eof, error)
-
-    @property
-    def _received(self) -> bytes:
-        return self._reader.received if self._reader is not None else b""
+        self._stranger(transport, reader.received, cause is Cause.EOF, error)
 
     def _verdict(self, cause: Cause) -> Exception:
         """What is wrong with a stranger."""
-        if self._is_deaf or cause is Cause.PASSWORD:
-            return PeerError("it did not show the password of a user", cause=Cause.PASSWORD)
-        if not self._received:
+        if cause is Cause.PASSWORD:
+            return PeerError("it did not show the password of a user", cause=cause)
+        if self._reader is None or not self._reader.received:
             return NothingSaidError("it said nothing after the TLS handshake")
         when = f"within {PREAMBLE_TIME:g} s" if cause is Cause.TIMEOUT else "before its end"
         return NetworkError(f"it did not show a password {when}", cause=cause)
 
     def _let_go(self) -> None:
-        self._cancel_grace()
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+        for timer in (self._deadline, self._grace):
+            if timer is not None:
+                timer.cancel()
         self._reader = self._failed = None
-        self._is_deaf = False
 
 
 class StreamHead(SharedReader):

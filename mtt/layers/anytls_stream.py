@@ -90,6 +90,8 @@ class ClientsSession(Session, Protocol):
 
     @property
     def server_version(self) -> int: ...
+    @property
+    def may_half_close(self) -> bool: ...
     def question(self) -> None: ...
     def no_version(self) -> None: ...
 
@@ -97,7 +99,7 @@ class ClientsSession(Session, Protocol):
 class ClientStream(AnyTlsStream):
     """A stream that we have opened."""
 
-    __slots__ = ("_settled", "_verdict", "_waiter")
+    __slots__ = ("_question_timer", "_settled", "_verdict", "_waiter")
 
     _session: ClientsSession
 
@@ -106,6 +108,14 @@ class ClientStream(AnyTlsStream):
         self._settled = session.server_version == 1  # which does not tell
         self._verdict: Exception | None = None  # why the destination is not reached
         self._waiter: asyncio.Future[None] | None = None
+        self._question_timer: asyncio.TimerHandle | None = None
+
+    def watch(self) -> None:
+        """Have the server asked for a sign of life, on which the session depends, if it takes long
+        to answer. For who does not wait for `acknowledged`, which does that as well."""
+        if not self._settled and self._question_timer is None:
+            loop = asyncio.get_running_loop()
+            self._question_timer = loop.call_later(QUESTION_TIME, self._question)
 
     async def acknowledged(self) -> None:
         """Wait until the server has reached the destination, or is known not to tell (version 1).
@@ -115,17 +125,14 @@ class ClientStream(AnyTlsStream):
         To be called by one task.
         """
         if not self._settled:
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            timer = loop.call_later(QUESTION_TIME, self._question)
+            self._waiter = asyncio.get_running_loop().create_future()
+            self.watch()
             try:
                 async with asyncio.timeout(SYNACK_TIME):
                     await self._waiter
             except TimeoutError:
                 self._settle(DestinationError(Outcome.TIMED_OUT))
                 self.close()
-            finally:
-                timer.cancel()
         if self._verdict is not None:
             raise self._verdict
 
@@ -139,8 +146,23 @@ class ClientStream(AnyTlsStream):
         if not self._settled:
             self._settled = True
             self._verdict = verdict
+            if self._question_timer is not None:
+                self._question_timer.cancel()
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
+
+    # The transport of the protocol above.
+
+    def unsent(self) -> int:
+        """An open question counts as a byte: an end that is told before the server can have said
+        what it knows ends both directions, which it might not need to."""
+        return super().unsent() + self._session.may_half_close
+
+    def abort(self) -> None:
+        """Cut the stream. Also as long as the question is open: others than our servers take an
+        empty PSH for nothing, and ours must not take what follows for an ordinary end."""
+        session = self._session
+        self._finish(reset=session.half_close or session.may_half_close)
 
     # Called by the session.
 

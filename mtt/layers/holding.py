@@ -22,9 +22,12 @@ class Holding(SharedReader):
         ready: called with the transport when the layers below are up. Without it, `await` the
             holding with `opened()`.
         failed: called if they fail instead, or never come up.
+
+    Attributes:
+        left: called if the connection is cut later.
     """
 
-    __slots__ = ("_opened", "_ready", "early", "eof", "error", "failed", "transport")
+    __slots__ = ("_opened", "_ready", "early", "eof", "error", "failed", "left", "transport")
 
     def __init__(
         self,
@@ -33,6 +36,7 @@ class Holding(SharedReader):
     ) -> None:
         self._ready = ready
         self.failed = failed
+        self.left: Callable[[], object] | None = None
         self._opened: asyncio.Future[asyncio.Transport] | None = None
         self.transport: asyncio.Transport | None = None
         self.error: Exception | None = None
@@ -48,6 +52,13 @@ class Holding(SharedReader):
             return await self._opened
         return self.transport
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the connection died before its peer had said all it had to say, or by a reset:
+        who resets does not want any of it to go on."""
+        error = self.error
+        return isinstance(error, ConnectionResetError) or (error is not None and not self.eof)
+
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         if self._ready is not None:
@@ -62,6 +73,8 @@ class Holding(SharedReader):
                 self.failed(self.error)
             elif self._opened is not None and not self._opened.done():
                 self._opened.set_exception(self.error)
+        elif self.left is not None and self.is_cut:
+            self.left()
 
     def data_received(self, data: Data) -> None:
         self.early += data

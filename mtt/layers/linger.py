@@ -26,6 +26,7 @@ LINGER_TIME = 2.0
 STALL_TIME = 30.0
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
+_USUAL = struct.pack("ii", 0, 0)
 
 
 def reset(transport: asyncio.Transport) -> None:
@@ -40,9 +41,14 @@ def reset(transport: asyncio.Transport) -> None:
     if sock is not None:
         if sock.fileno() < 0:  # gone: asyncio's abort() and uvloop's sockets fail on that
             return
-        with contextlib.suppress(OSError):  # not a TCP socket, or gone already
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        reset_on_close(sock)
     transport.abort()
+
+
+def reset_on_close(sock: socket.socket, on: bool = True) -> None:
+    """Have close() send RST, or FIN as it usually does."""
+    with contextlib.suppress(OSError):  # not a TCP socket, or gone already
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if on else _USUAL)
 
 
 def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] | None:
@@ -69,9 +75,13 @@ def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] |
     return pieces
 
 
+def _nobody_cares(exc: Exception | None) -> None:
+    """Whoever had the connection knows already."""
+
+
 def close(
     transport: asyncio.Transport,
-    on_lost: Callable[[Exception | None], None],
+    on_lost: Callable[[Exception | None], None] = _nobody_cares,
     *,
     eof_seen: bool,
 ) -> None:

@@ -29,8 +29,8 @@ class MuxStream(LayerTransport):
     """One stream: a transport for the protocol above, which gets `connection_made` at once."""
 
     __slots__ = (
-        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_scheduled", "_session", "_survives",
-        "_write_eof", "id", "upper",
+        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_reset", "_scheduled", "_session",
+        "_survives", "_write_eof", "id", "upper",
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
@@ -42,6 +42,7 @@ class MuxStream(LayerTransport):
         self._queue = bytearray()  # what came while the upper had paused
         self._scheduled = False
         self._survives: Exception | None = None  # what ended the session before we were read out
+        self._reset = False  # the peer has reset the stream before we were read out
         self._eof = False  # the peer has sent FIN
         self._eof_told = False
         self._write_eof = False  # we have
@@ -82,6 +83,17 @@ class MuxStream(LayerTransport):
         self._deliver()
 
     def receive_reset(self) -> None:
+        """The peer takes nothing any more; what it has sent and ended with FIN is handed up first.
+
+        Until then the stream keeps its place in the session: those are counted.
+        """
+        if not self._eof or self._eof_told:
+            self._end_by_reset()
+        elif not self._reset:
+            self._reset = True
+            self.write_eof()
+
+    def _end_by_reset(self) -> None:
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
         # As when a socket is reset: somebody's application went away, which is routine.
@@ -110,6 +122,8 @@ class MuxStream(LayerTransport):
             elif self._survives is not None:
                 exc, self._survives = self._survives, None
                 self.upper.connection_lost(exc)
+            elif self._reset and not self._session.gone(self):
+                self._end_by_reset()
 
     def _deliver_soon(self) -> None:
         """Not here and now: the caller may be in the middle of something."""

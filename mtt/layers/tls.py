@@ -381,7 +381,7 @@ class TlsLayer(Layer):
         self._flush()
         self._closed()
         if handshake:
-            linger.close(self.lower, _ignore, eof_seen=self._incoming.eof)
+            linger.close(self.lower, eof_seen=self._incoming.eof)
         else:
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):
@@ -406,7 +406,3 @@ class TlsLayer(Layer):
         data = self._outgoing.read()
         if data:
             self._send(data)
-
-
-def _ignore(exc: Exception | None) -> None:
-    """The upper protocol knows already."""

@@ -333,7 +333,7 @@ class WebSocketLayer(Layer):
         if reset:
             linger.reset(self.lower)
         else:
-            linger.close(self.lower, _ignore, eof_seen=self._ended)
+            linger.close(self.lower, eof_seen=self._ended)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _schedule_ping(self) -> None:
@@ -364,10 +364,6 @@ class WebSocketLayer(Layer):
 
 class _Nobody(asyncio.Protocol):
     """Stands above a connection whose user has been told already."""
-
-
-def _ignore(exc: Exception | None) -> None:
-    """As _Nobody, for a plain TCP transport."""
 
 
 def _no_key() -> None:

@@ -88,7 +88,8 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
             raise UsageError(f"{quoted(word)} is not an option; write -name or -name=value")
         flag = known.get(name)
         if flag is None:
-            raise unknown_option(f"-{name}", name, known, dash="-")
+            secrets = [flag.name for flag in flags if flag.secret]
+            raise unknown_option(f"-{name}", name, known, dash="-", secrets=secrets)
         if not equals:
             if flag.kind == "bool":
                 text = "true"
@@ -115,11 +116,19 @@ def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag
     raise UsageError(f"{quoted(word)} does not belong to an option; {hint}")
 
 
-def unknown_option(label: str, name: str, known: Iterable[str], *, dash: str) -> UsageError:
-    """The error for an option nobody knows, naming the most similar one if there is any."""
+def unknown_option(
+    label: str, name: str, known: Iterable[str], *, dash: str, secrets: Iterable[str] = ()
+) -> UsageError:
+    """The error for an option nobody knows, naming the most similar one if there is any.
+
+    `secrets` are options whose value may be stuck to the name, as in -pPASSWORD of other programs.
+    """
     from difflib import get_close_matches
 
     similar = get_close_matches(name, known, 1)
+    for secret in secrets if not similar else ():
+        if name.startswith(secret):
+            label = f"{dash}{secret}..."
     hint = f"did you mean {dash}{similar[0]}?" if similar else "-h lists all options"
     return UsageError(f"{clipped(label)} is not an option; {hint}")
 

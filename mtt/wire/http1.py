@@ -49,6 +49,10 @@ _FOLD = re.compile(rb"\r?\n[ \t]+")
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])"
 )
+# Whether all of the line is there or not.
+_REQUEST_LINE_BEGINS = re.compile(
+    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: [^\x00-\x1f\x7f]*)?(?:\r?\n|\r?\Z)"
+)
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)([^?]*)")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -197,6 +201,14 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     """
     found = _HEAD_END.search(buffer, max(0, start - 2))
     return found.end() if found else -1
+
+
+def may_be_request(data: bytes) -> bool:
+    """Whether `data`, be it the beginning of a line only, looks like a request line at first sight.
+
+    `parse_request_line` judges whole lines, and more strictly.
+    """
+    return _REQUEST_LINE_BEGINS.match(data) is not None
 
 
 def parse_request_line(line: bytes) -> tuple[str, bytes, tuple[int, int]]:

@@ -24,7 +24,6 @@ from tests.support.tunnels import (
     echo,
     eventually,
     listening,
-    logged,
     maybe_reset,
     port_of,
     serving,
@@ -222,24 +221,6 @@ async def test_after_a_restart_of_the_server_the_next_connection_works(certs: Ce
         assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
         async with server_for(certs, l=address):
             await check_echo(client, there.port)
-
-
-async def test_a_wrong_password(certs: Certs) -> None:
-    with logged() as lines:
-        async with (
-            serving(echo) as there,
-            server_for(certs) as server,
-            client_for(certs, port_of(server), p="not-that-one") as client,
-        ):
-            # Without a web site the server does not give away when it knows.
-            server._frontend._fallback = lambda transport: transport.close()
-            assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
-            await eventually(lambda: nothing_open(client))
-    warnings = [line for line in lines if line.startswith("WARNING")]
-    assert len(warnings) == 1, lines
-    assert f"127.0.0.1:{port_of(server)}: " in warnings[0]
-    assert "is the password right?" in warnings[0]
-    assert "not-that-one" not in "".join(lines)
 
 
 # UDP.

@@ -1,4 +1,4 @@
-"""Who does not show the password of a user: to the web site, or nowhere, and never faster."""
+"""Who does not show the password of a user: to the web site of -fallback, and never faster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import functools
 import ssl
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -202,58 +201,6 @@ async def test_a_site_that_is_down_ends_the_visit_with_one_line(certs: Certs) ->
                     await visitor.read()
         assert len(lines) == 1
         assert "127.0.0.1:1: connection refused" in lines[0]
-
-
-@pytest.mark.parametrize(
-    ("said", "cause"),
-    [
-        pytest.param(b"", "silent", id="nothing"),
-        pytest.param(WRONG, "password", id="wrong password"),
-        pytest.param(SHORT_REQUEST, "password", id="request"),
-        pytest.param(hashed()[:20], "password", id="half a hash"),
-        pytest.param(preamble()[:-1], "timeout", id="preamble but for one byte"),
-    ],
-)
-async def test_without_a_site_everybody_is_heard_out_and_closed_at_the_same_time(
-    said: bytes, cause: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits(monkeypatch, preamble=0.4, grace=0.1)
-    async with asyncio.timeout(SOON), server_for(certs) as server:
-        async with await tls_connect(port_of(server), certs) as stranger:
-            began = time.monotonic()
-            await stranger.send(said)
-            assert await stranger.rest() == b""  # and close_notify, or this would raise
-            assert 0.35 <= time.monotonic() - began < 1.5
-        await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {cause: 1}
-
-
-def has_heard(server: Server, data: bytes) -> bool:
-    """Whether somebody has said so much without showing who it is."""
-    pending: Any = server._frontend._pending._transports
-    return any(tls.upper._received == data for tls in pending)
-
-
-async def test_without_a_site_who_leaves_is_let_go_at_once(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits(monkeypatch, preamble=NEVER, grace=NEVER)
-    async with asyncio.timeout(SOON), server_for(certs) as server:
-        with logged() as lines:
-            for said in (b"", b"abc", WRONG):
-                async with await tls_connect(port_of(server), certs) as stranger:
-                    await stranger.send(said)
-                    await stranger.finish()
-                    assert await stranger.rest() == b""
-            stranger = await tls_connect(port_of(server), certs)
-            await stranger.send(b"abc")
-            await eventually(lambda: has_heard(server, b"abc"))
-            stranger.reset()
-            await eventually(lambda: empty(server))
-        found = failures(short(parse(server.metrics_page())))
-        assert found == {"silent": 1, "eof": 2, "password": 1}
-        assert [line.partition(" ")[0] for line in lines] == ["WARNING"] * 3
-        assert "did not show the password" in lines[1]
 
 
 @pytest.mark.parametrize("padding", [0, 30, 2000, 65535])

@@ -29,6 +29,7 @@ from tests.support.anytlspeer import (
     MD5,
     PSH,
     SERVER_SETTINGS,
+    SETTINGS,
     SYN,
     SYNACK,
     UPDATE,
@@ -194,7 +195,12 @@ async def test_a_name_that_is_none_fails_like_one_that_is_not_there(certs: Certs
         assert await refused(peer, 2, "-" * 255, 80) == "host unreachable"
 
 
-@pytest.mark.parametrize("host", [HERE, "::1", "localhost", "0.0.0.0", "::", "0", "127.1"])
+@pytest.mark.parametrize(
+    "host",
+    [HERE, "::1", "localhost", "0.0.0.0", "::", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "::1%lo",
+     # What the system's resolver, too, takes for addresses (inet_aton).
+     "0", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.01"],
+)  # fmt: skip
 async def test_this_machine_is_denied_unless_it_is_allowed(host: str, certs: Certs) -> None:
     async with listening() as there, asyncio.timeout(SOON), server_for(certs, allow=[]) as server:
         async with await peer_connect(port_of(server), certs) as peer:
@@ -328,9 +334,23 @@ async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) ->
             peer.tls.reset()
             await eventually(lambda: not server._frontend.sessions)
             go_on.set()
-            for _ in range(2):
-                (await there.accept()).close()
+            async with await there.accept() as destination:
+                assert await destination.rest() == b"the end"
         await eventually(lambda: empty(server))
+
+
+async def test_nobody_is_dialled_for_streams_that_were_given_up(certs: Certs) -> None:
+    """A stream that is reset takes no room in its session, so its dial must not go on either."""
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        slow_dial(server, asyncio.Future)
+        async with AnyTlsPeer(await tls_connect(port_of(server), certs)) as peer:
+            await peer.send(preamble(), frame(SETTINGS, 0, b"v=2\nhalf-close=1"))
+            for number in range(1000):
+                await peer.open(number, "slow.test", 80)
+                await peer.send(frame(FIN, number) * (number % 2), frame(PSH, number))
+            await peer.open(1000, "slow.test", 80)
+            await eventually(lambda: server.counters.streams == 1001)
+            await eventually(lambda: server.tunnels == 1)
 
 
 async def test_a_client_of_version_1_is_told_nothing(certs: Certs) -> None:

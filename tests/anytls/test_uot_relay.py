@@ -180,7 +180,7 @@ async def test_connected_there_is_one_peer(host: str, certs: Certs) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [HERE, "127.0.0.1.", "localhost", "0.0.0.0", "::1", "255.255.255.255"]
+    "host", [HERE, "127.0.0.1.", "localhost", "0.0.0.0", "::1", "2130706433", "255.255.255.255"]
 )
 async def test_the_policy_is_asked_about_every_datagram(host: str, certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs, allow=["127.0.0.2"]) as server:
@@ -235,6 +235,20 @@ async def test_datagrams_wait_for_their_names_and_nobody_else_does(certs: Certs)
             assert await there.answer() == b"four"
             assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:four"))
         assert asked == ["late.test"]
+
+
+@pytest.mark.parametrize("zone", ["%a%b", "%", "%lo%1"])
+async def test_a_malformed_zone_costs_its_datagrams_only(zone: str, certs: Certs) -> None:
+    """Not even in the request."""
+    async with association(certs, ANYWHERE) as (_, peer):
+        with Udp() as there:
+            await peer.send(frame(PSH, 1, datagram("::1" + zone, there.port, b"x")))
+            await peer.open(2, UOT, 0, to("::1" + zone, there.port) + short(b"x"))
+            command, stream, _ = await peer.frame()
+            assert (command, stream) == (SYNACK, 2)
+            await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
+            assert await there.answer() == b"hello"
+            assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:hello"))
 
 
 async def test_a_name_that_fails_costs_its_datagrams_only(certs: Certs) -> None:

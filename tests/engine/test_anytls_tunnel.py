@@ -13,6 +13,8 @@ import pytest
 
 from mtt.client import ANYTLS_DESTINATION
 from mtt.errors import UsageError
+from mtt.layers import anytls_heads
+from mtt.layers.anytls_stream import QUESTION_TIME
 from mtt.options.tunnel import client_options, server_options
 from mtt.wire.addresses import decode
 from tests.support.anytlspeer import (
@@ -52,6 +54,13 @@ async def site(connection: Tcp) -> None:
     """A web site."""
     await connection.until(b"\r\n\r\n")
     await connection.send(PAGE)
+    await connection.finish()
+
+
+async def strict(connection: Tcp) -> None:
+    """A web site that refuses at the first byte, as nginx."""
+    await connection.read()
+    await connection.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>")
     await connection.finish()
 
 
@@ -122,24 +131,36 @@ async def test_without_reuse(certs: Certs) -> None:
         assert client.counters.sessions == 3
 
 
-async def test_a_wrong_password(certs: Certs) -> None:
-    """The application is told that it failed, and the log says why."""
+@pytest.mark.parametrize("with_site", [False, True], ids=["alone", "site"])
+@pytest.mark.parametrize("m", [0, 3])
+async def test_a_wrong_password(
+    m: int, with_site: bool, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The application is told that it failed, and the log says why, at once."""
+    # Who would wait fails the test.
+    for name in ("PREAMBLE_TIME", "GRACE_TIME"):
+        monkeypatch.setattr(anytls_heads, name, 60.0)
     with logged() as lines:
         async with (
-            asyncio.timeout(SOON),
-            serving(site) as web,
+            asyncio.timeout(QUESTION_TIME),
+            serving(strict) as web,
             serving(echo) as there,
-            server_at("anytls", there.port, certs, fallback=f"127.0.0.1:{web.port}") as server,
-            client_of("anytls", port_of(server), certs, p="not that one") as client,
+            server_at(
+                "anytls",
+                there.port,
+                certs,
+                **({"fallback": f"127.0.0.1:{web.port}"} if with_site else {}),
+            ) as server,
+            client_of("anytls", port_of(server), certs, p="not that one", m=m) as client,
             await connect(port_of(client)) as application,
         ):
             with maybe_reset():
                 await application.send(b"GET / HTTP/1.1\r\n\r\n")
                 assert await application.rest() == b""
             assert there.count == 0
-    (warning,) = [line for line in lines if line.startswith("WARNING")]
-    assert "is the password right?" in warning
-    assert "not that one" not in warning
+            await eventually(lambda: empty(server))
+    assert any("WARNING" in line and "is the password right?" in line for line in lines), lines
+    assert "not that one" not in "".join(lines)
 
 
 async def test_strangers_get_the_web_site(certs: Certs) -> None:

@@ -19,7 +19,6 @@ from tests.support.tunnels import (
     connect,
     empty,
     eventually,
-    in_every_go_mode,
     in_every_mode,
     listening,
     port_of,
@@ -98,7 +97,7 @@ async def test_a_foreign_client_that_says_close_notify_and_stays_gets_its_reply(
         await eventually(lambda: empty(server))
 
 
-@in_every_go_mode
+@in_every_mode
 @pytest.mark.parametrize("first", ["application", "destination"])
 async def test_half_close_on_a_line_that_is_longer_than_a_quiet_while(
     first: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch

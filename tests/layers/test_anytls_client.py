@@ -10,7 +10,7 @@ import pytest
 from mtt.errors import MttError, NetworkError, PeerError
 from mtt.layers import anytls_client, anytls_stream
 from mtt.layers.anytls import ANSWERS_LIMIT
-from mtt.layers.anytls_client import CLIENT, ClientSession, Learned
+from mtt.layers.anytls_client import CLIENT, MAX_UPDATES, ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.wire.anytls import (
     ALERT,
@@ -164,6 +164,15 @@ async def test_an_unfit_scheme_changes_nothing_and_is_told_once() -> None:
     assert len(told) == 2
 
 
+async def test_schemes_that_come_again_and_again_end_the_session() -> None:
+    client = Client()
+    client.feed(*(frame(UPDATE_PADDING, 0, b"stop=%d" % n) for n in range(2 * MAX_UPDATES)))
+    assert isinstance(client.lost[0], PeerError)
+    assert "padding scheme" in str(client.lost[0])
+    assert client.server.scheme.stop == MAX_UPDATES - 1
+    await turns()
+
+
 # The server's answer.
 
 
@@ -251,7 +260,32 @@ async def test_the_end_of_the_session_is_an_answer(how: str) -> None:
     assert error is not None
     assert not isinstance(error, DestinationError)
     assert isinstance(error, PeerError) is (how in ("eof", "alert"))
-    assert ("password" in str(error)) is (how == "eof")
+    assert ("password" in str(error)) is (how in ("eof", "lost"))
+    await client.over()
+
+
+@pytest.mark.parametrize("how", ["eof", "lost"])
+@pytest.mark.parametrize(
+    ("known", "asked", "words"),
+    [
+        pytest.param(0, False, True, id="a new server"),
+        pytest.param(1, True, False, id="one that never says more"),
+        pytest.param(2, False, False, id="one that was not asked"),
+        pytest.param(2, True, True, id="one that has said more before"),
+    ],
+)
+async def test_the_password_is_suspected_if_the_server_should_have_said_something(
+    how: str, known: int, asked: bool, words: bool
+) -> None:
+    client = Client()
+    client.server.version = known
+    if asked:
+        client.stream()
+    if how == "eof":
+        client.session.eof_received()
+    else:
+        client.session.connection_lost(ConnectionResetError())
+    assert ("is the password right?" in str(client.session.error)) is words
     await client.over()
 
 
@@ -314,6 +348,21 @@ async def test_a_server_that_is_gone_is_found_out_while_it_is_asked_for_a_stream
     assert client.lower.aborted
     assert client.lost == [error]
     await turns()
+
+
+async def test_a_stream_may_be_watched_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.01)
+    monkeypatch.setattr(anytls_client, "HEART_TIME", 0.05)
+    told, silent = Client(greeting=GREETING), Client(greeting=GREETING)
+    told.stream()[1].watch()
+    told.feed(frame(SYNACK, 2))
+    told.said()
+    upper, stream = silent.stream()
+    stream.watch()
+    assert isinstance(await upper.ended(), NetworkError)
+    assert silent.lower.aborted
+    assert told.said() == []
+    await told.over()
 
 
 async def test_idle_sessions_are_asked_for_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,6 +443,25 @@ async def test_without_half_close_the_end_is_that_of_both() -> None:
     await client.over()
 
 
+async def test_a_stream_that_is_cut_before_half_close_is_known_is_reset() -> None:
+    """A server of ours would take FIN alone for an ordinary end; others skip the empty PSH."""
+    for known in (0, 2):
+        client = Client(half_close=True)
+        client.server.version = known
+        _, stream = client.stream()
+        client.said()
+        stream.abort()
+        assert client.said() == [(PSH, 1, b""), (FIN, 1, b"")]
+        await client.over()
+    client = Client(half_close=True)
+    client.server.version = 1
+    _, stream = client.stream()
+    client.said()
+    stream.abort()
+    assert client.said() == [(FIN, 1, b"")]
+    await client.over()
+
+
 async def test_half_close_is_known_from_the_servers_settings_on() -> None:
     client = Client(half_close=True)
     upper, stream = client.stream()
@@ -413,6 +481,28 @@ async def test_half_close_is_known_from_the_servers_settings_on() -> None:
     assert not plain.stream()[1].can_write_eof()
     await client.over()
     await plain.over()
+
+
+async def test_whether_there_is_half_close_is_open_until_the_server_may_have_said_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As long as it is, nothing is complete: the relay must not say an end that ends it all."""
+    clients = [Client(half_close=True) for _ in range(4)]
+    ours, foreign, known, _ = clients
+    foreign.server.version = 2  # of another session
+    known.server.version = 1
+    streams = [client.stream()[1] for client in clients]
+    assert [stream.unsent() for stream in streams] == [1, 1, 0, 1]
+    ours.feed(OWN)
+    foreign.feed(GREETING)
+    assert [stream.unsent() for stream in streams] == [0, 0, 0, 1]
+    assert [stream.can_write_eof() for stream in streams] == [True, False, False, False]
+    monkeypatch.setattr(anytls_client, "SETTINGS_TIME", 0.0)
+    assert streams[3].unsent() == 0
+    clients.append(Client())
+    assert clients[4].stream()[1].unsent() == 0  # nobody was asked
+    for client in clients:
+        await client.over()
 
 
 async def test_a_closed_stream_occupies_the_session_until_an_own_server_has_ended_it() -> None:

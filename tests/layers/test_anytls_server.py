@@ -305,6 +305,17 @@ async def test_questions_are_answered_and_only_so_many_to_who_does_not_read() ->
     await turns()
 
 
+async def test_one_read_full_of_questions_is_not_answered_to_who_does_not_read() -> None:
+    scheme = Scheme.parse(b"stop=8\n" + b"#" * 16_000)
+    server = Server(scheme=scheme)
+    server.session.pause_writing()
+    server.feed(frame(SETTINGS, 0, b"v=2") * 6000)  # 64 KiB, and 96 MB of answers
+    assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(scheme.raw)
+    await turns()
+    assert isinstance(server.lost[0], PeerError)
+    assert server.lower.aborted
+
+
 async def test_an_alert_ends_the_session_whoever_says_it() -> None:
     server = Server(V2)
     upper, _ = server.open()
@@ -315,6 +326,19 @@ async def test_an_alert_ends_the_session_whoever_says_it() -> None:
     assert server.lost == [upper.error]
     assert not upper.data
     await turns()
+
+
+async def test_a_whole_upload_survives_the_reset_of_its_stream() -> None:
+    server = Server(OWN)
+    upper, stream = server.open(1)
+    stream.pause_reading()
+    server.feed(frame(PSH, 1, b"all"), frame(FIN, 1), frame(PSH, 1))
+    assert server.session.used_slots == 1
+    stream.resume_reading()
+    assert await upper.at_eof() == b"all"
+    assert isinstance(await upper.ended(), ConnectionResetError)
+    assert server.session.used_slots == 0
+    await server.over()
 
 
 @pytest.mark.parametrize("settings", [V2, OWN], ids=["reference", "own"])

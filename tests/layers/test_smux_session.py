@@ -102,6 +102,36 @@ async def test_a_whole_upload_survives_the_end_of_the_session(cut: bool, half_cl
     assert len(server.lost) == 1
 
 
+@pytest.mark.parametrize("end", ["read", "close", "abort", "session"])
+async def test_a_whole_upload_survives_the_reset_of_its_stream(end: str) -> None:
+    # Whose application is gone resets what still comes for it, and has ended its sending before.
+    server = Server(half_close=True)
+    upper, stream = server.open(3)
+    stream.pause_reading()
+    data = random.Random(52).randbytes(50_000)
+    server.feed(frame(PSH, 3, data), frame(FIN, 3), frame(PSH, 3), frame(PSH, 3))
+    assert server.session.used_slots == 1
+    assert server.said() == [(FIN, 3, b"")]
+    stream.write(b"in vain")
+    assert not upper.lost
+    if end == "session":
+        server.session.eof_received()
+    if end in ("close", "abort"):
+        getattr(stream, end)()
+        assert await upper.ended() is None
+        assert not upper.data
+    else:
+        stream.resume_reading()
+        assert await upper.ended() is not None
+        assert upper.data == data
+        assert upper.eof
+        assert isinstance(upper.error, ConnectionResetError) is (end == "read")
+    assert stream.is_closing()
+    assert server.session.used_slots == 0
+    assert server.session._queued == 0
+    assert (PSH, 3, b"in vain") not in server.said()
+
+
 async def test_such_a_stream_can_be_closed_unread() -> None:
     for end in (SmuxStream.close, SmuxStream.abort):
         server = Server()

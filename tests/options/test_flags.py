@@ -98,6 +98,7 @@ def test_false(text: str) -> None:
         (["-max", "four"], ["-max: 'four' is not an integer"]),
         (["-timeout", "300"], ["-timeout: '300' is not a duration", "300s"]),
         (["-token", "hunter2"], ["-token: the value is not an integer"]),
+        (["-tokenhunter2hunter2"], ["-token... is not an option", "-h"]),
     ],
 )
 def test_errors_name_the_option_and_the_fix(argv: list[str], words: list[str]) -> None:

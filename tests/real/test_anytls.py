@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from mtt.layers.anytls_stream import QUESTION_TIME
 from mtt.wire.dns import build_query, parse_response
 from tests.anytls.clients import socks5
 from tests.anytls.test_association import Udp, ask
@@ -40,6 +42,7 @@ class Pair:
     def __init__(self, processes: Processes, certs: Certs, directory: Path) -> None:
         self._processes = processes
         self._certs = certs
+        self.name, self.ca = certs.name, certs.ca
         self.password = directory / "password"
         self.password.write_text(PASSWORD + "\n")
         self.password.chmod(0o600)
@@ -191,15 +194,28 @@ def test_curl_is_told_why(pair: Pair, site: Site) -> None:
     assert "WARNING" not in client.output
 
 
-def test_a_wrong_password(pair: Pair, site: Site, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_site", [False, True], ids=["alone", "site"])
+def test_a_wrong_password(with_site: bool, pair: Pair, site: Site, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_text("not this one\n")
     other.chmod(0o600)
-    _, server_port = pair.server("-fallback", site.address)
-    client, port = pair.client(server_port, "-password-file", other, "-m", "0")
+    server, server_port = pair.server(*(("-fallback", site.address) if with_site else ()))
+    client, port = pair.client(server_port, "-password-file", other)
+    began = time.monotonic()
     assert "(1)" in fails(port, f"http://{site.address}/")
-    client.expect(rf"WARNING .*127\.0\.0\.1:{server_port}: .*password")
+    # A server that is silent for longer is taken for one that reports no success.
+    assert time.monotonic() - began < QUESTION_TIME
+    client.expect(rf"WARNING .*127\.0\.0\.1:{server_port}: .*is the password right\?")
     assert "not this one" not in client.output
+    if not with_site:
+        server.expect(r"WARNING .*127\.0\.0\.1:\d+: it did not show the password of a user")
+        url = f"https://{pair.name}:{server_port}/"
+        asked = run(
+            require_program("curl"), "--silent", "--max-time", "20", "--cacert", pair.ca,
+            "--resolve", f"{pair.name}:{server_port}:127.0.0.1", "--http1.1",
+            "--write-out", " %{http_code} %{num_connects}", url, url,
+        )  # fmt: skip
+        assert asked == b"404 page not found\n 404 1404 page not found\n 404 0"
 
 
 def test_several_servers_in_turn(pair: Pair, certs: Certs, site: Site, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mtt.wire.http1 import (
     Reply,
     Request,
     find_head_end,
+    may_be_request,
     parse_request,
     parse_request_line,
     parse_response,
@@ -382,3 +383,25 @@ def test_no_filling_of_a_head_makes_the_parser_slow(filling: bytes) -> None:
                 continue
     # A few milliseconds; anything quadratic takes minutes.
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"G", True),
+        (b"GET ", True),
+        (b"GET /a b", True),
+        (b"GET /\xc3\xa9 HTTP/1.1\r", True),
+        (b"GET / HTTP/1.1\r\n\0", True),  # only the line counts
+        (b"SSH-2.0-x\r\n", True),
+        (b"", False),
+        (b" GET / HTTP/1.1\r\n", False),
+        (b"\r\nGET / HTTP/1.1\r\n", False),
+        (b"\x16\x03\x01", False),
+        (b"G\xc9T / HTTP/1.1\r\n", False),
+        (b"GET /\0", False),
+        (b"GET / \rHTTP/1.1\r\n", False),
+    ],
+)
+def test_what_may_be_a_request_at_first_sight(data: bytes, expected: bool) -> None:
+    assert may_be_request(data) is expected

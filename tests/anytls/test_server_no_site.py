@@ -1,0 +1,221 @@
+"""Strangers at a server without -fallback: to them it is a web server that has no page."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import Any
+
+import pytest
+
+from anytls.server import Server
+from mtt import anytls_frontend
+from mtt.http.server import HttpServer
+from mtt.wire.http1 import HttpError
+from tests.anytls.serving import empty, server_for
+from tests.anytls.test_server_strangers import NEVER, SHORT_REQUEST, WRONG, waits
+from tests.support.anytlspeer import (
+    hashed,
+    preamble,
+)
+from tests.support.certs import Certs
+from tests.support.gopeer import tls_connect
+from tests.support.metrics import failures, parse, short
+from tests.support.tunnels import (
+    SOON,
+    eventually,
+    logged,
+    port_of,
+)
+
+BAD_REQUEST = HttpError(400, "").answer
+NOTHING_HERE = b"HTTP/1.1 404 Not Found\r\n"
+REQUEST = b"GET /a/long/path/for/more/than/a/hash HTTP/1.1\r\nHost: test.local\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(WRONG, id="wrong password"),
+        pytest.param(hashed("not it"), id="wrong hash and nothing else"),
+        pytest.param(hashed()[:31] + b"\0", id="almost a hash"),
+        pytest.param(bytes(100_000), id="more than is read"),
+        pytest.param(b"\x16\x03\x01" + b"GET / HTTP/1.1\r\n\r\n" * 3, id="a request too late"),
+        pytest.param(b"GET /\1 HTTP/1.1\r\nHost: test.local\r\n\r\n", id="half a request"),
+    ],
+)
+async def test_who_cannot_be_a_user_is_refused_like_a_bad_request_at_once(
+    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        with logged() as lines:
+            async with await tls_connect(port_of(server), certs) as stranger:
+                await stranger.send(said)
+                # And close_notify, or this would raise.
+                assert await stranger.rest() == BAD_REQUEST
+            await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"password": 1}
+        (line,) = lines
+        assert "did not show the password of a user" in line
+
+
+@pytest.mark.parametrize("said", [hashed()[:20], hashed()[:31], hashed("not it")[:31], b"\x16"])
+async def test_a_beginning_that_is_no_text_is_refused_after_a_grace(
+    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=0.3)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as stranger:
+            began = time.monotonic()
+            await stranger.send(said[:-1])
+            await asyncio.sleep(0.1)
+            await stranger.send(said[-1:])
+            assert await stranger.rest() == BAD_REQUEST
+            assert time.monotonic() - began >= 0.29
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"password": 1}
+
+
+async def test_a_web_visitor_finds_no_page(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as visitor:
+            for request in (REQUEST, REQUEST.replace(b"GET", b"POST")):
+                await visitor.send(request)
+                answer = await visitor.until(b"\r\n\r\n404 page not found\n")
+                assert answer.startswith(NOTHING_HERE)
+                assert server._frontend.pending == 1
+            await visitor.send(SHORT_REQUEST)
+            answer = await visitor.rest()  # HTTP/1.0
+            assert answer.startswith(b"HTTP/1.0 404 Not Found\r\n")
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"path": 3}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        pytest.param(b"SSH-2.0-OpenSSH_9.6\r\n", BAD_REQUEST, id="ssh"),
+        pytest.param(b"QUIT\r\n", BAD_REQUEST, id="command"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"HTTP/1.1 505 HTTP", id="h2"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request", id="no host"),
+    ],
+)
+async def test_text_that_is_no_request(
+    said: bytes, answer: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(said)
+            assert (await visitor.rest()).startswith(answer)
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"http": 1}
+
+
+@pytest.mark.parametrize("size", [5, 31, 32, 40])
+async def test_a_request_may_come_slowly(
+    size: int, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=0.05)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(REQUEST[:size])
+            await eventually(lambda: is_web(server))
+            await visitor.send(REQUEST[size:])
+            answer = await visitor.until(b"not found\n")
+            assert answer.startswith(NOTHING_HERE)
+            await visitor.finish()
+            assert await visitor.rest() == b""
+        await eventually(lambda: empty(server))
+
+
+def is_web(server: Server) -> bool:
+    """Whether its only connection is a web visitor's."""
+    pending: Any = server._frontend._pending._transports
+    return [type(tls.upper) for tls in pending] == [HttpServer]
+
+
+async def test_visitors_who_are_slow_or_done_are_closed(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the web server's own deadlines."""
+    web = functools.partial(HttpServer, head_timeout=0.2, keepalive_timeout=0.2)
+    monkeypatch.setattr(anytls_frontend, "HttpServer", web)
+    waits(monkeypatch, preamble=NEVER, grace=0.05)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        for said in (b"GET / HT", REQUEST[:-2], REQUEST):
+            async with await tls_connect(port_of(server), certs) as visitor:
+                await visitor.send(said)
+                answer = await visitor.rest()
+                assert answer.startswith(NOTHING_HERE) == (said == REQUEST)
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"timeout": 2, "path": 1}
+
+
+@pytest.mark.parametrize(
+    ("said", "answer", "cause"),
+    [
+        pytest.param(b"", b"", "silent", id="nothing"),
+        pytest.param(preamble()[:-1], BAD_REQUEST, "timeout", id="preamble but for one byte"),
+    ],
+)
+async def test_who_is_never_complete_is_closed_at_the_deadline(
+    said: bytes, answer: bytes, cause: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=0.4, grace=0.1)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as stranger:
+            began = time.monotonic()
+            await stranger.send(said)
+            assert await stranger.rest() == answer
+            assert time.monotonic() - began >= 0.35
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {cause: 1}
+
+
+def has_heard(server: Server, data: bytes) -> bool:
+    """Whether somebody has said so much without showing who it is."""
+    pending: Any = server._frontend._pending._transports
+    return any(tls.upper._reader.received == data for tls in pending)
+
+
+async def test_without_a_site_who_leaves_is_let_go_at_once(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        with logged() as lines:
+            for said, answer in (
+                (b"", b""),
+                (b"\1bc", BAD_REQUEST),
+                (preamble()[:-1], BAD_REQUEST),
+            ):
+                async with await tls_connect(port_of(server), certs) as stranger:
+                    await stranger.send(said)
+                    await stranger.finish()
+                    assert await stranger.rest() == answer
+            stranger = await tls_connect(port_of(server), certs)
+            await stranger.send(b"abc")
+            await eventually(lambda: has_heard(server, b"abc"))
+            stranger.reset()
+            await eventually(lambda: empty(server))
+        found = failures(short(parse(server.metrics_page())))
+        assert found == {"silent": 1, "eof": 3}
+        assert [line.partition(" ")[0] for line in lines] == ["WARNING"] * 3
+
+
+async def test_a_web_visitor_who_leaves_is_let_go_at_once(certs: Certs) -> None:
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(b"GET / HT")
+            await visitor.finish()
+            assert await visitor.rest() == BAD_REQUEST
+        visitor = await tls_connect(port_of(server), certs)
+        await visitor.send(REQUEST)
+        await visitor.until(b"\r\n\r\n")
+        visitor.reset()
+        await eventually(lambda: empty(server))
+        assert failures(short(parse(server.metrics_page()))) == {"http": 1, "path": 1}
