@@ -57,11 +57,11 @@ class Effort:
 
 FULL = Effort(
     rounds=3,
-    bulk=("-t", "2"),
+    bulk=("-t", "1"),
     requests=(1, 1),
     conns=1,
     ab=(1, 2000),
-    idle=1000,
+    idle=600,
     handshakes=300,
     layer_seconds=0.2,
 )

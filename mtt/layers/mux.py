@@ -20,6 +20,8 @@ resets it. To others FIN ends both directions, and what such a peer still sends 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -31,6 +33,10 @@ from mtt.layers.mux_stream import MuxStream
 # A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
 # network may have changed under it.
 UNANSWERED_TIME = 5.0
+
+# What the kernel may hold unsent. Without a limit it takes megabytes, and the small request of one
+# stream waits behind the upload of another.
+UNSENT_LIMIT = 128 * 1024
 
 Stream = TypeVar("Stream", bound=MuxStream)
 
@@ -134,6 +140,14 @@ class MuxSession(SharedReader, Generic[Stream]):
         while isinstance(self._bottom.lower, Layer):
             self._bottom = self._bottom.lower
         self._seen_at = asyncio.get_running_loop().time()
+        self._limit_unsent()
+
+    def _limit_unsent(self) -> None:
+        sock = self.lower.get_extra_info("socket")
+        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        if sock is not None and option is not None:
+            with contextlib.suppress(OSError):  # not a TCP socket
+                sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_LIMIT)
 
     def data_received(self, data: Data) -> None:
         if self.lost:

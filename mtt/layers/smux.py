@@ -19,9 +19,7 @@ while is dead, unless it was us who did not read.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import socket
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -44,9 +42,6 @@ DEAD_TIME = 70.0
 CHECK_INTERVAL = 10.0
 # A session with a NOP overdue gets no new streams.
 STALE_TIME = 35.0
-# What the kernel may hold unsent. Without a limit it takes megabytes, and the small request of one
-# stream waits behind the upload of another.
-UNSENT_LIMIT = 128 * 1024
 # Streams of one session. Clients open at most 16; the rest is room for foreign ones.
 MAX_STREAMS = 256
 # A peer that opens streams while this much waits to be sent to it does not read at all: even when
@@ -112,16 +107,8 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._limit_unsent()
         self._schedule_nop()
         self._schedule_check()
-
-    def _limit_unsent(self) -> None:
-        sock = self.lower.get_extra_info("socket")
-        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-        if sock is not None and option is not None:
-            with contextlib.suppress(OSError):  # not a TCP socket
-                sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_LIMIT)
 
     def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
         try:
