@@ -332,8 +332,8 @@ def test_a_rate_holds_over_all_workers(
         # An echo goes up and down, each at that rate, so the whole takes as long as one of them.
         ideal = (len(tunnels) * size - rate * 0.25) / rate
         assert ideal * 0.98 <= max(ends) <= ideal * 1.5 + 0.5
-        # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then half of
-        # the rate.
+        # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then half
+        # of the rate.
         assert min(ends) >= 0.9 * (size - rate * 0.25) / (rate / 2)
 
 
