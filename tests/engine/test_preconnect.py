@@ -197,8 +197,9 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
 @to_both_servers
 @in_both_modes
 async def test_a_server_that_dies_and_returns(
-    mode: str, far: str, certs: Certs, short_quiet: None
+    mode: str, far: str, certs: Certs, short_quiet: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(preconnect, "LAST_RETRY", preconnect.FIRST_RETRY)
     async with (
         serving(echo) as there,
         FaultProxy(0) as proxy,  # nobody has port 0: whoever comes is cut
@@ -223,7 +224,7 @@ async def test_a_server_that_dies_and_returns(
             async with server_of(far, mode, there.port, certs) as port:
                 proxy.target = port
                 await check_works(port_of(client))
-                await eventually(lambda: full(client), 1.0)  # does not wait for the next try
+                await eventually(lambda: full(client))  # by the next try
                 await check_works(port_of(client))
                 assert client._preconnected.used == 2
 
