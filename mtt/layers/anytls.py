@@ -29,6 +29,8 @@ from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,
     HEART_RESPONSE,
+    MAX_LENGTH,
+    MAX_PAYLOAD,
     PSH,
     Decoder,
     data_frames,
@@ -146,7 +148,10 @@ class AnyTlsSession(MuxSession[Stream]):
 
     def send_data(self, stream_id: int, data: Data) -> None:
         """Send a stream's data."""
-        self.send(data_frames(stream_id, data))
+        # Our own ends pass on what has come of a frame, so it may hold a whole read; others wait
+        # for all of it.
+        most = MAX_LENGTH if self.half_close else MAX_PAYLOAD
+        self.send(data_frames(stream_id, data, most))
 
     def _send_fin(self, stream_id: int) -> None:
         self.control(FIN, stream_id)

@@ -25,7 +25,6 @@ from mtt.wire.anytls import (
     UPDATE_PADDING,
     VERSION,
     client_settings,
-    data_frames,
     encode_settings,
     frame,
     parse_settings,
@@ -243,7 +242,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self._packet(frame(PSH, stream_id, data[:MAX_PAYLOAD]))
             data = data[MAX_PAYLOAD:]
         if data:
-            self.send(data_frames(stream_id, data))
+            super().send_data(stream_id, data)
 
     def _packet(self, data: bytes) -> None:
         if self._preface:

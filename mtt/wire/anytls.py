@@ -58,18 +58,18 @@ def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
     return _HEADER.pack(command, stream_id, size) + payload
 
 
-def data_frames(stream_id: int, data: Data) -> bytes:
-    """`data` as PSH frames of at most MAX_PAYLOAD, ready for one write."""
+def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
+    """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
     size = len(data)
-    if size <= MAX_PAYLOAD:
+    if size <= most:
         return _HEADER.pack(PSH, stream_id, size) + data
     view = memoryview(data)
     pieces: list[Data] = []
-    full = _HEADER.pack(PSH, stream_id, MAX_PAYLOAD)
+    full = _HEADER.pack(PSH, stream_id, most)
     at = 0
-    while size - at > MAX_PAYLOAD:
-        pieces += (full, view[at : at + MAX_PAYLOAD])
-        at += MAX_PAYLOAD
+    while size - at > most:
+        pieces += (full, view[at : at + most])
+        at += most
     pieces += (_HEADER.pack(PSH, stream_id, size - at), view[at:])
     return b"".join(pieces)
 

@@ -355,3 +355,16 @@ async def test_a_whole_upload_survives_the_end_of_the_session(settings: bytes) -
     assert await whole.at_eof() == b"all"
     await whole.ended()
     await server.over()
+
+
+@pytest.mark.parametrize(("settings", "most"), [(V2, 32768), (OWN, 65535)])
+async def test_only_own_clients_get_frames_of_a_whole_read(settings: bytes, most: int) -> None:
+    """The reference has never sent more than 32 KiB in one, and waits for the whole of it."""
+    server = Server(settings)
+    _, stream = server.open()
+    data = random.Random(8).randbytes(2 * 65535)
+    stream.write(data)
+    said = server.said()
+    assert b"".join(payload for _, _, payload in said) == data
+    assert {len(payload) for _, _, payload in said[:-1]} == {most}
+    await server.over()
