@@ -20,7 +20,7 @@ from tests.real.destinations import PAGE, Destination, Site, payload, read_to_en
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, eventually, free_port, listening, run
 from tests.support.programs import require_program
-from tests.support.tunnels import connect
+from tests.support.tunnels import cancel, connect
 
 PASSWORD = "päss;word of the tests"
 # Tests have only this machine to go to, which is denied otherwise.
@@ -76,6 +76,11 @@ def fetch(port: int, url: str, name: str = "socks5-hostname") -> bytes:
     return run(require_program("curl"), *CURL, *proxy_options(name, port), url)
 
 
+def datagram_head(port: int) -> bytes:
+    """What SOCKS puts before a datagram to or from a port of this machine."""
+    return b"\0\0\0\1\x7f\0\0\1" + port.to_bytes(2, "big")
+
+
 def fails(port: int, url: str) -> str:
     """curl's exit code, and what it says: 97 and a number for the SOCKS proxy's no."""
     curl = (require_program("curl"), "--silent", "--max-time", "20")
@@ -122,7 +127,7 @@ def test_many_downloads_at_once(loop: str, pair: Pair) -> None:
 
 
 def test_names_are_resolved_over_udp(pair: Pair) -> None:
-    """As dig does it, through UDP ASSOCIATE."""
+    """A resolver of ours that speaks SOCKS."""
 
     async def resolve(port: int) -> None:
         async with (
@@ -132,15 +137,49 @@ def test_names_are_resolved_over_udp(pair: Pair) -> None:
         ):
             with Udp() as resolver:
                 relay = await ask(control)
+                head = datagram_head(dns.address[1])
                 for number in range(20):
                     query = build_query(number, "www.example.com", 1)
-                    head = b"\0\0\0\1\x7f\0\0\1" + dns.address[1].to_bytes(2, "big")
                     resolver.send(head + query, relay)
                     answer = await resolver.receive()
                     assert answer.startswith(head)
                     addresses, _, _ = parse_response(query, answer[len(head) :])
                     assert set(addresses) == {"192.0.2.7", "192.0.2.8"}
             assert len(dns.seen) == 20
+
+    _, server_port = pair.server()
+    _, port = pair.client(server_port)
+    asyncio.run(resolve(port))
+
+
+def test_dig(pair: Pair) -> None:
+    """It knows no SOCKS, so the headers are put on and taken off on its way."""
+    dig = require_program("dig")
+    options = "@127.0.0.1", "+noedns", "+short", "+tries=1", "+time=15"
+
+    async def wrap(plain: Udp, wrapped: Udp, head: bytes, relay: int) -> None:
+        while True:
+            query, asking = await asyncio.get_running_loop().sock_recvfrom(plain.sock, 65536)
+            wrapped.send(head + query, relay)
+            plain.send((await wrapped.receive()).removeprefix(head), asking[1])
+
+    async def resolve(port: int) -> None:
+        async with (
+            asyncio.timeout(25),
+            fake_dns(holding("192.0.2.7", "2001:db8::8")) as dns,
+            await connect(port) as control,
+        ):
+            with Udp() as plain, Udp() as wrapped:
+                relay = await ask(control)
+                wrapping = asyncio.create_task(
+                    wrap(plain, wrapped, datagram_head(dns.address[1]), relay)
+                )
+                for kind, address in (("A", "192.0.2.7"), ("AAAA", "2001:db8::8")):
+                    query = ("-p", str(plain.port), "www.example.com", kind)
+                    answer = await asyncio.to_thread(run, dig, *options, *query)
+                    assert answer.decode().split() == [address]
+                await cancel(wrapping)
+            assert len(dns.seen) == 2
 
     _, server_port = pair.server()
     _, port = pair.client(server_port)
