@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from anytls.accounts import Account, Accounts, hashed
@@ -15,7 +16,6 @@ from anytls.users import read_users
 from mtt import metrics
 from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
 from mtt.errors import NetworkError, UsageError
-from mtt.layers import linger
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.holding import Holding
@@ -214,16 +214,8 @@ class Server(Service):
     # Visitors of the web site.
 
     def _visit(self, stream: asyncio.Transport) -> None:
-        if self._admission.has_room():
-            self._spawn(stream, self._carry_visitor(stream))
-        else:
-            linger.reset(stream)
-
-    async def _carry_visitor(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
-        with self.counters.dialling():
-            far = await self._fallback.connect(self._options.fallback, Holding)
-        self._relay(stream, far)
+        self._carry_to(stream, partial(self._fallback.connect, self._options.fallback, Holding))
 
 
 @contextlib.contextmanager

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.frontend import Frontend
-from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.modes import alpn, mode_name
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
 
 # The destination is near; one that needs longer to accept is not there.
 DESTINATION_TIME = 10.0
-
-# Waits for the connection to the destination, and tells the client how that went.
-Answered = Callable[[Awaitable[asyncio.Transport]], Awaitable[asyncio.Transport]]
 
 
 class Server(Service):
@@ -87,7 +83,9 @@ class Server(Service):
 
         def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
             # Wherever the client asks it to lead.
-            self._serve(stream, destination, partial(answered, stream))
+            self._carry_to(
+                stream, lambda: answered(stream, self._dialer.connect(destination, Holding))
+            )
 
         return AnyTlsFrontend(
             serve,
@@ -155,22 +153,9 @@ class Server(Service):
     def _route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
-    def _serve(
-        self, stream: asyncio.Transport, destination: Endpoint, answered: Answered | None = None
-    ) -> None:
-        if self._admission.has_room():
-            self._spawn(stream, self._carry(stream, destination, answered))
-        else:
-            linger.reset(stream)
+    def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+        self._carry_to(stream, partial(self._dialer.connect, destination, Holding))
 
     def _visit(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
         self._serve(stream, self._options.fallback)
-
-    async def _carry(
-        self, stream: asyncio.Transport, destination: Endpoint, answered: Answered | None
-    ) -> None:
-        with self.counters.dialling():
-            connecting = self._dialer.connect(destination, Holding)
-            far = await (connecting if answered is None else answered(connecting))
-        self._relay(stream, far)

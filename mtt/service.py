@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mtt import metrics
@@ -274,6 +274,22 @@ class Service:
             logger.error("%s: internal error: %s", peer_name(who), describe(error))
             logger.debug("where it happened:", exc_info=True)
             linger.reset(who)
+
+    def _carry_to(
+        self, near: asyncio.Transport, connect: Callable[[], Awaitable[asyncio.Transport]]
+    ) -> None:
+        """Join `near` to what `connect` makes, if there is room for one more tunnel."""
+        if self._admission.has_room():
+            self._spawn(near, self._connected(near, connect))
+        else:
+            linger.reset(near)
+
+    async def _connected(
+        self, near: asyncio.Transport, connect: Callable[[], Awaitable[asyncio.Transport]]
+    ) -> None:
+        with self.counters.dialling():
+            far = await connect()
+        self._relay(near, far)
 
     def _relay(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.errors import NetworkError
@@ -216,16 +217,8 @@ class MultiUserServer(Service):
 
     def _visit(self, stream: asyncio.Transport) -> None:
         """Somebody who wants no tunnel gets to the web site."""
-        if self._admission.has_room():
-            self._spawn(stream, self._carry_visitor(stream))
-        else:
-            linger.reset(stream)
-
-    async def _carry_visitor(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
-        with self.counters.dialling():
-            far = await self._dialer.connect(self._options.fallback, Holding)
-        self._relay(stream, far)
+        self._carry_to(stream, partial(self._dialer.connect, self._options.fallback, Holding))
 
     async def _dial(self, user: User) -> asyncio.Transport:
         try:
