@@ -17,15 +17,16 @@ PATH = TOP / "bench" / "chart.svg"
 
 class Panel(NamedTuple):
     row: str
-    columns: tuple[str, ...]  # their sum is shown
+    column: str
+    against: str  # the peer that is 1: figures of one machine mean nothing elsewhere
     title: str
 
 
 PANELS = (
-    Panel("bulk", ("worst",), "Bulk, worse direction, Gbit/s"),
-    Panel("bulk", ("up_client", "up_server"), "CPU seconds per GB, both ends (less is better)"),
-    Panel("requests", ("rate32",), "Requests per second, 32 connections"),
-    Panel("conns", ("rate",), "New connections per second"),
+    Panel("bulk", "worst", STUNNEL, "Throughput of one connection"),
+    Panel("bulk", "up_server", STUNNEL, "CPU per byte, server (less is better)"),
+    Panel("requests", "rate32", V2RAY, "Requests per second, 32 connections"),
+    Panel("conns", "rate", V2RAY, "New connections per second"),
 )
 
 # Subjects shown, top down: ours first; "direct" would dwarf all others.
@@ -56,9 +57,10 @@ def draw(rows: Sequence[Row], run: Run, ours: set[str], path: Path = PATH) -> bo
         names, values = zip(*bars, strict=True)
         colours = [_OURS_COLOUR if name in ours else _PEER_COLOUR for name in names]
         drawn = axis.barh(names, values, color=colours)
-        axis.bar_label(drawn, list(map(_label, values)), padding=3, fontsize=8)
+        axis.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
         axis.invert_yaxis()
-        axis.set_title(panel.title, loc="left", fontsize=10)
+        axis.axvline(1, color="#888888", linewidth=0.8, linestyle=":")
+        axis.set_title(f"{panel.title}, {panel.against} = 1", loc="left", fontsize=10)
         axis.tick_params(axis="y", labelsize=8, length=0)
         axis.xaxis.set_visible(False)
         axis.margins(x=0.12)
@@ -67,10 +69,6 @@ def draw(rows: Sequence[Row], run: Run, ours: set[str], path: Path = PATH) -> bo
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return True
-
-
-def _label(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bars(
@@ -82,7 +80,7 @@ def _bars(
     names = [cell.name for cell in row.cells if cell.name in ours]
     bars = []
     for name in (*names, *_PEERS):
-        values = [run.median(row.name, name, column) for column in panel.columns]
-        if None not in values:
-            bars.append((name, sum(value for value in values if value is not None)))
+        ratio = run.ratio(row.name, name, panel.column, panel.against)
+        if ratio is not None:
+            bars.append((name, ratio))
     return bars
