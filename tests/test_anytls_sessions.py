@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,40 +27,8 @@ from mtt.wire.anytls import (
     frame,
 )
 from mtt.wire.socks import DestinationError, Outcome
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
-
-
-class Clock:
-    """A loop whose time passes when a test says so, for code that asks `get_running_loop()`."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.now = 1000.0
-        self._timers: list[tuple[float, int, asyncio.Handle]] = []
-        monkeypatch.setattr(asyncio, "get_running_loop", lambda: self)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def time(self) -> float:
-        return self.now
-
-    def call_later(
-        self, delay: float, callback: Callable[..., object], *args: object
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self._loop)
-        heapq.heappush(self._timers, (self.now + delay, id(handle), handle))
-        return handle
-
-    async def passes(self, seconds: float) -> None:
-        end = self.now + seconds
-        await turns()
-        while self._timers and self._timers[0][0] <= end:
-            self.now, _, handle = heapq.heappop(self._timers)
-            if not handle.cancelled():
-                handle._run()
-            await turns()
-        self.now = end
 
 
 class Answering(FakeLayer):

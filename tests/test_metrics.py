@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,9 +19,11 @@ from mtt.errors import (
     tls_cause,
 )
 from mtt.metrics import Counters, Histogram, Now, labels, metric, page
+from mtt.process import eventloop
 from mtt.process.eventloop import LAG_INTERVAL, LagMeter
 from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
+from tests.support.clock import Clock
 from tests.support.metrics import check_with_promtool, failures, parse, short
 
 NOTHING = Now(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -31,8 +34,7 @@ def test_a_metric() -> None:
         "# HELP a_b What it is.\n# TYPE a_b gauge\na_b 3\n"
     )
     assert metric("c_total", "counter", "X.", {labels(of="x", by="y"): 1.5, labels(of="z"): 0}) == (
-        "# HELP c_total X.\n# TYPE c_total counter\n"
-        'c_total{of="x",by="y"} 1.5\nc_total{of="z"} 0\n'
+        '# HELP c_total X.\n# TYPE c_total counter\nc_total{of="x",by="y"} 1.5\nc_total{of="z"} 0\n'
     )
 
 
@@ -124,17 +126,20 @@ async def test_the_page() -> None:
     check_with_promtool(text.encode())
 
 
-async def test_lag_is_measured() -> None:
+async def test_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, eventloop)
+    busy = 0.0
+    monkeypatch.setattr(eventloop, "time", SimpleNamespace(monotonic=lambda: clock.now + busy))
     lag = LagMeter()
-    await asyncio.sleep(0)
-    time.sleep(LAG_INTERVAL + 0.3)  # holds up the loop
+    busy = LAG_INTERVAL + 0.3  # holds up the loop, whose own clock may stand still meanwhile
     during = parse(lag.lines())
-    await asyncio.sleep(0.01)
+    clock.now, busy = clock.now + busy, 0.0
+    await clock.passes(0)
     after = parse(lag.lines())
     again = parse(lag.lines())
     lag.stop()
-    assert 0.29 < during["mtt_event_loop_lag_max_seconds"] < 5
-    assert 0.29 < after["mtt_event_loop_lag_max_seconds"] < 5
+    assert 0.29 < during["mtt_event_loop_lag_max_seconds"] < 0.31
+    assert 0.29 < after["mtt_event_loop_lag_max_seconds"] < 0.31
     assert after["mtt_event_loop_lag_seconds_count"] == 1
     assert after["mtt_event_loop_lag_seconds_sum"] == after["mtt_event_loop_lag_max_seconds"]
     assert after['mtt_event_loop_lag_seconds_bucket{le="0.25"}'] == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -12,17 +11,10 @@ from mtt import relay as module
 from mtt.errors import NetworkError
 from mtt.layers.holding import Holding
 from mtt.relay import Relay
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, FakeTransport, turns
 
-QUIET = 0.08
-
-
-@pytest.fixture(autouse=True)
-def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUIET_TIME", QUIET)
-    monkeypatch.setattr(module, "QUIET_TICK", QUIET / 8)
-    monkeypatch.setattr(module, "ORPHAN_TIME", 3 * QUIET)
-    monkeypatch.setattr(module, "END_TIME", QUIET)
+QUIET = module.QUIET_TIME
 
 
 def half_closing() -> FakeTransport:
@@ -70,11 +62,6 @@ class Tunnel:
         assert self.relay._idle_timer.cancelled()
         assert self.relay._quiet_timer is None or self.relay._quiet_timer.cancelled()
         return self.relay
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 # Copying.
@@ -174,13 +161,14 @@ async def test_death_before_the_relay_began(who: str, told: bool) -> None:
 # Ordinary ends.
 
 
-async def test_each_direction_ends_by_itself() -> None:
+async def test_each_direction_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel()
     tunnel.near.protocol.data_received(b"request")
     assert tunnel.near.protocol.eof_received()
     assert tunnel.far.eof_written
     assert tunnel.near.protocol.eof_received()  # asyncio repeats it
-    await asyncio.sleep(2 * QUIET)
+    await clock.passes(2 * QUIET)
     tunnel.far.protocol.data_received(b"reply")
     assert tunnel.near.take() == b"reply"
     assert not tunnel.near.eof_written
@@ -205,18 +193,20 @@ async def test_the_end_of_a_transport_without_half_close_is_the_end_of_both() ->
         assert (await tunnel.finish()).reason == "done"
 
 
-async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet() -> None:
+async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
-    loop = asyncio.get_running_loop()
     tunnel.near.protocol.data_received(b"request")
     tunnel.near.protocol.eof_received()
     for number in range(8):
-        await asyncio.sleep(QUIET / 3)
+        await clock.passes(QUIET / 3)
         assert not tunnel.far.eof_written
         tunnel.far.protocol.data_received(b"%d" % number)
-    last = loop.time()
-    await until(lambda: tunnel.far.eof_written)
-    assert loop.time() - last >= QUIET * 0.9
+    last = clock.now
+    await clock.until(lambda: tunnel.far.eof_written)
+    assert QUIET <= clock.now - last <= QUIET + module.QUIET_TICK
     # Told of the end, it still says what it was about to say, and ends.
     tunnel.far.protocol.data_received(b", bye")
     tunnel.far.protocol.eof_received()
@@ -227,21 +217,27 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet() -> 
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_it() -> None:
+async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
-    await until(lambda: tunnel.far.eof_written)
+    await clock.until(lambda: tunnel.far.eof_written)
     assert not tunnel.ending
-    await until(lambda: tunnel.ending)
+    await clock.until(lambda: tunnel.ending)
     assert tunnel.near.aborted  # a reply whose end never came is not for certain a whole one
     assert not tunnel.far.aborted
     assert (await tunnel.finish()).reason == "the peer did not end its side"
 
 
-async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ended() -> None:
+async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
-    await until(lambda: tunnel.far.eof_written)
+    await clock.until(lambda: tunnel.far.eof_written)
     tunnel.far.lose(NetworkError("cut off"))
     await turns()
     assert tunnel.near.closing
@@ -250,15 +246,18 @@ async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ende
 
 
 @pytest.mark.parametrize("stuck", ["near", "far"])
-async def test_nor_before_everything_has_been_sent(stuck: str) -> None:
+async def test_nor_before_everything_has_been_sent(
+    stuck: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(one_end_only, one_end_only)
     tunnel.near.half_close = True
     getattr(tunnel, stuck).buffered = 5000
     tunnel.near.protocol.eof_received()
-    await asyncio.sleep(3 * QUIET)
+    await clock.passes(3 * QUIET)
     assert not tunnel.far.eof_written
     getattr(tunnel, stuck).buffered = 0
-    await until(lambda: tunnel.far.eof_written)
+    await clock.until(lambda: tunnel.far.eof_written)
     tunnel.far.protocol.eof_received()
     assert (await tunnel.finish()).reason == "done"
 
@@ -273,12 +272,15 @@ async def test_the_other_side_ends_while_we_wait_for_silence() -> None:
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime() -> None:
+async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
     assert not tunnel.far.eof_written
     tunnel.far.half_close = True
-    await until(lambda: tunnel.far.eof_written)
+    await clock.until(lambda: tunnel.far.eof_written)
     assert not tunnel.far.closing
     tunnel.relay.abort("")
     await tunnel.finish()
@@ -316,7 +318,8 @@ async def test_a_leg_that_had_ended_properly_and_fails_then() -> None:
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_the_same_where_there_is_no_half_close() -> None:
+async def test_the_same_where_there_is_no_half_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.pause_writing()  # it does not read what comes from the far end
     tunnel.near.protocol.data_received(b"all of it")
@@ -326,16 +329,15 @@ async def test_the_same_where_there_is_no_half_close() -> None:
     assert tunnel.far.reading  # it must be seen to fall silent
     tunnel.far.buffered = 100
     for _ in range(10):  # the upload is slow, and the far end never stops talking
-        await asyncio.sleep(QUIET / 2)
+        await clock.passes(QUIET / 2)
         tunnel.far.protocol.data_received(b"to nobody")
         assert not tunnel.far.closing
     tunnel.far.buffered = 0
-    loop = asyncio.get_running_loop()
-    start = loop.time()
+    start = clock.now
     while not tunnel.far.closing:
         tunnel.far.protocol.data_received(b"to nobody")
-        await asyncio.sleep(QUIET / 10)
-    assert 2.5 * QUIET < loop.time() - start < 10 * QUIET
+        await clock.passes(QUIET / 10)
+    assert 0 <= clock.now - start - module.ORPHAN_TIME <= 2 * module.QUIET_TICK
     assert not tunnel.far.aborted
     assert not tunnel.near.sent
     assert (await tunnel.finish()).reason == "done"
@@ -385,41 +387,49 @@ async def test_abort_is_a_failure_for_both_at_any_time() -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_transfer_in_one_direction_is_not_idle(way: str) -> None:
-    tunnel = Tunnel(timeout=0.1)
+async def test_a_transfer_in_one_direction_is_not_idle(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(timeout=80)
     side = tunnel.near if way == "up" else tunnel.far
     for _ in range(10):
-        await asyncio.sleep(0.04)
+        await clock.passes(32)
         side.protocol.data_received(b".")
     assert not tunnel.ending
-    loop = asyncio.get_running_loop()
-    last = loop.time()
-    await until(lambda: tunnel.ending)
-    assert 0.09 <= loop.time() - last < 0.3
-    assert tunnel.relay.reason == "idle for 0.1 s"
+    last = clock.now
+    await clock.until(lambda: tunnel.ending)
+    assert 80 <= clock.now - last <= 80 * (1 + 1 / module.IDLE_LOOKS)
+    assert tunnel.relay.reason == "idle for 80 s"
     assert not tunnel.near.aborted
     assert not tunnel.far.aborted
     await tunnel.finish()
 
 
-async def test_who_waits_for_a_last_word_that_never_comes_is_reset() -> None:
-    tunnel = Tunnel(timeout=0.1)
+async def test_who_waits_for_a_last_word_that_never_comes_is_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(timeout=80)
     tunnel.near.protocol.eof_received()
-    await until(lambda: tunnel.ending)
-    assert tunnel.relay.reason == "idle for 0.1 s"
+    await clock.until(lambda: tunnel.ending)
+    assert tunnel.relay.reason == "idle for 80 s"
     assert tunnel.near.aborted  # a reply that stopped half-way must not look complete
     assert tunnel.far.aborted
     await tunnel.finish()
 
 
-async def test_a_reader_that_lives_on_our_buffers_is_not_idle() -> None:
-    tunnel = Tunnel(timeout=0.1)
+async def test_a_reader_that_lives_on_our_buffers_is_not_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(timeout=80)
     for left in range(10, 0, -1):
         tunnel.near.buffered = left * 1000
-        await asyncio.sleep(0.04)
+        await clock.passes(32)
     assert not tunnel.ending
-    await until(lambda: tunnel.ending)
-    assert tunnel.relay.reason == "idle for 0.1 s with undelivered data"
+    await clock.until(lambda: tunnel.ending)
+    assert tunnel.relay.reason == "idle for 80 s with undelivered data"
     assert tunnel.near.aborted
     assert tunnel.far.aborted
     await tunnel.finish()

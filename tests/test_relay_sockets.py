@@ -19,7 +19,7 @@ from mtt.relay import Relay
 from tests.support.certs import Certs
 from tests.support.stacks import Stack
 from tests.support.transports import attach, tcp_sockets, turns
-from tests.test_relay import until
+from tests.support.tunnels import eventually
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +69,7 @@ async def test_half_close_end_to_end() -> None:
         sending.add_done_callback(lambda _task: destination.close())
         assert await drain(app) == request[::-1]
         app.close()
-        await until(lambda: over)
+        await eventually(lambda: over)
         assert over[0].reason == "done"
 
 
@@ -97,7 +97,7 @@ async def test_a_reset_goes_through(swap: bool) -> None:
         one.close()
         with pytest.raises(ConnectionResetError):
             await drain(other)
-        await until(lambda: over)
+        await eventually(lambda: over)
 
 
 @pytest.mark.parametrize("half_close", [False, True])
@@ -120,11 +120,11 @@ async def test_an_upload_is_complete_though_the_application_is_gone(
         Relay(transport, client.transport, timeout=20, done=over.append)
         await loop.sock_sendall(app, data)
         app.shutdown(socket.SHUT_WR)
-        await until(lambda: not kernel_queue(app))
+        await eventually(lambda: not kernel_queue(app))
         app.close()  # with unread input, that is a reset
         assert await server.recorder.at_eof() == data
         server.close()
-        await until(lambda: over)
+        await eventually(lambda: over)
         assert over[0].reason == "done"
 
 
@@ -138,4 +138,4 @@ async def test_the_last_words_of_a_destination_that_closed_under_our_writing() -
         assert await drain(app) == b"HTTP/1.1 413 Too Large\r\n\r\n"
         destination.close()
         app.close()
-        await until(lambda: over)
+        await eventually(lambda: over)

@@ -11,7 +11,8 @@ from mtt.errors import NetworkError, PeerError
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.sessions import SessionPool
-from mtt.wire.smux import FIN, PSH, SYN, frame
+from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 
 MAX = 3
@@ -20,14 +21,14 @@ MAX = 3
 class Network:
     """What the pool dials: every session gets a fake connection, as soon as `allowed` is set."""
 
-    def __init__(self, *, warm: int = 0, idle_time: float = sessions.IDLE_TIME) -> None:
+    def __init__(self, *, warm: int = 0) -> None:
         self.sessions: list[SmuxSession] = []
         self.lowers: list[FakeLayer] = []
         self.dials = 0
         self.allowed = asyncio.Event()
         self.allowed.set()
         self.error: Exception | None = None
-        self.pool = SessionPool(self._connect, MAX, warm=warm, idle_time=idle_time)
+        self.pool = SessionPool(self._connect, MAX, warm=warm)
 
     async def _connect(self, session: SmuxSession) -> None:
         self.dials += 1
@@ -134,16 +135,18 @@ async def test_a_dial_that_fails_when_nobody_waits_any_more() -> None:
     await network.close()
 
 
-async def test_a_session_that_nobody_waits_for_any_more_is_retired() -> None:
-    network = Network(idle_time=0.02)
+async def test_a_session_that_nobody_waits_for_any_more_is_retired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network()
     network.allowed.clear()
     task = asyncio.create_task(network.pool.open_stream(Recorder()))
     await turns()
     task.cancel()
     await asyncio.wait([task])
     network.allowed.set()
-    while not network.sessions or not network.sessions[0].lost:
-        await asyncio.sleep(0.005)
+    await clock.until(lambda: network.sessions and network.sessions[0].lost)
     await network.close()
 
 
@@ -193,45 +196,48 @@ async def test_a_session_out_of_ids_is_not_used() -> None:
 # Retirement.
 
 
-async def test_an_idle_session_is_closed_after_a_while() -> None:
-    network = Network(idle_time=0.05)
+async def test_an_idle_session_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network()
     (stream,) = await network.open()
     network.sessions[0].data_received(frame(FIN, 3))
     stream.close()
     await turns()
+    await clock.passes(sessions.IDLE_TIME - 0.1)
     assert not network.sessions[0].lost  # it waits for the next stream
-    while not network.sessions[0].lost:
-        await asyncio.sleep(0.01)
+    await clock.passes(0.2)
+    assert network.sessions[0].lost
     assert not network.lowers[0].aborted
     await network.open()
     assert network.dials == 2
     await network.close()
 
 
-async def test_a_new_stream_keeps_the_session() -> None:
-    network = Network(idle_time=0.03)
+async def test_a_new_stream_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network()
     (stream,) = await network.open()
     network.sessions[0].data_received(frame(FIN, 3))
     stream.close()
     (other,) = await network.open()
     assert session_of(other) is network.sessions[0]
-    await asyncio.sleep(0.08)
+    await clock.passes(2 * sessions.IDLE_TIME)
     assert not network.sessions[0].lost
     network.sessions[0].data_received(frame(PSH, other.id, b"alive"))
     assert not other.is_closing()
     await network.close()
 
 
-async def test_as_many_idle_sessions_as_wanted_stay_warm() -> None:
-    network = Network(warm=1, idle_time=0.03)
+async def test_as_many_idle_sessions_as_wanted_stay_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(warm=1)
     streams = await network.open(2 * MAX)
     for stream in streams:
         session_of(stream).data_received(frame(FIN, stream.id))
         stream.close()
-    while not any(session.lost for session in network.sessions):
-        await asyncio.sleep(0.005)
-    await asyncio.sleep(0.08)
-    assert [session.lost for session in network.sessions].count(True) == 1
+    await clock.passes(2 * sessions.IDLE_TIME)
+    (kept,) = [session for session in network.sessions if not session.lost]
+    kept.data_received(frame(NOP, 0))  # the peer lives
     await network.open()
     assert network.dials == 2
     await network.close()
@@ -250,15 +256,15 @@ async def test_streams_that_the_peer_never_ends_do_not_keep_a_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The Go server keeps those for ever whose destination it could not reach.
-    monkeypatch.setattr(sessions, "FINISH_TIME", 0.02)
+    clock = Clock(monkeypatch)
     network = Network()
     for stream in await network.open(MAX):
         stream.close()
     assert network.sessions[0].used_slots == MAX
     await network.open()
     assert network.dials == 2  # there was no place left
-    while not network.sessions[0].lost:
-        await asyncio.sleep(0.005)
+    await clock.passes(sessions.FINISH_TIME)
+    assert network.sessions[0].lost
     assert not network.sessions[1].lost
     await network.close()
 
@@ -266,12 +272,12 @@ async def test_streams_that_the_peer_never_ends_do_not_keep_a_session(
 async def test_the_peers_late_end_makes_it_an_ordinary_idle_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sessions, "FINISH_TIME", 0.03)
+    clock = Clock(monkeypatch)
     network = Network()
     (stream,) = await network.open()
     stream.close()
     network.sessions[0].data_received(frame(FIN, 3))
-    await asyncio.sleep(0.08)
+    await clock.passes(2 * sessions.FINISH_TIME)
     assert not network.sessions[0].lost
     await network.close()
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from anytls.server import Server
+from mtt import relay
 from mtt.layers import anytls_heads, anytls_stream
 from tests.anytls.proxying import client_for, reply_of
 from tests.anytls.serving import empty, server_for
@@ -73,9 +74,13 @@ async def test_a_wrong_password(how: str, certs: Certs, monkeypatch: pytest.Monk
     # Who would wait fails the test; and a server that waits is taken for one of version 1.
     for name in ("PREAMBLE_TIME", "GRACE_TIME"):
         monkeypatch.setattr(anytls_heads, name, 60.0)
+    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
+    # The site's end is passed on to the client after that.
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.05)
+    monkeypatch.setattr(relay, "QUIET_TICK", 0.01)
     with logged() as lines:
         async with (
-            asyncio.timeout(anytls_stream.QUESTION_TIME),
+            asyncio.timeout(SOON),
             serving(echo) as there,
             refusing(certs, how) as port,
             client_for(certs, port, p="not-that-one") as client,

@@ -9,25 +9,36 @@ from typing import Any
 
 import pytest
 
-from anytls import proxy_port
+from anytls import proxy_handshake, proxy_port
 from mtt import admission
 from mtt.wire.socks import DestinationError, Outcome
 from tests.anytls.clients import TUNNELS, socks4a, socks5
 from tests.anytls.direct import direct_proxy, port_of
-from tests.support.tunnels import connect
+from tests.support.clock import Clock
+from tests.support.tunnels import connect, eventually
 
 
 @pytest.mark.parametrize("said", [b"", b"\5", b"\5\1\0", b"\4\1\0", b"GET http://a"])
-async def test_a_client_that_does_not_get_on_is_left(said: bytes) -> None:
-    async with direct_proxy(handshake_time=0.05) as proxy:
+async def test_a_client_that_does_not_get_on_is_left(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, proxy_handshake)
+    async with direct_proxy(handshake_time=10) as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(said)
+            await eventually(lambda: proxy.proxy.pending)
+            await clock.passes(9)
+            assert proxy.proxy.pending == 1
+            await clock.passes(1)
             assert await client.rest() == (b"\5\0" if said == b"\5\1\0" else b"")
         assert proxy.proxy.pending == 0
 
 
-async def test_the_time_does_not_start_again_with_every_message() -> None:
-    async with direct_proxy(handshake_time=0.1) as proxy, await connect(port_of(proxy)) as client:
+async def test_the_time_does_not_start_again_with_every_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, proxy_handshake)
+    async with direct_proxy(handshake_time=10) as proxy, await connect(port_of(proxy)) as client:
         said = socks4a(1, "a" * 200)[0]
         await client.send(said[:1])
         while not proxy.proxy.pending:
@@ -37,7 +48,7 @@ async def test_the_time_does_not_start_again_with_every_message() -> None:
             assert sent < len(said), "it was let in"
             await client.send(said[sent : sent + 1])
             sent += 1
-            await asyncio.sleep(0.005)
+            await clock.passes(0.5)
         assert await client.rest() == b""
         assert proxy.asked == []
 

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from typing import Any
 
 import pytest
 
 from anytls.server import Server
 from mtt import anytls_frontend
+from mtt.http import server as http_server
 from mtt.http.server import HttpServer
+from mtt.layers import anytls_heads
 from mtt.wire.http1 import HttpError
 from tests.anytls.serving import empty, server_for
-from tests.anytls.test_server_strangers import NEVER, SHORT_REQUEST, WRONG, waits
+from tests.anytls.test_server_strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, waits
 from tests.support.anytlspeer import (
     hashed,
     preamble,
 )
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.gopeer import tls_connect
 from tests.support.metrics import failures, parse, short
 from tests.support.tunnels import (
@@ -65,15 +67,20 @@ async def test_who_cannot_be_a_user_is_refused_like_a_bad_request_at_once(
 async def test_a_beginning_that_is_no_text_is_refused_after_a_grace(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=NEVER, grace=0.3)
+    waits(monkeypatch, preamble=NEVER, grace=1)
+    clock = Clock(monkeypatch, anytls_heads)
     async with asyncio.timeout(SOON), server_for(certs) as server:
         async with await tls_connect(port_of(server), certs) as stranger:
-            began = time.monotonic()
-            await stranger.send(said[:-1])
-            await asyncio.sleep(0.1)
+            if said[:-1]:
+                await stranger.send(said[:-1])
+                await eventually(lambda: has_heard(server, said[:-1]))
+                await clock.passes(0.5)
             await stranger.send(said[-1:])
+            await eventually(lambda: has_heard(server, said))
+            await clock.passes(0.49 if said[:-1] else 0.99)
+            assert has_heard(server, said)
+            await clock.passes(0.02)
             assert await stranger.rest() == BAD_REQUEST
-            assert time.monotonic() - began >= 0.29
         await eventually(lambda: empty(server))
         assert failures(short(parse(server.metrics_page()))) == {"password": 1}
 
@@ -142,15 +149,22 @@ async def test_visitors_who_are_slow_or_done_are_closed(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the web server's own deadlines."""
-    web = functools.partial(HttpServer, head_timeout=0.2, keepalive_timeout=0.2)
+    web = functools.partial(HttpServer, head_timeout=10, keepalive_timeout=10)
     monkeypatch.setattr(anytls_frontend, "HttpServer", web)
     waits(monkeypatch, preamble=NEVER, grace=0.05)
+    clock = Clock(monkeypatch, http_server)
     async with asyncio.timeout(SOON), server_for(certs) as server:
         for said in (b"GET / HT", REQUEST[:-2], REQUEST):
             async with await tls_connect(port_of(server), certs) as visitor:
                 await visitor.send(said)
-                answer = await visitor.rest()
-                assert answer.startswith(NOTHING_HERE) == (said == REQUEST)
+                await eventually(lambda: is_web(server))
+                if said == REQUEST:
+                    answer = await visitor.until(b"not found\n")
+                    assert answer.startswith(NOTHING_HERE)
+                await clock.passes(9.99)
+                assert is_web(server)
+                await clock.passes(0.02)
+                assert not (await visitor.rest()).startswith(NOTHING_HERE)
         await eventually(lambda: empty(server))
         assert failures(short(parse(server.metrics_page()))) == {"timeout": 2, "path": 1}
 
@@ -165,21 +179,18 @@ async def test_visitors_who_are_slow_or_done_are_closed(
 async def test_who_is_never_complete_is_closed_at_the_deadline(
     said: bytes, answer: bytes, cause: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=0.4, grace=0.1)
+    waits(monkeypatch, preamble=10, grace=1)
+    clock = Clock(monkeypatch, anytls_heads)
     async with asyncio.timeout(SOON), server_for(certs) as server:
         async with await tls_connect(port_of(server), certs) as stranger:
-            began = time.monotonic()
             await stranger.send(said)
+            await eventually(lambda: has_heard(server, said))
+            await clock.passes(9.99)
+            assert has_heard(server, said)
+            await clock.passes(0.02)
             assert await stranger.rest() == answer
-            assert time.monotonic() - began >= 0.35
         await eventually(lambda: empty(server))
         assert failures(short(parse(server.metrics_page()))) == {cause: 1}
-
-
-def has_heard(server: Server, data: bytes) -> bool:
-    """Whether somebody has said so much without showing who it is."""
-    pending: Any = server._frontend._pending._transports
-    return any(tls.upper._reader.received == data for tls in pending)
 
 
 async def test_without_a_site_who_leaves_is_let_go_at_once(

@@ -16,6 +16,7 @@ from anytls import accounts, outbound, server
 from anytls.server import Server
 from mtt import anytls_frontend
 from mtt.layers import anytls_heads
+from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.layers.holding import Holding
 from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
@@ -341,15 +342,16 @@ async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) ->
 
 async def test_nobody_is_dialled_for_streams_that_were_given_up(certs: Certs) -> None:
     """A stream that is reset takes no room in its session, so its dial must not go on either."""
-    async with asyncio.timeout(SOON), server_for(certs) as server:
+    count = 2 * MAX_STREAMS
+    async with asyncio.timeout(20), server_for(certs) as server:
         slow_dial(server, asyncio.Future)
         async with AnyTlsPeer(await tls_connect(port_of(server), certs)) as peer:
             await peer.send(preamble(), frame(SETTINGS, 0, b"v=2\nhalf-close=1"))
-            for number in range(1000):
+            for number in range(count):
                 await peer.open(number, "slow.test", 80)
                 await peer.send(frame(FIN, number) * (number % 2), frame(PSH, number))
-            await peer.open(1000, "slow.test", 80)
-            await eventually(lambda: server.counters.streams == 1001)
+            await peer.open(count, "slow.test", 80)
+            await eventually(lambda: server.counters.streams == count + 1)
             await eventually(lambda: server.tunnels == 1)
 
 

@@ -32,6 +32,7 @@ from tests.support.anytlspeer import (
     short,
 )
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.metrics import parse
 from tests.support.tunnels import SOON, eventually, logged, port_of
 
@@ -326,16 +327,17 @@ async def test_what_is_no_datagram_ends_the_stream_alone(garbage: bytes, certs: 
 
 
 async def test_an_idle_association_ends(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with association(certs, ANYWHERE, options={"udp-timeout": 1.0}) as (server, peer):
-        loop = asyncio.get_running_loop()
+    clock = Clock(monkeypatch, uot_relay)
+    async with association(certs, ANYWHERE, options={"udp-timeout": 60.0}) as (server, peer):
         with Udp() as there:
             for _ in range(3):
-                await asyncio.sleep(0.4)
+                await clock.passes(24)
                 await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
                 await there.receive()
-            began = loop.time()
+            began = clock.now
+            await clock.until(lambda: not server.tunnels)
+            assert 59 < clock.now - began < 61
             assert await peer.frame() == (FIN, 1, b"")
-            assert 0.8 < loop.time() - began < 2
         await eventually(lambda: not server.tunnels)
 
 

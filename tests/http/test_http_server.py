@@ -15,6 +15,7 @@ from mtt.layers.base import READ_SIZE, Data, LayerTransport, SharedReader
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, parse_response, text_reply
 from mtt.wire.servemux import ServeMux
 from mtt.wire.upgrade import Upgrade, switching_protocols
+from tests.support.clock import Clock
 from tests.wire.test_http1 import WSS_VECTORS, handshake
 
 GET = b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -363,8 +364,9 @@ async def test_a_silent_connection_is_closed_without_a_word() -> None:
     assert connection.transport.sent == b""
 
 
-async def test_dripping_bytes_do_not_buy_time() -> None:
-    connection = Connection(head_timeout=0.05, keepalive_timeout=30)
+async def test_dripping_bytes_do_not_buy_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    connection = Connection(head_timeout=10, keepalive_timeout=30)
     connection.send(GET)  # a further request has a limit of its own
 
     async def drip() -> None:
@@ -372,12 +374,12 @@ async def test_dripping_bytes_do_not_buy_time() -> None:
             if connection.transport.closed:
                 return
             connection.send(piece)
-            await asyncio.sleep(0.001)
+            await clock.passes(1)
 
-    started = asyncio.get_running_loop().time()
+    started = clock.now
     await drip()
     assert connection.transport.closed
-    assert asyncio.get_running_loop().time() - started < 3
+    assert clock.now - started <= 11
     await connection.gone()
     assert len(connection.failures) == 1
 

@@ -32,6 +32,7 @@ from mtt.wire.anytls import (
 )
 from mtt.wire.padding import DEFAULT, Scheme
 from mtt.wire.socks import DestinationError, Outcome
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 
 HASHED = bytes(range(32))
@@ -311,14 +312,13 @@ async def test_a_server_of_version_1_does_not_answer(monkeypatch: pytest.MonkeyP
 
 
 async def test_an_answer_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.01)
-    monkeypatch.setattr(anytls_stream, "SYNACK_TIME", 0.1)
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(anytls_stream, "SYNACK_TIME", 0.3)  # the loop's own, not the clock's
     client = Client(greeting=GREETING)
     upper, stream = client.stream()
     assert client.said() == [(SYN, 2, b""), (PSH, 2, b"dest")]
     answer = asyncio.ensure_future(answer_of(stream))
-    while not client.lower.sent:
-        await asyncio.sleep(0.001)
+    await clock.until(lambda: client.lower.sent)
     assert client.said() == [(HEART_REQUEST, 0, b"")]
     client.feed(frame(HEART_RESPONSE, 0))  # the server is alive, the destination is not
     error = await answer
@@ -366,25 +366,21 @@ async def test_a_stream_may_be_watched_without_waiting(monkeypatch: pytest.Monke
 
 
 async def test_idle_sessions_are_asked_for_a_sign_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anytls_client, "HEART_INTERVAL", (0.01, 0.02))
-    monkeypatch.setattr(anytls_client, "HEART_TIME", 0.1)
-    monkeypatch.setattr(anytls_client, "LATE_TIME", 0.03)
+    clock = Clock(monkeypatch)
     first, unused, busy = Client(), Client(), Client(greeting=GREETING)
     first.stream()[1].close()
     first.said()
     busy.stream()
     busy.said()
     silent = Client(greeting=GREETING)
-    while not silent.lower.sent:
-        await asyncio.sleep(0.001)
+    await clock.until(lambda: silent.lower.sent)
     assert silent.session.healthy
-    await asyncio.sleep(0.04)
+    await clock.passes(anytls_client.LATE_TIME + 0.1)
     assert silent.said() == [(HEART_REQUEST, 0, b"")]
     assert not silent.session.healthy
     silent.feed(frame(HEART_RESPONSE, 0)[:3])
     assert silent.session.healthy
-    while not silent.lost:
-        await asyncio.sleep(0.01)
+    await clock.until(lambda: silent.lost)
     assert isinstance(silent.lost[0], NetworkError)
     assert silent.lower.aborted
     assert not silent.session.healthy
@@ -396,7 +392,7 @@ async def test_idle_sessions_are_asked_for_a_sign_of_life(monkeypatch: pytest.Mo
 
 
 async def test_a_full_connection_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anytls_client, "HEART_TIME", 0.01)
+    clock = Clock(monkeypatch)
     client = Client(greeting=GREETING)
     client.session.pause_writing()
     client.session.question()
@@ -406,7 +402,7 @@ async def test_a_full_connection_is_not_asked(monkeypatch: pytest.MonkeyPatch) -
     client.session.question()
     assert client.said() == [(HEART_REQUEST, 0, b"")]
     client.feed(frame(HEART_RESPONSE, 0))
-    await asyncio.sleep(0.02)
+    await clock.passes(2 * anytls_client.HEART_TIME)
     assert not client.lost
     await client.over()
 

@@ -20,6 +20,7 @@ from mtt.relay import Relay
 from mtt.wire.anytls import FIN, HEADER_SIZE, PSH, SETTINGS, SYN, PreambleReader, frame
 from mtt.wire.padding import DEFAULT, Scheme
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.stacks import Stack
 from tests.support.transports import FakeLayer, FakeTransport, Recorder, turns
 
@@ -162,8 +163,7 @@ async def test_every_padded_record_is_a_record_of_tls(
 async def test_the_end_of_one_direction_costs_nothing_of_the_other(
     half_close: bool, client_side: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
-    monkeypatch.setattr(relay, "QUIET_TICK", 0.02)
+    clock = Clock(monkeypatch)
     pair = Pair(half_close=half_close)
     upper = Recorder()
     ours = pair.client.open_stream(upper, b"")
@@ -178,7 +178,7 @@ async def test_the_end_of_one_direction_costs_nothing_of_the_other(
     near.protocol.data_received(b"question")
     near.protocol.eof_received()
     for _ in range(5):  # a reply in pieces, with pauses shorter than the quiet
-        await asyncio.sleep(0.03)
+        await clock.passes(relay.QUIET_TIME * 0.7)
         peer.write(b"reply ")
         await pair.exchange()
     assert other.data == b"question"
@@ -188,7 +188,7 @@ async def test_the_end_of_one_direction_costs_nothing_of_the_other(
         peer.close()
     while not (done and other.eof):
         await pair.exchange()
-        await asyncio.sleep(0.01)
+        await clock.passes(relay.QUIET_TICK)
     other.transport.close()
     await pair.exchange()
     assert not near.aborted

@@ -10,6 +10,7 @@ import pytest
 
 from mtt.layers import linger
 from mtt.layers.base import unsent
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, FakeTransport, Recorder, attach, raw_peer, turns
 
 
@@ -108,16 +109,15 @@ async def test_a_connection_that_the_peer_has_reset() -> None:
 
 
 async def test_a_peer_that_never_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linger, "TICK", 0.01)
-    monkeypatch.setattr(linger, "LINGER_TIME", 0.05)
+    clock = Clock(monkeypatch)
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
-        loop = asyncio.get_running_loop()
         recorder.transport.write(b"last")
-        start = loop.time()
+        start = clock.now
         close(recorder)
-        assert await recorder.ended() is None
-        assert 0.04 < loop.time() - start < 2
+        await clock.until(lambda: recorder.lost)
+        assert recorder.error is None
+        assert 0 <= clock.now - start - linger.LINGER_TIME <= 2 * linger.TICK
         assert await drain(sock) == b"last"
 
 
@@ -154,21 +154,19 @@ async def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_a_slow_peer_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linger, "TICK", 0.01)
-    monkeypatch.setattr(linger, "STALL_TIME", 0.2)
-    monkeypatch.setattr(linger, "LINGER_TIME", 0.2)
+    clock = Clock(monkeypatch)
     recorder = Recorder()
     async with raw_peer(recorder, small=True) as sock:
         loop = asyncio.get_running_loop()
         data = random.Random(72).randbytes(1_200_000)
         recorder.transport.write(data)
         close(recorder)
-        start = loop.time()
+        start = clock.now
         received = bytearray()
-        while piece := await loop.sock_recv(sock, 32_768):
+        while piece := await loop.sock_recv(sock, 16_384):
             received += piece
-            await asyncio.sleep(0.015)
-        assert loop.time() - start > 0.4  # well beyond both limits
+            await clock.passes(2)
+        assert clock.now - start > 2 * (linger.STALL_TIME + linger.LINGER_TIME)
         assert received == data
         sock.close()
         assert await recorder.ended() is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterable
 
@@ -14,7 +13,8 @@ from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.layers.test_smux import Server, client, finished
-from tests.support.transports import FakeLayer, Recorder, turns
+from tests.support.clock import Clock
+from tests.support.transports import Recorder, turns
 
 # Ends of the session.
 
@@ -151,21 +151,18 @@ async def test_such_a_stream_can_be_closed_unread() -> None:
 # Keepalive.
 
 
-async def until_sent(lower: FakeLayer, size: int) -> None:
-    while len(lower.sent) < size:
-        await asyncio.sleep(0.005)
-
-
 async def test_nops_are_sent_unless_the_connection_is_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layer, "NOP_INTERVAL", (0.005, 0.01))
+    clock = Clock(monkeypatch)
     session, lower = client()
     session.pause_writing()
-    await asyncio.sleep(0.05)
+    await clock.passes(2 * layer.NOP_INTERVAL[1])
     assert not lower.sent
     session.resume_writing()
-    await until_sent(lower, 24)
+    for _ in range(3):
+        session.data_received(frame(NOP, 0))  # the peer lives
+        await clock.passes(layer.NOP_INTERVAL[1])
     assert lower.take()[:24] == 3 * frame(NOP, 0)
     await finished(session)
 
@@ -173,27 +170,23 @@ async def test_nops_are_sent_unless_the_connection_is_full(
 async def test_a_silent_peer_is_dead_and_a_talking_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(layer, "CHECK_INTERVAL", 0.02)
-    monkeypatch.setattr(layer, "DEAD_TIME", 0.1)
+    clock = Clock(monkeypatch)
     silent, talking, paused = Server(), Server(), Server()
     upper, _ = silent.open(3)
     _, stream = paused.open(3)
     stream.pause_reading()
     # It is us who do not read.
     paused.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(RECEIVE_BUDGET // 65535 + 1)))
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    while loop.time() - start < 0.25:
+    for _ in range(30):  # twice as long as the silent one is given, and some
         talking.feed(frame(NOP, 0))
-        await asyncio.sleep(0.01)
+        await clock.passes(layer.CHECK_INTERVAL / 2)
     assert isinstance(silent.lost[0], NetworkError)
     assert silent.lower.aborted
     assert upper.error is silent.lost[0]
     assert not talking.lost
     assert not paused.lost
     stream.resume_reading()
-    while not paused.lost:
-        await asyncio.sleep(0.01)
+    await clock.until(lambda: paused.lost)
     await finished(talking.session)
 
 

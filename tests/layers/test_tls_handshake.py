@@ -20,6 +20,7 @@ from mtt.layers.tls import TlsLayer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
@@ -213,13 +214,16 @@ async def test_a_peer_that_is_too_slow(certs: Certs) -> None:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-async def test_time_stops_when_the_handshake_is_over(certs: Certs) -> None:
-    one, near = client(certs, handshake_time=0.2)
-    other, far = server(certs, handshake_time=0.2)
+async def test_time_stops_when_the_handshake_is_over(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    one, near = client(certs, handshake_time=10)
+    other, far = server(certs, handshake_time=10)
     async with joined(one, other):
         await near.opened()
         await far.opened()
-        await asyncio.sleep(0.25)  # beyond both limits
+        await clock.passes(11)  # beyond both limits
         one.write(b"still there")
         assert await far.received(11) == b"still there"
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,20 +73,31 @@ def test_kill_in_the_middle_of_commands(tmp_path: Path) -> None:
             connection = Connection(control)
             users = users_of(connection)
             assert users in possible
-            killer = threading.Timer(chance.uniform(0.01, 0.12), server.send, [signal.SIGKILL])
-            killer.start()
+            done, took = 0, 0.0
+            before_that = chance.randrange(3, 20)  # commands
+            killer: threading.Timer | None = None
             try:
                 while True:
                     commands += 1
                     opt, args, after = some_command(chance, commands, users)
                     possible = [users, after]
+                    began = time.monotonic()
+                    if done == before_that:
+                        # At some moment of this command, if it takes as long as the one before.
+                        killer = threading.Timer(
+                            chance.random() * took, server.send, [signal.SIGKILL]
+                        )
+                        killer.start()
                     assert connection.command(opt, args) == {"res": 1}
+                    took = time.monotonic() - began
+                    done += 1
                     users = after
                     possible = [users]
             except (OSError, http.client.HTTPException):
                 interrupted += len(possible) - 1
             finally:
-                killer.join()
+                if killer is not None:
+                    killer.join()
                 connection.close()
             assert server.wait() == -signal.SIGKILL
     assert commands > 3 * KILLS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 
+from mtt_mu_server import throttle
 from mtt_mu_server.lease import LeasedBucket, Lessee
-from mtt_mu_server.throttle import BURST_TIME, Bucket
+from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket
+from tests.support.clock import Clock
 
 
 class Waiter:
@@ -40,33 +41,29 @@ def worker(bucket: Bucket) -> LeasedBucket:
     return leased
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def test_workers_share_a_rate() -> None:
+async def test_workers_share_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, throttle)
     rate, size = 1_000_000, 300_000
     bucket = Bucket(rate)
     workers = [worker(bucket) for _ in range(2)]
     busy = [Waiter(workers[0], size) for _ in range(3)]
     alone = Waiter(workers[1], size)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
+    start = clock.now
     for waiter in (*busy, alone):
         waiter.wait()
-    await until(lambda: not alone.backlog)
+    await clock.until(lambda: not alone.backlog)
     # The first one to ask had the burst. Then each worker had as much, whoever waits there.
     passed = sum(waiter.passed for waiter in busy) - rate * BURST_TIME
-    assert 0.7 * size < passed < 1.3 * size
-    await until(lambda: not any(waiter.backlog for waiter in busy))
+    assert abs(passed - size) <= rate * TICK
+    await clock.until(lambda: not any(waiter.backlog for waiter in busy))
+    # No token lies idle in one worker while the other wants it.
     ideal = (4 * size - rate * BURST_TIME) / rate
-    assert ideal * 0.98 <= loop.time() - began <= ideal * 1.5 + 0.2
+    assert ideal - TICK / 100 <= clock.now - start <= ideal + 2 * TICK
 
 
-async def test_nothing_is_given_to_those_who_are_gone() -> None:
+async def test_nothing_is_given_to_those_who_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
+    clock = Clock(monkeypatch, throttle)
     bucket = Bucket(1000)
     gone = Lessee(bucket, given.append)
     gone.want(10_000)
@@ -74,7 +71,7 @@ async def test_nothing_is_given_to_those_who_are_gone() -> None:
     gone.leave()
     other: list[int] = []
     Lessee(bucket, other.append).want(100)
-    await until(lambda: sum(other) == 100)
+    await clock.until(lambda: sum(other) == 100)
     assert given == [250]
 
 
@@ -88,7 +85,8 @@ async def test_what_is_left_over_serves_the_next() -> None:
     assert bucket.take(30) == 30
     second = Waiter(bucket, 120)
     second.wait()
-    await until(lambda: second.passed == 70)
+    await asyncio.sleep(0)
+    assert second.passed == 70
     assert asked == [100, 50]
     assert bucket.take(1) == 0  # who waits comes first
     bucket.given(50)
@@ -96,8 +94,11 @@ async def test_what_is_left_over_serves_the_next() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_what_was_asked_for_comes_and_no_more(seed: int) -> None:
+async def test_what_was_asked_for_comes_and_no_more(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dice = random.Random(seed)
+    clock = Clock(monkeypatch, throttle)
     bucket = Bucket(10_000_000)
     workers = [worker(bucket) for _ in range(3)]
     waiters = [Waiter(dice.choice(workers), dice.randrange(1, 100_000)) for _ in range(20)]
@@ -108,7 +109,7 @@ async def test_what_was_asked_for_comes_and_no_more(seed: int) -> None:
             waiter._bucket.leave(waiter)  # type: ignore[arg-type]
             await asyncio.sleep(0)
             waiter.wait()
-    await until(lambda: not any(waiter.backlog for waiter in waiters))
+    await clock.until(lambda: not any(waiter.backlog for waiter in waiters))
     await asyncio.sleep(0)
     assert sum(waiter.passed for waiter in waiters) == total
     assert all(each._asked == 0 for each in workers)

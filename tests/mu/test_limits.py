@@ -11,6 +11,7 @@ import pytest
 
 from mtt.client import Client
 from mtt.layers.smux import SmuxSession
+from mtt_mu_server import management
 from tests.mu.panel import multi_user_server
 from tests.mu.users import (
     client,
@@ -78,7 +79,7 @@ async def test_a_full_user_looks_like_an_unknown_one(certs: Certs) -> None:
 
 @in_both_modes
 async def test_a_rate_holds_for_all_connections_together(mode: str, certs: Certs) -> None:
-    rate, size, streams = 200_000, 60_000, 4
+    rate, size, streams = 400_000, 60_000, 4
 
     async def upload(port: int) -> None:
         async with await connect(port) as application:
@@ -145,7 +146,8 @@ async def test_a_low_rate_is_not_taken_for_an_idle_tunnel(certs: Certs) -> None:
 
 
 @in_both_modes
-async def test_expiry(mode: str, certs: Certs) -> None:
+async def test_expiry(mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.02)
     async with (
         serving(echo) as there,
         multi_user_server(certs) as (server, panel),

@@ -1,4 +1,7 @@
-"""Rates: the bucket and the layer in memory. Tunnels with a rate are in test_limits."""
+"""Rates: the bucket and the layer in memory, with time that the tests make where it counts.
+
+Tunnels with a rate are in test_limits.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,12 @@ import pytest
 
 from mtt.layers.base import LayerTransport
 from mtt.layers.holding import Holding
-from mtt_mu_server.throttle import BURST_TIME, Bucket, Throttle
+from mtt_mu_server import throttle
+from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket, Throttle
+from tests.support.clock import Clock
+
+# Seconds: what sums of fractions of one are off by, at most.
+INEXACT = 1e-6
 
 
 class Below(LayerTransport):
@@ -103,51 +111,69 @@ async def test_what_there_are_tokens_for_passes_at_once() -> None:
     assert (len(above.data), below.reading) == (1000, True)
 
 
-async def test_the_rest_waits_and_nothing_is_read_meanwhile() -> None:
+async def test_the_rest_waits_and_nothing_is_read_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, throttle)
     bucket = Bucket(40_000)
     below, layer, above = stack(bucket)
-    start = asyncio.get_running_loop().time()
+    start = clock.now
     layer.data_received(bytes(range(256)) * 80)
     burst = int(40_000 * BURST_TIME)
-    assert burst <= len(above.data) <= burst + 100
+    assert len(above.data) == burst
     assert not below.reading
-    assert layer.unsent() == 256 * 80 - len(above.data)
-    await above.has(256 * 80)
-    elapsed = asyncio.get_running_loop().time() - start
-    assert elapsed >= (256 * 80 - burst) / 40_000 * 0.99
+    assert layer.unsent() == 256 * 80 - burst
+    await clock.until(lambda: len(above.data) == 256 * 80)
+    ideal = (256 * 80 - burst) / 40_000
+    assert ideal - INEXACT <= clock.now - start <= ideal + TICK
     assert above.data == bytes(range(256)) * 80
     assert below.reading
     assert bucket._timer is None
 
 
-async def test_never_more_than_the_rate() -> None:
-    bucket = Bucket(50_000)
-    below, layer, above = stack(bucket)
+async def test_the_clock_of_the_loop_counts() -> None:
+    """The real one, not that of a test."""
+    below, layer, above = stack(Bucket(100_000))
     loop = asyncio.get_running_loop()
     start = loop.time()
+    layer.data_received(bytes(30_000))
+    await above.has(30_000)
+    assert loop.time() - start >= (30_000 - 100_000 * BURST_TIME) / 100_000 * 0.99
+    assert below.reading
+
+
+async def test_never_more_than_the_rate_and_hardly_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, throttle)
+    bucket = Bucket(50_000)
+    below, layer, above = stack(bucket)
     given = 0
-    while loop.time() - start < 0.5:
-        if below.reading:
+    end = clock.now + 1.0
+    while clock.now < end:
+        while below.reading:
             layer.data_received(bytes(3000))
             given += 3000
-        await asyncio.sleep(0)
-        assert len(above.data) <= 50_000 * (loop.time() - start) + bucket.burst + 1
-    assert len(above.data) >= 50_000 * 0.4
+        await clock.passes(TICK / 4)
+        assert len(above.data) <= 50_000 * (clock.now - end + 1.0) + bucket.burst + 1
+    assert len(above.data) >= 50_000 * (1.0 - TICK) + bucket.burst - 1
     assert given - len(above.data) <= 3000
     layer.abort()
 
 
-async def test_all_throttles_of_a_bucket_share_it_evenly() -> None:
+async def test_all_throttles_of_a_bucket_share_it_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, throttle)
     bucket = Bucket(40_000)
     stacks = [stack(bucket) for _ in range(4)]
     for _, layer, _ in stacks:
         layer.data_received(bytes(20_000))
-    await asyncio.sleep(0.4)
-    sizes = [len(above.data) for _, _, above in stacks]
-    first = int(bucket.burst)
-    assert min(sizes[1:]) > 1500  # the first one took the burst
-    assert max(sizes[1:]) - min(sizes[1:]) < 2000
-    assert sum(sizes) <= first + 40_000 * 0.8
+    burst = int(bucket.burst)
+    sizes: list[int] = []
+    for _ in range(20):
+        await clock.passes(0.02)
+        sizes = [len(above.data) for _, _, above in stacks]
+        sizes[0] -= burst  # which the first one took
+        # At any time: what comes together in a turn is for all, not for each in its turn.
+        assert max(sizes) - min(sizes) <= 40_000 * TICK / len(stacks)
+    assert 40_000 * (0.4 - 2 * TICK) <= sum(sizes) <= 40_000 * 0.4 + 1
     for _, layer, _ in stacks:
         layer.abort()
     assert not bucket._waiting
@@ -155,17 +181,19 @@ async def test_all_throttles_of_a_bucket_share_it_evenly() -> None:
 
 
 async def test_a_byte_per_second_is_a_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, throttle)
     bucket = Bucket(1)
     _, layer, above = stack(bucket)
-    layer.data_received(b"ab")
+    layer.data_received(b"abc")
     assert above.data == b"a"
-    assert bucket._timer is not None
-    assert bucket._timer.when() - asyncio.get_running_loop().time() > 0.9  # not a busy loop
-    bucket.rate = 1000
-    bucket._timer.cancel()
-    bucket._timer = None
-    bucket._arm()
-    await above.has(2)
+    served = bucket._timer
+    await clock.passes(0.9)
+    assert above.data == b"a"
+    assert bucket._timer is served  # not a busy loop
+    await clock.passes(0.2)
+    assert above.data == b"ab"
+    await clock.passes(1.0)
+    assert above.data == b"abc"
 
 
 async def test_the_end_comes_after_what_waits() -> None:

@@ -101,7 +101,8 @@ class Server:
 
     def upgrade(self, path: str) -> int:
         """The status that a WebSocket request for `path` gets."""
-        context = ssl.create_default_context()
+        # Not create_default_context(), which reads all authorities of the system each time.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with connect(self.port) as raw, context.wrap_socket(raw) as client:
             client.sendall(
@@ -265,6 +266,31 @@ def test_users_are_cut_in_all_workers(
 # Limits.
 
 
+def carry(tunnels: list[socket.socket], size: int) -> list[float]:
+    """Send `size` bytes through each of the tunnels to an echo at once.
+
+    Returns the seconds until each had everything back, the first to end first.
+    """
+    began = time.monotonic()
+    ends: list[float] = []
+
+    def carry_one(tunnel: socket.socket) -> None:
+        threading.Thread(target=tunnel.sendall, args=(bytes(size),), daemon=True).start()
+        left = size
+        while left:
+            data = tunnel.recv(left)
+            assert data, "the tunnel has ended"
+            left -= len(data)
+        ends.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=carry_one, args=(tunnel,)) for tunnel in tunnels]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return ends
+
+
 @in_both_modes
 def test_a_limit_on_connections_holds_over_all_workers(
     processes: Processes, echo: Echo, tmp_path: Path, mode: tuple[str, ...]
@@ -314,27 +340,19 @@ def test_a_rate_holds_over_all_workers(
         tunnels = [stack.enter_context(connect(port)) for _ in range(6)]
         for tunnel in tunnels:
             check_echo(tunnel)
-        began = time.monotonic()
-        ends: list[float] = []
-
-        def carry(tunnel: socket.socket) -> None:
-            threading.Thread(target=tunnel.sendall, args=(bytes(size),), daemon=True).start()
-            left = size
-            while left:
-                left -= len(tunnel.recv(left))
-            ends.append(time.monotonic() - began)
-
-        threads = [threading.Thread(target=carry, args=(tunnel,)) for tunnel in tunnels]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
         # An echo goes up and down, each at that rate, so the whole takes as long as one of them.
         ideal = (len(tunnels) * size - rate * 0.25) / rate
-        assert ideal * 0.98 <= max(ends) <= ideal * 1.5 + 0.5
-        # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then half
-        # of the rate.
-        assert min(ends) >= 0.9 * (size - rate * 0.25) / (rate / 2)
+        for tries in range(1, 4):
+            ends = carry(tunnels, size)
+            assert max(ends) >= ideal * 0.98
+            # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then
+            # half of the rate.
+            assert min(ends) >= 0.9 * (size - rate * 0.25) / (rate / 2)
+            # Nor is the rate wasted, which would take twice as long, and that each time; a busy
+            # machine does it now and then.
+            if max(ends) <= ideal * 1.5 + 0.5:
+                break
+            assert tries < 3
 
 
 # Start and end.

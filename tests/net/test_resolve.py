@@ -358,11 +358,12 @@ async def test_one_unanswered_half_does_not_cost_the_timeout(monkeypatch, lost):
             return []
         return holding("192.0.2.1", "2001:db8::1", ttl=3000)(query, over_tcp)
 
+    # Longer than any test, so whoever waits for one of them fails.
+    monkeypatch.setattr(resolve, "UDP_WAITS", (600.0,) * 3)
+    monkeypatch.setattr(resolve, "LOOKUP_TIMEOUT", 1800.0)
     async with fake_dns(handler) as server:
-        started = time.monotonic()
         resolver = Resolver(server.address)
         assert len(await resolver.resolve("a.example", 1)) == 1
-        assert time.monotonic() - started < 1
         clock.ahead += resolve.SYSTEM_TTL  # half an answer is not kept for its TTL
         await resolver.resolve("a.example", 1)
         assert len(server.seen) == 4

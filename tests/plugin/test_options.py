@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ def test_fuzz_any_string_gives_values_or_a_usage_error() -> None:
     parts += [*";;;===,,\\\\ ", "true", "1", "5m", "__android_vpn", "\0", "\udc80", "\u2003"]
     known = {flag.name for flag in CLIENT_FLAGS if not flag.final}
     accepted = 0
-    for _ in range(10000):
+    for _ in range(4000):
         text = "".join(rng.choices(parts, k=rng.randint(0, 8)))
         try:
             values = parse_options(CLIENT_FLAGS, text)
@@ -147,17 +148,18 @@ def test_fuzz_any_string_gives_values_or_a_usage_error() -> None:
             continue
         accepted += 1
         assert set(values) <= known
-    assert accepted > 500
+    assert accepted > 200
 
 
-@pytest.mark.deadline(5)
 def test_a_huge_string_takes_no_long_time() -> None:
     # 128 KiB is the longest environment string on Linux; quadratic time would be minutes.
+    began = time.thread_time()  # what others have of the processor does not count
     for text in ("," * 2**17, ";" * 2**17, "wss," * 2**15, "\\," * 2**16, " " * 2**17):
         try:
             parse_options(CLIENT_FLAGS, text)
         except UsageError as error:
             assert len(str(error)) < 250
+    assert time.thread_time() - began < 5
 
 
 def test_what_does_not_look_like_a_key_is_not_repeated() -> None:

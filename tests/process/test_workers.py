@@ -11,9 +11,8 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -72,12 +71,18 @@ def echo() -> Iterator[Echo]:
 class Server:
     """mtt-server with two workers, and clients of it."""
 
-    def __init__(self, processes: Processes, echo: Echo, *options: str, count: int = 2) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        echo: Echo,
+        *options: str,
+        constants: Mapping[str, object] | None = None,
+    ) -> None:
         self._processes = processes
         self._stack = contextlib.ExitStack()
         self.process = processes.command(
-            "mtt-server", "-b", "127.0.0.1:0", "-d", echo.address, "-workers", str(count),
-            "-verbose", *options,
+            "mtt-server", "-b", "127.0.0.1:0", "-d", echo.address, "-workers", "2",
+            "-verbose", *options, constants=constants,
         )  # fmt: skip
         self.port = listening(self.process)[1]
 
@@ -406,11 +411,11 @@ def test_a_signal_while_the_address_is_looked_up(processes: Processes) -> None:
         process = processes.command(
             "mtt-client", "-b", "name.test:1080", "-s", "127.0.0.1:9", "-sv", "-workers", "2",
             "-fallback-dns", f"127.0.0.1:{silent.getsockname()[1]}",
+            # Longer than any test: it cannot be that it has given up by itself.
+            constants={"mtt.net.resolve.LOOKUP_TIMEOUT": 600, "mtt.net.resolve.UDP_WAITS": (600,)},
         )  # fmt: skip
         silent.recv(512)
-        started = time.monotonic()
         assert process.stop() == 0
-        assert time.monotonic() - started < 2.0  # it would ask for 5 s
     process.expect_silence()
 
 
@@ -427,7 +432,8 @@ def test_signals_during_the_start(processes: Processes) -> None:
 def test_metrics_are_those_of_all_and_never_fall(
     processes: Processes, echo: Echo, loop: str
 ) -> None:
-    server = Server(processes, echo, "-metrics", "0", "-loop", loop)
+    often = {"mtt.hub.REPORT_INTERVAL": 0.1}
+    server = Server(processes, echo, "-metrics", "0", "-loop", loop, constants=often)
     address = server.process.expect(r"metrics on (\S+)")[1]
     url = f"http://{address}/metrics"
     _, port = server.client()
@@ -491,7 +497,7 @@ def test_signs_of_life_end_with_those_of_one_worker(
         process = processes.start(
             *command("mtt-server"), "-b", "127.0.0.1:0", "-d", echo.address, "-workers", "2",
             "-disable-tls", "-grace", LONG,
-            env={"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "1000000"},
+            env={"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "500000"},
         )  # fmt: skip
         assert heard.hear().startswith("READY=1")
         for _ in range(3):
@@ -500,7 +506,7 @@ def test_signs_of_life_end_with_those_of_one_worker(
         os.kill(worker, signal.SIGSTOP)
         beats = 0
         with contextlib.suppress(TimeoutError):
-            while heard.hear(seconds=1.2) == "WATCHDOG=1":
+            while heard.hear(seconds=0.8) == "WATCHDOG=1":
                 beats += 1
                 assert beats < 10, "it goes on with a worker that hangs"
         os.kill(worker, signal.SIGCONT)

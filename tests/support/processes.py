@@ -147,9 +147,15 @@ class Processes:
         self._running.append(process)
         return process
 
-    def command(self, name: str, *argv: str | Path) -> Process:
-        """Start one of our own commands, such as `mtt-client`."""
-        process = self.start(*command(name), *argv, cwd=ROOT)
+    def command(
+        self, name: str, *argv: str | Path, constants: Mapping[str, object] | None = None
+    ) -> Process:
+        """Start one of our own commands, such as `mtt-client`.
+
+        `constants`: other values for constants of our modules, such as {"mtt.hub.INTERVAL": 0.1}.
+        """
+        program = changed_command(name, constants) if constants else command(name)
+        process = self.start(*program, *argv, cwd=ROOT)
         process.name = name
         return process
 
@@ -159,6 +165,18 @@ def command(name: str) -> tuple[str, ...]:
     if name.startswith("anytls-"):
         return sys.executable, "-m", f"anytls.{name.removeprefix('anytls-')}_command"
     return sys.executable, str(ROOT / f"{name.replace('-', '_')}.py")
+
+
+def changed_command(name: str, constants: Mapping[str, object]) -> tuple[str, ...]:
+    """How to run, in the working tree, one of our commands that is a module with other `constants`.
+
+    They hold in the workers as well, which are forked.
+    """
+    modules = {constant.rpartition(".")[0] for constant in constants} | {name.replace("-", "_")}
+    lines = [f"import sys, {', '.join(sorted(modules))}"]
+    lines += [f"{constant} = {value!r}" for constant, value in constants.items()]
+    lines += [f"sys.exit({name.replace('-', '_')}.main())"]
+    return sys.executable, "-c", "\n".join(lines)
 
 
 def listening(process: Process) -> tuple[str, int]:

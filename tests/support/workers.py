@@ -6,8 +6,9 @@ import contextlib
 import re
 import socket
 import threading
+from functools import partial
 
-from tests.support.processes import Process
+from tests.support.processes import Process, eventually
 
 # Far longer than any test: a process that ends earlier did not wait for it.
 LONG = "60s"
@@ -42,8 +43,13 @@ class Echo:
         self._socket.close()
 
 
+def workers_of_tunnels(process: Process) -> list[str]:
+    """The number of the worker of each tunnel that was ever open, as far as it has been told."""
+    return re.findall(r"\[(\d)\]: (?:local socket|\S+): open", process.output)
+
+
 def workers_with_tunnels(process: Process) -> set[str]:
-    return set(re.findall(r"\[(\d)\]: (?:local socket|\S+): open", process.output))
+    return set(workers_of_tunnels(process))
 
 
 def connect(port: int) -> socket.socket:
@@ -61,10 +67,18 @@ def check_echo(application: socket.socket) -> None:
 
 
 def in_both(stack: contextlib.ExitStack, process: Process, port: int) -> list[socket.socket]:
-    """Open tunnels until both workers of `process` have some."""
-    tunnels = []
+    """Open tunnels until both workers of `process` have some: the last is the first of its own."""
+    tunnels: list[socket.socket] = []
+    told = len(workers_of_tunnels(process))
     while workers_with_tunnels(process) != {"1", "2"}:
         assert len(tunnels) < MOST_TRIES, "one worker gets nothing"
         tunnels.append(stack.enter_context(connect(port)))
         check_echo(tunnels[-1])
+        # It works before we have read whose it is.
+        count = told + len(tunnels)
+        eventually(partial(_has_told, process, count), "it says which worker has the tunnel")
     return tunnels
+
+
+def _has_told(process: Process, count: int) -> bool:
+    return len(workers_of_tunnels(process)) >= count
