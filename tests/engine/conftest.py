@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from mtt import relay
+from mtt.layers import linger
 from mtt.net import dial, listen
 from mtt.net.sockets import tune
 from tests.support.tunnels import SMALL, shrink
@@ -17,6 +18,14 @@ def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that end tunnels and are not about how long that takes."""
     monkeypatch.setattr(relay, "QUIET_TIME", 0.2)
     monkeypatch.setattr(relay, "END_TIME", 0.2)
+    monkeypatch.setattr(relay, "QUIET_TICK", 0.05)
+
+
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests with peers that stay where ours would close."""
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.2)
+    monkeypatch.setattr(linger, "TICK", 0.05)
 
 
 @pytest.fixture

@@ -269,7 +269,7 @@ async def test_who_never_ends_his_handshake_is_cut(
 
 
 async def test_who_sends_a_request_head_byte_by_byte_is_cut(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
+    certs: Certs, short_linger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch, HttpServer, "head_timeout", 0.4)
     with logged() as lines:

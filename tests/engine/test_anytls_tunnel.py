@@ -13,8 +13,7 @@ import pytest
 
 from mtt.client import ANYTLS_DESTINATION
 from mtt.errors import UsageError
-from mtt.layers import anytls_heads
-from mtt.layers.anytls_stream import QUESTION_TIME
+from mtt.layers import anytls_heads, anytls_stream
 from mtt.options.tunnel import client_options, server_options
 from mtt.wire.addresses import decode
 from tests.support.anytlspeer import (
@@ -140,9 +139,10 @@ async def test_a_wrong_password(
     # Who would wait fails the test.
     for name in ("PREAMBLE_TIME", "GRACE_TIME"):
         monkeypatch.setattr(anytls_heads, name, 60.0)
+    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
     with logged() as lines:
         async with (
-            asyncio.timeout(QUESTION_TIME),
+            asyncio.timeout(2 * SOON),
             serving(strict) as web,
             serving(echo) as there,
             server_at(

@@ -11,7 +11,6 @@ import contextlib
 import socket
 import struct
 import sys
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -31,6 +30,7 @@ from tests.support.tunnels import (
     Tcp,
     check_works,
     client_of,
+    clock_of_tunnels,
     connect,
     echo,
     empty,
@@ -161,30 +161,31 @@ async def test_a_silent_peer_is_noticed_one_interval_late_at_most(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However rarely the peer is asked."""
-    dead, interval = 0.6, 0.2
-    for layer in (websocket, smux):
-        monkeypatch.setattr(layer, "DEAD_TIME", dead)
-        monkeypatch.setattr(layer, "CHECK_INTERVAL", interval)
-    monkeypatch.setattr(websocket, "PING_INTERVAL", (3 * SOON, 3 * SOON))
-    monkeypatch.setattr(smux, "NOP_INTERVAL", (3 * SOON, 3 * SOON))
+    clock = clock_of_tunnels(monkeypatch)
+    monkeypatch.setattr(websocket, "PING_INTERVAL", (3600.0, 3600.0))
+    monkeypatch.setattr(smux, "NOP_INTERVAL", (3600.0, 3600.0))
     async with (
         serving(echo) as there,
         far_apart(mode, there.port, certs) as (_, _, client),
         await connect(port_of(client)) as application,
     ):
+        await clock.passes(websocket.CHECK_INTERVAL / 3)
         await application.send(b"x")
         assert await application.exactly(1) == b"x"
-        since = time.monotonic()
+        reading = asyncio.create_task(application.rest())
+        await clock.passes(websocket.DEAD_TIME - 0.1)
+        assert not reading.done()
+        await clock.passes(websocket.CHECK_INTERVAL + 0.2)
         with pytest.raises(ConnectionResetError):
-            await application.rest()
-        assert dead - 0.1 < time.monotonic() - since < dead + interval + 1.0  # a busy machine
+            await reading
 
 
 @asking_modes
 async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
-    mode: str, certs: Certs, hurried: None
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle tunnel, and one whose application does not read: its pings come nevertheless."""
+    clock = clock_of_tunnels(monkeypatch)
     async with listening() as there, far_apart(mode, there.port, certs) as (_, _, client):
         idle, lazy = await connect(port_of(client)), await connect(port_of(client))
         async with idle, lazy:
@@ -195,7 +196,7 @@ async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
             }
             size = 300_000
             await ends[b"1"].send(bytes(size))
-            await asyncio.sleep(3 * DEAD)
+            await clock.passes(3 * smux.DEAD_TIME)
             await ends[b"0"].send(b"still there")
             assert await idle.exactly(11) == b"still there"
             assert len(await lazy.exactly(size)) == size

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import socket
 from typing import Any
 
-from mtt import relay
+import pytest
+
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.relay import Relay
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     MODES,
-    SOON,
     Tcp,
+    clock_of_tunnels,
     connect,
     eventually,
     in_every_mode,
@@ -26,6 +27,8 @@ from tests.support.tunnels import (
 )
 
 MEGABYTE = bytes(range(256)) * 4096
+# Seconds: longer than QUIET_TIME and END_TIME of a relay and LINGER_TIME together.
+LONG = 10.0
 
 
 @in_every_mode
@@ -58,30 +61,40 @@ async def test_what_the_application_sent_before_its_close_arrives(
         assert received == MEGABYTE
 
 
-async def test_a_reply_may_come_long_after_the_end_of_the_request(certs: Certs) -> None:
+async def test_a_reply_may_come_long_after_the_end_of_the_request(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_tunnels(monkeypatch)
+
     async def one(mode: str) -> None:
         async with listening() as there, joined(mode, there, certs) as (application, destination):
             await application.send(b"request")
             await application.finish()
             assert await destination.rest() == b"request", mode
-            await asyncio.sleep(3 * relay.QUIET_TIME)  # also longer than linger.LINGER_TIME
+            await clock.passes(LONG)
             _, received = await asyncio.gather(_send_all(destination), application.rest())
             assert received == MEGABYTE, mode
 
-    await asyncio.gather(*(one(mode) for mode in MODES))
+    for mode in MODES:
+        await one(mode)
 
 
-async def test_an_upload_may_go_on_long_after_the_end_of_the_download(certs: Certs) -> None:
+async def test_an_upload_may_go_on_long_after_the_end_of_the_download(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_tunnels(monkeypatch)
+
     async def one(mode: str) -> None:
         async with listening() as there, joined(mode, there, certs) as (application, destination):
             await destination.send(b"enough said")
             await destination.finish()
             assert await application.rest() == b"enough said", mode
-            await asyncio.sleep(3 * relay.QUIET_TIME)
+            await clock.passes(LONG)
             _, received = await asyncio.gather(_send_all(application), destination.rest())
             assert received == MEGABYTE, mode
 
-    await asyncio.gather(*(one(mode) for mode in MODES))
+    for mode in MODES:
+        await one(mode)
 
 
 async def _send_all(end: Tcp) -> None:
@@ -134,49 +147,56 @@ class Clogged(asyncio.Transport):
         self.protocol.connection_lost(ConnectionAbortedError())
 
 
-async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_more() -> None:
+async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_more(
+    short_linger: None,
+) -> None:
     """The application has said all and closed, so its kernel answers ours with RST."""
     accepted: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
+    upload = MEGABYTE[: 160 * 1024]
+    listener = socket.create_server(("127.0.0.1", 0))
+    # Room for all of it, however little is read; accepted sockets inherit that.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * len(upload))
     server = await asyncio.get_running_loop().create_server(
-        lambda: Holding(accepted.put_nowait), "127.0.0.1", 0
+        lambda: Holding(accepted.put_nowait), sock=listener
     )
-    async with server, await connect(server.sockets[0].getsockname()[1]) as application:
+    async with server, await connect(listener.getsockname()[1]) as application:
         far = Clogged()
         done = asyncio.Event()
         Relay(await accepted.get(), far, timeout=60, done=lambda _: done.set())
-        upload = MEGABYTE[: 160 * 1024]  # what a kernel takes without being read
         await application.send(upload)
         await eventually(lambda: not unsent(application))
         application.close()
         assert len(far.written) < len(upload)
-        until = time.monotonic() + SOON
-        while not done.is_set() and time.monotonic() < until:
+        while not done.is_set():
             far.protocol.data_received(b"thank you")
             await asyncio.sleep(0.01)
         assert far.written == upload
         assert far.finished
 
 
-async def test_the_idle_timeout_counts_both_directions(certs: Certs) -> None:
-    async def one(mode: str, talking: str) -> None:
-        async with (
-            listening() as there,
-            tunnel(mode, there.port, certs, timeout=1.0) as port,
-            await connect(port) as application,
-        ):
-            destination = await there.accept()
-            ends = [application, destination]
-            if talking == "destination":
-                ends.reverse()
-            for _ in range(8 if talking != "nobody" else 0):
-                await ends[0].send(b".")
-                assert await ends[1].exactly(1) == b".", (mode, talking)
-                await asyncio.sleep(0.25)
-            started = time.monotonic()
-            for end in (application, destination):
-                with maybe_reset():
-                    assert await end.rest() == b""
-            assert 0.5 < time.monotonic() - started < 2.5, (mode, talking)
-
-    cases = [(mode, who) for mode in MODES for who in ("application", "destination", "nobody")]
-    await asyncio.gather(*(one(*case) for case in cases))
+@in_every_mode
+@pytest.mark.parametrize("talking", ["application", "destination", "nobody"])
+async def test_the_idle_timeout_counts_both_directions(
+    talking: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout = 4.0
+    clock = clock_of_tunnels(monkeypatch)
+    async with (
+        listening() as there,
+        tunnel(mode, there.port, certs, timeout=timeout) as port,
+        await connect(port) as application,
+    ):
+        ends = [application, await there.accept()]
+        if talking == "destination":
+            ends.reverse()
+        for _ in range(8 if talking != "nobody" else 0):
+            await ends[0].send(b".")
+            assert await ends[1].exactly(1) == b"."
+            await clock.passes(timeout / 4)
+        rest = [asyncio.create_task(end.rest()) for end in ends]
+        await clock.passes(timeout / 2)
+        assert not any(task.done() for task in rest)
+        await clock.passes(timeout)
+        for task in rest:
+            with maybe_reset():
+                assert await task == b""

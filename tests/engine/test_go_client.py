@@ -240,7 +240,7 @@ async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(mode: str, certs: 
     async with (
         server_at(mode, port, certs) as server,
         await peer_connect(mode, port_of(server), certs) as go,
-        asyncio.timeout(1),
+        asyncio.timeout(SOON),
     ):
         if "mux" in mode:
             for stream in (3, 5):

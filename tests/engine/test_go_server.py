@@ -10,6 +10,7 @@ import socket
 import pytest
 
 from mtt.options.tunnel import MAX_STREAM_LIMIT
+from mtt.relay import END_TIME, QUIET_TIME
 from tests.support.certs import Certs
 from tests.support.gopeer import CLOSE_1000, vector
 from tests.support.goserver import MAX_STREAMS, go_server
@@ -20,6 +21,7 @@ from tests.support.tunnels import (
     cancel,
     check_works,
     client_of,
+    clock_of_tunnels,
     connect,
     echo,
     eventually,
@@ -28,6 +30,7 @@ from tests.support.tunnels import (
     maybe_reset,
     port_of,
     serving,
+    settled,
 )
 
 MEGABYTE = bytes(range(256)) * 4096
@@ -116,26 +119,26 @@ async def _acknowledged_upload(how: str, mode: str, certs: Certs) -> None:
         await eventually(lambda: not client._relays)
 
 
-async def test_a_late_answer_to_a_finished_request_comes_through(certs: Certs) -> None:
-    await asyncio.gather(*(_late_answer(mode, certs) for mode in GO_MODES))
-
-
-async def _late_answer(mode: str, certs: Certs) -> None:
-    async def answer(connection: Tcp) -> None:
-        assert await connection.exactly(7) == b"request"
-        for _ in range(4):
-            await asyncio.sleep(0.6)
-            await connection.send(b"piece ")
-
+@in_every_go_mode
+async def test_a_late_answer_to_a_finished_request_comes_through(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_tunnels(monkeypatch)
     async with (
-        serving(answer) as there,
+        listening() as there,
         go_server(mode, there.port, certs) as go,
         client_of(mode, go.port, certs) as client,
         await connect(port_of(client)) as application,
     ):
         await application.send(b"request")
         await application.finish()
-        assert await application.rest() == b"piece " * 4, mode
+        async with await there.accept() as destination:
+            assert await destination.exactly(7) == b"request"
+            for _ in range(4):
+                await clock.passes(0.6 * QUIET_TIME)
+                await destination.send(b"piece ")
+                assert await application.exactly(6) == b"piece "
+        assert await application.rest() == b""
 
 
 @in_every_go_mode
@@ -220,7 +223,7 @@ async def test_many_streams_never_exceed_what_a_go_server_bears(
 
 @pytest.mark.parametrize("mode", MUX_MODES)
 async def test_streams_that_the_server_never_ends_do_not_use_up_the_tunnel(
-    mode: str, certs: Certs, short_quiet: None
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Go server is silent about a destination it cannot reach, and keeps the stream."""
     async with (
@@ -230,11 +233,15 @@ async def test_streams_that_the_server_never_ends_do_not_use_up_the_tunnel(
     ):
         async with listening() as gone:
             go.destination = gone.port
+        clock = clock_of_tunnels(monkeypatch)
         port = port_of(client)
         for _ in range(6):
             application = await connect(port)
             await application.send(b"x")
             await application.finish()
+            await eventually(lambda: client._relays)
+            await settled()
+            await clock.passes(2 * QUIET_TIME + END_TIME)
             with pytest.raises(ConnectionResetError):  # no reply is not an empty reply
                 await application.rest()
             application.close()

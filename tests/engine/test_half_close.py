@@ -9,7 +9,6 @@ import socket
 import pytest
 
 from mtt import relay
-from mtt.layers import linger
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy, Line
 from tests.support.gopeer import tls_connect
@@ -73,7 +72,7 @@ async def test_the_destination_may_end_first_and_still_receive(mode: str, certs:
 
 @pytest.mark.parametrize("how", ["answered", "leaves"])
 async def test_a_foreign_client_that_says_close_notify_and_stays_gets_its_reply(
-    how: str, certs: Certs
+    how: str, certs: Certs, short_linger: None
 ) -> None:
     """Without ALPN, like stunnel. When it closes TCP as well, both directions are over."""
     async with (
@@ -103,11 +102,12 @@ async def test_half_close_on_a_line_that_is_longer_than_a_quiet_while(
     first: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that wants to end at once cannot know yet that the other one is ours, and must ask."""
-    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.03)
+    monkeypatch.setattr(relay, "QUIET_TICK", 0.01)
     async with (
         listening() as there,
         server_at(mode, there.port, certs) as server,
-        FaultProxy(port_of(server), line=Line(delay=0.3)) as line,
+        FaultProxy(port_of(server), line=Line(delay=0.1)) as line,
         client_of(mode, line.port, certs) as client,
         asyncio.timeout(2 * SOON),
         await connect(port_of(client)) as application,
@@ -163,10 +163,9 @@ async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> No
 
 @pytest.mark.parametrize("mode", ["mux", "wss+mux"])
 async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
-    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+    mode: str, certs: Certs, short_linger: None
 ) -> None:
     """The application said all it had to say and went away; its stream must not be fed for ever."""
-    monkeypatch.setattr(linger, "LINGER_TIME", 0.2)
     async with listening() as there, tunnel(mode, there.port, certs) as port:
         async with asyncio.timeout(SOON):
             application = await connect(port)

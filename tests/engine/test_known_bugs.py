@@ -34,18 +34,19 @@ from tests.support.gopeer import (
 )
 from tests.support.goserver import go_server
 from tests.support.tunnels import (
-    MODES,
     SMALL,
     SOON,
     Tcp,
     cancel,
     check_works,
     client_of,
+    clock_of_tunnels,
     connect,
     echo,
     empty,
     eventually,
     fill,
+    in_every_mode,
     listening,
     logged,
     maybe_reset,
@@ -65,7 +66,7 @@ async def flood(connection: Tcp) -> None:
 
 
 async def test_a_close_frame_amid_a_stalled_download_does_not_stop_the_server(
-    certs: Certs, small_buffers: None
+    certs: Certs, small_buffers: None, short_linger: None
 ) -> None:
     with logged() as lines:
         async with serving(flood) as there, server_at("wss", there.port, certs) as server:
@@ -88,21 +89,21 @@ def _stalled(server: Server) -> bool:
     return any(not relay._far.transport.is_reading() for relay in server._relays)
 
 
-async def test_a_one_way_download_outlives_the_idle_timeout(certs: Certs) -> None:
-    await asyncio.gather(*(_one_way_download(mode, certs) for mode in MODES))
-
-
-async def _one_way_download(mode: str, certs: Certs) -> None:
+@in_every_mode
+async def test_a_one_way_download_outlives_the_idle_timeout(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_tunnels(monkeypatch)
     async with (
         listening() as there,
-        tunnel(mode, there.port, certs, timeout=0.4) as port,
+        tunnel(mode, there.port, certs, timeout=4.0) as port,
         await connect(port) as application,
     ):
         destination = await there.accept()
         for _ in range(12):
             await destination.send(b".")
             assert await application.exactly(1) == b"."
-            await asyncio.sleep(0.1)
+            await clock.passes(1.0)
 
 
 @pytest.mark.parametrize("mode", MUX_MODES)
@@ -110,9 +111,7 @@ async def test_a_stalled_stream_does_not_get_the_session_killed(
     mode: str, certs: Certs, small_buffers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who does not read because of a full buffer cannot see signs of life, either."""
-    monkeypatch.setattr(smux, "CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(smux, "DEAD_TIME", 0.4)
-    monkeypatch.setattr(smux, "NOP_INTERVAL", (0.05, 0.1))
+    clock = clock_of_tunnels(monkeypatch)
     async with (
         listening(buffer=SMALL) as there,
         go_server(mode, there.port, certs) as go,
@@ -121,7 +120,7 @@ async def test_a_stalled_stream_does_not_get_the_session_killed(
     ):
         far = await there.accept()
         sent = await fill(far)
-        await asyncio.sleep(1.5)
+        await clock.passes(3 * smux.DEAD_TIME)
         assert await application.exactly(len(sent)) == sent
 
 

@@ -35,6 +35,7 @@ from tests.support.tunnels import (
     port_of,
     server_at,
     serving,
+    settled,
 )
 
 SIZE = 3
@@ -124,7 +125,7 @@ async def test_the_first_byte_of_a_connection_takes_one_round_trip(
                 await check_works(port_of(client))
                 assert recording.turns[0].count("u") >= (2 if mode == "tls" else 3)
             async with prepared(mode, between.port, certs) as client:
-                await asyncio.sleep(0.1)  # tickets, and the sign of a WebSocket server
+                await settled()  # tickets, and the sign of a WebSocket server
                 recording.turns = [""] * len(recording.turns)
                 async with await connect(port_of(client)) as application:
                     await application.send(b"hello")

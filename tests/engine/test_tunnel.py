@@ -80,7 +80,7 @@ async def test_a_destination_that_cannot_be_reached_closes_the_application(
     with logged() as lines:
         async with (
             tunnel(mode, port, certs) as client,
-            asyncio.timeout(1),
+            asyncio.timeout(SOON),
             await connect(client) as application,
         ):
             with maybe_reset():
@@ -102,7 +102,7 @@ async def test_a_server_that_cannot_be_reached_closes_the_application(
     with logged() as lines:
         async with (
             client_of(mode, port, certs) as client,
-            asyncio.timeout(1),
+            asyncio.timeout(SOON),
             await connect(port_of(client)) as application,
         ):
             await application.send(b"anybody there?")

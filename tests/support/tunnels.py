@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import socket
 import struct
@@ -20,11 +21,14 @@ from typing import Any, Self
 
 import pytest
 
+from mtt import anytls_sessions, relay
 from mtt.client import Client
+from mtt.layers import anytls, anytls_client, linger, mux, smux, websocket
 from mtt.options.tunnel import client_options, server_options
 from mtt.server import Server
 from mtt.service import Service
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 
 GO_MODES = ("tls", "wss", "mux", "wss+mux")  # those of the original
 MODES = (*GO_MODES, "anytls")
@@ -37,6 +41,8 @@ PASSWORD = "a password of the tests"
 READ = 64 * 1024
 # What is expected to happen on loopback "at once" gets so many seconds on a busy machine.
 SOON = 5.0
+# Seconds between two looks at something that nobody can tell us about.
+LOOK = 0.01
 
 # A size for the kernel's buffers of a connection, which otherwise grow to megabytes.
 SMALL = 64 * 1024
@@ -293,11 +299,34 @@ def port_of(service: Service) -> int:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = SOON) -> None:
-    """Wait until `condition()` holds; fail when it takes longer than `seconds`."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, f"not within {seconds:g} s"
-        await asyncio.sleep(0.01)
+    """Wait until `condition()` holds; fail when it takes longer than `seconds`.
+
+    They are counted in looks, not by the clock: on a busy machine each look comes later, as does
+    what it looks for.
+    """
+    for _ in range(math.ceil(seconds / LOOK)):
+        if condition():
+            return
+        await asyncio.sleep(LOOK)
+    assert condition(), f"not within {seconds:g} s"
+
+
+def clock_of_tunnels(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for what finds out, at both ends, that a tunnel is silent, idle or dead.
+
+    Dialling and handshakes go by the real one.
+    """
+    layers = anytls, anytls_client, linger, mux, smux, websocket
+    return Clock(monkeypatch, relay, anytls_sessions, *layers)
+
+
+async def settled() -> None:
+    """Wait until everything that is under way has arrived.
+
+    All ends of it run in this loop, so that is a matter of the loop's turns, not of seconds.
+    """
+    for _ in range(50):
+        await asyncio.sleep(0.001)
 
 
 def empty(service: Client | Server) -> bool:
