@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from struct import Struct
 
-Data = bytes | memoryview
+from mtt.wire.frames import Data, framed
 
 VERSION = 2
 
@@ -60,18 +60,7 @@ def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
 
 def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
     """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
-    size = len(data)
-    if size <= most:
-        return _HEADER.pack(PSH, stream_id, size) + data
-    view = memoryview(data)
-    pieces: list[Data] = []
-    full = _HEADER.pack(PSH, stream_id, most)
-    at = 0
-    while size - at > most:
-        pieces += (full, view[at : at + most])
-        at += most
-    pieces += (_HEADER.pack(PSH, stream_id, size - at), view[at:])
-    return b"".join(pieces)
+    return framed(data, most, lambda size: _HEADER.pack(PSH, stream_id, size))
 
 
 class Decoder:

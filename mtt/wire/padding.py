@@ -18,7 +18,8 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mtt.wire.anytls import HASH_SIZE, HEADER_SIZE, WASTE, Data, frame, integer
+from mtt.wire.anytls import HASH_SIZE, HEADER_SIZE, WASTE, frame, integer
+from mtt.wire.frames import Data
 
 # Draws an integer: at least the first argument, less than the second.
 # `random.SystemRandom().randrange` is meant; sizes that can be foretold would be a fingerprint.

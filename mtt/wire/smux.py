@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from struct import Struct
 
-Data = bytes | memoryview
+from mtt.wire.frames import Data, framed
 
 VERSION = 1
 SYN, FIN, PSH, NOP = 0, 1, 2, 3
 
 # What the Go peers are configured to send. They accept up to the 65535 of the length field.
 MAX_PAYLOAD = 16384
+MAX_LENGTH = 0xFFFF
 
 _HEADER = Struct("<BBHI")
 HEADER_SIZE = _HEADER.size
@@ -28,24 +29,13 @@ class SmuxError(Exception):
 
 
 def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
-    """One frame; `payload` has at most 65535 bytes."""
+    """One frame; `payload` has at most MAX_LENGTH bytes."""
     return _HEADER.pack(VERSION, command, len(payload), stream_id) + payload
 
 
-def data_frames(stream_id: int, data: Data) -> bytes:
-    """`data` as PSH frames of at most MAX_PAYLOAD, ready for one write."""
-    size = len(data)
-    if size <= MAX_PAYLOAD:
-        return _HEADER.pack(VERSION, PSH, size, stream_id) + data
-    view = memoryview(data)
-    pieces: list[Data] = []
-    full = _HEADER.pack(VERSION, PSH, MAX_PAYLOAD, stream_id)
-    at = 0
-    while size - at > MAX_PAYLOAD:
-        pieces += (full, view[at : at + MAX_PAYLOAD])
-        at += MAX_PAYLOAD
-    pieces += (_HEADER.pack(VERSION, PSH, size - at, stream_id), view[at:])
-    return b"".join(pieces)
+def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
+    """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
+    return framed(data, most, lambda size: _HEADER.pack(VERSION, PSH, size, stream_id))
 
 
 class Decoder:

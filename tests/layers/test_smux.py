@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
@@ -12,7 +13,7 @@ from mtt.layers import smux as layer
 from mtt.layers.base import unsent
 from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
-from mtt.wire.smux import FIN, MAX_PAYLOAD, NOP, PSH, SYN, Decoder, frame
+from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, SYN, Decoder, frame
 from tests.support.transports import FakeLayer, Recorder, turns
 
 
@@ -92,6 +93,18 @@ async def test_the_clients_ids_and_frames() -> None:
     )  # fmt: skip
     await finished(session)
     assert [upper.lost for upper in uppers] == [True] * 3
+
+
+@pytest.mark.parametrize(("half_close", "most"), [(False, MAX_PAYLOAD), (True, MAX_LENGTH)])
+async def test_only_our_own_ends_get_frames_of_a_whole_read(half_close: bool, most: int) -> None:
+    server = Server(half_close=half_close)
+    _, stream = server.open()
+    data = random.Random(8).randbytes(2 * MAX_LENGTH)
+    stream.write(data)
+    said = server.said()
+    assert b"".join(payload for _, _, payload in said) == data
+    assert {len(payload) for _, _, payload in said[:-1]} == {most}
+    await finished(server.session)
 
 
 async def test_a_stream_whose_application_is_silent_is_opened_all_the_same() -> None:

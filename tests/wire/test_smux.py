@@ -15,6 +15,7 @@ from mtt.wire import websocket
 from mtt.wire.smux import (
     FIN,
     HEADER_SIZE,
+    MAX_LENGTH,
     MAX_PAYLOAD,
     NOP,
     PSH,
@@ -124,14 +125,20 @@ def test_data_that_fits_into_one_frame(size: int, kind: type) -> None:
     assert data_frames(9, kind(data)) == frame(PSH, 9, data)
 
 
-@pytest.mark.parametrize("size", [MAX_PAYLOAD + 1, 2 * MAX_PAYLOAD, 2 * MAX_PAYLOAD + 1, 200_000])
-def test_data_that_does_not(size: int) -> None:
+@pytest.mark.parametrize("most", [MAX_PAYLOAD, MAX_LENGTH])
+@pytest.mark.parametrize("more", [1, MAX_PAYLOAD, MAX_PAYLOAD + 1, 200_000])
+def test_data_that_does_not(more: int, most: int) -> None:
+    size = most + more
     data = random.Random(size).randbytes(size)
-    frames = data_frames(9, memoryview(data))
+    frames = data_frames(9, memoryview(data), most)
     assert decode([frames]) == [(PSH, 9, data)]
     sizes = [len(payload) for _, _, payload in Decoder().feed(frames)]
-    assert max(sizes) <= MAX_PAYLOAD
-    assert len(frames) - size == HEADER_SIZE * -(-size // MAX_PAYLOAD)
+    assert max(sizes) == most
+    assert len(frames) - size == HEADER_SIZE * -(-size // most)
+
+
+def test_frames_are_as_large_as_the_original_sends_them_unless_told_otherwise() -> None:
+    assert data_frames(9, bytes(MAX_LENGTH)) == data_frames(9, bytes(MAX_LENGTH), MAX_PAYLOAD)
 
 
 def test_a_frame_of_the_largest_size_is_taken() -> None:

@@ -1,0 +1,23 @@
+"""What the framings of multiplexed connections share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Data = bytes | memoryview
+
+
+def framed(data: Data, most: int, header: Callable[[int], bytes]) -> bytes:
+    """`data` in frames of at most `most` bytes, each behind its `header(size)`, for one write."""
+    size = len(data)
+    if size <= most:
+        return header(size) + data
+    view = memoryview(data)
+    full = header(most)
+    pieces: list[Data] = []
+    at = 0
+    while size - at > most:
+        pieces += (full, view[at : at + most])
+        at += most
+    pieces += (header(size - at), view[at:])
+    return b"".join(pieces)
