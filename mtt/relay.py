@@ -32,7 +32,14 @@ from typing import Any
 
 from mtt.errors import StuckError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, SharedReader, silent_seconds, unsent
+from mtt.layers.base import (
+    Data,
+    LayerTransport,
+    Reads,
+    SharedReader,
+    silent_seconds,
+    unsent,
+)
 from mtt.layers.holding import Holding
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
@@ -267,7 +274,9 @@ class Relay:
 class _Leg(SharedReader):
     """The protocol of one of the two transports."""
 
-    __slots__ = ("eof", "forward", "lost", "peer", "received", "relay", "transport")
+    __slots__ = (
+        "_lends", "_reads", "eof", "forward", "lost", "peer", "received", "relay", "transport",
+    )  # fmt: skip
 
     peer: _Leg
     forward: Callable[[Data], Any]
@@ -275,6 +284,7 @@ class _Leg(SharedReader):
     def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
         self.relay = relay
         self.transport = transport
+        self._reads = Reads()
         self.received = 0
         self.eof = False
         self.lost = False
@@ -282,6 +292,16 @@ class _Leg(SharedReader):
     def join(self, peer: _Leg) -> None:
         self.peer = peer
         self.forward = peer.transport.write
+        # Since CPython 3.12 transports of sockets keep what they could not send at once.
+        self._lends = isinstance(peer.transport, LayerTransport) and peer.transport.borrows
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reads.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._reads.buffer[:nbytes]
+        self._reads.took(nbytes)
+        self.data_received(data if self._lends else bytes(data))
 
     def data_received(self, data: Data) -> None:
         self.received += len(data)

@@ -23,12 +23,19 @@ import asyncio
 import socket
 import struct
 import sys
-from typing import Any, Protocol
+import time
+from typing import Any, ClassVar, Protocol
 
-# One read of a socket. Values above 128 KiB make malloc map and unmap pages at each step, and
-# below 64 KiB the system calls dominate. Less the headers of frames: with those it fits into four
-# records of TLS, and into one frame of AnyTLS.
+# One read of a socket. Below 64 KiB the system calls dominate. Less the headers of frames: with
+# those it fits into four records of TLS, and into one frame of smux or AnyTLS.
 READ_SIZE = 64 * 1024 - 64
+# The same while data come in faster than they can be read so: a quarter of the system calls and of
+# the turns of the event loop. Not for those who have a line in front of them: on one with 10 Mbit/s
+# a quarter of a megabyte is a fifth of a second, for which others have to wait.
+LARGE_READ = 4 * READ_SIZE
+# Several full reads in a row, each so many seconds after the one before: 130 Mbit/s and more.
+QUICK_READS = 4
+QUICK_TIME = 0.004
 
 Data = bytes | memoryview
 
@@ -40,11 +47,23 @@ _TCP_INFO_SIZE = 60
 # All connections of the process read into this buffer: the event loop fills it and hands it over
 # in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
 # is ready (selector loops, uvloop), not one that lends buffers to the kernel (Windows proactor).
-_shared = memoryview(bytearray(READ_SIZE))
+_large = memoryview(bytearray(LARGE_READ))
+_shared = _large[:READ_SIZE]
+
+# glibc maps what is larger than 128 KiB anew each time, and the kernel fills it with zeros, page by
+# page, until a larger piece than that has been freed (mallopt(3), M_MMAP_THRESHOLD).
+_freed = bytes(2 * LARGE_READ)
+del _freed
 
 
 class Upper(Protocol):
-    """The protocol above a layer (asyncio.Protocol, or one that also reads raw sockets)."""
+    """The protocol above a layer (asyncio.Protocol, or one that also reads raw sockets).
+
+    `borrows`: it keeps nothing of what `data_received` is given, so that may be a view of memory
+    that is used again afterwards.
+    """
+
+    borrows: ClassVar[bool]
 
     def connection_made(self, transport: Any) -> None: ...
     def data_received(self, data: Data) -> None: ...
@@ -54,10 +73,38 @@ class Upper(Protocol):
     def resume_writing(self) -> None: ...
 
 
+class Reads:
+    """How much the next read of a socket may take, by what came with the last ones.
+
+    Attributes:
+        buffer: where it goes: a part of the shared buffer, from its beginning.
+    """
+
+    __slots__ = ("_full_at", "_quick", "buffer")
+
+    def __init__(self) -> None:
+        self.buffer = _shared
+        self._quick = 0  # full reads of which each followed close on another
+        self._full_at = 0.0
+
+    def took(self, nbytes: int) -> None:
+        """A read has brought `nbytes`."""
+        if nbytes >= READ_SIZE:
+            now = time.monotonic()
+            self._quick = self._quick + 1 if now - self._full_at < QUICK_TIME else 0
+            self._full_at = now
+            self.buffer = _large if self._quick >= QUICK_READS else _shared
+        elif self._quick:
+            self._quick = 0
+            self.buffer = _shared
+
+
 class SharedReader(asyncio.BufferedProtocol):
     """A protocol that reads sockets through the shared buffer and gets `data_received` calls."""
 
     __slots__ = ()
+
+    borrows: ClassVar[bool] = False
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _shared
@@ -68,7 +115,7 @@ class SharedReader(asyncio.BufferedProtocol):
         self.data_received(bytes(_shared[:nbytes]))
 
     def data_received(self, data: Data) -> None:
-        """Take data from the transport below; it stays unchanged after the call."""
+        """Take data from the transport below; unless `borrows`, it stays unchanged afterwards."""
         raise NotImplementedError
 
 
@@ -76,10 +123,12 @@ class LayerTransport(asyncio.Transport):
     """A transport of ours, as opposed to the event loop's.
 
     `close()` of it delivers what was written however the peer behaves (see `linger`), and
-    `abort()` makes the peer see a failure.
+    `abort()` makes the peer see a failure. `borrows`: `write()` keeps nothing of what it is given.
     """
 
     __slots__ = ()
+
+    borrows: ClassVar[bool] = False
 
     def unsent(self) -> int:
         """See the function `unsent`."""

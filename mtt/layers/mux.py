@@ -54,6 +54,7 @@ class MuxSession(SharedReader, Generic[Stream]):
         "_streams", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
+    borrows = True
     name: ClassVar[str]  # for error messages
     psh: ClassVar[int]  # the command of a frame with a stream's data
 
@@ -172,8 +173,7 @@ class MuxSession(SharedReader, Generic[Stream]):
                     at += 1
                 stream = streams.get(stream_id)
                 if stream is not None:
-                    # One write above for a run of frames.
-                    stream.receive(b"".join(run) if len(run) > 1 else run[0])
+                    stream.receive(b"".join(run))  # one write above for a run of frames
                 elif stream_id in self._finishing:
                     self._late_data(stream_id)
             elif stream_id in streams and self.half_close:

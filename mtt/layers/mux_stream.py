@@ -28,6 +28,8 @@ class Session(Protocol):
 class MuxStream(LayerTransport):
     """One stream: a transport for the protocol above, which gets `connection_made` at once."""
 
+    borrows = True
+
     __slots__ = (
         "_eof", "_eof_told", "_mark", "_paused", "_queue", "_reset", "_scheduled", "_session",
         "_survives", "_write_eof", "id", "upper",

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 asyncio has TLS of its own, but it keeps 256 KiB per connection, cannot half-close, and closes
 without the alert that a failed handshake owes to the peer. Here OpenSSL does the protocol on
-memory, and this layer carries bytes:
+memory (`records`), and this layer carries bytes:
 
     socket -> shared buffer -> incoming BIO -> SSLObject.read -> upper.data_received
     upper.write -> SSLObject.write -> outgoing BIO -> one write of the socket
@@ -15,7 +15,7 @@ at most one read. The outgoing BIO is empty between turns, except after the one 
 handshake ended. Nothing else is buffered, so pausing the layer pauses TCP, and TCP's back-pressure
 is ours.
 
-States: HANDSHAKE -> OPEN -> CLOSED. Inside OPEN each direction ends by itself: `_read_eof` after
+States: HANDSHAKE -> OPEN -> CLOSED. Inside OPEN each direction ends by itself: `Records.eof` after
 the peer's close_notify, `_write_eof` after ours (RFC 8446, 6.1, half-close). CLOSED is entered by
 `close`, `abort`, a failure, or the end of the TCP connection; the layer then lets go of the socket,
 which `linger` closes when everything has been delivered.
@@ -40,15 +40,11 @@ from mtt.errors import (
     tls_cause,
 )
 from mtt.layers import linger
-from mtt.layers.base import READ_SIZE, Data, Layer, Upper, _shared
+from mtt.layers.base import Data, Layer, Reads, Upper
+from mtt.layers.records import Records
 
 # TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
 HANDSHAKE_TIME = 10.0
-
-# Plaintext of one turn: one read, and a record that an earlier read had begun.
-_PLAIN_SIZE = READ_SIZE + 32 * 1024
-_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see base._shared
-
 
 class State(enum.Enum):
     HANDSHAKE = enum.auto()
@@ -76,10 +72,12 @@ class TlsLayer(Layer):
         plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
     """
 
+    borrows = True
+
     __slots__ = (
-        "_eof_told", "_error", "_half_close", "_half_closed", "_heard", "_incoming", "_on_end",
-        "_outgoing", "_paused", "_plaintext_reply", "_pumping", "_read_eof", "_ssl", "_stash",
-        "_state", "_streams", "_timer", "_verify", "_write_eof",
+        "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
+        "_plaintext_reply", "_pumping", "_reads", "_records", "_state", "_streams", "_timer",
+        "_verify", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -97,16 +95,11 @@ class TlsLayer(Layer):
         handshake_time: float = HANDSHAKE_TIME,
     ) -> None:
         super().__init__(upper)
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(
-            self._incoming,
-            self._outgoing,
-            server_side=server_side,
-            server_hostname=server_name,
-            session=session,
+        self._records = Records(
+            context, server_side=server_side, server_name=server_name, session=session
         )
         self._state = State.HANDSHAKE
+        self._reads = Reads()
         self._verify = verify
         self._on_end = on_end
         self._streams = half_close
@@ -116,11 +109,8 @@ class TlsLayer(Layer):
         self._heard = False
         self._paused = False
         self._pumping = False
-        self._read_eof = False
         self._eof_told = False
         self._write_eof = False
-        self._error: Exception | None = None
-        self._stash = b""
         self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
             handshake_time, self._handshake_expired
         )
@@ -134,17 +124,22 @@ class TlsLayer(Layer):
         else:
             self._handshake()
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reads.buffer
+
     def buffer_updated(self, nbytes: int) -> None:
-        self._incoming.write(_shared[:nbytes])
+        arrived = self._reads.buffer[:nbytes]
+        self._reads.took(nbytes)
         if self._state is State.OPEN:
-            self._pump()
+            self._pump(arrived)
         elif self._state is State.HANDSHAKE:
+            self._records.incoming.write(arrived)
             self._heard = True
             self._handshake()
 
     def eof_received(self) -> bool:
         """TCP ended. After close_notify that is fine; before, the stream was cut."""
-        self._incoming.write_eof()
+        self._records.incoming.write_eof()
         if self._state is State.OPEN:
             self._pump()
             if self._half_closed:
@@ -153,7 +148,7 @@ class TlsLayer(Layer):
             if self._heard:
                 # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
                 with contextlib.suppress(ssl.SSLError):
-                    self._ssl.do_handshake()
+                    self._records.ssl.do_handshake()
             self._fail(self._cut_handshake())
         return True  # the socket is closed by us, after what is still to be sent
 
@@ -176,16 +171,16 @@ class TlsLayer(Layer):
 
     def _handshake(self) -> None:
         try:
-            self._ssl.do_handshake()
+            self._records.ssl.do_handshake()
             if self._verify is not None:
-                self._verify(self._ssl)
+                self._verify(self._records.ssl)
         except ssl.SSLWantReadError:
             self._flush()
             return
         except ssl.SSLError as error:
             if self._plaintext_reply and error.reason == "HTTP_REQUEST":
-                self._outgoing.read()
-                self._outgoing.write(self._plaintext_reply)
+                self._records.outgoing.read()
+                self._send(self._plaintext_reply)
             self._fail(error)
             return
         except (PeerError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
@@ -193,13 +188,14 @@ class TlsLayer(Layer):
             return
         self._stop_timer()
         self._state = State.OPEN
-        self._half_close = self._streams and self._ssl.selected_alpn_protocol() is not None
-        if self._ssl.server_side:
+        records = self._records
+        self._half_close = self._streams and records.ssl.selected_alpn_protocol() is not None
+        if records.ssl.server_side:
             self._flush()
         self.upper.connection_made(self)
-        if self._incoming.pending:  # application data came with the last handshake message
+        if records.incoming.pending:  # application data came with the last handshake message
             self._pump()
-        if self._state is State.OPEN and self._outgoing.pending:
+        if self._state is State.OPEN and records.outgoing.pending:
             # A client's last message travels with its first data, if they come in the next turn.
             asyncio.get_running_loop().call_soon(self._flush_late)
 
@@ -220,69 +216,41 @@ class TlsLayer(Layer):
 
     # Receiving.
 
-    def _pump(self) -> None:
+    def _pump(self, arrived: memoryview | None = None) -> None:
         """Hand up everything that can be read, until there is no more or the upper pauses."""
-        if self._pumping or self._state is not State.OPEN:
+        records = self._records
+        if self._pumping or self._paused or self._state is not State.OPEN:
+            if arrived is not None:
+                records.incoming.write(arrived)
             return
         self._pumping = True
         try:
-            while not self._paused and (self._stash or not self._read_eof):
-                data, more = self._read()
+            while not self._paused and (records.stash or not records.eof):
+                data, more = records.read() if arrived is None else records.read(arrived)
+                arrived = None
+                if records.outgoing.pending:
+                    self._flush()
                 if data:
-                    self.upper.data_received(data)
+                    self.upper.data_received(data if self.upper.borrows else bytes(data))
                 if self._state is not State.OPEN:  # the upper has closed us
                     return
                 if not more:
                     break
         finally:
             self._pumping = False
-        if self._error is not None:
-            self._fail(self._error)
-        elif self._read_eof and not (self._eof_told or self._paused or self._stash):
+        if records.error is not None:
+            self._fail(records.error)
+        elif records.eof and not (self._eof_told or self._paused or records.stash):
             self._eof_told = True
-            self._half_closed = not (self._half_close or self._incoming.eof) and self._streams
+            self._half_closed = not (self._half_close or records.incoming.eof) and self._streams
             if not self.upper.eof_received():
                 self.close()
-
-    def _read(self) -> tuple[bytes, bool]:
-        """Decrypt what is there: the data, and whether there may be more.
-
-        Sets `_read_eof` at the peer's close_notify, and `_error` when the peer breaks TLS.
-        """
-        if self._stash:
-            data, self._stash = self._stash, b""
-            return data, True
-        read: Any = self._ssl.read  # typeshed does not know the form with a buffer
-        filled = 0
-        more = False
-        try:
-            while filled < _PLAIN_SIZE:
-                count = read(_PLAIN_SIZE - filled, _plain[filled:])
-                if not count:
-                    self._read_eof = True
-                    break
-                filled += count
-                if not self._incoming.pending and not self._incoming.eof:
-                    break  # spares OpenSSL the trouble of saying "want read" by an exception
-            else:
-                more = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
-            self._read_eof = True
-        except ssl.SSLEOFError:
-            self._error = NetworkError("cut off: the connection ended without TLS close_notify")
-        except ssl.SSLError as error:
-            self._error = error
-        if self._outgoing.pending:  # a key update, an alert
-            self._flush()
-        return bytes(_plain[:filled]), more
 
     # The transport of the protocol above.
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "ssl_object":
-            return self._ssl
+            return self._records.ssl
         return self.lower.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
@@ -308,18 +276,12 @@ class TlsLayer(Layer):
         """Encrypt and send; the layer keeps nothing of `data`."""
         if self._state is not State.OPEN or self._write_eof or not data:
             return
-        write = self._ssl.write
-        total = len(data)
         try:
-            done = write(data)  # one record at a time: Python sets ENABLE_PARTIAL_WRITE
-            if done < total:
-                view = memoryview(data)
-                while done < total:
-                    done += write(view[done:])
+            records = self._records.write(data)
         except ssl.SSLError as error:
             self._fail(error)
             return
-        self._send(self._outgoing.read())
+        self._send(records)
 
     def can_write_eof(self) -> bool:
         """Whether the peer goes on sending after our end, or has shown that it goes on reading."""
@@ -328,10 +290,7 @@ class TlsLayer(Layer):
     def write_eof(self) -> None:
         """Send close_notify: no more data from us, the other direction goes on."""
         if self._state is State.OPEN and not self._write_eof:
-            # unwrap() goes on to look for the peer's close_notify and would destroy application
-            # data on its way: so what has arrived is read first, even if the upper has paused.
-            self._stash_rest()
-            self._shutdown()
+            self._shut_down()
 
     def close(self) -> None:
         """Deliver what was written, say close_notify, and close when the peer has it all."""
@@ -340,9 +299,8 @@ class TlsLayer(Layer):
                 self.abort()
             return
         if not self._write_eof:
-            self._stash_rest()
-            self._shutdown()
-        eof_seen = self._incoming.eof
+            self._shut_down()
+        eof_seen = self._records.incoming.eof
         self._closed()
         linger.close(self.lower, self.upper.connection_lost, eof_seen=eof_seen)
 
@@ -359,18 +317,9 @@ class TlsLayer(Layer):
 
     # Ends.
 
-    def _stash_rest(self) -> None:
-        more = not self._read_eof
-        while more and self._error is None:
-            held, self._stash = self._stash, b""
-            data, more = self._read()
-            self._stash = held + data
-
-    def _shutdown(self) -> None:
+    def _shut_down(self) -> None:
         self._write_eof = True
-        # "want read": the peer's close_notify is not there yet; anything else is moot.
-        with contextlib.suppress(ssl.SSLError):
-            self._ssl.unwrap()
+        self._records.shut_down()
         self._flush()
 
     def _fail(self, error: Exception) -> None:
@@ -381,28 +330,28 @@ class TlsLayer(Layer):
         self._flush()
         self._closed()
         if handshake:
-            linger.close(self.lower, eof_seen=self._incoming.eof)
+            linger.close(self.lower, eof_seen=self._records.incoming.eof)
         else:
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):
-            refused = None if self._ssl.server_side else refusal(error)
+            refused = None if self._records.ssl.server_side else refusal(error)
             error = refused or PeerError(describe(error), cause=tls_cause(error))
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _closed(self) -> None:
         if self._on_end is not None and self._state is State.OPEN:
-            self._on_end(self._ssl)
+            self._on_end(self._records.ssl)
         self._state = State.CLOSED
         self._stop_timer()
         # These refer to objects that refer to us.
         self._on_end = self._verify = None
-        self._stash = b""
+        self._records.stash = b""
 
     def _flush_late(self) -> None:
         if self._state is State.OPEN:
             self._flush()
 
     def _flush(self) -> None:
-        data = self._outgoing.read()
+        data = self._records.outgoing.read()
         if data:
             self._send(data)

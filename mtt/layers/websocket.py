@@ -76,6 +76,8 @@ class WebSocketLayer(Layer):
         ping: keep an idle connection alive; a mux session above does that by itself.
     """
 
+    borrows = True
+
     __slots__ = (
         "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed",
         "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_paused", "_ping", "_ping_timer",
@@ -135,9 +137,9 @@ class WebSocketLayer(Layer):
         if self._paused or self._stash:
             self._stash += data  # at most what the layer below had in hand when it was paused
             return
-        self._deliver(bytes(data))
+        self._deliver(data)
 
-    def _deliver(self, data: bytes) -> None:
+    def _deliver(self, data: Data) -> None:
         if self._closed or self._close_received:
             return
         try:
@@ -174,7 +176,7 @@ class WebSocketLayer(Layer):
     def _hand_up(self, pieces: list[Data]) -> None:
         if pieces and self._read_eof:
             self._refuse("data after the end of data")
-        elif len(pieces) == 1:
+        elif len(pieces) == 1 and self.upper.borrows:
             self.upper.data_received(pieces[0])
         elif pieces:
             self.upper.data_received(b"".join(pieces))

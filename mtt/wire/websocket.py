@@ -129,7 +129,7 @@ class Decoder:
         """Whether everything received so far made whole frames."""
         return not (self._head or self._left)
 
-    def feed(self, data: bytes) -> list[tuple[int, Data]]:
+    def feed(self, data: Data) -> list[tuple[int, Data]]:
         """Take what was received and return the events in it.
 
         Raises WebSocketError when the peer broke the protocol; what came before the violation in
@@ -162,7 +162,7 @@ class Decoder:
                 return events
             size = self._parse_header(data, at, end)
             if not size:
-                self._head = data[at:]
+                self._head = bytes(view[at:])
                 return events
             at += size
             if not self._left:
@@ -175,7 +175,7 @@ class Decoder:
         events.append((self._opcode, self._control))
         self._control = b""
 
-    def _parse_header(self, data: bytes, at: int, end: int) -> int:
+    def _parse_header(self, data: Data, at: int, end: int) -> int:
         """Begin the frame at `at`; returns the size of its header, 0 if it is incomplete."""
         first = data[at]
         opcode = first & 0x0F
@@ -217,7 +217,7 @@ class Decoder:
             length = int.from_bytes(data[at + 2 : at + 10], "big")
             if length >= _MAX_LENGTH:
                 raise WebSocketError("frame length out of range")
-        self._key = data[at + size - 4 : at + size] if masked else NO_MASK
+        self._key = bytes(data[at + size - 4 : at + size]) if masked else NO_MASK
         self._opcode = opcode
         self._left = length
         self._offset = 0

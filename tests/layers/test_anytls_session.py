@@ -144,7 +144,7 @@ async def test_every_padded_record_is_a_record_of_tls(
         client.transport.write(b"y" * 50)
         client.transport.write(b"z" * 40_000)
         await server.recorder.received(40_150)
-        (layer,) = (layer for layer in wire if not layer._ssl.server_side)
+        (layer,) = (layer for layer in wire if not layer._records.ssl.server_side)
         sizes = []
         while wire[layer]:
             kind, _, size = struct.unpack_from(">BHH", wire[layer])

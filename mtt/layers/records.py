@@ -1,0 +1,144 @@
+"""The records of one TLS connection: OpenSSL between two memory BIOs, bytes in and bytes out."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import Any
+
+from mtt.errors import NetworkError
+from mtt.layers.base import LARGE_READ, READ_SIZE, Data
+
+# What goes through a BIO at a time: it keeps the memory that it once needed, and there are two for
+# each connection.
+BIO_SIZE = READ_SIZE
+
+# Plaintext of one turn: one read, and a record that an earlier read had begun.
+_PLAIN_SIZE = LARGE_READ + 32 * 1024
+_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see base._shared
+
+_NOTHING = memoryview(b"")
+
+
+class Records:
+    """One connection.
+
+    Args:
+        context, server_side, server_name, session: as of `SSLContext.wrap_bio()`, which raises
+            ValueError for a name that cannot be one.
+
+    Attributes:
+        incoming: what has arrived and is not decrypted.
+        outgoing: what is to be sent.
+        ssl: does the handshake, and knows the peer.
+        stash: what had to be decrypted before its time came.
+        eof: the peer has said close_notify.
+        error: the peer breaks TLS, or the connection was cut.
+    """
+
+    __slots__ = ("eof", "error", "incoming", "outgoing", "ssl", "stash")
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        server_name: str | None,
+        session: ssl.SSLSession | None,
+    ) -> None:
+        self.incoming = ssl.MemoryBIO()
+        self.outgoing = ssl.MemoryBIO()
+        self.ssl = context.wrap_bio(
+            self.incoming,
+            self.outgoing,
+            server_side=server_side,
+            server_hostname=server_name,
+            session=session,
+        )
+        self.stash = b""
+        self.eof = False
+        self.error: Exception | None = None
+
+    def read(self, arrived: memoryview = _NOTHING) -> tuple[Data, bool]:
+        """Decrypt what was there and what has arrived: the data, and whether there may be more.
+
+        The data may be a view of memory that is used again by the next read of any connection.
+        Sets `eof` and `error`. There may be something to send afterwards: a key update, an alert.
+        """
+        if self.stash:
+            if arrived:
+                self.incoming.write(arrived)
+            data, self.stash = self.stash, b""
+            return data, True
+        filled = at = 0
+        end = len(arrived)
+        while True:
+            if at < end:
+                self.incoming.write(arrived[at : at + BIO_SIZE])
+                at += BIO_SIZE
+            filled = self._decrypt(filled)
+            if at >= end or self.eof or self.error is not None:
+                break
+            if filled == _PLAIN_SIZE:
+                self.incoming.write(arrived[at:])
+                break
+        return _plain[:filled], filled == _PLAIN_SIZE
+
+    def _decrypt(self, filled: int) -> int:
+        """Append the plaintext of what is in the BIO to the `filled` bytes; how many there are."""
+        read: Any = self.ssl.read  # typeshed does not know the form with a buffer
+        incoming = self.incoming
+        try:
+            while filled < _PLAIN_SIZE:
+                count = read(_PLAIN_SIZE - filled, _plain[filled:])
+                if not count:
+                    self.eof = True
+                    break
+                filled += count
+                if not incoming.pending and not incoming.eof:
+                    break  # spares OpenSSL the trouble of saying "want read" by an exception
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
+            self.eof = True
+        except ssl.SSLEOFError:
+            self.error = NetworkError("cut off: the connection ended without TLS close_notify")
+        except ssl.SSLError as error:
+            self.error = error
+        return filled
+
+    def write(self, data: Data | bytearray) -> bytes:
+        """The records for `data`, and whatever else is to be sent. Raises ssl.SSLError."""
+        write, outgoing = self.ssl.write, self.outgoing
+        total = len(data)
+        done = write(data)  # one record at a time: Python sets ENABLE_PARTIAL_WRITE
+        if done == total:
+            return outgoing.read()
+        view = memoryview(data)
+        pieces: list[bytes] = []
+        while done < total:
+            if outgoing.pending >= BIO_SIZE:
+                pieces.append(outgoing.read())
+            done += write(view[done:])
+        if not pieces:
+            return outgoing.read()
+        pieces.append(outgoing.read())
+        return b"".join(pieces)
+
+    def shut_down(self) -> None:
+        """Say close_notify."""
+        self.stash_rest()
+        # "want read": the peer's close_notify is not there yet; anything else is moot.
+        with contextlib.suppress(ssl.SSLError):
+            self.ssl.unwrap()
+
+    def stash_rest(self) -> None:
+        """Decrypt all that has arrived.
+
+        unwrap() goes on to look for the peer's close_notify, and would destroy data on its way.
+        """
+        more = not self.eof
+        while more and self.error is None:
+            held, self.stash = self.stash, b""
+            data, more = self.read()
+            self.stash = held + data

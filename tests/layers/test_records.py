@@ -1,0 +1,154 @@
+"""TLS records on memory, and how much of a socket is read at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import ssl
+
+import pytest
+
+from mtt.layers import base
+from mtt.layers.base import LARGE_READ, QUICK_READS, QUICK_TIME, READ_SIZE, Reads
+from mtt.layers.records import BIO_SIZE, Records
+from tests.support.certs import Certs
+from tests.support.stacks import client_context, server_context
+
+RECORD = 16384
+OVERHEAD = 5 + 1 + 16  # RFC 8446, 5.2: header, content type, tag of AES-GCM
+
+
+def pair(certs: Certs) -> tuple[Records, Records]:
+    """A client's and a server's, after the handshake."""
+    client = Records(client_context(certs), server_side=False, server_name=certs.name, session=None)
+    server = Records(server_context(certs), server_side=True, server_name=None, session=None)
+    for _ in range(3):
+        for one, other in ((client, server), (server, client)):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                one.ssl.do_handshake()
+            other.incoming.write(one.outgoing.read())
+    client.read()  # the session tickets
+    return client, server
+
+
+def read(records: Records, arrived: bytes) -> tuple[bytes, bool]:
+    data, more = records.read(memoryview(arrived))
+    return bytes(data), more
+
+
+@pytest.mark.parametrize(
+    "size", [1, RECORD, RECORD + 1, READ_SIZE, 4 * RECORD, 4 * RECORD + 1, LARGE_READ, 1_000_000]
+)
+def test_data_fill_as_few_records_as_they_can(size: int, certs: Certs) -> None:
+    client, server = pair(certs)
+    data = random.Random(size).randbytes(size)
+    records = client.write(data)
+    assert len(records) == size + -(-size // RECORD) * OVERHEAD
+    assert not client.outgoing.pending
+    received = b""
+    for at in range(0, len(records), LARGE_READ):
+        piece, more = read(server, records[at : at + LARGE_READ])
+        assert not more
+        received += piece
+    assert received == data
+
+
+def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
+    """Whatever records begin and end in it, and in each piece that goes through the BIO."""
+    client, server = pair(certs)
+    rng = random.Random(5)
+    data = rng.randbytes(3 * LARGE_READ)
+    at, stream = 0, b""
+    while at < len(data):
+        size = rng.choice((1, 700, RECORD))
+        stream += client.write(data[at : at + size])
+        at += size
+    received = b""
+    for at in range(0, len(stream), LARGE_READ):
+        piece, more = read(server, stream[at : at + LARGE_READ])
+        assert not more
+        received += piece
+    assert received == data
+
+
+def test_more_than_one_turn_takes_is_left_for_the_next(certs: Certs) -> None:
+    client, server = pair(certs)
+    data = random.Random(6).randbytes(3 * BIO_SIZE)
+    stream = client.write(data)
+    server.incoming.write(stream)  # while reading was paused
+    later = random.Random(7).randbytes(LARGE_READ)
+    received, more = read(server, client.write(later)[:LARGE_READ])
+    assert more
+    while more:
+        piece, more = read(server, b"")
+        received += piece
+    assert received == (data + later)[: len(received)]
+    assert len(data + later) - len(received) < RECORD  # the last one is not there yet
+
+
+def test_what_was_stashed_comes_first(certs: Certs) -> None:
+    client, server = pair(certs)
+    server.incoming.write(client.write(b"early"))
+    server.stash_rest()
+    data, more = read(server, client.write(b"late"))
+    assert (data, more) == (b"early", True)
+    assert read(server, b"") == (b"late", False)
+
+
+def test_data_after_the_end_are_not_kept(certs: Certs) -> None:
+    client, server = pair(certs)
+    last = client.write(b"last")
+    client.shut_down()
+    assert read(server, last + client.outgoing.read() + b"more of it" * 9000)[0] == b"last"
+    assert server.eof
+    assert server.error is None
+
+
+def test_a_broken_record_is_an_error_behind_what_came_before(certs: Certs) -> None:
+    client, server = pair(certs)
+    whole, broken = client.write(b"whole"), bytearray(client.write(bytes(READ_SIZE)))
+    broken[100] ^= 1
+    assert read(server, whole + broken)[0] == b"whole"
+    assert isinstance(server.error, ssl.SSLError)
+    assert server.outgoing.pending  # the alert
+
+
+# How much is read at a time.
+
+
+class Time:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 50.0
+        monkeypatch.setattr(base.time, "monotonic", lambda: self.now)
+
+
+def test_quick_full_reads_become_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    time, reads = Time(monkeypatch), Reads()
+    for _ in range(QUICK_READS + 1):
+        assert len(reads.buffer) == READ_SIZE
+        time.now += QUICK_TIME / 2
+        reads.took(READ_SIZE)
+    assert len(reads.buffer) == LARGE_READ
+    time.now += QUICK_TIME / 2
+    reads.took(LARGE_READ)
+    assert len(reads.buffer) == LARGE_READ
+    reads.took(READ_SIZE - 1)
+    assert len(reads.buffer) == READ_SIZE
+
+
+def test_full_reads_one_at_a_time_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they are when a line is slower than we are."""
+    time, reads = Time(monkeypatch), Reads()
+    for _ in range(5 * QUICK_READS):
+        time.now += QUICK_TIME * 1.01
+        reads.took(READ_SIZE)
+        assert len(reads.buffer) == READ_SIZE
+
+
+def test_reads_that_do_not_fill_the_buffer_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    Time(monkeypatch)
+    reads = Reads()
+    for _ in range(5 * QUICK_READS):
+        reads.took(READ_SIZE)
+        reads.took(READ_SIZE - 1)
+        assert len(reads.buffer) == READ_SIZE
