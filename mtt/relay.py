@@ -284,16 +284,18 @@ class _Leg(SharedReader):
     def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
         self.relay = relay
         self.transport = transport
-        self._reads = Reads()
         self.received = 0
         self.eof = False
         self.lost = False
 
     def join(self, peer: _Leg) -> None:
         self.peer = peer
-        self.forward = peer.transport.write
+        transport: Any = peer.transport
+        self.forward = transport.write
+        own = isinstance(transport, LayerTransport)
         # Since CPython 3.12 transports of sockets keep what they could not send at once.
-        self._lends = isinstance(peer.transport, LayerTransport) and peer.transport.borrows
+        self._lends = own and transport.borrows
+        self._reads = Reads(large=not (own and transport.shares))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reads.buffer

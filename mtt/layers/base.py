@@ -76,14 +76,18 @@ class Upper(Protocol):
 class Reads:
     """How much the next read of a socket may take, by what came with the last ones.
 
+    Args:
+        large: whether it may ever be more than READ_SIZE.
+
     Attributes:
         buffer: where it goes: a part of the shared buffer, from its beginning.
     """
 
-    __slots__ = ("_full_at", "_quick", "buffer")
+    __slots__ = ("_full_at", "_most", "_quick", "buffer")
 
-    def __init__(self) -> None:
+    def __init__(self, *, large: bool = True) -> None:
         self.buffer = _shared
+        self._most = _large if large else _shared
         self._quick = 0  # full reads of which each followed close on another
         self._full_at = 0.0
 
@@ -93,7 +97,7 @@ class Reads:
             now = time.monotonic()
             self._quick = self._quick + 1 if now - self._full_at < QUICK_TIME else 0
             self._full_at = now
-            self.buffer = _large if self._quick >= QUICK_READS else _shared
+            self.buffer = self._most if self._quick >= QUICK_READS else _shared
         elif self._quick:
             self._quick = 0
             self.buffer = _shared
@@ -123,12 +127,16 @@ class LayerTransport(asyncio.Transport):
     """A transport of ours, as opposed to the event loop's.
 
     `close()` of it delivers what was written however the peer behaves (see `linger`), and
-    `abort()` makes the peer see a failure. `borrows`: `write()` keeps nothing of what it is given.
+    `abort()` makes the peer see a failure.
+
+    `borrows`: `write()` keeps nothing of what it is given. `shares`: others write to the same
+    connection, and wait for as long as it takes to send what was written before.
     """
 
     __slots__ = ()
 
     borrows: ClassVar[bool] = False
+    shares: ClassVar[bool] = False
 
     def unsent(self) -> int:
         """See the function `unsent`."""

@@ -23,6 +23,8 @@ class Session(MuxSession, Protocol):
 class SmuxStream(MuxStream):
     """One stream of a `SmuxSession`."""
 
+    shares = True
+
     __slots__ = ("_peer_stopped", "_stopped")
 
     _session: Session

@@ -136,6 +136,14 @@ def test_quick_full_reads_become_large(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(reads.buffer) == READ_SIZE
 
 
+def test_large_ones_are_not_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    Time(monkeypatch)
+    reads = Reads(large=False)
+    for _ in range(5 * QUICK_READS):
+        reads.took(READ_SIZE)
+        assert len(reads.buffer) == READ_SIZE
+
+
 def test_full_reads_one_at_a_time_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So they are when a line is slower than we are."""
     time, reads = Time(monkeypatch), Reads()
