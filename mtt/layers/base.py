@@ -138,6 +138,10 @@ class LayerTransport(asyncio.Transport):
     borrows: ClassVar[bool] = False
     shares: ClassVar[bool] = False
 
+    def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+        """Write `data` behind the header of its frame, in one piece."""
+        self.write(b"".join((head, data)))
+
     def unsent(self) -> int:
         """See the function `unsent`."""
         raise NotImplementedError

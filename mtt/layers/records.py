@@ -9,6 +9,8 @@ from typing import Any
 from mtt.errors import NetworkError
 from mtt.layers.base import LARGE_READ, READ_SIZE, Data
 
+RECORD_SIZE = 16384  # of plaintext at most (RFC 8446, 5.1)
+
 # What goes through a BIO at a time: it keeps the memory that it once needed, and there are two for
 # each connection.
 BIO_SIZE = READ_SIZE
@@ -107,11 +109,18 @@ class Records:
             self.error = error
         return filled
 
-    def write(self, data: Data | bytearray) -> bytes:
-        """The records for `data`, and whatever else is to be sent. Raises ssl.SSLError."""
+    def write(self, data: Data | bytearray, head: bytes = b"") -> bytes:
+        """The records for `head` (much less than one record) and `data` behind it, and whatever
+        else is to be sent. Raises ssl.SSLError.
+        """
         write, outgoing = self.ssl.write, self.outgoing
         total = len(data)
-        done = write(data)  # one record at a time: Python sets ENABLE_PARTIAL_WRITE
+        # One record at a time: Python sets ENABLE_PARTIAL_WRITE.
+        if head:
+            done = min(total, RECORD_SIZE - len(head))
+            write(b"".join((head, data if done == total else memoryview(data)[:done])))
+        else:
+            done = write(data)
         if done == total:
             return outgoing.read()
         view = memoryview(data)

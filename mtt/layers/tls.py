@@ -274,10 +274,14 @@ class TlsLayer(Layer):
 
     def write(self, data: Data | bytearray) -> None:
         """Encrypt and send; the layer keeps nothing of `data`."""
+        self.write_framed(b"", data)
+
+    def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+        """The same with the header of a frame before it, without a copy of all the data."""
         if self._state is not State.OPEN or self._write_eof or not data:
             return
         try:
-            records = self._records.write(data)
+            records = self._records.write(data, head)
         except ssl.SSLError as error:
             self._fail(error)
             return

@@ -38,6 +38,7 @@ from mtt.wire.websocket import (
     WebSocketError,
     close_payload,
     frame,
+    frame_header,
     parse_close,
 )
 
@@ -266,9 +267,13 @@ class WebSocketLayer(Layer):
     def write(self, data: Data | bytearray) -> None:
         """Send `data` as one binary message."""
         if data and not (self._close_sent or self._closed or self._write_eof):
-            if isinstance(data, bytearray):
-                data = bytes(data)
-            self._send(frame(BINARY, data, self._mask()))
+            mask = self._mask()
+            if isinstance(self.lower, LayerTransport) and (mask is None or mask == NO_MASK):
+                head = frame_header(BINARY, len(data), mask)
+                self.written += len(head) + len(data)
+                self.lower.write_framed(head, data)
+            else:
+                self._send(frame(BINARY, bytes(data), mask))
 
     def can_write_eof(self) -> bool:
         """Whether the peer is one of ours; not any more when a close frame has ended it all.

@@ -53,6 +53,22 @@ def test_data_fill_as_few_records_as_they_can(size: int, certs: Certs) -> None:
     assert received == data
 
 
+@pytest.mark.parametrize(
+    "size", [1, 100, RECORD - 11, RECORD - 10, RECORD - 9, 4 * RECORD - 10, 4 * RECORD, LARGE_READ]
+)
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_header_of_a_frame_shares_a_record_with_its_data(
+    size: int, kind: type, certs: Certs
+) -> None:
+    client, server = pair(certs)
+    head, data = b"0123456789", random.Random(size).randbytes(size)
+    records = client.write(kind(data), head)
+    assert len(records) == 10 + size + -(-(10 + size) // RECORD) * OVERHEAD
+    assert b"".join(read(server, records[at : at + LARGE_READ])[0] for at in (0, LARGE_READ)) == (
+        head + data
+    )
+
+
 def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
     """Whatever records begin and end in it, and in each piece that goes through the BIO."""
     client, server = pair(certs)
