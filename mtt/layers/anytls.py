@@ -35,6 +35,7 @@ from mtt.wire.anytls import (
     Decoder,
     data_frames,
     frame,
+    header,
     shown,
 )
 
@@ -151,7 +152,10 @@ class AnyTlsSession(MuxSession[Stream]):
         # Our own ends pass on what has come of a frame, so it may hold a whole read; others wait
         # for all of it.
         most = MAX_LENGTH if self.half_close else MAX_PAYLOAD
-        self.send(data_frames(stream_id, data, most))
+        if len(data) <= most:
+            self.send_framed(header(PSH, stream_id, len(data)), data)
+        else:
+            self.send(data_frames(stream_id, data, most))
 
     def _send_fin(self, stream_id: int) -> None:
         self.control(FIN, stream_id)

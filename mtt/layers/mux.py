@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, SharedReader
+from mtt.layers.base import Data, Layer, LayerTransport, SharedReader
 from mtt.layers.mux_stream import MuxStream
 
 # A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
@@ -242,6 +242,15 @@ class MuxSession(SharedReader, Generic[Stream]):
         """Hand frames to the connection."""
         self.written += len(frames)
         self.lower.write(frames)
+
+    def send_framed(self, head: bytes, data: Data) -> None:
+        """The same for the header of a frame and its data."""
+        self.written += len(head) + len(data)
+        lower = self.lower
+        if isinstance(lower, LayerTransport):
+            lower.write_framed(head, data)
+        else:
+            lower.write(b"".join((head, data)))
 
     def close(self) -> None:
         """End the session and all its streams; what was written is delivered."""

@@ -157,6 +157,12 @@ class SmuxSession(MuxSession[SmuxStream]):
             self._opening = b""
         super().send(frames)
 
+    def send_framed(self, head: bytes, data: Data) -> None:
+        if self._opening:
+            head = self._opening + head
+            self._opening = b""
+        super().send_framed(head, data)
+
     def _send_opening(self) -> None:
         """Streams whose applications have nothing to say yet are opened all the same."""
         if self._opening and not self.lost:

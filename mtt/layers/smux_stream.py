@@ -7,7 +7,7 @@ from typing import Protocol
 from mtt.layers.base import Data, Upper
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
-from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, data_frames, frame
+from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, data_frames, frame, header
 
 # A stream whose reader is so far behind has its sender stopped, if that is one of ours. What is on
 # its way by then comes on top: a round trip's worth.
@@ -18,6 +18,7 @@ class Session(MuxSession, Protocol):
     """What a stream needs of its session."""
 
     def send(self, frames: bytes) -> None: ...
+    def send_framed(self, head: bytes, data: Data) -> None: ...
 
 
 class SmuxStream(MuxStream):
@@ -35,10 +36,13 @@ class SmuxStream(MuxStream):
         self._stopped = False  # the peer has told us
 
     def _send_data(self, data: Data) -> None:
-        session = self._session
+        session, size = self._session, len(data)
         # A whole read in one frame costs our own ends less; others expect what the original sends.
-        whole = len(data) > MAX_PAYLOAD and session.half_close
-        session.send(data_frames(self.id, data, MAX_LENGTH if whole else MAX_PAYLOAD))
+        most = MAX_LENGTH if size > MAX_PAYLOAD and session.half_close else MAX_PAYLOAD
+        if size <= most:
+            session.send_framed(header(PSH, self.id, size), data)
+        else:
+            session.send(data_frames(self.id, data, most))
 
     def _send_fin(self) -> None:
         self._session.send(frame(FIN, self.id))

@@ -266,14 +266,18 @@ class WebSocketLayer(Layer):
 
     def write(self, data: Data | bytearray) -> None:
         """Send `data` as one binary message."""
-        if data and not (self._close_sent or self._closed or self._write_eof):
-            mask = self._mask()
-            if isinstance(self.lower, LayerTransport) and (mask is None or mask == NO_MASK):
-                head = frame_header(BINARY, len(data), mask)
-                self.written += len(head) + len(data)
-                self.lower.write_framed(head, data)
-            else:
-                self._send(frame(BINARY, bytes(data), mask))
+        self.write_framed(b"", data)
+
+    def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+        if not data or self._close_sent or self._closed or self._write_eof:
+            return
+        mask = self._mask()
+        if isinstance(self.lower, LayerTransport) and (mask is None or mask == NO_MASK):
+            head = frame_header(BINARY, len(head) + len(data), mask) + head
+            self.written += len(head) + len(data)
+            self.lower.write_framed(head, data)
+        else:
+            self._send(frame(BINARY, b"".join((head, data)), mask))
 
     def can_write_eof(self) -> bool:
         """Whether the peer is one of ours; not any more when a close frame has ended it all.

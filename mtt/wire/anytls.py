@@ -50,17 +50,22 @@ _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _SHOWN = 200  # characters of a peer's text in a log line
 
 
+def header(command: int, stream_id: int, size: int = 0) -> bytes:
+    """The header of a frame with `size` bytes, at most MAX_LENGTH, behind it."""
+    return _HEADER.pack(command, stream_id, size)
+
+
 def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
     """One frame. Raises ValueError for a payload of more than MAX_LENGTH bytes."""
     size = len(payload)
     if size > MAX_LENGTH:
         raise ValueError(f"a frame holds {MAX_LENGTH} bytes, not {size}")
-    return _HEADER.pack(command, stream_id, size) + payload
+    return header(command, stream_id, size) + payload
 
 
 def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
     """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
-    return framed(data, most, lambda size: _HEADER.pack(PSH, stream_id, size))
+    return framed(data, most, lambda size: header(PSH, stream_id, size))
 
 
 class Decoder:

@@ -28,14 +28,19 @@ class SmuxError(Exception):
     """The peer does not speak smux version 1."""
 
 
+def header(command: int, stream_id: int, size: int = 0) -> bytes:
+    """The header of a frame with `size` bytes, at most MAX_LENGTH, behind it."""
+    return _HEADER.pack(VERSION, command, size, stream_id)
+
+
 def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
     """One frame; `payload` has at most MAX_LENGTH bytes."""
-    return _HEADER.pack(VERSION, command, len(payload), stream_id) + payload
+    return header(command, stream_id, len(payload)) + payload
 
 
 def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
     """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
-    return framed(data, most, lambda size: _HEADER.pack(VERSION, PSH, size, stream_id))
+    return framed(data, most, lambda size: header(PSH, stream_id, size))
 
 
 class Decoder:
