@@ -46,6 +46,7 @@ from mtt.layers.records import Records
 # TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
 HANDSHAKE_TIME = 10.0
 
+
 class State(enum.Enum):
     HANDSHAKE = enum.auto()
     OPEN = enum.auto()
@@ -281,11 +282,11 @@ class TlsLayer(Layer):
         if self._state is not State.OPEN or self._write_eof or not data:
             return
         try:
-            records = self._records.write(data, head)
+            encrypted = self._records.write(data, head)
         except ssl.SSLError as error:
             self._fail(error)
             return
-        self._send(records)
+        self._send(encrypted)
 
     def can_write_eof(self) -> bool:
         """Whether the peer goes on sending after our end, or has shown that it goes on reading."""

@@ -376,6 +376,8 @@ class WebSocketLayer(Layer):
 class _Nobody(asyncio.Protocol):
     """Stands above a connection whose user has been told already."""
 
+    borrows = True  # what comes is dropped
+
 
 def _no_key() -> None:
     return None

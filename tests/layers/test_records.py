@@ -36,6 +36,16 @@ def read(records: Records, arrived: bytes) -> tuple[bytes, bool]:
     return bytes(data), more
 
 
+def read_all(records: Records, stream: bytes) -> bytes:
+    """What arrives in reads as large as they can be, each handed over in one piece."""
+    received = b""
+    for at in range(0, len(stream), LARGE_READ):
+        piece, more = read(records, stream[at : at + LARGE_READ])
+        assert not more
+        received += piece
+    return received
+
+
 @pytest.mark.parametrize(
     "size", [1, RECORD, RECORD + 1, READ_SIZE, 4 * RECORD, 4 * RECORD + 1, LARGE_READ, 1_000_000]
 )
@@ -45,12 +55,7 @@ def test_data_fill_as_few_records_as_they_can(size: int, certs: Certs) -> None:
     records = client.write(data)
     assert len(records) == size + -(-size // RECORD) * OVERHEAD
     assert not client.outgoing.pending
-    received = b""
-    for at in range(0, len(records), LARGE_READ):
-        piece, more = read(server, records[at : at + LARGE_READ])
-        assert not more
-        received += piece
-    assert received == data
+    assert read_all(server, records) == data
 
 
 @pytest.mark.parametrize(
@@ -64,9 +69,7 @@ def test_the_header_of_a_frame_shares_a_record_with_its_data(
     head, data = b"0123456789", random.Random(size).randbytes(size)
     records = client.write(kind(data), head)
     assert len(records) == 10 + size + -(-(10 + size) // RECORD) * OVERHEAD
-    assert b"".join(read(server, records[at : at + LARGE_READ])[0] for at in (0, LARGE_READ)) == (
-        head + data
-    )
+    assert read_all(server, records) == head + data
 
 
 def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
@@ -79,12 +82,7 @@ def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
         size = rng.choice((1, 700, RECORD))
         stream += client.write(data[at : at + size])
         at += size
-    received = b""
-    for at in range(0, len(stream), LARGE_READ):
-        piece, more = read(server, stream[at : at + LARGE_READ])
-        assert not more
-        received += piece
-    assert received == data
+    assert read_all(server, stream) == data
 
 
 def test_more_than_one_turn_takes_is_left_for_the_next(certs: Certs) -> None:
