@@ -23,12 +23,12 @@ from tests.support.metrics import parse, short
 from tests.support.processes import ROOT, Processes, eventually, listening
 from tests.support.workers import (
     LONG,
-    MOST_TRIES,
     SOON,
     Echo,
     check_echo,
     connect,
     in_both,
+    standing_still,
     workers_with_tunnels,
 )
 
@@ -301,13 +301,15 @@ def test_a_limit_on_connections_holds_over_all_workers(
     if mode:  # several sessions, so that both workers have some
         mode = (*mode, "-mux-max-stream", "2", "-mux-warm", "0", "-mux-idle", "100ms")
     ports = [start_client(processes, server, "/a", *mode) for _ in range(2)]
-    rounds = 0
-    while rounds < 5 or workers_with_tunnels(server.process) != {"1", "2"}:
-        assert rounds < MOST_TRIES
-        rounds += 1
+    for _ in range(5):
         with contextlib.ExitStack() as stack:
+            tunnels: list[socket.socket | None] = []
+            for number, port in enumerate(ports, 1):  # one in each worker
+                with standing_still(server.worker(number)):
+                    tunnels.append(stack.enter_context(connect(port)))
+                    check_echo(tunnels[-1])
             # All at once, so that workers have to decide at the same moment.
-            tunnels = [opened(stack, ports[n % 2]) for n in range(4 * limit)]
+            tunnels += [opened(stack, ports[n % 2]) for n in range(4 * limit)]
             # Those of a session that was let in and cut again come to nothing in one worker
             # while the other still has room, so fewer may be in at first, and never more.
             works = [tunnel for tunnel in tunnels if is_open(tunnel)]
@@ -324,6 +326,8 @@ def test_a_limit_on_connections_holds_over_all_workers(
             eventually(fill, "as many as may be")
             assert not any(is_open(opened(stack, port)) for port in ports * 3)
         eventually(lambda: server.statistics("/a")["open_conns"] == 0, "all are over")
+        eventually(lambda: server.metrics()["sessions"] == 0, "all sessions are over")
+    assert workers_with_tunnels(server.process) == {"1", "2"}
 
 
 @in_both_modes

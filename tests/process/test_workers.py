@@ -39,6 +39,7 @@ from tests.support.workers import (
     check_echo,
     connect,
     in_both,
+    standing_still,
     workers_with_tunnels,
 )
 
@@ -174,11 +175,10 @@ def test_a_server_on_a_unix_socket(processes: Processes, echo: Echo, tmp_path: P
             client.connect(str(path))
             check_echo(client)
 
-    tries = 0
-    while workers_with_tunnels(process) != {"1", "2"}:
-        assert tries < MOST_TRIES
-        tries += 1
-        talk()
+    for worker in children(process.pid):
+        with standing_still(worker):
+            talk()
+    eventually(lambda: workers_with_tunnels(process) == {"1", "2"}, "each had its turn")
     os.kill(children(process.pid)[0], signal.SIGKILL)
     process.expect("a new one takes its place")
     assert path.exists()
@@ -206,21 +206,24 @@ def test_all_workers_have_one_identity_and_resume_sessions_of_each_other(
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # has its ticket when the handshake is over
     certificates = set()
     session: ssl.SSLSession | None = None
-    tries = 0
-    while tries < 5 or workers_with_tunnels(server.process) != {"1", "2"}:
-        assert tries < MOST_TRIES
-        tries += 1
-        with connect(server.port) as raw, context.wrap_socket(raw, session=session) as client:
+    for number in (1, 2, 1):
+        with (
+            standing_still(server.worker(number)),
+            connect(server.port) as raw,
+            context.wrap_socket(raw, session=session) as client,
+        ):
             assert client.session_reused == (session is not None)
             session = session or client.session
-            if not client.session_reused:
-                certificates.add(client.getpeercert(binary_form=True))
             check_echo(client)
-    session, certificates = None, set()
-    for _ in range(5):  # whoever has it
-        with connect(server.port) as raw, context.wrap_socket(raw) as client:
+    for number in (1, 2):
+        with (
+            standing_still(server.worker(number)),
+            connect(server.port) as raw,
+            context.wrap_socket(raw) as client,
+        ):
             certificates.add(client.getpeercert(binary_form=True))
     assert len(certificates) == 1
+    eventually(lambda: workers_with_tunnels(server.process) == {"1", "2"}, "each had its turn")
 
 
 def test_certificates_are_read_again_by_all(

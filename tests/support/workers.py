@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import signal
 import socket
 import threading
+from collections.abc import Iterator
 from functools import partial
 
 from tests.support.processes import Process, eventually
@@ -54,6 +57,16 @@ def workers_with_tunnels(process: Process) -> set[str]:
 
 def connect(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), SOON)
+
+
+@contextlib.contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    """Have a worker wait, so that whatever comes now goes to another one."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def check_echo(application: socket.socket) -> None:
