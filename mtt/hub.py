@@ -33,7 +33,7 @@ class Reporter:
 
     async def connect(self, hub: socket.socket) -> None:
         """Begin, with the running loop."""
-        await self.link.connect(hub)
+        self.link.connect(hub)
         self._report_often()
 
     async def close(self) -> None:
@@ -131,7 +131,7 @@ class WorkerHub(Hub, Generic[AnyMember]):
         await asyncio.sleep(0)  # lets them be lost
 
     async def _connect(self, member: AnyMember, worker: socket.socket) -> None:
-        await member.link.connect(worker)
+        member.link.connect(worker)
         await self.welcome(member)
 
     def _lost(self, member: AnyMember) -> None:

@@ -41,6 +41,7 @@ from mtt.layers.base import (
     unsent,
 )
 from mtt.layers.holding import Holding
+from mtt.layers.tcp import SocketTransport
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
 # Measured with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -292,10 +293,9 @@ class _Leg(SharedReader):
         self.peer = peer
         transport: Any = peer.transport
         self.forward = transport.write
-        own = isinstance(transport, LayerTransport)
-        # Since CPython 3.12 transports of sockets keep what they could not send at once.
-        self._lends = own and transport.borrows
-        self._reads = Reads(large=not (own and transport.shares))
+        # Those of event loops keep, since CPython 3.12, what they could not send at once.
+        self._lends = isinstance(transport, SocketTransport | LayerTransport) and transport.borrows
+        self._reads = Reads(large=not (isinstance(transport, LayerTransport) and transport.shares))
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._reads.buffer

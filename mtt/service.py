@@ -338,6 +338,4 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
         return host_port(peer[0], peer[1])
-    if isinstance(transport.get_extra_info("sockname"), tuple):
-        return "a peer that left at once"  # before the event loop asked for its name
     return "local socket"  # unix sockets of clients have no name

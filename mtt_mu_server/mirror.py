@@ -72,7 +72,7 @@ class Mirror(Reporter):
 
     async def connect(self, hub: socket.socket) -> None:
         self._loaded = asyncio.get_running_loop().create_future()
-        await self.link.connect(hub)
+        self.link.connect(hub)
         try:
             async with asyncio.timeout(LOAD_TIME):
                 await self._loaded

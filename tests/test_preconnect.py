@@ -418,7 +418,7 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
         near, far = tcp_sockets()
         others.append(far)
         layer = _Bare(Holding())
-        await attach(near, layer)
+        attach(near, layer)
         layer.upper.connection_made(layer)
         return layer
 

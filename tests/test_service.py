@@ -133,7 +133,6 @@ async def test_work_for_a_connection_that_is_cut_ends_with_it(
         (("127.0.0.1", 50000), ("127.0.0.1", 443), "127.0.0.1:50000"),
         (("::1", 50000, 0, 0), ("::1", 443, 0, 0), "[::1]:50000"),
         ("", "/run/a.sock", "local socket"),
-        (None, ("127.0.0.1", 443), "a peer that left at once"),
     ],
 )
 def test_names_of_peers(peer: Any, own: Any, name: str) -> None:

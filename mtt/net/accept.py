@@ -14,9 +14,11 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 from mtt.errors import describe
-from mtt.net.sockets import opened
+from mtt.layers.base import SharedReader
+from mtt.layers.tcp import SocketTransport
 
 try:
     import resource
@@ -49,7 +51,7 @@ SHARED_BURST = 1
 # handshake keeps it busy. After that whoever is there takes what waits.
 YIELD_TIME = 0.001
 
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+ProtocolFactory = Callable[[], SharedReader]
 
 
 class Acceptor:
@@ -78,7 +80,6 @@ class Acceptor:
         self._rest: asyncio.TimerHandle | None = None
         self._next_line = float("-inf")
         self._said = False  # that connections have to wait
-        self._opening: set[asyncio.Task[None]] = set()  # the loop itself holds weak references
 
     def add(self, sock: socket.socket) -> None:
         """Accept what comes in on this one as well."""
@@ -121,7 +122,7 @@ class Acceptor:
     def _accept(self, listening: socket.socket, most: int = 0) -> None:
         for _ in range(most or BURST):
             try:
-                sock, _ = listening.accept()
+                sock, peer = listening.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as error:  # it would come again in the next turn of the loop
@@ -129,12 +130,12 @@ class Acceptor:
                 return
             # Descriptors are given out from the lowest free number on: all below are in use.
             scarce = not self._use_reserve and sock.fileno() >= _for_newcomers()
-            self._open(sock)
+            self._open(sock, peer)
             if scarce:
                 self._pause("almost all descriptors are in use", limited=True)
                 return
 
-    def _open(self, sock: socket.socket) -> None:
+    def _open(self, sock: socket.socket, peer: Any) -> None:
         try:
             sock.setblocking(False)
             protocol = self._protocol_factory()
@@ -143,14 +144,8 @@ class Acceptor:
             self._loop.call_exception_handler(
                 {"message": "a connection could not be taken", "exception": error}
             )
-            return
-        task = self._loop.create_task(self._connected(sock, protocol))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    async def _connected(self, sock: socket.socket, protocol: asyncio.BaseProtocol) -> None:
-        # From here on the transport owns the socket, also when this is cancelled.
-        await opened(sock, self._loop.connect_accepted_socket(lambda: protocol, sock))
+        else:
+            SocketTransport(sock, protocol, peer)
 
     def _pause(self, reason: str, *, limited: bool) -> None:
         """Leave newcomers in the kernel's queue for a while."""

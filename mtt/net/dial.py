@@ -14,9 +14,11 @@ from time import monotonic
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
+from mtt.layers.base import SharedReader
+from mtt.layers.tcp import SocketTransport
 from mtt.net.address import Endpoint
 from mtt.net.resolve import Address, Protect, Resolver, literal
-from mtt.net.sockets import opened, tune
+from mtt.net.sockets import tune
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ MAX_FAVOURITES = 256  # endpoints; as many as the resolver caches
 # sends nothing and the first write travels in the SYN.
 TCP_FASTOPEN_CONNECT = 30
 
-ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+ProtocolFactory = Callable[[], SharedReader]
 
 
 class Dialer:
@@ -78,7 +80,7 @@ class Dialer:
         except (OSError, MttError) as error:
             reasons.append(_reason(error))
         else:
-            return await _make_transport(sock, protocol_factory)
+            return _make_transport(sock, protocol_factory)
         self.forget(endpoint)
         why = "; ".join(dict.fromkeys(reasons))
         raise NetworkError(f"cannot connect to {endpoint}: {why}")
@@ -183,7 +185,7 @@ class Dialer:
                 task.cancel()
                 task.add_done_callback(_close_result)
             # Having won there is no time to lose, and no way to get cancelled between having the
-            # socket and returning it: the losers end while the caller makes the transport.
+            # socket and returning it: the losers end in the next turn of the loop.
             if running and not won:
                 await asyncio.wait(running)
 
@@ -230,21 +232,14 @@ def _connected_at_once(sock: socket.socket, address: Address) -> bool:
     raise OSError(error, os.strerror(error))
 
 
-async def _make_transport(
-    sock: socket.socket, protocol_factory: ProtocolFactory
-) -> asyncio.Transport:
+def _make_transport(sock: socket.socket, protocol_factory: ProtocolFactory) -> SocketTransport:
     try:
         protocol = protocol_factory()
     except BaseException:
         sock.close()
         raise
-    # From here on the transport owns the socket, also when this is cancelled.
-    loop = asyncio.get_running_loop()
-    transport = await opened(sock, loop.create_connection(lambda: protocol, sock=sock))
-    kernel = transport.get_extra_info("socket")
-    if kernel is not None and kernel.fileno() >= 0:  # else it is lost already
-        linger.reset_on_close(kernel, False)
-    return transport
+    linger.reset_on_close(sock, False)
+    return SocketTransport(sock, protocol)
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
-from collections.abc import Awaitable
 from typing import Any
 
 # The Go runtime uses the same 15 s for both, so peers and middleboxes see what they know. With 3
@@ -31,24 +29,6 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
     if hasattr(socket, "TCP_KEEPCNT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
-
-
-async def opened(
-    sock: socket.socket, opening: Awaitable[tuple[asyncio.Transport, asyncio.BaseProtocol]]
-) -> asyncio.Transport:
-    """The transport that `opening`, of the running loop, makes of `sock`, and owns from then on.
-
-    uvloop goes by the descriptor's number, and looks after `sock` only when `opening` is over. If
-    the connection is lost before that, `sock` still has the number, and closes it once more when it
-    is collected. By then it is another connection's, and what comes next under that number gets
-    bytes that are not meant for it.
-    """
-    try:
-        transport, _ = await opening
-    finally:
-        if not isinstance(asyncio.get_running_loop(), asyncio.BaseEventLoop):
-            sock.detach()
-    return transport
 
 
 def source_address(peer: Any) -> str | None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import describe
+from mtt.layers.base import Data, SharedReader
+from mtt.layers.tcp import SocketTransport
 from mtt.log import logger
-from mtt.net.sockets import opened
 
 # Bytes. Whoever has more to say splits it; a line beyond this is none of ours.
 MAX_MESSAGE = 16 * 1024 * 1024
@@ -27,7 +28,7 @@ def encode(*message: Any) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-class Link(asyncio.Protocol):
+class Link(SharedReader):
     """One end, which speaks from `connect()` to `close()`.
 
     Args:
@@ -43,11 +44,10 @@ class Link(asyncio.Protocol):
         self._room: asyncio.Future[None] | None = None  # while the other end is behind
         self._over: asyncio.Future[None] | None = None  # while we close
 
-    async def connect(self, sock: socket.socket) -> None:
+    def connect(self, sock: socket.socket) -> None:
         """Speak over `sock`, ours from now on, with the running loop."""
         sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        await opened(sock, loop.create_unix_connection(lambda: self, sock=sock))
+        SocketTransport(sock, self)
 
     def say(self, *message: Any) -> None:
         """Send a message; one that is too late for the other end is dropped."""
@@ -83,7 +83,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: Data) -> None:
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
             for line in lines:

@@ -267,7 +267,7 @@ def last_ack(sock: socket.socket) -> float:
 async def test_silence_is_counted_while_the_peer_owes_an_acknowledgement() -> None:
     near, far = tcp_sockets()
     with far:
-        transport = await attach(near, Recorder())
+        transport = attach(near, Recorder())
         await eventually(lambda: last_ack(near) > 0.2)
         assert silent_seconds(transport) == 0.0  # nothing was sent
         drop_packets(far)
@@ -284,7 +284,7 @@ async def test_a_peer_that_does_not_read_owes_nothing() -> None:
     near, far = tcp_sockets(small=True)
     with far:
         upper = Recorder()
-        transport = await attach(near, upper)
+        transport = attach(near, upper)
         while upper.writable:
             transport.write(bytes(65536))
         await eventually(lambda: last_ack(near) > 1.0)
@@ -296,7 +296,7 @@ async def test_a_peer_that_did_not_read_and_then_was_gone() -> None:
     near, far = tcp_sockets(small=True)
     with far:
         upper = Recorder()
-        transport = await attach(near, upper)
+        transport = attach(near, upper)
         while upper.writable:
             transport.write(bytes(65536))
         drop_packets(far)

@@ -1,7 +1,7 @@
 """The transport contract, checked on every stack of layers there is.
 
 Whoever is above a transport relies on these rules and knows nothing else about it, so each holds
-for TCP as the event loop has it, and for every layer and stack of layers of ours.
+for the socket at the bottom, and for every layer and stack of layers above it.
 """
 
 from __future__ import annotations

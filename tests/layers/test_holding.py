@@ -135,11 +135,11 @@ async def test_above_a_layer(certs: Certs) -> None:
     near, far = tcp_sockets()
     one, other = Holding(), Holding()
     transports = [
-        await attach(
+        attach(
             near,
             TlsLayer(one, client_context(certs), server_side=False, server_name=certs.name),
         ),
-        await attach(far, TlsLayer(other, server_context(certs), server_side=True)),
+        attach(far, TlsLayer(other, server_context(certs), server_side=True)),
     ]
     opened = [await one.opened(), await other.opened()]
     opened[0].write(b"held back")

@@ -225,7 +225,7 @@ async def test_a_unix_socket_has_no_reset_and_needs_none() -> None:
     far.setblocking(False)
     with far:
         recorder = Recorder()
-        transport = await attach(near, recorder)
+        transport = attach(near, recorder)
         transport.write(b"said")
         assert await asyncio.get_running_loop().sock_recv(far, 10) == b"said"
         linger.reset(transport)

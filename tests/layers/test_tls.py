@@ -213,7 +213,7 @@ async def test_with_asyncios_own_tls(we_are: str, version: ssl.TLSVersion, certs
         server_side=not client,
         server_name=certs.name if client else None,
     )
-    tcp = await attach(ours, layer)
+    tcp = attach(ours, layer)
     context: Callable[..., Any] = server_context if client else client_context
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()

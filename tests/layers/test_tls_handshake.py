@@ -53,7 +53,7 @@ def client(certs: Certs, **options: Any) -> tuple[TlsLayer, Recorder]:
 async def joined(one: TlsLayer, other: TlsLayer) -> AsyncIterator[None]:
     """Two layers on the ends of a TCP connection."""
     socks = tcp_sockets()
-    transports = [await attach(socks[0], one), await attach(socks[1], other)]
+    transports = [attach(socks[0], one), attach(socks[1], other)]
     try:
         yield
     finally:

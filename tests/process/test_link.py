@@ -26,7 +26,7 @@ class End:
 async def pair() -> tuple[End, End]:
     ends = End(), End()
     for end, sock in zip(ends, socket.socketpair(), strict=True):
-        await end.link.connect(sock)
+        end.link.connect(sock)
     return ends
 
 
@@ -59,7 +59,7 @@ async def test_what_is_no_message_ends_it(data: bytes, monkeypatch: pytest.Monke
     monkeypatch.setattr(link_module, "MAX_MESSAGE", 1000)
     end = End()
     ours, theirs = socket.socketpair()
-    await end.link.connect(ours)
+    end.link.connect(ours)
     with theirs, logged() as lines:
         theirs.sendall(encode("fine") + data)
         await eventually(lambda: end.losses)
@@ -72,7 +72,7 @@ async def test_who_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(link_module, "MAX_BACKLOG", 100_000)
     end = End()
     ours, theirs = socket.socketpair()
-    await end.link.connect(ours)
+    end.link.connect(ours)
     with theirs:
         for _ in range(1000):
             end.link.say("x" * 1000)
@@ -85,7 +85,7 @@ async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(link_module, "CLOSE_TIME", 0.05)
     end = End()
     ours, theirs = socket.socketpair()
-    await end.link.connect(ours)
+    end.link.connect(ours)
     with theirs:
         end.link.say("x" * 1_000_000)
         await end.link.close()

@@ -131,7 +131,7 @@ class Stack:
                 recorder = Recorder()
                 sessions: list[MuxSession[Any]] = []
                 protocol = self._protocol(certs, recorder, sessions, client)
-                ends.append(End(recorder, await attach(sock, protocol), sessions))
+                ends.append(End(recorder, attach(sock, protocol), sessions))
             for end in ends:
                 await end.recorder.opened()
                 while self.half_close and not end.transport.can_write_eof():

@@ -10,6 +10,7 @@ from typing import Any
 
 from mtt.layers import linger
 from mtt.layers.base import Data, LayerTransport, SharedReader
+from mtt.layers.tcp import SocketTransport
 
 # Kernel buffers of clogged connections: small, so that they fill at once. Linux doubles them.
 SMALL_BUFFER = 32 * 1024
@@ -213,18 +214,16 @@ def tcp_sockets(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
-async def attach(sock: socket.socket, protocol: Any) -> asyncio.Transport:
-    """Give a connected socket to the event loop."""
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
-    return transport
+def attach(sock: socket.socket, protocol: Any) -> SocketTransport:
+    """Put a connected socket under `protocol`."""
+    return SocketTransport(sock, protocol)
 
 
 @contextlib.asynccontextmanager
 async def raw_peer(protocol: Any, *, small: bool = False) -> AsyncIterator[socket.socket]:
     """`protocol` at one end of a TCP connection, a bare non-blocking socket at the other."""
     near, far = tcp_sockets(small=small)
-    transport = await attach(near, protocol)
+    transport = attach(near, protocol)
     try:
         yield far
     finally:

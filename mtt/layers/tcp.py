@@ -1,0 +1,252 @@
+"""The lowest layer: a connected socket, TCP as a rule, as a transport.
+
+Not left to the transports of the event loops, for what those cost (docs/performance.md): a task,
+two futures and several turns of the loop for each connection that is made, and a copy of all that
+passes, because they may keep what `write()` is given. Here only what the kernel has no room for is
+copied. And both loops, asyncio's and uvloop, behave the same: all that is asked of them is to say
+when a socket is ready (`add_reader`, `add_writer`).
+
+A transport is open until `close()` or a failure. What was written is still sent after `close()`,
+and dropped at a failure. Then `connection_lost` is called, in a turn of the loop of its own, and
+the socket is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from itertools import islice
+from typing import Any
+
+from mtt.layers.base import Data, SharedReader
+
+# Bytes that wait for the kernel. Above HIGH the protocol is told to pause, at LOW to go on.
+# So that is what waits at most, and what one more call of write() adds: a read of the other end.
+HIGH_WATER = 64 * 1024
+LOW_WATER = 16 * 1024
+
+# Pieces handed to the kernel in one call: IOV_MAX is 1024 on Linux, and at least 16 (POSIX).
+MAX_PIECES = 16
+
+_GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
+
+
+class SocketTransport(asyncio.Transport):
+    """Carries the bytes of `sock`, which it owns, for `protocol`, which is told in this very call.
+
+    Args:
+        sock: connected, not blocking.
+        peer: the address at its other end, as the socket module has it, if it is known.
+
+    `borrows`: `write()` keeps nothing of what it is given.
+    """
+
+    __slots__ = (
+        "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
+        "_read_eof", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_write_eof",
+    )  # fmt: skip
+
+    borrows = True
+
+    def __init__(self, sock: socket.socket, protocol: SharedReader, peer: Any = None) -> None:
+        # Not what asyncio.Transport does: a dictionary for what is known of the connection.
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._recv_into = sock.recv_into
+        self._send = sock.send
+        self._peer = peer
+        self._protocol: Any = protocol
+        self._pieces: deque[Data] = deque()  # what the kernel had no room for
+        self._waiting = 0  # bytes in there
+        self._throttled = False  # the protocol has been told to pause
+        self._paused = False
+        self._read_eof = self._write_eof = False
+        self._closing = self._lost = False
+        try:
+            protocol.connection_made(self)
+        except Exception as error:
+            self._broken(error)
+        if not (self._closing or self._paused):
+            self._loop.add_reader(self._fd, self._readable)
+
+    # Reading.
+
+    def is_reading(self) -> bool:
+        return not (self._closing or self._paused)
+
+    def pause_reading(self) -> None:
+        if not (self._closing or self._paused):
+            self._paused = True
+            self._loop.remove_reader(self._fd)
+
+    def resume_reading(self) -> None:
+        if self._paused:
+            self._paused = False
+            if not (self._closing or self._read_eof):
+                self._loop.add_reader(self._fd, self._readable)
+
+    def _readable(self) -> None:
+        protocol = self._protocol
+        try:
+            count = self._recv_into(protocol.get_buffer(-1))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        try:
+            if count:
+                protocol.buffer_updated(count)
+                return
+            self._read_eof = True
+            self._loop.remove_reader(self._fd)
+            if not protocol.eof_received():
+                self.close()
+        except Exception as error:
+            self._broken(error)
+
+    # Writing.
+
+    def write(self, data: Any) -> None:
+        if self._closing or self._write_eof:
+            return
+        if self._pieces:
+            self._keep(data, 0)
+            return
+        try:
+            sent = self._send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._fail(error)
+            return
+        if sent < len(data):
+            self._loop.add_writer(self._fd, self._writable)
+            self._keep(data, sent)
+
+    def _keep(self, data: Any, start: int) -> None:
+        """Have what comes after the first `start` bytes of `data` sent later."""
+        view = memoryview(data)[start:]
+        piece = view if isinstance(data, bytes) else bytes(view)
+        if not piece:
+            return
+        self._pieces.append(piece)
+        self._waiting += len(piece)
+        if self._waiting > HIGH_WATER and not self._throttled:
+            self._throttled = True
+            self._protocol.pause_writing()
+
+    def _writable(self) -> None:
+        pieces = self._pieces
+        try:
+            if len(pieces) > 1 and _GATHERS:
+                sent = self._sock.sendmsg(islice(pieces, MAX_PIECES))
+            else:
+                sent = self._send(pieces[0])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        self._waiting -= sent
+        while pieces and sent >= len(pieces[0]):
+            sent -= len(pieces.popleft())
+        if sent:
+            pieces[0] = memoryview(pieces[0])[sent:]
+        if not pieces:
+            self._loop.remove_writer(self._fd)
+            if self._closing:
+                self._lose(None)
+            elif self._write_eof:
+                self._shut_down()
+        if self._throttled and self._waiting <= LOW_WATER and not self._lost:
+            self._throttled = False
+            self._protocol.resume_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._waiting
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """Send FIN behind what was written."""
+        if not (self._closing or self._write_eof):
+            self._write_eof = True
+            if not self._pieces:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # reset, and not read yet
+            self._fail(error)
+
+    # Ends.
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        """Close the socket when what was written has been sent."""
+        if not self._closing:
+            self._closing = True
+            self._loop.remove_reader(self._fd)
+            if not self._pieces:
+                self._lose(None)
+
+    def abort(self) -> None:
+        """Close the socket."""
+        self._fail(None)
+
+    def _broken(self, error: Exception) -> None:
+        """The protocol has failed."""
+        context = {"message": "a connection failed", "exception": error, "protocol": self._protocol}
+        self._loop.call_exception_handler(context)
+        self._fail(error)
+
+    def _fail(self, error: Exception | None) -> None:
+        """Drop what was to be sent, and end."""
+        if self._lost:
+            return
+        if self._pieces:
+            self._pieces.clear()
+            self._waiting = 0
+            self._loop.remove_writer(self._fd)
+        if not self._closing:
+            self._closing = True
+            self._loop.remove_reader(self._fd)
+        self._lose(error)
+
+    def _lose(self, error: Exception | None) -> None:
+        self._lost = True
+        # Not now: whoever has us fail is in the middle of something.
+        self._loop.call_soon(self._over, error)
+
+    def _over(self, error: Exception | None) -> None:
+        try:
+            self._protocol.connection_lost(error)
+        finally:
+            self._sock.close()
+            self._protocol = None  # it refers to us
+
+    # Who is there.
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._protocol = protocol
+
+    def get_protocol(self) -> Any:
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket":
+            return self._sock
+        with contextlib.suppress(OSError):  # not there any more
+            if name == "peername":
+                return self._peer if self._peer is not None else self._sock.getpeername()
+            if name == "sockname":
+                return self._sock.getsockname()
+        return default
