@@ -225,3 +225,12 @@ async def answered(
         early.cancel()
     stream.acknowledge()
     return far
+
+
+def answered_at_once(
+    stream: ServerStream, far: asyncio.Transport | None
+) -> asyncio.Transport | None:
+    """Tell the client that its destination is reached, if it is."""
+    if far is not None:
+        stream.acknowledge()
+    return far

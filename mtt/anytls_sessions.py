@@ -99,8 +99,7 @@ class AnyTlsPool:
             new = session is None
             if session is None:
                 session = await self._dial()
-            stream = session.open_stream(Holding(), destination)
-            stream.pause_reading()
+            stream = _open_on(session, destination)
             if not wait:
                 stream.watch()
                 return stream
@@ -119,6 +118,15 @@ class AnyTlsPool:
             else:
                 return stream
         raise NetworkError("the AnyTLS client is being closed")
+
+    def open_at_once(self, destination: bytes) -> ClientStream | None:
+        """The same with `wait=False`, on an idle session; None if there is none."""
+        session = None if self._closed else self._newest_idle()
+        if session is None:
+            return None
+        stream = _open_on(session, destination)
+        stream.watch()
+        return stream
 
     async def close(self) -> None:
         """Cut all sessions."""
@@ -216,3 +224,9 @@ class AnyTlsPool:
             session.close()
         else:
             self._unended.add(session)
+
+
+def _open_on(session: ClientSession, destination: bytes) -> ClientStream:
+    stream = session.open_stream(Holding(), destination)
+    stream.pause_reading()
+    return stream

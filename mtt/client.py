@@ -13,6 +13,7 @@ from mtt.errors import MttError, RefusedError
 from mtt.layers import linger
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding, hand_over
+from mtt.layers.mux_stream import MuxStream
 from mtt.layers.upgrade import UpgradeClient
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import logger
@@ -179,20 +180,31 @@ class Client(Service):
 
     def application_ready(self, transport: asyncio.Transport) -> None:
         """An application is there and wants a tunnel."""
-        self._spawn(transport, self._carry(transport))
+        stream = self._open_at_once()
+        if stream is not None:
+            self._carry_by(transport, stream)
+        else:
+            self._spawn(transport, self._carry(transport))
+
+    def _open_at_once(self) -> MuxStream | None:
+        """A stream on a session there is: as a rule there is one, and nothing to wait for."""
+        if self._anytls is not None:
+            return self._anytls.open_at_once(ANYTLS_DESTINATION)
+        return self._pool.open_at_once(Holding()) if self._options.mux else None
 
     async def _carry(self, application: asyncio.Transport) -> None:
         if self._anytls is not None:
             # The application need not wait for the destination: it would not hear how that went.
             far = await self._anytls.open(ANYTLS_DESTINATION, wait=False)
-            self.counters.streams += 1
-            self._relay(application, far)
+            self._carry_by(application, far)
         elif self._options.mux:
-            stream = await self._pool.open_stream(Holding())
-            self.counters.streams += 1
-            self._relay(application, stream)
+            self._carry_by(application, await self._pool.open_stream(Holding()))
         else:
             self._relay(application, await self._preconnected.get(), on_done=self._tunnel_over)
+
+    def _carry_by(self, application: asyncio.Transport, stream: MuxStream) -> None:
+        self.counters.streams += 1
+        self._relay(application, stream)
 
     def _tunnel_over(self, relay: Relay) -> None:
         self._count_refusal(relay.error)

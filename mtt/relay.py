@@ -41,7 +41,6 @@ from mtt.layers.base import (
     unsent,
 )
 from mtt.layers.holding import Holding
-from mtt.layers.tcp import SocketTransport
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
 # Measured with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -293,8 +292,7 @@ class _Leg(SharedReader):
         self.peer = peer
         transport: Any = peer.transport
         self.forward = transport.write
-        # Those of event loops keep, since CPython 3.12, what they could not send at once.
-        self._lends = isinstance(transport, SocketTransport | LayerTransport) and transport.borrows
+        self._lends = getattr(transport, "borrows", False)
         self._reads = Reads(large=not (isinstance(transport, LayerTransport) and transport.shares))
 
     def get_buffer(self, sizehint: int) -> memoryview:

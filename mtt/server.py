@@ -73,7 +73,11 @@ class Server(Service):
         )
 
     def _anytls_frontend(self, tls: TlsFiles) -> AnyTlsFrontend[Endpoint]:
-        from mtt.anytls_frontend import AnyTlsFrontend, answered  # not needed by other modes
+        from mtt.anytls_frontend import (  # not needed by other modes
+            AnyTlsFrontend,
+            answered,
+            answered_at_once,
+        )
         from mtt.trust.passwords import Passwords
         from mtt.wire.anytls import password_hash
         from mtt.wire.padding import DEFAULT, Scheme
@@ -84,7 +88,11 @@ class Server(Service):
         def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
             # Wherever the client asks it to lead.
             self._carry_to(
-                stream, lambda: answered(stream, self._dialer.connect(destination, Holding))
+                stream,
+                lambda: answered(stream, self._dialer.connect(destination, Holding)),
+                at_once=lambda: answered_at_once(
+                    stream, self._dialer.connect_at_once(destination, Holding)
+                ),
             )
 
         return AnyTlsFrontend(
@@ -154,7 +162,11 @@ class Server(Service):
         return self._paths.route(request) or self._options.destination
 
     def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
-        self._carry_to(stream, partial(self._dialer.connect, destination, Holding))
+        self._carry_to(
+            stream,
+            partial(self._dialer.connect, destination, Holding),
+            at_once=partial(self._dialer.connect_at_once, destination, Holding),
+        )
 
     def _visit(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None

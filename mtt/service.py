@@ -276,13 +276,22 @@ class Service:
             linger.reset(who)
 
     def _carry_to(
-        self, near: asyncio.Transport, connect: Callable[[], Awaitable[asyncio.Transport]]
+        self,
+        near: asyncio.Transport,
+        connect: Callable[[], Awaitable[asyncio.Transport]],
+        *,
+        at_once: Callable[[], asyncio.Transport | None] | None = None,
     ) -> None:
-        """Join `near` to what `connect` makes, if there is room for one more tunnel."""
-        if self._admission.has_room():
-            self._spawn(near, self._connected(near, connect))
-        else:
+        """Join `near` to what `connect` makes, if there is room for one more tunnel.
+
+        `at_once` is asked first: it has the same without waiting, or None.
+        """
+        if not self._admission.has_room():
             linger.reset(near)
+        elif at_once is not None and (far := at_once()) is not None:
+            self._relay(near, far)
+        else:
+            self._spawn(near, self._connected(near, connect))
 
     async def _connected(
         self, near: asyncio.Transport, connect: Callable[[], Awaitable[asyncio.Transport]]

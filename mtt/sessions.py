@@ -65,11 +65,18 @@ class SessionPool:
         Raises what `connect` raises, and NetworkError if the new session ends at once.
         """
         while True:
-            for session in self._sessions:
-                if self._has_room(session) and session.healthy:
-                    self._keep(session)
-                    return session.open_stream(upper)
+            stream = self.open_at_once(upper)
+            if stream is not None:
+                return stream
             await self._wait_for_session()
+
+    def open_at_once(self, upper: Upper) -> SmuxStream | None:
+        """Open a stream for `upper` on a session there is, None if none has room."""
+        for session in self._sessions:
+            if self._has_room(session) and session.healthy:
+                self._keep(session)
+                return session.open_stream(upper)
+        return None
 
     async def close(self) -> None:
         """Cut all sessions."""

@@ -60,8 +60,7 @@ class Visit(Layer):
         transport.set_protocol(self)
         self.connection_made(transport)
         self.upper.connection_made(self)
-        if not self._paused:
-            self._pass_on()
+        self._resume()
 
     # The protocol of the layer below.
 

@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-A connection is a stack. At the bottom is an asyncio TCP transport; each layer above (TLS,
+A connection is a stack. At the bottom is a socket (`tcp`); each layer above (TLS,
 WebSocket) is a *protocol* to the layer below it and a *transport* to the one above, both by
 asyncio's own contract. So any protocol runs on any stack, and nobody needs to know which.
 
@@ -114,8 +114,7 @@ class SharedReader(asyncio.BufferedProtocol):
         return _shared
 
     def buffer_updated(self, nbytes: int) -> None:
-        # A copy, because ownership changes here: since CPython 3.12 transports keep what they
-        # could not send at once, and the shared buffer is overwritten by the next read.
+        # A copy, because ownership changes here: the shared buffer is overwritten by the next read.
         self.data_received(bytes(_shared[:nbytes]))
 
     def data_received(self, data: Data) -> None:
@@ -124,7 +123,7 @@ class SharedReader(asyncio.BufferedProtocol):
 
 
 class LayerTransport(asyncio.Transport):
-    """A transport of ours, as opposed to the event loop's.
+    """The transport of a layer, as opposed to that of the socket at the bottom.
 
     `close()` of it delivers what was written however the peer behaves (see `linger`), and
     `abort()` makes the peer see a failure.

@@ -94,6 +94,11 @@ def close(
     if isinstance(transport, LayerTransport):
         transport.close()  # lingers by itself, at the bottom of its stack
         return
+    if eof_seen and not transport.get_write_buffer_size():
+        # The rest is up to the kernel, and nothing is left to wait for.
+        transport.set_protocol(_Closing(on_lost))
+        transport.close()
+        return
     transport.set_protocol(_Lingering(transport, on_lost))
     if eof_seen or transport.is_closing():
         transport.close()
@@ -106,16 +111,37 @@ def close(
     transport.resume_reading()
 
 
-class _Lingering(SharedReader):
+class _Closing(SharedReader):
+    """Waits for the socket to be closed."""
+
+    __slots__ = ("_on_lost",)
+
+    def __init__(self, on_lost: Callable[[Exception | None], None]) -> None:
+        self._on_lost = on_lost
+
+    def buffer_updated(self, nbytes: int) -> None:
+        pass
+
+    def data_received(self, data: bytes | memoryview) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        return False  # the transport sends what it still has and closes
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost(exc)
+
+
+class _Lingering(_Closing):
     """Reads and discards until the peer closes, or time is up."""
 
-    __slots__ = ("_left", "_on_lost", "_since", "_timer", "_transport")
+    __slots__ = ("_left", "_since", "_timer", "_transport")
 
     def __init__(
         self, transport: asyncio.Transport, on_lost: Callable[[Exception | None], None]
     ) -> None:
+        super().__init__(on_lost)
         self._transport = transport
-        self._on_lost = on_lost
         loop = asyncio.get_running_loop()
         self._since = loop.time()
         self._left: int | None = None  # not asked yet: most are gone before the first tick
@@ -134,15 +160,6 @@ class _Lingering(SharedReader):
             return
         self._timer = loop.call_later(TICK, self._tick, loop)
 
-    def buffer_updated(self, nbytes: int) -> None:
-        pass
-
-    def data_received(self, data: bytes | memoryview) -> None:
-        pass
-
-    def eof_received(self) -> bool:
-        return False  # the transport sends what it still has and closes
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
-        self._on_lost(exc)
+        super().connection_lost(exc)

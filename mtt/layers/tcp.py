@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -44,8 +46,9 @@ class SocketTransport(asyncio.Transport):
     """
 
     __slots__ = (
-        "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
-        "_read_eof", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_write_eof",
+        "_closing", "_errors", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
+        "_read_eof", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_watched",
+        "_write_eof",
     )  # fmt: skip
 
     borrows = True
@@ -63,6 +66,13 @@ class SocketTransport(asyncio.Transport):
         self._waiting = 0  # bytes in there
         self._throttled = False  # the protocol has been told to pause
         self._paused = False
+        self._watched = False  # by the event loop, which tells when there is something to read
+        # libuv, and so uvloop, does not go on watching a socket that has been reset, even if what
+        # came before that has still to be read.
+        self._errors: select.poll | None = None
+        if not isinstance(self._loop, asyncio.BaseEventLoop):
+            self._errors = select.poll()
+            self._errors.register(self._fd, 0)
         self._read_eof = self._write_eof = False
         self._closing = self._lost = False
         try:
@@ -70,7 +80,7 @@ class SocketTransport(asyncio.Transport):
         except Exception as error:
             self._broken(error)
         if not (self._closing or self._paused):
-            self._loop.add_reader(self._fd, self._readable)
+            self._watch()
 
     # Reading.
 
@@ -80,13 +90,23 @@ class SocketTransport(asyncio.Transport):
     def pause_reading(self) -> None:
         if not (self._closing or self._paused):
             self._paused = True
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
 
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
             if not (self._closing or self._read_eof):
-                self._loop.add_reader(self._fd, self._readable)
+                self._watch()
+
+    def _watch(self) -> None:
+        if not self._watched:
+            self._watched = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._watched = False
+            self._loop.remove_reader(self._fd)
 
     def _readable(self) -> None:
         protocol = self._protocol
@@ -97,12 +117,18 @@ class SocketTransport(asyncio.Transport):
         except OSError as error:
             self._fail(error)
             return
+        except Exception as error:
+            self._broken(error)
+            return
         try:
             if count:
                 protocol.buffer_updated(count)
+                if self._errors is not None and self._watched and self._errors.poll(0):
+                    self._unwatch()
+                    self._watch()
                 return
             self._read_eof = True
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
             if not protocol.eof_received():
                 self.close()
         except Exception as error:
@@ -111,6 +137,7 @@ class SocketTransport(asyncio.Transport):
     # Writing.
 
     def write(self, data: Any) -> None:
+        """Send `data`, which is anything that consists of bytes."""
         if self._closing or self._write_eof:
             return
         if self._pieces:
@@ -137,7 +164,7 @@ class SocketTransport(asyncio.Transport):
         self._waiting += len(piece)
         if self._waiting > HIGH_WATER and not self._throttled:
             self._throttled = True
-            self._protocol.pause_writing()
+            self._tell(self._protocol.pause_writing)
 
     def _writable(self) -> None:
         pieces = self._pieces
@@ -164,7 +191,7 @@ class SocketTransport(asyncio.Transport):
                 self._shut_down()
         if self._throttled and self._waiting <= LOW_WATER and not self._lost:
             self._throttled = False
-            self._protocol.resume_writing()
+            self._tell(self._protocol.resume_writing)
 
     def get_write_buffer_size(self) -> int:
         return self._waiting
@@ -194,13 +221,19 @@ class SocketTransport(asyncio.Transport):
         """Close the socket when what was written has been sent."""
         if not self._closing:
             self._closing = True
-            self._loop.remove_reader(self._fd)
+            self._unwatch()
             if not self._pieces:
                 self._lose(None)
 
     def abort(self) -> None:
         """Close the socket."""
         self._fail(None)
+
+    def _tell(self, what: Callable[[], object]) -> None:
+        try:
+            what()
+        except Exception as error:
+            self._broken(error)
 
     def _broken(self, error: Exception) -> None:
         """The protocol has failed."""
@@ -216,9 +249,8 @@ class SocketTransport(asyncio.Transport):
             self._pieces.clear()
             self._waiting = 0
             self._loop.remove_writer(self._fd)
-        if not self._closing:
-            self._closing = True
-            self._loop.remove_reader(self._fd)
+        self._closing = True
+        self._unwatch()
         self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:
