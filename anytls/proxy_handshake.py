@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
 from mtt.http.forward import OneRequest
 from mtt.layers import linger
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.service import peer_name
@@ -49,7 +49,7 @@ class Owner(Protocol):
     def associate(self, near: asyncio.Transport, port: int) -> None: ...
 
 
-class ProxyHandshake(SharedReader):
+class ProxyHandshake(StreamProtocol):
     """The protocol of a client until its request is complete."""
 
     __slots__ = ("_buffer", "_closed", "_owner", "_scanned", "_step", "_timer", "_transport")

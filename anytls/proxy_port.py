@@ -18,7 +18,7 @@ from anytls.proxy_handshake import Failure, ProxyHandshake
 from mtt.admission import Pending, Repeated
 from mtt.errors import Cause, MttError, describe
 from mtt.layers import linger
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.service import peer_name
@@ -94,7 +94,7 @@ class ProxyPort:
         """How many connections have made no complete request yet."""
         return len(self._handshakes)
 
-    def accept(self) -> SharedReader:
+    def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
         return ProxyHandshake(self)
 

@@ -8,7 +8,7 @@ from anytls.association import Association
 from mtt.errors import PeerError
 from mtt.layers import linger
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.log import logger
 from mtt.metrics import Counters
@@ -21,7 +21,7 @@ from mtt.wire.addresses import AddressError
 UOT_DESTINATION = addresses.encode(uot.MAGIC, 0) + uot.encode_request("0.0.0.0", 0, connect=False)
 
 
-class UotChannel(SharedReader):
+class UotChannel(StreamProtocol):
     """The protocol of a stream to UOT_DESTINATION, which it takes over.
 
     Args:

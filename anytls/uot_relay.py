@@ -24,7 +24,7 @@ from typing import Any
 from mtt.errors import MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.log import logger
 from mtt.net.address import host_port
@@ -53,7 +53,7 @@ _MAPPED = "::ffff:"
 _received = memoryview(bytearray(65535))
 
 
-class UotRelay(SharedReader):
+class UotRelay(StreamProtocol):
     """One association. Work begins with `start()`.
 
     Args:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bench.certs import SERVER_NAME, Certs
-from mtt.layers.base import READ_SIZE, Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import Holding
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
@@ -64,9 +65,7 @@ class Pipe(asyncio.Transport):
         data = memoryview(b"".join(self.queue))
         self.queue.clear()
         for start in range(0, len(data), READ_SIZE):
-            piece = data[start : start + READ_SIZE]
-            far.protocol.get_buffer(READ_SIZE)[: len(piece)] = piece
-            far.protocol.buffer_updated(len(piece))
+            far.protocol.data_received(data[start : start + READ_SIZE])
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
@@ -86,7 +85,7 @@ class Pipe(asyncio.Transport):
     def abort(self) -> None: ...
 
 
-class Sink(SharedReader):
+class Sink(StreamProtocol):
     """The top of a stack: counts."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.layers import linger
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.log import logger
 
 # Connections that have not proved anything yet: TLS handshakes and HTTP requests under way, and
@@ -132,7 +132,7 @@ class Admission:
         return True
 
 
-class _Refused(SharedReader):
+class _Refused(StreamProtocol):
     """Resets its connection: the peer sees at once that it should try elsewhere or later."""
 
     __slots__ = ()

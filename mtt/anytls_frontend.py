@@ -21,7 +21,7 @@ from mtt.http.server import HttpServer
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import logger
@@ -93,7 +93,7 @@ class AnyTlsFrontend(Generic[Who]):
         """How many of those carry no stream."""
         return sum(not session.open_streams for session in self._sessions)
 
-    def accept(self) -> SharedReader:
+    def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
         head = ConnectionHead(
             self._find,

@@ -18,7 +18,7 @@ from mtt.admission import Pending
 from mtt.errors import Cause, NothingSaidError, PeerError, describe
 from mtt.http.fallback import Visit
 from mtt.http.server import HttpServer
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
@@ -92,7 +92,7 @@ class Frontend(Generic[Place]):
         """The mux sessions that are up."""
         return self._sessions
 
-    def accept(self) -> SharedReader:
+    def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
         holding = Holding(self._opened)
         if self._context is None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mtt.admission import Pending
 from mtt.http.access import Access
 from mtt.http.server import HttpServer
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
 from mtt.metrics import CONTENT_TYPE
@@ -65,7 +65,7 @@ class MetricsServer:
         self.cleanup()
         self._connections.close()
 
-    def _accept(self) -> SharedReader:
+    def _accept(self) -> StreamProtocol:
         return Holding(self._opened)
 
     def _opened(self, transport: asyncio.Transport) -> None:

@@ -32,15 +32,9 @@ from typing import Any
 
 from mtt.errors import StuckError, describe
 from mtt.layers import linger
-from mtt.layers.base import (
-    Data,
-    LayerTransport,
-    Reads,
-    SharedReader,
-    silent_seconds,
-    unsent,
-)
+from mtt.layers.base import Data, StreamProtocol, silent_seconds, unsent
 from mtt.layers.holding import Holding
+from mtt.layers.tcp import SocketTransport
 
 # How long the other direction must be silent before a peer without half-close is told of the end.
 # Measured with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -271,11 +265,11 @@ class Relay:
             linger.reset(ended.transport)
 
 
-class _Leg(SharedReader):
+class _Leg(StreamProtocol):
     """The protocol of one of the two transports."""
 
     __slots__ = (
-        "_lends", "_reads", "eof", "forward", "lost", "peer", "received", "relay", "transport",
+        "borrows", "eof", "forward", "lost", "peer", "received", "relay", "transport",
     )  # fmt: skip
 
     peer: _Leg
@@ -292,23 +286,16 @@ class _Leg(SharedReader):
         self.peer = peer
         transport: Any = peer.transport
         self.forward = transport.write
-        self._lends = getattr(transport, "borrows", False)
-        self._reads = Reads(large=not (isinstance(transport, LayerTransport) and transport.shares))
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reads.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        data = self._reads.buffer[:nbytes]
-        self._reads.took(nbytes)
-        self.data_received(data if self._lends else bytes(data))
+        self.borrows = getattr(transport, "borrows", False)
+        if isinstance(self.transport, SocketTransport) and getattr(transport, "shares", False):
+            self.transport.limit_reads()
 
     def data_received(self, data: Data) -> None:
         self.received += len(data)
         self.forward(data)
 
     def eof_received(self) -> bool:
-        if not self.eof:  # asyncio repeats it when a paused transport is resumed
+        if not self.eof:  # some repeat it when they are resumed
             self.eof = True
             self.relay.leg_ended(self)
         return True

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from mtt.errors import NetworkError
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire.http1 import MAX_HEAD, HttpError, Request, find_head_end, parse_request
 
@@ -22,7 +22,7 @@ class BodyTooLargeError(Exception):
     """The body has the limit's size, or more."""
 
 
-class Channel(SharedReader):
+class Channel(StreamProtocol):
     """The protocol of a connection whose requests are awaited one after the other.
 
     Args:

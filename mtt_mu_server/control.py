@@ -15,7 +15,7 @@ from typing import NamedTuple
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
 from mtt.layers import linger
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.log import logger
@@ -95,7 +95,7 @@ class Controller:
         self._transports: set[asyncio.Transport] = set()
         self._strangers: dict[asyncio.Transport, None] = {}  # no request of theirs has passed
 
-    def accept(self) -> SharedReader:
+    def accept(self) -> StreamProtocol:
         """The protocol for a new connection."""
         holding = Holding(self._opened)
         if self._context is None:

@@ -29,7 +29,7 @@ from typing import Any
 
 from mtt.errors import Cause, NetworkError, PeerError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.wire.http1 import (
     MAX_HEAD,
     HttpError,
@@ -63,7 +63,7 @@ Fallback = Callable[[asyncio.Transport, bytes], None]
 OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
 
 
-class HttpServer(SharedReader):
+class HttpServer(StreamProtocol):
     """Serves HTTP/1.x on one connection and hands it over when a WebSocket was agreed on.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hold
 from mtt.wire.addresses import AddressError
 from mtt.wire.addresses import decode as decode_address
@@ -31,7 +31,7 @@ DESTINATION_TIME = 10.0
 Who = TypeVar("Who")
 
 
-class ConnectionHead(SharedReader, Generic[Who]):
+class ConnectionHead(StreamProtocol, Generic[Who]):
     """Reads the preamble: who is it?
 
     Args:
@@ -148,7 +148,7 @@ class ConnectionHead(SharedReader, Generic[Who]):
         self._reader = self._failed = None
 
 
-class StreamHead(SharedReader):
+class StreamHead(StreamProtocol):
     """Reads the destination of a stream.
 
     Args:

@@ -1,4 +1,4 @@
-"""What all layers share: the receive buffer, and the plumbing of a layer.
+"""What all layers share: the two contracts, and the plumbing of a layer.
 
 Theory of operation
 -------------------
@@ -23,19 +23,7 @@ import asyncio
 import socket
 import struct
 import sys
-import time
 from typing import Any, ClassVar, Protocol
-
-# One read of a socket. Below 64 KiB the system calls dominate. Less the headers of frames: with
-# those it fits into four records of TLS, and into one frame of smux or AnyTLS.
-READ_SIZE = 64 * 1024 - 64
-# The same while data come in faster than they can be read so: a quarter of the system calls and of
-# the turns of the event loop. Not for those who have a line in front of them: on one with 10 Mbit/s
-# a quarter of a megabyte is a fifth of a second, for which others have to wait.
-LARGE_READ = 4 * READ_SIZE
-# Several full reads in a row, each so many seconds after the one before: 130 Mbit/s and more.
-QUICK_READS = 4
-QUICK_TIME = 0.004
 
 Data = bytes | memoryview
 
@@ -44,26 +32,10 @@ Data = bytes | memoryview
 _PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
 _TCP_INFO_SIZE = 60
 
-# All connections of the process read into this buffer: the event loop fills it and hands it over
-# in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
-# is ready (selector loops, uvloop), not one that lends buffers to the kernel (Windows proactor).
-_large = memoryview(bytearray(LARGE_READ))
-_shared = _large[:READ_SIZE]
-
-# glibc maps what is larger than 128 KiB anew each time, and the kernel fills it with zeros, page by
-# page, until a larger piece than that has been freed (mallopt(3), M_MMAP_THRESHOLD).
-_freed = bytes(2 * LARGE_READ)
-del _freed
-
-
 class Upper(Protocol):
-    """The protocol above a layer (asyncio.Protocol, or one that also reads raw sockets).
+    """What a layer needs of the protocol above it; see `StreamProtocol`."""
 
-    `borrows`: it keeps nothing of what `data_received` is given, so that may be a view of memory
-    that is used again afterwards.
-    """
-
-    borrows: ClassVar[bool]
+    borrows: bool
 
     def connection_made(self, transport: Any) -> None: ...
     def data_received(self, data: Data) -> None: ...
@@ -73,49 +45,16 @@ class Upper(Protocol):
     def resume_writing(self) -> None: ...
 
 
-class Reads:
-    """How much the next read of a socket may take, by what came with the last ones.
+class StreamProtocol(asyncio.Protocol):
+    """A protocol of ours: what is above a transport.
 
-    Args:
-        large: whether it may ever be more than READ_SIZE.
-
-    Attributes:
-        buffer: where it goes: a part of the shared buffer, from its beginning.
+    `borrows`: it keeps nothing of what it is given, so that may be a view of memory that is used
+    again afterwards.
     """
-
-    __slots__ = ("_full_at", "_most", "_quick", "buffer")
-
-    def __init__(self, *, large: bool = True) -> None:
-        self.buffer = _shared
-        self._most = _large if large else _shared
-        self._quick = 0  # full reads of which each followed close on another
-        self._full_at = 0.0
-
-    def took(self, nbytes: int) -> None:
-        """A read has brought `nbytes`."""
-        if nbytes >= READ_SIZE:
-            now = time.monotonic()
-            self._quick = self._quick + 1 if now - self._full_at < QUICK_TIME else 0
-            self._full_at = now
-            self.buffer = self._most if self._quick >= QUICK_READS else _shared
-        elif self._quick:
-            self._quick = 0
-            self.buffer = _shared
-
-
-class SharedReader(asyncio.BufferedProtocol):
-    """A protocol that reads sockets through the shared buffer and gets `data_received` calls."""
 
     __slots__ = ()
 
-    borrows: ClassVar[bool] = False
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _shared
-
-    def buffer_updated(self, nbytes: int) -> None:
-        # A copy, because ownership changes here: the shared buffer is overwritten by the next read.
-        self.data_received(bytes(_shared[:nbytes]))
+    borrows: bool = False
 
     def data_received(self, data: Data) -> None:
         """Take data from the transport below; unless `borrows`, it stays unchanged afterwards."""
@@ -128,13 +67,13 @@ class LayerTransport(asyncio.Transport):
     `close()` of it delivers what was written however the peer behaves (see `linger`), and
     `abort()` makes the peer see a failure.
 
-    `borrows`: `write()` keeps nothing of what it is given. `shares`: others write to the same
+    `borrows`: it keeps nothing of what it is given. `shares`: others write to the same
     connection, and wait for as long as it takes to send what was written before.
     """
 
     __slots__ = ()
 
-    borrows: ClassVar[bool] = False
+    borrows: bool = False
     shares: ClassVar[bool] = False
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
@@ -196,7 +135,7 @@ def _kernel_queue(transport: asyncio.BaseTransport) -> int:
     return max(0, int(struct.unpack("i", answer)[0]) - 1)
 
 
-class Layer(SharedReader, LayerTransport):
+class Layer(StreamProtocol, LayerTransport):
     """A protocol to the transport below (`lower`) and a transport to the protocol above (`upper`).
 
     Subclasses override what they change; everything else passes straight through.

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import NetworkError
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 
 
-class Holding(SharedReader):
+class Holding(StreamProtocol):
     """Tells when its transport is ready, and keeps what comes until somebody takes it over.
 
     That is `hand_over()`, or whoever calls `transport.set_protocol()` and looks after `early`,

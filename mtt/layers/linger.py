@@ -15,7 +15,8 @@ import socket
 import struct
 from collections.abc import Callable
 
-from mtt.layers.base import READ_SIZE, LayerTransport, SharedReader, unsent
+from mtt.layers.base import LayerTransport, StreamProtocol, unsent
+from mtt.layers.reads import READ_SIZE
 
 # How often a closing connection is looked at.
 TICK = 0.5
@@ -111,16 +112,15 @@ def close(
     transport.resume_reading()
 
 
-class _Closing(SharedReader):
+class _Closing(StreamProtocol):
     """Waits for the socket to be closed."""
+
+    borrows = True
 
     __slots__ = ("_on_lost",)
 
     def __init__(self, on_lost: Callable[[Exception | None], None]) -> None:
         self._on_lost = on_lost
-
-    def buffer_updated(self, nbytes: int) -> None:
-        pass
 
     def data_received(self, data: bytes | memoryview) -> None:
         pass

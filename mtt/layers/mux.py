@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, LayerTransport, SharedReader
+from mtt.layers.base import Data, Layer, LayerTransport, StreamProtocol
 from mtt.layers.mux_stream import MuxStream
 
 # A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
@@ -41,7 +41,7 @@ UNSENT_LIMIT = 128 * 1024
 Stream = TypeVar("Stream", bound=MuxStream)
 
 
-class MuxSession(SharedReader, Generic[Stream]):
+class MuxSession(StreamProtocol, Generic[Stream]):
     """One multiplexed connection.
 
     Args:

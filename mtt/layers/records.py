@@ -7,7 +7,8 @@ import ssl
 from typing import Any
 
 from mtt.errors import NetworkError
-from mtt.layers.base import LARGE_READ, READ_SIZE, Data
+from mtt.layers.base import Data
+from mtt.layers.reads import LARGE_READ, READ_SIZE
 
 RECORD_SIZE = 16384  # of plaintext at most (RFC 8446, 5.1)
 
@@ -17,7 +18,7 @@ BIO_SIZE = READ_SIZE
 
 # Plaintext of one turn: one read, and a record that an earlier read had begun.
 _PLAIN_SIZE = LARGE_READ + 32 * 1024
-_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see base._shared
+_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see reads._shared
 
 _NOTHING = memoryview(b"")
 
@@ -61,7 +62,7 @@ class Records:
         self.eof = False
         self.error: Exception | None = None
 
-    def read(self, arrived: memoryview = _NOTHING) -> tuple[Data, bool]:
+    def read(self, arrived: Data = _NOTHING) -> tuple[Data, bool]:
         """Decrypt what was there and what has arrived: the data, and whether there may be more.
 
         The data may be a view of memory that is used again by the next read of any connection.

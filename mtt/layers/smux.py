@@ -24,8 +24,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import READ_SIZE, Data, LayerTransport, Upper, silent_seconds
+from mtt.layers.base import Data, LayerTransport, Upper, silent_seconds
 from mtt.layers.mux import UNANSWERED_TIME, MuxSession
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, frame
 

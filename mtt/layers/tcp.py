@@ -22,7 +22,8 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.reads import Reads
 
 # Bytes that wait for the kernel. Above HIGH the protocol is told to pause, at LOW to go on.
 # So that is what waits at most, and what one more call of write() adds: a read of the other end.
@@ -47,18 +48,19 @@ class SocketTransport(asyncio.Transport):
 
     __slots__ = (
         "_closing", "_errors", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
-        "_read_eof", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_watched",
+        "_read_eof", "_reads", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_watched",
         "_write_eof",
     )  # fmt: skip
 
     borrows = True
 
-    def __init__(self, sock: socket.socket, protocol: SharedReader, peer: Any = None) -> None:
+    def __init__(self, sock: socket.socket, protocol: StreamProtocol, peer: Any = None) -> None:
         # Not what asyncio.Transport does: a dictionary for what is known of the connection.
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
         self._recv_into = sock.recv_into
+        self._reads = Reads()
         self._send = sock.send
         self._peer = peer
         self._protocol: Any = protocol
@@ -98,6 +100,10 @@ class SocketTransport(asyncio.Transport):
             if not (self._closing or self._read_eof):
                 self._watch()
 
+    def limit_reads(self) -> None:
+        """Take READ_SIZE at a time at most, however fast it comes: others wait behind it."""
+        self._reads = Reads(large=False)
+
     def _watch(self) -> None:
         if not self._watched:
             self._watched = True
@@ -109,20 +115,21 @@ class SocketTransport(asyncio.Transport):
             self._loop.remove_reader(self._fd)
 
     def _readable(self) -> None:
-        protocol = self._protocol
+        reads = self._reads
+        buffer = reads.buffer
         try:
-            count = self._recv_into(protocol.get_buffer(-1))
+            count = self._recv_into(buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._fail(error)
             return
-        except Exception as error:
-            self._broken(error)
-            return
+        protocol = self._protocol
         try:
             if count:
-                protocol.buffer_updated(count)
+                reads.took(count)
+                data = buffer[:count]
+                protocol.data_received(data if protocol.borrows else bytes(data))
                 if self._errors is not None and self._watched and self._errors.poll(0):
                     self._unwatch()
                     self._watch()

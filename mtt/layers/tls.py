@@ -40,7 +40,7 @@ from mtt.errors import (
     tls_cause,
 )
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, Reads, Upper
+from mtt.layers.base import Data, Layer, Upper
 from mtt.layers.records import Records
 
 # TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
@@ -77,7 +77,7 @@ class TlsLayer(Layer):
 
     __slots__ = (
         "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
-        "_plaintext_reply", "_pumping", "_reads", "_records", "_state", "_streams", "_timer",
+        "_plaintext_reply", "_pumping", "_records", "_state", "_streams", "_timer",
         "_verify", "_write_eof",
     )  # fmt: skip
 
@@ -100,7 +100,6 @@ class TlsLayer(Layer):
             context, server_side=server_side, server_name=server_name, session=session
         )
         self._state = State.HANDSHAKE
-        self._reads = Reads()
         self._verify = verify
         self._on_end = on_end
         self._streams = half_close
@@ -125,16 +124,11 @@ class TlsLayer(Layer):
         else:
             self._handshake()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reads.buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        arrived = self._reads.buffer[:nbytes]
-        self._reads.took(nbytes)
+    def data_received(self, data: Data) -> None:
         if self._state is State.OPEN:
-            self._pump(arrived)
+            self._pump(data)
         elif self._state is State.HANDSHAKE:
-            self._records.incoming.write(arrived)
+            self._records.incoming.write(data)
             self._heard = True
             self._handshake()
 
@@ -217,7 +211,7 @@ class TlsLayer(Layer):
 
     # Receiving.
 
-    def _pump(self, arrived: memoryview | None = None) -> None:
+    def _pump(self, arrived: Data | None = None) -> None:
         """Hand up everything that can be read, until there is no more or the upper pauses."""
         records = self._records
         if self._pumping or self._paused or self._state is not State.OPEN:

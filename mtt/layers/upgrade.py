@@ -7,13 +7,13 @@ import os
 from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_response
 
 
-class UpgradeClient(SharedReader):
+class UpgradeClient(StreamProtocol):
     """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
 
     __slots__ = ("_answer", "_buffer", "_key", "_request", "_transport")

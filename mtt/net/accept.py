@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import describe
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.tcp import SocketTransport
 
 try:
@@ -51,7 +51,7 @@ SHARED_BURST = 1
 # handshake keeps it busy. After that whoever is there takes what waits.
 YIELD_TIME = 0.001
 
-ProtocolFactory = Callable[[], SharedReader]
+ProtocolFactory = Callable[[], StreamProtocol]
 
 
 class Acceptor:

@@ -15,7 +15,7 @@ from time import monotonic
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.layers.tcp import SocketTransport
 from mtt.net.address import Endpoint
 from mtt.net.resolve import Address, Protect, Resolver, literal
@@ -37,7 +37,7 @@ TCP_FASTOPEN_CONNECT = 30
 
 _LINUX = sys.platform.startswith("linux")
 
-ProtocolFactory = Callable[[], SharedReader]
+ProtocolFactory = Callable[[], StreamProtocol]
 
 
 class Dialer:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import describe
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.tcp import SocketTransport
 from mtt.log import logger
 
@@ -28,7 +28,7 @@ def encode(*message: Any) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
-class Link(SharedReader):
+class Link(StreamProtocol):
     """One end, which speaks from `connect()` to `close()`.
 
     Args:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from mtt.http.server import MAX_DISCARD, HttpServer
-from mtt.layers.base import READ_SIZE, Data, LayerTransport, SharedReader
+from mtt.layers.base import Data, LayerTransport, StreamProtocol
+from mtt.layers.reads import READ_SIZE
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, parse_response, text_reply
 from mtt.wire.servemux import ServeMux
 from mtt.wire.upgrade import Upgrade, switching_protocols
@@ -431,7 +432,7 @@ async def serving(
     `servers`: gets the protocol of each connection.
     """
 
-    class Echo(SharedReader):
+    class Echo(StreamProtocol):
         def __init__(self, transport: asyncio.Transport) -> None:
             self.transport = transport
 

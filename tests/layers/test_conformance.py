@@ -14,7 +14,8 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from mtt.layers import anytls
-from mtt.layers.base import READ_SIZE, unsent
+from mtt.layers.base import unsent
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import STOP_AT, SmuxStream
 from tests.support.certs import Certs

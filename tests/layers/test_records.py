@@ -1,4 +1,4 @@
-"""TLS records on memory, and how much of a socket is read at a time."""
+"""TLS records on memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import ssl
 
 import pytest
 
-from mtt.layers import base
-from mtt.layers.base import LARGE_READ, QUICK_READS, QUICK_TIME, READ_SIZE, Reads
+from mtt.layers.reads import LARGE_READ, READ_SIZE
 from mtt.layers.records import BIO_SIZE, Records
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
@@ -125,52 +124,3 @@ def test_a_broken_record_is_an_error_behind_what_came_before(certs: Certs) -> No
     assert read(server, whole + broken)[0] == b"whole"
     assert isinstance(server.error, ssl.SSLError)
     assert server.outgoing.pending  # the alert
-
-
-# How much is read at a time.
-
-
-class Time:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 50.0
-        monkeypatch.setattr(base.time, "monotonic", lambda: self.now)
-
-
-def test_quick_full_reads_become_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    time, reads = Time(monkeypatch), Reads()
-    for _ in range(QUICK_READS + 1):
-        assert len(reads.buffer) == READ_SIZE
-        time.now += QUICK_TIME / 2
-        reads.took(READ_SIZE)
-    assert len(reads.buffer) == LARGE_READ
-    time.now += QUICK_TIME / 2
-    reads.took(LARGE_READ)
-    assert len(reads.buffer) == LARGE_READ
-    reads.took(READ_SIZE - 1)
-    assert len(reads.buffer) == READ_SIZE
-
-
-def test_large_ones_are_not_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    Time(monkeypatch)
-    reads = Reads(large=False)
-    for _ in range(5 * QUICK_READS):
-        reads.took(READ_SIZE)
-        assert len(reads.buffer) == READ_SIZE
-
-
-def test_full_reads_one_at_a_time_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So they are when a line is slower than we are."""
-    time, reads = Time(monkeypatch), Reads()
-    for _ in range(5 * QUICK_READS):
-        time.now += QUICK_TIME * 1.01
-        reads.took(READ_SIZE)
-        assert len(reads.buffer) == READ_SIZE
-
-
-def test_reads_that_do_not_fill_the_buffer_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    Time(monkeypatch)
-    reads = Reads()
-    for _ in range(5 * QUICK_READS):
-        reads.took(READ_SIZE)
-        reads.took(READ_SIZE - 1)
-        assert len(reads.buffer) == READ_SIZE

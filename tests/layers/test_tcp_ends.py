@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import READ_SIZE
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.tcp import HIGH_WATER, SocketTransport
 from tests.support.bottom import (
     Told,
@@ -166,15 +166,13 @@ async def test_a_protocol_that_fails_when_it_is_throttled(name: str) -> None:
         transport.write(b"x")
 
 
-@pytest.mark.parametrize(
-    "name", ["get_buffer", "buffer_updated", "eof_received", "connection_lost"]
-)
+@pytest.mark.parametrize("name", ["data_received", "eof_received", "connection_lost"])
 async def test_a_protocol_that_fails(name: str) -> None:
     recorder = Told(fails=name)
     with reports() as found:
         async with raw_peer(recorder) as far:
             sock = recorder.transport.get_extra_info("socket")
-            if name in ("get_buffer", "buffer_updated"):
+            if name == "data_received":
                 far.send(b"x")
             elif name == "eof_received":
                 far.shutdown(socket.SHUT_WR)
@@ -185,11 +183,7 @@ async def test_a_protocol_that_fails(name: str) -> None:
             await turns()
             assert found == [recorder.bug]
             assert sock.fileno() < 0
-            if name == "get_buffer":  # what nobody has read makes it a reset
-                with pytest.raises(ConnectionResetError):
-                    await at_end(far)
-            else:
-                assert await at_end(far)
+            assert await at_end(far)
 
 
 class Forgetful(Told):
@@ -205,7 +199,7 @@ async def test_a_lost_transport_waits_for_no_garbage_collector(end: str) -> None
     gc.disable()
     try:
         near, far = tcp_sockets()
-        recorder = Forgetful(fails="buffer_updated" if end == "exception" else "")
+        recorder = Forgetful(fails="data_received" if end == "exception" else "")
         transport = Transport(near, recorder)
         alive: list[weakref.ref[Any]] = [weakref.ref(transport), weakref.ref(recorder)]
         with reports() as found:

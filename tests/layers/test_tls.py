@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import READ_SIZE
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.tls import TlsLayer
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
@@ -52,9 +52,7 @@ class Peer:
 
     def feed(self, data: bytes) -> None:
         for at in range(0, len(data), READ_SIZE):
-            piece = data[at : at + READ_SIZE]
-            self.layer.get_buffer(-1)[: len(piece)] = piece
-            self.layer.buffer_updated(len(piece))
+            self.layer.data_received(data[at : at + READ_SIZE])
 
     def say(self, data: bytes) -> bytes:
         """`data` encrypted."""
@@ -149,8 +147,7 @@ async def test_data_right_behind_the_handshake(version: ssl.TLSVersion, certs: C
         last = outgoing.read()
         if not last:
             break
-        layer.get_buffer(-1)[: len(last)] = last
-        layer.buffer_updated(len(last))
+        layer.data_received(last)
         incoming.write(transport.take())
     assert recorder.data[:5] == b"early"
     transport.abort()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import SharedReader
+from mtt.layers.base import StreamProtocol
 from mtt.net import accept
 from mtt.net.accept import Acceptor
 from tests.support.tunnels import SOON, Tcp, connect, eventually
@@ -23,7 +23,7 @@ resource = pytest.importorskip("resource", reason="no limit of descriptors here"
 WAIT = "new connections have to wait until others end: "
 
 
-class Kept(SharedReader):
+class Kept(StreamProtocol):
     """Greets, and stays."""
 
     def __init__(self, all_of_them: list[asyncio.Transport]) -> None:

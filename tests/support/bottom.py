@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mtt.layers import linger
+from mtt.layers.base import Data
 from mtt.layers.tcp import SocketTransport
 from tests.support.transports import Recorder, attach, tcp_sockets
 
@@ -41,18 +42,14 @@ class Told(Recorder):
         self.begin(transport)
         self._fail("connection_made")
 
-    def buffer_updated(self, nbytes: int) -> None:
-        super().buffer_updated(nbytes)
-        self._fail("buffer_updated")
+    def data_received(self, data: Data) -> None:
+        super().data_received(data)
+        self._fail("data_received")
 
     def eof_received(self) -> bool:
         self.ends += 1
         self._fail("eof_received")
         return super().eof_received()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        self._fail("get_buffer")
-        return super().get_buffer(sizehint)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -13,7 +13,7 @@ from typing import Any
 from mtt.layers import linger
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
-from mtt.layers.base import Data, SharedReader
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
@@ -187,7 +187,7 @@ def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
     return Holding(ready)
 
 
-class _Destination(SharedReader):
+class _Destination(StreamProtocol):
     """Takes the destination from the beginning of a stream."""
 
     def __init__(self, upper: Recorder) -> None:
@@ -222,7 +222,7 @@ def _anytls(
     return Holding(ready)
 
 
-class _Preamble(SharedReader):
+class _Preamble(StreamProtocol):
     """Reads what comes before the session."""
 
     def __init__(self, session: ServerSession) -> None:

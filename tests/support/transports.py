@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from mtt.layers import linger
-from mtt.layers.base import Data, LayerTransport, SharedReader
+from mtt.layers.base import Data, LayerTransport, StreamProtocol
 from mtt.layers.tcp import SocketTransport
 
 # Kernel buffers of clogged connections: small, so that they fill at once. Linux doubles them.
@@ -22,7 +22,7 @@ async def turns(count: int = 30) -> None:
         await asyncio.sleep(0)
 
 
-class Recorder(SharedReader):
+class Recorder(StreamProtocol):
     """A protocol that remembers what it was told, and complains about what it must not be told."""
 
     def __init__(self, *, stay: bool = True) -> None:
