@@ -112,6 +112,21 @@ async def test_the_newest_idle_session_is_taken_and_never_shared() -> None:
     await network.over()
 
 
+async def test_at_once_or_not_at_all() -> None:
+    network = Network()
+    assert network.pool.open_at_once(b"dest") is None
+    first, second = await network.idle(2)
+    for session in (second, first):
+        stream = network.pool.open_at_once(b"dest")
+        assert stream is not None
+        assert stream._session is session
+        assert not stream.is_reading()  # until somebody is there
+    assert network.pool.open_at_once(b"dest") is None
+    assert network.dials == 2
+    await network.over()
+    assert network.pool.open_at_once(b"dest") is None
+
+
 async def test_a_session_that_is_dialled_belongs_to_who_dials_it() -> None:
     network = Network()
     network.allowed.clear()

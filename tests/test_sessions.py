@@ -77,6 +77,18 @@ async def test_a_place_is_free_when_the_peer_has_ended_the_stream_too() -> None:
     await network.close()
 
 
+async def test_at_once_or_not_at_all() -> None:
+    network = Network()
+    assert network.pool.open_at_once(Recorder()) is None
+    streams = await network.open(MAX - 1)
+    stream = network.pool.open_at_once(Recorder())
+    assert stream is not None
+    assert session_of(stream) is session_of(streams[0])
+    assert network.pool.open_at_once(Recorder()) is None
+    assert network.dials == 1
+    await network.close()
+
+
 async def test_those_who_come_together_share_a_dial() -> None:
     network = Network()
     network.allowed.clear()

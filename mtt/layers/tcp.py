@@ -17,9 +17,7 @@ import asyncio
 import contextlib
 import select
 import socket
-from collections import deque
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
 from mtt.layers.base import Data, StreamProtocol
@@ -48,8 +46,7 @@ class SocketTransport(asyncio.Transport):
 
     __slots__ = (
         "_closing", "_errors", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
-        "_read_eof", "_reads", "_recv_into", "_send", "_sock", "_throttled", "_waiting", "_watched",
-        "_write_eof",
+        "_read_eof", "_reads", "_sock", "_throttled", "_waiting", "_watched", "_write_eof",
     )  # fmt: skip
 
     borrows = True
@@ -59,12 +56,11 @@ class SocketTransport(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
-        self._recv_into = sock.recv_into
         self._reads = Reads()
-        self._send = sock.send
         self._peer = peer
         self._protocol: Any = protocol
-        self._pieces: deque[Data] = deque()  # what the kernel had no room for
+        # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
+        self._pieces: list[Data] = []
         self._waiting = 0  # bytes in there
         self._throttled = False  # the protocol has been told to pause
         self._paused = False
@@ -118,7 +114,7 @@ class SocketTransport(asyncio.Transport):
         reads = self._reads
         buffer = reads.buffer
         try:
-            count = self._recv_into(buffer)
+            count = self._sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -151,7 +147,7 @@ class SocketTransport(asyncio.Transport):
             self._keep(data, 0)
             return
         try:
-            sent = self._send(data)
+            sent = self._sock.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
@@ -177,17 +173,20 @@ class SocketTransport(asyncio.Transport):
         pieces = self._pieces
         try:
             if len(pieces) > 1 and _GATHERS:
-                sent = self._sock.sendmsg(islice(pieces, MAX_PIECES))
+                sent = self._sock.sendmsg(pieces[:MAX_PIECES])
             else:
-                sent = self._send(pieces[0])
+                sent = self._sock.send(pieces[0])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._fail(error)
             return
         self._waiting -= sent
-        while pieces and sent >= len(pieces[0]):
-            sent -= len(pieces.popleft())
+        whole = 0
+        while whole < len(pieces) and sent >= len(pieces[whole]):
+            sent -= len(pieces[whole])
+            whole += 1
+        del pieces[:whole]
         if sent:
             pieces[0] = memoryview(pieces[0])[sent:]
         if not pieces:

@@ -19,6 +19,7 @@ from mtt.net.address import Endpoint
 from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE
+from tests.support.transports import Recorder
 
 # Seconds; longer than any test, so whoever waits for that fails.
 NEVER = 600.0
@@ -316,6 +317,73 @@ async def test_cancelling_at_any_step_leaks_nothing(monkeypatch):
         else:
             raise AssertionError("never connected")
         assert turns > 3
+
+
+# Without waiting.
+
+
+@linux_only
+async def test_a_destination_on_this_machine_is_connected_at_once():
+    with listening() as server:
+        endpoint = Endpoint(("127.0.0.1",), server.getsockname()[1])
+        recorder = Recorder()
+        transport = Dialer(Resolver()).connect_at_once(endpoint, lambda: recorder)
+        assert transport is recorder.transport
+        with server.accept()[0] as destination:
+            sock = transport.get_extra_info("socket")
+            assert sock.getpeername() == server.getsockname()
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            transport.write(b"hello")
+            assert destination.recv(100) == b"hello"
+            transport.close()
+            await recorder.ended()
+            assert destination.recv(100) == b""  # an ordinary end, no reset
+
+
+@linux_only
+@pytest.mark.parametrize(
+    ("hosts", "options"),
+    [
+        (("localhost",), {}),
+        (("127.1.example",), {}),
+        (("192.0.2.1",), {}),
+        (("127.0.0.1", "::1"), {}),
+        (("127.0.0.1",), {"fast_open": True}),
+        (("127.0.0.1",), {"protect": Holder(0)}),
+    ],
+)
+async def test_whoever_may_have_to_wait_is_not_connected_at_once(hosts, options):
+    with listening() as server:
+        endpoint = Endpoint(hosts, server.getsockname()[1])
+        assert Dialer(Resolver(), **options).connect_at_once(endpoint, asyncio.Protocol) is None
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@linux_only
+async def test_a_destination_that_does_not_answer_at_once():
+    with black_hole() as hole:
+        endpoint = Endpoint(("127.0.0.1",), hole[1])
+        assert Dialer(Resolver()).connect_at_once(endpoint, asyncio.Protocol) is None
+
+
+@linux_only
+async def test_what_fails_at_once_is_told_by_the_one_that_waits(monkeypatch):
+    endpoint = Endpoint(("127.0.0.1",), refused_port())
+    dialer = Dialer(Resolver())
+    assert dialer.connect_at_once(endpoint, asyncio.Protocol) is None
+    with pytest.raises(NetworkError, match="connection refused"):
+        await connect(dialer, endpoint)
+
+    def exhausted(*_: Any) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", exhausted)
+    assert dialer.connect_at_once(endpoint, asyncio.Protocol) is None
+    with pytest.raises(NetworkError, match="too many open files"):
+        await connect(dialer, endpoint)
 
 
 @linux_only
