@@ -68,7 +68,7 @@ class ProxyHandshake(StreamProtocol):
 
     # The protocol of the transport.
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         seconds = self._owner.handshake_time
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)

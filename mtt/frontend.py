@@ -158,10 +158,10 @@ class Frontend(Generic[Place]):
                 return False
             return not isinstance(route(request), Reply)
 
-        def fall_back(transport: asyncio.Transport, received: bytes) -> None:
+        def fall_back(transport: asyncio.Transport, received: bytes, eof: bool) -> None:
             assert self._fallback is not None
             stream = Holding(self._fallback)
-            Visit(stream, is_tunnel, go_on).start(transport, received)
+            Visit(stream, is_tunnel, go_on).start(transport, received, eof)
 
         def http_failed(error: Exception) -> None:
             if transport in self._pending:  # not if we cut it

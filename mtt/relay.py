@@ -141,19 +141,11 @@ class Relay:
         if other.eof or not leg.transport.can_write_eof():
             self._finish("done")
         elif other.transport.can_write_eof():
-            self._pass_on_end(other)
+            other.transport.write_eof()
         else:
             self._quiet_since = self._sent_at = self._loop.time()
             self._quiet_count = other.received
             self._look_quiet(leg)
-
-    def _pass_on_end(self, other: _Leg) -> None:
-        if other.transport.is_closing():  # its loss will be told; uvloop's would raise
-            return
-        try:
-            other.transport.write_eof()
-        except OSError as error:  # reset in the meantime, not reported yet
-            self.abort(describe(error))
 
     def leg_lost(self, leg: _Leg, exc: Exception | None) -> None:
         """`leg` is gone."""
@@ -236,7 +228,7 @@ class Relay:
             if ended.lost:
                 self._finish("done")
             else:
-                self._pass_on_end(other)
+                other.transport.write_eof()
             return
         waiting = unsent(other.transport)
         if not ended.lost:
@@ -253,7 +245,7 @@ class Relay:
                 self._finish("done")
             else:
                 self._told = True
-                self._pass_on_end(other)
+                other.transport.write_eof()
                 self._quiet_timer = self._loop.call_later(END_TIME, self._give_up, ended)
             return
         self._quiet_timer = self._loop.call_later(QUIET_TICK, self._look_quiet, ended)
@@ -295,7 +287,7 @@ class _Leg(StreamProtocol):
         self.forward(data)
 
     def eof_received(self) -> bool:
-        if not self.eof:  # some repeat it when they are resumed
+        if not self.eof:  # a visit to the web site repeats it when it is resumed
             self.eof = True
             self.relay.leg_ended(self)
         return True

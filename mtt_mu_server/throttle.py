@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from mtt.layers import linger
 from mtt.layers.base import Data, Layer
 from mtt.layers.holding import Holding
+from mtt.layers.tcp import SocketTransport
 
 # How much of what was not used may be caught up with later, in seconds of the rate: enough that
 # short requests do not feel the limit, and more than the timer is ever late.
@@ -137,6 +138,8 @@ class Throttle(Layer):
     def start(self, transport: asyncio.Transport) -> None:
         """Take over `transport`. Whoever comes above uses `set_protocol()`."""
         held = transport.get_protocol()
+        if isinstance(transport, SocketTransport):
+            transport.limit_reads()  # a read waits here until there are tokens for it
         transport.set_protocol(self)
         self.connection_made(transport)
         if isinstance(held, Holding):

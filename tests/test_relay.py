@@ -343,31 +343,6 @@ async def test_the_same_where_there_is_no_half_close(monkeypatch: pytest.MonkeyP
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_an_end_that_cannot_be_passed_on() -> None:
-    class Gone(FakeTransport):
-        def write_eof(self) -> None:
-            raise OSError(107, "not connected")
-
-    tunnel = Tunnel(half_closing, Gone)
-    tunnel.near.protocol.eof_received()
-    assert tunnel.near.aborted
-    assert tunnel.far.aborted
-    await tunnel.finish()
-
-
-async def test_an_end_to_be_passed_on_to_a_connection_that_is_just_going() -> None:
-    class Closed(FakeTransport):
-        def write_eof(self) -> None:
-            raise RuntimeError("the handler is closed")  # as uvloop
-
-    tunnel = Tunnel(half_closing, Closed)
-    tunnel.far.lose(ConnectionResetError(104, "reset"))
-    tunnel.near.protocol.eof_received()
-    await turns()
-    assert tunnel.near.aborted
-    await tunnel.finish()
-
-
 async def test_abort_is_a_failure_for_both_at_any_time() -> None:
     for when in ("open", "half", "closing"):
         tunnel = Tunnel()

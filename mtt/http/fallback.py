@@ -52,9 +52,10 @@ class Visit(Layer):
         self._eof = False
         self._over = False  # the connection is not ours any more
 
-    def start(self, transport: asyncio.Transport, received: bytes) -> None:
-        """Take over `transport`, of which `received` has come already."""
+    def start(self, transport: asyncio.Transport, received: bytes, eof: bool) -> None:
+        """Take over `transport`, of which `received` has come already, and perhaps its end."""
         self._buffer += received
+        self._eof = eof
         # Given to us without a complete head: it is no HTTP, or never gets complete.
         self._unseen = find_head_end(self._buffer) < 0
         transport.set_protocol(self)
@@ -119,7 +120,7 @@ class Visit(Layer):
         except HttpError:
             self._unseen = True
             return len(self._buffer)
-        if self._is_tunnel(request, len(self._buffer) > end):
+        if not self._eof and self._is_tunnel(request, len(self._buffer) > end):
             return -1
         self._body_left = request.content_length
         self._unseen = (

@@ -59,7 +59,7 @@ KEEPALIVE_TIMEOUT = 60.0
 MAX_DISCARD = 256 * 1024
 
 Router = Callable[[Request], Reply | None]
-Fallback = Callable[[asyncio.Transport, bytes], None]
+Fallback = Callable[[asyncio.Transport, bytes, bool], None]
 OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
 
 
@@ -124,7 +124,7 @@ class HttpServer(StreamProtocol):
 
     # The protocol of the transport.
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's are no asyncio.Transport
+    def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._arm(self._head_timeout)
 
@@ -239,7 +239,7 @@ class HttpServer(StreamProtocol):
             return False
         self._let_go()
         self._transport.pause_reading()
-        fallback(self._transport, received)
+        fallback(self._transport, received, self._eof)
         return True
 
     def _upgrade(self, request: Request, upgrade: Upgrade, early: bool) -> None:
@@ -248,6 +248,9 @@ class HttpServer(StreamProtocol):
             # between may have another idea of where the request ends (RFC 6455, 10.3).
             text = "the client sent data before the WebSocket was agreed on"
             self._tell(PeerError(text, cause=Cause.HTTP))
+            self._close()
+            return
+        if self._eof:  # it asks for a conversation, and has said all it had to say
             self._close()
             return
         self._let_go()

@@ -126,7 +126,7 @@ def _kernel_queue(transport: asyncio.BaseTransport) -> int:
         poll.register(sock.fileno(), 0)
         if any(events & select.POLLERR for _, events in poll.poll(0)):
             # Reset: the rest will never be sent. Nobody tells us once the peer's FIN has been
-            # read, because the event loop does not watch the socket any more.
+            # read, because nobody watches the socket any more.
             return 0
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except (ImportError, OSError):
@@ -154,7 +154,6 @@ class Layer(StreamProtocol, LayerTransport):
 
     # As a protocol, called from below.
 
-    # Any: uvloop's transports are of no asyncio class.
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
 

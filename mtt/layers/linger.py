@@ -40,8 +40,6 @@ def reset(transport: asyncio.Transport) -> None:
         return
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        if sock.fileno() < 0:  # gone: asyncio's abort() and uvloop's sockets fail on that
-            return
         reset_on_close(sock)
     transport.abort()
 
@@ -56,7 +54,7 @@ def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] |
     """The last data of a peer that said all it had to say; None if it did not.
 
     For a `connection_lost` with `exc`. A peer that has sent FIN and closed answers what we still
-    send with RST. Our write fails then, and the event loop gives up the connection, while the
+    send with RST. Our write fails then, and the transport gives up the connection, while the
     kernel holds data that we have not read: at most its receive buffer. EPIPE tells that a FIN had
     come before the RST; without one it is ECONNRESET, and the stream was cut.
     """
@@ -104,11 +102,7 @@ def close(
     if eof_seen or transport.is_closing():
         transport.close()
         return
-    try:
-        transport.write_eof()
-    except OSError:  # the peer reset it in the meantime
-        transport.abort()
-        return
+    transport.write_eof()
     transport.resume_reading()
 
 

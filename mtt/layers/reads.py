@@ -15,7 +15,7 @@ LARGE_READ = 4 * READ_SIZE
 QUICK_READS = 4
 QUICK_TIME = 0.004
 
-# All connections of the process read into this buffer: the event loop fills it and hands it over
+# All connections of the process read into this buffer: a transport fills it and hands it over
 # in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
 # is ready (selector loops, uvloop), not one that lends buffers to the kernel (Windows proactor).
 _large = memoryview(bytearray(LARGE_READ))

@@ -28,6 +28,11 @@ from mtt.layers.reads import Reads
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
 
+# What waits in smaller pieces is put together, in pieces of up to FULL: each takes some hundred
+# bytes of its own, however little it holds.
+SMALL_PIECE = 4096
+FULL_PIECE = 64 * 1024
+
 # Pieces handed to the kernel in one call: IOV_MAX is 1024 on Linux, and at least 16 (POSIX).
 MAX_PIECES = 16
 
@@ -60,7 +65,7 @@ class SocketTransport(asyncio.Transport):
         self._peer = peer
         self._protocol: Any = protocol
         # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
-        self._pieces: list[Data] = []
+        self._pieces: list[Data | bytearray] = []
         self._waiting = 0  # bytes in there
         self._throttled = False  # the protocol has been told to pause
         self._paused = False
@@ -75,10 +80,10 @@ class SocketTransport(asyncio.Transport):
         self._closing = self._lost = False
         try:
             protocol.connection_made(self)
+            if not (self._closing or self._paused):
+                self._watch()
         except Exception as error:
             self._broken(error)
-        if not (self._closing or self._paused):
-            self._watch()
 
     # Reading.
 
@@ -160,11 +165,17 @@ class SocketTransport(asyncio.Transport):
     def _keep(self, data: Any, start: int) -> None:
         """Have what comes after the first `start` bytes of `data` sent later."""
         view = memoryview(data)[start:]
-        piece = view if isinstance(data, bytes) else bytes(view)
-        if not piece:
+        if not view:
             return
-        self._pieces.append(piece)
-        self._waiting += len(piece)
+        pieces = self._pieces
+        last = pieces[-1] if pieces else None
+        if len(view) >= SMALL_PIECE:
+            pieces.append(view if isinstance(data, bytes) else bytes(view))
+        elif isinstance(last, bytearray) and len(last) < FULL_PIECE:
+            last += view
+        else:
+            pieces.append(bytearray(view))
+        self._waiting += len(view)
         if self._waiting > HIGH_WATER and not self._throttled:
             self._throttled = True
             self._tell(self._protocol.pause_writing)

@@ -71,7 +71,7 @@ class UpgradeClient(StreamProtocol):
                 exc = NetworkError(
                     "the server closed the connection without an HTTP response", cause=Cause.EOF
                 )
-            elif not isinstance(exc, MttError):  # the event loop's: a reset
+            elif not isinstance(exc, MttError):  # the socket's: a reset
                 exc = NetworkError(describe(exc), cause=Cause.EOF)
             self._answer.set_exception(exc)
 

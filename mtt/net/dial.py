@@ -72,9 +72,6 @@ class Dialer:
         The protocol is made after the connection stands. Raises NetworkError naming the endpoint
         and every distinct reason.
         """
-        transport = self.connect_at_once(endpoint, protocol_factory)
-        if transport is not None:
-            return transport
         reasons: list[str] = []
         try:
             async with asyncio.timeout(self._timeout):
@@ -86,6 +83,7 @@ class Dialer:
         except (OSError, MttError) as error:
             reasons.append(_reason(error))
         else:
+            linger.reset_on_close(sock, False)
             return _make_transport(sock, protocol_factory)
         self.forget(endpoint)
         why = "; ".join(dict.fromkeys(reasons))
@@ -97,10 +95,10 @@ class Dialer:
         """Connect to this machine without waiting; None where that fails, or is not to be had.
 
         It spares the servers, whose destination is next door as a rule, a task and a deadline for
-        each stream. `connect()` begins with it, and tells why it fails.
+        each stream. `connect()` can wait, and tells why it fails.
         """
         host = endpoint.host
-        if len(endpoint.hosts) > 1 or not host.startswith(("127.", "::1")):
+        if len(endpoint.hosts) > 1 or not (host == "::1" or host.startswith("127.")):
             return None
         if self._fast_open or self._protect is not None or not _LINUX:
             return None
@@ -272,7 +270,6 @@ def _make_transport(sock: socket.socket, protocol_factory: ProtocolFactory) -> S
     except BaseException:
         sock.close()
         raise
-    linger.reset_on_close(sock, False)
     return SocketTransport(sock, protocol)
 
 

@@ -96,6 +96,27 @@ async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
         await eventually(lambda: empty(server))
 
 
+@pytest.mark.parametrize("request_bytes", [b"GET / HT", GET], ids=["unfinished", "whole"])
+async def test_the_site_hears_that_a_visitor_has_ended(request_bytes: bytes, certs: Certs) -> None:
+    async def serve(connection: Tcp) -> None:
+        assert await connection.rest() == request_bytes
+        await connection.send(Site.ANSWER)
+
+    async with (
+        asyncio.timeout(SOON),
+        serving(serve) as web,
+        server_at(
+            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"},
+            **{"disable-tls": True},
+        ) as server,
+        await connect(port_of(server)) as visitor,
+    ):
+        await visitor.send(request_bytes)
+        await visitor.finish()
+        assert await visitor.rest() == Site.ANSWER
+        await eventually(lambda: empty(server))
+
+
 async def test_a_stuck_head_is_left_to_the_site(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

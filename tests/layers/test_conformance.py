@@ -27,7 +27,7 @@ Check = Callable[[Stack, Open], Awaitable[None]]
 
 
 def capacity(stack: Stack) -> int:
-    """What a clogged connection may hold in all: kernel buffers of both sides, asyncio's
+    """What a clogged connection may hold in all: kernel buffers of both sides, the
     high-water mark, one read in the layers, and what the sessions allow to queue."""
     limit = 6 * READ_SIZE
     if "smux" in stack.layers:
@@ -110,9 +110,9 @@ async def check_close_delivers(stack: Stack, open_pair: Open) -> None:
     async with open_pair(True) as (client, server):
         client.transport.write(data)
         client.close()
-        if stack.layers:  # asyncio's own transport raises after write_eof()
+        if stack.layers:  # a socket has only said its FIN
             assert client.transport.is_closing()
-            client.transport.write(b"late")
+        client.transport.write(b"late")
         await server.recorder.at_eof()
         assert server.recorder.data == data
         assert server.recorder.eof

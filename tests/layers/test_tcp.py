@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mtt.layers import tcp
-from mtt.layers.tcp import HIGH_WATER, LOW_WATER, MAX_PIECES, SocketTransport
+from mtt.layers.tcp import FULL_PIECE, HIGH_WATER, LOW_WATER, MAX_PIECES, SocketTransport
 from tests.support.bottom import (
     Told,
     at_end,
@@ -155,8 +155,9 @@ async def test_another_protocol_from_the_middle_of_a_read() -> None:
 @pytest.mark.parametrize("room", [0, 3, 100])
 @pytest.mark.parametrize("kind", [bytes, bytearray, mutable_view])
 async def test_the_memory_that_was_written_belongs_to_the_caller(
-    kind: Callable[[bytes], Any], room: int
+    kind: Callable[[bytes], Any], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(tcp, "SMALL_PIECE", 1)
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         near.room = room
@@ -176,8 +177,10 @@ async def test_the_memory_that_was_written_belongs_to_the_caller(
 
 
 @pytest.mark.parametrize("gathers", [True, False])
-async def test_many_pieces(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("small", [1, 11])
+async def test_many_pieces(gathers: bool, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tcp, "_GATHERS", gathers)
+    monkeypatch.setattr(tcp, "SMALL_PIECE", small)
     rng = random.Random(90)
     written = [rng.randbytes(rng.choice((0, 1, 10, 500))) for _ in range(10 * MAX_PIECES)]
     data = b"".join(written)
@@ -192,6 +195,28 @@ async def test_many_pieces(gathers: bool, monkeypatch: pytest.MonkeyPatch) -> No
         assert received == data
         assert transport.get_write_buffer_size() == 0
     assert max(near.gathered, default=0) == (MAX_PIECES if gathers else 0)
+
+
+async def test_small_pieces_are_put_together() -> None:
+    rng = random.Random(91)
+    written = [rng.randbytes(rng.randrange(60)) for _ in range(10_000)]
+    data = b"".join(written)
+    recorder = Told()
+    with narrow(recorder) as (near, transport, far):
+        for piece in written:
+            buffer = bytearray(piece)
+            transport.write(memoryview(buffer))
+            buffer[:] = b"?" * len(buffer)
+        assert transport.get_write_buffer_size() == len(data)
+        assert len(transport._pieces) == -(-len(data) // FULL_PIECE)
+        received = b""
+        while len(received) < len(data):
+            near.room = rng.choice((1, 5000, 100_000))
+            received += await exactly(far, min(near.room, len(data) - len(received)))
+            if len(received) < 200_000:  # also behind a piece of which a part has been sent
+                transport.write(b"!")
+                data += b"!"
+        assert received == data
 
 
 async def test_the_water_marks() -> None:

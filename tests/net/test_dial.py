@@ -347,6 +347,8 @@ async def test_a_destination_on_this_machine_is_connected_at_once():
     [
         (("localhost",), {}),
         (("127.1.example",), {}),
+        (("::1%nowhere",), {}),
+        (("::1:2",), {}),
         (("192.0.2.1",), {}),
         (("127.0.0.1", "::1"), {}),
         (("127.0.0.1",), {"fast_open": True}),

@@ -88,7 +88,7 @@ class Recorder(StreamProtocol):
 
     def eof_received(self) -> bool:
         assert not self.lost, "the end after connection_lost"
-        # asyncio's own transports repeat it when they are resumed.
+        assert not self.eof, "the end twice"
         self.eof = True
         self._changed.set()
         return self._stay
@@ -158,7 +158,7 @@ class FakeTransport(asyncio.Transport):
         return self.buffered
 
     def write(self, data: Any) -> None:
-        # Mutable memory must not reach the event loop: CPython 3.12 and later keep a reference.
+        # Memory that may be used again must not get here, unless this says that it borrows.
         assert memoryview(data).readonly
         assert not self.eof_written, "written after the end"
         if not self.closing:
