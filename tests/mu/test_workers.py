@@ -29,6 +29,7 @@ from tests.support.workers import (
     connect,
     in_both,
     standing_still,
+    worker,
     workers_with_tunnels,
 )
 
@@ -96,8 +97,7 @@ class Server:
 
     def worker(self, number: int) -> int:
         """The pid of a worker, the latest with this number."""
-        found = re.findall(rf"worker {number} \(pid (\d+)\) started", self.process.output)
-        return int(found[-1])
+        return worker(self.process, number)
 
     def upgrade(self, path: str) -> int:
         """The status that a WebSocket request for `path` gets."""
@@ -116,6 +116,8 @@ class Server:
 
 def start_client(processes: Processes, server: Server, path: str, *mode: str) -> int:
     """A client of the user of `path`; the port for applications."""
+    if mode:  # a session for each, so that any worker may get it
+        mode = ("-mux-max-stream", "1", *mode)
     process = processes.command(
         "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server.port}", "-sv", "-wss",
         "-wss-path", path, *mode,
@@ -217,8 +219,7 @@ def test_a_worker_that_is_killed(processes: Processes, echo: Echo, tmp_path: Pat
         assert sum(map(is_open, tunnels)) == left
         # The new one knows all users, also the latest.
         server.add("/b", echo)
-        opened = server.process.output.count("[1]:")
-        while server.process.output.count("[1]:") == opened:
+        with standing_still(server.worker(2)):
             assert server.upgrade("/b") == server.upgrade("/2999") == 101
     assert server.process.stop() == 0
 

@@ -33,13 +33,14 @@ from tests.support.programs import require_program
 from tests.support.systemd import Manager
 from tests.support.workers import (
     LONG,
-    MOST_TRIES,
     SOON,
     Echo,
     check_echo,
     connect,
     in_both,
+    open_in,
     standing_still,
+    worker,
     workers_with_tunnels,
 )
 
@@ -96,9 +97,7 @@ class Server:
 
     def worker(self, number: int) -> int:
         """The pid of a worker, the latest with this number."""
-        self.process.expect(rf"worker {number} \(pid \d+\) started")
-        found = re.findall(rf"worker {number} \(pid (\d+)\) started", self.process.output)
-        return int(found[-1])
+        return worker(self.process, number)
 
 
 def children(pid: int) -> list[int]:
@@ -119,6 +118,8 @@ def test_both_workers_of_both_ends_carry_tunnels(
 ) -> None:
     options = (*MODES[mode], "-loop", loop)
     server = Server(processes, echo, *options)
+    if "-mux" in options:  # a session for each, so that any worker may get it
+        options = ("-mux-max-stream", "1", *options)
     client, port = server.client("-workers", "2", "-verbose", *options)
     with contextlib.ExitStack() as stack:
         tunnels = in_both(stack, client, port) + in_both(stack, server.process, port)
@@ -151,12 +152,7 @@ def test_a_worker_that_is_killed_is_replaced(
         with contextlib.suppress(ConnectionResetError):
             assert lost.recv(1) == b""
         eventually(lambda: server.worker(int(number)) != killed, "a new worker")
-        opened = f"[{number}]: 127.0.0.1:"
-        before = server.process.output.count(opened)
-        while server.process.output.count(opened) == before:
-            tunnels.append(stack.enter_context(connect(port)))
-            check_echo(tunnels[-1])
-            assert len(tunnels) < 2 * MOST_TRIES
+        open_in(stack, server.process, int(number), port)
     assert len(children(server.process.pid)) == 2
     assert server.process.stop() == 0
 
@@ -175,8 +171,8 @@ def test_a_server_on_a_unix_socket(processes: Processes, echo: Echo, tmp_path: P
             client.connect(str(path))
             check_echo(client)
 
-    for worker in children(process.pid):
-        with standing_still(worker):
+    for pid in children(process.pid):
+        with standing_still(pid):
             talk()
     eventually(lambda: workers_with_tunnels(process) == {"1", "2"}, "each had its turn")
     os.kill(children(process.pid)[0], signal.SIGKILL)

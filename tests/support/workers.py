@@ -17,9 +17,6 @@ from tests.support.processes import Process, eventually
 LONG = "60s"
 # Seconds in which something happens at once on a busy machine.
 SOON = 10.0
-# Connections after which both workers have had one, or the other one is not there: with dice
-# instead of two idle processes the odds against it were 1 in 2 ** 100.
-MOST_TRIES = 100
 
 
 class Echo:
@@ -79,18 +76,32 @@ def check_echo(application: socket.socket) -> None:
     assert found == b"still here"
 
 
-def in_both(stack: contextlib.ExitStack, process: Process, port: int) -> list[socket.socket]:
-    """Open tunnels until both workers of `process` have some: the last is the first of its own."""
-    tunnels: list[socket.socket] = []
+def worker(process: Process, number: int) -> int:
+    """The pid of a worker, the latest with this number."""
+    process.expect(rf"worker {number} \(pid \d+\) started")
+    found = re.findall(rf"worker {number} \(pid (\d+)\) started", process.output)
+    return int(found[-1])
+
+
+def open_in(stack: contextlib.ExitStack, process: Process, number: int, port: int) -> socket.socket:
+    """Open a tunnel of which that one of the two workers of `process` has a part.
+
+    Clients must begin a session for it, or it might be one of the other worker's.
+    """
     told = len(workers_of_tunnels(process))
-    while workers_with_tunnels(process) != {"1", "2"}:
-        assert len(tunnels) < MOST_TRIES, "one worker gets nothing"
-        tunnels.append(stack.enter_context(connect(port)))
-        check_echo(tunnels[-1])
-        # It works before we have read whose it is.
-        count = told + len(tunnels)
-        eventually(partial(_has_told, process, count), "it says which worker has the tunnel")
-    return tunnels
+    with standing_still(worker(process, 3 - number)):
+        tunnel = stack.enter_context(connect(port))
+        check_echo(tunnel)
+    # It works before we have read whose it is.
+    eventually(partial(_has_told, process, told + 1), "it says which worker has the tunnel")
+    assert workers_of_tunnels(process)[-1] == str(number)
+    return tunnel
+
+
+def in_both(stack: contextlib.ExitStack, process: Process, port: int) -> list[socket.socket]:
+    """Open a tunnel in each of the two workers of `process` that has none yet."""
+    missing = {"1", "2"} - workers_with_tunnels(process)
+    return [open_in(stack, process, int(number), port) for number in sorted(missing)]
 
 
 def _has_told(process: Process, count: int) -> bool:
