@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 
@@ -190,12 +191,14 @@ async def test_streams_of_one_session_end_independently(mode: str, certs: Certs)
         listening() as there,
         tunnel(mode, there.port, certs) as port,
         asyncio.timeout(SOON),
-        await connect(port) as one,
-        await connect(port) as two,
+        contextlib.AsyncExitStack() as stack,
     ):
+        # The second when the first has its stream: of two that wait for a session any may win.
+        one = await stack.enter_async_context(await connect(port))
         await one.send(b"one")
         first = await there.accept()
         assert await first.exactly(3) == b"one"
+        two = await stack.enter_async_context(await connect(port))
         await two.send(b"two")
         second = await there.accept()
         assert await second.exactly(3) == b"two"
