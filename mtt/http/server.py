@@ -76,8 +76,8 @@ class HttpServer(StreamProtocol):
             router answers.
         refusal: the answer to all that is no proper handshake for a path that has a tunnel. None
             for what Go answers, which tells that there is one.
-        fallback: takes over, with what was received, a connection that does not ask for a tunnel,
-            instead of any answer of ours.
+        fallback: takes over, with what was received and whether that is all there will be, a
+            connection that does not ask for a tunnel, instead of any answer of ours.
         on_end: called once when this is over, by an upgrade or by the end of the connection.
         head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
         keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -64,13 +63,11 @@ def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] |
     if sock is None or sock.fileno() < 0:
         return None
     pieces: list[bytes] = []
-    # The transport still owns its descriptor, and closes it after connection_lost.
-    with socket.socket(fileno=os.dup(sock.fileno())) as kernel:
-        try:
-            while data := kernel.recv(READ_SIZE):
-                pieces.append(data)
-        except OSError:
-            return None
+    try:  # it is closed after connection_lost
+        while data := sock.recv(READ_SIZE):
+            pieces.append(data)
+    except OSError:
+        return None
     return pieces
 
 

@@ -254,7 +254,10 @@ class SocketTransport(asyncio.Transport):
 
     def _broken(self, error: Exception) -> None:
         """The protocol has failed."""
-        context = {"message": "a connection failed", "exception": error, "protocol": self._protocol}
+        peer = self.get_extra_info("peername")
+        whose = f"{peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "a local socket"
+        message = f"internal error, which ends the connection with {whose}"
+        context = {"message": message, "exception": error, "protocol": self._protocol}
         self._loop.call_exception_handler(context)
         self._fail(error)
 

@@ -10,6 +10,7 @@ import pytest
 
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
+from mtt.layers.tcp import SocketTransport
 from mtt.relay import Relay
 from tests.support.certs import Certs
 from tests.support.tunnels import (
@@ -151,18 +152,19 @@ async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_mo
     short_linger: None,
 ) -> None:
     """The application has said all and closed, so its kernel answers ours with RST."""
-    accepted: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
     upload = MEGABYTE[: 160 * 1024]
     listener = socket.create_server(("127.0.0.1", 0))
     # Room for all of it, however little is read; accepted sockets inherit that.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * len(upload))
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Holding(accepted.put_nowait), sock=listener
-    )
-    async with server, await connect(listener.getsockname()[1]) as application:
+    with listener:
+        application = await connect(listener.getsockname()[1])
+        accepted, _ = listener.accept()
+    accepted.setblocking(False)
+    async with application:
         far = Clogged()
         done = asyncio.Event()
-        Relay(await accepted.get(), far, timeout=60, done=lambda _: done.set())
+        near = SocketTransport(accepted, Holding())
+        Relay(near, far, timeout=60, done=lambda _: done.set())
         await application.send(upload)
         await eventually(lambda: not unsent(application))
         application.close()

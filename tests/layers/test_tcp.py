@@ -25,7 +25,7 @@ from tests.support.bottom import (
 )
 from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 
-assert on_both_loops
+assert on_both_loops  # a fixture of every test here
 
 # The beginning.
 

@@ -25,7 +25,7 @@ from tests.support.bottom import (
 )
 from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 
-assert on_both_loops
+assert on_both_loops  # a fixture of every test here
 
 
 async def test_close_sends_what_waits_and_nothing_else() -> None:
