@@ -3,8 +3,8 @@
 Not left to the transports of the event loops, for what those cost (docs/performance.md): a task,
 two futures and several turns of the loop for each connection that is made, and a copy of all that
 passes, because they may keep what `write()` is given. Here only what the kernel has no room for is
-copied. And both loops, asyncio's and uvloop, behave the same: all that is asked of them is to say
-when a socket is ready (`add_reader`, `add_writer`).
+copied. And it behaves the same on asyncio's loop and on uvloop: when a socket is ready is told by
+`poller`.
 
 A transport is open until `close()` or a failure. What was written is still sent after `close()`,
 and dropped at a failure. Then `connection_lost` is called, in a turn of the loop of its own, and
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 from collections.abc import Callable
 from typing import Any
 
 from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.poller import READ, WRITE, poller
 from mtt.layers.reads import Reads
 
 # Bytes that wait for the kernel. Above HIGH the protocol is told to pause, at LOW to go on.
@@ -50,7 +50,7 @@ class SocketTransport(asyncio.Transport):
     """
 
     __slots__ = (
-        "_closing", "_errors", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_protocol",
+        "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller", "_protocol",
         "_read_eof", "_reads", "_sock", "_throttled", "_waiting", "_watched", "_write_eof",
     )  # fmt: skip
 
@@ -69,19 +69,14 @@ class SocketTransport(asyncio.Transport):
         self._waiting = 0  # bytes in there
         self._throttled = False  # the protocol has been told to pause
         self._paused = False
-        self._watched = False  # by the event loop, which tells when there is something to read
-        # libuv, and so uvloop, does not go on watching a socket that has been reset, even if what
-        # came before that has still to be read.
-        self._errors: select.poll | None = None
-        if not isinstance(self._loop, asyncio.BaseEventLoop):
-            self._errors = select.poll()
-            self._errors.register(self._fd, 0)
+        self._poller = poller()
+        self._watched = 0  # what the poller is to tell: READ, WRITE, both
         self._read_eof = self._write_eof = False
         self._closing = self._lost = False
         try:
             protocol.connection_made(self)
             if not (self._closing or self._paused):
-                self._watch()
+                self._watch(READ)
         except Exception as error:
             self._broken(error)
 
@@ -93,27 +88,39 @@ class SocketTransport(asyncio.Transport):
     def pause_reading(self) -> None:
         if not (self._closing or self._paused):
             self._paused = True
-            self._unwatch()
+            self._unwatch(READ)
 
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
             if not (self._closing or self._read_eof):
-                self._watch()
+                self._watch(READ)
 
     def limit_reads(self) -> None:
         """Take READ_SIZE at a time at most, however fast it comes: others wait behind it."""
         self._reads = Reads(large=False)
 
-    def _watch(self) -> None:
-        if not self._watched:
-            self._watched = True
-            self._loop.add_reader(self._fd, self._readable)
+    def _watch(self, events: int) -> None:
+        """Be told of this as well."""
+        if events & ~self._watched:
+            self._watched |= events
+            self._poller.watch(self._fd, self._watched, self._ready)
 
-    def _unwatch(self) -> None:
-        if self._watched:
-            self._watched = False
-            self._loop.remove_reader(self._fd)
+    def _unwatch(self, events: int) -> None:
+        """Not be told of this any more."""
+        if events & self._watched:
+            self._watched &= ~events
+            if self._watched:
+                self._poller.watch(self._fd, self._watched, self._ready)
+            else:
+                self._poller.forget(self._fd)
+
+    def _ready(self, events: int) -> None:
+        # Reading first: what came before a reset is lost when writing finds out about that.
+        if events & ~WRITE and self._watched & READ:
+            self._readable()
+        if events & ~READ and self._watched & WRITE:
+            self._writable()
 
     def _readable(self) -> None:
         reads = self._reads
@@ -131,12 +138,9 @@ class SocketTransport(asyncio.Transport):
                 reads.took(count)
                 data = buffer[:count]
                 protocol.data_received(data if protocol.borrows else bytes(data))
-                if self._errors is not None and self._watched and self._errors.poll(0):
-                    self._unwatch()
-                    self._watch()
                 return
             self._read_eof = True
-            self._unwatch()
+            self._unwatch(READ)
             if not protocol.eof_received():
                 self.close()
         except Exception as error:
@@ -159,7 +163,7 @@ class SocketTransport(asyncio.Transport):
             self._fail(error)
             return
         if sent < len(data):
-            self._loop.add_writer(self._fd, self._writable)
+            self._watch(WRITE)
             self._keep(data, sent)
 
     def _keep(self, data: Any, start: int) -> None:
@@ -201,7 +205,7 @@ class SocketTransport(asyncio.Transport):
         if sent:
             pieces[0] = memoryview(pieces[0])[sent:]
         if not pieces:
-            self._loop.remove_writer(self._fd)
+            self._unwatch(WRITE)
             if self._closing:
                 self._lose(None)
             elif self._write_eof:
@@ -238,7 +242,7 @@ class SocketTransport(asyncio.Transport):
         """Close the socket when what was written has been sent."""
         if not self._closing:
             self._closing = True
-            self._unwatch()
+            self._unwatch(READ)
             if not self._pieces:
                 self._lose(None)
 
@@ -265,12 +269,10 @@ class SocketTransport(asyncio.Transport):
         """Drop what was to be sent, and end."""
         if self._lost:
             return
-        if self._pieces:
-            self._pieces.clear()
-            self._waiting = 0
-            self._loop.remove_writer(self._fd)
+        self._pieces.clear()
+        self._waiting = 0
         self._closing = True
-        self._unwatch()
+        self._unwatch(READ | WRITE)
         self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:

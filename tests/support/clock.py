@@ -35,6 +35,14 @@ class Clock:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
+    # Whoever keeps something by loop has it by the real one.
+
+    def __eq__(self, other: object) -> bool:
+        return other is self or other is self._loop
+
+    def __hash__(self) -> int:
+        return hash(self._loop)
+
     def time(self) -> float:
         return self.now
 

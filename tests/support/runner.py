@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from mtt.layers.poller import poller
+
 # asyncio's own 0.1 s makes a log line of every key generation and busy CI machine; a callback
 # of a whole second is worth one anywhere.
 SLOW_CALLBACK = 1.0
@@ -72,6 +74,7 @@ async def _checked(test: Callable[[], Awaitable[None]], seconds: float) -> None:
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _loop, context: reported.append(context))
+    poller()  # its descriptor stays as long as the loop
     before = open_descriptors()
     try:
         async with asyncio.timeout(seconds) as limit:

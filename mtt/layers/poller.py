@@ -1,0 +1,112 @@
+"""Which sockets are ready: asked of the kernel directly, for all of them at once.
+
+An event loop makes of everything that is ready a list, of that a list of handles, and runs each in
+a context of its own; then it looks at its timers, and asks the kernel again. That is a third of
+what a small message costs (docs/performance.md), so here the loop watches one descriptor, which is
+ready when any socket is: epoll(7) can itself be watched. Whoever waits for a socket is called from
+there. Systems without epoll leave the sockets to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+# EPOLLIN and EPOLLOUT of <sys/epoll.h>. Anything else that is told is a reset or an end, and both
+# reading and writing find out about it.
+READ = 0x001
+WRITE = 0x004
+
+# Sockets that are served before the loop has its turn, with timers, newcomers and all else: few
+# enough for a read of a quarter of a megabyte from each to take no longer than some 10 ms.
+MOST = 64
+
+# While serving them has made as many others ready, there is no need to go through the loop.
+AGAIN = 2
+
+Ready = Callable[[int], object]
+
+
+class Poller(Protocol):
+    """Watches sockets by their descriptors, from `watch()` until `forget()`."""
+
+    def watch(self, fd: int, events: int, ready: Ready) -> None:
+        """Call `ready` with what has happened, whenever one of `events` has: READ, WRITE, both.
+
+        Instead of what was asked for before, if that is not over.
+        """
+
+    def forget(self, fd: int) -> None:
+        """Call nobody for `fd` any more; to be said before it is closed."""
+
+
+class EpollPoller:
+    """By epoll(7).
+
+    Args:
+        loop: has a turn whenever something is ready.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._epoll = select.epoll()
+        self._watched: dict[int, Ready] = {}
+        loop.add_reader(self._epoll.fileno(), self._serve)
+
+    def watch(self, fd: int, events: int, ready: Ready) -> None:
+        if fd in self._watched:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._watched[fd] = ready
+
+    def forget(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _serve(self) -> None:
+        watched, left = self._watched, MOST
+        while left:
+            found = self._epoll.poll(0, left)
+            for fd, events in found:
+                ready = watched.get(fd)
+                if ready is not None:  # else one of those before has had it forgotten
+                    ready(events)
+            if len(found) < AGAIN:
+                break
+            left -= len(found)
+
+
+class LoopPoller:
+    """By the event loop's own means."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def watch(self, fd: int, events: int, ready: Ready) -> None:
+        if events & READ:
+            self._loop.add_reader(fd, ready, READ)
+        else:
+            self._loop.remove_reader(fd)
+        if events & WRITE:
+            self._loop.add_writer(fd, ready, WRITE)
+        else:
+            self._loop.remove_writer(fd)
+
+    def forget(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        self._loop.remove_writer(fd)
+
+
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, Poller] = WeakKeyDictionary()
+
+
+def poller() -> Poller:
+    """The poller of the running event loop, which lives as long as that."""
+    loop = asyncio.get_running_loop()
+    found = _pollers.get(loop)
+    if found is None:
+        found = _pollers[loop] = (EpollPoller if hasattr(select, "epoll") else LoopPoller)(loop)
+    return found
