@@ -50,8 +50,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_bottom", "_finishing", "_held", "_on_change", "_on_lost", "_queued", "_seen_at",
-        "_streams", "error", "lost", "lower", "write_paused", "writer", "written",
+        "_ahead", "_bottom", "_finishing", "_held", "_now", "_on_change", "_on_lost", "_queued",
+        "_seen_at", "_streams", "_write_framed", "error", "lost", "lower", "write_paused",
+        "writer", "written",
     )  # fmt: skip
 
     borrows = True
@@ -60,6 +61,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     lower: asyncio.Transport
     _bottom: Layer | MuxSession[Stream]  # the one that writes to the socket
+    _write_framed: Callable[[bytes, Data], None] | None  # of the layer below, if it is one
 
     def __init__(
         self,
@@ -74,7 +76,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._finishing: dict[int, float] = {}
         self._queued = 0
         self._held = False  # we do not read the connection: the budget is used up
+        self._now = asyncio.get_running_loop().time
         self._seen_at = 0.0  # when the last frame came
+        self._ahead = b""  # frames that travel with what is sent next
         self.write_paused = False
         self.writer = 0  # the stream that has written last
         self.lost = False
@@ -140,7 +144,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._bottom = self
         while isinstance(self._bottom.lower, Layer):
             self._bottom = self._bottom.lower
-        self._seen_at = asyncio.get_running_loop().time()
+        framed = isinstance(transport, LayerTransport)
+        self._write_framed = transport.write_framed if framed else None
+        self._seen_at = self._now()
         self._limit_unsent()
 
     def _limit_unsent(self) -> None:
@@ -164,16 +170,14 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             if command != psh:
                 self._command(command, stream_id, payload)
             elif payload:
-                run = [payload]
-                while at < count:
-                    command, other_id, payload = events[at]
-                    if command != psh or other_id != stream_id or not payload:
-                        break
-                    run.append(payload)
-                    at += 1
+                if at < count:
+                    begin = at - 1
+                    at = _end_of_run(events, begin)
+                    if at > begin + 1:  # one write above for a run of frames
+                        payload = b"".join([event[2] for event in events[begin:at]])
                 stream = streams.get(stream_id)
                 if stream is not None:
-                    stream.receive(b"".join(run))  # one write above for a run of frames
+                    stream.receive(payload)
                 elif stream_id in self._finishing:
                     self._late_data(stream_id)
             elif stream_id in streams and self.half_close:
@@ -181,7 +185,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def _heard(self) -> None:
         """The peer gives a sign of life."""
-        self._seen_at = asyncio.get_running_loop().time()
+        self._seen_at = self._now()
 
     def eof_received(self) -> bool:
         self._end(NetworkError(f"the {self.name} was closed by the peer"))
@@ -219,7 +223,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """Be done with a stream that was closed or reset."""
         del self._streams[stream.id]
         if not eof_seen and self._answers_fin:
-            self._finishing[stream.id] = asyncio.get_running_loop().time()
+            self._finishing[stream.id] = self._now()
         if say_fin:
             self._send_fin(stream.id)
         self._changed()
@@ -235,22 +239,25 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                 self.lower.pause_reading()
         elif self._held:
             self._held = False
-            self._seen_at = asyncio.get_running_loop().time()
+            self._seen_at = self._now()
             self.lower.resume_reading()
 
     def send(self, frames: Data) -> None:
         """Hand frames to the connection."""
+        if self._ahead:
+            frames, self._ahead = b"".join((self._ahead, frames)), b""
         self.written += len(frames)
         self.lower.write(frames)
 
     def send_framed(self, head: bytes, data: Data) -> None:
         """The same for the header of a frame and its data."""
-        self.written += len(head) + len(data)
-        lower = self.lower
-        if isinstance(lower, LayerTransport):
-            lower.write_framed(head, data)
+        if self._ahead:
+            head, self._ahead = self._ahead + head, b""
+        if self._write_framed is None:
+            self.send(b"".join((head, data)))
         else:
-            lower.write(b"".join((head, data)))
+            self.written += len(head) + len(data)
+            self._write_framed(head, data)
 
     def close(self) -> None:
         """End the session and all its streams; what was written is delivered."""
@@ -282,7 +289,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def _late_data(self, stream_id: int) -> None:
         """Data for a stream that we have closed: in the end the peer is told that it is in vain."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         if self.half_close and now - self._finishing[stream_id] > linger.LINGER_TIME:
             self._send_reset(stream_id)
             self._finishing[stream_id] = float("inf")  # once is enough
@@ -315,3 +322,12 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         if self._on_lost is not None:
             self._on_lost(self, exc)
         self._on_change = self._on_lost = None
+
+
+def _end_of_run(events: list[tuple[int, int, Data]], begin: int) -> int:
+    """Where the data end that `events[begin]` and those behind it bring for one stream."""
+    run = events[begin][:2]
+    for at in range(begin + 1, len(events)):
+        if events[at][:2] != run or not events[at][2]:
+            return at
+    return len(events)

@@ -68,10 +68,14 @@ class MuxStream(LayerTransport):
         if self._eof:
             return
         if self._paused or self._queue:
-            self._queue += data
-            self._session.queued(len(data))
+            self._enqueue(data)
         else:
-            self.upper.data_received(data)
+            upper = self.upper
+            upper.data_received(data if upper.borrows else bytes(data))
+
+    def _enqueue(self, data: Data) -> None:
+        self._queue += data
+        self._session.queued(len(data))
 
     def pause_writing(self) -> None:
         """The connection can take no more."""

@@ -20,8 +20,6 @@ BIO_SIZE = READ_SIZE
 _PLAIN_SIZE = LARGE_READ + 32 * 1024
 _plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see reads._shared
 
-_NOTHING = memoryview(b"")
-
 
 class Records:
     """One connection.
@@ -62,29 +60,33 @@ class Records:
         self.eof = False
         self.error: Exception | None = None
 
-    def read(self, arrived: Data = _NOTHING) -> tuple[Data, bool]:
+    def read(self, arrived: Data | None = None) -> tuple[Data, bool]:
         """Decrypt what was there and what has arrived: the data, and whether there may be more.
 
         The data may be a view of memory that is used again by the next read of any connection.
         Sets `eof` and `error`. There may be something to send afterwards: a key update, an alert.
         """
+        incoming = self.incoming
         if self.stash:
-            if arrived:
-                self.incoming.write(arrived)
+            if arrived is not None:
+                incoming.write(arrived)
             data, self.stash = self.stash, b""
             return data, True
-        filled = at = 0
-        end = len(arrived)
-        while True:
-            if at < end:
-                self.incoming.write(arrived[at : at + BIO_SIZE])
-                at += BIO_SIZE
-            filled = self._decrypt(filled)
-            if at >= end or self.eof or self.error is not None:
-                break
+        rest: Data = b""
+        if arrived is not None:
+            if len(arrived) <= BIO_SIZE:
+                incoming.write(arrived)
+            else:
+                incoming.write(arrived[:BIO_SIZE])
+                rest = arrived[BIO_SIZE:]
+        filled = self._decrypt(0)
+        while rest and not self.eof and self.error is None:
             if filled == _PLAIN_SIZE:
-                self.incoming.write(arrived[at:])
+                incoming.write(rest)
                 break
+            incoming.write(rest[:BIO_SIZE])
+            rest = rest[BIO_SIZE:]
+            filled = self._decrypt(filled)
         return _plain[:filled], filled == _PLAIN_SIZE
 
     def _decrypt(self, filled: int) -> int:
@@ -93,12 +95,12 @@ class Records:
         incoming = self.incoming
         try:
             while filled < _PLAIN_SIZE:
-                count = read(_PLAIN_SIZE - filled, _plain[filled:])
+                count = read(_PLAIN_SIZE - filled, _plain[filled:] if filled else _plain)
                 if not count:
                     self.eof = True
                     break
                 filled += count
-                if not incoming.pending and not incoming.eof:
+                if not (incoming.pending or incoming.eof):
                     break  # spares OpenSSL the trouble of saying "want read" by an exception
         except ssl.SSLWantReadError:
             pass

@@ -62,7 +62,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         on_lost: called once when the session is over, with the reason (None: closed by us).
     """
 
-    __slots__ = ("_accept", "_check_timer", "_decoder", "_next_id", "_nop_timer", "_opening")
+    __slots__ = ("_accept", "_check_timer", "_decoder", "_next_id", "_nop_timer")
 
     name: ClassVar[str] = "mux session"
     psh: ClassVar[int] = PSH
@@ -79,7 +79,6 @@ class SmuxSession(MuxSession[SmuxStream]):
         self._accept = accept
         self._decoder = Decoder()
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
-        self._opening = b""  # SYN frames that travel with what is sent next
         self._nop_timer: asyncio.TimerHandle | None = None
         self._check_timer: asyncio.TimerHandle | None = None
 
@@ -99,7 +98,7 @@ class SmuxSession(MuxSession[SmuxStream]):
     @property
     def healthy(self) -> bool:
         """Whether a new stream may rely on it."""
-        age = asyncio.get_running_loop().time() - self._seen_at
+        age = self._now() - self._seen_at
         if age < UNANSWERED_TIME:  # nor can it owe us anything for longer
             return True
         return age < STALE_TIME and silent_seconds(self.lower) < UNANSWERED_TIME
@@ -146,27 +145,15 @@ class SmuxSession(MuxSession[SmuxStream]):
             raise NetworkError("the mux session is over")
         stream = SmuxStream(self, self._next_id, upper)
         self._next_id += 2
-        if not self._opening:
-            asyncio.get_running_loop().call_soon(self._send_opening)
-        self._opening += frame(SYN, stream.id)
+        if not self._ahead:
+            asyncio.get_running_loop().call_soon(self._send_ahead)
+        self._ahead += frame(SYN, stream.id)
         self._made(stream)
         return stream
 
-    def send(self, frames: Data) -> None:
-        if self._opening:
-            frames = self._opening + frames
-            self._opening = b""
-        super().send(frames)
-
-    def send_framed(self, head: bytes, data: Data) -> None:
-        if self._opening:
-            head = self._opening + head
-            self._opening = b""
-        super().send_framed(head, data)
-
-    def _send_opening(self) -> None:
+    def _send_ahead(self) -> None:
         """Streams whose applications have nothing to say yet are opened all the same."""
-        if self._opening and not self.lost:
+        if self._ahead and not self.lost:
             self.send(b"")
 
     def _send_fin(self, stream_id: int) -> None:
@@ -197,7 +184,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
 
     def _check(self) -> None:
-        silence = asyncio.get_running_loop().time() - self._seen_at
+        silence = self._now() - self._seen_at
         if silence >= DEAD_TIME and not self._held:
             self._cut(NetworkError("the mux session is dead: no sign of life from the peer"))
             return

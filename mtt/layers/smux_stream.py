@@ -52,8 +52,8 @@ class SmuxStream(MuxStream):
 
     # Called by the session.
 
-    def receive(self, data: Data) -> None:
-        super().receive(data)
+    def _enqueue(self, data: Data) -> None:
+        super()._enqueue(data)
         if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
             self._peer_stopped = True
             self._session.send(frame(NOP, self.id))

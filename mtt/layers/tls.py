@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -47,10 +46,9 @@ from mtt.layers.records import Records
 HANDSHAKE_TIME = 10.0
 
 
-class State(enum.Enum):
-    HANDSHAKE = enum.auto()
-    OPEN = enum.auto()
-    CLOSED = enum.auto()
+# Not an Enum: each message asks for the state several times, and CPython 3.11 takes seven times as
+# long to get a member of one.
+HANDSHAKE, OPEN, CLOSED = range(3)
 
 
 class TlsLayer(Layer):
@@ -99,7 +97,7 @@ class TlsLayer(Layer):
         self._records = Records(
             context, server_side=server_side, server_name=server_name, session=session
         )
-        self._state = State.HANDSHAKE
+        self._state = HANDSHAKE
         self._verify = verify
         self._on_end = on_end
         self._streams = half_close
@@ -119,15 +117,15 @@ class TlsLayer(Layer):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        if self._state is State.CLOSED:  # aborted between accept and this call
+        if self._state == CLOSED:  # aborted between accept and this call
             linger.reset(self.lower)
         else:
             self._handshake()
 
     def data_received(self, data: Data) -> None:
-        if self._state is State.OPEN:
+        if self._state == OPEN:
             self._pump(data)
-        elif self._state is State.HANDSHAKE:
+        elif self._state == HANDSHAKE:
             self._records.incoming.write(data)
             self._heard = True
             self._handshake()
@@ -135,11 +133,11 @@ class TlsLayer(Layer):
     def eof_received(self) -> bool:
         """TCP ended. After close_notify that is fine; before, the stream was cut."""
         self._records.incoming.write_eof()
-        if self._state is State.OPEN:
+        if self._state == OPEN:
             self._pump()
             if self._half_closed:
                 self.close()
-        elif self._state is State.HANDSHAKE:
+        elif self._state == HANDSHAKE:
             if self._heard:
                 # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
                 with contextlib.suppress(ssl.SSLError):
@@ -148,18 +146,18 @@ class TlsLayer(Layer):
         return True  # the socket is closed by us, after what is still to be sent
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._state is not State.CLOSED:
-            if self._state is State.HANDSHAKE:
+        if self._state != CLOSED:
+            if self._state == HANDSHAKE:
                 exc = self._cut_handshake()
             self._closed()
             self.upper.connection_lost(exc or NetworkError("connection lost"))
 
     def pause_writing(self) -> None:
-        if self._state is State.OPEN:
+        if self._state == OPEN:
             self.upper.pause_writing()
 
     def resume_writing(self) -> None:
-        if self._state is State.OPEN:
+        if self._state == OPEN:
             self.upper.resume_writing()
 
     # Handshake.
@@ -182,7 +180,7 @@ class TlsLayer(Layer):
             self._fail(error)
             return
         self._stop_timer()
-        self._state = State.OPEN
+        self._state = OPEN
         records = self._records
         self._half_close = self._streams and records.ssl.selected_alpn_protocol() is not None
         if records.ssl.server_side:
@@ -190,7 +188,7 @@ class TlsLayer(Layer):
         self.upper.connection_made(self)
         if records.incoming.pending:  # application data came with the last handshake message
             self._pump()
-        if self._state is State.OPEN and records.outgoing.pending:
+        if self._state == OPEN and records.outgoing.pending:
             # A client's last message travels with its first data, if they come in the next turn.
             asyncio.get_running_loop().call_soon(self._flush_late)
 
@@ -214,23 +212,24 @@ class TlsLayer(Layer):
     def _pump(self, arrived: Data | None = None) -> None:
         """Hand up everything that can be read, until there is no more or the upper pauses."""
         records = self._records
-        if self._pumping or self._paused or self._state is not State.OPEN:
+        if self._pumping or self._paused or self._state != OPEN:
             if arrived is not None:
                 records.incoming.write(arrived)
             return
         self._pumping = True
         try:
-            while not self._paused and (records.stash or not records.eof):
-                data, more = records.read() if arrived is None else records.read(arrived)
+            more = bool(records.stash) or not records.eof
+            while more:
+                data, more = records.read(arrived)
                 arrived = None
                 if records.outgoing.pending:
                     self._flush()
                 if data:
-                    self.upper.data_received(data if self.upper.borrows else bytes(data))
-                if self._state is not State.OPEN:  # the upper has closed us
+                    upper = self.upper
+                    upper.data_received(data if upper.borrows else bytes(data))
+                if self._state != OPEN:  # the upper has closed us
                     return
-                if not more:
-                    break
+                more = more and not (self._paused or (records.eof and not records.stash))
         finally:
             self._pumping = False
         if records.error is not None:
@@ -249,20 +248,20 @@ class TlsLayer(Layer):
         return self.lower.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        return self._state is State.CLOSED
+        return self._state == CLOSED
 
     def is_reading(self) -> bool:
         return not self._paused
 
     def pause_reading(self) -> None:
         self._paused = True
-        if self._state is not State.CLOSED:
+        if self._state != CLOSED:
             self.lower.pause_reading()
 
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
-            if self._state is not State.CLOSED:
+            if self._state != CLOSED:
                 self.lower.resume_reading()
                 # Not here and now: the caller may be in the middle of something.
                 asyncio.get_running_loop().call_soon(self._pump)
@@ -273,7 +272,7 @@ class TlsLayer(Layer):
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
         """The same with the header of a frame before it, without a copy of all the data."""
-        if self._state is not State.OPEN or self._write_eof or not data:
+        if self._state != OPEN or self._write_eof or not data:
             return
         try:
             encrypted = self._records.write(data, head)
@@ -288,13 +287,13 @@ class TlsLayer(Layer):
 
     def write_eof(self) -> None:
         """Send close_notify: no more data from us, the other direction goes on."""
-        if self._state is State.OPEN and not self._write_eof:
+        if self._state == OPEN and not self._write_eof:
             self._shut_down()
 
     def close(self) -> None:
         """Deliver what was written, say close_notify, and close when the peer has it all."""
-        if self._state is not State.OPEN:
-            if self._state is State.HANDSHAKE:
+        if self._state != OPEN:
+            if self._state == HANDSHAKE:
                 self.abort()
             return
         if not self._write_eof:
@@ -305,7 +304,7 @@ class TlsLayer(Layer):
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
-        if self._state is State.CLOSED:
+        if self._state == CLOSED:
             if hasattr(self, "lower"):
                 linger.reset(self.lower)  # it may still linger, and reports when it is gone
         else:
@@ -323,9 +322,9 @@ class TlsLayer(Layer):
 
     def _fail(self, error: Exception) -> None:
         """End the connection because of `error`; the alert that OpenSSL wrote is still sent."""
-        if self._state is State.CLOSED:
+        if self._state == CLOSED:
             return
-        handshake = self._state is State.HANDSHAKE
+        handshake = self._state == HANDSHAKE
         self._flush()
         self._closed()
         if handshake:
@@ -338,16 +337,16 @@ class TlsLayer(Layer):
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
 
     def _closed(self) -> None:
-        if self._on_end is not None and self._state is State.OPEN:
+        if self._on_end is not None and self._state == OPEN:
             self._on_end(self._records.ssl)
-        self._state = State.CLOSED
+        self._state = CLOSED
         self._stop_timer()
         # These refer to objects that refer to us.
         self._on_end = self._verify = None
         self._records.stash = b""
 
     def _flush_late(self) -> None:
-        if self._state is State.OPEN:
+        if self._state == OPEN:
             self._flush()
 
     def _flush(self) -> None:

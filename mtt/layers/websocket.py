@@ -19,6 +19,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
+from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
@@ -81,9 +82,13 @@ class WebSocketLayer(Layer):
 
     __slots__ = (
         "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed",
-        "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_paused", "_ping", "_ping_timer",
-        "_read_eof", "_scheduled", "_seen_at", "_stash", "_write_eof",
+        "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_now", "_paused", "_ping",
+        "_ping_timer", "_read_eof", "_scheduled", "_seen_at", "_stash", "_write_eof",
+        "_write_framed",
     )  # fmt: skip
+
+    # Of the layer below, if it is one.
+    _write_framed: Callable[[bytes, Data | bytearray], None] | None
 
     def __init__(
         self,
@@ -109,7 +114,8 @@ class WebSocketLayer(Layer):
         self._mask = (_random_key if random_mask else _zero_key) if client else _no_key
         self._paused = False
         self._scheduled = False
-        self._seen_at = asyncio.get_running_loop().time()  # when something came, or could again
+        self._now = asyncio.get_running_loop().time
+        self._seen_at = self._now()  # when something came, or could again
         self._stash = b""
         self._close_sent = False
         self._close_received = False
@@ -133,8 +139,13 @@ class WebSocketLayer(Layer):
 
     # The protocol of the layer below.
 
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        framed = isinstance(transport, LayerTransport)
+        self._write_framed = transport.write_framed if framed else None
+
     def data_received(self, data: Data) -> None:
-        self._seen_at = asyncio.get_running_loop().time()
+        self._seen_at = self._now()
         if self._paused or self._stash:
             self._stash += data  # at most what the layer below had in hand when it was paused
             return
@@ -148,7 +159,7 @@ class WebSocketLayer(Layer):
         except WebSocketError as error:
             self._refuse(str(error))
             return
-        pieces = []
+        pieces: list[Data] = []
         for opcode, payload in events:
             if opcode == BINARY:
                 pieces.append(payload)
@@ -175,12 +186,14 @@ class WebSocketLayer(Layer):
         self._hand_up(pieces)
 
     def _hand_up(self, pieces: list[Data]) -> None:
-        if pieces and self._read_eof:
+        if not pieces:
+            return
+        if self._read_eof:
             self._refuse("data after the end of data")
-        elif len(pieces) == 1 and self.upper.borrows:
-            self.upper.data_received(pieces[0])
-        elif pieces:
-            self.upper.data_received(b"".join(pieces))
+            return
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        upper = self.upper
+        upper.data_received(data if upper.borrows else bytes(data))
 
     def _end_received(self) -> None:
         """An empty text message, not the first, which was the greeting: the end of data."""
@@ -247,7 +260,7 @@ class WebSocketLayer(Layer):
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
-            self._seen_at = asyncio.get_running_loop().time()
+            self._seen_at = self._now()
             if self._stash:
                 if not self._scheduled:
                     self._scheduled = True
@@ -269,13 +282,13 @@ class WebSocketLayer(Layer):
         self.write_framed(b"", data)
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
-        if not data or self._close_sent or self._closed or self._write_eof:
+        if self._close_sent or self._closed or self._write_eof or not data:
             return
         mask = self._mask()
-        if isinstance(self.lower, LayerTransport) and (mask is None or mask == NO_MASK):
+        if self._write_framed is not None and (mask is None or mask == NO_MASK):
             head = frame_header(BINARY, len(head) + len(data), mask) + head
             self.written += len(head) + len(data)
-            self.lower.write_framed(head, data)
+            self._write_framed(head, data)
         else:
             self._send(frame(BINARY, b"".join((head, data)), mask))
 
@@ -287,7 +300,7 @@ class WebSocketLayer(Layer):
         if not self._half_close or self._close_sent or self._closed:
             return False
         if not self._greeted and self._asked_at is None:
-            self._asked_at = asyncio.get_running_loop().time()
+            self._asked_at = self._now()
             self._send(frame(PING, _QUESTION, self._mask()))
         return self._greeted
 
@@ -296,7 +309,7 @@ class WebSocketLayer(Layer):
         who might take it for the end of both directions, and might not need to."""
         waiting = False
         if self._asked_at is not None and not (self._greeted or self._closed):
-            waiting = asyncio.get_running_loop().time() - self._asked_at < ANSWER_TIME
+            waiting = self._now() - self._asked_at < ANSWER_TIME
         return super().unsent() + waiting
 
     def write_eof(self) -> None:
@@ -361,7 +374,7 @@ class WebSocketLayer(Layer):
         self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
 
     def _check(self) -> None:
-        silence = asyncio.get_running_loop().time() - self._seen_at
+        silence = self._now() - self._seen_at
         if self._greeted and not self._paused and silence >= DEAD_TIME:
             self._fail(NetworkError("no sign of life from the peer"), reset=True)
         else:

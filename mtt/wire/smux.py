@@ -75,13 +75,19 @@ class Decoder:
         events: list[tuple[int, int, Data]] = []
         at, end = 0, len(view)
         while True:
-            if self._left:
-                take = min(self._left, end - at)
-                if not take:
+            left = self._left
+            if left:
+                there = end - at
+                if there < left:
+                    if there:
+                        events.append((PSH, self._id, view[at:]))
+                        self._left = left - there
                     return events
-                events.append((PSH, self._id, view[at : at + take]))
-                at += take
-                self._left -= take
+                events.append((PSH, self._id, view[at : at + left]))
+                self._left = 0
+                at += left
+            if at == end:
+                return events
             if end - at < HEADER_SIZE:
                 self._head = bytes(view[at:])
                 return events

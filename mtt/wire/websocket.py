@@ -8,6 +8,7 @@ Nothing is buffered but an unfinished header and control frames, which are at mo
 from __future__ import annotations
 
 from functools import lru_cache
+from struct import Struct
 
 Data = bytes | memoryview
 
@@ -22,6 +23,15 @@ NO_STATUS = 1005  # never on the wire: a close frame without a code
 MAX_CONTROL = 125  # RFC 6455, 5.5
 # No length limit for data frames: their payload is streamed. The top bit must be 0 (5.2).
 _MAX_LENGTH = 1 << 63
+
+# The length forms of a header (5.2): in the second byte itself, or in what follows it. With the
+# masking key behind it, or without.
+_TINY, _SHORT, _LONG = Struct(">BB"), Struct(">BBH"), Struct(">BBQ")
+_TINY_MASKED, _SHORT_MASKED, _LONG_MASKED = Struct(">BB4s"), Struct(">BBH4s"), Struct(">BBQ4s")
+_LENGTH16, _LENGTH64, _KEY = Struct(">H"), Struct(">Q"), Struct("4s")
+
+# The first byte of an unfragmented binary message.
+_WHOLE = 0x80 | BINARY
 
 NO_MASK = b"\0\0\0\0"
 # XOR of long payloads goes through bytes.translate; below this size one big integer is quicker.
@@ -40,14 +50,18 @@ def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
         length: payload bytes.
         mask: the masking key of a client's frame (4 bytes), None for a server's.
     """
-    bit = 0 if mask is None else 0x80
+    first = 0x80 | opcode
+    if mask is None:
+        if length <= 125:
+            return _TINY.pack(first, length)
+        if length <= 0xFFFF:
+            return _SHORT.pack(first, 126, length)
+        return _LONG.pack(first, 127, length)
     if length <= 125:
-        head = bytes((0x80 | opcode, bit | length))
-    elif length <= 0xFFFF:
-        head = bytes((0x80 | opcode, bit | 126)) + length.to_bytes(2, "big")
-    else:
-        head = bytes((0x80 | opcode, bit | 127)) + length.to_bytes(8, "big")
-    return head if mask is None else head + mask
+        return _TINY_MASKED.pack(first, 0x80 | length, mask)
+    if length <= 0xFFFF:
+        return _SHORT_MASKED.pack(first, 0x80 | 126, length, mask)
+    return _LONG_MASKED.pack(first, 0x80 | 127, length, mask)
 
 
 def frame(opcode: int, payload: Data, mask: bytes | None = None) -> bytes:
@@ -140,18 +154,24 @@ class Decoder:
             data = self._head + data
             self._head = b""
         view = memoryview(data)
-        at, end = 0, len(data)
+        at, end = 0, len(view)
         while True:
-            if self._left:
-                take = min(self._left, end - at)
-                if not take:
+            left = self._left
+            if left:
+                there = end - at
+                if there >= left:
+                    piece: Data = view[at : at + left]
+                    at += left
+                    self._left = 0
+                elif there:
+                    piece = view[at:]
+                    at = end
+                    self._left = left - there
+                else:
                     return events
-                piece: Data = view[at : at + take]
                 if self._key != NO_MASK:
                     piece = xor(piece, self._key, self._offset)
-                at += take
-                self._left -= take
-                self._offset += take
+                    self._offset += len(piece)
                 if self._opcode <= BINARY:
                     events.append((BINARY, piece))
                 else:
@@ -160,7 +180,7 @@ class Decoder:
                         self._end_control(events)
             if at == end:
                 return events
-            size = self._parse_header(data, at, end)
+            size = self._parse_header(view, at, end)
             if not size:
                 self._head = bytes(view[at:])
                 return events
@@ -175,9 +195,43 @@ class Decoder:
         events.append((self._opcode, self._control))
         self._control = b""
 
-    def _parse_header(self, data: Data, at: int, end: int) -> int:
+    def _parse_header(self, data: memoryview, at: int, end: int) -> int:
         """Begin the frame at `at`; returns the size of its header, 0 if it is incomplete."""
         first = data[at]
+        if first != _WHOLE or self._open:
+            self._check(first)
+        if end - at < 2:
+            return 0
+        length = data[at + 1]
+        size = 2
+        if length & 0x80:
+            length &= 0x7F
+            size = 6
+        if (size > 2) is not self._masked:
+            raise WebSocketError("incorrect mask flag")
+        if length > MAX_CONTROL:
+            if first & 0x08:
+                raise WebSocketError("control frame too long")
+            size += 2 if length == 126 else 8
+        if end - at < size:
+            return 0
+        if length == 126:
+            (length,) = _LENGTH16.unpack_from(data, at + 2)
+        elif length == 127:
+            (length,) = _LENGTH64.unpack_from(data, at + 2)
+            if length >= _MAX_LENGTH:
+                raise WebSocketError("frame length out of range")
+        if self._masked:
+            (self._key,) = _KEY.unpack_from(data, at + size - 4)
+            self._offset = 0
+        self._opcode = opcode = first & 0x0F
+        self._left = length
+        if first != _WHOLE and opcode < CLOSE:
+            self._open = not first & 0x80
+        return size
+
+    def _check(self, first: int) -> None:
+        """Whether a frame may begin with this byte, here. Raises WebSocketError if not."""
         opcode = first & 0x0F
         final = first & 0x80
         if first & 0x70:
@@ -193,34 +247,3 @@ class Decoder:
             raise WebSocketError(
                 "message start before final frame" if self._open else "continuation without start"
             )
-        if end - at < 2:
-            return 0
-        second = data[at + 1]
-        masked = second & 0x80
-        length = second & 0x7F
-        if bool(masked) != self._masked:
-            raise WebSocketError("incorrect mask flag")
-        if opcode >= CLOSE and length > MAX_CONTROL:
-            raise WebSocketError("control frame too long")
-        size = 2
-        if length == 126:
-            size = 4
-        elif length == 127:
-            size = 10
-        if masked:
-            size += 4
-        if end - at < size:
-            return 0
-        if length == 126:
-            length = int.from_bytes(data[at + 2 : at + 4], "big")
-        elif length == 127:
-            length = int.from_bytes(data[at + 2 : at + 10], "big")
-            if length >= _MAX_LENGTH:
-                raise WebSocketError("frame length out of range")
-        self._key = bytes(data[at + size - 4 : at + size]) if masked else NO_MASK
-        self._opcode = opcode
-        self._left = length
-        self._offset = 0
-        if opcode < CLOSE:
-            self._open = not final
-        return size
