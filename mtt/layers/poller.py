@@ -72,8 +72,13 @@ class EpollPoller:
             found = self._epoll.poll(0, left)
             for fd, events in found:
                 ready = watched.get(fd)
-                if ready is not None:  # else one of those before has had it forgotten
+                if ready is None:  # one of those before has had it forgotten
+                    continue
+                try:
                     ready(events)
+                except Exception as error:  # the others are to be served all the same
+                    context = {"message": "internal error, serving a socket", "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(context)
             if len(found) < AGAIN:
                 break
             left -= len(found)

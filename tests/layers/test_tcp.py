@@ -1,4 +1,4 @@
-"""The transport at the bottom, on both event loops, with a bare socket as the peer."""
+"""The transport at the bottom, on every event loop, with a bare socket as the peer."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tests.support.bottom import (
     exactly,
     mutable_view,
     narrow,
-    on_both_loops,
+    on_every_loop,
     reports,
 )
 from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 
-assert on_both_loops  # a fixture of every test here
+assert on_every_loop  # a fixture of every test here
 
 # The beginning.
 

@@ -1,4 +1,4 @@
-"""How the transport at the bottom ends, on both event loops, with a bare socket as the peer."""
+"""How the transport at the bottom ends, on every event loop, with a bare socket as the peer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tests.support.bottom import (
     at_end,
     exactly,
     narrow,
-    on_both_loops,
+    on_every_loop,
     reports,
     reset,
 )
 from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 
-assert on_both_loops  # a fixture of every test here
+assert on_every_loop  # a fixture of every test here
 
 
 async def test_close_sends_what_waits_and_nothing_else() -> None:

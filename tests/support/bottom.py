@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from mtt.layers import linger
+from mtt.layers import linger, poller
 from mtt.layers.base import Data
 from mtt.layers.tcp import SocketTransport
 from tests.support.transports import Recorder, attach, tcp_sockets
 
 
-@pytest.fixture(autouse=True, params=["asyncio", "uvloop"])
-def on_both_loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "uvloop":
+@pytest.fixture(autouse=True, params=["asyncio", "asyncio without epoll", "uvloop"])
+def on_every_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, *without = request.param.split(maxsplit=1)
+    if loop == "uvloop":
         pytest.importorskip("uvloop")
-    monkeypatch.setenv("MTT_TEST_LOOP", request.param)
+    if without:
+        monkeypatch.setattr(poller, "EpollPoller", poller.LoopPoller)
+    monkeypatch.setenv("MTT_TEST_LOOP", loop)
 
 
 class Told(Recorder):

@@ -1,0 +1,230 @@
+"""Which sockets are ready: by epoll and by the event loop's own means, and who is served when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import select
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+
+from mtt.layers import poller as module
+from mtt.layers.poller import AGAIN, MOST, READ, WRITE, EpollPoller, LoopPoller, Poller, poller
+from tests.support.bottom import on_every_loop, reports
+from tests.support.runner import open_descriptors
+from tests.support.transports import tcp_sockets, turns
+
+assert on_every_loop  # a fixture of every test here
+
+needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
+
+
+@contextlib.contextmanager
+def pairs(count: int = 1) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+    """Connected sockets, and the running loop's poller without those that a test leaves there."""
+    with contextlib.ExitStack() as stack:
+        made = [tcp_sockets() for _ in range(count)]
+        for near, far in made:
+            stack.enter_context(near)
+            stack.enter_context(far)
+            stack.callback(poller().forget, near.fileno())
+        yield made
+
+
+class Calls:
+    """Remembers what a socket's `ready` was called with, and takes a byte if there is one."""
+
+    def __init__(self, sock: socket.socket, also: Callable[[], object] = lambda: None) -> None:
+        self.events: list[int] = []
+        self._sock = sock
+        self._also = also
+
+    def __call__(self, events: int) -> None:
+        self.events.append(events)
+        self._also()
+        if events & READ:
+            self._sock.recv(1)
+
+
+async def test_there_is_one_for_each_loop() -> None:
+    assert poller() is poller()
+    kind = LoopPoller if module.EpollPoller is LoopPoller else EpollPoller
+    assert type(poller()) is kind
+    others: list[Poller] = []
+
+    async def other() -> None:
+        others.append(poller())
+
+    await asyncio.to_thread(lambda: asyncio.run(other()))
+    assert others[0] is not poller()
+
+
+async def test_a_system_without_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    monkeypatch.setattr(module, "_pollers", {})
+    assert isinstance(poller(), LoopPoller)
+
+
+async def test_reading() -> None:
+    with pairs() as [(near, far)]:
+        calls = Calls(near)
+        poller().watch(near.fileno(), READ, calls)
+        await turns(5)
+        assert calls.events == []
+        far.send(b"ab")
+        while len(calls.events) < 2:  # it is told again as long as something is left
+            await turns(1)
+        await turns(5)
+        assert calls.events == [READ, READ]
+
+
+async def test_writing() -> None:
+    with pairs() as [(near, _)]:
+        calls = Calls(near)
+        poller().watch(near.fileno(), WRITE, calls)
+        await turns(5)
+        assert calls.events
+        assert set(calls.events) == {WRITE}
+
+
+async def test_other_events_than_before() -> None:
+    with pairs() as [(near, far)]:
+        first, second = Calls(near), Calls(near)
+        poller().watch(near.fileno(), WRITE, first)
+        poller().watch(near.fileno(), READ, second)
+        await turns(5)
+        assert (first.events, second.events) == ([], [])
+        far.send(b"a")
+        while not second.events:
+            await turns(1)
+        poller().watch(near.fileno(), READ | WRITE, second)
+        far.send(b"b")
+        while sum(events & READ for events in second.events) < 2:
+            await turns(1)
+        assert not first.events
+        assert any(events & WRITE for events in second.events)
+        poller().watch(near.fileno(), WRITE, first)
+        second.events.clear()
+        await turns(5)
+        assert not second.events
+        assert set(first.events) == {WRITE}
+
+
+async def test_the_forgotten_are_not_told_and_may_come_again() -> None:
+    with pairs() as [(near, far)]:
+        calls = Calls(near)
+        poller().watch(near.fileno(), READ | WRITE, calls)
+        poller().forget(near.fileno())
+        poller().forget(near.fileno())
+        far.send(b"a")
+        await turns(5)
+        assert not calls.events
+        poller().watch(near.fileno(), READ, calls)
+        while not calls.events:
+            await turns(1)
+
+
+async def test_who_is_forgotten_by_another_is_not_told() -> None:
+    with pairs(2) as made:
+        numbers = [near.fileno() for near, _ in made]
+        calls: list[Calls] = []
+        for (near, far), other in zip(made, reversed(numbers), strict=True):
+            calls.append(Calls(near, partial(poller().forget, other)))
+            far.send(b"x")
+        for number, call in zip(numbers, calls, strict=True):
+            poller().watch(number, READ, call)
+        await turns(5)
+        assert sorted(len(call.events) for call in calls) == [0, 1]
+
+
+async def test_a_reset_is_told_to_whoever_waits() -> None:
+    for events in (READ, WRITE):
+        with pairs() as [(near, far)]:
+            told: list[int] = []
+
+            def ready(what: int, number: int = near.fileno(), told: list[int] = told) -> None:
+                told.append(what)
+                poller().forget(number)
+
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            far.close()
+            poller().watch(near.fileno(), events, ready)
+            await turns(5)
+            assert len(told) == 1
+
+
+async def test_one_that_fails_does_not_keep_others_from_being_served() -> None:
+    bug = RuntimeError("a bug")
+
+    def fails(_: int) -> None:
+        raise bug
+
+    with pairs(2) as [(bad, bad_far), (good, good_far)], reports() as found:
+        calls = Calls(good)
+        bad_far.send(b"x")
+        good_far.send(b"x")
+        poller().watch(bad.fileno(), READ, fails)
+        poller().watch(good.fileno(), READ, calls)
+        await turns(5)
+        assert calls.events == [READ]
+        assert bug in found
+
+
+async def test_the_loop_has_its_turn_while_sockets_are_always_ready() -> None:
+    count = 0
+
+    def ready(_: int) -> None:
+        nonlocal count
+        count += 1  # without reading: it is ready for ever
+
+    with pairs(MOST + MOST // 2) as made:
+        for near, far in made:
+            far.send(b"x")
+            poller().watch(near.fileno(), READ, ready)
+        await turns(1)
+        before = count
+        await turns(1)
+        assert 0 < count - before <= max(MOST, len(made) * isinstance(poller(), LoopPoller))
+        seen = count
+        await turns(3)
+        assert count > seen
+
+
+@needs_epoll
+async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on() -> None:
+    if isinstance(poller(), LoopPoller):
+        pytest.skip("the loop serves in its own way")
+    order: list[str] = []
+    with pairs(AGAIN + 1) as [(last, last_far), *first]:
+
+        def begin() -> None:
+            order.append("first")
+            if order.count("first") == AGAIN:
+                asyncio.get_running_loop().call_soon(order.append, "the loop")
+                last_far.send(b"x")
+
+        for near, far in first:
+            far.send(b"x")
+            poller().watch(near.fileno(), READ, Calls(near, begin))
+        poller().watch(last.fileno(), READ, Calls(last, lambda: order.append("last")))
+        while "last" not in order:
+            await turns(1)
+        assert order[: AGAIN + 1] == [*["first"] * AGAIN, "last"]
+
+
+@needs_epoll
+def test_the_descriptor_goes_with_the_loop() -> None:
+    before = len(open_descriptors())
+
+    async def use() -> None:
+        with pairs() as [(near, _)]:
+            poller().watch(near.fileno(), READ, Calls(near))
+
+    for _ in range(3):
+        asyncio.run(use())
+    gc.collect()
+    assert len(open_descriptors()) <= before
