@@ -143,6 +143,7 @@ class Connector:
             verify=self._check_pin if self._pins else None,
             on_end=partial(self._resumption.keep, context),
             half_close=self._half_close,
+            handshake_time=None,  # DIAL_TIME ends first
         )
 
     def _check_pin(self, connection: ssl.SSLObject) -> None:

@@ -69,6 +69,7 @@ class TlsLayer(Layer):
             do, which close the TCP connection with it. One that says close_notify and does not
             close ends each direction by itself, too, until it does: stunnel, for instance.
         plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
+        handshake_time: seconds for the handshake; None if somebody else sees to its end.
     """
 
     borrows = True
@@ -91,7 +92,7 @@ class TlsLayer(Layer):
         on_end: Callable[[ssl.SSLObject], None] | None = None,
         half_close: bool = False,
         plaintext_reply: bytes = b"",
-        handshake_time: float = HANDSHAKE_TIME,
+        handshake_time: float | None = HANDSHAKE_TIME,
     ) -> None:
         super().__init__(upper)
         self._records = Records(
@@ -109,9 +110,10 @@ class TlsLayer(Layer):
         self._pumping = False
         self._eof_told = False
         self._write_eof = False
-        self._timer: asyncio.TimerHandle | None = asyncio.get_running_loop().call_later(
-            handshake_time, self._handshake_expired
-        )
+        self._timer: asyncio.TimerHandle | None = None
+        if handshake_time is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(handshake_time, self._handshake_expired)
 
     # The protocol of the TCP transport.
 

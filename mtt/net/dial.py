@@ -83,7 +83,6 @@ class Dialer:
         except (OSError, MttError) as error:
             reasons.append(_reason(error))
         else:
-            linger.reset_on_close(sock, False)
             return _make_transport(sock, protocol_factory)
         self.forget(endpoint)
         why = "; ".join(dict.fromkeys(reasons))
@@ -166,15 +165,16 @@ class Dialer:
         try:
             sock.setblocking(False)
             tune(sock)
-            # If nobody wants the connection any more when it is there: its end must not look as if
-            # somebody had nothing to say.
-            linger.reset_on_close(sock)
             if self._fast_open:
                 self._set_fast_open(sock)
             if self._protect is not None:
                 await self._protect(sock)
             if not _connected_at_once(sock, address):
+                # If nobody wants the connection any more when it is there: its end must not look
+                # as if somebody had nothing to say.
+                linger.reset_on_close(sock)
                 await asyncio.get_running_loop().sock_connect(sock, address[1])
+                linger.reset_on_close(sock, False)
         except BaseException:
             sock.close()
             raise
@@ -276,7 +276,9 @@ def _make_transport(sock: socket.socket, protocol_factory: ProtocolFactory) -> S
 def _close_result(task: asyncio.Task[socket.socket]) -> None:
     """Close the socket of an attempt that succeeded when nobody wanted it any more."""
     if not task.cancelled() and task.exception() is None:
-        task.result().close()
+        sock = task.result()
+        linger.reset_on_close(sock)
+        sock.close()
 
 
 def _reason(error: BaseException) -> str:
