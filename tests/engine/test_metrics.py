@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtt import admission
+from mtt import admission, connector
 from mtt.client import Client
 from mtt.errors import StartError
 from mtt.layers import tls
@@ -323,6 +323,7 @@ async def test_handshakes_that_take_too_long(
 ) -> None:
     short = functools.partialmethod(tls.TlsLayer.__init__, handshake_time=0.2)
     monkeypatch.setattr(tls.TlsLayer, "__init__", short)
+    monkeypatch.setattr(connector, "DIAL_TIME", 0.2)
     async with (
         listening() as silent,
         server_at("tls", silent.port, certs, **METRICS) as server,
