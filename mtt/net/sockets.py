@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 # The Go runtime uses the same 15 s for both, so peers and middleboxes see what they know. With 3
@@ -13,31 +12,23 @@ KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 3
 
 
-def _options() -> Iterator[tuple[int, int, int]]:
-    """Level, option and value, as far as the system knows them."""
-    yield socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
-    yield socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
-    # macOS calls the idle time TCP_KEEPALIVE.
-    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
-    if idle is not None:
-        yield socket.IPPROTO_TCP, idle, KEEPALIVE_IDLE
-    if hasattr(socket, "TCP_KEEPINTVL"):
-        yield socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL
-    if hasattr(socket, "TCP_KEEPCNT"):
-        yield socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES
-
-
-_OPTIONS = tuple(_options())
-
-
 def tune(sock: socket.socket) -> None:
     """Set TCP_NODELAY and keepalive on a TCP socket, be it a listening one; leave others alone.
 
     On Linux accepted sockets inherit all of these from their listener.
     """
-    if sock.family in (socket.AF_INET, socket.AF_INET6):
-        for level, option, value in _OPTIONS:
-            sock.setsockopt(level, option, value)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # macOS calls the idle time TCP_KEEPALIVE.
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))
+    if idle is not None:
+        sock.setsockopt(socket.IPPROTO_TCP, idle, KEEPALIVE_IDLE)
+    if hasattr(socket, "TCP_KEEPINTVL"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+    if hasattr(socket, "TCP_KEEPCNT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 def source_address(peer: Any) -> str | None:
