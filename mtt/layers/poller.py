@@ -10,22 +10,25 @@ there. Systems without epoll leave the sockets to the loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
+import time
 from collections.abc import Callable
 from typing import Protocol
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
 # EPOLLIN and EPOLLOUT of <sys/epoll.h>. Anything else that is told is a reset or an end, and both
 # reading and writing find out about it.
 READ = 0x001
 WRITE = 0x004
 
-# Sockets that are served before the loop has its turn, with timers, newcomers and all else: few
-# enough for a read of a quarter of a megabyte from each to take no longer than some 10 ms.
+# Sockets that are told at once; who comes after them is not forgotten, but first next time.
 MOST = 64
 
-# While serving them has made as many others ready, there is no need to go through the loop.
+# While serving them has made as many others ready, there is no need to go through the loop; until
+# that had to wait for so many seconds, with timers, newcomers and all else.
 AGAIN = 2
+TURN_TIME = 0.001
 
 Ready = Callable[[int], object]
 
@@ -64,12 +67,14 @@ class EpollPoller:
 
     def forget(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+            with contextlib.suppress(OSError):  # closed, and so forgotten
+                self._epoll.unregister(fd)
 
     def _serve(self) -> None:
-        watched, left = self._watched, MOST
-        while left:
-            found = self._epoll.poll(0, left)
+        watched = self._watched
+        until = time.monotonic() + TURN_TIME
+        while True:
+            found = self._epoll.poll(0, MOST)
             for fd, events in found:
                 ready = watched.get(fd)
                 if ready is None:  # one of those before has had it forgotten
@@ -79,9 +84,8 @@ class EpollPoller:
                 except Exception as error:  # the others are to be served all the same
                     context = {"message": "internal error, serving a socket", "exception": error}
                     asyncio.get_running_loop().call_exception_handler(context)
-            if len(found) < AGAIN:
+            if len(found) < AGAIN or time.monotonic() >= until:
                 break
-            left -= len(found)
 
 
 class LoopPoller:
@@ -89,29 +93,42 @@ class LoopPoller:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        # libuv, and so uvloop, does not go on watching a socket that has been reset, even if what
+        # came before that has still to be read.
+        self._insists = not isinstance(loop, asyncio.BaseEventLoop)
+        self._readers: dict[int, Ready] = {}
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
+        self.forget(fd)
         if events & READ:
-            self._loop.add_reader(fd, ready, READ)
-        else:
-            self._loop.remove_reader(fd)
+            self._readers[fd] = ready
+            self._loop.add_reader(fd, self._readable, fd)
         if events & WRITE:
             self._loop.add_writer(fd, ready, WRITE)
-        else:
-            self._loop.remove_writer(fd)
 
     def forget(self, fd: int) -> None:
+        self._readers.pop(fd, None)
         self._loop.remove_reader(fd)
         self._loop.remove_writer(fd)
 
+    def _readable(self, fd: int) -> None:
+        self._readers[fd](READ)
+        if self._insists and fd in self._readers:
+            self._loop.remove_reader(fd)
+            self._loop.add_reader(fd, self._readable, fd)
 
-_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, Poller] = WeakKeyDictionary()
+
+# By reference: pollers refer to their loops, by way of what they watch or themselves. What keeps
+# one is the loop, and the transports.
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Poller]] = WeakKeyDictionary()
 
 
 def poller() -> Poller:
-    """The poller of the running event loop, which lives as long as that."""
+    """The poller of the running event loop."""
     loop = asyncio.get_running_loop()
-    found = _pollers.get(loop)
+    reference = _pollers.get(loop)
+    found = reference() if reference is not None else None
     if found is None:
-        found = _pollers[loop] = (EpollPoller if hasattr(select, "epoll") else LoopPoller)(loop)
+        found = (EpollPoller if hasattr(select, "epoll") else LoopPoller)(loop)
+        _pollers[loop] = ReferenceType(found)
     return found

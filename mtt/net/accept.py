@@ -18,6 +18,7 @@ from typing import Any
 
 from mtt.errors import describe
 from mtt.layers.base import StreamProtocol
+from mtt.layers.poller import poller
 from mtt.layers.tcp import SocketTransport
 
 try:
@@ -78,6 +79,7 @@ class Acceptor:
         self._yielding: dict[socket.socket, asyncio.TimerHandle] = {}
         self.sockets: list[socket.socket] = []
         self._rest: asyncio.TimerHandle | None = None
+        poller()  # of the connections: now, while there is a descriptor left for it
         self._next_line = float("-inf")
         self._said = False  # that connections have to wait
 

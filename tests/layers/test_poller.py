@@ -7,6 +7,7 @@ import contextlib
 import gc
 import select
 import socket
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -16,7 +17,7 @@ from mtt.layers import poller as module
 from mtt.layers.poller import AGAIN, MOST, READ, WRITE, EpollPoller, LoopPoller, Poller, poller
 from tests.support.bottom import on_every_loop, reports
 from tests.support.runner import open_descriptors
-from tests.support.transports import tcp_sockets, turns
+from tests.support.transports import Recorder, attach, tcp_sockets, turns
 
 assert on_every_loop  # a fixture of every test here
 
@@ -174,30 +175,38 @@ async def test_one_that_fails_does_not_keep_others_from_being_served() -> None:
         assert bug in found
 
 
-async def test_the_loop_has_its_turn_while_sockets_are_always_ready() -> None:
-    count = 0
+async def test_the_loop_has_its_turn_while_sockets_are_always_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = 5.0
+    counts: list[int] = []
 
-    def ready(_: int) -> None:
-        nonlocal count
-        count += 1  # without reading: it is ready for ever
+    def ready(_: int) -> None:  # without reading: it is ready for ever
+        nonlocal clock
+        clock += module.TURN_TIME / 8
+        counts[-1] += 1
 
-    with pairs(MOST + MOST // 2) as made:
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock)
+    with pairs(3) as made:
         for near, far in made:
             far.send(b"x")
             poller().watch(near.fileno(), READ, ready)
-        await turns(1)
-        before = count
-        await turns(1)
-        assert 0 < count - before <= max(MOST, len(made) * isinstance(poller(), LoopPoller))
-        seen = count
-        await turns(3)
-        assert count > seen
+        for _ in range(5):
+            counts.append(0)
+            await turns(1)
+    # Those that are ready at the same time are told together: 3, 6, and with 9 time is up.
+    whole = 3 if isinstance(poller(), LoopPoller) else 9
+    assert set(counts[1:]) <= {0, whole}
+    assert sum(counts) >= 2 * whole
 
 
 @needs_epoll
-async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on() -> None:
+async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if isinstance(poller(), LoopPoller):
         pytest.skip("the loop serves in its own way")
+    monkeypatch.setattr(module, "TURN_TIME", 60.0)
     order: list[str] = []
     with pairs(AGAIN + 1) as [(last, last_far), *first]:
 
@@ -216,15 +225,45 @@ async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on() 
         assert order[: AGAIN + 1] == [*["first"] * AGAIN, "last"]
 
 
+async def test_who_was_closed_may_be_forgotten() -> None:
+    near, far = tcp_sockets()
+    with far:
+        number = near.fileno()
+        poller().watch(number, READ, Calls(near))
+        near.close()
+        poller().forget(number)
+
+
 @needs_epoll
-def test_the_descriptor_goes_with_the_loop() -> None:
+def test_more_than_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def use() -> None:
+        with pairs(MOST + 5) as made:
+            calls = [Calls(near) for near, _ in made]
+            for (near, far), call in zip(made, calls, strict=True):
+                far.send(b"x")
+                poller().watch(near.fileno(), READ, call)
+            await turns(10)
+            assert all(call.events == [READ] for call in calls)
+
+    asyncio.run(use())
+
+
+@pytest.mark.parametrize("watching", [False, True])
+def test_it_goes_with_its_loop(watching: bool) -> None:
     before = len(open_descriptors())
+    loops = []
 
     async def use() -> None:
-        with pairs() as [(near, _)]:
-            poller().watch(near.fileno(), READ, Calls(near))
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        near, far = tcp_sockets()
+        attach(near, Recorder())  # refers to the loop
+        if not watching:
+            poller().forget(near.fileno())
+        near.close()
+        far.close()
 
     for _ in range(3):
         asyncio.run(use())
     gc.collect()
+    assert not any(loop() for loop in loops)
     assert len(open_descriptors()) <= before

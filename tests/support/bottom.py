@@ -15,8 +15,10 @@ from mtt.layers.base import Data
 from mtt.layers.tcp import SocketTransport
 from tests.support.transports import Recorder, attach, tcp_sockets
 
+LOOPS = ["asyncio", "asyncio without epoll", "uvloop", "uvloop without epoll"]
 
-@pytest.fixture(autouse=True, params=["asyncio", "asyncio without epoll", "uvloop"])
+
+@pytest.fixture(autouse=True, params=LOOPS)
 def on_every_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, *without = request.param.split(maxsplit=1)
     if loop == "uvloop":
