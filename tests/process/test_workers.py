@@ -118,8 +118,11 @@ def test_both_workers_of_both_ends_carry_tunnels(
 ) -> None:
     options = (*MODES[mode], "-loop", loop)
     server = Server(processes, echo, *options)
-    if "-mux" in options:  # a session for each, so that any worker may get it
+    # Each tunnel has a session of its own, made when it is wanted, so that any worker may get it.
+    if "-mux" in options:
         options = ("-mux-max-stream", "1", *options)
+    elif mode == "anytls":
+        options = ("-m", "0", *options)
     client, port = server.client("-workers", "2", "-verbose", *options)
     with contextlib.ExitStack() as stack:
         tunnels = in_both(stack, client, port) + in_both(stack, server.process, port)
