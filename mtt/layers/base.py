@@ -23,6 +23,7 @@ import asyncio
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 Data = bytes | memoryview
@@ -83,6 +84,13 @@ class LayerTransport(asyncio.Transport):
     def unsent(self) -> int:
         """See the function `unsent`."""
         raise NotImplementedError
+
+
+def framed_writer(transport: asyncio.WriteTransport) -> Callable[[bytes, Data | bytearray], None]:
+    """What writes data behind the header of its frame to `transport`, in one piece."""
+    if isinstance(transport, LayerTransport):
+        return transport.write_framed
+    return lambda head, data: transport.write(b"".join((head, data)))
 
 
 def unsent(transport: asyncio.WriteTransport) -> int:

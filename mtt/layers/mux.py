@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, LayerTransport, StreamProtocol
+from mtt.layers.base import Data, Layer, StreamProtocol, framed_writer
 from mtt.layers.mux_stream import MuxStream
 
 # A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
@@ -61,7 +61,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     lower: asyncio.Transport
     _bottom: Layer | MuxSession[Stream]  # the one that writes to the socket
-    _write_framed: Callable[[bytes, Data], None] | None  # of the layer below, if it is one
+    _write_framed: Callable[[bytes, Data], None]  # to the connection
 
     def __init__(
         self,
@@ -144,8 +144,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._bottom = self
         while isinstance(self._bottom.lower, Layer):
             self._bottom = self._bottom.lower
-        framed = isinstance(transport, LayerTransport)
-        self._write_framed = transport.write_framed if framed else None
+        self._write_framed = framed_writer(transport)
         self._seen_at = self._now()
         self._limit_unsent()
 
@@ -253,11 +252,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """The same for the header of a frame and its data."""
         if self._ahead:
             head, self._ahead = self._ahead + head, b""
-        if self._write_framed is None:
-            self.send(b"".join((head, data)))
-        else:
-            self.written += len(head) + len(data)
-            self._write_framed(head, data)
+        self.written += len(head) + len(data)
+        self._write_framed(head, data)
 
     def close(self) -> None:
         """End the session and all its streams; what was written is delivered."""

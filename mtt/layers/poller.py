@@ -1,10 +1,10 @@
 """Which sockets are ready: asked of the kernel directly, for all of them at once.
 
 An event loop makes of everything that is ready a list, of that a list of handles, and runs each in
-a context of its own; then it looks at its timers, and asks the kernel again. That is a third of
-what a small message costs (docs/performance.md), so here the loop watches one descriptor, which is
-ready when any socket is: epoll(7) can itself be watched. Whoever waits for a socket is called from
-there. Systems without epoll leave the sockets to the loop.
+a context of its own; then it looks at its timers, and asks the kernel again. That is a tenth and
+more of what a small message costs (docs/performance.md), so here the loop watches one descriptor,
+which is ready when any socket is: epoll(7) can itself be watched. Whoever waits for a socket is
+called from there. Systems without epoll leave the sockets to the loop.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ WRITE = 0x004
 # Sockets that are told at once; who comes after them is not forgotten, but first next time.
 MOST = 64
 
-# While serving them has made as many others ready, there is no need to go through the loop; until
-# that had to wait for so many seconds, with timers, newcomers and all else.
+# As long as so many are found ready at a time they are served without going through the loop; but
+# when that has waited for TURN_TIME seconds, with timers, newcomers and all else, it has its turn.
 AGAIN = 2
 TURN_TIME = 0.001
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, LayerTransport, Upper
+from mtt.layers.base import Data, Layer, LayerTransport, Upper, framed_writer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -87,8 +87,7 @@ class WebSocketLayer(Layer):
         "_write_framed",
     )  # fmt: skip
 
-    # Of the layer below, if it is one.
-    _write_framed: Callable[[bytes, Data | bytearray], None] | None
+    _write_framed: Callable[[bytes, Data | bytearray], None]  # to the layer below
 
     def __init__(
         self,
@@ -141,8 +140,7 @@ class WebSocketLayer(Layer):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        framed = isinstance(transport, LayerTransport)
-        self._write_framed = transport.write_framed if framed else None
+        self._write_framed = framed_writer(transport)
 
     def data_received(self, data: Data) -> None:
         self._seen_at = self._now()
@@ -285,7 +283,7 @@ class WebSocketLayer(Layer):
         if self._close_sent or self._closed or self._write_eof or not data:
             return
         mask = self._mask()
-        if self._write_framed is not None and (mask is None or mask == NO_MASK):
+        if mask is None or mask == NO_MASK:
             head = frame_header(BINARY, len(head) + len(data), mask) + head
             self.written += len(head) + len(data)
             self._write_framed(head, data)

@@ -235,7 +235,7 @@ async def test_who_was_closed_may_be_forgotten() -> None:
 
 
 @needs_epoll
-def test_more_than_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_are_told_at_once() -> None:
     async def use() -> None:
         with pairs(MOST + 5) as made:
             calls = [Calls(near) for near, _ in made]
