@@ -10,19 +10,24 @@ from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
-from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_response
+from mtt.wire.http1 import HttpError, Response, complete_head, parse_response
+
+# Interim responses (1xx, RFC 9110, 15.2) before the one that counts; as many as Go skips.
+MAX_INTERIM = 5
 
 
 class UpgradeClient(StreamProtocol):
     """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
 
-    __slots__ = ("_answer", "_buffer", "_key", "_request", "_transport")
+    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_request", "_scanned", "_transport")
 
     def __init__(
         self, transport: asyncio.Transport, path: str, host: str, protocols: tuple[str, ...]
     ) -> None:
         self._transport = transport
         self._buffer = bytearray()
+        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._interim = 0  # how many interim responses came
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._request = upgrade.request(path, host, self._key, protocols)
@@ -39,19 +44,14 @@ class UpgradeClient(StreamProtocol):
         transport.write(self._request)
 
     def data_received(self, data: Data) -> None:
-        scanned = len(self._buffer)
         self._buffer += data
         if self._answer.done():
             return
-        end = find_head_end(self._buffer, scanned)
         try:
-            if end < 0:
-                if len(self._buffer) > MAX_HEAD:
-                    raise upgrade.UpgradeError(
-                        f"the server's HTTP response is larger than {MAX_HEAD} bytes"
-                    )
+            response = self._final()
+            if response is None:
                 return
-            upgrade.check_response(parse_response(bytes(self._buffer[:end])), self._key)
+            upgrade.check_response(response, self._key)
         except HttpError as error:
             refused = upgrade.UpgradeError(f"the server does not speak HTTP: {error}")
             self._answer.set_exception(refused)
@@ -59,7 +59,25 @@ class UpgradeClient(StreamProtocol):
             self._answer.set_exception(error)
         else:
             self._transport.pause_reading()
-            self._answer.set_result(bytes(self._buffer[end:]))
+            self._answer.set_result(bytes(self._buffer))
+
+    def _final(self) -> Response | None:
+        """The response that is not interim, taken from the buffer; None until it is complete.
+
+        Raises HttpError and UpgradeError.
+        """
+        while (end := complete_head(self._buffer, self._scanned)) >= 0:
+            response = parse_response(bytes(self._buffer[:end]))
+            del self._buffer[:end]
+            self._scanned = 0
+            if response.status == 101 or not 100 <= response.status < 200:
+                return response
+            self._interim += 1
+            if self._interim > MAX_INTERIM:
+                text = f"the server sent more than {MAX_INTERIM} interim responses (1xx)"
+                raise upgrade.UpgradeError(text)
+        self._scanned = len(self._buffer)
+        return None
 
     def eof_received(self) -> bool:
         self.connection_lost(None)

@@ -101,10 +101,14 @@ class _Head:
         """The value of the first header called `name` (in lower case), None if there is none."""
         return next((value for key, value in self.headers if key == name), None)
 
+    def elements(self, name: str) -> list[str]:
+        """The elements of all comma-separated lists called `name` (RFC 9110, 5.6.1)."""
+        lists = [value.split(",") for key, value in self.headers if key == name]
+        return [element for parts in lists for part in parts if (element := part.strip(" \t"))]
+
     def tokens(self, name: str) -> list[str]:
-        """The elements, in lower case, of all comma-separated lists called `name`."""
-        lists = [value.lower().split(",") for key, value in self.headers if key == name]
-        return [token for tokens in lists for part in tokens if (token := part.strip(" \t"))]
+        """The elements of these lists in lower case, for tokens that match in any case."""
+        return [element.lower() for element in self.elements(name)]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,6 +205,14 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     """
     found = _HEAD_END.search(buffer, max(0, start - 2))
     return found.end() if found else -1
+
+
+def complete_head(buffer: bytes | bytearray, start: int = 0) -> int:
+    """As `find_head_end`, for a head that has its bound. Raises HttpError (431) above MAX_HEAD."""
+    end = find_head_end(buffer, start)
+    if max(end, len(buffer) if end < 0 else 0) > MAX_HEAD:
+        raise HttpError(431, f"the head is larger than {MAX_HEAD} bytes")
+    return end
 
 
 def may_be_request(data: bytes) -> bool:

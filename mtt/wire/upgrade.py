@@ -1,7 +1,8 @@
 """The opening handshake of WebSocket (RFC 6455, 4), for both ends.
 
-The client sends what Go's net/http with gorilla/websocket sends and accepts what gorilla accepts,
-so neither a peer nor an observer can tell it from the original; the same goes for the server.
+The client sends what Go's net/http with gorilla/websocket sends, so neither a peer nor an observer
+can tell it from the original; the same goes for the server. Both accept what gorilla accepts, and
+wherever a header is a list, any legal form of it: further elements, repeated lines (RFC 9110, 5.3).
 """
 
 from __future__ import annotations
@@ -117,10 +118,10 @@ def check_response(response: Response, key: str) -> str | None:
             f"the server answered the WebSocket request with {response.status} "
             f"{response.reason}: check the path, and that the server runs in WebSocket mode"
         )
-    if (response.first("upgrade") or "").lower() != "websocket":
+    if "websocket" not in response.tokens("upgrade"):
         raise UpgradeError("the server switched to another protocol than WebSocket")
-    # As a whole: gorilla, and so every client of the original, takes no list here.
-    if (response.first("connection") or "").lower() != "upgrade":
+    # A list: proxies on the way add `keep-alive` to it, or a line of their own.
+    if "upgrade" not in response.tokens("connection"):
         raise UpgradeError("the server's 101 response lacks the header `Connection: Upgrade`")
     if response.first("sec-websocket-accept") != accept_key(key):
         raise UpgradeError("the server's Sec-WebSocket-Accept does not fit the request")
@@ -151,7 +152,7 @@ def check_request(request: Request, preference: tuple[str, ...] = ()) -> Upgrade
     key = request.first("sec-websocket-key")
     if not key:
         raise UpgradeRefused(400, "no Sec-WebSocket-Key")
-    offers = [name.strip() for name in (request.first("sec-websocket-protocol") or "").split(",")]
+    offers = request.elements("sec-websocket-protocol")
     return Upgrade(key, next((name for name in preference if name in offers), None))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
 from mtt.layers.holding import Holding
-from mtt.layers.upgrade import UpgradeClient
+from mtt.layers.upgrade import MAX_INTERIM, UpgradeClient
 from mtt.wire.http1 import MAX_HEAD, parse_request
 from mtt.wire.upgrade import switching_protocols
 from tests.support.transports import FakeTransport, turns
@@ -76,6 +76,40 @@ async def test_other_answers(answer: bytes, words: str) -> None:
     client.data_received(b"whatever comes then")
     client.connection_lost(None)
     assert not transport.closing  # that is for who asked
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("count", [1, MAX_INTERIM])
+async def test_interim_responses_are_skipped(size: int, count: int) -> None:
+    client, transport, answer = asking()
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x.css>\r\n\r\n"
+    answer = hints * (count - 1) + b"HTTP/1.1 100 Continue\r\n\r\n" + answer
+    for at in range(0, len(answer) - 1, size):
+        client.data_received(answer[: len(answer) - 1][at : at + size])
+    assert transport.reading
+    client.data_received(answer[-1:] + b"\x82\x05hello")
+    assert await client.answered() == b"\x82\x05hello"
+
+
+async def test_too_many_interim_responses_are_refused() -> None:
+    client, _, answer = asking()
+    client.data_received(b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MAX_INTERIM + 1) + answer)
+    with pytest.raises(PeerError, match="interim"):
+        await client.answered()
+
+
+async def test_interim_responses_do_not_hide_a_refusal() -> None:
+    client, _, _ = asking()
+    client.data_received(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\n\r\n")
+    with pytest.raises(PeerError, match="404"):
+        await client.answered()
+
+
+async def test_an_answer_above_the_bound_in_one_piece_is_refused() -> None:
+    client, _, answer = asking()
+    client.data_received(answer[:-2] + b"X: " + b"x" * MAX_HEAD + b"\r\n\r\n")
+    with pytest.raises(PeerError, match="larger than"):
+        await client.answered()
 
 
 async def test_an_endless_answer_is_not_collected() -> None:
