@@ -29,10 +29,10 @@ Connect = Callable[[ClientSession], Awaitable[None]]
 
 
 class AnyTlsPool:
-    """Opens streams, each on a session of its own for as long as it lives.
+    """Opens streams, each on a session of its own for as long as it is of use.
 
-    A session whose stream is over is idle, and carries the next one, the newest first: so the
-    oldest ones get old, and go.
+    A session whose stream is over, or only waits for its end, carries the next one, the newest
+    session first: so the oldest ones get old, and go.
 
     Args:
         connect: dials the server; raises PeerError or NetworkError.
@@ -140,8 +140,8 @@ class AnyTlsPool:
             session.abort()
 
     def _newest_idle(self) -> ClientSession | None:
-        for session in reversed(self._sessions):
-            if session.idle_since is not None and session.healthy:
+        for session in reversed(self._sessions) if self._reuse else ():
+            if session.has_room and session.healthy:
                 return session
         return None
 

@@ -282,6 +282,10 @@ class _Leg(StreamProtocol):
         if isinstance(self.transport, SocketTransport) and getattr(transport, "shares", False):
             self.transport.limit_reads()
 
+    @property
+    def sends_no_more(self) -> bool:
+        return self.peer.eof
+
     def data_received(self, data: Data) -> None:
         self.received += len(data)
         self.forward(data)

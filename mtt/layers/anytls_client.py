@@ -47,6 +47,12 @@ LATE_TIME = 1.0
 _UNHEARD = "without a word of AnyTLS: is the password right?"
 # For so long the server's answer to our settings is expected: what was lost is sent again by then.
 SETTINGS_TIME = 10.0
+# Streams of which only the end is missing, beside the one in use. To a Go server each costs memory
+# and a connection until it ends, which takes a second or so.
+MAX_LINGERING = 32
+# For so long one of them may keep the others waiting, if it begins to carry data again all the same
+# and its reader is slow: there is no flow control but that of the whole session.
+STALL_TIME = 5.0
 # Padding schemes that one session takes. Servers send one, in answer to the settings; to read what
 # somebody has made for the purpose takes a hundred times as long as to send it.
 MAX_UPDATES = 32
@@ -103,7 +109,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
     __slots__ = (
         "_asked_at", "_beat_timer", "_client", "_dead_timer", "_hashed", "_next_id",
         "_offer_half_close", "_padder", "_preface", "_randrange", "_server", "_settings_at",
-        "_updates",
+        "_stall_timer", "_updates",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +137,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._asked_at = 0.0
         self._beat_timer: asyncio.TimerHandle | None = None
         self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
+        self._stall_timer: asyncio.TimerHandle | None = None  # see _end_stall
 
     @property
     def server_version(self) -> int:
@@ -148,6 +155,18 @@ class ClientSession(AnyTlsSession[ClientStream]):
     def exhausted(self) -> bool:
         """Whether all stream ids have been used."""
         return self._next_id > _LAST_ID
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a new stream finds it unused, or used only by streams that linger.
+
+        An application's end is told to a Go server late (see `relay`). Until then the server would
+        have one connection more for each of a series of requests, instead of one for all.
+        """
+        streams = self._streams
+        return not (
+            self._finishing or self._held or self.write_paused or len(streams) > MAX_LINGERING
+        ) and all(stream.lingers for stream in streams.values())
 
     @property
     def healthy(self) -> bool:
@@ -255,6 +274,21 @@ class ClientSession(AnyTlsSession[ClientStream]):
         for record in self._padder.write(data):
             self.send(record)
 
+    # Streams that linger, and do not.
+
+    def queued(self, size: int) -> None:
+        super().queued(size)
+        if self._held and self._stall_timer is None and len(self._streams) > 1:
+            loop = asyncio.get_running_loop()
+            self._stall_timer = loop.call_later(STALL_TIME, self._end_stall)
+
+    def _end_stall(self) -> None:
+        """Cut what was taken for a stream that lingers, and has stopped the session instead."""
+        self._stall_timer = None
+        if self._held:
+            for stream in list(self._streams.values()):
+                stream.give_way()
+
     # Signs of life.
 
     def question(self) -> None:
@@ -294,7 +328,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._schedule_beat()
 
     def _forget(self) -> None:
-        for timer in (self._beat_timer, self._dead_timer):
+        for timer in (self._beat_timer, self._dead_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        self._beat_timer = self._dead_timer = None
+        self._beat_timer = self._dead_timer = self._stall_timer = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from mtt.errors import NetworkError
+from mtt.errors import MttError, NetworkError
 from mtt.layers.base import Data, Upper
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
@@ -99,13 +99,14 @@ class ClientsSession(Session, Protocol):
 class ClientStream(AnyTlsStream):
     """A stream that we have opened."""
 
-    __slots__ = ("_question_timer", "_settled", "_verdict", "_waiter")
+    __slots__ = ("_answered", "_question_timer", "_settled", "_verdict", "_waiter")
 
     _session: ClientsSession
 
     def __init__(self, session: ClientsSession, stream_id: int, upper: Upper) -> None:
         super().__init__(session, stream_id, upper)
         self._settled = session.server_version == 1  # which does not tell
+        self._answered = False  # the last byte is the server's, and came before our upper's end
         self._verdict: Exception | None = None  # why the destination is not reached
         self._waiter: asyncio.Future[None] | None = None
         self._question_timer: asyncio.TimerHandle | None = None
@@ -151,7 +152,23 @@ class ClientStream(AnyTlsStream):
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
+    @property
+    def lingers(self) -> bool:
+        """Whether nothing but its end is to be expected of it.
+
+        The protocol above has written its last, the destination has answered since, and all of that
+        has been handed up. While an answer is due, or on its way, it is not so: the reply may be
+        large, and its reader slow.
+        """
+        return (
+            self._answered and self.upper.sends_no_more and not (self._queue or self._paused)
+        )
+
     # The transport of the protocol above.
+
+    def write(self, data: Data | bytearray) -> None:
+        self._answered = False
+        super().write(data)
 
     def unsent(self) -> int:
         """An open question counts as a byte: an end that is told before the server can have said
@@ -173,15 +190,26 @@ class ClientStream(AnyTlsStream):
             return
         error = DestinationError(outcome_from_text(text), f"the server says: {text}")
         self._settle(error)
-        self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
-        self._drop_queue()
-        self.upper.connection_lost(error)
+        self._fail(error)
 
     def receive(self, data: Data) -> None:
         if not self._settled:
             self._settle(None)
             self._session.no_version()
+        self._answered = not self.upper.sends_no_more
         super().receive(data)
+
+    def give_way(self) -> None:
+        """Fail if the session waits for our reader, and our writer is done: see `ClientSession`."""
+        if self._queue and self.upper.sends_no_more:
+            if self._session.half_close:
+                self._send_reset()
+            self._fail(NetworkError("the application reads too slowly; another one had to wait"))
+
+    def _fail(self, error: MttError) -> None:
+        self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
+        self._drop_queue()
+        self.upper.connection_lost(error)
 
     def receive_fin(self) -> None:
         self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server ended the stream"))

@@ -38,6 +38,8 @@ class Upper(Protocol):
 
     borrows: bool
 
+    @property
+    def sends_no_more(self) -> bool: ...
     def connection_made(self, transport: Any) -> None: ...
     def data_received(self, data: Data) -> None: ...
     def eof_received(self) -> bool | None: ...
@@ -56,6 +58,11 @@ class StreamProtocol(asyncio.Protocol):
     __slots__ = ()
 
     borrows: bool = False
+
+    @property
+    def sends_no_more(self) -> bool:
+        """Whether it is known to have written its last byte."""
+        return False
 
     def data_received(self, data: Data) -> None:
         """Take data from the transport below; unless `borrows`, it stays unchanged afterwards."""
