@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from anytls.association import Association
 from anytls.options import ClientOptions
-from anytls.proxy_port import Login, ProxyPort
 from anytls.servers import ServerChoice
 from anytls.uot_channel import UOT_DESTINATION, UotChannel
 from anytls.upstreams import Upstreams
@@ -19,6 +17,8 @@ from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
+from mtt.proxy.association import Association
+from mtt.proxy.port import Login, ProxyPort
 from mtt.service import Service, Session
 from mtt.wire import addresses
 

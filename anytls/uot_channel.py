@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from anytls.association import Association
 from mtt.errors import PeerError
 from mtt.layers import linger
 from mtt.layers.anytls_stream import ClientStream
@@ -13,6 +12,7 @@ from mtt.layers.holding import hand_over
 from mtt.log import logger
 from mtt.metrics import Counters
 from mtt.net.address import host_port
+from mtt.proxy.association import Association
 from mtt.wire import addresses, uot
 from mtt.wire.addresses import AddressError
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from anytls.client import Client
 from anytls.options import client_options
-from tests.anytls.clients import socks5
+from tests.proxy.clients import socks5
 from tests.support.anytlspeer import PASSWORD
 from tests.support.certs import Certs
 from tests.support.tunnels import SOON, Tcp, connect, port_of

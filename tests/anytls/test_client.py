@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from anytls.client import Client
-from tests.anytls.clients import FAILURE4, TUNNELS, socks4a, socks5_login
 from tests.anytls.proxying import check_echo, client_for, given_client, reply_of, through
 from tests.anytls.serving import empty, know, server_for
-from tests.anytls.test_association import Udp, ask
 from tests.anytls.test_uot_relay import Udp as Peer
+from tests.proxy.clients import FAILURE4, TUNNELS, socks4a, socks5_login
+from tests.proxy.test_association import Udp, ask
 from tests.support.certs import Certs
 from tests.support.metrics import scrape
 from tests.support.tunnels import (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.anytls.clients import TUNNELS
 from tests.anytls.proxying import check_echo, client_for, reply_of, through
 from tests.anytls.serving import empty, server_for
+from tests.proxy.clients import TUNNELS
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     SOON,

@@ -8,9 +8,9 @@ import contextlib
 import pytest
 
 from anytls import upstreams
-from tests.anytls.clients import TUNNELS
 from tests.anytls.proxying import check_echo, client_for, reply_of
 from tests.anytls.serving import server_for
+from tests.proxy.clients import TUNNELS
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     SOON,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from anytls.proxy_port import Login
-from tests.anytls.direct import direct_proxy, port_of
+from mtt.proxy.port import Login
+from tests.proxy.direct import direct_proxy, port_of
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, Site
 from tests.support.processes import run

@@ -1,6 +1,6 @@
 """The local port of the client: SOCKS5, SOCKS4, SOCKS4a and HTTP proxy.
 
-    proxy_handshake -> open(host, port) -> answer success -> relay(near, far)
+    handshake -> open(host, port) -> answer success -> relay(near, far)
                              `-----------> answer why not -> lingering close
 
 So success is what the owner knows to be one, and no byte is lost whoever speaks first.
@@ -13,14 +13,14 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
-from anytls.association import IDLE_TIME, Association, PacketChannel
-from anytls.proxy_handshake import Failure, ProxyHandshake
 from mtt.admission import Pending, Repeated
 from mtt.errors import Cause, MttError, describe
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.log import logger
+from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
+from mtt.proxy.handshake import Failure, ProxyHandshake
 from mtt.service import peer_name
 from mtt.wire import socks
 from mtt.wire.socks import DestinationError, Outcome

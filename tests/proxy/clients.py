@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from anytls.proxy_port import Login
+from mtt.proxy.port import Login
 
 USER = Login("user", "pässword")
 

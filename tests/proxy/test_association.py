@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from anytls import proxy_port
-from anytls.association import MAX_PAYLOAD
 from mtt.errors import NetworkError
+from mtt.proxy import port as proxy_port
+from mtt.proxy.association import MAX_PAYLOAD
 from mtt.wire.socks import DestinationError, Outcome, datagram_header, parse_datagram
-from tests.anytls.direct import DirectProxy, direct_proxy, port_of
+from tests.proxy.direct import DirectProxy, direct_proxy, port_of
 from tests.support.tunnels import Tcp, connect
 
 NAMED = datagram_header("name.test", 53)

@@ -8,11 +8,11 @@ import random
 
 import pytest
 
-from anytls.proxy_port import Login
 from mtt.errors import Cause, MttError, NetworkError, PeerError
+from mtt.proxy.port import Login
 from mtt.wire.http1 import MAX_HEAD
 from mtt.wire.socks import DestinationError, Outcome
-from tests.anytls.clients import (
+from tests.proxy.clients import (
     FAILURE4,
     IP,
     NAME,
@@ -26,7 +26,7 @@ from tests.anytls.clients import (
     socks5,
     socks5_login,
 )
-from tests.anytls.direct import direct_proxy, port_of
+from tests.proxy.direct import direct_proxy, port_of
 from tests.support.tunnels import Tcp, connect, echo, listening, serving
 
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from mtt.wire.socks import DestinationError, Outcome
-from tests.anytls.clients import NAME
-from tests.anytls.direct import DirectProxy, direct_proxy, port_of
+from tests.proxy.clients import NAME
+from tests.proxy.direct import DirectProxy, direct_proxy, port_of
 from tests.support.tunnels import Tcp, connect, listening, serving
 
 

@@ -7,14 +7,14 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from anytls.association import Association
-from anytls.proxy_port import ProxyPort
 from mtt.errors import MttError, describe
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.net.address import Endpoint
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
+from mtt.proxy.association import Association
+from mtt.proxy.port import ProxyPort
 from mtt.service import Service
 from mtt.wire.socks import DestinationError, outcome_from_text
 
