@@ -7,7 +7,6 @@ Errors name line and column, or the key by its path: `config.json: outbounds[0].
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -27,6 +26,12 @@ _SHOWN = 12
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/\*.*?\*/', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
 _NOT_LINE_END = re.compile(r"[^\n]")
+
+# Panels keep numbers as the text of a form's field. 18 digits fit into 64 bits.
+_NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\s*", re.ASCII)
+
+# Seconds: more than a century, and less than any timer or Go's 64 bits would mind.
+_LONGEST = 4e9
 
 
 class JsonFile:
@@ -144,7 +149,11 @@ class Section:
         return self._get(key, bool, "true or false") or False
 
     def integer(self, key: str) -> int:
-        """An integer, 0 if there is none."""
+        """An integer, or a string with one; 0 if there is none."""
+        value = self._members.get(key)
+        if isinstance(value, str) and (number := _NUMBER.fullmatch(value)):
+            self._known.add(key)
+            return int(number[1])
         return self._get(key, int, "an integer") or 0
 
     def port(self, key: str) -> int:
@@ -162,24 +171,23 @@ class Section:
             self.fail(key, f"missing; give {what}")
         return text
 
-    def seconds(self, key: str, least: float) -> float | None:
-        """A duration like "1m30s", or a number of seconds. None if there is none, or zero.
-
-        It must not be shorter than `least`.
-        """
+    def seconds(self, key: str) -> float | None:
+        """A duration like "1m30s" or "1d", or a number of seconds; None if absent or zero."""
         self._known.add(key)
         value: Any = self._members.get(key)
         if isinstance(value, str) and value:
             try:
-                value = parse_duration(value)
+                value = parse_duration(value, days=True)
             except ValueError as error:
                 self.fail(key, f"{quoted(str(value))} is not {error}")
         elif value and (isinstance(value, bool) or not isinstance(value, int | float)):
             self.fail(key, 'not a duration; write it like "30s" or "1m30s"')
         if not value:
             return None
-        if not least <= value < math.inf:
-            self.fail(key, f"{value:g}s is less than {least:g}s")
+        if value < 0:
+            self.fail(key, 'negative; write it like "30s" or "1m30s"')
+        if value > _LONGEST:
+            self.fail(key, 'longer than a century; write it like "30s" or "1m30s"')
         return float(value)
 
     def texts(self, key: str) -> tuple[str, ...]:

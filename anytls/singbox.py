@@ -13,7 +13,7 @@ from anytls.json_file import Section
 from anytls.users import User, check_unique, checked_user
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint, host_port, parse_endpoint
-from mtt.options.anytls import MIN_IDLE_TIME, checked_min_idle, checked_password, checked_scheme
+from mtt.options.anytls import checked_min_idle, checked_password, checked_scheme
 from mtt.options.common import host_name
 from mtt.options.flags import Values
 
@@ -110,7 +110,7 @@ def outbound(section: Section) -> Values:
     for option, key in (
         ("idle-check", "idle_session_check_interval"), ("idle-timeout", "idle_session_timeout"),
     ):  # fmt: skip
-        seconds = section.seconds(key, MIN_IDLE_TIME)
+        seconds = section.seconds(key)
         if seconds is not None:
             values[option] = seconds
     values |= _outbound_tls(_tls(section))
@@ -130,7 +130,7 @@ def inbound(section: Section) -> Values:
     values["users"] = _users(section, "users", "name")
     if not values["users"]:
         section.fail("users", "missing; give at least one user with name and password")
-    seconds = section.seconds("udp_timeout", 1)
+    seconds = section.seconds("udp_timeout")
     if seconds is not None:
         values["udp-timeout"] = seconds
     lines = section.texts("padding_scheme")
@@ -158,6 +158,8 @@ def local(section: Section) -> Values:
 
 def listen_text(label: str, host: str, port: int) -> str:
     """The value of -l for an address given as the Go programs take it. Raises UsageError."""
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     # There this means all addresses, of IPv4 as well.
     text = host_port("" if host == "::" else host, port)
     parse_endpoint(label, text)

@@ -1,15 +1,16 @@
 """Who may use a server or a local port: names and passwords, and the file they come from.
 
-A line of the file is `name:password`: blanks around both do not count, and neither do empty lines
-and those that begin with a #. Or the file is JSON, a list of objects with "name" and "password",
-for passwords that begin or end with a blank.
+A line of the file is `name:password`; surrounding spaces, empty lines and lines that begin with #
+are ignored. Or the file is JSON, which also takes passwords that begin or end with a space: an
+object `{"name": ..., "password": ...}`, a list of those, or an object that has such a list as
+"users", as sing-box has it, or `{NAME: PASSWORD, ...}`, as mihomo has it. Each line may be JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from anytls.json_file import parse_json
 from mtt.errors import UsageError
@@ -42,18 +43,20 @@ def read_users(option: str, path: str) -> tuple[User, ...]:
     """
     text = read_text(option, path, limit=MAX_USERS_FILE, secret=True)
     where = f"{option}: {path}"
-    if text.lstrip()[:1] == "[":
-        users, places = _from_json(where, text)
+    found = _Users(where)
+    if _is_json(text):
+        found.add_json("", parse_json(where, text))
     else:
-        users, places = _from_lines(where, text)
+        found.add_lines(text)
+    users = found.users
     if not users:
         raise UsageError(f"{where} has no users in it; write name:password into it")
 
     def fail(index: int, reason: str) -> NoReturn:
-        raise UsageError(f"{where}: {places[index]}: {reason}")
+        raise UsageError(f"{where}: {found.places[index]}: {reason}")
 
     check_unique(users, fail)
-    return users
+    return tuple(users)
 
 
 def check_unique(users: Iterable[User], fail: Callable[[int, str], NoReturn]) -> None:
@@ -84,34 +87,75 @@ def checked_user(where: str, name: str, password: str) -> User:
     return User(name, checked_password(where, password))
 
 
-def _from_lines(where: str, text: str) -> tuple[tuple[User, ...], list[str]]:
-    users: list[User] = []
-    places: list[str] = []
-    # Not splitlines(), which would also split passwords at form feeds and the like.
-    for number, line in enumerate(text.split("\n"), 1):
+def _is_json(text: str) -> bool:
+    """Whether the file is one JSON value, and not a line for each user."""
+    for line in text.split("\n"):
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line or line.startswith(("#", "//")):
             continue
-        place = f"line {number}"
-        name, colon, password = line.partition(":")
-        if not colon:
-            raise UsageError(f"{where}: {place}: there is no colon; write name:password")
-        users.append(checked_user(f"{where}: {place}", name.strip(), password.strip()))
-        places.append(place)
-    return tuple(users), places
+        if line.startswith("{"):
+            try:
+                parse_json("", line)
+            except UsageError:
+                return True  # an object of several lines
+            return False
+        return line.startswith("[")
+    return False
 
 
-def _from_json(where: str, text: str) -> tuple[tuple[User, ...], list[str]]:
-    found: Any = parse_json(where, text)
-    users: list[User] = []
-    places: list[str] = []
-    for index, item in enumerate(found):
-        place = f"[{index}]"
+class _Users:
+    """The users found in a file so far, and where each stands."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self.users: list[User] = []
+        self.places: list[str] = []
+
+    def add_lines(self, text: str) -> None:
+        # Not splitlines(), which would also split passwords at form feeds and the like.
+        for number, line in enumerate(text.split("\n"), 1):
+            line = line.strip()
+            if not line or line.startswith("#"):
+                continue
+            place = f"line {number}"
+            if line.startswith(("{", "[")):
+                self.add_json(place, parse_json(f"{self._where}: {place}", line))
+                continue
+            name, colon, password = line.partition(":")
+            if not colon:
+                self._fail(place, "there is no colon; write name:password")
+            self._add(place, name.strip(), password.strip())
+
+    def add_json(self, place: str, found: object) -> None:
+        """Add the users in a JSON value that stands at `place`."""
+        if isinstance(found, list):
+            for index, item in enumerate(found):
+                self._add_object(f"{place}[{index}]", item)
+        elif isinstance(found, dict) and isinstance(found.get("users"), list | dict):
+            if len(found) > 1:
+                self._fail(place, 'only "users" may be in an object that has it; remove the rest')
+            place, users = f"{place}: users" if place else "users", found["users"]
+            if isinstance(users, list):
+                self.add_json(place, users)
+                return
+            for name, password in users.items():
+                self._add(place, name, password)
+        else:
+            self._add_object(place, found)
+
+    def _add_object(self, place: str, item: object) -> None:
         if not isinstance(item, dict) or not item.keys() <= {"name", "password"}:
-            raise UsageError(f'{where}: {place} is not like {{"name": "...", "password": "..."}}')
-        name, password = item.get("name", ""), item.get("password", "")
+            self._fail(place, 'not like {"name": "...", "password": "..."}')
+        self._add(place, item.get("name", ""), item.get("password", ""))
+
+    def _add(self, place: str, name: object, password: object) -> None:
         if not isinstance(name, str) or not isinstance(password, str):
-            raise UsageError(f"{where}: {place}: name and password are strings")
-        users.append(checked_user(f"{where}: {place}", name, password))
-        places.append(place)
-    return tuple(users), places
+            self._fail(place, "name and password are strings; write them in quotes")
+        self.users.append(checked_user(self._label(place), name, password))
+        self.places.append(place)
+
+    def _label(self, place: str) -> str:
+        return f"{self._where}: {place}" if place else self._where
+
+    def _fail(self, place: str, reason: str) -> NoReturn:
+        raise UsageError(f"{self._label(place)}: {reason}")

@@ -14,7 +14,7 @@ from anytls.json_file import Section
 from anytls.singbox import listen_text
 from anytls.users import User, check_unique, checked_user
 from mtt.net.address import Endpoint
-from mtt.options.anytls import MIN_IDLE_TIME, checked_min_idle, checked_password
+from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 
@@ -137,7 +137,7 @@ def _pool(settings: Section) -> Values:
         ("idle-timeout", ("idleSessionTimeout", "idle_session_timeout")),
     ):
         for key in keys:
-            seconds = settings.seconds(key, MIN_IDLE_TIME)
+            seconds = settings.seconds(key)
             if seconds is not None:
                 values[option] = seconds
     for key in ("minIdleSession", "min_idle_session"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mtt.errors import UsageError
-from mtt.options.common import at_least
+from mtt.options.common import positive
 from mtt.options.flags import Flag, Values, parse_duration
 
 # The reference's own defaults.
@@ -15,9 +15,6 @@ DEFAULT_IDLE_TIMEOUT = "30s"
 
 # Every idle session is opened at the start and costs memory on both ends for as long as we run.
 MAX_MIN_IDLE = 256
-
-# Seconds. The pool is walked at every check, and what ends sooner than it is put back is no pool.
-MIN_IDLE_TIME = 1
 
 # Bytes in UTF-8. On the wire it is a hash; nobody types more, and a file with more is another one.
 MAX_PASSWORD = 1024
@@ -70,8 +67,8 @@ def pool_options(values: Values, given: Values) -> PoolOptions:
         values = values | {"m": 0}
     return PoolOptions(
         min_idle=checked_min_idle("-m", values["m"]),
-        check_interval=at_least(MIN_IDLE_TIME, values, "idle-check"),
-        idle_timeout=at_least(MIN_IDLE_TIME, values, "idle-timeout"),
+        check_interval=positive(values, "idle-check", DEFAULT_IDLE_CHECK),
+        idle_timeout=positive(values, "idle-timeout", DEFAULT_IDLE_TIMEOUT),
         reuse=not values["dr"],
     )
 

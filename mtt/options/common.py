@@ -68,6 +68,14 @@ def at_least(least: int, values: Values, name: str) -> Any:
     return value
 
 
+def positive(values: Values, name: str, default: str) -> float:
+    """The seconds of the option `name`, which must be more than none."""
+    seconds: float = values[name]
+    if seconds <= 0:
+        raise UsageError(f"-{name}: {seconds:g}s is not positive; the default is {default}")
+    return seconds
+
+
 def bind_address(values: Values) -> tuple[Endpoint | None, str]:
     """Where a server listens: exactly one of -b and -bind-unix."""
     path: str = values["bind-unix"]
@@ -182,8 +190,4 @@ def tls_min(values: Values) -> str:
 
 def tunnel_timeout(values: Values) -> float:
     """The seconds of -timeout."""
-    seconds: float = values["timeout"]
-    if seconds <= 0:
-        raise UsageError(f"-timeout: {seconds:g}s is not positive; the default is "
-                         f"{DEFAULT_TIMEOUT}")
-    return seconds
+    return positive(values, "timeout", DEFAULT_TIMEOUT)

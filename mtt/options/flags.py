@@ -41,6 +41,7 @@ _NANOSECONDS = {
     "m": 60 * 10**9,
     "h": 3600 * 10**9,
 }
+_DAY = {"d": 24 * 3600 * 10**9}
 
 # Go holds integers and durations (nanoseconds, so 292 years) in 64 bits and refuses the rest.
 _INT64 = 2**63
@@ -195,11 +196,13 @@ def parse_int(text: str) -> int:
     raise ValueError("an integer; write it like 4")
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, *, days: bool = False) -> float:
     """Seconds from a duration as Go's time.ParseDuration reads it: `300ms`, `1.5h`, `1h30m`.
 
-    Raises ValueError. Negative durations are valid here.
+    With `days` also `1d`, as in the files of sing-box. Raises ValueError. Negative durations are
+    valid here.
     """
+    units = _NANOSECONDS | _DAY if days else _NANOSECONDS
     sign, rest = (text[:1], text[1:]) if text[:1] in ("+", "-") else ("", text)
     wrong = ValueError("a duration; write it with a unit, like 300s, 5m or 1h30m")
     if rest == "0":
@@ -207,9 +210,9 @@ def parse_duration(text: str) -> float:
     total = position = 0
     while position < len(rest):
         part = _DURATION_PART.match(rest, position)
-        if part is None or part[3] not in _NANOSECONDS or not (part[1] or part[2]):
+        if part is None or part[3] not in units or not (part[1] or part[2]):
             raise wrong
-        unit, fraction = _NANOSECONDS[part[3]], (part[2] or "")[:_FRACTION_DIGITS]
+        unit, fraction = units[part[3]], (part[2] or "")[:_FRACTION_DIGITS]
         try:
             total += int(part[1] or 0) * unit
             total += int(fraction or 0) * unit // 10 ** len(fraction)

@@ -43,6 +43,8 @@ MAX_PACKET = 65535  # bytes, all sizes of a line together
 
 _MAX_STOP = 0xFFFFFFFF  # a uint32 in the reference, where -1 would be that
 
+_EXAMPLES = "write it like stop=8, 0=30-30 or 2=400-500,c,500-1000"
+
 
 class SchemeError(ValueError):
     """A scheme that is none, or that would break or flood a connection; `str()` names the line."""
@@ -124,10 +126,10 @@ def _check_line(number: int, line: str, key: str, values: dict[str, tuple[int, s
     if line.endswith("\r"):
         raise SchemeError(f"line {number} ends with CR and LF: save the file with LF alone")
     if key == line:
-        raise SchemeError(f"line {number} is not key=value: {_quoted(line)}")
+        raise SchemeError(f"line {number} is not key=value: {_quoted(line)}; {_EXAMPLES}")
     if key != "stop" and not _is_packet(key):
         raise SchemeError(
-            f"line {number}: {_quoted(key)} is neither stop nor the number of a packet"
+            f"line {number}: {_quoted(key)} is neither stop nor the number of a packet; {_EXAMPLES}"
         )
     if key in values:
         raise SchemeError(f"line {number}: {key} is in line {values[key][0]} already")

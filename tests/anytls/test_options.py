@@ -247,7 +247,7 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
         ("-s h:1 -p x -m 300", "-m: 300 is not from 0 to 256"),
         ("-s h:1 -p x -m -1", "-m: -1"),
         ("-s h:1 -p x -m 2 -dr", "-m keeps"),
-        ("-s h:1 -p x -idle-check 1ms", "-idle-check"),
+        ("-s h:1 -p x -idle-check -1ms", "-0.001s is not positive; the default is 30s"),
         ("-s h:1 -p x -idle-timeout 0", "-idle-timeout"),
         ("-s h:1 -p x -timeout 0", "-timeout"),
         ("-s h:1 -p x -user me", "-user needs -user-password-file"),
@@ -357,6 +357,31 @@ def test_users_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        '{"name": "a", "password": "x"}\n{"name": "b", "password": " y "}',
+        '# two\n{"name": "a", "password": "x"} // one\n\n{"name": "b", "password": " y "}\n',
+        'a:x\n{"name": "b", "password": " y "}\n',
+        '{"users": [{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]}',
+        '// users\n{\n  "users": [\n{"name": "a", "password": "x"},\n'
+        '{"name": "b", "password": " y "}\n]}\n',
+        '{"users": {"a": "x", "b": " y "}}',
+        '{"users":\n{\n  "a": "x",\n  "b": " y ",\n}}\n',
+        '[{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]',
+    ],
+)
+def test_users_in_any_json(content: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "users", content)
+    assert read_users("-users", path) == (User("a", "x"), User("b", " y "))
+
+
+def test_durations_below_a_second() -> None:
+    pool = client("-s", "h:1", "-p", "x", "-idle-check", "500ms", "-idle-timeout", "1ms").pool
+    assert (pool.check_interval, pool.idle_timeout) == (0.5, 0.001)
+    assert server("-p", "x", "-udp-timeout", "500ms").udp_timeout == 0.5
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         ("", "no users"),
@@ -370,8 +395,18 @@ def test_users_in_json(tmp_path: Path) -> None:
         ("a\x1b:s3cret\n", "control character"),
         ("a" * 300 + ":s3cret\n", "more than 255 bytes"),
         ('[{"name": "a", "password": 5}]', "[0]: name and password are strings"),
-        ('[{"name": "a", "passwd": "s3cret"}]', "[0] is not like"),
-        ('[{"name": "a", "password": "s3cret"}, "b"]', "[1] is not like"),
+        ('[{"name": "a", "passwd": "s3cret"}]', "[0]: not like"),
+        ('[{"name": "a", "password": "s3cret"}, "b"]', "[1]: not like"),
+        ('{"name": "a", "passwd": "s3cret"}', "line 1: not like"),
+        ('{"name": "a"}', "line 1: the password is empty"),
+        ('a:b\n{"name": "a", "password": "s3cret"}', "line 2: there is a user 'a' already"),
+        ('a:b\n{"name": "c", "password": "s3cret"', "line 2: no JSON"),
+        ('{"username": "c", "password": "s3cret"}', "line 1: not like"),
+        ('{"user": "c",\n"pass": "s3cret"}', "not like"),
+        ('{"users": [{"name": "a", "password": "x"}, 5]}', "line 1: users[1]: not like"),
+        ('{"users": [], "password": "s3cret"}', 'line 1: only "users"'),
+        ('{"users": {"a": ["s3cret"]}}', "line 1: users: name and password are strings"),
+        ('{"users": []}', "no users"),
         ('[{"name": "a", "password": "x"}, {"name": "a", "password": "s3cret"}]', "[1]: there is"),
         ('[{"name": "a"', "line 1, column"),
     ],
