@@ -10,12 +10,14 @@ and then, so that its caller can let others have their turn.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mtt.errors import UsageError
 from mtt.options.common import reachable
+from mtt.wire.http1 import MAX_HEAD
 from mtt_mu_server.decoding import SLICE, Arg, Refused, WrongTypeError, decode, integer
 from mtt_mu_server.records import Row, Statistics, User, fingerprint
 
@@ -28,6 +30,10 @@ ADD, DELETE, CLEAR, LIST, STATISTICS, PING = 1, 2, 3, 4, 5, 9
 PAGE_LIMIT = 1000
 
 _LIMITS = ("max_conns", "rate", "expires")
+
+# What clients do not send in a path: a query begins with the first, a fragment with the second, and
+# the server decodes the third.
+_NOT_IN_PATH = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
 
 
 @dataclass(slots=True)
@@ -149,6 +155,7 @@ def _rows(args: list[Arg]) -> Generator[None, None, dict[str, Row]]:
     known: dict[str, str] = {}
     for index, (path, dst, others) in enumerate(args):
         _check_path(index, path)
+        _check_reachable(index, path)
         if dst not in known:
             try:
                 reachable(f"args_bunch[{index}].dst", dst)
@@ -189,6 +196,20 @@ def _check_path(index: int, path: str) -> None:
         except UnicodeEncodeError:
             # Half of a character, as "\ud800": no request can ask for it.
             raise Refused(400, f"args_bunch[{index}].path: it is no valid text") from None
+
+
+def _check_reachable(index: int, path: str) -> None:
+    """Raise Refused if no client can ask for `path`. Users of old may have one, and be deleted."""
+    found = _NOT_IN_PATH.search(path)
+    if found is None and len(path) < MAX_HEAD:
+        return
+    if found is None:
+        reason = f"it is longer than a request may be ({MAX_HEAD} bytes)"
+    elif found[0] in "?#":
+        reason = f"clients cut it off at the {found[0]}, so it would never match; leave that out"
+    else:
+        reason = f"{found[0]} arrives percent-decoded, so it would never match; write it decoded"
+    raise Refused(400, f"args_bunch[{index}].path: {reason}")
 
 
 def _natural(name: str, value: Any) -> int:

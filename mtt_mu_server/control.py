@@ -35,6 +35,7 @@ BODY_TIMEOUT = 30.0
 # Between requests; the same as for the users' connections.
 KEEPALIVE_TIMEOUT = 60.0
 
+JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
 _REASONS = REASONS | {
@@ -49,12 +50,11 @@ class Answer(NamedTuple):
 
     status: int
     body: list[bytes]
-    content_type: str = TEXT
+    content_type: str = JSON
     headers: tuple[str, ...] = ()
 
-    def head(self, request: Request, *, close: bool) -> bytes:
-        """The head of the response to `request`, its lines in the order in which Go sends them."""
-        http11 = request.version >= (1, 1)
+    def head(self, *, http11: bool = True, close: bool) -> bytes:
+        """The head of the response, its lines in the order in which Go sends them."""
         lines = [
             f"HTTP/1.{int(http11)} {self.status} {_REASONS[self.status]}",
             *self.headers,
@@ -145,7 +145,8 @@ class Controller:
             await self._requests(channel)
         except HttpError as error:
             logger.warning("controller: %s: %s", peer_name(transport), error)
-            transport.write(error.answer)
+            answer = _error(error.status, error.reason)
+            transport.write(answer.head(close=True) + answer.body[0])
         except (MttError, TimeoutError) as error:
             reason = "timed out" if isinstance(error, TimeoutError) else error
             logger.warning("controller: %s: %s", peer_name(transport), reason)
@@ -189,7 +190,7 @@ class Controller:
         self._strangers.pop(channel.transport, None)
         if request.method in ("GET", "HEAD"):
             if request.path == "/healthz":
-                return Answer(200, [b"ok\n"]), unread
+                return Answer(200, [b"ok\n"], TEXT), unread
             if request.path == "/metrics":
                 pieces, content_type = await self._metrics()
                 return Answer(200, pieces, content_type), unread
@@ -205,7 +206,7 @@ class Controller:
 
     @staticmethod
     async def _send(channel: Channel, request: Request, answer: Answer, *, close: bool) -> None:
-        head = answer.head(request, close=close)
+        head = answer.head(http11=request.version >= (1, 1), close=close)
         if request.method == "HEAD":
             channel.transport.write(head)
         elif len(answer.body) == 1:

@@ -1,7 +1,8 @@
 """JSON as Go's encoding/json reads it into the original's structures. Pure.
 
-Keys match in any case, the last of equal ones wins, unknown ones are ignored, null is the same as
-nothing, an integer is written as one, and a wrong type anywhere spoils the whole.
+Keys match in any case, the last of equal ones wins, null is the same as nothing, an integer is
+written as one, and a wrong type anywhere spoils the whole. One thing is stricter: an unknown key is
+an error, for a limit with a typing error in its name would otherwise make an unlimited user.
 
 The entries of `args_bunch` are taken one by one, with turns for others in between: Python's decoder
 would take 20 ms for all that fit into a request.
@@ -14,6 +15,8 @@ import re
 from collections.abc import Generator, Iterator
 from typing import Any, NoReturn
 
+from mtt.options.flags import clipped
+
 # Entries between two turns for others: parsing and checking them takes about 1 ms.
 SLICE = 100
 
@@ -21,12 +24,14 @@ SLICE = 100
 INT64 = range(-(2**63), 2**63)
 
 _FIELDS = frozenset(("opt", "args_bunch", "disconnect", "offset", "limit"))
-_ARG_FIELDS = frozenset(("path", "dst", "max_conns", "rate", "expires"))
+# `id` does nothing: it lets the users of an answer be added as they were listed.
+_ARG_FIELDS = frozenset(("path", "dst", "max_conns", "rate", "expires", "id"))
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 # An entry of args_bunch: path, dst, and the other known fields as they came.
 Arg = tuple[str, str, dict[str, Any] | None]
+_NO_ARG: Arg = ("", "", None)
 
 
 class Refused(Exception):
@@ -40,11 +45,32 @@ class Refused(Exception):
         self.status = status
 
 
-class WrongTypeError(Refused):
+class FieldError(Refused):
+    """A field is at fault, in a request that is JSON."""
+
+
+class WrongTypeError(FieldError):
     """A field has a value of another type than it takes."""
 
     def __init__(self, name: str, wanted: str) -> None:
         super().__init__(400, f"{name}: not {wanted}")
+
+
+class UnknownFieldError(FieldError):
+    """There is no such field, or not where it stands."""
+
+    def __init__(self, prefix: str, key: str) -> None:
+        from difflib import get_close_matches  # slow to import, and mostly not needed
+
+        known, others = (_ARG_FIELDS, _FIELDS) if prefix else (_FIELDS, _ARG_FIELDS)
+        name = clipped(key.casefold())
+        if name in others:
+            hint = "it stands beside args_bunch" if prefix else "it stands in entries of args_bunch"
+        elif similar := get_close_matches(name, known, 1):
+            hint = f"did you mean {similar[0]}?"
+        else:
+            hint = f"there are {', '.join(sorted(known))}"
+        super().__init__(400, f"{prefix}{clipped(key)}: no such field here; {hint}")
 
 
 class _Object(list[tuple[str, Any]]):
@@ -139,11 +165,15 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
         if value is not None:
             raise Refused(400, "the request is not a JSON object")
         return fields
-    wrong: Refused | None = None  # told only if the rest is JSON
+    wrong: FieldError | None = None  # the first one, told only if the rest is JSON
     for key in scanner.members():
         name = _field(key, _FIELDS)
         try:
-            if name != "args_bunch":
+            if name not in _FIELDS:
+                scanner.value()
+                if wrong is None:
+                    raise UnknownFieldError("", key)
+            elif name != "args_bunch":
                 value = scanner.value()
                 if value is not None:
                     fields[name] = integer("opt", value) if name == "opt" else value
@@ -151,10 +181,10 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
                 args: list[Arg] = []
                 for entry in scanner.elements():
                     try:
-                        args.append(_arg(len(args), entry))
-                    except WrongTypeError as error:
-                        wrong = wrong or error
-                        args.append(("", "", None))
+                        args.append(_arg(len(args), entry) if wrong is None else _NO_ARG)
+                    except FieldError as error:
+                        wrong = error
+                        args.append(_NO_ARG)
                     if len(args) % SLICE == 0:
                         yield
                 fields[name] = args
@@ -162,7 +192,7 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
                 fields.pop(name, None)
             else:
                 raise WrongTypeError(name, "an array")
-        except WrongTypeError as error:
+        except FieldError as error:
             wrong = wrong or error
     scanner.end()
     if wrong is not None:
@@ -177,13 +207,15 @@ def _field(key: str, known: frozenset[str]) -> str:
 
 def _arg(index: int, entry: Any) -> Arg:
     if entry is None:
-        return "", "", None
+        return _NO_ARG
     if not isinstance(entry, _Object):
         raise WrongTypeError(f"args_bunch[{index}]", "an object")
     path = dst = ""
     others: dict[str, Any] | None = None
     for key, value in entry:
         name = _field(key, _ARG_FIELDS)
+        if name not in _ARG_FIELDS:
+            raise UnknownFieldError(f"args_bunch[{index}].", key)
         if value is None:
             continue
         if name == "path" or name == "dst":
@@ -193,7 +225,7 @@ def _arg(index: int, entry: Any) -> Arg:
                 path = value
             else:
                 dst = value
-        elif name in _ARG_FIELDS:
+        else:
             others = others or {}
             others[name] = value
     return path, dst, others

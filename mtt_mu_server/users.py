@@ -266,12 +266,13 @@ class Users:
 
     def page(self, offset: int, limit: int) -> list[User]:
         """Users in the order in which they were added."""
-        rows = islice(self._rows.items(), offset, offset + limit)
-        return [User(path, *row) for path, row in rows]
+        rows = self._rows
+        return [User(path, *rows[path]) for path in self.paths(offset, limit)]
 
     def paths(self, offset: int, limit: int) -> list[str]:
         """The paths of `page`."""
-        return list(islice(self._rows, offset, offset + limit))
+        start = min(offset, len(self._rows))  # islice takes nothing beyond 63 bits
+        return list(islice(self._rows, start, start + limit))
 
     @property
     def rows(self) -> dict[str, Row]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mtt.wire.http1 import MAX_HEAD
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Command, Delete, Page, Ping
 from mtt_mu_server.decoding import SLICE, Refused
@@ -47,10 +48,9 @@ def refusal(body: bytes | str | dict[str, Any]) -> tuple[int, str]:
         ('{"opt":1,"args_bunch":[{"path":"/q","path":"/p","dst":"g:1","dst":"h:1"}]}',
          Add({"/p": ROW})),
         ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1","path":null}]}', Add({"/p": ROW})),
-        ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1","x":[{"path":3}]}],"y":{"opt":[]}}',
-         Add({"/p": ROW})),
-        ('{"opt":1,"args_bunch":[{"path":"/\\u00e4 ?#+%41","dst":"[::1]:1"}]}',
-         Add({"/\u00e4 ?#+%41": ("[::1]:1", 0, 0, 0)})),
+        ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1","id":"as listed"}]}', Add({"/p": ROW})),
+        ('{"opt":1,"args_bunch":[{"path":"/\\u00e4 +%4x%","dst":"[::1]:1"}]}',
+         Add({"/\u00e4 +%4x%": ("[::1]:1", 0, 0, 0)})),
         ('{"opt":1,"args_bunch":[{"path":"/p","dst":"a|b:1","max_conns":2,"rate":3,"expires":4}]}',
          Add({"/p": ("a|b:1", 2, 3, 4)})),
         ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1","rate":null,"expires":0}]}',
@@ -74,8 +74,10 @@ def refusal(body: bytes | str | dict[str, Any]) -> tuple[int, str]:
         ('{"opt":3,"opt":9}', Ping()),
         ('{"opt":3,"OPT":9}', Ping()),
         ('{"opt":9,"disconnect":"ignored here","limit":"too"}', Ping()),
-        ('{"opt":9,"big":' + "9" * 5000 + "}", Ping()),
-        ('{"opt":9,"":1e999,"x":-0.0}', Ping()),
+        ('{"opt":9,"offset":' + "9" * 5000 + "}", Ping()),
+        ('{"opt":9,"offset":1e999,"limit":-0.0}', Ping()),
+        ('{"opt":2,"args_bunch":[{"path":"/a?b"}]}', Delete(["/a?b"], False)),
+        ('{"opt":4,"offset":9223372036854775807}', Page(False, 2**63 - 1, 1000)),
     ],
 )  # fmt: skip
 def test_commands(body: str, command: Command) -> None:
@@ -148,6 +150,57 @@ def test_one_bad_user_spoils_the_request(field: str, value: Any) -> None:
     assert reason.startswith(f"args_bunch[1].{field}: ")
 
 
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1","max_con":1}]}',
+         "args_bunch[0].max_con: no such field here; did you mean max_conns?"),
+        ('{"opt":1,"args_bunch":[{},{"expire":1}]}',
+         "args_bunch[1].expire: no such field here; did you mean expires?"),
+        ('{"opt":2,"args_bunch":[{"path":"/p","dsts":null}]}',
+         "args_bunch[0].dsts: no such field here; did you mean dst?"),
+        ('{"opt":1,"args_bunch":[{"path":"/p","dst":"h:1"}],"Max_Conns":1}',
+         "Max_Conns: no such field here; it stands in entries of args_bunch"),
+        ('{"opt":2,"args_bunch":[{"path":"/p","disconnect":true}]}',
+         "args_bunch[0].disconnect: no such field here; it stands beside args_bunch"),
+        ('{"opt":9,"zzzz":[]}', "zzzz: no such field here; "
+         "there are args_bunch, disconnect, limit, offset, opt"),
+        ('{"opt":9,"x":{"deep":[1]},"y":2}', "x: no such field here; "
+         "there are args_bunch, disconnect, limit, offset, opt"),
+    ],
+)  # fmt: skip
+def test_unknown_fields_are_named(body: str, error: str) -> None:
+    assert refusal(body) == (400, error)
+
+
+def test_a_long_unknown_field_is_cut() -> None:
+    assert len(refusal({"opt": 9, "x" * 100_000: 1})[1]) < 300
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/a?b", "cut it off at the ?"),
+        ("/?", "cut it off at the ?"),
+        ("/a#b", "cut it off at the #"),
+        ("/%61", "%61 arrives percent-decoded"),
+        ("/a%2Fb", "%2F arrives percent-decoded"),
+        ("/" + "a" * MAX_HEAD, "longer than a request"),
+    ],
+)
+def test_a_path_that_never_matches_is_refused(path: str, words: str) -> None:
+    good = {"path": "/p", "dst": "h:1"}
+    status, reason = refusal({"opt": 1, "args_bunch": [good, {"path": path, "dst": "h:1"}]})
+    assert status == 400
+    assert reason.startswith("args_bunch[1].path: ")
+    assert words in reason
+
+
+def test_listed_users_can_be_added_again() -> None:
+    listed = json.loads(api.users_answer(1, [User("/b", "h:2", 1, 2, 3)]))["users"]
+    assert parse({"opt": 1, "args_bunch": listed}) == Add({"/b": ("h:2", 1, 2, 3)})
+
+
 @pytest.mark.parametrize("path", ["", "p"])
 def test_a_path_to_delete_starts_with_a_slash(path: str) -> None:
     status, reason = refusal({"opt": 2, "args_bunch": [{"path": "/p"}, {"path": path}]})
@@ -217,9 +270,9 @@ def test_any_bytes_give_a_command_or_a_reason() -> None:
     ]
     chance = random.Random(9)
     commands = 0
-    for _ in range(6000):
+    for _ in range(9000):
         body = bytearray(chance.choice(seeds))
-        for _ in range(chance.randint(1, 4)):
+        for _ in range(chance.randint(1, 3)):
             at = chance.randrange(len(body) + 1)
             body[at : at + chance.randint(0, 3)] = chance.choice(
                 [b"", b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"9", chance.randbytes(2)]
@@ -247,6 +300,6 @@ def test_same_as_the_standard_decoder_on_whole_documents() -> None:
         return {chance.choice("abc"): some(depth - 1) for _ in range(chance.randrange(4))}
 
     for _ in range(500):
-        document = {"x": some(3), "opt": 9, "y": some(3)}
+        document = {"offset": some(3), "opt": 9, "limit": some(3)}
         text = json.dumps(document, indent=chance.choice([None, 1]), ensure_ascii=False)
         assert parse(text) == Ping()

@@ -226,6 +226,8 @@ def test_pages(users: Users) -> None:
     assert users.paths(0, 10) == ["/a", "/b", "/c"]
     assert users.page(1, 1) == [User("/b", "h:2", 0, 0, 1010)]
     assert users.page(3, 5) == []
+    for offset in (2**63 - 2, 2**63 - 1):
+        assert users.page(offset, 1000) == users.paths(offset, 1000) == []
 
 
 async def test_a_rate_is_shared_and_follows_changes(users: Users) -> None:
