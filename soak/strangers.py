@@ -18,6 +18,7 @@ from soak.mutation import mutated
 from soak.parsers import FRAMES, STREAMS, UPGRADE, UPGRADED
 from soak.talk import LOOPBACK
 from tests.support.certs import Certs
+from tests.support.contexts import bare_context, trusting_context
 
 # Strangers at a time, for each port, and how long each stays if nobody closes the connection.
 STRANGERS = 4
@@ -30,8 +31,8 @@ GREETING = b"an honest client says this"
 
 def contexts(certs: Certs) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """For a client that trusts the server's certificate, and for a server that has it."""
-    trusting = ssl.create_default_context(cafile=certs.ca)
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trusting = trusting_context(certs.ca)
+    serving = bare_context(ssl.PROTOCOL_TLS_SERVER)
     serving.load_cert_chain(certs.cert, certs.key)
     return trusting, serving
 
@@ -111,7 +112,7 @@ def tunnel(mode: str, rng: random.Random | None = None) -> list[bytes]:
 def client_hello() -> bytes:
     """What a TLS client says first."""
     out = ssl.MemoryBIO()
-    context = ssl.create_default_context()
+    context = trusting_context()
     client = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="test.local")
     with contextlib.suppress(ssl.SSLWantReadError):
         client.do_handshake()

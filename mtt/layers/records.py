@@ -106,10 +106,10 @@ class Records:
             pass
         except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
             self.eof = True
-        except ssl.SSLEOFError:
-            self.error = NetworkError("cut off: the connection ended without TLS close_notify")
         except ssl.SSLError as error:
             self.error = error
+            if _is_cut(error):
+                self.error = NetworkError("cut off: the connection ended without TLS close_notify")
         return filled
 
     def write(self, data: Data | bytearray, head: bytes = b"") -> bytes:
@@ -154,3 +154,11 @@ class Records:
             held, self.stash = self.stash, b""
             data, more = self.read()
             self.stash = held + data
+
+
+def _is_cut(error: ssl.SSLError) -> bool:
+    """Whether TCP ended before close_notify.
+
+    Early CPython 3.11 (Debian 12 has it) has no class of its own for what OpenSSL 3 says then.
+    """
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"

@@ -16,6 +16,7 @@ from tests.anytls.proxying import client_for, reply_of
 from tests.anytls.serving import empty, server_for
 from tests.anytls.test_client import GENERAL, nothing_open
 from tests.support.certs import Certs
+from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls
 from tests.support.metrics import failures, parse, short
 from tests.support.tunnels import (
@@ -50,7 +51,7 @@ async def refusing(certs: Certs, how: str) -> AsyncIterator[int]:
             yield port_of(server)
         return
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs.cert, certs.key)
 
     async def reference(connection: Tcp) -> None:

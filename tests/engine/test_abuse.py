@@ -16,6 +16,7 @@ from mtt.layers.tls import TlsLayer
 from mtt.server import Server
 from mtt.wire.http1 import MAX_HEAD
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.gopeer import (
     CLOSE,
     FIN,
@@ -130,9 +131,7 @@ async def test_random_bytes_inside_the_tunnels_own_framing(mode: str, certs: Cer
 @in_every_mode
 async def test_a_handshake_that_breaks_off_anywhere(mode: str, certs: Certs) -> None:
     hello = ssl.MemoryBIO()
-    client = ssl.create_default_context().wrap_bio(
-        ssl.MemoryBIO(), hello, server_hostname=certs.name
-    )
+    client = trusting_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname=certs.name)
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
     data = hello.read()
@@ -158,7 +157,7 @@ async def test_plain_http_on_the_tls_port_gets_gos_answer(mode: str, certs: Cert
 async def test_a_tls_client_on_a_server_without_tls(mode: str, certs: Certs) -> None:
     with logged() as lines:
         async with besieged(mode, certs, **{"disable-tls": True}) as server:
-            context = ssl.create_default_context(cafile=certs.ca)
+            context = trusting_context(certs.ca)
             async with Tls(await connect(port_of(server)), context, name=certs.name) as stranger:
                 with pytest.raises(ssl.SSLError):
                     await stranger.handshake()

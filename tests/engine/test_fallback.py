@@ -10,6 +10,7 @@ import pytest
 from mtt.http import server as http_server
 from mtt.wire import upgrade
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -50,7 +51,7 @@ class Site:
 
 
 async def visit(port: int, certs: Certs) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     return await asyncio.open_connection(
         "127.0.0.1", port, ssl=context, server_hostname=certs.name
     )

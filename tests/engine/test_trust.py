@@ -14,6 +14,7 @@ import pytest
 
 from mtt.trust import reload
 from tests.support.certs import Authority, Certs, pem
+from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls
 from tests.support.tunnels import (
     SOON,
@@ -168,7 +169,7 @@ async def test_every_suite_of_go_with_tls_1_2(suite: str, certs: Certs, tmp_path
     given = ours(certs)
     if "RSA" in suite:
         given = rsa_pair(tmp_path)
-    go = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    go = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     go.check_hostname = False
     go.verify_mode = ssl.CERT_NONE
     go.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -187,7 +188,7 @@ async def test_every_suite_of_go_with_tls_1_2(suite: str, certs: Certs, tmp_path
 
 @pytest.mark.parametrize("suite", ["AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256", "DHE"])
 async def test_no_suite_without_forward_secrecy_or_aead(suite: str, certs: Certs) -> None:
-    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     old.maximum_version = ssl.TLSVersion.TLSv1_2
     old.set_ciphers(suite)
     async with (

@@ -8,6 +8,7 @@ import ssl
 
 import pytest
 
+from mtt.errors import NetworkError
 from mtt.layers.reads import LARGE_READ, READ_SIZE
 from mtt.layers.records import BIO_SIZE, Records
 from tests.support.certs import Certs
@@ -28,6 +29,16 @@ def pair(certs: Certs) -> tuple[Records, Records]:
             other.incoming.write(one.outgoing.read())
     client.read()  # the session tickets
     return client, server
+
+
+class Failing:
+    """A TLS object that fails to read."""
+
+    def __init__(self, error: ssl.SSLError) -> None:
+        self._error = error
+
+    def read(self, *_: object) -> int:
+        raise self._error
 
 
 def read(records: Records, arrived: bytes) -> tuple[bytes, bool]:
@@ -124,3 +135,25 @@ def test_a_broken_record_is_an_error_behind_what_came_before(certs: Certs) -> No
     assert read(server, whole + broken)[0] == b"whole"
     assert isinstance(server.error, ssl.SSLError)
     assert server.outgoing.pending  # the alert
+
+
+def test_a_cut_is_reported_behind_what_came_before(certs: Certs) -> None:
+    client, server = pair(certs)
+    server.incoming.write(client.write(b"whole"))
+    server.incoming.write_eof()
+    assert bytes(server.read()[0]) == b"whole"
+    assert not server.eof
+    assert isinstance(server.error, NetworkError)
+    assert str(server.error).startswith("cut off:")
+
+
+@pytest.mark.parametrize("own_class", [True, False])
+def test_a_cut_is_recognised_on_every_python(own_class: bool, certs: Certs) -> None:
+    _, server = pair(certs)
+    # CPython 3.11.2 raises the general class.
+    error = ssl.SSLEOFError() if own_class else ssl.SSLError()
+    error.reason = "UNEXPECTED_EOF_WHILE_READING"
+    server.ssl = Failing(error)
+    assert read(server, b"")[0] == b""
+    assert isinstance(server.error, NetworkError)
+    assert str(server.error).startswith("cut off:")

@@ -21,6 +21,7 @@ from mtt.trust import certificates
 from mtt.trust.identity import check_pin
 from tests.support.certs import Certs
 from tests.support.clock import Clock
+from tests.support.contexts import bare_context
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
@@ -114,7 +115,7 @@ async def test_the_alert_is_really_sent(certs: Certs) -> None:
 
 
 async def test_old_versions_get_a_protocol_version_alert(certs: Certs) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = ssl.TLSVersion.TLSv1
@@ -231,7 +232,7 @@ async def test_time_stops_when_the_handshake_is_over(
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_an_unknown_authority(version: ssl.TLSVersion, certs: Certs) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(certs.other_ca)
     context.maximum_version = version
     one, near = client(certs, context=context)

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import ssl
 import stat
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from mtt_mu_server import channel, control
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import Panel, multi_user_server
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.tunnels import eventually, logged
 
 PING = b'{"opt":9}'
@@ -241,7 +241,7 @@ async def test_in_public_with_token_and_tls(certs: Certs, tmp_path: Path) -> Non
     token = tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     given = {"c": "0.0.0.0:0", "c-token-file": str(token), "c-cert": certs.cert,
              "c-key": certs.key}  # fmt: skip
     with logged() as lines:

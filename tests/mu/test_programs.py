@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 from tests.mu.panel import multi_user_server
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.processes import ROOT, Processes, listening, run
 from tests.support.programs import require_program
 from tests.support.tunnels import echo, port_of, serving
@@ -111,7 +111,7 @@ async def test_the_client_of_the_package_websockets(certs: Certs) -> None:
     websockets = pytest.importorskip("websockets")
     from websockets.asyncio.client import connect
 
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     async with serving(echo) as there, multi_user_server(certs) as (server, panel):
         await panel.add("/a", there.port)
         url = f"wss://{certs.name}:{port_of(server)}"

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.contexts import bare_context
 from tests.support.metrics import parse, short
 from tests.support.processes import ROOT, Processes, eventually, listening
 from tests.support.workers import (
@@ -102,7 +103,7 @@ class Server:
     def upgrade(self, path: str) -> int:
         """The status that a WebSocket request for `path` gets."""
         # Not create_default_context(), which reads all authorities of the system each time.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with connect(self.port) as raw, context.wrap_socket(raw) as client:
             client.sendall(

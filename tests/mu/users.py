@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from mtt_mu_server.server import MultiUserServer
 from tests.mu.panel import Panel
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.tunnels import (
     Tcp,
     client_of,
@@ -65,7 +65,7 @@ async def upgrade(
     server: MultiUserServer, certs: Certs, path: str, *, send: bytes = b"", read: int = 11
 ) -> tuple[bytes, bytes]:
     """What a WebSocket client of our own making gets: the head, and the first bytes after it."""
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     reader, writer = await asyncio.open_connection(
         "127.0.0.1", port_of(server), ssl=context, server_hostname=certs.name
     )

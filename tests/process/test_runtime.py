@@ -22,7 +22,7 @@ from tests.support.systemd import Manager
 ROOT = Path(__file__).parents[2]
 
 # A service that tells what is done with it.
-PROGRAM = """
+PROGRAM = r"""
 import asyncio, os, sys, time
 from mtt import log
 from mtt.options import process
@@ -30,23 +30,28 @@ from mtt.process import runtime
 from mtt.process import systemd
 log.setup("debug", "prog")
 
+def tell(text):
+    # Not print(): a signal handler may run inside another print(), and BufferedWriter refuses
+    # calls from within itself.
+    os.write(1, text.encode() + b"\n")
+
 class Service(runtime.Service):
     tunnels = %(tunnels)d
     addresses = ["127.0.0.1:1"]
     async def start(self):
-        print("start", flush=True)
+        tell("start")
         %(start)s
         # Not printed here: the first signal is for close() only when start() has returned.
-        asyncio.get_running_loop().call_soon(lambda: print("started", flush=True))
+        asyncio.get_running_loop().call_soon(lambda: tell("started"))
     async def drain(self):
-        print("drain", flush=True)
+        tell("drain")
         %(drain)s
     async def close(self):
-        print("close", flush=True)
+        tell("close")
         %(close)s
-        print("closed", flush=True)
+        tell("closed")
     def cleanup(self):
-        print("cleanup", flush=True)
+        tell("cleanup")
         %(cleanup)s
 
 runtime.CLOSE_LIMIT = %(limit)s
@@ -173,7 +178,7 @@ def test_a_plugin_is_gone_at_once(number: int, program: Programs) -> None:
 def test_a_plugin_is_gone_even_when_its_loop_is_busy(program: Programs) -> None:
     busy = (
         "asyncio.get_running_loop().call_later("
-        "0.01, lambda: [print('busy', flush=True), time.sleep(60)])"
+        "0.01, lambda: [tell('busy'), time.sleep(60)])"
     )
     with program(plugin=True, start=busy) as process:
         expect(process, "start", "started", "busy")
@@ -257,7 +262,7 @@ def test_a_loop_that_hangs_gives_no_sign_of_life(program: Programs, tmp_path: Pa
 
 
 def test_sighup_reloads(program: Programs) -> None:
-    again = "type(self).reload = lambda self: print('reload', flush=True)"
+    again = "type(self).reload = lambda self: tell('reload')"
     with program(start=again) as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGHUP)

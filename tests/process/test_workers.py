@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.metrics import parse, short
 from tests.support.processes import (
     ROOT,
@@ -200,7 +201,7 @@ def test_all_workers_have_one_identity_and_resume_sessions_of_each_other(
     processes: Processes, echo: Echo
 ) -> None:
     server = Server(processes, echo)
-    context = ssl.create_default_context()
+    context = trusting_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # has its ticket when the handshake is over
     certificates = set()

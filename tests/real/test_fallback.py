@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import ssl
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from tests.real.destinations import PAGE, Site
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.processes import ROOT, Processes, free_port, listening, run
 from tests.support.programs import require_program
 
@@ -140,7 +140,7 @@ def test_the_tunnel_works_beside_the_site(
 def test_no_alpn_but_http_1_1_is_ever_agreed_on(server_port: int, certs: Certs) -> None:
     import socket
 
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     context.set_alpn_protocols(["h2", "http/1.1"])
     with (
         socket.create_connection(("127.0.0.1", server_port)) as tcp,

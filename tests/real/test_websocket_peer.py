@@ -21,6 +21,7 @@ from tests.real.destinations import (
 )
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
+from tests.support.contexts import bare_context, trusting_context
 from tests.support.processes import Process, Processes
 
 pytest.importorskip("websockets.sync.server", reason="the package 'websockets' is not installed")
@@ -46,7 +47,7 @@ def connected(processes: Processes, certs: Certs, destination: str) -> Iterator[
     with connect(
         f"wss://{certs.name}:{port}{PATH}",
         sock=socket.create_connection(("127.0.0.1", port), timeout=SOCKET_TIMEOUT),
-        ssl=ssl.create_default_context(cafile=certs.ca),
+        ssl=trusting_context(certs.ca),
         subprotocols=[SMUX_OFF],
         open_timeout=SOCKET_TIMEOUT,
         close_timeout=SOCKET_TIMEOUT,
@@ -143,7 +144,7 @@ def test_their_close_code_reaches_the_destination(
 @contextlib.contextmanager
 def serving(certs: Certs, handler: Callable[[ServerConnection], None]) -> Iterator[int]:
     """Their server; the port."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs.cert, certs.key)
     with serve(
         handler, "127.0.0.1", 0, ssl=context, subprotocols=[SMUX_OFF],

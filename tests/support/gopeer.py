@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.certs import Certs
+from tests.support.contexts import trusting_context
 from tests.support.tunnels import Tcp, connect
 
 SYN, FIN, PSH, NOP = 0, 1, 2, 3
@@ -78,6 +79,10 @@ class Tls(Tcp):
                 await self._more()
             except ssl.SSLZeroReturnError:
                 self._done = True
+            except ssl.SSLError as error:
+                if error.reason == "UNEXPECTED_EOF_WHILE_READING":  # early CPython 3.11
+                    raise ssl.SSLEOFError(*error.args) from None
+                raise
         return b""
 
     async def finish(self) -> None:
@@ -111,7 +116,7 @@ class Tls(Tcp):
 
 async def tls_connect(port: int, certs: Certs, *, alpn: list[str] | None = None) -> Tls:
     """Connect as the Go client does: verified, with SNI, without ALPN unless given."""
-    context = ssl.create_default_context(cafile=certs.ca)
+    context = trusting_context(certs.ca)
     if alpn:
         context.set_alpn_protocols(alpn)
     tls = Tls(await connect(port), context, name=certs.name)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 
 from tests.support.certs import Certs
+from tests.support.contexts import bare_context
 from tests.support.gopeer import (
     COPY_SIZE,
     FIN,
@@ -203,7 +204,7 @@ async def go_relay(one: Tcp, other: Tcp) -> None:
 async def go_server(mode: str, destination: int, certs: Certs) -> AsyncIterator[GoServer]:
     """A Go mtt-server in front of a port of this machine."""
     server = GoServer(mode, destination)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs.cert, certs.key)
 
     async def serve(tcp: Tcp) -> None:

@@ -21,13 +21,14 @@ from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
+from tests.support.contexts import bare_context
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
 
 
 def server_context(
     certs: Certs, version: ssl.TLSVersion | None = None, alpn: list[str] | None = None
 ) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs.cert, certs.key)
     return _limited(context, version, alpn)
 
@@ -35,7 +36,7 @@ def server_context(
 def client_context(
     certs: Certs, version: ssl.TLSVersion | None = None, alpn: list[str] | None = None
 ) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(certs.ca)
     return _limited(context, version, alpn)
 
