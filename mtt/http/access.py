@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from mtt.net.address import is_ip, is_loopback
+from mtt.wire.addresses import AddressError, unbracketed
 from mtt.wire.http1 import Request
 
 FORBIDDEN, UNAUTHORIZED = 403, 401
@@ -52,8 +53,10 @@ class Access:
     def _is_ours(self, authority: str) -> bool:
         # The port does not matter: it is another one where a tunnel leads here, as `ssh -L`.
         host = re.sub(r":[0-9]*$", "", authority).lower()
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
+        try:
+            host = unbracketed(host)
+        except AddressError:
+            return False
         if host in ("", "localhost") or host in self._hosts or is_loopback(host):
             return True  # without a name only HTTP/1.0 and hand-made requests come
         return (self._any_address and is_ip(host)) or f"*.{host.partition('.')[2]}" in self._hosts

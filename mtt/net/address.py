@@ -6,6 +6,7 @@ import ipaddress
 from typing import NamedTuple
 
 from mtt.errors import UsageError
+from mtt.wire.addresses import AddressError, unbracketed
 
 
 class Endpoint(NamedTuple):
@@ -70,15 +71,16 @@ def endpoint(hosts: str, port: str) -> Endpoint:
     parsed = []
     for host in hosts.split("|"):
         host = host.strip()
-        if host.startswith("[") and host.endswith("]"):
-            host = host[1:-1]
-            if not is_ip(host):
-                raise ValueError(f"{_shown(host)} is not an IPv6 address")
-        elif ":" in host and not is_ip(host):
+        try:
+            bare = unbracketed(host)
+        except AddressError:
+            inner = _shown(host[1:].removesuffix("]"))
+            raise ValueError(f"{inner} is not an IPv6 address") from None
+        if ":" in bare and not is_ip(bare):
             raise ValueError(f"{_shown(host)} is not a host")
-        if any(c in host for c in " /@\\\0"):
+        if any(c in bare for c in " /@\\\0"):
             raise ValueError(f"{_shown(host)} is not a host")
-        parsed.append(host)
+        parsed.append(bare)
     return Endpoint(tuple(parsed), parse_port(port.strip()))
 
 

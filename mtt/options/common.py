@@ -8,6 +8,7 @@ from typing import Any
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint, is_ip, parse_endpoint
 from mtt.options.flags import Flag, Values, quoted
+from mtt.wire.addresses import AddressError, unbracketed
 
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
@@ -143,12 +144,12 @@ def host_name(option: str, name: str) -> str:
     It ends up in SNI, in a Host header and in certificates, none of which can carry a zone,
     brackets, or the dot that marks a name as complete (RFC 6066, section 3).
     """
-    bare = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-    if is_ip(bare):
-        return bare.partition("%")[0]
     try:
+        bare = unbracketed(name)
+        if is_ip(bare):
+            return bare.partition("%")[0]
         ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
-    except UnicodeError:
+    except (AddressError, UnicodeError):
         ascii_name = ""
     ascii_name = ascii_name.removesuffix(".")
     if not _HOST_NAME.fullmatch(ascii_name):

@@ -55,6 +55,7 @@ from mtt.options.common import (
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.wire.addresses import unbracketed
 
 DEFAULT_MAX_STREAM = 4
 
@@ -362,11 +363,10 @@ def _dns_server(text: str) -> tuple[str, int] | None:
     if is_ip(text):
         return text, DNS_PORT
     if match := _DNS_SERVER.fullmatch(text):
-        host = match[1].strip("[]")
         try:
-            port = parse_port(match[2] or str(DNS_PORT))
+            host, port = unbracketed(match[1]), parse_port(match[2] or str(DNS_PORT))
         except ValueError:
-            port = 0
+            host, port = "", 0
         if is_ip(host) and port:
             return host, port
     raise UsageError(

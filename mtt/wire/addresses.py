@@ -5,8 +5,8 @@
 Big-endian. An address is a host and a port here: the host is an IP literal in its usual form,
 without brackets, or a domain name, which goes over the wire as UTF-8 and is for whoever resolves
 it to judge. IPv6 addresses with an IPv4 address mapped into them (RFC 4291, 2.5.5.2) are that
-IPv4 address, and names that are IP literals are addresses: whoever filters by address must see
-what will be connected to.
+IPv4 address, and names that are IP literals are addresses, also in brackets, as some clients send
+them: whoever filters by address must see what will be connected to.
 """
 
 from __future__ import annotations
@@ -61,6 +61,19 @@ def _packed(host: str) -> bytes | None:
     return address.packed if mapped is None else bytes(mapped.packed)
 
 
+def unbracketed(host: str) -> str:
+    """`host` without the brackets in which IPv6 literals stand before a port (RFC 3986, 3.2.2).
+
+    Other hosts are returned as they are. Raises AddressError if brackets hold anything else.
+    """
+    if host[:1] != "[":
+        return host
+    literal = host[1:-1]
+    if host[-1:] != "]" or ":" not in literal or _packed(literal) is None:
+        raise AddressError("no IPv6 address in the brackets")
+    return literal
+
+
 def _check_name(name: str) -> None:
     # A name with a NUL, a blank or a line break resolves nowhere and would only spoil logs.
     if not name.isprintable() or " " in name:
@@ -70,11 +83,14 @@ def _check_name(name: str) -> None:
 def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
     """`host` (IP literal or name) and `port` on the wire.
 
+    Brackets around an IPv6 literal are left out.
+
     Raises AddressError when the host is empty, longer than 255 bytes or holds blanks or control
     characters, or the port is none.
     """
     if not 0 <= port <= 0xFFFF:
         raise AddressError(f"{port} is not a port")
+    host = unbracketed(host)
     packed = _packed(host)
     if packed is not None:
         kind = types.ipv4 if len(packed) == 4 else types.ipv6
@@ -132,7 +148,7 @@ def _name(raw: bytes, allow_empty: bool) -> str:
         name = raw.decode()
     except UnicodeDecodeError:
         raise AddressError("a domain name that is not UTF-8") from None
-    packed = _packed(name)
+    packed = _packed(unbracketed(name))
     if packed is not None:
         return _literal(packed)
     _check_name(name)

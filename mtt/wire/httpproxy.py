@@ -89,16 +89,12 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
         raise HttpError(400, "malformed port in the request target", public=True)
     try:
         # There and back: one form of every address, as from SOCKS clients.
-        address = addresses.decode(addresses.encode(host.strip("[]"), port))
+        address = addresses.decode(addresses.encode(host, port))
     except AddressError:
         address = None
-    if address is None or (host[:1] == "[" and not _is_ipv6(host[1:-1])):
+    if address is None:
         raise HttpError(400, "malformed host in the request target", public=True)
     return address[:2]
-
-
-def _is_ipv6(literal: str) -> bool:
-    return ":" in literal and addresses.encode(literal, 0)[0] != addresses.SOCKS.domain
 
 
 def _forwarded(request: Request, authority: str, rest: str) -> bytes:

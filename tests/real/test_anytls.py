@@ -12,9 +12,9 @@ import pytest
 
 from mtt.layers.anytls_heads import PREAMBLE_TIME
 from mtt.wire.dns import build_query, parse_response
-from tests.anytls.test_association import Udp, ask
 from tests.net.fake_dns import fake_dns, holding
 from tests.proxy.clients import socks5
+from tests.proxy.test_association import Udp, ask
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, Destination, Site, payload, read_to_end, speak_and_close
 from tests.support.certs import Certs

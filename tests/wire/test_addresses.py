@@ -43,6 +43,8 @@ SAME = [
     ("name that is an IPv4 literal", b"\3\x09127.0.0.1\0\x50".hex(), "127.0.0.1"),
     ("name that is an IPv6 literal", b"\3\x0d2001:DB8:0::1\0\x50".hex(), "2001:db8::1"),
     ("name that is a mapped literal", b"\3\x10::ffff:127.0.0.1\0\x50".hex(), "127.0.0.1"),
+    ("IPv6 literal in brackets", b"\3\x0d[2001:db8::1]\0\x50".hex(), "2001:db8::1"),
+    ("mapped literal in brackets", b"\3\x12[::ffff:127.0.0.1]\0\x50".hex(), "127.0.0.1"),
     ("literal with a zone", b"\3\x0cfe80::1%eth0\0\x50".hex(), "fe80::1"),
 ]
 
@@ -54,7 +56,8 @@ def test_an_address_has_one_form(wire: str, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "same"), [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::1")]
+    ("host", "same"),
+    [("::ffff:192.0.2.1", "192.0.2.1"), ("fe80::1%eth0", "fe80::1"), ("[::1]", "::1")],
 )
 def test_an_address_is_sent_in_one_form(host: str, same: str) -> None:
     assert encode(host, 80) == encode(same, 80)
@@ -69,6 +72,10 @@ REFUSED = [
     ("a NUL", "030361006200" + "50", "control"),
     ("a line break", b"\3\3a\nb\0\x50".hex(), "control"),
     ("a blank", b"\3\3a b\0\x50".hex(), "blanks"),
+    ("a name in brackets", b"\3\3[a]\0\x50".hex(), "brackets"),
+    ("IPv4 in brackets", b"\3\x0b[127.0.0.1]\0\x50".hex(), "brackets"),
+    ("half a bracket", b"\3\4[::1\0\x50".hex(), "brackets"),
+    ("no address in brackets", b"\3\2[]\0\x50".hex(), "brackets"),
 ]
 
 
@@ -90,6 +97,7 @@ def test_an_empty_name_where_the_address_does_not_matter() -> None:
         ("a" * 256, 80, "1 to 255"),
         ("ü" * 128, 80, "1 to 255"),
         ("a b", 80, "blanks"),
+        ("[a]", 80, "brackets"),
         ("a\r\nb", 80, "control"),
         ("a\udcff", 80, "no text"),
         ("a", -1, "-1 is not a port"),
