@@ -53,6 +53,7 @@ from mtt.options.common import (
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.trust.pem import PemSource
 
 # Where the reference listens.
 DEFAULT_LOCAL = f"{LOOPBACK}:1080"
@@ -155,11 +156,11 @@ class ServerOptions:
     users: tuple[User, ...]  # at least one
     users_file: str = ""  # where they came from, to be read again
     padding_scheme: bytes = b""  # empty for the default one
-    cert: str = ""  # PEM files; both empty for a self-signed certificate
-    key: str = ""
+    cert: PemSource = ""  # both empty for a self-signed certificate
+    key: PemSource = ""
     cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
     name: str = ""  # for the self-signed certificate; empty for a random one
-    client_ca: str = ""  # a PEM file; empty to let everybody in
+    client_ca: PemSource = ""  # empty to let everybody in
     alpn: tuple[str, ...] = ()  # to choose from; empty for no ALPN
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
     fallback: Endpoint | None = None  # a web site

@@ -18,6 +18,7 @@ from mtt.options.common import (
 )
 from mtt.options.flags import Values
 from mtt.trust.identity import parse_pin
+from mtt.trust.pem import PemSource
 
 # Options about a server; on the command line they hold for all of them.
 _SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min")
@@ -31,10 +32,10 @@ class ServerChoice:
     password: str = field(repr=False)
     server_name: str  # SNI and name to verify; an IP literal is verified only; empty: neither
     insecure: bool = False
-    ca: str = ""  # a PEM file; empty for the system's roots
+    ca: PemSource = ""  # empty for the system's roots
     pins: tuple[str, ...] = ()  # "sha256/BASE64"
-    cert: str = ""  # PEM files, of the client itself; both or none
-    key: str = ""
+    cert: PemSource = ""  # of the client itself; both or none
+    key: PemSource = ""
     alpn: tuple[str, ...] = ()  # empty to offer none, as the reference
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
 

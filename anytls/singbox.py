@@ -16,6 +16,7 @@ from mtt.net.address import Endpoint, host_port, parse_endpoint
 from mtt.options.anytls import checked_min_idle, checked_password, checked_scheme
 from mtt.options.common import host_name
 from mtt.options.flags import Values
+from mtt.trust.pem import PemSource
 
 # Types of inbounds whose clients our local port serves as well.
 LOCAL_TYPES = ("mixed", "socks", "http")
@@ -65,21 +66,16 @@ _TLS_REFUSED = {
     "curve_preferences": tls_fields.NO_CHOICE,
     "ech": tls_fields.NO_ECH,
     "reality": tls_fields.NO_REALITY,
-    "certificate": tls_fields.NO_INLINE.format("certificate_path"),
 }
 _OUTBOUND_TLS_REFUSED = _TLS_REFUSED | {
     "utls": tls_fields.NO_UTLS,
     "fragment": "the TLS handshake is sent in one piece; remove it",
     "record_fragment": "the TLS handshake is sent in one piece; remove it",
-    "client_certificate": tls_fields.NO_INLINE.format("client_certificate_path"),
-    "client_key": tls_fields.NO_INLINE.format("client_key_path"),
 }
 _INBOUND_TLS_REFUSED = _TLS_REFUSED | {
     "acme": "we do not obtain certificates; let certbot or acme.sh do that, and give "
     "certificate_path and key_path",
     "certificate_provider": "we do not obtain certificates; give certificate_path and key_path",
-    "key": tls_fields.NO_INLINE.format("key_path"),
-    "client_certificate": tls_fields.NO_INLINE.format("client_certificate_path"),
     "client_certificate_public_key_sha256": "the keys of clients cannot be pinned; give "
     "client_certificate_path",
 }
@@ -205,14 +201,11 @@ def _outbound_tls(tls: Section) -> Values:
         "sni": host_name(tls.label("server_name"), name) if name else "",
         "no-sni": tls.flag("disable_sni"),
         "insecure": tls.flag("insecure"),
-        "ca": tls.text("certificate_path"),
+        "ca": _pem(tls, "certificate"),
         "pin": tls_fields.pins(tls, "certificate_public_key_sha256"),
-        "cert": tls.text("client_certificate_path"),
-        "key": tls.text("client_key_path"),
-    } | _both_ends(tls)
+    } | _pair(tls, "client_certificate", "client_key") | _both_ends(tls)
     if values["insecure"] and (values["ca"] or values["pin"]):
         tls.fail("insecure", "turns off the verification that the other keys ask for; remove it")
-    _pair(tls, "client_certificate_path", "client_key_path")
     tls.done()
     return values
 
@@ -224,12 +217,11 @@ def _inbound_tls(tls: Section) -> Values:
     name = tls.text("server_name")
     values: Values = {
         "n": host_name(tls.label("server_name"), name) if name else "",
-        "cert": tls.text("certificate_path"),
-        "key": tls.text("key_path"),
-    } | _both_ends(tls)
-    _pair(tls, "certificate_path", "key_path")
+    } | _pair(tls, "certificate", "key") | _both_ends(tls)
     kind = tls.text("client_authentication")
-    authorities = tls.texts("client_certificate_path")
+    inline = tls_fields.inline_pem(tls, "client_certificate")
+    authorities = [inline] if inline is not None else tls.texts("client_certificate_path")
+    tls.skip("client_certificate_path")
     if kind not in _CLIENT_AUTHENTICATION:
         tls.fail("client_authentication", "only no and require-and-verify are possible")
     if len(authorities) > 1:
@@ -253,7 +245,18 @@ def _both_ends(tls: Section) -> Values:
     return values
 
 
-def _pair(tls: Section, cert: str, key: str) -> None:
-    for given, missing in ((cert, key), (key, cert)):
-        if tls.text(given) and not tls.text(missing):
-            raise UsageError(f"{tls.label(missing)} is missing; {given} needs it")
+def _pem(tls: Section, key: str) -> PemSource:
+    """What `key` has inline, else the path with `_path` behind `key`: the order of sing-box."""
+    path = tls.text(f"{key}_path")
+    return tls_fields.inline_pem(tls, key) or path
+
+
+def _pair(tls: Section, cert: str, key: str) -> Values:
+    values: Values = {"cert": _pem(tls, cert), "key": _pem(tls, key)}
+    for given, missing in (("cert", "key"), ("key", "cert")):
+        if values[given] and not values[missing]:
+            name, other = (cert, key) if given == "cert" else (key, cert)
+            raise UsageError(
+                f"{tls.label(f'{other}_path')} is missing; {name} needs it, or {other} inline"
+            )
+    return values

@@ -9,6 +9,7 @@ from mtt.errors import UsageError
 from mtt.options.common import TLS_VERSIONS
 from mtt.options.flags import quoted
 from mtt.trust.identity import PIN_PREFIX, parse_pin
+from mtt.trust.pem import InlinePem
 
 # Why a client does not do what the file asks for, and what to do about it.
 NO_UTLS = (
@@ -18,7 +19,6 @@ NO_UTLS = (
 NO_REALITY = "REALITY replaces TLS, which AnyTLS needs; give a server with a real certificate"
 NO_ECH = "Python's TLS has no Encrypted Client Hello yet; remove it"
 NO_CHOICE = "which ciphers and curves are used is OpenSSL's choice; remove it"
-NO_INLINE = "it is in the file itself; save it to a file of its own and give its path in {}"
 NO_MUX = "AnyTLS reuses its sessions, and has no multiplexing beyond that; remove it"
 NO_CLIENT_FAST_OPEN = (
     "AnyTLS cannot use TCP fast open: it keeps connections for later instead; remove it"
@@ -50,6 +50,12 @@ def pins(section: Section, key: str) -> tuple[str, ...]:
         except UsageError:
             section.fail(key, f"{quoted(text)} is not the SHA-256 of a public key in Base64")
     return tuple(found)
+
+
+def inline_pem(section: Section, key: str) -> InlinePem | None:
+    """The PEM text in the file itself: a list of lines, or one string."""
+    text = "\n".join(section.texts(key))
+    return InlinePem(section.label(key), text + "\n") if text.strip() else None
 
 
 def checked_alpn(option: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from mtt.net.address import Endpoint
 from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
+from mtt.trust.pem import PemSource
 
 # Protocols of inbounds whose clients our local port serves as well.
 LOCAL_PROTOCOLS = ("mixed", "socks", "http")
@@ -210,22 +211,23 @@ def _certificates(tls: Section) -> Values:
     values: Values = {}
     for each in tls.sections("certificates"):
         each.skip("ocspStapling", "oneTimeLoading", "buildChain")
-        each.refuse({
-            "certificate": tls_fields.NO_INLINE.format("certificateFile"),
-            "key": tls_fields.NO_INLINE.format("keyFile"),
-        })  # fmt: skip
         usage = each.text("usage") or "encipherment"
         if usage not in ("verify", "encipherment"):
             each.fail("usage", f"{quoted(usage)} is not possible; verify or encipherment are")
-        file = each.required("certificateFile", "the path of a PEM file")
-        found: Values = (
-            {"ca": file}
-            if usage == "verify"
-            else {"cert": file, "key": each.required("keyFile", "the path of a PEM file")}
-        )
-        each.skip("keyFile")
+        cert, key = _pem(each, "certificate"), _pem(each, "key")
+        found: Values = {"ca": cert} if usage == "verify" else {"cert": cert, "key": key}
+        for name, source in (("certificate", cert), ("key", key)):
+            if not source and (name == "certificate" or usage != "verify"):
+                each.fail(f"{name}File", "missing; give the path of a PEM file, or its lines in "
+                                         f"{name}")  # fmt: skip
         if found.keys() & values.keys():
-            each.fail("usage", "only one file can be used for that; put all into one")
+            each.fail("usage", "only one certificate can be used for that; put all into one")
         values |= found
         each.done()
     return values
+
+
+def _pem(each: Section, key: str) -> PemSource:
+    """The path with `File` behind `key`, else what `key` has inline: the order of Xray."""
+    inline = tls_fields.inline_pem(each, key)
+    return each.text(f"{key}File") or inline or ""

@@ -15,6 +15,7 @@ from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
+from mtt.trust.pem import PemSource
 from mtt.trust.reload import Loaded, TlsFiles
 from mtt.trust.resumption import Resumption
 
@@ -51,11 +52,11 @@ class Connector:
         counters: Counters,
         *,
         server_name: str,
-        ca: str,
+        ca: PemSource,
         pins: tuple[str, ...],
         skip_verify: bool,
-        cert: str,
-        key: str,
+        cert: PemSource,
+        key: PemSource,
         alpn: Sequence[str],
         tls_min: str,
         half_close: bool = False,

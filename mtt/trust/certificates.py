@@ -8,13 +8,11 @@ shadowsocks that starts us as its plugin may use our port without waiting for it
 from __future__ import annotations
 
 import importlib.util
-import os
 import ssl
-import stat
-from pathlib import Path
 
-from mtt.errors import StartError, UsageError, describe
+from mtt.errors import UsageError, describe
 from mtt.trust.identity import Identity
+from mtt.trust.pem import PemSource, labelled, memory_file, pem_path, read_pem
 
 # What -tls-min may say.
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -31,22 +29,22 @@ MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMAT
 
 def server_context(
     *,
-    cert: str,
-    key: str,
+    cert: PemSource,
+    key: PemSource,
     name: str,
     alpn: list[str] | None,
-    client_ca: str = "",
+    client_ca: PemSource = "",
     tls_min: str = DEFAULT_VERSION,
     options: tuple[str, str] = ("-cert", "-key"),
     made: tuple[bytes, bytes] | None = None,
 ) -> tuple[ssl.SSLContext, Identity]:
     """The TLS context of a server, and who it is.
 
-    `cert` and `key` are paths of PEM files, the certificate followed by its chain. When both
+    `cert` and `key` are PEM, the certificate followed by its chain. When both
     are empty a self-signed certificate for `name` is made in memory (an empty `name` stands for
     a random one), unless it was `made` before: certificate and key, PEM. `alpn` lists the
     protocols to select from, most preferred first: a client that offers none of them is served
-    all the same, without ALPN. With the PEM file `client_ca` clients must present a certificate
+    all the same, without ALPN. With `client_ca` (PEM) clients must present a certificate
     that it vouches for. `tls_min` is one of VERSIONS. `options` is what the user knows `cert` and
     `key` by.
 
@@ -67,7 +65,7 @@ def server_context(
         context.verify_mode = ssl.CERT_REQUIRED
     if cert:
         certificate_pem = _load_files(context, cert, key, options)
-        return context, Identity(certificate_pem, path=cert)
+        return context, Identity(certificate_pem, path=str(cert))
     if made is None:
         from mtt.trust.selfsigned import self_signed
 
@@ -78,20 +76,20 @@ def server_context(
 
 def client_context(
     *,
-    ca: str,
+    ca: PemSource,
     skip_verify: bool,
     pins: tuple[str, ...],
     alpn: list[str] | None,
-    cert: str = "",
-    key: str = "",
+    cert: PemSource = "",
+    key: PemSource = "",
     tls_min: str = DEFAULT_VERSION,
 ) -> ssl.SSLContext:
     """The TLS context of a client.
 
-    A server is verified against the PEM file `ca`, or against the system's roots, which
+    A server is verified against `ca` (PEM), or against the system's roots, which
     `finish_client_context()` loads. With `pins` the caller must call `check_pin()` (identity)
     after every handshake; the certificate's chain and name are then checked only if `ca` was
-    given too. With `skip_verify` they are never checked. `cert` and `key` (paths of PEM files)
+    given too. With `skip_verify` they are never checked. `cert` and `key` (PEM)
     are for servers that want a certificate from us. `tls_min` is one of VERSIONS.
 
     Raises UsageError: a file cannot be used, or pins cannot be checked.
@@ -139,87 +137,63 @@ def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLCont
     return context
 
 
-def _load_files(context: ssl.SSLContext, cert: str, key: str, options: tuple[str, str]) -> bytes:
-    """Load certificate and key from files; returns the certificate file's content.
+def _load_files(
+    context: ssl.SSLContext, cert: PemSource, key: PemSource, options: tuple[str, str]
+) -> bytes:
+    """Load certificate and key; returns the certificate's content.
 
     OpenSSL's errors name no file and mostly no reason, hence the detective work.
     """
     cert_option, key_option = options
-    certificate_pem, key_pem = _read(cert_option, cert), _read(key_option, key)
+    certificate_pem, key_pem = read_pem(cert_option, cert), read_pem(key_option, key)
+    cert_label, key_label = labelled(cert_option, cert), labelled(key_option, key)
 
     def password() -> str:  # without this OpenSSL would ask on the terminal, and wait
-        raise UsageError(
-            f"{key_option}: {key} is encrypted; decrypt it: openssl pkey -in {key} -out ..."
-        )
+        file = key if isinstance(key, str) else "FILE"
+        raise UsageError(f"{key_label} is encrypted; decrypt it: openssl pkey -in {file} -out ...")
 
     try:
-        context.load_cert_chain(cert, key, password)
+        with pem_path(cert) as cert_path, pem_path(key) as key_path:
+            context.load_cert_chain(cert_path, key_path, password)
     except OSError as error:  # SSLError is one
         reason = getattr(error, "reason", None)
         if b"-----BEGIN CERTIFICATE-----" not in certificate_pem:
-            raise UsageError(f"{cert_option}: {cert} has no PEM certificate in it") from None
+            raise UsageError(f"{cert_label} has no PEM certificate in it") from None
         if b"PRIVATE KEY-----" not in key_pem:
-            raise UsageError(f"{key_option}: {key} has no PEM private key in it") from None
+            raise UsageError(f"{key_label} has no PEM private key in it") from None
         if reason in MISMATCHES:
-            raise UsageError(
-                f"{key_option}: {key} does not belong to the certificate {cert}"
-            ) from None
+            raise UsageError(f"{key_label} does not belong to the certificate {cert}") from None
         if reason is not None or not isinstance(error, ssl.SSLError):
             raise UsageError(
                 f"{cert_option}, {key_option}: {cert} and {key}: {describe(error)}"
             ) from None
-        good = _is_certificate_file(cert)
-        culprit = f"{key_option}: {key}" if good else f"{cert_option}: {cert}"
+        culprit = key_label if _is_certificate(cert) else cert_label
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
     return certificate_pem
 
 
 def _load_memory(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
-    """Load certificate and key that are in memory only.
+    """Load certificate and key that are in memory only."""
+    with memory_file(certificate_pem + key_pem) as path:
+        context.load_cert_chain(path)
 
-    `ssl` takes them from files alone. A directory that nobody else can enter, gone a moment
-    later, works on every platform, which memfd_create() does not; and nothing of value can be
-    left behind by a crash, as this key serves no other process, and no later one.
-    """
-    import tempfile  # 4 ms, see the top of this module
 
+def _load_authorities(context: ssl.SSLContext, option: str, source: PemSource) -> None:
+    read_pem(option, source)
     try:
-        with tempfile.TemporaryDirectory(prefix="mtt-") as directory:
-            path = Path(directory, "identity.pem")
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(certificate_pem + key_pem)
-            context.load_cert_chain(path)
-    except ssl.SSLError:
-        raise  # made here and refused by OpenSSL: a bug, not the user's fault
-    except OSError as error:
-        raise StartError(
-            f"no place for a temporary file ({describe(error)}); set TMPDIR to a writable "
-            "directory, or give -cert and -key"
-        ) from None
-
-
-def _load_authorities(context: ssl.SSLContext, option: str, path: str) -> None:
-    _read(option, path)
-    try:
-        context.load_verify_locations(cafile=path)
+        with pem_path(source) as path:
+            context.load_verify_locations(cafile=path)
     except OSError:
         raise UsageError(
-            f"{option}: {path} has no PEM certificate that OpenSSL can decode"
+            f"{labelled(option, source)} has no PEM certificate that OpenSSL can decode"
         ) from None
 
 
-def _is_certificate_file(path: str) -> bool:
+def _is_certificate(source: PemSource) -> bool:
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+        with pem_path(source) as path:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except OSError:
         return False
     return True
 
-
-def _read(option: str, path: str) -> bytes:
-    try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # it would give its content only once
-            raise UsageError(f"{option}: {path} is a pipe; give a file")
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UsageError(f"{option}: cannot read {path}: {describe(error)}") from None

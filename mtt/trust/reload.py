@@ -18,6 +18,7 @@ from mtt.errors import MttError, UsageError
 from mtt.log import logger
 from mtt.trust import certificates
 from mtt.trust.identity import Identity
+from mtt.trust.pem import PemSource
 
 # Seconds between two looks at the files, and how long they must have been left alone before they
 # are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
@@ -35,20 +36,20 @@ class TlsFiles:
     Args:
         load: makes a context, and the identity of a server. Called here, and later in a thread
             of its own for every change. Raises MttError.
-        files: paths; empty ones are left out.
+        files: what it is made from; what is no file, and empty paths, are left out.
         on_change: called when there is a new context.
     """
 
     def __init__(
         self,
         load: Callable[[], Loaded],
-        files: Iterable[str],
+        files: Iterable[PemSource],
         *,
         on_change: Callable[[], object] | None = None,
     ) -> None:
         self._load = load
         self._on_change = on_change
-        self.files = tuple(path for path in files if path)
+        self.files = tuple(path for path in files if path and isinstance(path, str))
         self._tried = self._state()  # before loading: what changes meanwhile is seen as a change
         self._context, self.identity = load()
         self._asked = asyncio.Event()
@@ -140,12 +141,12 @@ def _file_state(path: str) -> tuple[int, ...] | None:
 
 def server_tls(
     *,
-    cert: str,
-    key: str,
+    cert: PemSource,
+    key: PemSource,
     alpn: list[str],
     cert_dir: str = "",
     name: str = "",
-    client_ca: str = "",
+    client_ca: PemSource = "",
     tls_min: str = certificates.DEFAULT_VERSION,
     options: tuple[str, str] = ("-cert", "-key"),
 ) -> TlsFiles:

@@ -16,6 +16,7 @@ from anytls.json_file import MAX_CONFIG, parse_json
 from anytls.users import User
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint
+from mtt.trust.pem import InlinePem
 
 # https://sing-box.sagernet.org/configuration/outbound/anytls, with the TLS that it needs.
 OUTBOUND = """
@@ -289,6 +290,41 @@ def test_listen_with_and_without_brackets(listen: str, address: str, path: Path)
         assert client(path, {"inbounds": [local], "outbounds": [SERVER]}).local["l"] == address
 
 
+LINES = ["-----BEGIN CERTIFICATE-----", "s3cret", "-----END CERTIFICATE-----"]
+TEXT = "\n".join(LINES) + "\n"
+
+
+def test_inline_certificates_of_sing_box(path: Path) -> None:
+    tls = TLS | {"certificate": LINES, "client_certificate": TEXT.strip(), "client_key": LINES}
+    (only,) = client(path, {"outbounds": [SERVER | {"tls": tls}]}).servers
+    label = f"-c: {path}: outbounds[0].tls"
+    assert only["ca"] == InlinePem(f"{label}.certificate", TEXT)
+    assert only["cert"] == InlinePem(f"{label}.client_certificate", TEXT)
+    assert only["key"] == InlinePem(f"{label}.client_key", TEXT)
+    assert "s3cret" not in repr(only["key"])
+
+    tls = TLS | {"certificate": LINES, "certificate_path": "unused", "key": [], "key_path": "/k",
+                 "client_authentication": "require-and-verify", "client_certificate": LINES}
+    values = server(path, LISTENER | {"tls": tls})
+    assert values["cert"] == InlinePem(f"-c: {path}: tls.certificate", TEXT)
+    assert values["key"] == "/k"
+    assert values["client-ca"] == InlinePem(f"-c: {path}: tls.client_certificate", TEXT)
+
+
+def test_inline_certificates_of_xray(path: Path) -> None:
+    outbound = json.loads(json.dumps(XRAY["outbounds"][0]))
+    outbound["streamSettings"]["tlsSettings"] = {"certificates": [
+        {"usage": "verify", "certificate": LINES},
+        {"certificate": LINES, "key": LINES, "keyFile": "/k"},
+    ]}  # fmt: skip
+    one, two = client(path, outbound).servers
+    label = f"-c: {path}: streamSettings.tlsSettings.certificates"
+    for each in (one, two):
+        assert each["ca"] == InlinePem(f"{label}[0].certificate", TEXT)
+        assert each["cert"] == InlinePem(f"{label}[1].certificate", TEXT)
+        assert each["key"] == "/k"
+
+
 def test_unknown_keys_are_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tls = TLS | {"server-name": "x", "\x1b[31m": 1}
     client(path, {"outbounds": [SERVER | {"passwort": "s3cret", "tls": tls}], "comment": "x"})
@@ -316,7 +352,8 @@ def test_unknown_keys_are_named(path: Path, caplog: pytest.LogCaptureFixture) ->
         ({"tls": TLS | {"ech": {"enabled": True}}}, "tls.ech", "Encrypted Client Hello"),
         ({"tls": TLS | {"fragment": True}}, "tls.fragment", "one piece"),
         ({"tls": TLS | {"cipher_suites": ["x"]}}, "tls.cipher_suites", "OpenSSL"),
-        ({"tls": TLS | {"certificate": "-----BEGIN"}}, "tls.certificate", "certificate_path"),
+        ({"tls": TLS | {"certificate": [5]}}, "tls.certificate", "list of strings"),
+        ({"tls": TLS | {"client_key": ["-----BEGIN"]}}, "tls.client_certificate_path", "missing"),
         ({"tls": TLS | {"min_version": "1.0"}}, "tls.min_version", "1.2 or 1.3"),
         ({"tls": TLS | {"max_version": "1.2"}}, "tls.max_version", "remove"),
         ({"tls": TLS | {"alpn": ["\u00e4"]}}, "tls.alpn", "ALPN"),
@@ -377,7 +414,8 @@ def test_what_an_outbound_cannot_have(
         ({"padding_scheme": "stop=8\r\n"}, "padding_scheme", "CR"),
         ({"padding_scheme": ["stop=8", "0:100"]}, "padding_scheme", "like stop=8, 0=30-30"),
         ({"tls": TLS | {"acme": {"domain": ["x"]}}}, "tls.acme", "certbot"),
-        ({"tls": TLS | {"key": ["-----BEGIN"]}}, "tls.key", "key_path"),
+        ({"tls": TLS | {"key": ["-----BEGIN"]}}, "tls.certificate_path", "missing"),
+        ({"tls": TLS | {"certificate": "x"}}, "tls.key_path", "missing; certificate needs it"),
         ({"tls": TLS | {"certificate_path": "x"}}, "tls.key_path", "missing"),
         ({"tls": TLS | {"reality": {"private_key": "s3cret"}}}, "tls.reality", "REALITY"),
         ({"tls": TLS | {"client_authentication": "request"}}, "client_authentication", "only no"),
@@ -415,7 +453,12 @@ def test_what_an_inbound_cannot_have(
         ("streamSettings", {"tlsSettings": {"disableSystemRoot": True}}, "nobody to trust"),
         ("streamSettings", {"tlsSettings": {"pinnedPeerCertSha256": "x"}}, "give -pin"),
         ("streamSettings", {"tlsSettings": {"certificates": [{"certificate": ["x"]}]}},
-         "certificateFile"),
+         "certificates[0].keyFile: missing"),
+        ("streamSettings", {"tlsSettings": {"certificates": [{"usage": "verify"}]}},
+         "certificates[0].certificateFile: missing"),
+        ("streamSettings", {"tlsSettings": {"certificates": [
+            {"usage": "verify", "certificate": ["x"]}, {"usage": "verify", "certificateFile": "x"}
+        ]}}, "certificates[1].usage: only one"),
     ],
 )  # fmt: skip
 def test_what_an_xray_outbound_cannot_have(

@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import hashlib
 import importlib.util
+import os
 import re
 import ssl
 import subprocess
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mtt.errors import PeerError, StartError, UsageError
 from mtt.trust.certificates import client_context, finish_client_context, server_context
 from mtt.trust.identity import Identity, check_pin, parse_pin
+from mtt.trust.pem import InlinePem, PemSource
 from tests.support.certs import Authority, Certs, key_pem, pem
 
 UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
@@ -41,12 +43,12 @@ def shake(
 
 
 def client_of(
-    *, ca: str = "", skip_verify: bool = False, pins: tuple[str, ...] = ()
+    *, ca: PemSource = "", skip_verify: bool = False, pins: tuple[str, ...] = ()
 ) -> ssl.SSLContext:
     return client_context(ca=ca, skip_verify=skip_verify, pins=pins, alpn=None)
 
 
-def server_of(*, cert: str = "", key: str = "", name: str = "") -> ssl.SSLContext:
+def server_of(*, cert: PemSource = "", key: PemSource = "", name: str = "") -> ssl.SSLContext:
     return server_context(cert=cert, key=key, name=name, alpn=None)[0]
 
 
@@ -121,12 +123,25 @@ def test_self_signed_needs_a_name_in_ascii() -> None:
         server_of(name="bücher.example")
 
 
+@pytest.fixture
+def no_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory here")
+def test_self_signed_is_never_on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    server_of(name="a.b")
+
+
+@pytest.mark.usefixtures("no_memory_files")
 def test_self_signed_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     server_of(name="a.b")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("no_memory_files")
 def test_self_signed_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     with pytest.raises(StartError, match=r"no such file or directory.*TMPDIR"):
@@ -444,6 +459,48 @@ def test_skip_verify_accepts_anything(certs: Certs) -> None:
     for context in (client_of(skip_verify=True), client_of(skip_verify=True, ca=certs.ca)):
         client, _ = shake(context, server_of(name="a.b"), "quite.different")
         assert client.version() is not None
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_pem_from_a_configuration_file(
+    certs: Certs, memory: bool, request: pytest.FixtureRequest
+) -> None:
+    if not memory:
+        request.getfixturevalue("no_memory_files")
+
+    def inline(path: str) -> InlinePem:
+        return InlinePem("-c: f: tls.x", Path(path).read_text())
+
+    server, identity = server_context(
+        cert=inline(certs.cert), key=inline(certs.key), name="", alpn=None,
+        client_ca=inline(certs.other_ca),
+    )  # fmt: skip
+    client = client_context(
+        ca=inline(certs.ca), skip_verify=False, pins=(), alpn=None, cert=inline(certs.other_cert),
+        key=inline(certs.other_key),
+    )  # fmt: skip
+    _, theirs = shake(client, server, certs.name)
+    assert theirs.getpeercert()
+    assert identity.description.startswith(f"certificate for {certs.name}")
+    assert "PRIVATE" not in repr(inline(certs.key))
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "text"),
+    [
+        ("cert", "other_key", "tls.key does not belong to the certificate -c: f: tls.cert"),
+        ("key", "key", "tls.cert has no PEM certificate in it"),
+        ("cert", "cert", "tls.key has no PEM private key in it"),
+    ],
+)
+def test_bad_pem_in_a_configuration_file(certs: Certs, cert: str, key: str, text: str) -> None:
+    inline_cert = InlinePem("-c: f: tls.cert", Path(getattr(certs, cert)).read_text())
+    inline_key = InlinePem("-c: f: tls.key", Path(getattr(certs, key)).read_text())
+    with pytest.raises(UsageError) as caught:
+        server_of(cert=inline_cert, key=inline_key)
+    assert str(caught.value) == f"-c: f: {text}"
+    with pytest.raises(UsageError, match=r"^-c: f: tls\.ca has no PEM certificate"):
+        client_of(ca=InlinePem("-c: f: tls.ca", "x"))
 
 
 @pytest.mark.parametrize(

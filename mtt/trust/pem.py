@@ -1,0 +1,107 @@
+"""Where certificates and keys come from: a file, or the text of a configuration file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtt.errors import StartError, UsageError, describe
+
+# By this path OpenSSL opens a descriptor of this process (Linux).
+_DESCRIPTORS = "/proc/self/fd"
+
+
+@dataclass(frozen=True, slots=True)
+class InlinePem:
+    """PEM text that stands in a configuration file."""
+
+    label: str  # the file and the key, for errors
+    text: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.label
+
+
+# A path, empty for none, or the text itself.
+PemSource = str | InlinePem
+
+
+def labelled(option: str, source: PemSource) -> str:
+    """What an error about `source` begins with; `option` names its path."""
+    return f"{option}: {source}" if isinstance(source, str) else source.label
+
+
+def read_pem(option: str, source: PemSource) -> bytes:
+    """The content of `source`. Raises UsageError."""
+    if isinstance(source, InlinePem):
+        return source.text.encode(errors="replace")
+    try:
+        if stat.S_ISFIFO(os.stat(source).st_mode):  # it would give its content only once
+            raise UsageError(f"{option}: {source} is a pipe; give a file")
+        return Path(source).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"{option}: cannot read {source}: {describe(error)}") from None
+
+
+@contextlib.contextmanager
+def pem_path(source: PemSource) -> Iterator[str]:
+    """A path at which `ssl`, which loads from files only, finds `source`. Raises StartError."""
+    if isinstance(source, str):
+        yield source
+    else:
+        with memory_file(read_pem("", source)) as path:
+            yield path
+
+
+@contextlib.contextmanager
+def memory_file(content: bytes) -> Iterator[str]:
+    """The path of a file with `content` that no other user can open, and that is gone afterwards.
+
+    In memory where the system can do that, so that a crash leaves no key on a disk; elsewhere in a
+    temporary directory. Raises StartError (there is no place for it).
+    """
+    descriptor = _memory_descriptor(content)
+    if descriptor is not None:
+        try:
+            yield f"{_DESCRIPTORS}/{descriptor}"
+        finally:
+            os.close(descriptor)
+        return
+
+    import tempfile  # 4 ms
+
+    with contextlib.ExitStack() as stack:
+        try:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtt-"))
+            path = os.path.join(directory, "identity.pem")
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(content)
+        except OSError as error:
+            raise StartError(
+                f"no place for a temporary file ({describe(error)}); set TMPDIR to a writable "
+                "directory, or give -cert and -key"
+            ) from None
+        yield path
+
+
+def _memory_descriptor(content: bytes) -> int | None:
+    """A descriptor of a file in memory, or None if there is no such thing here."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        descriptor = os.memfd_create("mtt")
+    except OSError:  # forbidden by a container's seccomp filter
+        return None
+    try:
+        if os.path.exists(f"{_DESCRIPTORS}/{descriptor}"):  # not in a chroot without /proc
+            with open(descriptor, "wb", closefd=False) as file:
+                file.write(content)
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
