@@ -17,12 +17,13 @@ from typing import Generic, TypeVar
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.frontend import PLAIN_HTTP_REPLY, log_failure
+from mtt.http.fallback import Visitor
 from mtt.http.server import HttpServer
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamProtocol
-from mtt.layers.holding import hand_over, hold
+from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import logger
 from mtt.metrics import Counters
@@ -140,8 +141,7 @@ class AnyTlsFrontend(Generic[Who]):
         if self._fallback is not None and (received or not eof):
             self._pending.discard(transport)
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
-            hold(transport, received, eof=eof)
-            self._fallback(transport)
+            Visitor(Holding(self._fallback)).start(transport, received, eof)
         elif received and may_be_request(received):
             hold(transport, received, eof=eof)
             self._serve_http(transport)

@@ -3,26 +3,96 @@
 With a fallback everything that is no tunnel is passed to a real web site, bytes unchanged. A proxy
 or CDN in front may use one connection for the requests of many people, so a request for a tunnel
 may come on a connection that began with a visit: requests are watched as they pass.
+
+To a visitor the site's end is the end of both directions, at once: a web server closes. Whatever
+the visitor might still send is of no use to the site either.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer
-from mtt.layers.holding import Holding
+from mtt.layers.base import Data, Layer, Upper
 from mtt.wire.http1 import MAX_HEAD, HttpError, Request, find_head_end, parse_request
 
 
-class Visit(Layer):
-    """The transport of a visitor, for a relay to the site.
+class Visitor(Layer):
+    """The transport of a visitor, for a relay to the site. It ends as that of a web server.
 
-    Hands up what the visitor sends. When a request begins a tunnel, the visit ends (`upper` sees
-    the end of data) and the connection goes on elsewhere. Requests can be told apart as long as
-    their bodies have a length; behind a chunked body or an upgrade all is passed on unseen.
+    Args:
+        upper: the protocol of the relay.
+    """
+
+    borrows = True
+
+    __slots__ = ("_closed", "_eof")
+
+    def __init__(self, upper: Upper) -> None:
+        super().__init__(upper)
+        self._eof = False
+        self._closed = False
+
+    def start(self, transport: asyncio.Transport, received: bytes, eof: bool) -> None:
+        """Take over `transport`, of which `received` has come already, and perhaps its end."""
+        transport.set_protocol(self)
+        self.connection_made(transport)
+        self.upper.connection_made(self)
+        if received:
+            self.data_received(received)
+        if eof:
+            self.eof_received()
+
+    # The protocol of the layer below.
+
+    def data_received(self, data: Data) -> None:
+        upper = self.upper
+        upper.data_received(data if upper.borrows else bytes(data))
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        if not self.upper.eof_received():
+            self.close()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._closed:
+            self._end()
+        self.upper.connection_lost(exc)
+
+    # The transport of the relay.
+
+    def write(self, data: Data | bytearray) -> None:
+        self.lower.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        if not (self._closed or self.is_closing()):
+            self.close()
+            asyncio.get_running_loop().call_soon(self._end)
+
+    def _end(self) -> None:
+        """Nothing more is read from a visitor who has been told of the end."""
+        self.upper.eof_received()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            linger.close(self.lower, self.connection_lost, eof_seen=self._eof)
+
+    def abort(self) -> None:
+        linger.reset(self.lower)
+
+
+class Visit(Visitor):
+    """The same on a server for tunnels.
+
+    When a request begins a tunnel, the visit ends (`upper` sees the end of data) and the connection
+    goes on elsewhere. Requests can be told apart as long as their bodies have a length; behind a
+    chunked body or an upgrade all is passed on unseen.
 
     Args:
         upper: the protocol of the relay.
@@ -31,13 +101,13 @@ class Visit(Layer):
     """
 
     __slots__ = (
-        "_body_left", "_buffer", "_eof", "_is_tunnel", "_on_tunnel", "_over", "_paused",
+        "_body_left", "_buffer", "_is_tunnel", "_on_tunnel", "_over", "_paused",
         "_scheduled", "_unseen",
     )  # fmt: skip
 
     def __init__(
         self,
-        upper: Holding,
+        upper: Upper,
         is_tunnel: Callable[[Request, bool], bool],
         on_tunnel: Callable[[asyncio.Transport, bytes], None],
     ) -> None:
@@ -49,11 +119,9 @@ class Visit(Layer):
         self._unseen = False
         self._paused = False
         self._scheduled = False
-        self._eof = False
         self._over = False  # the connection is not ours any more
 
     def start(self, transport: asyncio.Transport, received: bytes, eof: bool) -> None:
-        """Take over `transport`, of which `received` has come already, and perhaps its end."""
         self._buffer += received
         self._eof = eof
         # Given to us without a complete head: it is no HTTP, or never gets complete.
@@ -75,9 +143,6 @@ class Visit(Layer):
         if not self._paused:
             self._pass_on()
         return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.upper.connection_lost(exc)
 
     def _pass_on(self) -> None:
         passed = bytearray()
@@ -150,28 +215,27 @@ class Visit(Layer):
 
     def _resume(self) -> None:
         self._scheduled = False
-        if not (self._paused or self._over):
+        if not (self._paused or self._over or self._closed):
             if self._buffer or self._eof:
                 self._pass_on()
             if not (self._paused or self._over):
                 self.lower.resume_reading()
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Data | bytearray) -> None:
         if not self._over:
-            self.lower.write(data)
+            super().write(data)
 
     def can_write_eof(self) -> bool:
-        # Browsers are told of the end at once, as by any web server.
         return not self._over
 
     def close(self) -> None:
         if self._over:
             asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
         else:
-            linger.close(self.lower, self.connection_lost, eof_seen=self._eof)
+            super().close()
 
     def abort(self) -> None:
         if self._over:
             asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
         else:
-            linger.reset(self.lower)
+            super().abort()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from anytls.server import Server
-from mtt import anytls_frontend
+from mtt import anytls_frontend, relay
 from mtt.admission import Pending
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_heads import ConnectionHead
@@ -193,6 +193,32 @@ async def test_an_end_sends_the_beginning_to_the_site_at_once(
             await visitor.finish()  # nobody needs a site for that
             assert await visitor.rest() == b""
         assert site.visits == 1
+
+
+async def test_visitor_sees_the_end_of_the_site_at_once(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """close_notify and FIN, as from a web server; the relay's clock stands still."""
+
+    async def close_behind_the_answer(connection: Tcp) -> None:
+        await connection.until(b"\r\n\r\n")
+        await connection.send(Site.ANSWER)
+        await connection.finish()
+        ended.append(await connection.rest())
+
+    ended: list[bytes] = []
+    async with (
+        asyncio.timeout(SOON),
+        serving(close_behind_the_answer) as web,
+        server_for(certs, fallback=f"127.0.0.1:{web.port}") as server,
+    ):
+        Clock(monkeypatch, relay)
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(SHORT_REQUEST)
+            assert await visitor.rest() == Site.ANSWER
+            assert await asyncio.get_running_loop().sock_recv(visitor.sock, 1) == b""
+        await eventually(lambda: empty(server))
+    assert ended == [b""]
 
 
 async def test_users_get_in_beside_the_site(certs: Certs) -> None:

@@ -11,6 +11,7 @@ from mtt.http import server as http_server
 from mtt.wire import upgrade
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
+from tests.support.gopeer import tls_connect
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -115,6 +116,27 @@ async def test_the_site_hears_that_a_visitor_has_ended(request_bytes: bytes, cer
         await visitor.send(request_bytes)
         await visitor.finish()
         assert await visitor.rest() == Site.ANSWER
+        await eventually(lambda: empty(server))
+
+
+async def test_visitor_sees_the_end_of_the_site_at_once(certs: Certs) -> None:
+    """close_notify and FIN, as from a web server, while the visitor keeps its side open."""
+
+    async def close_behind_the_answer(connection: Tcp) -> None:
+        await connection.until(b"\r\n\r\n")
+        await connection.send(Site.ANSWER)
+
+    async with (
+        asyncio.timeout(SOON),
+        serving(close_behind_the_answer) as web,
+        server_at(
+            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
+        await tls_connect(port_of(server), certs) as visitor,
+    ):
+        await visitor.send(GET)
+        assert await visitor.rest() == Site.ANSWER
+        assert await asyncio.get_running_loop().sock_recv(visitor.sock, 1) == b""
         await eventually(lambda: empty(server))
 
 
