@@ -8,14 +8,11 @@ from collections.abc import Callable
 from mtt.errors import NetworkError
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
-from mtt.wire.http1 import MAX_HEAD, HttpError, Request, find_head_end, parse_request
+from mtt.wire.http1 import Request, complete_head, parse_request
+from mtt.wire.httpproxy import Body
 
 # What may wait for a coroutine that is busy. Another read's worth can come on top.
 BACKLOG = 64 * 1024
-
-# A chunk's size line, or a trailer's. Nobody uses what may stand there beside the size.
-MAX_LINE = 1024
-MAX_TRAILERS = 64
 
 
 class BodyTooLargeError(Exception):
@@ -50,12 +47,12 @@ class Channel(StreamProtocol):
     async def head(self) -> Request:
         """The head of the next request. Raises HttpError and NetworkError."""
         scanned = 0
-        while (end := find_head_end(self._buffer, scanned)) < 0:
+        while (end := complete_head(self._buffer, scanned)) < 0:
             scanned = len(self._buffer)
-            if scanned > MAX_HEAD:
-                raise HttpError(431, f"the request head is larger than {MAX_HEAD} bytes")
             await self._need()
-        return parse_request(bytes(self._taken(end)))
+        head = bytes(self._buffer[:end])
+        del self._buffer[:end]
+        return parse_request(head)
 
     async def body(self, request: Request, limit: int) -> bytes:
         """The body of the request whose head has just been read.
@@ -67,9 +64,15 @@ class Channel(StreamProtocol):
         if request.has_body and not self._buffer and request.first("expect") is not None:
             # curl waits a second for this before it sends a large body (RFC 9110, 10.1.1).
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if request.chunked:
-            return await self._chunks(limit)
-        return bytes(await self._exactly(request.content_length))
+        body = bytearray()
+        framing = Body(request.content_length, chunked=request.chunked)
+        while not framing.over:
+            if not self._buffer:
+                await self._need()
+            del self._buffer[: framing.take(self._buffer, body)]
+            if len(body) + framing.left >= limit:
+                raise BodyTooLargeError
+        return bytes(body)
 
     async def sent(self) -> None:
         """Wait until the client takes what was written. Raises NetworkError."""
@@ -78,44 +81,6 @@ class Channel(StreamProtocol):
             await self._writer
         if self.lost:
             raise NetworkError("the client is gone")
-
-    async def _chunks(self, limit: int) -> bytes:
-        """A chunked body (RFC 9112, 7.1)."""
-        body = bytearray()
-        while size := self._chunk_size(await self._line()):
-            if len(body) + size >= limit:
-                raise BodyTooLargeError
-            body += await self._exactly(size)
-            if await self._line():
-                raise HttpError(400, "malformed chunk")
-        for _ in range(MAX_TRAILERS):
-            if not await self._line():
-                return bytes(body)
-        raise HttpError(431, "too many trailers")
-
-    @staticmethod
-    def _chunk_size(line: bytes) -> int:
-        digits = line.partition(b";")[0].strip(b" \t")
-        if not digits or len(digits) > 15 or digits.strip(b"0123456789abcdefABCDEF"):
-            raise HttpError(400, "malformed chunk size")
-        return int(digits, 16)
-
-    async def _line(self) -> bytes:
-        while (end := self._buffer.find(b"\n", 0, MAX_LINE)) < 0:
-            if len(self._buffer) >= MAX_LINE:
-                raise HttpError(400, "malformed chunk")
-            await self._need()
-        return bytes(self._taken(end + 1)).rstrip(b"\r\n")
-
-    async def _exactly(self, size: int) -> bytearray:
-        while len(self._buffer) < size:
-            await self._need()
-        return self._taken(size)
-
-    def _taken(self, size: int) -> bytearray:
-        taken = self._buffer[:size]
-        del self._buffer[:size]
-        return taken
 
     async def _need(self) -> None:
         if not await self._more():

@@ -14,13 +14,16 @@ from typing import NamedTuple
 
 from mtt.wire import addresses
 from mtt.wire.addresses import AddressError
-from mtt.wire.http1 import HttpError, Reply, Request, parse_request, text_reply
+from mtt.wire.http1 import MAX_HEAD, HttpError, Reply, Request, parse_request, text_reply
 from mtt.wire.socks import Outcome
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 # A line of a chunked body or its trailer. Go allows 4096 for the former; trailers are headers.
 MAX_LINE = 8192
+
+# Bytes of all trailers together; they are headers.
+MAX_TRAILERS = MAX_HEAD
 
 # What is between the client and us (RFC 9110, 7.6.1), apart from what Connection names. No Upgrade
 # either: who wants to change the protocol asks for a CONNECT, as browsers do. There is no Via in
@@ -151,24 +154,31 @@ class Body:
     could be slipped past us.
     """
 
-    __slots__ = ("_chunked", "_left", "_line", "_wanted", "over")
+    __slots__ = ("_chunked", "_line", "_trailers", "_wanted", "left", "over")
 
     def __init__(self, length: int, *, chunked: bool) -> None:
-        self._left = length  # bytes until the body, or this chunk of it, is complete
+        self.left = length  # bytes until the body, or this chunk of it, is complete
         self._chunked = chunked
+        self._trailers = 0  # bytes of them
         self._line = b""  # what has come of a line
         self._wanted = "size"  # which line it is: "size", "end" (of a chunk), "trailer"
         self.over = not chunked and not length
 
-    def take(self, data: bytes) -> int:
-        """How many bytes of `data`, from its start, belong to the body. Raises HttpError (400)."""
+    def take(self, data: bytes | bytearray, content: bytearray | None = None) -> int:
+        """How many bytes of `data`, from its start, belong to the body.
+
+        What is in them besides the framing of chunks is appended to `content`. Raises HttpError:
+        400, or 431 for too many trailers.
+        """
         at = 0
         while at < len(data) and not self.over:
-            if self._left:
-                step = min(self._left, len(data) - at)
-                self._left -= step
+            if self.left:
+                step = min(self.left, len(data) - at)
+                if content is not None:
+                    content += data[at : at + step]
+                self.left -= step
                 at += step
-                self.over = not (self._left or self._chunked)
+                self.over = not (self.left or self._chunked)
                 continue
             end = data.find(b"\n", at) + 1
             self._line += data[at : end or len(data)]
@@ -186,8 +196,8 @@ class Body:
             found = _CHUNK.fullmatch(line)
             if not found:
                 raise HttpError(400, "malformed chunk")
-            self._left = int(found[1], 16)
-            self._wanted = "end" if self._left else "trailer"
+            self.left = int(found[1], 16)
+            self._wanted = "end" if self.left else "trailer"
         elif self._wanted == "end":
             if not empty:
                 raise HttpError(400, "malformed chunk")
@@ -196,3 +206,6 @@ class Body:
             raise HttpError(400, "malformed trailer")
         else:
             self.over = empty
+            self._trailers += len(line)
+            if self._trailers > MAX_TRAILERS:
+                raise HttpError(431, f"the trailers are larger than {MAX_TRAILERS} bytes")

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from mtt.errors import StartError
+from mtt.wire.http1 import MAX_HEAD
+from mtt.wire.httpproxy import MAX_LINE, MAX_TRAILERS
 from mtt_mu_server import channel, control
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import Panel, multi_user_server
@@ -99,10 +101,17 @@ async def test_a_request_in_pieces(piece: int, certs: Certs) -> None:
         (b"-1\r\n", 400),
         (b"\r\n", 400),
         (b"9\r\n" + PING + b"xx\r\n", 400),
-        (b"9" * 2000, 400),
+        (b"9" * 2000 + b"\r\n", 400),
+        (b"9" * 2 * MAX_LINE, 400),
+        (b"9\n" + PING + b"\r\n0\r\n\r\n", 400),  # bare LF, RFC 9112, 2.2 and 7.1
+        (b"9\r\n" + PING + b"\n0\r\n\r\n", 400),
+        (b"9\r\n" + PING + b"\r\n0\n\r\n", 400),
+        (b"9\r\n" + PING + b"\r\n0\r\nTrailer: x\n\r\n", 400),
+        (b"9\r\n" + PING + b"\r\n0\r\n\n", 400),
+        (b"9\r" + PING + b"\r\n0\r\n\r\n", 400),
         (b"%x\r\n" % BODY_LIMIT, 413),
         (b"f" * 15 + b"\r\n", 413),
-        (b"0\r\n" + b"a: b\r\n" * 100, 431),
+        (b"0\r\n" + b"a: b\r\n" * MAX_TRAILERS, 431),
     ],
 )
 async def test_chunked_bodies(chunks: bytes, expected: int, certs: Certs) -> None:
@@ -110,6 +119,14 @@ async def test_chunked_bodies(chunks: bytes, expected: int, certs: Certs) -> Non
     async with multi_user_server(certs) as (_, panel):
         answer = await panel.exchange(head + b"Connection: close\r\n\r\n" + chunks)
         assert status(answer) == expected
+
+
+@pytest.mark.parametrize(("size", "expected"), [(MAX_HEAD, 200), (MAX_HEAD + 1, 431)])
+async def test_size_of_a_head(size: int, expected: int, certs: Certs) -> None:
+    head, end, body = closing(PING, "X: ").partition(b"\r\n\r\n")
+    head += b"x" * (size - len(head + end))
+    async with multi_user_server(certs) as (_, panel):
+        assert status(await panel.exchange(head + end + body)) == expected
 
 
 @pytest.mark.parametrize(("size", "expected"), [(BODY_LIMIT - 1, 200), (BODY_LIMIT, 413)])

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from mtt.wire.http1 import HttpError, Request, parse_request
-from mtt.wire.httpproxy import MAX_LINE, Body, failure, login, login_wanted, parse
+from mtt.wire.httpproxy import MAX_LINE, MAX_TRAILERS, Body, failure, login, login_wanted, parse
 from mtt.wire.socks import Outcome
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
@@ -225,6 +225,7 @@ CHUNKED = (
     b"1\r\n\n\r\n"
     b"0\r\nX-Trailer: 1\r\nX-Other: 2\r\n\r\n"
 )  # fmt: skip
+CONTENT = b"hello0123456789\n"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +286,27 @@ def test_a_body_whose_end_others_could_see_elsewhere(body: bytes) -> None:
         piecemeal = Body(0, chunked=True)
         for byte in body:
             piecemeal.take(bytes([byte]))
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_the_content_of_a_body(step: int) -> None:
+    for body, length in ((CHUNKED, 0), (b"hello", 5)):
+        content = bytearray()
+        framing = Body(length, chunked=not length)
+        received = bytearray(body + b"GET /")
+        while not framing.over:
+            del received[: framing.take(received[:step], content)]
+        assert received == b"GET /"
+        assert content == (b"hello" if length else CONTENT)
+
+
+def test_trailers_are_bounded() -> None:
+    line = b"a: " + b"b" * 995 + b"\r\n"
+    framing = Body(0, chunked=True)
+    framing.take(b"0\r\n" + line * (MAX_TRAILERS // len(line)))
+    with pytest.raises(HttpError) as raised:
+        framing.take(line)
+    assert raised.value.status == 431
 
 
 def test_noise_is_a_request_or_refused() -> None:
