@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from anytls import singbox, xray
+from anytls import singbox, tls_fields, xray
 from anytls.json_file import JsonFile, Section
 from mtt.errors import UsageError
 from mtt.options.flags import Values, clipped
@@ -41,9 +41,13 @@ class ClientFile(NamedTuple):
     servers: tuple[Values, ...]  # see singbox.outbound(); at least one
 
 
-def read_client(path: str) -> ClientFile:
-    """What the file `path` says to a client. Raises UsageError."""
-    file = JsonFile(OPTION, path)
+def read_client(path: str, *, ignore_fingerprint: bool = False) -> ClientFile:
+    """What the file `path` says to a client. Raises UsageError.
+
+    Args:
+        ignore_fingerprint: do not refuse a file that asks for a browser's TLS handshake.
+    """
+    file = JsonFile(OPTION, path, ignore_fingerprint=ignore_fingerprint)
     inbounds, outbounds = _sections(file)
     servers: list[Values] = []
     left: list[Section] = []
@@ -112,6 +116,8 @@ def read_server(path: str) -> Values:
 def _sections(file: JsonFile) -> tuple[list[Section], list[Section]]:
     """Inbounds and outbounds."""
     top = Section(file, "", file.top)
+    if top.flag(tls_fields.IGNORE_FINGERPRINT):
+        file.ignore_fingerprint = True
     if top.has("type") or top.has("protocol"):
         # Alone. Only inbounds have these.
         inbound = any(top.has(key) for key in ("listen", "listen_port", "port", "users"))

@@ -37,13 +37,19 @@ _LONGEST = 4e9
 class JsonFile:
     """A file that was read: its top, and what there is to say about it in the end."""
 
-    def __init__(self, option: str, path: str) -> None:
+    def __init__(self, option: str, path: str, *, ignore_fingerprint: bool = False) -> None:
         """Read it. Raises UsageError."""
         self.name = f"{option}: {path}"
+        self.ignore_fingerprint = ignore_fingerprint  # see tls_fields.fingerprint()
         text = read_text(option, path, limit=MAX_CONFIG, secret=True)
         self.top = parse_json(self.name, text)
         self._unknown: list[str] = []
         self._ignored: dict[str, list[str]] = {}
+        self._fingerprints: list[str] = []
+
+    def note_fingerprint(self, path: str) -> None:
+        """The browser that `path` asks for is not imitated."""
+        self._fingerprints.append(path)
 
     def note_unknown(self, path: str) -> None:
         """Nobody knows the key at `path`."""
@@ -55,6 +61,11 @@ class JsonFile:
 
     def warn(self) -> None:
         """Tell what of the file is not used, in one line for each reason."""
+        if self._fingerprints:
+            logger.warning(
+                "%s: fingerprint IGNORED (%s): observers see a TLS handshake of OpenSSL, "
+                "not that of a browser", self.name, _listed(self._fingerprints),
+            )  # fmt: skip
         if self._unknown:
             logger.warning("%s: unknown, and not used: %s", self.name, _listed(self._unknown))
         for why, paths in self._ignored.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from anytls.config import ClientFile, read_client, read_server
 from anytls.policy import DEFAULT_POLICY, Policy, parse_policy
 from anytls.servers import ServerChoice, alpn_names, given_servers
+from anytls.tls_fields import IGNORE_FINGERPRINT
 from anytls.users import DEFAULT_NAME, User, checked_user, read_users
 from mtt.errors import UsageError
 from mtt.log import logger
@@ -78,6 +79,8 @@ CLIENT_FLAGS = (
     PASSWORD_FILE,
     Flag("c", "str", "File with the configuration: JSON as for sing-box or Xray, whole or only the "
          "AnyTLS outbound. Other options rank above it.", "FILE"),
+    Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -c although it asks for a browser's TLS "
+         "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL."),
     Flag("user", "str", "Ask applications for this user's name and password.", "NAME"),
     Flag("user-password-file", "str", "File with the password of -user, in one line.", "FILE"),
     Flag("sni", "str", "Name the server must prove, sent as SNI; the host of -s if not given. An "
@@ -178,7 +181,11 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
 
     `sockets` are descriptors to listen on instead of -l. Raises UsageError.
     """
-    file = read_client(given["c"]) if given.get("c") else ClientFile({}, {}, ())
+    file = ClientFile({}, {}, ())
+    if given.get("c"):
+        file = read_client(given["c"], ignore_fingerprint=given.get(IGNORE_FINGERPRINT, False))
+    elif given.get(IGNORE_FINGERPRINT):
+        raise UsageError(f"-{IGNORE_FINGERPRINT}: only meaningful with -c; remove it")
     local = {key: value for key, value in file.local.items() if key == "l"}
     values = defaults(CLIENT_FLAGS) | local | file.pool | given
     bind = None if sockets else parse_endpoint("-l", values["l"])

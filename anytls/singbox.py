@@ -68,7 +68,6 @@ _TLS_REFUSED = {
     "reality": tls_fields.NO_REALITY,
 }
 _OUTBOUND_TLS_REFUSED = _TLS_REFUSED | {
-    "utls": tls_fields.NO_UTLS,
     "fragment": "the TLS handshake is sent in one piece; remove it",
     "record_fragment": "the TLS handshake is sent in one piece; remove it",
 }
@@ -195,7 +194,9 @@ def _tls(section: Section) -> Section:
 def _outbound_tls(tls: Section) -> Values:
     tls.refuse(_OUTBOUND_TLS_REFUSED)
     tls.ignore(_TLS_IGNORED)
-    tls.skip("fragment_fallback_delay")
+    tls.skip("fragment_fallback_delay", "utls", tls_fields.IGNORE_FINGERPRINT)
+    if tls.present("utls"):
+        tls_fields.fingerprint(tls, "utls")
     name = tls.text("server_name")
     values: Values = {
         "sni": host_name(tls.label("server_name"), name) if name else "",

@@ -12,10 +12,6 @@ from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
 
 # Why a client does not do what the file asks for, and what to do about it.
-NO_UTLS = (
-    "we cannot imitate the TLS handshake of a browser, Python's OpenSSL has one of its own; "
-    "remove it if this server lets us in without"
-)
 NO_REALITY = "REALITY replaces TLS, which AnyTLS needs; give a server with a real certificate"
 NO_ECH = "Python's TLS has no Encrypted Client Hello yet; remove it"
 NO_CHOICE = "which ciphers and curves are used is OpenSSL's choice; remove it"
@@ -23,6 +19,9 @@ NO_MUX = "AnyTLS reuses its sessions, and has no multiplexing beyond that; remov
 NO_CLIENT_FAST_OPEN = (
     "AnyTLS cannot use TCP fast open: it keeps connections for later instead; remove it"
 )
+
+# The option, and the key that stands for it in a TLS object or at the top of a file.
+IGNORE_FINGERPRINT = "ignore-fingerprint"
 
 # An ALPN name has a length of one byte (RFC 7301, 3.1); all those in use are ASCII.
 _MAX_ALPN = 255
@@ -39,6 +38,17 @@ def versions(section: Section, least: str, most: str) -> str:
         section.fail(most, f"{quoted(newest)} is not {TLS_VERSIONS[-1]}; remove it, there is no "
                            "reason to do without")  # fmt: skip
     return version
+
+
+def fingerprint(section: Section, key: str) -> None:
+    """Refuse `key`, which asks for a browser's TLS handshake, unless the user agreed to another."""
+    if not section.flag(IGNORE_FINGERPRINT) and not section.file.ignore_fingerprint:
+        section.fail(
+            key,
+            "the TLS handshake of a browser cannot be imitated; if one that looks like OpenSSL's "
+            f"will do, add -{IGNORE_FINGERPRINT}, or here \"{IGNORE_FINGERPRINT}\": true",
+        )
+    section.file.note_fingerprint(section.where(key))
 
 
 def pins(section: Section, key: str) -> tuple[str, ...]:

@@ -180,8 +180,9 @@ def _tls(tls: Section) -> Values:
     tls.refuse(_TLS_REFUSED)
     tls.ignore({"masterKeyLog": "the keys of TLS are not written to a file"})
     tls.skip("rejectUnknownSni", "enableSessionResumption", "echForceQuery", "echSockopt")
+    tls.skip(tls_fields.IGNORE_FINGERPRINT)
     if tls.text("fingerprint") not in _NATIVE:
-        tls.fail("fingerprint", tls_fields.NO_UTLS)
+        tls_fields.fingerprint(tls, "fingerprint")
     name = tls.text("serverName")
     values: Values = {
         "sni": host_name(tls.label("serverName"), name) if name else "",

@@ -148,6 +148,7 @@ XRAY: dict[str, Any] = {
 }  # fmt: skip
 
 TLS = {"enabled": True}
+UTLS = {"enabled": True, "fingerprint": "chrome"}
 SERVER = {"type": "anytls", "server": "h", "server_port": 1, "password": "s3cret", "tls": TLS}
 LISTENER = {"type": "anytls", "listen": "::", "listen_port": 1,
             "users": [{"name": "a", "password": "s3cret"}], "tls": TLS}  # fmt: skip
@@ -290,6 +291,32 @@ def test_listen_with_and_without_brackets(listen: str, address: str, path: Path)
         assert client(path, {"inbounds": [local], "outbounds": [SERVER]}).local["l"] == address
 
 
+@pytest.mark.parametrize("by", ["option", "top", "tls"])
+@pytest.mark.parametrize("kind", ["sing-box", "xray", "alone"])
+def test_a_fingerprint_can_be_ignored(
+    by: str, kind: str, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if kind == "xray":
+        whole = json.loads(json.dumps(XRAY))
+        del whole["routing"]
+        tls = whole["outbounds"][0]["streamSettings"]["tlsSettings"]
+        tls["fingerprint"] = "chrome"
+        where = "outbounds[0].streamSettings.tlsSettings.fingerprint"
+    else:
+        tls = TLS | {"utls": UTLS}
+        outbound = SERVER | {"tls": tls}
+        whole = outbound if kind == "alone" else {"outbounds": [outbound]}
+        where = "tls.utls" if kind == "alone" else "outbounds[0].tls.utls"
+    if by != "option":
+        (whole if by == "top" else tls)["ignore-fingerprint"] = True
+    path.write_text(json.dumps(whole))
+    found = read_client(str(path), ignore_fingerprint=by == "option")
+    assert found.servers
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"fingerprint IGNORED ({where})" in record.getMessage()
+
+
 LINES = ["-----BEGIN CERTIFICATE-----", "s3cret", "-----END CERTIFICATE-----"]
 TEXT = "\n".join(LINES) + "\n"
 
@@ -347,7 +374,8 @@ def test_unknown_keys_are_named(path: Path, caplog: pytest.LogCaptureFixture) ->
         ({"transport": {"type": "ws"}}, "transport", "no transport"),
         ({"tls": None}, "tls", "missing"),
         ({"tls": {"enabled": False}}, "tls", "not enabled"),
-        ({"tls": TLS | {"utls": {"enabled": True, "fingerprint": "chrome"}}}, "tls.utls", "browse"),
+        ({"tls": TLS | {"utls": UTLS}}, "tls.utls", "add -ignore-fingerprint, or"),
+        ({"tls": TLS | {"utls": UTLS, "ignore-fingerprint": 1}}, "ignore-fingerprint", "true or"),
         ({"tls": TLS | {"reality": {"enabled": True}}}, "tls.reality", "REALITY"),
         ({"tls": TLS | {"ech": {"enabled": True}}}, "tls.ech", "Encrypted Client Hello"),
         ({"tls": TLS | {"fragment": True}}, "tls.fragment", "one piece"),
@@ -449,7 +477,7 @@ def test_what_an_inbound_cannot_have(
         ("streamSettings", {"network": "ws"}, "raw only"),
         ("streamSettings", {"sockopt": {"tcpFastOpen": True}}, "AnyTLS cannot use TCP fast open"),
         ("streamSettings", {"sockopt": {"dialerProxy": "x"}}, "dialerProxy"),
-        ("streamSettings", {"tlsSettings": {"fingerprint": "chrome"}}, "browser"),
+        ("streamSettings", {"tlsSettings": {"fingerprint": "chrome"}}, "-ignore-fingerprint"),
         ("streamSettings", {"tlsSettings": {"disableSystemRoot": True}}, "nobody to trust"),
         ("streamSettings", {"tlsSettings": {"pinnedPeerCertSha256": "x"}}, "give -pin"),
         ("streamSettings", {"tlsSettings": {"certificates": [{"certificate": ["x"]}]}},

@@ -253,6 +253,7 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
         ("-s h:1 -p x -user me", "-user needs -user-password-file"),
         ("-s h:1 -p x -user-password-file me", "-user-password-file needs -user"),
         ("-s h:1 -p x -l 1080", "-l: "),
+        ("-s h:1 -p x -ignore-fingerprint", "-ignore-fingerprint: only meaningful with -c; remove"),
         ("-c /does/not/exist", "-c: cannot read /does/not/exist"),
         ("-s h:1 -password-file /does/not/exist", "-password-file: cannot read"),
     ],
