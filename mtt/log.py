@@ -41,6 +41,16 @@ def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
     # asyncio's own lines are for programmers; errors in callbacks reach our loop's handler anyway.
     logging.getLogger("asyncio").setLevel(logging.WARNING if debug else logging.CRITICAL)
     logger.setLevel(threshold)
+    sys.unraisablehook = _report_unraisable
+
+
+def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Log what Python would print with a traceback: a callback from C that failed.
+
+    A client can cause that at will, by a server name that `ssl` cannot decode. Its handshake fails,
+    with a line of its own.
+    """
+    logger.debug("ignored: %s", escape(repr(unraisable.exc_value)))
 
 
 def escape(text: str) -> str:

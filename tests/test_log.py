@@ -25,7 +25,9 @@ def restore() -> Iterator[None]:
     """The loggers as they were: other tests look at them too."""
     loggers = [logging.getLogger(name) for name in ("mtt", "asyncio")]
     before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
+    hook = sys.unraisablehook
     yield
+    sys.unraisablehook = hook
     for each, handlers, propagate, level in before:
         each.handlers[:] = handlers
         each.propagate = propagate
@@ -161,3 +163,20 @@ def test_without_a_stderr_nothing_is_written_to_whatever_became_descriptor_2(
         cwd=ROOT, stdout=subprocess.PIPE, timeout=20, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"0\n")
+
+
+def test_what_python_cannot_raise_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    """As a client can cause it: `ssl` does not decode every server name."""
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("not\nall text")
+
+    log.setup("info", "prog")
+    Broken()
+    assert capfd.readouterr().err == ""
+    log.setup("debug", "prog")
+    Broken()
+    match = LINE.fullmatch(capfd.readouterr().err)
+    assert match is not None
+    assert match.groups() == ("DEBUG", r"ignored: ValueError('not\nall text')")

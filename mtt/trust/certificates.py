@@ -54,7 +54,10 @@ def server_context(
     # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used. Tickets stay on:
     # resumption halves the cost of a connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    context.num_tickets = 1  # as Go sends; clients may use one again
+    # As nginx, Apache and most servers with OpenSSL: the server name is acknowledged, whatever it
+    # is, and a full handshake of TLS 1.3 brings two tickets.
+    context.sni_callback = _accept_name
+    context.num_tickets = 2
     if bool(cert) != bool(key):
         given, missing = options if cert else options[::-1]
         raise UsageError(
@@ -119,6 +122,12 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if pins:
         from cryptography import x509  # noqa: F401  (so that the first handshake need not)
+
+
+def _accept_name(
+    connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
+) -> None:
+    """Take any server name: without a callback OpenSSL does not acknowledge it, for all to see."""
 
 
 def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLContext:

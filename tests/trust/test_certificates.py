@@ -303,6 +303,39 @@ def test_server_has_no_renegotiation_no_compression_but_tickets() -> None:
     assert not context.options & ssl.OP_NO_TICKET
 
 
+def test_server_sends_two_tickets_as_web_servers_do() -> None:
+    assert server_of(name="a.b").num_tickets == 2
+
+
+@pytest.mark.parametrize("name", ["a.b", "another.name", None])
+def test_server_name_is_acknowledged_whatever_it_is(name: str | None) -> None:
+    client = client_of(skip_verify=True)
+    client.maximum_version = ssl.TLSVersion.TLSv1_2  # its ServerHello is in clear, with all it says
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(to_client, to_server, server_hostname=name)
+    theirs = server_of(name="a.b").wrap_bio(to_server, to_client, server_side=True)
+    for end in (ours, theirs):
+        with pytest.raises(ssl.SSLWantReadError):
+            end.do_handshake()
+    assert (SERVER_NAME in extensions(to_client.read())) == (name is not None)
+
+
+SERVER_NAME = 0  # RFC 6066, 3
+
+
+def extensions(flight: bytes) -> list[int]:
+    """The extensions of the ServerHello at the beginning of `flight` (RFC 5246, 7.4.1.3)."""
+    at = 5 + 4 + 2 + 32  # record, message, version, random
+    at += 1 + flight[at] + 2 + 1  # session id, cipher suite, compression
+    end = at + 2 + int.from_bytes(flight[at : at + 2], "big")
+    at += 2
+    found = []
+    while at < end:
+        found.append(int.from_bytes(flight[at : at + 2], "big"))
+        at += 4 + int.from_bytes(flight[at + 2 : at + 4], "big")
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
 def test_versions_below_1_2_are_refused(certs: Certs) -> None:
     old_client = client_of(skip_verify=True)
