@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from anytls.config import ClientFile, read_client, read_server
 from anytls.policy import DEFAULT_POLICY, Policy, parse_policy
 from anytls.servers import ServerChoice, alpn_names, given_servers
+from anytls.singbox import ENABLED
 from anytls.tls_fields import IGNORE_FINGERPRINT
 from anytls.users import DEFAULT_NAME, User, checked_user, read_users
 from mtt.errors import UsageError
@@ -35,6 +36,7 @@ from mtt.options.common import (
     CLIENT_CA,
     DEFAULT_TIMEOUT,
     DEFAULT_TLS_MIN,
+    DISABLE_TLS,
     FALLBACK,
     FAST_OPEN,
     KEY,
@@ -62,6 +64,10 @@ DEFAULT_BIND = "0.0.0.0:8443"
 
 # As sing-box; RFC 4787 (4.3) asks a NAT for two minutes at least and recommends five.
 DEFAULT_UDP_TIMEOUT = "5m"
+
+# Options that say who a server is, and what else of TLS a file may say.
+_IDENTITY = ("cert", "key", "cert-dir")
+_OF_TLS = ("cert", "key", "no-tls")
 
 # Bytes of a user's name or password in a login of SOCKS5 (RFC 1929).
 MAX_LOGIN = 255
@@ -119,6 +125,7 @@ SERVER_FLAGS = (
     CLIENT_CA,
     _ALPN,
     TLS_MIN,
+    DISABLE_TLS,
     FALLBACK._replace(help="Web site (plain HTTP) that gets all visitors who do not know a "
                       "password."),
     Flag("allow", "str", "Let clients connect to these addresses: 10.1.0.0/16, [fd00::1]:53, "
@@ -166,6 +173,7 @@ class ServerOptions:
     client_ca: PemSource = ""  # empty to let everybody in
     alpn: tuple[str, ...] = ()  # to choose from; empty for no ALPN
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
+    disable_tls: bool = False
     fallback: Endpoint | None = None  # a web site
     policy: Policy = DEFAULT_POLICY
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
@@ -219,14 +227,25 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
     `sockets` are descriptors to listen on instead of -l. Raises UsageError.
     """
     file = read_server(given["c"]) if given.get("c") else {}
-    if any(given.get(name) for name in ("cert", "key", "cert-dir")):
+    own_identity = any(given.get(name) for name in _IDENTITY)
+    if own_identity or given.get("disable-tls"):
         # One identity or another, not the certificate of one and the key of the other.
-        file = {key: value for key, value in file.items() if key not in ("cert", "key")}
+        file = {key: value for key, value in file.items() if key not in _OF_TLS}
     values = defaults(SERVER_FLAGS) | file | given
-    server_certificates(values | {"disable-tls": False})
+    server_certificates(values)
+    bind = None if sockets else parse_endpoint("-l", values["l"])
+    no_tls: str = file.get("no-tls", "")
+    if no_tls and "disable-tls" not in given:
+        if bind is None or not all(map(_is_own, bind.hosts)):
+            where = f"{bind} is" if bind is not None else "the socket of systemd may be"
+            raise UsageError(
+                f"{no_tls}: missing or not enabled, and {where} reachable from other machines; "
+                f"add {ENABLED}, or -disable-tls if a proxy in front does TLS"
+            )
+        values["disable-tls"] = True
     metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
-        bind=None if sockets else parse_endpoint("-l", values["l"]),
+        bind=bind,
         sockets=sockets,
         users=_server_users(values, file.get("users", ())),
         users_file=values["users"] if given.get("users") else "",
@@ -238,6 +257,7 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         client_ca=values["client-ca"],
         alpn=alpn_names(values),
         tls_min=tls_min(values),
+        disable_tls=values["disable-tls"],
         fallback=fallback_site(values),
         policy=parse_policy(values["allow"], values["deny"]),
         timeout=tunnel_timeout(values),

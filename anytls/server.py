@@ -24,7 +24,7 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
 from mtt.service import Carried, Service, peer_name
-from mtt.trust.reload import server_tls
+from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire import uot
 from mtt.wire.padding import DEFAULT, Scheme
 from mtt.wire.socks import DestinationError, Outcome
@@ -45,16 +45,18 @@ class Server(Service):
     def __init__(self, options: ServerOptions) -> None:
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
-        self._tls = server_tls(
-            cert=options.cert,
-            key=options.key,
-            cert_dir=options.cert_dir,
-            name=options.name,
-            client_ca=options.client_ca,
-            tls_min=options.tls_min,
-            alpn=list(options.alpn),
-        )
-        self._tls_files = (self._tls,)
+        self._tls: TlsFiles | None = None
+        if not options.disable_tls:
+            self._tls = server_tls(
+                cert=options.cert,
+                key=options.key,
+                cert_dir=options.cert_dir,
+                name=options.name,
+                client_ca=options.client_ca,
+                tls_min=options.tls_min,
+                alpn=list(options.alpn),
+            )
+            self._tls_files = (self._tls,)
         self._accounts = Accounts(options.users)
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to where clients must not go
@@ -65,7 +67,7 @@ class Server(Service):
             self._serve,
             find=self._accounts.find,
             counters=self.counters,
-            context=self._tls.context,
+            context=self._tls.context if self._tls is not None else None,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
@@ -87,12 +89,14 @@ class Server(Service):
         use_threads()
         await self._listen(self._frontend.accept)
         await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
-        self._tls.follow()
+        if self._tls is not None:
+            self._tls.follow()
 
     def announce(self) -> None:
         logger.info(
             "listening on %s, AnyTLS, users: %d; %s",
-            ", ".join(self.addresses), len(self._accounts), self._tls.description,
+            ", ".join(self.addresses), len(self._accounts),
+            "without TLS" if self._tls is None else self._tls.description,
         )  # fmt: skip
 
     def hub(self) -> MetricsHub | None:

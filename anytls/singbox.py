@@ -21,6 +21,8 @@ from mtt.trust.pem import PemSource
 # Types of inbounds whose clients our local port serves as well.
 LOCAL_TYPES = ("mixed", "socks", "http")
 
+ENABLED = '"tls": {"enabled": true}'
+
 # What sing-box takes if nothing is given (common/listener).
 _LISTEN = "127.0.0.1"
 
@@ -108,7 +110,7 @@ def outbound(section: Section) -> Values:
         seconds = section.seconds(key)
         if seconds is not None:
             values[option] = seconds
-    values |= _outbound_tls(_tls(section))
+    values |= _outbound_tls(section)
     section.done()
     return values
 
@@ -116,7 +118,8 @@ def outbound(section: Section) -> Values:
 def inbound(section: Section) -> Values:
     """What a server is to do.
 
-    Keys: "users" (a tuple of Users), "padding" (bytes), and those of options.
+    Keys: "users" (a tuple of Users), "padding" (bytes), "no-tls" (what an error about that begins
+    with) if it is to go without TLS, and those of options.
     """
     section.skip("type", "tag")
     section.refuse(_NETWORK)
@@ -132,7 +135,11 @@ def inbound(section: Section) -> Values:
     if lines:
         raw = "\n".join(lines).encode("utf-8", "surrogatepass")
         values["padding"] = checked_scheme(section.label("padding_scheme"), raw)
-    values |= _inbound_tls(_tls(section))
+    tls = section.section("tls")
+    if tls is not None and tls.flag("enabled"):
+        values |= _inbound_tls(tls)
+    else:
+        values["no-tls"] = section.label("tls")
     section.done()
     return values
 
@@ -181,17 +188,10 @@ def _users(section: Section, key: str, name_key: str) -> tuple[User, ...]:
     return tuple(users)
 
 
-def _tls(section: Section) -> Section:
-    """The "tls" of an inbound or outbound."""
+def _outbound_tls(section: Section) -> Values:
     tls = section.section("tls")
     if tls is None or not tls.flag("enabled"):
-        section.fail(
-            "tls", 'missing or not enabled; AnyTLS is nothing without: "tls": {"enabled": true}'
-        )
-    return tls
-
-
-def _outbound_tls(tls: Section) -> Values:
+        section.fail("tls", f"missing or not enabled; AnyTLS needs {ENABLED}")
     tls.refuse(_OUTBOUND_TLS_REFUSED)
     tls.ignore(_TLS_IGNORED)
     tls.skip("fragment_fallback_delay", "utls", tls_fields.IGNORE_FINGERPRINT)

@@ -1,6 +1,6 @@
 """The front of an AnyTLS server: from an accepted connection to streams and where they lead.
 
-    TCP -> TLS -> preamble -> session -> stream -> destination
+    TCP -> TLS (unless a proxy in front does it) -> preamble -> session -> stream -> destination
                     `-> a stranger: to the web site of -fallback, or to a small one of our own
 
 Each stream is handed to `serve` with its user and its destination. What becomes of those is the
@@ -49,7 +49,7 @@ class AnyTlsFrontend(Generic[Who]):
         serve: gets every stream, held, with its user, host and port; owns it from then on.
         find: the user with a password hash, see `mtt.trust.passwords`.
         counters: where failures, sessions and streams are counted.
-        context: called for the TLS context of each connection.
+        context: called for the TLS context of each connection, None to go without.
         scheme: the padding scheme that clients are to use.
         fallback: gets the stream of every connection that does not begin with the password of a
             user, held, to be relayed to a web site. Without it they find a web server of ours that
@@ -64,7 +64,7 @@ class AnyTlsFrontend(Generic[Who]):
         *,
         find: Callable[[bytes], Who | None],
         counters: Counters,
-        context: Callable[[], ssl.SSLContext],
+        context: Callable[[], ssl.SSLContext] | None,
         scheme: Scheme,
         fallback: Callable[[asyncio.Transport], None] | None = None,
         on_session: Callable[[Who, ServerSession], None] | None = None,
@@ -96,13 +96,24 @@ class AnyTlsFrontend(Generic[Who]):
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
+        carrier: asyncio.Transport
+
+        def connected(transport: asyncio.Transport) -> None:
+            nonlocal carrier
+            carrier = transport
+            self._pending.add(transport)
+
         head = ConnectionHead(
             self._find,
             known=self._known,
             stranger=self._stranger,
-            failed=lambda error: self._failed(tls, error),
+            failed=lambda error: self._failed(carrier, error),
+            connected=connected if self._context is None else None,
         )
+        if self._context is None:
+            return head
         tls = TlsLayer(head, self._context(), server_side=True, plaintext_reply=PLAIN_HTTP_REPLY)
+        carrier = tls
         self._pending.add(tls)
         return tls
 

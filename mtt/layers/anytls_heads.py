@@ -40,10 +40,11 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         stranger: gets the transport of anybody else as soon as that is clear, what it was that
             came, and whether that was the end; and what is wrong about it, for a log.
         failed: called if the connection is lost before that.
+        connected: called with the transport when there is one.
     """
 
     __slots__ = (
-        "_deadline", "_failed", "_find", "_grace", "_known", "_reader", "_stranger",
+        "_connected", "_deadline", "_failed", "_find", "_grace", "_known", "_reader", "_stranger",
         "_transport", "_who",
     )  # fmt: skip
 
@@ -54,7 +55,9 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         known: Callable[[asyncio.Transport, Who, bytes], None],
         stranger: Callable[[asyncio.Transport, bytes, bool, Exception], None],
         failed: Callable[[Exception], None],
+        connected: Callable[[asyncio.Transport], None] | None = None,
     ) -> None:
+        self._connected = connected
         self._find = find
         self._known = known
         self._stranger = stranger
@@ -67,6 +70,8 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self._connected is not None:
+            self._connected(transport)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(PREAMBLE_TIME, self._give_up)
 
@@ -137,7 +142,7 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         if cause is Cause.PASSWORD:
             return PeerError("it did not show the password of a user", cause=cause)
         if self._reader is None or not self._reader.received:
-            return NothingSaidError("it said nothing after the TLS handshake")
+            return NothingSaidError("it sent no password")
         when = f"within {PREAMBLE_TIME:g} s" if cause is Cause.TIMEOUT else "before its end"
         return NetworkError(f"it did not show a password {when}", cause=cause)
 
@@ -145,7 +150,7 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         for timer in (self._deadline, self._grace):
             if timer is not None:
                 timer.cancel()
-        self._reader = self._failed = None
+        self._reader = self._failed = self._connected = None
 
 
 class StreamHead(StreamProtocol):

@@ -223,6 +223,13 @@ def test_an_inbound_alone(path: Path) -> None:
     assert server(path, inbound | {"tcp_fast_open": True})["fast-open"]
 
 
+@pytest.mark.parametrize("tls", [None, {}, {"enabled": False, "certificate_path": "/c"}])
+def test_an_inbound_without_tls(tls: Any, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = server(path, {"inbounds": [LISTENER | {"tls": tls}]})
+    assert values["no-tls"] == f"-c: {path}: inbounds[0].tls"
+    assert not caplog.records
+
+
 def test_an_xray_outbound(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local, pool, (one, two) = client(path, XRAY)
     assert local == {"l": "127.0.0.1:10808", "users": (User("a", "b"),)}

@@ -339,6 +339,35 @@ def test_the_servers_file_and_what_ranks_above_it(tmp_path: Path) -> None:
         server("-c", config, "-cert", "/mine")
 
 
+def test_a_file_without_tls(tmp_path: Path) -> None:
+    def config(listen: str, **more: Any) -> str:
+        inbound = {"type": "anytls", "listen": listen, "listen_port": 80,
+                   "users": [{"name": "a", "password": "pa"}]} | more  # fmt: skip
+        return written(tmp_path / "config.json", {"inbounds": [inbound]})
+
+    for own in ("127.0.0.1", "::1", "[::1]"):
+        assert server("-c", config(own)).disable_tls
+    config_file = config("::")
+    for listen, argv in (("::", ()), ("127.0.0.1", ("-l", "0.0.0.0:80"))):
+        with pytest.raises(UsageError) as caught:
+            server("-c", config(listen), *argv)
+        text = str(caught.value)
+        assert text.startswith(f"-c: {config_file}: inbounds[0].tls: missing or not enabled, and ")
+        assert text.endswith("or -disable-tls if a proxy in front does TLS")
+    given = parse_args(SERVER_FLAGS, ["-c", config("127.0.0.1")])
+    with pytest.raises(UsageError, match="the socket of systemd may be reachable"):
+        checked_server(given, sockets=(3,))
+    assert server("-c", config("::"), "-disable-tls").disable_tls
+    assert server("-c", config("::"), "-l", "127.0.0.1:1").disable_tls
+    assert checked_server(given | {"disable-tls": True}, sockets=(3,)).disable_tls
+    # The command line ranks above the file, both ways.
+    assert not server("-c", config("127.0.0.1"), "-cert-dir", "/d").disable_tls
+    assert not server("-c", config("::"), "-disable-tls=false").disable_tls
+    tls = {"enabled": True, "certificate_path": "/c", "key_path": "/k"}
+    options = server("-c", config("::", tls=tls), "-disable-tls")
+    assert (options.disable_tls, options.cert, options.key) == (True, "", "")
+
+
 def test_users_in_lines(tmp_path: Path) -> None:
     users = written(tmp_path / "users", "\ufeff# who\n\n alice : with: colons \r\nb\u00f6b:#x\n")
     found = (User("alice", "with: colons"), User("b\u00f6b", "#x"))

@@ -11,7 +11,8 @@ import struct
 from typing import Self
 
 from tests.support.certs import Certs
-from tests.support.gopeer import Tls, tls_connect
+from tests.support.gopeer import tls_connect
+from tests.support.tunnels import Tcp
 
 WASTE, SYN, PSH, FIN, SETTINGS, ALERT, UPDATE = range(7)
 SYNACK, HEART_REQUEST, HEART_RESPONSE, SERVER_SETTINGS = range(7, 11)
@@ -67,7 +68,7 @@ def short(payload: bytes) -> bytes:
 class AnyTlsPeer:
     """A client with one session; streams are opened by their number."""
 
-    def __init__(self, tls: Tls) -> None:
+    def __init__(self, tls: Tcp) -> None:
         self.tls = tls
 
     async def send(self, *frames: bytes) -> None:
