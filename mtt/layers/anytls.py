@@ -65,6 +65,7 @@ class AnyTlsSession(MuxSession[Stream]):
     name: ClassVar[str] = "AnyTLS session"
     psh: ClassVar[int] = PSH
     receive_budget = RECEIVE_BUDGET
+    whole = 0  # PSH frames of up to so many bytes are waited for
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class AnyTlsSession(MuxSession[Stream]):
         on_lost: Callable[[Any, Exception | None], object] | None = None,
     ) -> None:
         super().__init__(on_change=on_change, on_lost=on_lost)
-        self._decoder = Decoder()
+        self._decoder = Decoder(whole=self.whole)
         self._half_close = False
         self._answered = 0  # bytes of our own, sent while the peer did not read
         self._idle_since = 0.0

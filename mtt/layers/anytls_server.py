@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from mtt.errors import PeerError
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.base import Upper
+from mtt.layers.base import Data, Upper
 from mtt.wire.anytls import (
     ALERT,
     NO_SETTINGS,
@@ -29,6 +30,13 @@ from mtt.wire.socks import Outcome
 # Streams of one session. The clients there are carry one at a time; the rest is room for others.
 MAX_STREAMS = 256
 
+# The client's padding cuts its packets. Frames up to WHOLE_SIZE are put together again: some
+# destinations reject a TLS hello or a request in two pieces. The pieces of one packet
+# follow each other at once; after WHOLE_TIME the stream gets what has arrived, and the rest as it
+# comes. Larger frames take several segments of TCP anyway, and are passed on as they arrive.
+WHOLE_SIZE = 16 * 1024
+WHOLE_TIME = 0.1
+
 
 class ServerSession(AnyTlsSession[ServerStream]):
     """A server's session: the protocol of the TLS layer once the preamble has been read.
@@ -43,7 +51,9 @@ class ServerSession(AnyTlsSession[ServerStream]):
         client: what the client calls itself, fit for a log line.
     """
 
-    __slots__ = ("_accept", "_greeted", "_scheme", "client")
+    __slots__ = ("_accept", "_greeted", "_scheme", "_whole_timer", "client")
+
+    whole = WHOLE_SIZE
 
     def __init__(
         self,
@@ -57,7 +67,28 @@ class ServerSession(AnyTlsSession[ServerStream]):
         self._accept: Callable[[], Upper] | None = accept
         self._scheme = scheme
         self._greeted = False  # the client's settings have come
+        self._whole_timer: asyncio.TimerHandle | None = None  # runs while a frame is held
         self.client = ""
+
+    def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
+        before = self._decoder.held
+        events = super()._decode(data)
+        held = self._decoder.held
+        if held != before + len(data) and self._whole_timer is not None:  # it is another one now
+            self._whole_timer.cancel()
+            self._whole_timer = None
+        if held and self._whole_timer is None:
+            loop = asyncio.get_running_loop()
+            self._whole_timer = loop.call_later(WHOLE_TIME, self._pass_on)
+        return events
+
+    def _pass_on(self) -> None:
+        """Give a stream what has come of a frame."""
+        self._whole_timer = None
+        stream_id, data = self._decoder.release()
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.receive(data)
 
     def _said(self, command: int, stream_id: int, payload: bytes) -> None:
         if command == SYN:
@@ -98,3 +129,7 @@ class ServerSession(AnyTlsSession[ServerStream]):
 
     def _forget(self) -> None:
         self._accept = None
+        if self._whole_timer is not None:
+            self._whole_timer.cancel()
+            if self.error is not None:  # what came before a failure is passed on before it
+                self._pass_on()

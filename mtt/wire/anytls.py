@@ -72,16 +72,22 @@ class Decoder:
     """Turns received bytes into events `(command, stream id, payload)`.
 
     PSH events carry a piece of the stream's data as it arrives, a view of what was fed; an empty
-    PSH frame gives b"". SETTINGS, ALERT, UPDATE_PADDING, SYNACK and SERVER_SETTINGS carry their
-    whole data as bytes; SYN, FIN and the heartbeats carry b"", and whatever the peer put into
-    them is skipped. Waste and unknown commands give nothing.
+    PSH frame gives b"". Frames up to `whole` bytes come in one piece, unless `release` asks for
+    the part that has arrived. SETTINGS, ALERT, UPDATE_PADDING, SYNACK and SERVER_SETTINGS carry
+    their whole data as bytes; SYN, FIN and the heartbeats carry b"", and whatever the peer put
+    into them is skipped. Waste and unknown commands give nothing.
 
-    It holds one unfinished frame of these five commands at most, that is MAX_LENGTH bytes.
+    It holds one unfinished frame at most, that is MAX_LENGTH bytes.
+
+    Args:
+        whole: size of the data of a PSH frame from 0 to MAX_LENGTH.
     """
 
-    __slots__ = ("_command", "_head", "_id", "_left", "_whole")
+    __slots__ = ("_command", "_head", "_id", "_left", "_passed", "_whole", "_whole_limit")
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: int = 0) -> None:
+        self._whole_limit = whole
+        self._passed = False  # a piece of the current PSH frame has been given
         self._head = b""  # an unfinished header
         self._command = WASTE  # of the current frame
         self._id = 0
@@ -92,6 +98,17 @@ class Decoder:
     def at_boundary(self) -> bool:
         """Whether everything received so far made whole frames."""
         return not (self._head or self._left)
+
+    @property
+    def held(self) -> int:
+        """Bytes of an unfinished PSH frame that are not given yet."""
+        return len(self._whole) if self._command == PSH else 0
+
+    def release(self) -> tuple[int, Data]:
+        """Give them, if there are any: stream and data. The rest of the frame comes in pieces."""
+        held, self._whole = bytes(self._whole), bytearray()
+        self._passed = True
+        return self._id, held
 
     def feed(self, data: Data) -> list[tuple[int, int, Data]]:
         """Take what was received and return the events in it."""
@@ -112,7 +129,20 @@ class Decoder:
                 if not take:
                     return events
                 if self._command == PSH:
-                    events.append((PSH, self._id, view[at : at + take]))
+                    piece = view[at : at + take]
+                    if self._whole:
+                        self._whole += piece
+                        if take == self._left:
+                            events.append((PSH, self._id, bytes(self._whole)))
+                            self._whole = bytearray()
+                    elif take == self._left:
+                        events.append((PSH, self._id, piece))
+                        self._passed = False
+                    elif self._passed or self._left > self._whole_limit:
+                        events.append((PSH, self._id, piece))
+                        self._passed = True
+                    else:
+                        self._whole += piece
                 elif self._command in _WHOLE:
                     self._whole += view[at : at + take]
                     if take == self._left:

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from mtt.errors import PeerError
+from mtt.errors import NetworkError, PeerError
 from mtt.layers.anytls import ANSWERS_LIMIT, RECEIVE_BUDGET
-from mtt.layers.anytls_server import MAX_STREAMS, ServerSession
+from mtt.layers.anytls_server import MAX_STREAMS, WHOLE_SIZE, WHOLE_TIME, ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.wire.anytls import (
     ALERT,
@@ -29,6 +29,7 @@ from mtt.wire.anytls import (
 )
 from mtt.wire.padding import DEFAULT, Scheme
 from mtt.wire.socks import Outcome
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 
 V2 = frame(SETTINGS, 0, client_settings("test/1", DEFAULT.md5))
@@ -79,6 +80,76 @@ class Server:
         self.session.abort()
         await turns()
         assert all(upper.lost for upper in self.uppers)
+
+
+# What a write of the client was.
+
+
+async def test_a_frame_in_pieces_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    server = Server(V2)
+    upper, _ = server.open()
+    hello = frame(PSH, 1, bytes(517))
+    server.feed(hello[:9])
+    server.feed(hello[9:300])
+    assert not upper.calls
+    server.feed(hello[300:] + frame(PSH, 1, b"more"))
+    assert (upper.calls, len(upper.data)) == (1, 521)
+    await clock.passes(1)
+    assert upper.calls == 1
+    await server.over()
+
+
+async def test_a_slow_frame_is_passed_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    server = Server(V2)
+    upper, _ = server.open()
+    slow = frame(PSH, 1, b"abcdef")
+    server.feed(slow[:9])
+    await clock.passes(WHOLE_TIME / 2)
+    server.feed(slow[9:10])  # this does not make it younger
+    await clock.passes(WHOLE_TIME * 0.6)
+    assert upper.data == b"abc"
+    server.feed(slow[10:12])
+    assert upper.data == b"abcde"
+    server.feed(slow[12:])
+    assert upper.data == b"abcdef"
+    await server.over()
+
+
+async def test_each_frame_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    server = Server(V2)
+    upper, _ = server.open()
+    each = frame(PSH, 1, b"abcdef")
+    server.feed(each[:9])
+    for _ in range(3):
+        await clock.passes(WHOLE_TIME * 0.9)
+        server.feed(each[9:] + each[:9])
+    assert (upper.calls, len(upper.data)) == (3, 18)
+    await clock.passes(WHOLE_TIME)
+    assert len(upper.data) == 20
+    await server.over()
+
+
+async def test_large_frames_are_passed_on_as_they_come() -> None:
+    server = Server(V2)
+    upper, _ = server.open()
+    large = frame(PSH, 1, bytes(WHOLE_SIZE + 1))
+    server.feed(large[:1000])
+    assert len(upper.data) == 1000 - 7
+    server.feed(large[1000:])
+    assert len(upper.data) == WHOLE_SIZE + 1
+    await server.over()
+
+
+async def test_what_came_of_a_frame_before_a_failure_is_passed_on() -> None:
+    server = Server(V2)
+    upper, _ = server.open()
+    server.feed(frame(PSH, 1, b"abcdef")[:10])
+    server.session.connection_lost(ConnectionResetError())
+    assert upper.data == b"abc"
+    assert isinstance(upper.error, NetworkError)
 
 
 # Settings.

@@ -60,8 +60,8 @@ def joined(events: Iterable[tuple[int, int, Any]]) -> list[Event]:
     return out
 
 
-def decode(pieces: Iterable[bytes]) -> list[Event]:
-    decoder = Decoder()
+def decode(pieces: Iterable[bytes], whole: int = 0) -> list[Event]:
+    decoder = Decoder(whole=whole)
     events = [event for piece in pieces for event in decoder.feed(piece)]
     assert decoder.at_boundary
     return joined(events)
@@ -172,12 +172,41 @@ def test_frames_may_be_cut_anywhere() -> None:
     short = 0
     for _ in range(80):
         stream, events = mixed_stream(rng)
-        assert decode([stream]) == events
-        assert decode(split(stream, rng)) == events
-        if len(stream) < 5000:
-            short += 1
-            assert decode(bytewise(stream)) == events
-    assert short > 3
+        for whole in (0, 1, 300, MAX_LENGTH):
+            assert decode([stream], whole) == events
+            assert decode(split(stream, rng), whole) == events
+            if len(stream) < 5000:
+                short += 1
+                assert decode(bytewise(stream), whole) == events
+    assert short > 10
+
+
+def test_small_frames_are_given_whole() -> None:
+    for size in (1, 299, 300):
+        data = frame(PSH, 3, b"d" * size) + frame(FIN, 3)
+        decoder = Decoder(whole=300)
+        events = [event for piece in bytewise(data) for event in decoder.feed(piece)]
+        assert events == [(PSH, 3, b"d" * size), (FIN, 3, b"")]
+
+
+def test_larger_frames_are_given_as_they_come() -> None:
+    decoder = Decoder(whole=300)
+    data = frame(PSH, 3, bytes(301))
+    events = [event for piece in bytewise(data) for event in decoder.feed(piece)]
+    assert events == [(PSH, 3, b"\0")] * 301
+
+
+def test_a_released_frame_goes_on_in_pieces() -> None:
+    data = frame(PSH, 3, b"abcdef") + frame(PSH, 3, b"ghi")
+    decoder = Decoder(whole=300)
+    assert decoder.feed(data[: HEADER_SIZE + 2]) == []
+    assert decoder.held == 2
+    assert decoder.release() == (3, b"ab")
+    assert decoder.held == 0
+    assert decoder.feed(data[HEADER_SIZE + 2 : HEADER_SIZE + 4]) == [(PSH, 3, b"cd")]
+    assert decoder.feed(data[HEADER_SIZE + 4 : -1]) == [(PSH, 3, b"ef")]
+    assert decoder.held == 2  # the next frame is whole again
+    assert decoder.feed(b"i") == [(PSH, 3, b"ghi")]
 
 
 def test_data_is_a_view_of_what_was_fed() -> None:
