@@ -11,6 +11,7 @@ from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
 from mtt.log import logger
+from mtt.reuse import ReuseGuard, means_dead
 from mtt.wire.socks import DestinationError
 
 # As all AnyTLS clients have them: how often idle sessions are looked at, and for how long one is
@@ -64,6 +65,7 @@ class AnyTlsPool:
         self._on_lost = on_lost
         self._server = Learned(on_refused=Repeated().warning)
         self._sessions: dict[ClientSession, None] = {}  # the oldest first
+        self._guard = ReuseGuard()
         self._unended: set[ClientSession] = set()  # see _clean
         self._check_timer: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
@@ -141,7 +143,7 @@ class AnyTlsPool:
 
     def _newest_idle(self) -> ClientSession | None:
         for session in reversed(self._sessions) if self._reuse else ():
-            if session.has_room and session.healthy:
+            if session.has_room and session.healthy and self._guard.admits(session):
                 return session
         return None
 
@@ -159,6 +161,7 @@ class AnyTlsPool:
         if session.lost:
             raise session.error or NetworkError("the AnyTLS client is being closed")
         self._sessions[session] = None
+        self._guard.add(session)
         if self._check_timer is None:
             self._schedule_check()
         return session
@@ -187,10 +190,9 @@ class AnyTlsPool:
     def _lost(self, session: ClientSession, exc: Exception | None) -> None:
         self._sessions.pop(session, None)
         self._unended.discard(session)
-        if exc is not None:
-            # Perhaps it is the network, or the server: who else is gone must not be handed out.
-            for other in list(self._sessions):
-                other.question_if_idle()
+        self._guard.discard(session)
+        if means_dead(exc):
+            self._guard.doubt_all()
         if self._on_lost is not None:
             self._on_lost(exc)
 

@@ -11,7 +11,7 @@ transport sees neither FIN nor RST. What the destination says at once (the banne
 is kept for the application.
 
 No data is ever sent twice. A connection that dies the moment it is taken is the application's
-failure, as any other that breaks; what can be known before is looked at before (`_Waiting.usable`).
+failure, as any other that breaks; what can be known before is looked at before (`mtt.reuse`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import random
 import select
-import time
 from asyncio import get_running_loop  # by name, for tests that have their own time
 from collections.abc import Awaitable, Callable
 
@@ -28,7 +27,7 @@ from mtt.layers import linger
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.log import logger
-from mtt.net.sockets import source_address
+from mtt.reuse import ReuseGuard, means_dead, slept_seconds
 
 # The shortest time after which somebody on the way usually ends an idle connection is 60 s: the
 # multi-user server, nginx in front of a server, shadowsocks behind it. The application gets what is
@@ -83,6 +82,7 @@ class Preconnected:
         self._running = False
         self._generation = 0  # see renew()
         self._waiting: dict[_Waiting, None] = {}  # the oldest first
+        self._guard = ReuseGuard()
         self._ending: set[_Waiting] = set()  # closed, and not gone yet
         self._dials: set[asyncio.Task[None]] = set()
         self._retry: asyncio.TimerHandle | None = None  # until it fires nothing is dialled
@@ -130,21 +130,21 @@ class Preconnected:
         if self._dials:
             await asyncio.wait(self._dials)
         for waiting in list(self._ending):
-            linger.reset(waiting.held)
+            linger.reset(waiting.lower)
 
     # Taking.
 
     def _take(self) -> asyncio.Transport | None:
         # The youngest first: the less it has waited, the less it can have suffered.
         for waiting in list(reversed(self._waiting)):
-            if not waiting.usable():
+            if not (_now() < waiting.until and self._guard.admits(waiting)):
                 self._remove(waiting)
-                linger.reset(waiting.held)
+                linger.reset(waiting.lower)
             elif not waiting.has_news():
                 self._remove(waiting)
                 self.used += 1
                 self._refill()
-                return waiting.held
+                return waiting.lower
         self._refill()
         return None
 
@@ -186,6 +186,7 @@ class Preconnected:
             return
         waiting = _Waiting(self, transport, holding.early)
         self._waiting[waiting] = None
+        self._guard.add(waiting)
         transport.set_protocol(waiting)
         transport.resume_reading()
         if holding.eof and not waiting.eof_received():
@@ -214,6 +215,7 @@ class Preconnected:
     def _remove(self, waiting: _Waiting) -> None:
         """`waiting` does not wait any more."""
         del self._waiting[waiting]
+        self._guard.discard(waiting)
         if waiting.timer is not None:
             waiting.timer.cancel()
             waiting.timer = None
@@ -221,13 +223,16 @@ class Preconnected:
     def _give_up(self, waiting: _Waiting) -> None:
         self._remove(waiting)
         self._ending.add(waiting)
-        waiting.held.close()
+        waiting.lower.close()
 
     def ended(self, waiting: _Waiting, error: Exception | None) -> bool:
         """The peer has ended `waiting`, or it broke; whether it was still one of ours."""
         if waiting not in self._waiting:
             return False
         self._remove(waiting)
+        # A reset may as well come from the destination, which tells nothing of the others.
+        if means_dead(error) and not isinstance(error, ConnectionResetError):
+            self._guard.doubt_all()
         if get_running_loop().time() - waiting.since < YOUNG:
             self._lost_young(error)
         elif self._on_lost is not None:
@@ -280,44 +285,44 @@ class Preconnected:
 class _Waiting(Holding):
     """The protocol of a connection that waits, and keeps what it says."""
 
-    __slots__ = ("_route", "_stock", "aged", "held", "since", "timer", "until")
+    __slots__ = ("_stock", "aged", "lower", "since", "timer", "until")
 
     def __init__(self, stock: Preconnected, transport: asyncio.Transport, early: bytes) -> None:
         super().__init__()
-        self.transport = self.held = transport
+        self.transport = self.lower = transport
         self.early = early
         self._stock = stock
-        self._route = _route(transport)
         self.since = get_running_loop().time()
         self.until = 0.0  # by _now()
         self.aged = False
         self.timer: asyncio.TimerHandle | None = None
 
-    def usable(self) -> bool:
-        """Whether the peer should still be there, by all that can be known without asking it.
+    @property
+    def heard_at(self) -> float:
+        return self.since
 
-        After a change of networks packets leave from another address, those of old connections
-        lead nowhere, and nothing says so for minutes. Time goes on while a computer sleeps, but
-        timers do not.
-        """
-        return _now() < self.until and _route(self.held) == self._route
+    def ask(self) -> None:
+        """Impossible: what is sent now is the application's."""
+
+    def has_answered(self) -> bool:
+        return False
 
     def has_news(self) -> bool:
         """Whether there is something to read, perhaps the end, that the event loop has not seen."""
-        sock = self.held.get_extra_info("socket")
+        sock = self.lower.get_extra_info("socket")
         if sock is None or not hasattr(select, "poll"):  # Windows
             return False
         if sock.fileno() < 0:
             return True
         poll = select.poll()
         # A reset shows without being asked for.
-        poll.register(sock.fileno(), select.POLLIN if self.held.is_reading() else 0)
+        poll.register(sock.fileno(), select.POLLIN if self.lower.is_reading() else 0)
         return bool(poll.poll(0))
 
     def data_received(self, data: Data) -> None:
         self.early += data
         if len(self.early) >= MOST_EARLY:
-            self.held.pause_reading()
+            self.lower.pause_reading()
 
     def eof_received(self) -> bool:
         if not self._stock.ended(self, None):  # it is somebody's already
@@ -331,11 +336,6 @@ class _Waiting(Holding):
         self._stock.gone(self)
 
 
-def _route(transport: asyncio.Transport) -> str | None:
-    return source_address(transport.get_extra_info("peername"))
-
-
 def _now() -> float:
     """Seconds of a clock that also runs while the computer sleeps, where there is one."""
-    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
-    return time.monotonic() if clock is None else time.clock_gettime(clock)
+    return get_running_loop().time() + slept_seconds()

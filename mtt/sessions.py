@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Upper
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
+from mtt.reuse import ReuseGuard, means_dead
 
 # A session without streams waits this long for the next one, which then costs no handshake; some
 # are kept for longer (`warm`).
@@ -52,6 +53,7 @@ class SessionPool:
         self._idle_time = idle_time
         self._on_lost = on_lost
         self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
+        self._guard = ReuseGuard()
         self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # how many streams wait for each
 
     @property
@@ -64,16 +66,20 @@ class SessionPool:
 
         Raises what `connect` raises, and NetworkError if the new session ends at once.
         """
-        while True:
-            stream = self.open_at_once(upper)
-            if stream is not None:
-                return stream
-            await self._wait_for_session()
+        stream = self.open_at_once(upper)
+        while stream is None:
+            session = await self._wait_for_session()
+            # There first: those that were not fit before may seem to be, but are worse.
+            stream = self._open_on((session, *self._sessions), upper)
+        return stream
 
     def open_at_once(self, upper: Upper) -> SmuxStream | None:
         """Open a stream for `upper` on a session there is, None if none has room."""
-        for session in self._sessions:
-            if self._has_room(session) and session.healthy:
+        return self._open_on(self._sessions, upper)
+
+    def _open_on(self, sessions: Iterable[SmuxSession], upper: Upper) -> SmuxStream | None:
+        for session in sessions:
+            if self._has_room(session) and session.healthy and self._guard.admits(session):
                 self._keep(session)
                 return session.open_stream(upper)
         return None
@@ -87,7 +93,7 @@ class SessionPool:
         for session in list(self._sessions):
             session.abort()
 
-    async def _wait_for_session(self) -> None:
+    async def _wait_for_session(self) -> SmuxSession:
         room = (task for task, waiting in self._dialling.items() if waiting < self._max_streams)
         task = next(room, None)
         if task is None:
@@ -99,12 +105,14 @@ class SessionPool:
         session = await asyncio.shield(task)
         if session.lost:  # a new one would fare no better
             raise NetworkError("the server closed the new mux session at once")
+        return session
 
     async def _dial(self) -> SmuxSession:
         session = SmuxSession(on_change=self._changed, on_lost=self._lost)
         await self._connect(session)
         if not session.lost:
             self._sessions[session] = None
+            self._guard.add(session)
             self._changed(session)  # those who waited for it may have left
         return session
 
@@ -147,5 +155,8 @@ class SessionPool:
         timer = self._sessions.pop(session, None)
         if timer is not None:
             timer.cancel()
+        self._guard.discard(session)
+        if means_dead(exc):
+            self._guard.doubt_all()
         if self._on_lost is not None:
             self._on_lost(exc)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtt import anytls_sessions
+from mtt import anytls_sessions, reuse
 from mtt.anytls_sessions import AnyTlsPool
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import anytls_client
@@ -23,6 +23,7 @@ from mtt.wire.anytls import (
     SYN,
     SYNACK,
     UPDATE_PADDING,
+    WASTE,
     Decoder,
     PreambleReader,
     frame,
@@ -212,6 +213,40 @@ async def test_when_one_session_is_lost_the_idle_ones_are_asked() -> None:
     await turns()
     sessions[2].abort()  # that was us
     assert not network.lowers[0].sent
+    await network.over()
+
+
+async def test_after_a_network_change_idle_sessions_answer_before_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network()
+    await network.idle(1)
+    monkeypatch.setattr(network.lowers[0], "write", network.lowers[0].sent.extend)
+    network.lowers[0].take()
+    monkeypatch.setattr(reuse, "source_address", lambda peer: "198.51.100.1")
+    assert network.number(await network.open()) == 1
+    assert frame(HEART_REQUEST, 0) in network.lowers[0].take()
+    network.sessions[0].data_received(frame(UPDATE_PADDING, 0))  # may have waited in the kernel
+    assert network.number(await network.open()) == 2
+    network.sessions[0].data_received(frame(HEART_RESPONSE, 0))
+    assert network.number(await network.open()) == 0
+    await network.over()
+
+
+async def test_a_busy_session_is_asked_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of Go whose destination is slow does not come to read the question."""
+    clock = Clock(monkeypatch)
+    network = Network()
+    stream = await network.open()
+    await network.idle(1)
+    monkeypatch.setattr(network.lowers[0], "write", network.lowers[0].sent.extend)
+    network.lowers[0].take()
+    network.sessions[1].connection_lost(ConnectionResetError())
+    asked = network.lowers[0].take()
+    assert asked[:5] == frame(WASTE, 0)[:5]
+    assert frame(HEART_REQUEST, 0) not in asked
+    await clock.passes(10.0)
+    assert not stream.is_closing()
     await network.over()
 
 

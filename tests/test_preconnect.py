@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import itertools
 import random
 import socket
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mtt import preconnect
+from mtt import preconnect, reuse
 from mtt.errors import NetworkError, PeerError, RefusedError
 from mtt.layers.base import Layer
 from mtt.layers.holding import Holding
@@ -89,9 +91,12 @@ class Network:
     ) -> None:
         self.clock = Clock()
         self.address = "192.0.2.1"
-        monkeypatch.setattr(preconnect, "get_running_loop", lambda: self.clock)
+        loop = SimpleNamespace(get_running_loop=lambda: self.clock)
+        monkeypatch.setattr(preconnect, "get_running_loop", loop.get_running_loop)
+        monkeypatch.setattr(reuse, "asyncio", loop)
         monkeypatch.setattr(preconnect, "_now", self.clock.boot_time)
-        monkeypatch.setattr(preconnect, "source_address", lambda peer: self.address)
+        monkeypatch.setattr(reuse, "slept_seconds", lambda: self.clock.asleep)
+        monkeypatch.setattr(reuse, "source_address", lambda peer: self.address)
         self.made: list[FakeLayer] = []
         self.dials = self.dialling = self.most = 0
         self.allowed = asyncio.Event()
@@ -270,6 +275,24 @@ async def test_after_sleep_or_in_another_network_they_are_not_used(
     await network.close()
 
 
+@pytest.mark.parametrize("error", [errno.ETIMEDOUT, errno.ECONNRESET])
+async def test_what_waited_with_a_dead_one_is_not_used(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot be asked. A reset may be the destination's, and says nothing of the others."""
+    network = Network(monkeypatch, 3)
+    await network.start()
+    old = list(network.made)
+    await network.clock.advance(YOUNG)
+    network.made[0].lose(OSError(error, ""))
+    await turns()
+    for _ in range(2):
+        await network.take()  # the replacement, which was made afterwards, is one of them
+    taken = await network.take()
+    assert (taken in old) is (error == errno.ECONNRESET)
+    await network.close()
+
+
 async def test_new_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 3)
     await network.start()
@@ -283,7 +306,7 @@ async def test_new_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
     # Two that waited and the one that was under way are gone.
     assert (network.dials, network.open, len(network.stock)) == (7, 4, 3)
     assert not taken.closing
-    assert all(waiting.held in network.made[3:] for waiting in network.stock._waiting)
+    assert all(waiting.lower in network.made[3:] for waiting in network.stock._waiting)
     await network.close()
 
 
@@ -435,7 +458,7 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
         others[0].close()
     # Not a turn of the loop from there to here, or it would have seen it.
     transport = await stock.get()
-    assert transport is not waiting.held
+    assert transport is not waiting.lower
     while how == "data" and not waiting.early:
         await asyncio.sleep(0)
     transport.abort()

@@ -6,9 +6,10 @@ import asyncio
 
 import pytest
 
-from mtt import sessions
+from mtt import reuse, sessions
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.smux import SmuxSession
+from mtt.layers.mux import OLD_READ_TIME, STALL_TIME
+from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.sessions import SessionPool
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
@@ -261,6 +262,89 @@ async def test_a_session_that_seems_dead_gets_no_new_stream() -> None:
     network.sessions[0]._seen_at -= 60.0
     (stream,) = await network.open()
     assert session_of(stream) is network.sessions[1]
+    await network.close()
+
+
+@pytest.mark.parametrize("change", ["network", "sleep"])
+async def test_after_a_change_streams_go_to_a_new_session(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(warm=1)
+    await network.open()
+    await turns()
+    network.lowers[0].take()
+    await clock.passes(1.0)
+    if change == "network":
+        monkeypatch.setattr(reuse, "source_address", lambda peer: "198.51.100.1")
+    else:
+        monkeypatch.setattr(reuse, "slept_seconds", lambda: 1e9)
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[1]
+    assert network.lowers[0].take() == frame(NOP, 0)  # it is asked, and used when it answers
+    await clock.passes(OLD_READ_TIME + 0.1)
+    network.sessions[0].data_received(frame(NOP, 0))
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[0]
+    await network.close()
+
+
+@pytest.mark.parametrize("dead", [True, False])
+async def test_siblings_of_a_dead_session_are_tested(
+    dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(warm=3)
+    await network.open(2 * MAX - 1)
+    await turns()
+    network.lowers[1].take()
+    if dead:
+        network.sessions[0].connection_lost(ConnectionResetError())
+    else:
+        network.sessions[0].eof_received()
+    assert network.lowers[1].take() == (frame(NOP, 0) if dead else b"")
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[2 if dead else 1]
+    await clock.passes(OLD_READ_TIME + 0.1)
+    network.sessions[1].data_received(frame(NOP, 0))
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[1 if dead else 2]
+    await network.close()
+
+
+async def test_a_session_that_stopped_reading_gets_no_new_stream() -> None:
+    """Peers that cannot stop one stream's sender have all streams wait for its slow reader."""
+    network = Network()
+    (slow,) = await network.open()
+    slow.pause_reading()
+    piece = frame(PSH, slow.id, bytes(65535))
+    while network.lowers[0].reading:
+        network.sessions[0].data_received(piece)
+    assert network.sessions[0]._queued >= RECEIVE_BUDGET
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[1]
+    slow.resume_reading()
+    await turns()
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[0]
+    await network.close()
+
+
+async def test_a_session_whose_peer_stopped_reading_gets_no_new_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    network = Network()
+    await network.open()
+    network.sessions[0].pause_writing()
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[0]  # it may be no more than busy
+    await clock.passes(STALL_TIME)
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[1]
+    network.sessions[0].resume_writing()
+    (stream,) = await network.open()
+    assert session_of(stream) is network.sessions[0]
     await network.close()
 
 

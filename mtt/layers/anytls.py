@@ -32,6 +32,7 @@ from mtt.wire.anytls import (
     MAX_LENGTH,
     MAX_PAYLOAD,
     PSH,
+    WASTE,
     Decoder,
     data_frames,
     frame,
@@ -157,6 +158,9 @@ class AnyTlsSession(MuxSession[Stream]):
             self.send_framed(header(PSH, stream_id, len(data)), data)
         else:
             self.send(data_frames(stream_id, data, most))
+
+    def _send_noop(self) -> None:
+        self.control(WASTE, 0)
 
     def _send_fin(self, stream_id: int) -> None:
         self.control(FIN, stream_id)

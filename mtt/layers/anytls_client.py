@@ -11,11 +11,11 @@ from mtt import __version__
 from mtt.errors import NetworkError, PeerError, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.base import Data, Upper, silent_seconds
-from mtt.layers.mux import UNANSWERED_TIME
+from mtt.layers.base import Data, Upper
 from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,
+    HEART_RESPONSE,
     MAX_PAYLOAD,
     PSH,
     SERVER_SETTINGS,
@@ -107,9 +107,9 @@ class ClientSession(AnyTlsSession[ClientStream]):
     """
 
     __slots__ = (
-        "_asked_at", "_beat_timer", "_client", "_dead_timer", "_hashed", "_next_id",
-        "_offer_half_close", "_padder", "_preface", "_randrange", "_server", "_settings_at",
-        "_stall_timer", "_updates",
+        "_asked_at", "_beat_answered", "_beat_timer", "_client", "_dead_timer", "_hashed",
+        "_next_id", "_offer_half_close", "_padder", "_preface", "_randrange", "_server",
+        "_settings_at", "_stall_timer", "_updates",
     )  # fmt: skip
 
     def __init__(
@@ -135,6 +135,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._settings_at = float("-inf")  # when they were sent
         self._updates = 0  # of the padding scheme
         self._asked_at = 0.0
+        self._beat_answered: bool | None = None  # since `ask`; None if that asked otherwise
         self._beat_timer: asyncio.TimerHandle | None = None
         self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
         self._stall_timer: asyncio.TimerHandle | None = None  # see _end_stall
@@ -170,13 +171,11 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     @property
     def healthy(self) -> bool:
-        """Whether a new stream may rely on it."""
-        if self.lost or self.exhausted:
+        """Whether a new stream may rely on it, as far as the session itself knows."""
+        if self.lost or self.exhausted or self.is_stalled:
             return False
         now = asyncio.get_running_loop().time()
-        if self._dead_timer is not None and now - self._asked_at >= LATE_TIME:
-            return False
-        return silent_seconds(self.lower) < UNANSWERED_TIME
+        return self._dead_timer is None or now - self._asked_at < LATE_TIME
 
     # The protocol of the connection below.
 
@@ -226,6 +225,9 @@ class ClientSession(AnyTlsSession[ClientStream]):
                 self._fail(PeerError("the server changes its padding scheme again and again"))
             else:
                 self._server.update(payload)
+        elif command == HEART_RESPONSE:
+            if self._beat_answered is not None:
+                self._beat_answered = True
         elif command == SYN:
             self.control(FIN, stream_id)
 
@@ -290,6 +292,21 @@ class ClientSession(AnyTlsSession[ClientStream]):
                 stream.give_way()
 
     # Signs of life.
+
+    def ask(self) -> None:
+        # A busy session is not cut if nothing comes: a Go server whose destination reads slowly
+        # does not come to read the question.
+        if self.idle_since is None or self.version < VERSION or self.write_paused or self._held:
+            self._beat_answered = None
+            super().ask()
+        else:
+            self._beat_answered = False
+            self.question()
+
+    def has_answered(self) -> bool:
+        if self._beat_answered is None:
+            return super().has_answered()
+        return self._beat_answered
 
     def question(self) -> None:
         """Ask for a sign of life, without which the session ends after HEART_TIME."""

@@ -33,6 +33,9 @@ Data = bytes | memoryview
 _PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
 _TCP_INFO_SIZE = 60
 
+_LINUX = sys.platform.startswith("linux")
+
+
 class Upper(Protocol):
     """What a layer needs of the protocol above it; see `StreamProtocol`."""
 
@@ -92,6 +95,14 @@ class LayerTransport(asyncio.Transport):
         """See the function `unsent`."""
         raise NotImplementedError
 
+    def ask(self) -> bool:
+        """Ask the peer's program for a sign of life; false if that is not possible."""
+        return False
+
+    def has_answered(self) -> bool:
+        """Whether the answer to the last question has come."""
+        return False
+
 
 def framed_writer(transport: asyncio.WriteTransport) -> Callable[[bytes, Data | bytearray], None]:
     """What writes data behind the header of its frame to `transport`, in one piece."""
@@ -117,15 +128,39 @@ def silent_seconds(transport: asyncio.BaseTransport) -> float:
     a quarter of an hour. (While nothing is under way it keeps the last acknowledgement young.)
     Linux only, elsewhere always 0.
     """
-    sock = transport.get_extra_info("socket")
-    if sock is None or not sys.platform.startswith("linux") or not _kernel_queue(transport):
-        return 0.0
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-    except OSError:  # not a TCP socket
+    info = _tcp_info(transport) if _kernel_queue(transport) else None
+    if info is None:
         return 0.0
     sent, heard = (struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_ACK_RECV))
     return float(heard) / 1000 if sent < heard or info[_PROBES] > 1 else 0.0
+
+
+def stalled_seconds(transport: asyncio.BaseTransport) -> float | None:
+    """For how long nothing has been sent of what waits in the kernel: the peer does not read.
+
+    None where the system does not tell, other than Linux.
+    """
+    info = _tcp_info(transport)
+    if info is None:
+        return None
+    (sent,) = struct.unpack_from("I", info, _LAST_DATA_SENT)
+    return float(sent) / 1000 if _kernel_queue(transport) else 0.0
+
+
+def tells_acknowledged(transport: asyncio.BaseTransport) -> bool:
+    """Whether `unsent` counts what the peer's kernel has not acknowledged; false if, as on systems
+    other than Linux, it counts only what our own kernel has not taken."""
+    return _tcp_info(transport) is not None
+
+
+def _tcp_info(transport: asyncio.BaseTransport) -> bytes | None:
+    sock = transport.get_extra_info("socket")
+    if sock is None or not _LINUX:
+        return None
+    try:
+        return bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE))
+    except OSError:  # closed, or not a TCP socket
+        return None
 
 
 def _kernel_queue(transport: asyncio.BaseTransport) -> int:

@@ -25,14 +25,25 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
-from mtt.errors import MttError, NetworkError, describe
+from mtt.errors import Cause, MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, StreamProtocol, framed_writer
+from mtt.layers.base import (
+    Data,
+    Layer,
+    LayerTransport,
+    StreamProtocol,
+    framed_writer,
+    stalled_seconds,
+    tells_acknowledged,
+    unsent,
+)
 from mtt.layers.mux_stream import MuxStream
 
-# A session whose peer's kernel owes us an acknowledgement for so long gets no new streams: the
-# network may have changed under it.
-UNANSWERED_TIME = 5.0
+# A session that takes nothing for so long gets no new streams, seconds: the peer does not read, and
+# what new streams say would wait behind what is full. Go peers stop so when one reader is slow.
+STALL_TIME = 2.0
+# What is read within this time of a question may have been sent before it, seconds.
+OLD_READ_TIME = 1.0
 
 # What the kernel may hold unsent. Without a limit it takes megabytes, and the small request of one
 # stream waits behind the upload of another.
@@ -50,9 +61,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_bottom", "_finishing", "_held", "_now", "_on_change", "_on_lost", "_queued",
-        "_seen_at", "_streams", "_write_framed", "error", "lost", "lower", "write_paused",
-        "writer", "written",
+        "_ahead", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing", "_held", "_now",
+        "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled", "_streams",
+        "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
     borrows = True
@@ -79,6 +90,11 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._now = asyncio.get_running_loop().time
         self._seen_at = 0.0  # when the last frame came
         self._ahead = b""  # frames that travel with what is sent next
+        self._paused_at = 0.0  # when the connection was full
+        self._stalled = False  # and nothing left for STALL_TIME; until it takes more again
+        self._ask_time = 0.0  # when the peer was asked for a sign of life
+        self._ask_mark = 0  # what the socket had been given then, with the question
+        self._asks_below = False  # whether it was the layer below that asked
         self.write_paused = False
         self.writer = 0  # the stream that has written last
         self.lost = False
@@ -120,6 +136,10 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def _forget(self) -> None:
         """The session is over: let go of timers and the like."""
 
+    def _send_noop(self) -> None:
+        """Send a frame that means nothing."""
+        raise NotImplementedError
+
     # State.
 
     @property
@@ -131,6 +151,19 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def used_slots(self) -> int:
         """Streams that are open here or still open on the peer's side."""
         return len(self._streams) + len(self._finishing)
+
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last frame."""
+        return self._seen_at
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether one slow reader, of ours or of the peer, holds up all streams."""
+        if self.write_paused and not self._stalled and self._now() - self._paused_at >= STALL_TIME:
+            seconds = stalled_seconds(self.lower)
+            self._stalled = seconds is None or seconds >= STALL_TIME
+        return self._held or self._stalled
 
     @property
     def handed_over(self) -> int:
@@ -187,7 +220,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._seen_at = self._now()
 
     def eof_received(self) -> bool:
-        self._end(NetworkError(f"the {self.name} was closed by the peer"))
+        self._end(NetworkError(f"the {self.name} was closed by the peer", cause=Cause.EOF))
         linger.close(self.lower, self.connection_lost, eof_seen=True)
         return True
 
@@ -198,6 +231,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        self._paused_at = self._now()
         # Whoever has filled the connection is the last to go on: its first read may fill it again,
         # and the others would wait for ever.
         if self.writer in self._streams:
@@ -206,11 +240,32 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             stream.pause_writing()
 
     def resume_writing(self) -> None:
-        self.write_paused = False
+        self.write_paused = self._stalled = False
         for stream in list(self._streams.values()):
             if self.write_paused:
                 break  # the connection is full again; the others are still paused
             stream.resume_writing()
+
+    # For owners that want to use it again, see `mtt.reuse`.
+
+    def ask(self) -> None:
+        """Ask for a sign of life: of the peer's program if the layer below can ask for one,
+        otherwise of its kernel, which acknowledges a frame that means nothing."""
+        self._ask_time = self._now()
+        lower = self.lower
+        self._asks_below = isinstance(lower, LayerTransport) and lower.ask()
+        if not (self._asks_below or self.write_paused):  # else enough is on its way already
+            self._send_noop()
+        self._ask_mark = self.handed_over
+
+    def has_answered(self) -> bool:
+        """Whether the peer has given the sign of life for which it was asked."""
+        lower = self.lower
+        if self._asks_below and isinstance(lower, LayerTransport):
+            return lower.has_answered()
+        if tells_acknowledged(lower):
+            return self.handed_over - unsent(lower) >= self._ask_mark
+        return self._seen_at > self._ask_time + OLD_READ_TIME
 
     # For streams and owners.
 

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import Data, LayerTransport, Upper, silent_seconds
-from mtt.layers.mux import UNANSWERED_TIME, MuxSession
+from mtt.layers.base import Data, LayerTransport, Upper
+from mtt.layers.mux import MuxSession
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, frame
@@ -97,11 +97,8 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     @property
     def healthy(self) -> bool:
-        """Whether a new stream may rely on it."""
-        age = self._now() - self._seen_at
-        if age < UNANSWERED_TIME:  # nor can it owe us anything for longer
-            return True
-        return age < STALE_TIME and silent_seconds(self.lower) < UNANSWERED_TIME
+        """Whether a new stream may rely on it, as far as the session itself knows."""
+        return self._now() - self._seen_at < STALE_TIME and not self.is_stalled
 
     # The protocol of the connection below.
 
@@ -177,8 +174,11 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def _send_nop(self) -> None:
         if not self.write_paused:  # otherwise enough is on its way already
-            self.send(frame(NOP, 0))
+            self._send_noop()
         self._schedule_nop()
+
+    def _send_noop(self) -> None:
+        self.send(frame(NOP, 0))
 
     def _schedule_check(self) -> None:
         self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)

@@ -60,6 +60,8 @@ CHECK_INTERVAL = 10.0
 # that: longer than some retransmissions take. (Who answers no pings does not speak RFC 6455.)
 _QUESTION = b"half-close"
 ANSWER_TIME = 10.0
+# What we say to be told that the peer is alive; a number makes each question another one.
+_ALIVE = b"alive-%d"
 
 # Ends that mean "all was said"; Go peers send 1000, web servers that shut down 1001.
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
@@ -81,10 +83,10 @@ class WebSocketLayer(Layer):
     borrows = True
 
     __slots__ = (
-        "_asked_at", "_check_timer", "_client", "_close_received", "_close_sent", "_closed",
-        "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_now", "_paused", "_ping",
-        "_ping_timer", "_read_eof", "_scheduled", "_seen_at", "_stash", "_write_eof",
-        "_write_framed",
+        "_alive_asked", "_alive_told", "_asked_at", "_check_timer", "_client", "_close_received",
+        "_close_sent", "_closed", "_decoder", "_ended", "_greeted", "_half_close", "_mask", "_now",
+        "_paused", "_ping", "_ping_timer", "_read_eof", "_scheduled", "_seen_at", "_stash",
+        "_write_eof", "_write_framed",
     )  # fmt: skip
 
     _write_framed: Callable[[bytes, Data | bytearray], None]  # to the layer below
@@ -106,6 +108,7 @@ class WebSocketLayer(Layer):
         self._half_close = half_close
         self._greeted = False  # the peer's first sign has come
         self._asked_at: float | None = None  # when we asked for it
+        self._alive_asked = self._alive_told = 0  # the last question, and the last answer
         self._read_eof = False
         self._write_eof = False
         self._decoder = Decoder(masked=not client)
@@ -177,6 +180,8 @@ class WebSocketLayer(Layer):
             elif opcode == PONG:
                 if payload == _QUESTION:
                     self._asked_at = float("-inf")
+                elif payload == _ALIVE % self._alive_asked:
+                    self._alive_told = self._alive_asked
             elif opcode == CLOSE:
                 self._hand_up(pieces)
                 self._on_close(bytes(payload))
@@ -357,6 +362,15 @@ class WebSocketLayer(Layer):
         else:
             linger.close(self.lower, eof_seen=self._ended)
         asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
+
+    def ask(self) -> bool:
+        self._alive_asked += 1
+        if not self._close_sent:
+            self._send(frame(PING, _ALIVE % self._alive_asked, self._mask()))
+        return True
+
+    def has_answered(self) -> bool:
+        return self._alive_told == self._alive_asked
 
     def _schedule_ping(self) -> None:
         self._ping_timer = asyncio.get_running_loop().call_later(

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mtt import anytls_sessions, connector, relay
+from mtt import anytls_sessions, connector, relay, reuse
 from mtt.client import Client
 from mtt.layers import anytls_client, smux, websocket
 from mtt.layers.base import silent_seconds
@@ -26,6 +26,7 @@ from tests.support.faults import ELSEWHERE, FaultProxy, drop_packets, take_packe
 from tests.support.gopeer import PING, ws_connect
 from tests.support.transports import Recorder, attach, tcp_sockets
 from tests.support.tunnels import (
+    SESSION_MODES,
     SOON,
     Tcp,
     check_works,
@@ -207,7 +208,7 @@ async def test_new_connections_avoid_a_session_that_owes_an_answer(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long before it counts as dead: nobody has to wait for that after a change of networks."""
-    monkeypatch.setattr(smux, "UNANSWERED_TIME", 0.3)
+    monkeypatch.setattr(reuse, "UNANSWERED_TIME", 0.3)
     async with (
         serving(echo) as there,
         far_apart(mode, there.port, certs) as (_, proxy, client),
@@ -218,10 +219,30 @@ async def test_new_connections_avoid_a_session_that_owes_an_answer(
         (session,) = client._sessions()
         await proxy.vanish()
         await application.send(b"are you there?")
-        await eventually(lambda: not session.healthy)
+        await eventually(lambda: not client._pool._guard.admits(session))
         # Only for new connections: the old one is lost for good.
         take_packets(proxy._listener)
         proxy.up.set()
+        await check_works(port_of(client))
+        assert proxy.count == 2
+
+
+@pytest.mark.parametrize("mode", SESSION_MODES)
+async def test_after_a_network_change_the_next_connection_dials_anew(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An idle session owes nothing, so only the route tells that it leads nowhere."""
+    async with (
+        serving(echo) as there,
+        far_apart(mode, there.port, certs) as (_, proxy, client),
+    ):
+        await check_works(port_of(client))
+        await eventually(lambda: not client._relays)
+        await proxy.vanish()
+        take_packets(proxy._listener)  # only connections of the old network are dead
+        proxy.up.set()
+        monkeypatch.setattr(reuse, "ROUTE_TIME", 0.0)
+        monkeypatch.setattr(reuse, "source_address", lambda peer: "198.51.100.1")
         await check_works(port_of(client))
         assert proxy.count == 2
 

@@ -9,6 +9,8 @@ import socket
 
 import pytest
 
+from mtt.layers import mux
+from mtt.layers.smux import SmuxSession
 from mtt.options.tunnel import MAX_STREAM_LIMIT
 from mtt.relay import END_TIME, QUIET_TIME
 from tests.support.certs import Certs
@@ -71,6 +73,33 @@ async def test_the_websocket_request_is_the_recorded_one(name: str, certs: Certs
         ours = without_key(go.heads[0])
         assert ours == without_key(bytes.fromhex(vector(name)[0]["hex"]))
         assert ours[1] == 1
+
+
+@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@pytest.mark.parametrize("slow", ["application", "destination"])
+async def test_new_connections_avoid_a_session_that_is_stalled(
+    mode: str, slow: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Go has one budget for all streams of a session: one slow reader stops them all."""
+    monkeypatch.setattr(mux, "STALL_TIME", 0.2)
+    async with (
+        listening() as there,
+        go_server(mode, there.port, certs) as go,
+        client_of(mode, go.port, certs) as client,
+        await connect(port_of(client)) as application,
+    ):
+        await application.send(b"x")
+        async with await there.accept() as destination:
+            sender = destination if slow == "application" else application
+            filling = asyncio.create_task(sender.send(bytes(64 * len(MEGABYTE))))
+            (session,) = client._sessions()
+            await eventually(lambda: isinstance(session, SmuxSession) and session.is_stalled)
+            async with await connect(port_of(client)) as other:
+                await other.send(b"hello")
+                async with await there.accept() as end:
+                    assert await end.exactly(5) == b"hello"
+            assert len(go.sessions) == 2
+            await cancel(filling)
 
 
 async def _acknowledge(received: bytearray, connection: Tcp) -> None:

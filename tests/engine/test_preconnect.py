@@ -187,7 +187,7 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
         prepared(mode, port_of(server), certs, preconnect=1) as client,
     ):
         (waiting,) = client._preconnected._waiting
-        await eventually(lambda: not waiting.held.is_reading())
+        await eventually(lambda: not waiting.lower.is_reading())
         assert len(waiting.early) < 200_000
         async with await connect(port_of(client)) as application:
             received = await application.rest()
@@ -339,7 +339,7 @@ async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> No
         await eventually(lambda: full(client))
         context = client._connector.tls.context()
         for waiting in client._preconnected._waiting:
-            assert waiting.held.get_extra_info("ssl_object").context is context
+            assert waiting.lower.get_extra_info("ssl_object").context is context
         await check_works(port_of(client))
         assert client._preconnected.used == 1
 

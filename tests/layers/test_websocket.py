@@ -81,6 +81,21 @@ async def test_data_both_ways() -> None:
     await server.over()
 
 
+async def test_a_question_is_answered_by_its_own_pong_only() -> None:
+    client = Side(client=True)
+    assert client.layer.ask()
+    (first,) = client.said()
+    client.feed(frame(PONG, b""), frame(BINARY, b"data"))
+    assert not client.layer.has_answered()
+    client.layer.ask()
+    (second,) = client.said()
+    client.feed(frame(PONG, first[1]))
+    assert not client.layer.has_answered()
+    client.feed(frame(PONG, second[1]))
+    assert client.layer.has_answered()
+    await client.over()
+
+
 @pytest.mark.parametrize("random_mask", [False, True])
 async def test_a_client_masks(random_mask: bool) -> None:
     client = Side(client=True, random_mask=random_mask)

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 import pytest
 
-from mtt import anytls_sessions, relay
+from mtt import anytls_sessions, relay, reuse
 from mtt.client import Client
 from mtt.layers import anytls, anytls_client, linger, mux, smux, websocket
 from mtt.options.tunnel import client_options, server_options
@@ -317,7 +317,7 @@ def clock_of_tunnels(monkeypatch: pytest.MonkeyPatch) -> Clock:
     Dialling and handshakes go by the real one.
     """
     layers = anytls, anytls_client, linger, mux, smux, websocket
-    return Clock(monkeypatch, relay, anytls_sessions, *layers)
+    return Clock(monkeypatch, relay, reuse, anytls_sessions, *layers)
 
 
 async def settled() -> None:

@@ -1,0 +1,223 @@
+"""Which connections of a pool may be used again: after sleep, in another network, after a death."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from mtt import reuse
+from mtt.errors import Cause, NetworkError, PeerError
+from mtt.layers import mux
+from mtt.layers.smux import SmuxSession
+from mtt.reuse import ROUTE_TIME, SLEEP_TIME, ReuseGuard, means_dead
+from tests.support.clock import Clock
+from tests.support.faults import drop_packets, take_packets
+from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns
+from tests.support.tunnels import eventually
+
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="TCP_INFO of Linux")
+
+
+class World:
+    """The network and the clock that sleeps, in the test's hands."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.slept = 0.0
+        self.source: str | None = "192.0.2.1"
+        self.looks = 0
+        monkeypatch.setattr(reuse, "asyncio", SimpleNamespace(get_running_loop=lambda: self))
+        monkeypatch.setattr(reuse, "slept_seconds", lambda: self.slept)
+        monkeypatch.setattr(reuse, "source_address", self._source_address)
+
+    def time(self) -> float:
+        return self.now
+
+    def _source_address(self, peer: object) -> str | None:
+        self.looks += 1
+        return self.source
+
+
+class Connection:
+    """A connection that is asked, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.lower: asyncio.Transport = FakeTransport()
+        self.heard_at = 1000.0
+        self.asked = 0
+        self.answered = False
+
+    def ask(self) -> None:
+        self.asked += 1
+        self.answered = False
+
+    def has_answered(self) -> bool:
+        return self.answered
+
+
+def guarded(*connections: Connection) -> ReuseGuard:
+    guard = ReuseGuard()
+    for connection in connections:
+        guard.add(connection)
+    return guard
+
+
+def sleep(world: World) -> None:
+    world.slept += SLEEP_TIME + 0.1
+
+
+def move(world: World) -> None:
+    world.source = "198.51.100.1"
+
+
+def lose_route(world: World) -> None:
+    world.source = None
+
+
+@pytest.mark.parametrize("change", [sleep, move, lose_route])
+def test_after_a_change_a_connection_answers_before_it_is_used(
+    change: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, connection = World(monkeypatch), Connection()
+    guard = guarded(connection)
+    world.now += 60.0
+    assert guard.admits(connection)
+    change(world)
+    world.now += 2 * ROUTE_TIME
+    for _ in range(3):
+        assert not guard.admits(connection)
+        world.now += 60.0
+    assert connection.asked == 1
+    connection.answered = True
+    assert guard.admits(connection)
+    change(world)
+    assert guard.admits(connection) is (change is not sleep)
+
+
+def test_a_second_change_makes_the_first_answer_worthless(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, connection = World(monkeypatch), Connection()
+    guard = guarded(connection)
+    sleep(world)
+    assert not guard.admits(connection)
+    connection.answered = True
+    sleep(world)
+    assert not guard.admits(connection)
+    assert connection.asked == 2
+    assert not connection.answered
+
+
+def test_short_sleep_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, connection = World(monkeypatch), Connection()
+    guard = guarded(connection)
+    world.slept += SLEEP_TIME
+    assert guard.admits(connection)
+
+
+def test_a_burst_of_uses_looks_at_the_route_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, connection = World(monkeypatch), Connection()
+    guard = guarded(connection)
+    for _ in range(1000):
+        assert guard.admits(connection)
+    assert world.looks == 2  # when it was made, and when it was used first
+
+
+def test_siblings_of_a_dead_connection_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    World(monkeypatch)
+    dead, *siblings = connections = [Connection() for _ in range(3)]
+    guard = guarded(*connections)
+    guard.discard(dead)
+    guard.doubt_all()
+    guard.doubt_all()
+    assert [connection.asked for connection in connections] == [0, 1, 1]
+    younger = Connection()
+    guard.add(younger)
+    siblings[0].answered = True
+    admitted = [guard.admits(each) for each in (*siblings, younger)]
+    assert admitted == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"),
+    [
+        (None, False),
+        (PeerError("broke the protocol"), False),
+        (NetworkError("ended by the peer", cause=Cause.EOF), False),
+        (NetworkError("no sign of life"), True),
+        (OSError(errno.ETIMEDOUT, ""), True),
+        (ConnectionResetError(errno.ECONNRESET, ""), True),
+    ],
+)
+def test_which_ends_say_that_others_may_be_dead(error: Exception | None, dead: bool) -> None:
+    assert means_dead(error) is dead
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its clocks do not differ")
+def test_sleep_is_told_by_the_system() -> None:
+    first = reuse.slept_seconds()
+    assert abs(reuse.slept_seconds() - first) < SLEEP_TIME
+    assert first > -SLEEP_TIME
+
+
+def test_sleep_is_zero_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(reuse.time, "CLOCK_BOOTTIME", raising=False)
+    monkeypatch.setattr(reuse.sys, "platform", "win32")
+    assert reuse.slept_seconds() == 0.0
+
+
+# What answers: the kernel of the peer, or, where that is not told, a frame that comes later.
+
+
+@linux_only
+async def test_a_session_answers_when_the_kernel_has_acknowledged_it() -> None:
+    near, far = tcp_sockets()
+    with far:
+        session = SmuxSession()
+        attach(near, session)
+        drop_packets(far)
+        session.ask()
+        await turns()
+        assert not session.has_answered()
+        take_packets(far)
+        await eventually(session.has_answered)
+        session.abort()
+        await turns()
+
+
+@linux_only
+async def test_silence_is_unanswered_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reuse, "UNANSWERED_TIME", 0.2)
+    near, far = tcp_sockets()
+    with far:
+        session = SmuxSession()
+        attach(near, session)
+        guard = ReuseGuard()
+        guard.add(session)
+        assert guard.admits(session)
+        drop_packets(far)
+        session.open_stream(Recorder()).write(b"are you there?")
+        await eventually(lambda: not guard.admits(session))
+        take_packets(far)
+        await eventually(lambda: guard.admits(session))
+        session.abort()
+        await turns()
+
+
+async def test_without_help_of_the_system_a_later_frame_is_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    session = SmuxSession()
+    session.connection_made(FakeTransport(session))
+    session.ask()
+    session.data_received(b"\1\3\0\0\0\0\0\0")  # may have waited in the kernel
+    assert not session.has_answered()
+    await clock.passes(mux.OLD_READ_TIME + 0.1)
+    session.data_received(b"\1\3\0\0\0\0\0\0")
+    assert session.has_answered()
+    session.abort()
+    await turns()
