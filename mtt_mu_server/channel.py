@@ -6,13 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 from mtt.errors import NetworkError
+from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire.http1 import Request, complete_head, parse_request
 from mtt.wire.httpproxy import Body
-
-# What may wait for a coroutine that is busy. Another read's worth can come on top.
-BACKLOG = 64 * 1024
 
 
 class BodyTooLargeError(Exception):
@@ -21,6 +19,8 @@ class BodyTooLargeError(Exception):
 
 class Channel(StreamProtocol):
     """The protocol of a connection whose requests are awaited one after the other.
+
+    It is read only while data are awaited, so at most one read is kept beside them.
 
     Args:
         transport: taken over.
@@ -32,11 +32,33 @@ class Channel(StreamProtocol):
         self._on_lost = on_lost
         self.ended = False  # nothing more will come
         self.lost = False  # nor can anything be sent
+        self._cut_reason = ""
+        self._received = self._written = 0  # bytes
         self._buffer = bytearray()
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._full = False
         hand_over(transport, self)
+
+    @property
+    def waits(self) -> bool:
+        """Whether this end waits for the client to send, or to take what was written."""
+        return self._reader is not None or self._writer is not None
+
+    @property
+    def moved(self) -> int:
+        """How many bytes the client has sent and taken."""
+        return self._received + self._written - self.transport.get_write_buffer_size()
+
+    def write(self, data: bytes) -> None:
+        """Send `data`; see `sent`."""
+        self._written += len(data)
+        self.transport.write(data)
+
+    def cut(self, reason: str) -> None:
+        """Reset the connection: what is awaited fails for this reason."""
+        self._cut_reason = reason
+        linger.reset(self.transport)
 
     # Awaited.
 
@@ -63,7 +85,7 @@ class Channel(StreamProtocol):
             raise BodyTooLargeError
         if request.has_body and not self._buffer and request.first("expect") is not None:
             # curl waits a second for this before it sends a large body (RFC 9110, 10.1.1).
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = bytearray()
         framing = Body(request.content_length, chunked=request.chunked)
         while not framing.over:
@@ -78,13 +100,17 @@ class Channel(StreamProtocol):
         """Wait until the client takes what was written. Raises NetworkError."""
         while self._full and not self.lost:
             self._writer = asyncio.get_running_loop().create_future()
-            await self._writer
+            try:
+                await self._writer
+            finally:
+                self._writer = None
         if self.lost:
-            raise NetworkError("the client is gone")
+            raise NetworkError(self._cut_reason or "the client is gone")
 
     async def _need(self) -> None:
         if not await self._more():
-            raise NetworkError("the client ended in the middle of a request")
+            reason = self._cut_reason or "the client ended in the middle of a request"
+            raise NetworkError(reason)
 
     async def _more(self) -> bool:
         """Wait for more data; False if there will be none."""
@@ -102,8 +128,9 @@ class Channel(StreamProtocol):
     # The protocol of the transport.
 
     def data_received(self, data: Data) -> None:
+        self._received += len(data)
         self._buffer += data
-        if self._reader is None and len(self._buffer) >= BACKLOG:
+        if self._reader is None or self._reader.done():
             self.transport.pause_reading()
         _wake(self._reader)
 

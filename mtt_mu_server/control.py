@@ -2,6 +2,9 @@
 
 POST to any path is a command, as with the original; GET of `/healthz` and `/metrics` is for those
 who watch. Every request has to pass `Access` first.
+
+Many commands may come at the same time: what cannot be done at once waits for its turn. The limits
+are on clients that have not made a valid request, and on what is in memory, see `turns`.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import NamedTuple
 
+from mtt.admission import MAX_PENDING, Pending, Repeated
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
 from mtt.layers import linger
@@ -23,10 +27,13 @@ from mtt.service import peer_name
 from mtt.wire.http1 import REASONS, HttpError, Request
 from mtt_mu_server import api
 from mtt_mu_server.channel import BodyTooLargeError, Channel
+from mtt_mu_server.turns import SMALL, CrowdedError, Turns
 
-# Panels use one or two. Each may hold a body of 2 MiB, so this bounds our memory. When there are
-# more, the oldest that has not shown yet that it belongs here has to go.
-MAX_CONNECTIONS = 64
+# Connections that have not shown yet that they belong here, by a request that passes `Access`. A
+# panel's are among them for a moment only, so a hundred of those at a time do not fill this up.
+MAX_STRANGERS = MAX_PENDING
+# Connections between two requests.
+MAX_IDLE = 256
 
 # Seconds from accept, or from the first byte of a further request, to the end of its head.
 HEAD_TIMEOUT = 10.0
@@ -38,10 +45,13 @@ KEEPALIVE_TIMEOUT = 60.0
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 
+TOO_LARGE = 413
+
 _REASONS = REASONS | {
     401: "Unauthorized",
-    413: "Request Entity Too Large",
+    TOO_LARGE: "Request Entity Too Large",
     500: "Internal Server Error",
+    503: "Service Unavailable",
 }
 
 
@@ -93,7 +103,12 @@ class Controller:
         self._context = context
         self._tasks: set[asyncio.Task[None]] = set()
         self._transports: set[asyncio.Transport] = set()
-        self._strangers: dict[asyncio.Transport, None] = {}  # no request of theirs has passed
+        self._strangers = Pending(
+            MAX_STRANGERS, what="connections to the controller have not made a valid request yet"
+        )
+        self._idle = Pending(MAX_IDLE, what="connections to the controller are idle")
+        self._turns = Turns()
+        self._failures = Repeated()
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection."""
@@ -116,6 +131,7 @@ class Controller:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        self._turns.close()
         for transport in list(self._transports):
             linger.reset(transport)
 
@@ -127,35 +143,33 @@ class Controller:
         task.add_done_callback(self._tasks.discard)
 
     def _admit(self, transport: asyncio.Transport) -> None:
-        if len(self._transports) >= MAX_CONNECTIONS and self._strangers:
-            oldest = next(iter(self._strangers))
-            logger.warning("controller: more than %d connections", MAX_CONNECTIONS)
-            self._forget(oldest)
-            linger.reset(oldest)
         self._transports.add(transport)
-        self._strangers[transport] = None
+        self._strangers.add(transport)
 
     def _forget(self, transport: asyncio.Transport) -> None:
         self._transports.discard(transport)
-        self._strangers.pop(transport, None)
+        self._strangers.discard(transport)
+        self._idle.discard(transport)
 
     async def _serve(self, transport: asyncio.Transport) -> None:
         channel = Channel(transport, lambda: self._forget(transport))
         try:
             await self._requests(channel)
         except HttpError as error:
-            logger.warning("controller: %s: %s", peer_name(transport), error)
+            self._failed(transport, str(error))
             answer = _error(error.status, error.reason)
-            transport.write(answer.head(close=True) + answer.body[0])
+            channel.write(answer.head(close=True) + answer.body[0])
         except (MttError, TimeoutError) as error:
-            reason = "timed out" if isinstance(error, TimeoutError) else error
-            logger.warning("controller: %s: %s", peer_name(transport), reason)
+            self._failed(transport, describe(error))
         except Exception as error:
             logger.error("controller: internal error: %s", describe(error))
             logger.debug("where it happened:", exc_info=True)
 
         if not channel.lost:
             linger.close(transport, channel.connection_lost, eof_seen=channel.ended)
+
+    def _failed(self, transport: asyncio.Transport, reason: str) -> None:
+        self._failures.warning(f"controller: {peer_name(transport)}: {reason}")
 
     async def _requests(self, channel: Channel) -> None:
         """Serve requests until the connection is to be closed."""
@@ -169,54 +183,69 @@ class Controller:
                 return  # the ordinary end of a connection that is not used
             async with asyncio.timeout(HEAD_TIMEOUT):
                 request = await channel.head()
-            answer, close = await self._answered(channel, request)
-            async with asyncio.timeout(BODY_TIMEOUT):
-                await self._send(channel, request, answer, close=close)
-            if close:
+            if not await self._served(channel, request):
                 return
+            self._idle.add(channel.transport)
             wait = KEEPALIVE_TIMEOUT
 
-    async def _answered(self, channel: Channel, request: Request) -> tuple[Answer, bool]:
-        """The answer to `request`, and whether it is the last one."""
-        close = not request.keep_alive
+    async def _served(self, channel: Channel, request: Request) -> bool:
+        """Answer `request`; whether another one may follow."""
         # A body that is not read ends the connection: where the next request begins is unknown.
-        unread = close or request.has_body
+        close = not request.keep_alive or request.has_body
         refusal = self._access.refusal(request)
         if refusal is not None:
             status, reason = refusal
-            logger.warning("controller: %s: %s", peer_name(channel.transport), reason)
+            self._failed(channel.transport, reason)
             challenge = ("WWW-Authenticate: Bearer",) if status == UNAUTHORIZED else ()
-            return _error(status, reason, *challenge), True
-        self._strangers.pop(channel.transport, None)
-        if request.method in ("GET", "HEAD"):
-            if request.path == "/healthz":
-                return Answer(200, [b"ok\n"], TEXT), unread
-            if request.path == "/metrics":
-                pieces, content_type = await self._metrics()
-                return Answer(200, pieces, content_type), unread
-        if request.method != "POST":
-            return _error(405, "method: a command is a POST", "Allow: POST"), unread
+            await self._send(channel, request, _error(status, reason, *challenge), close=True)
+            return False
+        self._strangers.discard(channel.transport)
+        self._idle.discard(channel.transport)
+        is_get = request.method in ("GET", "HEAD")
+        if is_get and request.path == "/healthz":  # whatever else is going on
+            await self._send(channel, request, Answer(200, [b"ok\n"], TEXT), close=close)
+            return not close
+        large = is_get or request.chunked or request.content_length > SMALL
+        try:
+            async with self._turns.turn(channel, large=large):
+                if is_get and request.path == "/metrics":
+                    answer = Answer(200, *await self._metrics())
+                elif request.method == "POST":
+                    answer = await self._done(channel, request)
+                    close = not request.keep_alive or answer.status == TOO_LARGE
+                else:
+                    answer = _error(405, "method: a command is a POST", "Allow: POST")
+                await self._send(channel, request, answer, close=close)
+        except CrowdedError as error:
+            self._failed(channel.transport, str(error))
+            answer = _error(503, str(error), "Retry-After: 1")
+            await self._send(channel, request, answer, close=close)
+        return not close
+
+    async def _done(self, channel: Channel, request: Request) -> Answer:
+        """Do the command of `request`."""
         try:
             async with asyncio.timeout(BODY_TIMEOUT):
                 body = await channel.body(request, api.BODY_LIMIT)
         except BodyTooLargeError:
-            return _error(413, f"body: it must be smaller than {api.BODY_LIMIT} bytes"), True
+            return _error(TOO_LARGE, f"body: it must be smaller than {api.BODY_LIMIT} bytes")
         status, text = await self._run(body)
-        return Answer(status, [text]), close
+        return Answer(status, [text])
 
     @staticmethod
     async def _send(channel: Channel, request: Request, answer: Answer, *, close: bool) -> None:
         head = answer.head(http11=request.version >= (1, 1), close=close)
-        if request.method == "HEAD":
-            channel.transport.write(head)
-        elif len(answer.body) == 1:
-            channel.transport.write(head + answer.body[0])
-        else:
-            channel.transport.write(head)
-            for piece in answer.body:
-                await channel.sent()
-                channel.transport.write(piece)
-        await channel.sent()
+        async with asyncio.timeout(BODY_TIMEOUT):
+            if request.method == "HEAD":
+                channel.write(head)
+            elif len(answer.body) == 1:
+                channel.write(head + answer.body[0])
+            else:
+                channel.write(head)
+                for piece in answer.body:
+                    await channel.sent()
+                    channel.write(piece)
+            await channel.sent()
 
 
 def _error(status: int, reason: str, *headers: str) -> Answer:

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from mtt.errors import StartError
+from mtt.layers.reads import LARGE_READ
 from mtt.wire.http1 import MAX_HEAD
 from mtt.wire.httpproxy import MAX_LINE, MAX_TRAILERS
-from mtt_mu_server import channel, control
+from mtt_mu_server import channel, control, turns
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import Panel, multi_user_server
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.contexts import trusting_context
 from tests.support.tunnels import eventually, logged
 
@@ -329,16 +331,20 @@ async def test_slow_clients_are_closed(
 async def test_strangers_cannot_keep_the_panel_out(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(control, "MAX_STRANGERS", 5)
     async with multi_user_server(certs) as (server, panel):
         known = await panel.connect()
         known[1].write(post(PING))
         await known[0].readuntil(b"}")
-        strangers = [await panel.connect() for _ in range(20)]
+        strangers = [await panel.connect() for _ in range(10)]
+        # A request that is refused leaves its client a stranger.
+        for _, writer in strangers[5:]:
+            writer.write(post(PING, "Origin: http://evil.example"))
+        strangers += [await panel.connect() for _ in range(10)]
         assert await panel.command(9) == {"res": 1}
         controller = server._management.controller
         assert controller is not None
-        await eventually(lambda: len(controller._transports) <= 5)
+        await eventually(lambda: len(controller._transports) <= 6)
         known[1].write(post(PING))
         assert b'{"res":1}' in await known[0].readuntil(b"}")
         for _, writer in (known, *strangers):
@@ -346,6 +352,88 @@ async def test_strangers_cannot_keep_the_panel_out(
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
         await eventually(lambda: not controller._transports and not controller._strangers)
+        assert not controller._idle
+
+
+async def test_parallel_commands_are_all_answered(certs: Certs) -> None:
+    """Every connection is made before the first one says anything."""
+    async with multi_user_server(certs) as (server, panel):
+        connections = [await panel.connect() for _ in range(150)]
+        bunch = [{"path": f"/{number}", "dst": "h:1"} for number in range(300)]
+        add = json.dumps({"opt": 1, "args_bunch": bunch}).encode()
+        for number, (_, writer) in enumerate(connections):
+            writer.write(closing(PING if number % 5 else add))
+        for reader, writer in connections:
+            assert status(await reader.read()) == 200
+            writer.close()
+            await writer.wait_closed()
+        controller = server._management.controller
+        assert controller is not None
+        await eventually(lambda: not controller._transports)
+
+
+async def test_stalled_bodies_have_a_bound_in_sum(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, turns)
+    big = closing(PING + b" " * (BODY_LIMIT // 2))
+    half = BODY_LIMIT // 4
+    async with multi_user_server(certs) as (server, panel):
+        stalled = [await panel.connect() for _ in range(80)]
+        for _, writer in stalled:
+            writer.write(big[:half])
+        controller = server._management.controller
+        assert controller is not None
+
+        def received() -> list[int]:
+            channels = [transport.get_protocol() for transport in controller._transports]
+            assert all(isinstance(each, channel.Channel) for each in channels)
+            return [each._received for each in channels]  # type: ignore[attr-defined]
+
+        most = turns.MAX_LARGE_TURNS * half
+        await eventually(lambda: sum(size == half for size in received()) == 16)
+        await eventually(lambda: all(received()))
+        assert sum(received()) < most + 64 * 2 * LARGE_READ
+        # Small commands pass, the liveness check as well, and another large one has its turn.
+        assert await panel.command(9) == {"res": 1}
+        assert status(await panel.exchange(b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
+        late = asyncio.create_task(panel.exchange(big))
+        while not late.done():
+            await clock.passes(turns.LOOK_INTERVAL)
+            await asyncio.sleep(0.01)  # for the kernel
+            assert sum(received()) < most + 64 * 2 * LARGE_READ
+        assert status(late.result()) == 200
+        for _, writer in stalled:
+            writer.transport.abort()
+        await eventually(lambda: not controller._transports)
+
+
+async def test_a_full_line_of_requests_is_answered_503(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "MAX_LARGE_TURNS", 1)
+    monkeypatch.setattr(turns, "MAX_WAITING", 0)
+    async with multi_user_server(certs) as (server, panel):
+        _, holder = await panel.connect()
+        holder.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        controller = server._management.controller
+        assert controller is not None
+        await eventually(lambda: controller._turns._holders)
+        answer = await panel.exchange(closing(PING + b" " * turns.SMALL))
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert b"try again later" in answer
+        assert await panel.command(9) == {"res": 1}
+        holder.close()
+        await holder.wait_closed()
+
+
+async def test_refusals_do_not_flood_the_log(certs: Certs) -> None:
+    with logged() as lines:
+        async with multi_user_server(certs) as (_, panel):
+            for _ in range(20):
+                answer = await panel.exchange(closing(PING, host="evil.example"))
+                assert status(answer) == 403
+    assert sum("Host is not" in line for line in lines) == 1
 
 
 async def test_a_panel_that_leaves_has_its_command_done(certs: Certs) -> None:
@@ -372,6 +460,6 @@ async def test_a_client_that_does_not_read_its_answers(certs: Certs) -> None:
         assert transport.get_write_buffer_size() < 1_000_000
         held = transport.get_protocol()
         assert isinstance(held, channel.Channel)
-        assert len(held._buffer) < 4 * channel.BACKLOG  # uvloop reads twice at a time
+        assert len(held._buffer) <= 2 * LARGE_READ  # uvloop reads twice at a time
         writer.transport.abort()
         await eventually(lambda: not controller._transports)

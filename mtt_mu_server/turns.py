@@ -1,0 +1,129 @@
+"""Turns of the controller's requests, which bound the memory of all of them together.
+
+A request of 2 MiB and its answer are in memory while it has a turn. Those that have none wait in
+line, with as little as one read of each; one that finds the line full is refused. Large requests
+have only a part of the turns, so small ones never wait behind a crowd of them.
+
+A client that neither sends its request nor takes its answer keeps its turn as long as no other
+client wants it. While others wait, it is cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mtt.errors import MttError
+from mtt_mu_server.channel import Channel
+
+# Turns at a time, and how many of them large requests may have: 32 MiB of bodies.
+MAX_TURNS = 32
+MAX_LARGE_TURNS = 16
+# A request above this is large: all small bodies together take no more than one large one.
+SMALL = 64 * 1024
+# Requests in line: a head and one read of the body each, some 25 MB.
+MAX_WAITING = 256
+
+# While others wait: seconds in which a client has to move MIN_MOVED bytes of request or answer. No
+# panel's network is that slow, and the wait for a dead client's turn is short.
+STALL_TIME = 2.0
+MIN_MOVED = 4096
+# How often that is looked at.
+LOOK_INTERVAL = 0.5
+
+
+class CrowdedError(MttError):
+    """Too many requests wait already."""
+
+
+class Turns:
+    """Hands out turns in the order of asking."""
+
+    def __init__(self) -> None:
+        self._holders: set[_Turn] = set()
+        self._waiting: dict[asyncio.Future[None], _Turn] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def turn(self, channel: Channel, *, large: bool) -> AsyncIterator[None]:
+        """Wait for a turn to serve a request on `channel`, and have it. Raises CrowdedError."""
+        turn = _Turn(channel, large)
+        if not self._waiting and self._is_free(turn):
+            self._holders.add(turn)
+        else:
+            await self._wait(turn)
+        try:
+            yield
+        finally:
+            self._holders.discard(turn)
+            self._give()
+
+    def close(self) -> None:
+        """Look at nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _is_free(self, turn: _Turn) -> bool:
+        if turn.large and sum(holder.large for holder in self._holders) >= MAX_LARGE_TURNS:
+            return False
+        return len(self._holders) < MAX_TURNS
+
+    async def _wait(self, turn: _Turn) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            raise CrowdedError(f"{MAX_WAITING} requests are waiting already; try again later")
+        loop = asyncio.get_running_loop()
+        given: asyncio.Future[None] = loop.create_future()
+        self._waiting[given] = turn
+        self._give()  # a small one passes large ones that wait
+        if self._timer is None and self._waiting:
+            for holder in self._holders:
+                holder.mark()
+            self._timer = loop.call_later(LOOK_INTERVAL, self._look)
+        try:
+            await given
+        except asyncio.CancelledError:
+            self._waiting.pop(given, None)
+            self._holders.discard(turn)
+            self._give()
+            raise
+
+    def _give(self) -> None:
+        """Give what turns there are to those that wait, in their order."""
+        for given, turn in list(self._waiting.items()):
+            if self._is_free(turn):
+                del self._waiting[given]
+                self._holders.add(turn)
+                turn.mark()
+                given.set_result(None)
+
+    def _look(self) -> None:
+        """Cut the clients that have stalled, while others wait."""
+        self._timer = None
+        if not self._waiting:
+            return
+        self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL, self._look)
+        for holder in self._holders:
+            if holder.has_stalled():
+                holder.channel.cut("stalled while other requests waited")
+
+
+class _Turn:
+    __slots__ = ("_marked_at", "_moved", "channel", "large")
+
+    def __init__(self, channel: Channel, large: bool) -> None:
+        self.channel = channel
+        self.large = large
+        self.mark()
+
+    def mark(self) -> None:
+        """Measure from now on."""
+        self._moved = self.channel.moved
+        self._marked_at = asyncio.get_running_loop().time()
+
+    def has_stalled(self) -> bool:
+        """Whether the client has kept the turn without need since the last mark."""
+        if not self.channel.waits or self.channel.moved - self._moved >= MIN_MOVED:
+            self.mark()
+        return asyncio.get_running_loop().time() - self._marked_at >= STALL_TIME
