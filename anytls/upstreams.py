@@ -178,14 +178,14 @@ class Upstreams:
                 raise
             except MttError as error:
                 server.failed()
-                errors.append(_naming(server.name, error))
+                errors.append(_naming(server.name, error).with_traceback(None))
             else:
                 server.worked()
                 for why in errors:
                     logger.warning("%s; %s is used instead", why, server.name)
                 return stream
         if len(errors) == 1:
-            raise errors[0]
+            raise errors.pop()  # and does not keep it: it refers to this frame
         raise NetworkError("; ".join(map(str, errors)), cause=errors[0].cause)
 
     async def close(self) -> None:

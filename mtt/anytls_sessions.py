@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from mtt.admission import Repeated
-from mtt.errors import MttError, NetworkError, describe
+from mtt.errors import MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
@@ -159,7 +159,7 @@ class AnyTlsPool:
         if self._closed:
             session.abort()
         if session.lost:
-            raise session.error or NetworkError("the AnyTLS client is being closed")
+            raise again(session.error or NetworkError("the AnyTLS client is being closed"))
         self._sessions[session] = None
         self._guard.add(session)
         if self._check_timer is None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import enum
 import os
 import ssl
+from typing import TypeVar
+
+_Error = TypeVar("_Error", bound=Exception)
 
 
 class Cause(enum.StrEnum):
@@ -112,6 +115,16 @@ def tls_cause(error: ssl.SSLError) -> Cause:
     if "CERTIFICATE" in reason or reason == "TLSV1_ALERT_UNKNOWN_CA":
         return Cause.CERTIFICATE
     return Cause.TLS
+
+
+def again(error: _Error) -> _Error:
+    """A copy of an error that is kept, to be raised.
+
+    What is raised refers to each frame that it passes, and those refer to what has it: a cycle.
+    """
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def describe(exc: BaseException | None) -> str:

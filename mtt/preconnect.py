@@ -285,17 +285,23 @@ class Preconnected:
 class _Waiting(Holding):
     """The protocol of a connection that waits, and keeps what it says."""
 
-    __slots__ = ("_stock", "aged", "lower", "since", "timer", "until")
+    __slots__ = ("_stock", "aged", "since", "timer", "until")
 
     def __init__(self, stock: Preconnected, transport: asyncio.Transport, early: bytes) -> None:
         super().__init__()
-        self.transport = self.lower = transport
+        self.transport = transport
         self.early = early
         self._stock = stock
         self.since = get_running_loop().time()
         self.until = 0.0  # by _now()
         self.aged = False
         self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def lower(self) -> asyncio.Transport:
+        """The connection, until it is lost."""
+        assert self.transport is not None
+        return self.transport
 
     @property
     def heard_at(self) -> float:

@@ -169,6 +169,8 @@ class Relay:
             self._cancel_timers()
             done, self._done = self._done, _nobody
             done(self)
+            for ended in (leg, other):
+                ended.let_go()
 
     def _name(self, leg: _Leg) -> str:
         return "near" if leg is self._near else "far"
@@ -297,11 +299,11 @@ class _Leg(StreamProtocol):
         return True
 
     def pause_writing(self) -> None:
-        if not self.peer.lost:
+        if not (self.lost or self.peer.lost):
             self.peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if not self.peer.lost:
+        if not (self.lost or self.peer.lost):
             self.peer.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -310,6 +312,11 @@ class _Leg(StreamProtocol):
             if not self.eof:
                 self._rescue(exc)
             self.relay.leg_lost(self, exc)
+
+    def let_go(self) -> None:
+        """The relay is over: leave no circle of references behind."""
+        self.forward = _discard
+        del self.relay, self.peer, self.transport
 
     def _rescue(self, exc: Exception | None) -> None:
         """Take what was sent to us before our writing to an end that is gone failed."""

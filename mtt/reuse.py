@@ -43,7 +43,8 @@ ROUTE_TIME = 0.1
 class Reusable(Protocol):
     """A connection of a pool."""
 
-    lower: asyncio.Transport
+    @property
+    def lower(self) -> asyncio.Transport: ...
 
     @property
     def heard_at(self) -> float:

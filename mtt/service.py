@@ -259,12 +259,12 @@ class Service:
         task.add_done_callback(done)
 
     async def _guarded(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
-        held, task = who.get_protocol(), asyncio.current_task()
-        if isinstance(held, Holding) and task is not None:
+        held = who.get_protocol()
+        if isinstance(held, Holding):
             # Not before now: work that is cancelled before it begins has no chance to clean up.
-            held.left = task.cancel
+            held.left = _cancel_of_this_task()
             if held.is_cut:
-                task.cancel()
+                held.left()
         try:
             await work
         except MttError as error:
@@ -274,6 +274,9 @@ class Service:
             logger.error("%s: internal error: %s", peer_name(who), describe(error))
             logger.debug("where it happened:", exc_info=True)
             linger.reset(who)
+        finally:
+            if isinstance(held, Holding):
+                held.left = None  # a task that was cancelled refers to this frame
 
     def _carry_to(
         self,
@@ -340,6 +343,12 @@ class Service:
         self._relays.add(relay)
         self.counters.tunnels += 1
         return relay
+
+
+def _cancel_of_this_task() -> Callable[[], object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancel
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:

@@ -174,11 +174,11 @@ class Throttle(Layer):
             self._eof = True
         if self._backlog and self._eof:
             # It had ended properly before: what it sent is still owed to the other side.
-            self._lost = lambda: self.upper.connection_lost(exc)
+            self._lost = lambda: self._tell_lost(exc)
             self._queue_up()
         else:
             self._drop()
-            self.upper.connection_lost(exc)
+            self._tell_lost(exc)
 
     # For the bucket.
 
@@ -208,9 +208,10 @@ class Throttle(Layer):
     def _tell_eof(self) -> None:
         if not self.upper.eof_received():
             self.close()
-        if self._lost is not None and not self._closed:
+        lost, self._lost = self._lost, None  # it refers to us
+        if lost is not None and not self._closed:
             self._closed = True
-            self._lost()
+            lost()
 
     def _drop(self) -> None:
         self._closed = True
@@ -258,7 +259,7 @@ class Throttle(Layer):
     def close(self) -> None:
         """Deliver what was written and close; what waits to pass from below is dropped."""
         if not self._closed:
-            lost = self._lost
+            lost, self._lost = self._lost, None
             self._drop()
             if lost is not None:
                 asyncio.get_running_loop().call_soon(lost)
@@ -268,6 +269,7 @@ class Throttle(Layer):
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
         lost = None if self._closed else self._lost
+        self._lost = None
         self._drop()
         if lost is not None:
             asyncio.get_running_loop().call_soon(lost)

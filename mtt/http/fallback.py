@@ -59,7 +59,7 @@ class Visitor(Layer):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed:
             self._end()
-        self.upper.connection_lost(exc)
+        self._tell_lost(exc)
 
     # The transport of the relay.
 
@@ -230,12 +230,12 @@ class Visit(Visitor):
 
     def close(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+            asyncio.get_running_loop().call_soon(self._tell_lost, None)
         else:
             super().close()
 
     def abort(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+            asyncio.get_running_loop().call_soon(self._tell_lost, None)
         else:
             super().abort()

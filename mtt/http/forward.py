@@ -61,7 +61,7 @@ class OneRequest(Layer):
         return self.upper.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.upper.connection_lost(self._error or exc)
+        self._tell_lost(self._error or exc)
 
     # The transport of the relay.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt import __version__
-from mtt.errors import NetworkError, PeerError, describe
+from mtt.errors import NetworkError, PeerError, again, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, Upper
@@ -243,7 +243,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         Raises why the session is over, if it is.
         """
         if self.lost or self.exhausted:
-            raise self.error or NetworkError("the AnyTLS session is over")
+            raise again(self.error or NetworkError("the AnyTLS session is over"))
         stream = ClientStream(self, self._next_id, upper)
         self._next_id += 1
         if stream.id == 1:

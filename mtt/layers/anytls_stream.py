@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from mtt.errors import MttError, NetworkError
+from mtt.errors import MttError, NetworkError, again
 from mtt.layers.base import Data, Upper
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
@@ -135,7 +135,7 @@ class ClientStream(AnyTlsStream):
                 self._settle(DestinationError(Outcome.TIMED_OUT))
                 self.close()
         if self._verdict is not None:
-            raise self._verdict
+            raise again(self._verdict)
 
     def _question(self) -> None:
         if self._session.server_version >= 2:
@@ -209,7 +209,7 @@ class ClientStream(AnyTlsStream):
     def _fail(self, error: MttError) -> None:
         self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
         self._drop_queue()
-        self.upper.connection_lost(error)
+        self._tell_lost(error)
 
     def receive_fin(self) -> None:
         self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server ended the stream"))

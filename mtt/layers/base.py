@@ -15,6 +15,11 @@ gave it, because a paused layer pauses the one below.
 
 A protocol above a layer gets `connection_made` when that layer is ready to carry its data. If
 the layer fails before, it gets `connection_lost` alone.
+
+Transport and protocol refer to each other, which is a cycle that only the garbage collector would
+break, rarely and late. So a transport lets go of its protocol when it says `connection_lost`, and
+nothing that a connection is made of may refer back to what is above it after that. An exception
+that is kept loses its traceback first: that refers to every frame it went through.
 """
 
 from __future__ import annotations
@@ -72,6 +77,25 @@ class StreamProtocol(asyncio.Protocol):
         raise NotImplementedError
 
 
+class _Gone(StreamProtocol):
+    """Stands above a transport that is over."""
+
+    __slots__ = ()
+
+    borrows = True  # what comes is dropped
+
+    def data_received(self, data: Data) -> None:
+        pass
+
+
+GONE = _Gone()
+
+
+def without_traceback(exc: Exception | None) -> Exception | None:
+    """`exc`, to be kept: the traceback refers to every frame it went through."""
+    return exc if exc is None else exc.with_traceback(None)
+
+
 class LayerTransport(asyncio.Transport):
     """The transport of a layer, as opposed to that of the socket at the bottom.
 
@@ -82,10 +106,11 @@ class LayerTransport(asyncio.Transport):
     connection, and wait for as long as it takes to send what was written before.
     """
 
-    __slots__ = ()
+    __slots__ = ("upper",)
 
     borrows: bool = False
     shares: ClassVar[bool] = False
+    upper: Upper
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
         """Write `data` behind the header of its frame, in one piece."""
@@ -102,6 +127,11 @@ class LayerTransport(asyncio.Transport):
     def has_answered(self) -> bool:
         """Whether the answer to the last question has come."""
         return False
+
+    def _tell_lost(self, exc: Exception | None) -> None:
+        """Tell the protocol above that this is over, and let go of it."""
+        upper, self.upper = self.upper, GONE
+        upper.connection_lost(without_traceback(exc))
 
 
 def framed_writer(transport: asyncio.WriteTransport) -> Callable[[bytes, Data | bytearray], None]:
@@ -191,10 +221,9 @@ class Layer(StreamProtocol, LayerTransport):
     Subclasses override what they change; everything else passes straight through.
     """
 
-    __slots__ = ("lower", "upper", "written")
+    __slots__ = ("lower", "written")
 
     lower: asyncio.Transport
-    upper: Upper
     written: int  # bytes handed to `lower` so far
 
     def __init__(self, upper: Upper) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import NetworkError
+from mtt.errors import NetworkError, again
 from mtt.layers.base import Data, StreamProtocol
 
 
@@ -37,7 +37,7 @@ class Holding(StreamProtocol):
         self._ready = ready
         self.failed = failed
         self.left: Callable[[], object] | None = None
-        self._opened: asyncio.Future[asyncio.Transport] | None = None
+        self._opened: asyncio.Future[asyncio.Transport | None] | None = None  # None: it failed
         self.transport: asyncio.Transport | None = None
         self.error: Exception | None = None
         self.early = b""
@@ -45,12 +45,14 @@ class Holding(StreamProtocol):
 
     async def opened(self) -> asyncio.Transport:
         """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
-        if self.error is not None:
-            raise self.error
-        if self.transport is None:
+        transport = self.transport
+        if transport is None and self.error is None:
             self._opened = asyncio.get_running_loop().create_future()
-            return await self._opened
-        return self.transport
+            transport = await self._opened
+        if transport is None:
+            assert self.error is not None
+            raise again(self.error)
+        return transport
 
     @property
     def is_cut(self) -> bool:
@@ -61,20 +63,26 @@ class Holding(StreamProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        if self._ready is not None:
-            self._ready(transport)
+        ready, self._ready, self.failed = self._ready, None, None
+        if ready is not None:
+            ready(transport)
         elif self._opened is not None and not self._opened.done():
             self._opened.set_result(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.error = exc or NetworkError("connection closed")
-        if self.transport is None:
-            if self.failed is not None:
-                self.failed(self.error)
-            elif self._opened is not None and not self._opened.done():
-                self._opened.set_exception(self.error)
-        elif self.left is not None and self.is_cut:
-            self.left()
+        # These refer to what refers to us.
+        transport, self.transport = self.transport, None
+        failed, self._ready, self.failed = self.failed, None, None
+        left, self.left = self.left, None
+        if transport is not None:
+            transport.set_protocol(self)  # for those who take it over now
+            if left is not None and self.is_cut:
+                left()
+        elif failed is not None:
+            failed(self.error)
+        elif self._opened is not None and not self._opened.done():
+            self._opened.set_result(None)
 
     def data_received(self, data: Data) -> None:
         self.early += data

@@ -71,7 +71,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     psh: ClassVar[int]  # the command of a frame with a stream's data
 
     lower: asyncio.Transport
-    _bottom: Layer | MuxSession[Stream]  # the one that writes to the socket
+    _bottom: Layer | None  # the one that writes to the socket, if it is not this one
     _write_framed: Callable[[bytes, Data], None]  # to the connection
 
     def __init__(
@@ -168,14 +168,14 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     @property
     def handed_over(self) -> int:
         """Bytes that the socket has been given so far, in its own count (after TLS)."""
-        return self._bottom.written
+        return self.written if self._bottom is None else self._bottom.written
 
     # The protocol of the connection below.
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
-        self._bottom = self
-        while isinstance(self._bottom.lower, Layer):
+        self._bottom = transport if isinstance(transport, Layer) else None
+        while self._bottom is not None and isinstance(self._bottom.lower, Layer):
             self._bottom = self._bottom.lower
         self._write_framed = framed_writer(transport)
         self._seen_at = self._now()

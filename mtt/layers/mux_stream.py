@@ -32,7 +32,7 @@ class MuxStream(LayerTransport):
 
     __slots__ = (
         "_eof", "_eof_told", "_mark", "_paused", "_queue", "_reset", "_scheduled", "_session",
-        "_survives", "_write_eof", "id", "upper",
+        "_survives", "_write_eof", "id",
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
@@ -103,14 +103,14 @@ class MuxStream(LayerTransport):
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
         # As when a socket is reset: somebody's application went away, which is routine.
-        self.upper.connection_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
+        self._tell_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
 
     def session_ended(self, exc: Exception | None) -> None:
         """The session is over. What the peer has sent and ended with FIN is still handed up."""
         if exc is not None and self._eof and not self._eof_told:
             self._survives = exc
         else:
-            self.upper.connection_lost(exc)
+            self._tell_lost(exc)
 
     def _deliver(self) -> None:
         """Hand up what is queued, then the end."""
@@ -127,7 +127,7 @@ class MuxStream(LayerTransport):
                 self.close()
             elif self._survives is not None:
                 exc, self._survives = self._survives, None
-                self.upper.connection_lost(exc)
+                self._tell_lost(exc)
             elif self._reset and not self._session.gone(self):
                 self._end_by_reset()
 
@@ -220,4 +220,4 @@ class MuxStream(LayerTransport):
             return
         self._survives = None
         self._drop_queue()
-        asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+        asyncio.get_running_loop().call_soon(self._tell_lost, None)

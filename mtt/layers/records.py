@@ -107,9 +107,10 @@ class Records:
         except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
             self.eof = True
         except ssl.SSLError as error:
-            self.error = error
             if _is_cut(error):
                 self.error = NetworkError("cut off: the connection ended without TLS close_notify")
+            else:
+                self.error = error.with_traceback(None)  # which refers to us
         return filled
 
     def write(self, data: Data | bytearray, head: bytes = b"") -> bytes:

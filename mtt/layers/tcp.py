@@ -19,7 +19,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, without_traceback
 from mtt.layers.poller import READ, WRITE, poller
 from mtt.layers.reads import Reads
 
@@ -281,11 +281,11 @@ class SocketTransport(asyncio.Transport):
         self._loop.call_soon(self._over, error)
 
     def _over(self, error: Exception | None) -> None:
+        protocol, self._protocol = self._protocol, None  # it refers to us
         try:
-            self._protocol.connection_lost(error)
+            protocol.connection_lost(without_traceback(error))
         finally:
             self._sock.close()
-            self._protocol = None  # it refers to us
 
     # Who is there.
 

@@ -152,7 +152,7 @@ class TlsLayer(Layer):
             if self._state == HANDSHAKE:
                 exc = self._cut_handshake()
             self._closed()
-            self.upper.connection_lost(exc or NetworkError("connection lost"))
+            self._tell_lost(exc or NetworkError("connection lost"))
 
     def pause_writing(self) -> None:
         if self._state == OPEN:
@@ -302,7 +302,7 @@ class TlsLayer(Layer):
             self._shut_down()
         eof_seen = self._records.incoming.eof
         self._closed()
-        linger.close(self.lower, self.upper.connection_lost, eof_seen=eof_seen)
+        linger.close(self.lower, self._tell_lost, eof_seen=eof_seen)
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
@@ -313,7 +313,7 @@ class TlsLayer(Layer):
             self._closed()
             if hasattr(self, "lower"):
                 linger.reset(self.lower)
-                asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+                asyncio.get_running_loop().call_soon(self._tell_lost, None)
 
     # Ends.
 
@@ -336,7 +336,7 @@ class TlsLayer(Layer):
         if isinstance(error, ssl.SSLError):
             refused = None if self._records.ssl.server_side else refusal(error)
             error = refused or PeerError(describe(error), cause=tls_cause(error))
-        asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
+        asyncio.get_running_loop().call_soon(self._tell_lost, error)
 
     def _closed(self) -> None:
         if self._on_end is not None and self._state == OPEN:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import Any
 
-from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
+from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
@@ -19,7 +19,9 @@ MAX_INTERIM = 5
 class UpgradeClient(StreamProtocol):
     """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
 
-    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_request", "_scanned", "_transport")
+    __slots__ = (
+        "_answer", "_buffer", "_error", "_interim", "_key", "_request", "_scanned", "_transport",
+    )  # fmt: skip
 
     def __init__(
         self, transport: asyncio.Transport, path: str, host: str, protocols: tuple[str, ...]
@@ -30,6 +32,7 @@ class UpgradeClient(StreamProtocol):
         self._interim = 0  # how many interim responses came
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._error: MttError | None = None  # why there is none
         self._request = upgrade.request(path, host, self._key, protocols)
         hand_over(transport, self)
 
@@ -38,7 +41,10 @@ class UpgradeClient(StreamProtocol):
 
         Raises PeerError if the server refused, NetworkError if the connection failed.
         """
-        return await self._answer
+        behind = await self._answer
+        if self._error is not None:
+            raise again(self._error)
+        return behind
 
     def connection_made(self, transport: Any) -> None:
         transport.write(self._request)
@@ -53,10 +59,9 @@ class UpgradeClient(StreamProtocol):
                 return
             upgrade.check_response(response, self._key)
         except HttpError as error:
-            refused = upgrade.UpgradeError(f"the server does not speak HTTP: {error}")
-            self._answer.set_exception(refused)
+            self._fail(upgrade.UpgradeError(f"the server does not speak HTTP: {error}"))
         except PeerError as error:
-            self._answer.set_exception(error)
+            self._fail(error)
         else:
             self._transport.pause_reading()
             self._answer.set_result(bytes(self._buffer))
@@ -84,14 +89,18 @@ class UpgradeClient(StreamProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._answer.done():
-            if exc is None:
-                exc = NetworkError(
-                    "the server closed the connection without an HTTP response", cause=Cause.EOF
-                )
-            elif not isinstance(exc, MttError):  # the socket's: a reset
-                exc = NetworkError(describe(exc), cause=Cause.EOF)
-            self._answer.set_exception(exc)
+        if self._answer.done():
+            return
+        if exc is None:
+            text = "the server closed the connection without an HTTP response"
+            exc = NetworkError(text, cause=Cause.EOF)
+        elif not isinstance(exc, MttError):  # the socket's: a reset
+            exc = NetworkError(describe(exc), cause=Cause.EOF)
+        self._fail(exc)
+
+    def _fail(self, error: MttError) -> None:
+        self._error = error.with_traceback(None)
+        self._answer.set_result(b"")
 
     def pause_writing(self) -> None:
         """One small request: nothing to pause."""

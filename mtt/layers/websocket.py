@@ -23,7 +23,7 @@ from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, LayerTransport, Upper, framed_writer
+from mtt.layers.base import GONE, Data, Layer, LayerTransport, Upper, framed_writer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -242,10 +242,10 @@ class WebSocketLayer(Layer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_pings()
         if self._closed:
-            self.upper.connection_lost(None)
+            self._tell_lost(None)
         else:
             self._closed = True
-            self.upper.connection_lost(exc or NetworkError("connection lost"))
+            self._tell_lost(exc or NetworkError("connection lost"))
 
     # The transport of the protocol above.
 
@@ -356,12 +356,12 @@ class WebSocketLayer(Layer):
         self._closed = True
         self._stop_pings()
         if reset or isinstance(self.lower, LayerTransport):
-            self.lower.set_protocol(_Nobody())  # before: a layer tells whom it has when it closes
+            self.lower.set_protocol(GONE)  # before: a layer tells whom it has when it closes
         if reset:
             linger.reset(self.lower)
         else:
             linger.close(self.lower, eof_seen=self._ended)
-        asyncio.get_running_loop().call_soon(self.upper.connection_lost, error)
+        asyncio.get_running_loop().call_soon(self._tell_lost, error)
 
     def ask(self) -> bool:
         self._alive_asked += 1
@@ -396,12 +396,6 @@ class WebSocketLayer(Layer):
         for timer in (self._ping_timer, self._check_timer):
             if timer is not None:
                 timer.cancel()
-
-
-class _Nobody(asyncio.Protocol):
-    """Stands above a connection whose user has been told already."""
-
-    borrows = True  # what comes is dropped
 
 
 def _no_key() -> None:

@@ -208,5 +208,10 @@ class _Control(Holding):
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(f"the client left: {describe(exc)}")
+        end, self._end = self._end, _nothing  # it refers to what refers to us
+        end(f"the client left: {describe(exc)}")
         super().connection_lost(exc)
+
+
+def _nothing(reason: str) -> None:
+    """The association knows."""
