@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import UsageError, describe
-from mtt.net.address import is_loopback
+from mtt.net.address import is_loopback, unmapped
 from mtt.options.flags import quoted
 
 if TYPE_CHECKING:
@@ -88,7 +88,9 @@ def _address(descriptor: int) -> tuple[str, int] | bytes:
         ) from None
     with copy:
         name = copy.getsockname()
-    return name[:2] if isinstance(name, tuple) else os.fsencode(name)
+    if isinstance(name, tuple):
+        return unmapped(name[0]), name[1]
+    return os.fsencode(name)
 
 
 def _open_to_all(path: bytes) -> bool:

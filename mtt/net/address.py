@@ -38,7 +38,19 @@ def is_ip(host: str) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether `host`, an IP literal, can be reached from this machine only."""
+    host = unmapped(host)
     return is_ip(host) and ipaddress.ip_address(host).is_loopback
+
+
+def unmapped(host: str) -> str:
+    """The IPv4 address in an IPv4-mapped IPv6 literal (RFC 4291, 2.5.5.2); other hosts unchanged.
+
+    That is how IPv6 sockets name their IPv4 peers.
+    """
+    if host[:7].lower() != "::ffff:" or not is_ip(host):
+        return host
+    address = ipaddress.ip_address(host)
+    return str(getattr(address, "ipv4_mapped", None) or host)
 
 
 def bracketed(host: str) -> str:
@@ -47,8 +59,8 @@ def bracketed(host: str) -> str:
 
 
 def host_port(host: str, port: int) -> str:
-    """`host:port` for people and logs."""
-    return f"{bracketed(host)}:{port}"
+    """`host:port` for people and logs, without IPv4 addresses in the guise of IPv6."""
+    return f"{bracketed(unmapped(host))}:{port}"
 
 
 def _shown(text: str) -> str:

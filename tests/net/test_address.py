@@ -1,0 +1,33 @@
+"""Addresses as they are written and shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtt.net.address import host_port, is_loopback, unmapped
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("192.0.2.1", "192.0.2.1:80"),
+        ("::ffff:192.0.2.1", "192.0.2.1:80"),
+        ("::FFFF:c000:201", "192.0.2.1:80"),
+        ("::ffff:192.0.2.1%eth0", "192.0.2.1:80"),
+        ("::1", "[::1]:80"),
+        ("::ffff:0:192.0.2.1", "[::ffff:0:192.0.2.1]:80"),  # not mapped but translated, RFC 2765
+        ("64:ff9b::192.0.2.1", "[64:ff9b::192.0.2.1]:80"),
+        ("::ffff:", "[::ffff:]:80"),
+        ("fe80::1%eth0", "[fe80::1%eth0]:80"),
+        ("a.example", "a.example:80"),
+        ("", ":80"),
+    ],
+)
+def test_addresses_are_shown_without_mapping(host: str, shown: str) -> None:
+    assert host_port(host, 80) == shown
+
+
+def test_a_mapped_loopback_address_is_loopback() -> None:
+    assert is_loopback("::ffff:127.0.0.1")
+    assert not is_loopback("::ffff:192.0.2.1")
+    assert unmapped("::ffff:127.0.0.1") == "127.0.0.1"
