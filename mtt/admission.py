@@ -3,38 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
-from mtt.log import logger
+from mtt.log import Throttle
 
 # Connections that have not proved anything yet: TLS handshakes and HTTP requests under way, and
 # visitors between two requests. Each ends by itself within seconds, so honest ones never fill this
 # up; 1000 cost some 20 MB.
 MAX_PENDING = 1000
-# Who floods us shall not flood the log as well.
-LOG_INTERVAL = 10.0
-
-
-class Repeated:
-    """A warning that may be due a thousand times a second, logged every LOG_INTERVAL seconds."""
-
-    def __init__(self) -> None:
-        self._next = 0.0
-        self._held_back = 0
-
-    def warning(self, text: str) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            self._held_back += 1
-            return
-        more = f" (and {self._held_back} times since the last such line)" if self._held_back else ""
-        self._held_back = 0
-        self._next = now + LOG_INTERVAL
-        logger.warning("%s%s", text, more)
 
 
 class Pending:
@@ -60,7 +39,7 @@ class Pending:
         self._what = what
         self._on_cut = on_cut
         self._transports: dict[asyncio.Transport, None] = {}  # in the order of their coming
-        self._full = Repeated()
+        self._full = Throttle()
 
     def __len__(self) -> int:
         return len(self._transports)
@@ -103,7 +82,7 @@ class Admission:
     def __init__(self, limit: int, count: Callable[[], int]) -> None:
         self._limit = limit
         self._count = count
-        self._full = Repeated()
+        self._full = Throttle()
         self.accepted = self.refused = self.tunnels_refused = 0
 
     def has_room(self) -> bool:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
-from mtt.admission import Repeated
 from mtt.errors import MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
-from mtt.log import logger
+from mtt.log import Throttle, logger
 from mtt.reuse import ReuseGuard, means_dead
 from mtt.wire.socks import DestinationError
 
@@ -63,7 +62,7 @@ class AnyTlsPool:
         self._idle_timeout = idle_timeout if idle_timeout > SHORTEST else IDLE_TIMEOUT
         self._reuse = reuse
         self._on_lost = on_lost
-        self._server = Learned(on_refused=Repeated().warning)
+        self._server = Learned(on_refused=Throttle().warning)
         self._sessions: dict[ClientSession, None] = {}  # the oldest first
         self._guard = ReuseGuard()
         self._unended: set[ClientSession] = set()  # see _clean

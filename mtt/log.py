@@ -13,9 +13,14 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from datetime import UTC, datetime
 
 logger = logging.getLogger("mtt")
+
+# Seconds: how often the same kind of line may be written, see Throttle. Somebody who floods us must
+# not flood the log as well.
+THROTTLE_INTERVAL = 10.0
 
 _STDERR = 2
 
@@ -51,6 +56,45 @@ def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     with a line of its own.
     """
     logger.debug("ignored: %s", escape(repr(unraisable.exc_value)))
+
+
+class Throttle:
+    """Log lines of one kind, which peers can cause a thousand times a second.
+
+    In every THROTTLE_INTERVAL the first `burst` are written. The next one that is written says how
+    many were not.
+    """
+
+    __slots__ = ("_burst", "_left", "_next", "_suppressed")
+
+    def __init__(self, burst: int = 1) -> None:
+        self._burst = self._left = burst
+        self._next = 0.0
+        self._suppressed = 0
+
+    def warning(self, text: str, *args: object) -> None:
+        self.log(logging.WARNING, text, *args)
+
+    def info(self, text: str, *args: object) -> None:
+        self.log(logging.INFO, text, *args)
+
+    def log(self, level: int, text: str, *args: object) -> None:
+        """Write a line as `logger.log` does, or count it."""
+        if not logger.isEnabledFor(level):
+            return
+        now = time.monotonic()
+        if now >= self._next:
+            self._left = self._burst
+            self._next = now + THROTTLE_INTERVAL
+        if not self._left:
+            self._suppressed += 1
+            return
+        self._left -= 1
+        if self._suppressed:
+            line = text % args if args else text  # as logging has it
+            text, args = "%s (%d similar lines suppressed)", (line, self._suppressed)
+            self._suppressed = 0
+        logger.log(level, text, *args)
 
 
 def escape(text: str) -> str:

@@ -15,14 +15,14 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import NamedTuple
 
-from mtt.admission import MAX_PENDING, Pending, Repeated
+from mtt.admission import MAX_PENDING, Pending
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
-from mtt.log import logger
+from mtt.log import Throttle, logger
 from mtt.service import peer_name
 from mtt.wire.http1 import REASONS, HttpError, Request
 from mtt_mu_server import api
@@ -108,7 +108,7 @@ class Controller:
         )
         self._idle = Pending(MAX_IDLE, what="connections to the controller are idle")
         self._turns = Turns()
-        self._failures = Repeated()
+        self._failures = Throttle()
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection."""

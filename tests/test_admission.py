@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtt import admission
-from mtt.admission import Admission, Pending, Repeated
+from mtt.admission import Admission, Pending
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     SOON,
@@ -24,24 +23,6 @@ from tests.support.tunnels import (
     server_at,
     serving,
 )
-
-
-def test_a_repeated_warning_is_held_back_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(admission.time, "monotonic", lambda: now)
-    with logged() as lines:
-        repeated = Repeated()
-        for _ in range(5):
-            repeated.warning("flood")
-        now += admission.LOG_INTERVAL
-        repeated.warning("flood")
-        now += admission.LOG_INTERVAL
-        repeated.warning("flood")
-    assert lines == [
-        "WARNING flood",
-        "WARNING flood (and 4 times since the last such line)",
-        "WARNING flood",
-    ]
 
 
 class Connection(asyncio.Transport):

@@ -14,6 +14,7 @@ import pytest
 
 from mtt import log
 from mtt.options.process import LOG_LEVELS
+from tests.support.tunnels import logged
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) prog: (.*)\n")
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -180,3 +181,28 @@ def test_what_python_cannot_raise_leaves_no_traceback(capfd: pytest.CaptureFixtu
     match = LINE.fullmatch(capfd.readouterr().err)
     assert match is not None
     assert match.groups() == ("DEBUG", r"ignored: ValueError('not\nall text')")
+
+
+def test_throttled_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(log.time, "monotonic", lambda: now)
+    with logged() as lines:
+        throttle = log.Throttle(burst=2)
+        for number in range(5):
+            throttle.warning("flood from %s", number)
+        throttle.log(logging.DEBUG, "not shown, and not counted")
+        now += log.THROTTLE_INTERVAL - 0.1
+        throttle.info("flood")
+        now += 0.1
+        throttle.info("flood from %s", 6)
+        throttle.info("flood from %s", 7)
+        throttle.info("flood")
+        now += log.THROTTLE_INTERVAL
+        throttle.warning("100 %")
+    assert lines == [
+        "WARNING flood from 0",
+        "WARNING flood from 1",
+        "INFO flood from 6 (4 similar lines suppressed)",
+        "INFO flood from 7",
+        "WARNING 100 % (1 similar lines suppressed)",
+    ]

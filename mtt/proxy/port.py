@@ -13,12 +13,12 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
-from mtt.admission import Pending, Repeated
+from mtt.admission import Pending
 from mtt.errors import Cause, MttError, describe
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
-from mtt.log import logger
+from mtt.log import Throttle, logger
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import Failure, ProxyHandshake
 from mtt.service import peer_name
@@ -82,7 +82,7 @@ class ProxyPort:
         self._logins = tuple(logins)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
-        self._full = Repeated()
+        self._full = Throttle()
         self._closed = False
         self.associations = 0  # UDP ports that there are
         self.handshake_time = handshake_time
