@@ -59,6 +59,7 @@ class Upstream:
             self._connect,
             password_hash(choice.password),
             min_idle=options.min_idle,
+            warm=options.warm,
             check_interval=options.check_interval,
             idle_timeout=options.idle_timeout,
             reuse=options.reuse,
@@ -70,7 +71,7 @@ class Upstream:
         self._rests_until = 0.0
 
     def start(self) -> None:
-        """Keep sessions ready from now on."""
+        """Make the sessions of -warm, once."""
         if not self._warm:
             self._warm = True
             self.pool.start()

@@ -37,7 +37,9 @@ class AnyTlsPool:
     Args:
         connect: dials the server; raises PeerError or NetworkError.
         hashed: the `wire.anytls.password_hash`.
-        min_idle: how many idle sessions are kept without end, and made by `start`.
+        min_idle: how many idle sessions are kept without end.
+        warm: how many sessions `start` makes, kept as well. They say their settings at once, and
+            are used after the server has given a sign of life.
         check_interval: seconds between looks at the idle ones. SHORTEST or less: CHECK_INTERVAL.
         idle_timeout: seconds after which one is not needed. SHORTEST or less: IDLE_TIMEOUT.
         reuse: whether a session carries more than one stream.
@@ -50,6 +52,7 @@ class AnyTlsPool:
         hashed: bytes,
         *,
         min_idle: int = MIN_IDLE,
+        warm: int = 0,
         check_interval: float = CHECK_INTERVAL,
         idle_timeout: float = IDLE_TIMEOUT,
         reuse: bool = True,
@@ -57,7 +60,8 @@ class AnyTlsPool:
     ) -> None:
         self._connect = connect
         self._hashed = hashed
-        self._min_idle = min_idle if reuse else 0
+        self._warm = warm if reuse else 0
+        self._min_idle = max(min_idle, warm) if reuse else 0
         self._check_interval = check_interval if check_interval > SHORTEST else CHECK_INTERVAL
         self._idle_timeout = idle_timeout if idle_timeout > SHORTEST else IDLE_TIMEOUT
         self._reuse = reuse
@@ -81,8 +85,8 @@ class AnyTlsPool:
         return sum(session.idle_since is not None for session in self._sessions)
 
     def start(self) -> None:
-        """Begin to have `min_idle` sessions ready."""
-        if self._min_idle and self._warming is None:
+        """Begin to make the `warm` sessions."""
+        if self._warm and self._warming is None:
             self._warming = asyncio.get_running_loop().create_task(self._warm_up())
 
     async def open(self, destination: bytes, *, wait: bool = True) -> ClientStream:
@@ -168,10 +172,12 @@ class AnyTlsPool:
     async def _warm_up(self) -> None:
         delay, most = RETRY_TIMES
         log = logger.warning
-        for _ in range(self._min_idle):
-            while len(self._sessions) < self._min_idle:
+        for _ in range(self._warm):
+            while len(self._sessions) < self._warm:
                 try:
-                    await self._dial()
+                    session = await self._dial()
+                    session.greet()
+                    self._guard.doubt(session)
                     break
                 except MttError as error:
                     log("no session with the server can be made ready: %s", describe(error))

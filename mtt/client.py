@@ -104,6 +104,7 @@ class Client(Service):
             self._connect_session,
             password_hash(options.anytls_password),
             min_idle=options.pool.min_idle,
+            warm=options.pool.warm,
             check_interval=options.pool.check_interval,
             idle_timeout=options.pool.idle_timeout,
             reuse=options.pool.reuse,

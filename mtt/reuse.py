@@ -75,6 +75,10 @@ class ReuseGuard:
         """Whether the connection may be used now."""
         return self._checks[connection].passes(connection)
 
+    def doubt(self, connection: Reusable) -> None:
+        """Have the connection asked, and not used before it has answered."""
+        self._checks[connection].doubt(connection)
+
     def doubt_all(self) -> None:
         """One of the pool was found dead: those that are left prove that they live."""
         for connection, check in list(self._checks.items()):

@@ -20,6 +20,7 @@ from mtt.wire.anytls import (
     HEART_RESPONSE,
     PSH,
     SERVER_SETTINGS,
+    SETTINGS,
     SYN,
     SYNACK,
     UPDATE_PADDING,
@@ -497,17 +498,64 @@ async def test_a_stream_that_the_server_never_ends_blocks_its_session_for_a_whil
 # Warm-up.
 
 
-async def test_sessions_are_made_ready_at_the_start() -> None:
-    network = Network(min_idle=3)
+async def test_no_session_is_made_before_it_is_needed() -> None:
+    network = Network(min_idle=5)
+    network.pool.start()
+    await turns()
+    assert network.dials == 0
+    await network.over()
+
+
+async def test_sessions_made_in_advance_are_proven_alive_before_use() -> None:
+    network = Network(warm=3, min_idle=0)
     network.pool.start()
     network.pool.start()
     await turns()
     assert network.dials == network.pool.idle == 3
-    for lower in network.lowers:  # the preamble alone: settings belong to the first packet
+    for lower in network.lowers:  # silent after the preamble, they would be conspicuous
         reader = PreambleReader()
         reader.feed(bytes(lower.sent))
-        assert reader.rest == b""
-    assert network.number(await network.open()) == 2
+        ((command, _, _),) = Decoder().feed(reader.rest)
+        assert command == SETTINGS
+        lower.take()
+    assert network.number(await network.open()) == 3
+    for session, lower in zip(network.sessions[:2], network.lowers, strict=False):
+        session.data_received(network.greeting)
+        assert frame(HEART_REQUEST, 0) in lower.take()
+    await turns()  # for the answers
+    streams = [await network.open() for _ in range(3)]
+    assert [network.number(stream) for stream in streams] == [1, 0, 4]
+    assert [stream.id for stream in streams] == [1, 1, 1]
+    said = [event[0] for event in Decoder().feed(network.lowers[1].take())]
+    assert [command for command in said if command != WASTE] == [SYN, PSH]  # no settings again
+    await network.over()
+
+
+async def test_sessions_made_in_advance_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    network = Network(warm=2, min_idle=0)
+    network.pool.start()
+    await turns()
+    for session in network.sessions:
+        session.data_received(network.greeting)
+    await clock.passes(200.0)
+    assert network.up() == [0, 1]
+    assert network.number(await network.open()) == 1
+    await network.over()
+
+
+async def test_a_session_made_in_advance_with_a_version_1_server() -> None:
+    """It answers nothing; that it is there is all that can be known."""
+    network = Network(warm=1)
+    network.pool._server.version = 1
+    network.pool.start()
+    await turns()
+    network.greeting = b""
+    session = network.sessions[0]
+    assert not session.has_answered()
+    session._seen_at += 1e9
+    assert network.pool.open_at_once(b"dest")
+    assert network.dials == 1
     await network.over()
 
 
@@ -516,7 +564,7 @@ async def test_a_server_that_is_down_is_tried_again_and_again(
 ) -> None:
     caplog.set_level("DEBUG", "mtt")
     monkeypatch.setattr(anytls_sessions, "RETRY_TIMES", (0.01, 0.04))
-    network = Network(min_idle=2)
+    network = Network(warm=2)
     network.error = NetworkError("no server")
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -534,7 +582,7 @@ async def test_a_server_that_is_down_is_tried_again_and_again(
 
 
 async def test_a_server_that_refuses_us_is_not_dialled_without_end() -> None:
-    network = Network(min_idle=3)
+    network = Network(warm=3)
     network.pool.start()
     for _ in range(20):
         await turns()
@@ -547,7 +595,7 @@ async def test_a_server_that_refuses_us_is_not_dialled_without_end() -> None:
 
 
 async def test_closing_ends_everything() -> None:
-    network = Network(min_idle=2)
+    network = Network(warm=2)
     await network.idle(1)
     network.allowed.clear()
     network.pool.start()

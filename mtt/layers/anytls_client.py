@@ -108,8 +108,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     __slots__ = (
         "_asked_at", "_beat_answered", "_beat_timer", "_client", "_dead_timer", "_hashed",
-        "_next_id", "_offer_half_close", "_padder", "_preface", "_randrange", "_server",
-        "_settings_at", "_stall_timer", "_updates",
+        "_known_version", "_next_id", "_offer_half_close", "_padder", "_preface", "_randrange",
+        "_server", "_settings_at", "_stall_timer", "_updates",
     )  # fmt: skip
 
     def __init__(
@@ -132,7 +132,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._padder = Padder(server.scheme, randrange)
         self._preface = b""  # settings and SYN, which go out with the first PSH
         self._next_id = 1
-        self._settings_at = float("-inf")  # when they were sent
+        self._settings_at: float | None = None  # when they were sent
+        self._known_version = 0  # of the server, by then
         self._updates = 0  # of the padding scheme
         self._asked_at = 0.0
         self._beat_answered: bool | None = None  # since `ask`; None if that asked otherwise
@@ -148,7 +149,9 @@ class ClientSession(AnyTlsSession[ClientStream]):
     @property
     def may_half_close(self) -> bool:
         """Whether the server may yet say that it knows half-close."""
-        if not self._offer_half_close or self.version or self._server.version == 1:
+        if not self._offer_half_close or self.version or self._known_version == 1:
+            return False
+        if self._settings_at is None:
             return False
         return asyncio.get_running_loop().time() - self._settings_at < SETTINGS_TIME
 
@@ -219,6 +222,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
             settings = parse_settings(payload)
             self.version = self._server.version = max(1, version_of(settings))
             self._half_close = self._offer_half_close and settings.get(HALF_CLOSE) == "1"
+            if self._beat_answered is False:  # we are to ask, and could not before
+                self.ask()
         elif command == UPDATE_PADDING:
             self._updates += 1
             if self._updates > MAX_UPDATES:
@@ -246,17 +251,25 @@ class ClientSession(AnyTlsSession[ClientStream]):
             raise again(self.error or NetworkError("the AnyTLS session is over"))
         stream = ClientStream(self, self._next_id, upper)
         self._next_id += 1
-        if stream.id == 1:
-            settings = client_settings(self._client, self._server.scheme.md5)
-            if self._offer_half_close:
-                settings += b"\n" + encode_settings({HALF_CLOSE: "1"})
-            self._preface = frame(SETTINGS, 0, settings) + frame(SYN, stream.id)
+        if self._settings_at is None:
+            self._preface = self._greeting() + frame(SYN, stream.id)
         else:
             self.control(SYN, stream.id)
         self._streams[stream.id] = stream
         stream.write(destination)
         self._made(stream)
         return stream
+
+    def greet(self) -> None:
+        """Say the settings now, ahead of the first stream."""
+        self._preface = self._greeting()
+        self._packet(b"")
+
+    def _greeting(self) -> bytes:
+        settings = client_settings(self._client, self._server.scheme.md5)
+        if self._offer_half_close:
+            settings += b"\n" + encode_settings({HALF_CLOSE: "1"})
+        return frame(SETTINGS, 0, settings)
 
     def send_data(self, stream_id: int, data: Data) -> None:
         while self._padder.active and data:
@@ -269,6 +282,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         if self._preface:
             data, self._preface = self._preface + data, b""
             self._settings_at = asyncio.get_running_loop().time()
+            self._known_version = self._server.version
         if not self._padder.active:
             self.send(data)
             return
@@ -296,14 +310,17 @@ class ClientSession(AnyTlsSession[ClientStream]):
     def ask(self) -> None:
         # A busy session is not cut if nothing comes: a Go server whose destination reads slowly
         # does not come to read the question.
-        if self.idle_since is None or self.version < VERSION or self.write_paused or self._held:
+        if self.idle_since is None or self.server_version == 1 or self.write_paused or self._held:
             self._beat_answered = None
             super().ask()
         else:
             self._beat_answered = False
-            self.question()
+            if self.version:  # otherwise when the answer to our settings says it
+                self.question()
 
     def has_answered(self) -> bool:
+        if self._beat_answered is False and self.server_version == 1:  # as it turned out meanwhile
+            self.ask()
         if self._beat_answered is None:
             return super().has_answered()
         return self._beat_answered
@@ -322,10 +339,13 @@ class ClientSession(AnyTlsSession[ClientStream]):
         if self.idle_since is not None and self.version >= VERSION:
             self.question()
 
-    def no_version(self) -> None:
-        """Data came before an answer to the settings: the server is of version 1."""
+    def no_version(self, *, certain: bool) -> None:
+        """The server is of version 1: data came before an answer to the settings, which is certain,
+        or no answer came in time. If one comes later, all is as it should be."""
         if not self.version:
             self._server.version = 1
+            if certain:
+                self.version = 1
 
     def _dead(self) -> None:
         self._dead_timer = None

@@ -16,7 +16,8 @@ from mtt.wire.socks import DestinationError, Outcome, outcome_from_text
 # The servers' own limits are 5 s (the reference), 10 s (ours), 15 s (sing-box, all addresses).
 SYNACK_TIME = 20.0
 # After so long without an answer the server itself is asked for a sign of life; and one that has
-# not said its version by now has none. Its answer to our settings takes one round trip.
+# not said its version by now, although it has what we said, has none: its answer to our settings
+# takes one round trip. That is learned once per server.
 QUESTION_TIME = 3.0
 
 
@@ -93,13 +94,16 @@ class ClientsSession(Session, Protocol):
     @property
     def may_half_close(self) -> bool: ...
     def question(self) -> None: ...
-    def no_version(self) -> None: ...
+    def no_version(self, *, certain: bool) -> None: ...
+    def has_sent(self, mark: int) -> bool: ...
 
 
 class ClientStream(AnyTlsStream):
     """A stream that we have opened."""
 
-    __slots__ = ("_answered", "_question_timer", "_settled", "_verdict", "_waiter")
+    __slots__ = (
+        "_answered", "_begin_mark", "_question_timer", "_settled", "_verdict", "_waiter",
+    )  # fmt: skip
 
     _session: ClientsSession
 
@@ -110,6 +114,7 @@ class ClientStream(AnyTlsStream):
         self._verdict: Exception | None = None  # why the destination is not reached
         self._waiter: asyncio.Future[None] | None = None
         self._question_timer: asyncio.TimerHandle | None = None
+        self._begin_mark = 0  # what the socket had been given with the destination
 
     def watch(self) -> None:
         """Have the server asked for a sign of life, on which the session depends, if it takes long
@@ -138,10 +143,15 @@ class ClientStream(AnyTlsStream):
             raise again(self._verdict)
 
     def _question(self) -> None:
-        if self._session.server_version >= 2:
-            self._session.question()
-        else:
+        self._question_timer = None
+        session = self._session
+        if session.server_version >= 2:
+            session.question()
+        elif session.has_sent(self._begin_mark):
+            session.no_version(certain=False)
             self._settle(None)
+        else:  # not even its kernel has answered, which tells nothing of its version
+            self.watch()
 
     def _settle(self, verdict: Exception | None) -> None:
         if not self._settled:
@@ -169,6 +179,8 @@ class ClientStream(AnyTlsStream):
     def write(self, data: Data | bytearray) -> None:
         self._answered = False
         super().write(data)
+        if not self._begin_mark:
+            self._begin_mark = self._mark
 
     def unsent(self) -> int:
         """An open question counts as a byte: an end that is told before the server can have said
@@ -195,7 +207,7 @@ class ClientStream(AnyTlsStream):
     def receive(self, data: Data) -> None:
         if not self._settled:
             self._settle(None)
-            self._session.no_version()
+            self._session.no_version(certain=True)
         self._answered = not self.upper.sends_no_more
         super().receive(data)
 

@@ -246,6 +246,11 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                 break  # the connection is full again; the others are still paused
             stream.resume_writing()
 
+    def has_sent(self, mark: int) -> bool:
+        """Whether the peer's kernel has all of what had been `handed_over` at `mark`, as far as the
+        system tells: see `tells_acknowledged`."""
+        return self.handed_over - unsent(self.lower) >= mark
+
     # For owners that want to use it again, see `mtt.reuse`.
 
     def ask(self) -> None:
@@ -264,7 +269,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         if self._asks_below and isinstance(lower, LayerTransport):
             return lower.has_answered()
         if tells_acknowledged(lower):
-            return self.handed_over - unsent(lower) >= self._ask_mark
+            return self.has_sent(self._ask_mark)
         return self._seen_at > self._ask_time + OLD_READ_TIME
 
     # For streams and owners.

@@ -13,7 +13,7 @@ DEFAULT_MIN_IDLE = 5
 DEFAULT_IDLE_CHECK = "30s"
 DEFAULT_IDLE_TIMEOUT = "30s"
 
-# Every idle session is opened at the start and costs memory on both ends for as long as we run.
+# An idle session costs memory on both ends.
 MAX_MIN_IDLE = 256
 
 # Bytes in UTF-8. On the wire it is a hash; nobody types more, and a file with more is another one.
@@ -25,6 +25,9 @@ PASSWORD = Flag("p", "str", "Password. On a command line every user of this mach
 PASSWORD_FILE = Flag("password-file", "str", "File with the password, in one line.", "FILE")
 MIN_IDLE = Flag("m", "int", "Idle sessions that are kept for the next connection, which then costs "
                 f"no handshake; 0 to {MAX_MIN_IDLE}.", "N", str(DEFAULT_MIN_IDLE))
+WARM = Flag("warm", "int", "Sessions made at the start, before a connection needs one; 0 to "
+            f"{MAX_MIN_IDLE}. No other AnyTLS client does that, so an observer can tell.", "N",
+            "0")
 IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are looked for. As "
                   "in all AnyTLS clients, 5s or less stands for 30s.", "DURATION",
                   DEFAULT_IDLE_CHECK)
@@ -37,7 +40,7 @@ ANYTLS = Flag("anytls", "bool", "Speak AnyTLS: padding against guesses at what i
               "that are used again, and a password, -p. Both ends need it.")
 # fmt: on
 
-POOL_FLAGS = (MIN_IDLE, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
+POOL_FLAGS = (MIN_IDLE, WARM, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
 
 # What a tunnel needs for AnyTLS as one of its modes, see `tunnel_password()`.
 TUNNEL_CLIENT_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
@@ -54,6 +57,7 @@ class PoolOptions(NamedTuple):
     check_interval: float = parse_duration(DEFAULT_IDLE_CHECK)  # seconds
     idle_timeout: float = parse_duration(DEFAULT_IDLE_TIMEOUT)  # seconds, for those beyond min_idle
     reuse: bool = True  # False: none is idle ever
+    warm: int = 0  # made at the start, and kept
 
 
 DEFAULT_POOL = PoolOptions()
@@ -62,14 +66,18 @@ DEFAULT_POOL = PoolOptions()
 def pool_options(values: Values, given: Values) -> PoolOptions:
     """What POOL_FLAGS say: all `values`, and those that were `given`. Raises UsageError."""
     if values["dr"]:
-        if given.get("m"):
-            raise UsageError("-m keeps sessions for the reuse that -dr disables; drop one")
-        values = values | {"m": 0}
+        for name in ("m", "warm"):
+            if given.get(name):
+                raise UsageError(
+                    f"-{name} keeps sessions for the reuse that -dr disables; drop one"
+                )
+        values = values | {"m": 0, "warm": 0}
     return PoolOptions(
         min_idle=checked_min_idle("-m", values["m"]),
         check_interval=positive(values, "idle-check", DEFAULT_IDLE_CHECK),
         idle_timeout=positive(values, "idle-timeout", DEFAULT_IDLE_TIMEOUT),
         reuse=not values["dr"],
+        warm=checked_min_idle("-warm", values["warm"]),
     )
 
 

@@ -20,7 +20,7 @@ def given_client(certs: Certs, *servers: int, **options: Any) -> Client:
     """A client of the servers on ports of this machine; `options` as on its command line."""
     given = {
         "l": "127.0.0.1:0", "p": PASSWORD, "sni": certs.name, "ca": certs.ca,
-        # No session before somebody needs it: tests count what they have asked for.
+        # None is kept: tests count what they have asked for.
         "m": 0,
     } | options  # fmt: skip
     if given.get("insecure") or given.get("pin"):

@@ -184,9 +184,10 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_for(certs) as server,
-        client_for(certs, port_of(server), m=3) as client,
+        client_for(certs, port_of(server), warm=3) as client,
     ):
-        await eventually(lambda: client._servers.idle == 3)
+        pool = client._servers._servers[0].pool
+        await eventually(lambda: pool.idle == 3 and pool._newest_idle())
         await check_echo(client, there.port)
         assert client.counters.sessions == 3
 
@@ -195,9 +196,10 @@ async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -
     async with (
         serving(echo) as there,
         server_for(certs) as server,
-        client_for(certs, port_of(server), m=3) as client,
+        client_for(certs, port_of(server), warm=3) as client,
     ):
-        await eventually(lambda: client._servers.idle == 3)
+        pool = client._servers._servers[0].pool
+        await eventually(lambda: pool.idle == 3 and pool._newest_idle())
         async with through(client, there.port) as application:
             draining = asyncio.create_task(client.drain())
             await eventually(lambda: len(client._sessions()) == 1)
@@ -213,7 +215,7 @@ async def test_after_a_restart_of_the_server_the_next_connection_works(certs: Ce
     async with serving(echo) as there, contextlib.AsyncExitStack() as stack:
         async with server_for(certs) as server:
             address = server.addresses[0]
-            client = await stack.enter_async_context(client_for(certs, port_of(server), m=2))
+            client = await stack.enter_async_context(client_for(certs, port_of(server), warm=2))
             await check_echo(client, there.port)
             old = await stack.enter_async_context(through(client, there.port))
         with maybe_reset():
@@ -302,7 +304,7 @@ async def test_metrics(certs: Certs) -> None:
 async def test_closing_ends_everything(certs: Certs) -> None:
     async with serving(echo) as there, server_for(certs) as server:
         async with contextlib.AsyncExitStack() as stack:
-            client = await stack.enter_async_context(client_for(certs, port_of(server), m=2))
+            client = await stack.enter_async_context(client_for(certs, port_of(server), warm=2))
             application = await stack.enter_async_context(through(client, there.port))
             control = await stack.enter_async_context(await connect(port_of(client)))
             await ask(control)

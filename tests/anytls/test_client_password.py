@@ -105,7 +105,7 @@ async def test_a_wrong_password_and_sessions_made_ready(certs: Certs) -> None:
             asyncio.timeout(SOON),
             serving(echo) as there,
             server_for(certs) as server,
-            client_for(certs, port_of(server), p="not-that-one", m=3) as client,
+            client_for(certs, port_of(server), p="not-that-one", warm=3) as client,
         ):
             await eventually(lambda: empty(server) and failed(server) == 3)
             assert await reply_of(client, "127.0.0.1", there.port) == GENERAL

@@ -108,9 +108,10 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at("anytls", there.port, certs) as server,
-        client_of("anytls", port_of(server), certs, m=2) as client,
+        client_of("anytls", port_of(server), certs, warm=2) as client,
     ):
-        await eventually(lambda: client._anytls and client._anytls.idle == 2)
+        pool = client._anytls
+        await eventually(lambda: pool and pool.idle == 2 and pool._newest_idle())
         await check_works(port_of(client))
         assert client.counters.sessions == 2
         async with asyncio.timeout(SOON):
@@ -131,9 +132,9 @@ async def test_without_reuse(certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("with_site", [False, True], ids=["alone", "site"])
-@pytest.mark.parametrize("m", [0, 3])
+@pytest.mark.parametrize("warm", [0, 3])
 async def test_a_wrong_password(
-    m: int, with_site: bool, certs: Certs, monkeypatch: pytest.MonkeyPatch
+    warm: int, with_site: bool, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application is told that it failed, and the log says why, at once."""
     # Who would wait fails the test.
@@ -151,7 +152,7 @@ async def test_a_wrong_password(
                 certs,
                 **({"fallback": f"127.0.0.1:{web.port}"} if with_site else {}),
             ) as server,
-            client_of("anytls", port_of(server), certs, p="not that one", m=m) as client,
+            client_of("anytls", port_of(server), certs, p="not that one", warm=warm) as client,
             await connect(port_of(client)) as application,
         ):
             with maybe_reset():
@@ -203,6 +204,8 @@ async def test_a_server_of_another_mode(certs: Certs) -> None:
         ({"password-file": "x"}, "exclude each other"),
         ({"m": 257}, "-m: 257"),
         ({"dr": True, "m": 3}, "-dr disables"),
+        ({"dr": True, "warm": 3}, "-warm keeps sessions"),
+        ({"warm": -1}, "-warm: -1"),
         ({"padding-scheme": "/nothing"}, "-padding-scheme: cannot read"),
     ],
 )
@@ -210,7 +213,7 @@ def test_options_that_exclude_each_other(given: dict[str, Any], words: str) -> N
     server = {"b": ":1", "d": "a:2", "anytls": True, "p": "x"} | given
     client = {"b": ":1", "s": "a:2", "anytls": True, "p": "x"} | given
     errors = []
-    if not given.keys() & {"preconnect", "m", "dr"}:
+    if not given.keys() & {"preconnect", "m", "dr", "warm"}:
         with pytest.raises(UsageError) as error:
             server_options(server)
         errors.append(str(error.value))

@@ -297,17 +297,50 @@ async def test_a_server_of_version_1_does_not_answer(monkeypatch: pytest.MonkeyP
     client.said()
     assert await answer_of(stream) is None
     assert client.said() == []
-    assert client.server.version == 0  # it may only be slow
-    client.feed(frame(PSH, 1, b"data"))
     await client.over()
-    assert client.server.version == 0  # nor is that a proof: the stream has been settled
+    assert client.server.version == 1  # which is learned once
 
-    client.server.version = 1
     other = Client(client.server)
     monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
     assert await answer_of(other.stream()[1]) is None
     other.feed(GREETING)
-    assert client.server.version == 2  # it has been replaced
+    assert client.server.version == 2  # it has been replaced, or was slow
+    await other.over()
+
+
+async def test_a_server_that_has_not_heard_us_is_not_of_version_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    client = Client()
+    waiting = asyncio.ensure_future(answer_of(client.stream()[1]))
+    client.lower.buffered = 1000  # nothing is acknowledged
+    await clock.passes(3 * anytls_stream.QUESTION_TIME)
+    assert not waiting.done()
+    assert client.server.version == 0
+    client.lower.buffered = 0
+    await clock.passes(anytls_stream.QUESTION_TIME)
+    assert await waiting is None
+    assert client.server.version == 1
+    await client.over()
+
+
+async def test_a_guess_at_the_version_ends_no_wait_for_half_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server's settings may be late, on a line that loses packets."""
+    clock = Clock(monkeypatch)
+    client = Client(half_close=True)
+    _, stream = client.stream()
+    stream.watch()
+    await clock.passes(anytls_stream.QUESTION_TIME + 0.1)
+    assert client.server.version == 1
+    assert stream.unsent() == 1
+    other = Client(client.server, half_close=True)
+    assert other.stream()[1].unsent() == 0
+    client.feed(OWN)
+    assert stream.can_write_eof()
+    await client.over()
     await other.over()
 
 
@@ -486,7 +519,7 @@ async def test_whether_there_is_half_close_is_open_until_the_server_may_have_sai
     clients = [Client(half_close=True) for _ in range(4)]
     ours, foreign, known, _ = clients
     foreign.server.version = 2  # of another session
-    known.server.version = 1
+    known.server.version = 1  # of another session, too
     streams = [client.stream()[1] for client in clients]
     assert [stream.unsent() for stream in streams] == [1, 1, 0, 1]
     ours.feed(OWN)

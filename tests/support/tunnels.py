@@ -54,7 +54,7 @@ RESET = struct.pack("ii", 1, 0)
 def flags(mode: str) -> dict[str, Any]:
     """The command line options of a mode, for either end."""
     if mode == "anytls":
-        # No session before a connection needs it: tests count what they have asked for.
+        # None is kept: tests count what they have asked for.
         return {"anytls": True, "p": PASSWORD, "m": 0}
     return {"wss": "wss" in mode, "mux": "mux" in mode}
 
