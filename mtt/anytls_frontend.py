@@ -185,7 +185,11 @@ class AnyTlsFrontend(Generic[Who]):
 
         def ready(stream: asyncio.Transport, host: str, port: int) -> None:
             assert isinstance(stream, ServerStream)
-            self._serve(stream, who, host, port)
+            held = stream.get_protocol()
+            if stream.is_over and isinstance(held, Holding) and not held.early:
+                stream.close()  # there is nothing to go there for
+            else:
+                self._serve(stream, who, host, port)
 
         return StreamHead(ready, _no_destination)
 

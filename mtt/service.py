@@ -13,6 +13,7 @@ from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.holding import Holding
+from mtt.layers.mux_stream import MuxStream
 from mtt.log import logger
 from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
@@ -244,17 +245,23 @@ class Service:
     def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, which looks after the connection `who`; if it fails, so does `who`.
 
-        And if `who` dies while it is held, there is nothing left to work for: otherwise a peer
-        could have us dial without end by opening streams and giving them up.
+        And if `who` dies while it is held, or is over without a byte, there is nothing left to work
+        for: otherwise a peer could have us dial without end by opening streams and ending them.
         """
         task = asyncio.get_running_loop().create_task(self._guarded(who, work))
         self._tasks.add(task)
+        _engage(who, 1)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            _engage(who, -1)
             if task.cancelled():  # perhaps before it took its first step
                 work.close()
-                linger.reset(who)
+                held = who.get_protocol()
+                if isinstance(held, Holding) and held.is_over:
+                    who.close()
+                else:
+                    linger.reset(who)
 
         task.add_done_callback(done)
 
@@ -263,7 +270,7 @@ class Service:
         if isinstance(held, Holding):
             # Not before now: work that is cancelled before it begins has no chance to clean up.
             held.left = _cancel_of_this_task()
-            if held.is_cut:
+            if held.is_cut or held.is_over:
                 held.left()
         try:
             await work
@@ -327,6 +334,7 @@ class Service:
 
         def done(relay: _Carried) -> None:
             self._relays.discard(relay)
+            _engage(near, -1)
             self.counters.bytes_up += relay.sent
             self.counters.bytes_down += relay.received
             seconds = asyncio.get_running_loop().time() - relay.started
@@ -341,6 +349,7 @@ class Service:
 
         relay = make(done)
         self._relays.add(relay)
+        _engage(near, 1)
         self.counters.tunnels += 1
         return relay
 
@@ -349,6 +358,12 @@ def _cancel_of_this_task() -> Callable[[], object]:
     task = asyncio.current_task()
     assert task is not None
     return task.cancel
+
+
+def _engage(who: asyncio.Transport, count: int) -> None:
+    """Count what is being carried for the session of a stream, which limits it."""
+    if isinstance(who, MuxStream):
+        who.engage(count)
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:

@@ -125,7 +125,7 @@ class ServerSession(AnyTlsSession[ServerStream]):
                 self.control(SYNACK, stream_id, Outcome.GENERAL_FAILURE.text.encode())
             self._send_fin(stream_id)
             return
-        self._made(ServerStream(self, stream_id, self._accept()))
+        self._arrived(ServerStream(self, stream_id, self._accept()))
 
     def _forget(self) -> None:
         self._accept = None

@@ -24,7 +24,7 @@ class Holding(StreamProtocol):
         failed: called if they fail instead, or never come up.
 
     Attributes:
-        left: called if the connection is cut later.
+        left: called if the connection is cut later, or is over.
     """
 
     __slots__ = ("_opened", "_ready", "early", "eof", "error", "failed", "left", "transport")
@@ -61,6 +61,14 @@ class Holding(StreamProtocol):
         error = self.error
         return isinstance(error, ConnectionResetError) or (error is not None and not self.eof)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is to be carried: the peer has ended both directions, without a byte."""
+        transport = self.transport
+        return (
+            self.eof and not self.early and transport is not None and not transport.can_write_eof()
+        )
+
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         ready, self._ready, self.failed = self._ready, None, None
@@ -91,6 +99,8 @@ class Holding(StreamProtocol):
 
     def eof_received(self) -> bool:
         self.eof = True
+        if self.left is not None and self.is_over:
+            self.left()
         return True
 
     def pause_writing(self) -> None:

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from mtt.errors import Cause, MttError, NetworkError, describe
 from mtt.layers import linger
+from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import (
     Data,
     Layer,
@@ -61,9 +62,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing", "_held", "_now",
-        "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled", "_streams",
-        "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
+        "_ahead", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing",
+        "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
+        "_streams", "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
     borrows = True
@@ -83,6 +84,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._on_change = on_change
         self._on_lost = on_lost
         self._streams: dict[int, Stream] = {}
+        self._arrivals: Arrivals | None = None  # once the peer has opened a stream
         # Closed by us, the peer's FIN is still to come: when that was.
         self._finishing: dict[int, float] = {}
         self._queued = 0
@@ -214,6 +216,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                     self._late_data(stream_id)
             elif stream_id in streams and self.half_close:
                 streams[stream_id].receive_reset()
+        if self._arrivals is not None:
+            self._arrivals.admit()
 
     def _heard(self) -> None:
         """The peer gives a sign of life."""
@@ -327,13 +331,22 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             self._end(None)
             linger.reset(self.lower)
 
+    def engage(self, count: int) -> None:
+        """See `MuxStream`."""
+        if self._arrivals is not None:
+            self._arrivals.engage(count)
+
     def _made(self, stream: Stream) -> None:
+        """We have opened a stream."""
         self._streams[stream.id] = stream
-        upper = stream.upper
-        upper.connection_made(stream)
-        # A protocol that took the stream over in there knows already.
-        if self.write_paused and stream.upper is upper and not self.gone(stream):
-            upper.pause_writing()
+        stream.begin()
+
+    def _arrived(self, stream: Stream) -> None:
+        """The peer has opened a stream."""
+        self._streams[stream.id] = stream
+        if self._arrivals is None:
+            self._arrivals = Arrivals()
+        self._arrivals.add(stream)
 
     def _fin_received(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)

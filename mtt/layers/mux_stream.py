@@ -23,6 +23,7 @@ class Session(Protocol):
     def gone(self, stream: Any) -> bool: ...
     def finish(self, stream: Any, *, eof_seen: bool, say_fin: bool) -> None: ...
     def queued(self, size: int) -> None: ...
+    def engage(self, count: int) -> None: ...
 
 
 class MuxStream(LayerTransport):
@@ -63,6 +64,17 @@ class MuxStream(LayerTransport):
         raise NotImplementedError
 
     # Called by the session.
+
+    def begin(self) -> None:
+        """Tell the protocol above of the stream, and hand up what has come meanwhile."""
+        self._paused = False
+        upper = self.upper
+        upper.connection_made(self)
+        # A protocol that took the stream over in there knows already.
+        if self._session.write_paused and self.upper is upper and not self._session.gone(self):
+            upper.pause_writing()
+        if self._queue or self._eof:
+            self._deliver()
 
     def receive(self, data: Data) -> None:
         if self._eof:
@@ -141,6 +153,15 @@ class MuxStream(LayerTransport):
         size = len(self._queue)
         self._queue = bytearray()
         self._session.queued(-size)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the peer has ended both directions, and has nothing left to say."""
+        return self._eof and not self._queue and not self._session.half_close
+
+    def engage(self, count: int) -> None:
+        """Tell the session that something has begun (1) or ceased (-1) to carry what it brings."""
+        self._session.engage(count)
 
     # The transport of the protocol above.
 

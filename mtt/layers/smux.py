@@ -132,7 +132,7 @@ class SmuxSession(MuxSession[SmuxStream]):
             self._send_fin(stream_id)
             return
         self._finishing.pop(stream_id, None)
-        self._made(SmuxStream(self, stream_id, self._accept()))
+        self._arrived(SmuxStream(self, stream_id, self._accept()))
 
     # For streams and owners.
 

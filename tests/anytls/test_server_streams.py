@@ -571,3 +571,22 @@ async def test_nothing_that_a_user_sends_breaks_anything(
             async with await peer_connect(port_of(ours), certs) as peer:
                 await check_echo(peer, 1, there.port)
         assert not [line for line in lines if "internal error" in line]
+
+
+async def test_stream_that_ends_while_it_is_dialled_is_given_up(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        monkeypatch.setattr(server._outbound, "connect", never)
+        async with await peer_connect(port_of(server), certs) as peer:
+            await peer.open(1, HERE, 1)
+            await eventually(lambda: server.tunnels == 1)
+            await peer.send(frame(FIN, 1))
+            await eventually(lambda: server.tunnels == 0)
+            await peer.open(3, HERE, 1, b"this much is to be delivered")
+            await peer.send(frame(FIN, 3))
+            await check_session(peer)
+            assert server.tunnels == 1

@@ -15,6 +15,7 @@ from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
 from mtt.server import Server
 from mtt.wire.http1 import MAX_HEAD
+from tests.support import anytlspeer
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.gopeer import (
@@ -33,6 +34,7 @@ from tests.support.gopeer import (
 )
 from tests.support.tunnels import (
     MODES,
+    PASSWORD,
     SOON,
     Tcp,
     check_works,
@@ -42,6 +44,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_mode,
+    listening,
     logged,
     maybe_reset,
     port_of,
@@ -250,6 +253,39 @@ async def test_a_flood_of_streams_is_refused_beyond_the_limit(mode: str, certs: 
         await stranger.send(b"".join(smux_frame(SYN, 3 + 2 * n) for n in range(300)))
         refused = [await smux_read(stranger) for _ in range(44)]
         assert refused == [(FIN, 3 + 2 * (256 + n), b"") for n in range(44)]
+
+
+def opened_and_ended(mode: str, number: int) -> bytes:
+    """A stream of a Go peer that is over when it begins."""
+    if mode != "anytls":
+        return smux_frame(SYN, number) + smux_frame(FIN, number)
+    destination = anytlspeer.address("destination.test", 1)
+    return b"".join(
+        anytlspeer.frame(command, number, data)
+        for command, data in (
+            (anytlspeer.SYN, b""), (anytlspeer.PSH, destination), (anytlspeer.FIN, b""),
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["mux", "anytls"])
+async def test_streams_that_end_at_once_are_not_dialled(mode: str, certs: Certs) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        listening() as there,
+        server_at(mode, there.port, certs) as server,
+        await tls_connect(port_of(server), certs) as stranger,
+    ):
+        if mode == "anytls":
+            await stranger.send(anytlspeer.preamble(PASSWORD) + anytlspeer.settings())
+        for begin in range(3, 4003, 400):
+            await stranger.send(
+                b"".join(opened_and_ended(mode, number) for number in range(begin, begin + 400))
+            )
+        await stranger.finish()
+        await eventually(lambda: empty(server) and server.counters.streams >= 256)
+        assert server.counters.tunnels == 0
+        assert server.counters.dial_failures == 0
 
 
 @pytest.mark.parametrize("mode", MODES)

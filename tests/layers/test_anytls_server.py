@@ -288,6 +288,7 @@ async def test_too_many_streams_are_refused_and_the_others_live() -> None:
     assert [(command, number) for command, number, _ in server.said()] == [
         (SYNACK, MAX_STREAMS + 1), (FIN, MAX_STREAMS + 1),
     ]  # fmt: skip
+    await turns()
     server.uppers[5].transport.close()
     server.feed(frame(SYN, 999), frame(PSH, 999, b"room again"))
     assert server.uppers[-1].data == b"room again"
