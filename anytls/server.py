@@ -19,7 +19,8 @@ from mtt.errors import NetworkError, UsageError
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.holding import Holding
-from mtt.log import logger
+from mtt.log import Throttle, logger
+from mtt.net.address import host_port
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
 
 # The web site of -fallback is near; one that needs longer to accept is not there.
 FALLBACK_TIME = 10.0
+
+
+# Lines about denied destinations in each interval of the throttle: those of one web page, not those
+# of a scan of the operator's network.
+DENIALS_SHOWN = 5
 
 
 class Server(Service):
@@ -60,6 +66,7 @@ class Server(Service):
         self._accounts = Accounts(options.users)
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to where clients must not go
+        self._denials = Throttle(DENIALS_SHOWN)
         self._resolver = Resolver()
         self._outbound = Outbound(self._resolver, options.policy.allows)
         self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
@@ -181,12 +188,21 @@ class Server(Service):
         except DestinationError as error:
             if error.outcome is Outcome.NOT_ALLOWED:
                 self._denied += 1
-            else:
-                self.counters.dial_failures += 1
+                self._log_denied("TCP", stream, account, host, port)
+                return
+            self.counters.dial_failures += 1
             # Where users fail to get to is their business.
             logger.debug("%s: %s", peer_name(stream), error)
             return
         self._begin(account, self._relay(stream, far, on_done=account.end))
+
+    def _log_denied(
+        self, kind: str, stream: ServerStream, account: Account, host: str, port: int
+    ) -> None:
+        self._denials.info(
+            "destination denied (-allow, -deny): %s %s, user %s, from %s",
+            kind, host_port(host, port), account.name, peer_name(stream),
+        )  # fmt: skip
 
     def _carry_datagrams(self, stream: ServerStream, account: Account, version: int) -> None:
         try:
@@ -197,6 +213,7 @@ class Server(Service):
                     version,
                     resolver=self._resolver,
                     allows=self._options.policy.allows,
+                    denied=partial(self._log_denied, "UDP", stream, account),
                     idle_time=self._options.udp_timeout,
                     answer_time=ANSWER_TIME,
                     done=done,

@@ -61,6 +61,7 @@ class UotRelay(StreamProtocol):
         version: of that, 1 or 2.
         resolver: asked for names.
         allows: whether to send to an IP literal and port.
+        denied: called with a host and port that may not be sent to.
         idle_time: seconds without a datagram in either direction after which it is closed.
         answer_time: seconds after which the client is told of the success, if not before: the
             request of version 2 may come with the first datagram, which may be a while.
@@ -70,10 +71,10 @@ class UotRelay(StreamProtocol):
     """
 
     __slots__ = (
-        "_active", "_allows", "_answer_timer", "_clogged", "_decoder", "_done", "_idle_time",
-        "_idle_timer", "_is_connected", "_lookups", "_loop", "_lost", "_names", "_over", "_peers",
-        "_resolver", "_sock", "_stream", "_tasks", "_version", "_waiting", "error", "reason",
-        "received", "sent", "started",
+        "_active", "_allows", "_answer_timer", "_clogged", "_decoder", "_denied", "_done",
+        "_idle_time", "_idle_timer", "_is_connected", "_lookups", "_loop", "_lost", "_names",
+        "_over", "_peers", "_resolver", "_sock", "_stream", "_tasks", "_version", "_waiting",
+        "error", "reason", "received", "sent", "started",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +84,7 @@ class UotRelay(StreamProtocol):
         *,
         resolver: Resolver,
         allows: Callable[[str, int], bool],
+        denied: Callable[[str, int], object],
         idle_time: float,
         answer_time: float,
         done: Callable[[UotRelay], None],
@@ -93,6 +95,7 @@ class UotRelay(StreamProtocol):
         self._decoder = Decoder(request=version == 2)
         self._resolver = resolver
         self._allows = allows
+        self._denied = denied
         self._idle_time = idle_time
         self._done = done
         self._clogged = False  # the stream does not take any more
@@ -179,6 +182,7 @@ class UotRelay(StreamProtocol):
             if _is_address(host):
                 self._peers.add((host, port))
                 if not self._allows(host, port):
+                    self._denied(host, port)
                     self._stream.acknowledge(Outcome.NOT_ALLOWED)
                     self._close(f"{host_port(host, port)} is not allowed")
                     return
@@ -202,7 +206,7 @@ class UotRelay(StreamProtocol):
 
     def _send_to(self, host: str, addresses: tuple[str, ...], port: int, payload: Data) -> None:
         """Send to the first address that takes it."""
-        reason = "not allowed"
+        reason = ""
         for address in addresses:
             if not self._allows(address, port):
                 continue
@@ -219,7 +223,9 @@ class UotRelay(StreamProtocol):
                 if self._is_connected:
                     self._peers.add((_plain(address), port))
                 return
-        self._drop(f"to {host_port(host, port)}", len(payload), reason)
+        if not reason:
+            self._denied(host, port)
+        self._drop(f"to {host_port(host, port)}", len(payload), reason or "not allowed")
 
     def _spelt(self, address: str) -> str:
         if self._sock.family == socket.AF_INET6 and ":" not in address:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from anytls import accounts, outbound, server
-from anytls.server import Server
+from anytls.server import DENIALS_SHOWN, Server
 from mtt import anytls_frontend
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
@@ -162,7 +163,9 @@ async def test_failures_are_told_in_words_that_tell_nothing_else(
                 assert await refused(peer, 2, "no.such.test", 80) == "host unreachable"
                 assert await refused(peer, 3, "10.0.0.1", 80) == "not allowed"
                 await check_echo(peer, 4, there.port)
-        assert lines == []  # of no interest to anybody but the user
+        # The others are of no interest to anybody but the user.
+        (line,) = lines
+        assert "destination denied (-allow, -deny): TCP 10.0.0.1:80" in line
         page = parse(server.metrics_page())
         assert page["mtt_dial_failures_total"] == 2
         assert page["mtt_anytls_denied_total"] == 1
@@ -207,6 +210,20 @@ async def test_this_machine_is_denied_unless_it_is_allowed(host: str, certs: Cer
         async with await peer_connect(port_of(server), certs) as peer:
             assert await refused(peer, 1, host, there.port) == "not allowed"
         assert there.count == 0
+
+
+async def test_denied_destinations_are_logged_throttled(certs: Certs) -> None:
+    async with asyncio.timeout(SOON), server_for(certs, allow=[]) as server:
+        with logged() as lines:
+            async with await peer_connect(port_of(server), certs) as peer:
+                for stream in range(1, 20):
+                    assert await refused(peer, stream, HERE, 22) == "not allowed"
+        assert len(lines) == DENIALS_SHOWN
+        assert re.fullmatch(
+            r"INFO destination denied \(-allow, -deny\): TCP 127\.0\.0\.1:22, user default, "
+            r"from 127\.0\.0\.1:\d+",
+            lines[0],
+        )
 
 
 async def test_only_those_addresses_of_a_name_are_tried_that_are_allowed(

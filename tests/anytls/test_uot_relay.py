@@ -202,14 +202,20 @@ async def test_the_policy_is_asked_about_every_datagram(host: str, certs: Certs)
             with pytest.raises(BlockingIOError):
                 denied.sock.recv(100)
         assert [line for line in lines if "a datagram to" in line and "dropped" in line]
+        if not any("cannot resolve" in line for line in lines):
+            (denial,) = [line for line in lines if line.startswith("INFO destination denied")]
+            assert f"UDP {host}:{denied.port}" in denial.replace("[::1]", "::1")
 
 
 async def test_a_denied_peer_is_refused(certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs, allow=[]) as server:
         async with await peer_connect(port_of(server), certs) as peer:
-            await peer.open(1, UOT, 0, to(HERE, 53) + short(b"abc"))
-            assert await peer.frame() == (SYNACK, 1, b"not allowed")
-            assert await peer.frame() == (FIN, 1, b"")
+            with logged() as lines:
+                await peer.open(1, UOT, 0, to(HERE, 53) + short(b"abc"))
+                assert await peer.frame() == (SYNACK, 1, b"not allowed")
+                assert await peer.frame() == (FIN, 1, b"")
+            (line,) = lines
+            assert line.startswith("INFO destination denied (-allow, -deny): UDP 127.0.0.1:53, ")
         await eventually(lambda: empty(server))
 
 
