@@ -46,7 +46,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m soak $(SOAK)
 
 clean:
-	rm -rf $(VENV) $(VENV)-3.* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: $(VENV)/.made $(PACKAGING)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -20,11 +21,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("mode", ["tls", "wss+mux"])
 def test_make_run_opens_a_tunnel_and_ends_with_a_signal(mode: str) -> None:
     make = require_program("make")
-    if not (ROOT / ".venv" / ".installed").exists():
-        missing("make install was not run here, and tests do not download")
+    venv = Path(sys.prefix)
+    if not (venv / ".installed").exists():
+        missing(f"make install was not run for {venv}, and tests do not download")
     environment = {name: text for name, text in os.environ.items() if name not in ("DEST", "PORT")}
     with subprocess.Popen(
-        [make, "run"], cwd=ROOT, env=environment | {"MODE": mode}, text=True,
+        [make, "run", f"VENV={venv}"], cwd=ROOT, env=environment | {"MODE": mode}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         try:

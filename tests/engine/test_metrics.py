@@ -20,7 +20,7 @@ from mtt.server import Server
 from tests.support.certs import Certs
 from tests.support.metrics import check_with_promtool, failures, get, parse, scrape
 from tests.support.processes import Processes, run
-from tests.support.programs import require_program
+from tests.support.programs import require_package, require_program
 from tests.support.tunnels import (
     SESSION_MODES,
     SOON,
@@ -406,7 +406,7 @@ async def test_a_port_that_is_taken_stops_the_start(which: str, certs: Certs) ->
 @pytest.mark.parametrize("name", ["mtt-client", "mtt-server"])
 def test_the_programs(name: str, loop: str) -> None:
     if loop == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     curl = require_program("curl")
     other = "-d" if name == "mtt-server" else "-s"
     with Processes() as processes:

@@ -15,7 +15,7 @@ from tests.mu.panel import multi_user_server
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.processes import ROOT, Processes, listening, run
-from tests.support.programs import require_program
+from tests.support.programs import require_package, require_program
 from tests.support.tunnels import echo, port_of, serving
 
 DOCUMENT = ROOT / "README.md"
@@ -108,7 +108,7 @@ def test_systemd_likes_the_unit(tmp_path: Path) -> None:
 
 async def test_the_client_of_the_package_websockets(certs: Certs) -> None:
     # Not a program of the system: nothing needs it, and the tests need pytest only.
-    websockets = pytest.importorskip("websockets")
+    websockets = require_package("websockets")
     from websockets.asyncio.client import connect
 
     context = trusting_context(certs.ca)

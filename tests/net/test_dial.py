@@ -19,6 +19,7 @@ from mtt.net.address import Endpoint
 from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE
+from tests.support.programs import require_package
 from tests.support.transports import Recorder
 
 # Seconds; longer than any test, so whoever waits for that fails.
@@ -395,7 +396,7 @@ def test_a_destination_takes_no_cancelled_connection_for_an_empty_one(monkeypatc
     """Whichever turn of the loop the end comes in; but an ordinary end is one."""
     factory = asyncio.new_event_loop
     if loop == "uvloop":
-        factory = pytest.importorskip("uvloop").new_event_loop
+        factory = require_package("uvloop").new_event_loop
     resets = 0
 
     async def cancelled_after(turns: int, endpoint: Endpoint) -> bool:
@@ -514,7 +515,7 @@ async def test_fast_open_that_is_missing_warns_once(monkeypatch, caplog):
 def test_a_connection_that_is_lost_at_once(name: str, asked: bool) -> None:
     loops: dict[str, Any] = {"asyncio": asyncio.SelectorEventLoop}
     if name == "uvloop":
-        loops[name] = pytest.importorskip("uvloop").new_event_loop
+        loops[name] = require_package("uvloop").new_event_loop
 
     class LostAtOnce(asyncio.Protocol):
         def connection_made(self, transport: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.process.eventloop import loop_factory, report_error
+from tests.support.programs import require_package
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["auto", "uvloop"])
 def test_uvloop_where_it_is_installed(name: str) -> None:
-    uvloop = pytest.importorskip("uvloop")
+    uvloop = require_package("uvloop")
     loop = loop_factory(name)()
     loop.close()
     assert isinstance(loop, uvloop.Loop)

@@ -18,6 +18,7 @@ import pytest
 
 from mtt.net import accept
 from tests.support.processes import Process, Processes, command, eventually, is_free, listening
+from tests.support.programs import require_package
 
 MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux"),
          "anytls": ("-anytls", "-p", "a-password")}  # fmt: skip
@@ -42,7 +43,7 @@ def processes() -> Iterator[Processes]:
 def loop(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     return name
 
 

@@ -17,6 +17,7 @@ from mtt.errors import StartError
 from mtt.options.process import ProcessOptions
 from mtt.process import runtime
 from tests.support.processes import clean_environment, run
+from tests.support.programs import require_package
 from tests.support.systemd import Manager
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def loop(request: pytest.FixtureRequest) -> str:
     """The event loop of the programs."""
     name: str = request.param
     if name == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     return name
 
 

@@ -18,7 +18,7 @@ from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.process.systemd import MAX_SOCKETS, ServiceManager, inherited_sockets
 from tests.support.processes import ROOT, Processes, command, free_port
-from tests.support.programs import missing, require_program
+from tests.support.programs import missing, require_package, require_program
 from tests.support.systemd import Manager
 from tests.support.tunnels import logged
 
@@ -245,7 +245,7 @@ async def test_a_manager_that_does_not_read_does_not_stop_us(
 @pytest.mark.parametrize("name", ["mtt-client", "mtt-server"])
 def test_socket_activation(name: str, loop: str, processes: Processes, tmp_path: Path) -> None:
     if loop == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     activate = require_program("systemd-socket-activate")
     port, path = free_port(), tmp_path / "socket"
     target = ("-d", "127.0.0.1:9") if name == "mtt-server" else ("-s", "127.0.0.1:9")

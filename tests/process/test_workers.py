@@ -30,7 +30,7 @@ from tests.support.processes import (
     is_free,
     listening,
 )
-from tests.support.programs import require_program
+from tests.support.programs import require_package, require_program
 from tests.support.systemd import Manager
 from tests.support.workers import (
     LONG,
@@ -60,7 +60,7 @@ def processes() -> Iterator[Processes]:
 def loop(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if name == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     return name
 
 

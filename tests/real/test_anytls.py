@@ -19,7 +19,7 @@ from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, Destination, Site, payload, read_to_end, speak_and_close
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, eventually, free_port, listening, run
-from tests.support.programs import require_program
+from tests.support.programs import require_package, require_program
 from tests.support.tunnels import cancel, connect
 
 PASSWORD = "päss;word of the tests"
@@ -107,7 +107,7 @@ def test_curl(name: str, pair: Pair, site: Site, tmp_path: Path) -> None:
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_many_downloads_at_once(loop: str, pair: Pair) -> None:
     if loop == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     count, part = 200, payload()[:500_000]
 
     async def download(port: int, there: int) -> bool:

@@ -1,5 +1,7 @@
 """The `websockets` package as the other end, if it is installed: nothing needs it."""
 
+# ruff: noqa: E402  (whether the package is there has to be known first)
+
 from __future__ import annotations
 
 import contextlib
@@ -23,8 +25,9 @@ from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context, trusting_context
 from tests.support.processes import Process, Processes
+from tests.support.programs import require_package
 
-pytest.importorskip("websockets.sync.server", reason="the package 'websockets' is not installed")
+require_package("websockets.sync.server")
 
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Close

@@ -13,6 +13,7 @@ import pytest
 from mtt.layers import linger, poller
 from mtt.layers.base import Data
 from mtt.layers.tcp import SocketTransport
+from tests.support.programs import require_package
 from tests.support.transports import Recorder, attach, tcp_sockets
 
 LOOPS = ["asyncio", "asyncio without epoll", "uvloop", "uvloop without epoll"]
@@ -22,7 +23,7 @@ LOOPS = ["asyncio", "asyncio without epoll", "uvloop", "uvloop without epoll"]
 def on_every_loop(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     loop, *without = request.param.split(maxsplit=1)
     if loop == "uvloop":
-        pytest.importorskip("uvloop")
+        require_package("uvloop")
     if without:
         monkeypatch.setattr(poller, "EpollPoller", poller.LoopPoller)
     monkeypatch.setenv("MTT_TEST_LOOP", loop)
