@@ -105,6 +105,8 @@ class Server(Service):
             ", ".join(self.addresses), len(self._accounts),
             "without TLS" if self._tls is None else self._tls.description,
         )  # fmt: skip
+        if self._tls is not None:
+            self._tls.warn()
 
     def hub(self) -> MetricsHub | None:
         return self._metrics_hub(self._options.metrics, self._options.metrics_unix)

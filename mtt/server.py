@@ -137,6 +137,8 @@ class Server(Service):
             options.destination,
             f"; {tls.description}" if tls is not None else "",
         )
+        if tls is not None:
+            tls.warn()
 
     def hub(self) -> MetricsHub | None:
         return self._metrics_hub(self._options.metrics, self._options.metrics_unix)

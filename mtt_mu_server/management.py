@@ -96,6 +96,8 @@ class Management:
             use_reserve=True,
         )
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
+        if self.tls is not None:
+            self.tls.warn()
 
     def describe(self) -> str:
         """What there is, for the log."""

@@ -128,6 +128,8 @@ class MultiUserServer(Service):
             f", for {management.describe()}" if management is not None and managed else "",
             f"; {tls.description}" if tls is not None else "",
         )
+        if tls is not None:
+            tls.warn()
 
     def hub(self) -> MultiUserHub | None:
         from mtt_mu_server.hub import MultiUserHub

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mtt.errors import MttError, StartError, describe
+from mtt.options.files import warn_if_exposed
 from mtt_mu_server.records import Counters, Row
 
 # "mttu", in the field of a database file that says whose it is.
@@ -137,7 +138,11 @@ async def open_store(path: str) -> tuple[Store, dict[str, Row], dict[str, Counte
 
 def _open(path: str) -> sqlite3.Connection:
     # SQLite gives its other files the permissions of this one.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        warn_if_exposed("-db", path, os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
     # Without a timeout: who has locked it is another server, and that one will not let go of it.
     database = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:

@@ -23,11 +23,16 @@ def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> by
         raise UsageError(f"{option}: cannot read {path}: {describe(error)}") from None
     if len(content) > limit:
         raise UsageError(f"{option}: {path} has more than {limit} bytes; is it the right file?")
-    # A group may well be meant to read it: root writes it, the service's group reads it.
-    exposed = stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH
-    if secret and exposed and os.name == "posix":
-        logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
+    if secret:
+        warn_if_exposed(option, path, status)
     return content
+
+
+def warn_if_exposed(option: str, path: str, status: os.stat_result) -> None:
+    """Log a warning if every user of this machine can read the secrets in the file `path`."""
+    # A group may well be meant to read it: root writes it, the service's group reads it.
+    if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
+        logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
 
 
 def read_text(option: str, path: str, *, limit: int, secret: bool = False) -> str:

@@ -11,6 +11,7 @@ import importlib.util
 import ssl
 
 from mtt.errors import UsageError, describe
+from mtt.trust.chain import ordered
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource, labelled, memory_file, pem_path, read_pem
 
@@ -67,8 +68,8 @@ def server_context(
         _load_authorities(context, "-client-ca", client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     if cert:
-        certificate_pem = _load_files(context, cert, key, options)
-        return context, Identity(certificate_pem, path=str(cert))
+        in_use, in_order = _load_files(context, cert, key, options)
+        return context, Identity(in_use, path=str(cert), in_order=in_order)
     if made is None:
         from mtt.trust.selfsigned import self_signed
 
@@ -148,13 +149,14 @@ def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLCont
 
 def _load_files(
     context: ssl.SSLContext, cert: PemSource, key: PemSource, options: tuple[str, str]
-) -> bytes:
-    """Load certificate and key; returns the certificate's content.
+) -> tuple[bytes, bool]:
+    """Load certificate and key; returns the chain in use, and whether it is in the file's order.
 
     OpenSSL's errors name no file and mostly no reason, hence the detective work.
     """
     cert_option, key_option = options
-    certificate_pem, key_pem = read_pem(cert_option, cert), read_pem(key_option, key)
+    certificate_pem = read_pem(cert_option, cert)
+    key_pem = read_pem(key_option, key, secret=True)
     cert_label, key_label = labelled(cert_option, cert), labelled(key_option, key)
 
     def password() -> str:  # without this OpenSSL would ask on the terminal, and wait
@@ -171,6 +173,11 @@ def _load_files(
         if b"PRIVATE KEY-----" not in key_pem:
             raise UsageError(f"{key_label} has no PEM private key in it") from None
         if reason in MISMATCHES:
+            reordered = ordered(certificate_pem, key_pem)
+            if reordered is not None:
+                with memory_file(reordered) as cert_path, pem_path(key) as key_path:
+                    context.load_cert_chain(cert_path, key_path, password)
+                return reordered, False
             raise UsageError(f"{key_label} does not belong to the certificate {cert}") from None
         if reason is not None or not isinstance(error, ssl.SSLError):
             raise UsageError(
@@ -178,7 +185,7 @@ def _load_files(
             ) from None
         culprit = key_label if _is_certificate(cert) else cert_label
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
-    return certificate_pem
+    return certificate_pem, True
 
 
 def _load_memory(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:

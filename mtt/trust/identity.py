@@ -14,6 +14,7 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from mtt.errors import Cause, PeerError, UsageError
+from mtt.trust.chain import chain, is_ordered
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -32,13 +33,14 @@ class Identity:
     certificate from a file, ask after listening has begun.
     """
 
-    def __init__(self, certificate_pem: bytes, *, path: str = "") -> None:
+    def __init__(self, certificate_pem: bytes, *, path: str = "", in_order: bool = True) -> None:
         """`certificate_pem` starts with the server's own certificate, read from `path`.
 
-        Without a path it was made here and is self-signed.
+        Without a path it was made here and is self-signed. `in_order`: so it does in the file.
         """
         self._pem = certificate_pem
         self._path = path
+        self._in_order = in_order
 
     @functools.cached_property
     def description(self) -> str:
@@ -55,6 +57,35 @@ class Identity:
         expiry = _expiry(certificate)
         verb = "expired on" if expiry < datetime.datetime.now(datetime.UTC) else "valid until"
         return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What makes clients refuse the certificate, as lines for the log."""
+        try:
+            certificates = chain(self._pem) if self._path else []
+        except (ImportError, ValueError):
+            return ()
+        found = []
+        if not (self._in_order and is_ordered(certificates)):
+            found.append(
+                f"the certificates in {self._path} are in the wrong order; put the server's own "
+                "first, and behind each the one of its issuer"
+            )
+        now = datetime.datetime.now(datetime.UTC)
+        for number, certificate in enumerate(certificates, 1):
+            which = "the certificate" if number == 1 else f"certificate {number}"
+            start, expiry = _start(certificate), _expiry(certificate)
+            if expiry < now:
+                found.append(
+                    f"{which} in {self._path} expired on {expiry:%Y-%m-%d}, so clients refuse it; "
+                    "renew it"
+                )
+            elif now < start:
+                found.append(
+                    f"{which} in {self._path} is not valid before {start:%Y-%m-%d %H:%M} UTC, so "
+                    "clients refuse it; check the clock"
+                )
+        return tuple(found)
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -152,6 +183,13 @@ def _names(certificate: x509.Certificate) -> list[str]:
         common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         names = [str(attribute.value) for attribute in common]
     return names
+
+
+def _start(certificate: x509.Certificate) -> datetime.datetime:
+    try:
+        return certificate.not_valid_before_utc
+    except AttributeError:  # as below
+        return certificate.not_valid_before.replace(tzinfo=datetime.UTC)
 
 
 def _expiry(certificate: x509.Certificate) -> datetime.datetime:

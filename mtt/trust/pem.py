@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
+from mtt.options.files import warn_if_exposed
 
 # By this path OpenSSL opens a descriptor of this process (Linux).
 _DESCRIPTORS = "/proc/self/fd"
@@ -35,13 +36,16 @@ def labelled(option: str, source: PemSource) -> str:
     return f"{option}: {source}" if isinstance(source, str) else source.label
 
 
-def read_pem(option: str, source: PemSource) -> bytes:
-    """The content of `source`. Raises UsageError."""
+def read_pem(option: str, source: PemSource, *, secret: bool = False) -> bytes:
+    """The content of `source`, which may be a `secret`, see `read_file`. Raises UsageError."""
     if isinstance(source, InlinePem):
         return source.text.encode(errors="replace")
     try:
-        if stat.S_ISFIFO(os.stat(source).st_mode):  # it would give its content only once
+        status = os.stat(source)
+        if stat.S_ISFIFO(status.st_mode):  # it would give its content only once
             raise UsageError(f"{option}: {source} is a pipe; give a file")
+        if secret:
+            warn_if_exposed(option, source, status)
         return Path(source).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UsageError(f"{option}: cannot read {source}: {describe(error)}") from None

@@ -67,6 +67,11 @@ class TlsFiles:
             return ", ".join(self.files)
         return f"{identity.description}, pin {identity.pin}"
 
+    def warn(self) -> None:
+        """Log what makes clients refuse the server's certificate. Slow as `description` is."""
+        for line in self.identity.warnings if self.identity is not None else ():
+            logger.warning("%s", line)
+
     def follow(self) -> None:
         """Begin to look after the files, if there are any."""
         if self.files:
@@ -118,13 +123,14 @@ class TlsFiles:
         self._context, self.identity = loaded
         new_pin = before is not None and loaded[1] is not None and before.pin != loaded[1].pin
         logger.info("read again: %s%s", self.description, " (a NEW pin)" if new_pin else "")
+        self.warn()
         if self._on_change is not None:
             self._on_change()
 
     def _load_and_describe(self) -> Loaded:
         context, identity = self._load()
         if identity is not None:  # decoded here and kept, not in the loop's time
-            identity.description, identity.pin  # noqa: B018
+            identity.description, identity.pin, identity.warnings  # noqa: B018
         return context, identity
 
     def _state(self) -> _State:

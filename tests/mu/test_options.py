@@ -98,6 +98,7 @@ def test_version_help_and_errors_of_the_program(tmp_path: Path) -> None:
     assert (code, out) == (2, "")
     assert err.startswith("mtt-mu-server: -c is missing")
     bad = tmp_path / "bad.sqlite"
+    bad.touch(0o600)
     bad.write_bytes(os.urandom(2000))
     code, out, err = run("-b", "127.0.0.1:0", "-c", "127.0.0.1:0", "-disable-tls", "-db", str(bad))
     assert (code, out, err.count("\n")) == (1, "", 1)

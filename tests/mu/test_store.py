@@ -13,6 +13,7 @@ import pytest
 
 from mtt.errors import StartError
 from mtt_mu_server.store import APPLICATION_ID, SCHEMA_VERSION, StoreError, open_store
+from tests.support.tunnels import logged
 
 ROWS = {"/b": ("h:1", 1, 2, 3), "/\u00e4": ("[::1]:2", 0, 0, 2**63 - 1)}
 
@@ -78,6 +79,19 @@ async def test_all_files_are_private(tmp_path: Path) -> None:
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
     await store.close()
     assert modes == {"db": 0o600, "db-wal": 0o600}
+
+
+@pytest.mark.parametrize(("mode", "count"), [(0o600, 0), (0o640, 0), (0o644, 1)])
+async def test_a_database_that_every_user_can_read_costs_a_warning(
+    tmp_path: Path, mode: int, count: int
+) -> None:
+    path = tmp_path / "db"
+    path.touch(0o600)
+    path.chmod(mode)
+    with logged() as lines:
+        store, _, _ = await open_store(str(path))
+        await store.close()
+    assert lines == [f"WARNING -db: every user can read {path}; run chmod o-r on it"] * count
 
 
 async def test_a_failed_change_changes_nothing(tmp_path: Path) -> None:

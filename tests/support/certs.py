@@ -48,18 +48,21 @@ class Authority:
     in `ssl.create_default_context()` since CPython 3.13, asks for.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, issuer: Authority | None = None, days: int = 1) -> None:
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self._key = ec.generate_private_key(ec.SECP256R1())
         key_id = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         self._issued_by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(key_id)
-        self.certificate = (
-            _builder(self._name, self._name, self._key.public_key(), days=1)
+        by = issuer or self
+        builder = (
+            _builder(self._name, by._name, self._key.public_key(), days=days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_SIGNS_CERTIFICATES, critical=True)
             .add_extension(key_id, critical=False)
-            .sign(self._key, hashes.SHA256())
         )
+        if issuer is not None:
+            builder = builder.add_extension(issuer._issued_by, critical=False)
+        self.certificate = builder.sign(by._key, hashes.SHA256())
 
     def issue(
         self, *names: str, days: int = 1, common_name: str | None = None
@@ -93,6 +96,7 @@ def make_certs(directory: Path) -> Certs:
         contents = {"ca": pem(authority.certificate), "cert": certificate, "key": key}
         for kind, content in contents.items():
             path = directory / f"{prefix}{kind}.pem"
+            path.touch(0o600)  # or the key would cost a warning
             path.write_bytes(content)
             paths.append(str(path))
     return Certs(*paths)

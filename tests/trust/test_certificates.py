@@ -22,6 +22,7 @@ from mtt.trust.certificates import client_context, finish_client_context, server
 from mtt.trust.identity import Identity, check_pin, parse_pin
 from mtt.trust.pem import InlinePem, PemSource
 from tests.support.certs import Authority, Certs, key_pem, pem
+from tests.support.tunnels import logged
 
 UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
 
@@ -212,6 +213,90 @@ def test_contexts_do_not_import_cryptography_early(certs: Certs) -> None:
     )
     command = [sys.executable, "-c", program, certs.cert, certs.key, certs.ca]
     assert subprocess.run(command, cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def chain_files(
+    directory: Path, order: str, *, days: int = 1, issuer_days: int = 1
+) -> tuple[str, str, str]:
+    """CA, chain and key, the chain with root, intermediate and leaf in this `order` of "ril"."""
+    root = Authority("root")
+    middle = Authority("intermediate", issuer=root, days=issuer_days)
+    leaf, key = middle.issue("some.name", days=days)
+    parts = {"r": pem(root.certificate), "i": pem(middle.certificate), "l": leaf}
+    contents = {"ca": parts["r"], "chain": b"".join(map(parts.__getitem__, order)), "key": key}
+    for name, content in contents.items():
+        Path(directory, name).touch(0o600)
+        Path(directory, name).write_bytes(content)
+    return str(directory / "ca"), str(directory / "chain"), str(directory / "key")
+
+
+@pytest.mark.parametrize("order", ["l", "li", "lir", "ril", "il", "lri", "irl", "rli"])
+def test_a_chain_in_the_wrong_order_works_and_costs_a_warning(tmp_path: Path, order: str) -> None:
+    ca, cert, key = chain_files(tmp_path, order)
+    context, identity = server_context(cert=cert, key=key, name="", alpn=None)
+    assert presented(context).issuer.rfc4514_string() == "CN=intermediate"
+    assert identity.names == ("some.name",)
+    if "i" in order:
+        shake(client_of(ca=ca), context, "some.name")
+    if order in ("l", "li", "lir"):
+        assert identity.warnings == ()
+    else:
+        (line,) = identity.warnings
+        assert line.startswith(f"the certificates in {cert} are in the wrong order; put the ")
+
+
+def test_a_cross_signed_root_is_in_order(tmp_path: Path) -> None:
+    old, new = Authority("old"), Authority("new")
+    builder = Authority("new", issuer=old)
+    cert = tmp_path / "chain"
+    leaf, _ = new.issue("some.name")
+    cert.write_bytes(leaf + pem(builder.certificate) + pem(new.certificate))
+    assert Identity(cert.read_bytes(), path=str(cert)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("days", "issuer_days", "words"),
+    [(-1, 1, "the certificate in {} expired on "), (1, -1, "certificate 2 in {} expired on ")],
+)
+def test_expired_certificates_cost_a_warning(
+    tmp_path: Path, days: int, issuer_days: int, words: str
+) -> None:
+    _, cert, key = chain_files(tmp_path, "lir", days=days, issuer_days=issuer_days)
+    _, identity = server_context(cert=cert, key=key, name="", alpn=None)
+    (line,) = identity.warnings
+    assert line.startswith(words.format(cert))
+    assert line.endswith("renew it")
+
+
+def test_a_certificate_from_the_future_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, cert, _ = chain_files(tmp_path, "l")
+
+    class Past(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Past:
+            return cls(2020, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr("mtt.trust.identity.datetime.datetime", Past)
+    (line,) = Identity(Path(cert).read_bytes(), path=cert).warnings
+    assert line.startswith(f"the certificate in {cert} is not valid before ")
+
+
+@pytest.mark.parametrize(("mode", "count"), [(0o600, 0), (0o640, 0), (0o644, 1), (0o604, 1)])
+def test_a_key_that_every_user_can_read_costs_a_warning(
+    certs: Certs, tmp_path: Path, mode: int, count: int
+) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(Path(certs.key).read_bytes())
+    key.chmod(mode)
+    with logged() as lines:
+        server_of(cert=certs.cert, key=str(key))
+        client_context(
+            ca="", skip_verify=False, pins=(), alpn=None, cert=certs.cert, key=str(key)
+        )
+    line = f"WARNING -key: every user can read {key}; run chmod o-r on it"
+    assert lines == [line] * 2 * count
 
 
 @pytest.mark.parametrize(("given", "missing"), [("cert", "key"), ("key", "cert")])

@@ -9,6 +9,7 @@ import ssl
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -24,8 +25,10 @@ from mtt.trust.reload import TlsFiles, server_tls
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from mtt_mu_server.options import options as mu_options
 from mtt_mu_server.server import MultiUserServer
-from tests.support.certs import Certs, key_pem
-from tests.support.tunnels import eventually, logged
+from tests.anytls.serving import server_for
+from tests.mu.panel import multi_user_server
+from tests.support.certs import Authority, Certs, key_pem
+from tests.support.tunnels import eventually, logged, server_at
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 
@@ -193,6 +196,59 @@ async def test_a_renewed_pair_is_used(pair: Pair, certs: Certs) -> None:
     (line,) = lines
     assert line.startswith("INFO read again: certificate for test.local")
     assert line.endswith(f"pin {pin(files)} (a NEW pin)")
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        lambda certs, **files: server_at("tls", 9, certs, **files),
+        server_for,
+        multi_user_server,
+    ],
+    ids=["mtt-server", "anytls-server", "mtt-mu-server"],
+)
+async def test_an_expired_certificate_costs_a_warning_at_start(
+    serve: Any, pair: Pair, certs: Certs
+) -> None:
+    cert, key = Authority("any CA").issue("some.name", days=-1)
+    pair.key.write_bytes(key)
+    pair.cert.write_bytes(cert)
+    async with serve(certs, cert=str(pair.cert), key=str(pair.key)) as served:
+        server = served[0] if isinstance(served, tuple) else served
+        with logged() as lines:
+            server.announce()
+    assert lines[0].startswith("INFO listening on ")
+    assert lines[1].startswith(f"WARNING the certificate in {pair.cert} expired on ")
+
+
+async def test_the_controllers_expired_certificate_costs_a_warning(
+    pair: Pair, certs: Certs
+) -> None:
+    cert, key = Authority("any CA").issue("some.name", days=-1)
+    pair.key.write_bytes(key)
+    pair.cert.write_bytes(cert)
+    files = {"c-cert": str(pair.cert), "c-key": str(pair.key)}
+    with logged() as lines:
+        async with multi_user_server(certs, **files):
+            pass
+    assert lines[0].startswith(f"WARNING the certificate in {pair.cert} expired on ")
+
+
+async def test_an_expired_certificate_costs_a_warning_at_reload(pair: Pair) -> None:
+    cert, key = Authority("any CA").issue("some.name", days=-1)
+    files = pair.tls()
+    old = files.context()
+    files.follow()
+    with logged() as lines:
+        files.warn()
+        assert not lines
+        pair.key.write_bytes(key)
+        pair.cert.write_bytes(cert)
+        await eventually(lambda: files.context() is not old)
+        await eventually(lambda: len(lines) == 2)
+    await files.close()
+    assert lines[0].startswith("INFO read again: certificate for some.name, expired on ")
+    assert lines[1].startswith(f"WARNING the certificate in {pair.cert} expired on ")
 
 
 async def test_files_that_are_being_written_are_left_alone(
