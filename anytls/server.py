@@ -223,7 +223,7 @@ class Server(Service):
                 account.end,
             )
         except NetworkError as error:
-            logger.warning("%s: %s", peer_name(stream), error)
+            self._failures.warning("%s: %s", peer_name(stream), error)
             stream.acknowledge(Outcome.GENERAL_FAILURE)
             stream.close()
             return

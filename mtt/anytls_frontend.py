@@ -25,7 +25,7 @@ from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.tls import TlsLayer
-from mtt.log import logger
+from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
 from mtt.service import peer_name
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
@@ -77,6 +77,7 @@ class AnyTlsFrontend(Generic[Who]):
         self._fallback = fallback
         self._on_session = on_session
         self._pending = Pending(on_cut=self._count_cut)
+        self._failures = Throttle(FAILURE_BURST)
         self._sessions: dict[ServerSession, Who] = {}
 
     @property
@@ -199,14 +200,14 @@ class AnyTlsFrontend(Generic[Who]):
             self._on_session(who, session)
         self._counters.session_over(error)
         if isinstance(error, PeerError):
-            log_failure(session.lower, error)
+            log_failure(self._failures, session.lower, error)
         elif error is not None:
             logger.debug("%s: %s", peer_name(session.lower), error)
 
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         if self._pending.discard(transport):  # not if we cut it
             self._counters.failed(error)
-            log_failure(transport, error)
+            log_failure(self._failures, transport, error)
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1

@@ -23,7 +23,7 @@ from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
-from mtt.log import logger
+from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
 from mtt.modes import PREFERENCE, SMUX_ON
 from mtt.service import peer_name
@@ -80,6 +80,7 @@ class Frontend(Generic[Place]):
         self._on_session = on_session
         self._counters = counters
         self._pending = Pending(on_cut=self._count_cut)
+        self._failures = Throttle(FAILURE_BURST)
         self._sessions: set[SmuxSession] = set()
 
     @property
@@ -224,22 +225,22 @@ class Frontend(Generic[Place]):
             self._on_session(place, session)
         self._counters.session_over(error)
         if isinstance(error, PeerError):
-            log_failure(session.lower, error)
+            log_failure(self._failures, session.lower, error)
         elif error is not None:
             # Go clients close the connection under their last stream: nothing to report.
             logger.debug("%s: %s", peer_name(session.lower), error)
 
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         self._counters.failed(error)
-        log_failure(transport, error)
+        log_failure(self._failures, transport, error)
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
 
 
-def log_failure(transport: asyncio.Transport, error: Exception) -> None:
+def log_failure(lines: Throttle, transport: asyncio.Transport, error: Exception) -> None:
     """Say why a connection did not become a tunnel; who said nothing gets no attention."""
     if isinstance(error, NothingSaidError):
         logger.debug("%s: %s", peer_name(transport), error)
     else:
-        logger.warning("%s: %s", peer_name(transport), describe(error))
+        lines.warning("%s: %s", peer_name(transport), describe(error))

@@ -21,6 +21,8 @@ logger = logging.getLogger("mtt")
 # Seconds: how often the same kind of line may be written, see Throttle. Somebody who floods us must
 # not flood the log as well.
 THROTTLE_INTERVAL = 10.0
+# Lines of one kind about connections that failed: enough to see who they are.
+FAILURE_BURST = 20
 
 _STDERR = 2
 

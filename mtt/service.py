@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from logging import ERROR
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mtt import metrics
@@ -14,7 +15,7 @@ from mtt.layers import linger
 from mtt.layers.base import unsent
 from mtt.layers.holding import Holding
 from mtt.layers.mux_stream import MuxStream
-from mtt.log import logger
+from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
 from mtt.process.eventloop import LagMeter
@@ -72,6 +73,8 @@ class Service:
         self._tasks: set[asyncio.Task[None]] = set()
         self._relays: set[Carried] = set()
         self.counters = metrics.Counters()
+        # Lines that clients can cause, by what they are about: none hides those of the others.
+        self._failures, self._cuts, self._faults = (Throttle(FAILURE_BURST) for _ in range(3))
         self._lag: LagMeter | None = None  # while somebody may ask for it
         self._metrics_server: MetricsServer | None = None
         self._is_worker = False
@@ -275,10 +278,12 @@ class Service:
         try:
             await work
         except MttError as error:
-            logger.warning("%s: %s", peer_name(who), error)
+            self._failures.warning("%s: %s", peer_name(who), error)
             linger.reset(who)
         except Exception as error:
-            logger.error("%s: internal error: %s", peer_name(who), describe(error))
+            self._faults.log(
+                ERROR, "%s: internal error: %s", peer_name(who), describe(error)
+            )
             logger.debug("where it happened:", exc_info=True)
             linger.reset(who)
         finally:
@@ -343,7 +348,7 @@ class Service:
                 name, seconds, relay.sent, relay.received, relay.reason,
             )  # fmt: skip
             if isinstance(relay.error, self._news):
-                logger.warning("%s: %s", name, relay.error)
+                self._cuts.warning("%s: %s", name, relay.error)
             if on_done is not None:
                 on_done(relay)
 

@@ -13,6 +13,7 @@ import pytest
 
 from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
+from mtt.log import FAILURE_BURST
 from mtt.server import Server
 from mtt.wire.http1 import MAX_HEAD
 from tests.support import anytlspeer
@@ -286,6 +287,27 @@ async def test_streams_that_end_at_once_are_not_dialled(mode: str, certs: Certs)
         await eventually(lambda: empty(server) and server.counters.streams >= 256)
         assert server.counters.tunnels == 0
         assert server.counters.dial_failures == 0
+
+
+async def test_failures_that_a_peer_repeats_do_not_flood_the_log(certs: Certs) -> None:
+    async with listening() as there:
+        nowhere = there.port
+    count = 2 * FAILURE_BURST
+    async with (
+        asyncio.timeout(SOON),
+        server_at("mux", nowhere, certs) as server,
+        await tls_connect(port_of(server), certs) as stranger,
+    ):
+        with logged() as lines:
+            await stranger.send(b"".join(smux_frame(SYN, 3 + 2 * n) for n in range(count)))
+            await eventually(lambda: server.counters.dial_failures == count)
+            assert len([line for line in lines if "connect" in line]) == FAILURE_BURST
+            for _ in range(count):
+                async with await tls_connect(port_of(server), certs) as other:
+                    await other.send(b"no frame of mux")
+                    await ended(other)
+            broken = [line for line in lines if "smux" in line]
+            assert len(broken) == FAILURE_BURST  # they have a count of their own
 
 
 @pytest.mark.parametrize("mode", MODES)
