@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from mtt.client import Client
+from mtt.layers import linger, tls
 from mtt.server import Server
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.garbage import collector_off
+from tests.support.gopeer import tls_connect
 from tests.support.tunnels import (
     Listening,
     Tcp,
     client_of,
+    clock_of_tunnels,
     connect,
     empty,
     eventually,
@@ -28,6 +34,7 @@ from tests.support.tunnels import (
     maybe_reset,
     port_of,
     server_at,
+    serving,
     settled,
 )
 
@@ -236,5 +243,108 @@ async def test_services_that_close(mode: str, certs: Certs) -> None:
             for end in (connecting, visitor, *(end for ends in pairs for end in ends)):
                 end.close()
             del end, pairs, connecting, visitor
+            await pair.over()
+        assert not left
+
+
+@in_every_mode
+async def test_idle_tunnels(
+    mode: str, certs: Certs, short_quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = clock_of_tunnels(monkeypatch)
+    async with both(mode, certs, timeout=4.0) as pair:
+        with collector_off() as left:
+            pairs = [await pair.ready() for _ in range(TIMES)]
+            await clock.until(lambda: not (pair.client.tunnels or pair.server.tunnels))
+            for end in (end for ends in pairs for end in ends):
+                end.close()
+            del end, pairs
+            # Idle sessions go as well, and connections that linger.
+            await clock.passes(60.0)
+            await pair.over()
+        assert not left
+
+
+@in_every_mode
+async def test_handshakes_that_take_too_long(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening() as there, server_at(mode, there.port, certs) as server:
+        clock = Clock(monkeypatch, tls, linger)
+        with collector_off() as left:
+            visitors = [await connect(port_of(server)) for _ in range(TIMES)]
+            await eventually(lambda: server._frontend.pending == TIMES)
+            await clock.passes(tls.HANDSHAKE_TIME)
+            for visitor in visitors:
+                assert await visitor.rest() == b""
+                visitor.close()
+            del visitor, visitors
+            await eventually(lambda: empty(server))
+            await clock.passes(60.0)
+        assert not left
+
+
+@pytest.mark.parametrize("mode", ["wss", "wss+mux", "anytls"])
+@pytest.mark.parametrize("there", [True, False], ids=["site", "no site"])
+async def test_visitors_of_a_web_site(mode: str, there: bool, certs: Certs) -> None:
+    async with listening() as nothing, serving(page) as site:
+        fallback = {"fallback": f"127.0.0.1:{site.port if there else port_of_nothing()}"}
+        async with server_at(mode, nothing.port, certs, **fallback) as server:
+            with collector_off() as left:
+                for _ in range(TIMES):
+                    visitor = await tls_connect(port_of(server), certs)
+                    await visitor.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    with contextlib.suppress(ConnectionResetError, ssl.SSLError):
+                        await visitor.read()
+                    visitor.close()
+                    del visitor
+                await eventually(lambda: empty(server))
+                await settled()
+            assert not left
+
+
+async def page(connection: Tcp) -> None:
+    await connection.until(b"\r\n\r\n")
+    await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage")
+    await connection.rest()
+
+
+def port_of_nothing() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+@in_every_mode
+async def test_client_without_its_certificate(mode: str, certs: Certs) -> None:
+    async with (
+        listening() as there,
+        server_at(mode, there.port, certs, **{"client-ca": certs.ca}) as server,
+        client_of(mode, port_of(server), certs) as client,
+    ):
+        with collector_off() as left:
+            for _ in range(TIMES):
+                await refused(client)
+            await eventually(lambda: not client.tunnels and empty(server))
+            await settled()
+        assert not left
+
+
+@pytest.mark.parametrize("mode", ["tls", "wss"])
+@pytest.mark.parametrize("taken", [True, False], ids=["taken", "lost"])
+async def test_connections_made_in_advance(mode: str, taken: bool, certs: Certs) -> None:
+    async with (
+        both(mode, certs) as pair,
+        client_of(mode, port_of(pair.server), certs, preconnect=TIMES) as client,
+    ):
+        await eventually(lambda: len(client._preconnected) == TIMES)
+        with collector_off() as left:
+            if taken:
+                async with await connect(port_of(client)) as application:
+                    await application.send(b"hello")
+                    await eventually(lambda: client._preconnected.used)
+            await pair.server.close()
+            await eventually(lambda: not (len(client._preconnected) or client.tunnels))
+            await client.close()
             await pair.over()
         assert not left

@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-# Code of the product, and what it makes: objects of these packages count, and OpenSSL's.
-OURS = ("mtt", "mtt_mu_server", "anytls", "plugin", "ssl", "_ssl")
+# Objects of these packages count: who keeps one of OpenSSL's is among them.
+OURS = ("mtt", "mtt_mu_server", "anytls", "plugin")
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def collector_off() -> Iterator[Counter[str]]:
 
 
 def _ours(found: Any) -> str:
-    """What an unreachable object is if the product made it, otherwise an empty text."""
+    """What an unreachable object is if it is the product's, otherwise an empty text."""
     if isinstance(found, types.FrameType):
         module, name = found.f_globals.get("__name__", ""), found.f_code.co_qualname
     elif isinstance(found, types.FunctionType | types.MethodType):

@@ -1,0 +1,67 @@
+"""Connections of the multi-user server leave nothing to the garbage collector.
+
+See tests/engine/test_cycles.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mu.panel import multi_user_server
+from tests.mu.users import client, in_both_modes
+from tests.support.certs import Certs
+from tests.support.garbage import collector_off
+from tests.support.tunnels import connect, echo, eventually, maybe_reset, serving, settled
+
+TIMES = 3
+
+
+@pytest.mark.parametrize("rate", [0, 1_000_000], ids=["free", "limited"])
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@in_both_modes
+async def test_tunnels(mode: str, reset: bool, rate: int, certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        multi_user_server(certs) as (server, panel),
+        client(mode, server, certs, "/a") as port,
+    ):
+        await panel.add("/a", there.port, **({"rate": rate} if rate else {}))
+        with collector_off() as left:
+            for _ in range(TIMES):
+                async with await connect(port) as application:
+                    await application.send(bytes(200_000))
+                    await application.exactly(200_000)
+                    if reset:
+                        application.reset()
+            await eventually(lambda: not server.tunnels)
+            await settled()
+        assert not left
+
+
+@in_both_modes
+async def test_unknown_users(mode: str, certs: Certs) -> None:
+    async with (
+        multi_user_server(certs) as (server, _),
+        client(mode, server, certs, "/a") as port,
+    ):
+        with collector_off() as left:
+            for _ in range(TIMES):
+                async with await connect(port) as application:
+                    with maybe_reset():
+                        assert await application.rest() == b""
+            await eventually(lambda: not server._frontend.pending)
+            await settled()
+        assert not left
+
+
+async def test_commands(certs: Certs) -> None:
+    async with multi_user_server(certs) as (_, panel):
+        with collector_off() as left:
+            for command in (b"{}", b"nonsense", b'{"opt": 4}'):
+                async with await connect(int(panel.address.rpartition(":")[2])) as connection:
+                    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                    await connection.send(head + b"Content-Length: %d\r\n\r\n" % len(command))
+                    await connection.send(command)
+                    await connection.rest()
+            await settled()
+        assert not left
