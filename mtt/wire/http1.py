@@ -14,7 +14,7 @@ lower-cases to an ASCII one.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -96,6 +96,7 @@ class HttpError(PeerError):
 class _Head:
     version: tuple[int, int]
     headers: Headers  # names in lower case, order and repetitions kept
+    spelled: list[str] = field(default_factory=list)  # the names of these as they were received
 
     def first(self, name: str) -> str | None:
         """The value of the first header called `name` (in lower case), None if there is none."""
@@ -109,6 +110,14 @@ class _Head:
     def tokens(self, name: str) -> list[str]:
         """The elements of these lists in lower case, for tokens that match in any case."""
         return [element.lower() for element in self.elements(name)]
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the sender expects to use the connection again (RFC 9112, 9.3)."""
+        options = self.tokens("connection")
+        if "close" in options:
+            return False
+        return self.version >= (1, 1) or "keep-alive" in options
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,14 +142,6 @@ class Request(_Head):
     def has_body(self) -> bool:
         """Whether body bytes follow the head."""
         return self.chunked or self.content_length > 0
-
-    @property
-    def keep_alive(self) -> bool:
-        """Whether the client expects to use the connection again (RFC 9112, 9.3)."""
-        options = self.tokens("connection")
-        if "close" in options:
-            return False
-        return self.version >= (1, 1) or "keep-alive" in options
 
 
 @dataclass(slots=True, kw_only=True)
@@ -242,10 +243,10 @@ def parse_request(head: bytes) -> Request:
 
     Raises HttpError with the status that Go's net/http answers, and nothing else.
     """
-    line, headers = _split(head, 400)
+    line, headers, spelled = _split(head, 400)
     method, target, version = parse_request_line(line)
     authority, path, query = _parse_target(method, target)
-    chunked, length = _framing(version, headers)
+    chunked, length = _framing(version, headers, 400)
     hosts = [value for name, value in headers if name == "host"]
     if not hosts and version >= (1, 1) and method != "CONNECT":
         raise HttpError(400, "missing required Host header", public=True)
@@ -256,42 +257,60 @@ def parse_request(head: bytes) -> Request:
     return Request(
         version=version,
         headers=headers,
+        spelled=spelled,
         method=method,
         target=_text(target),
         path=_text(path),
         query=_text(query),
         host=authority or (hosts[0] if hosts else ""),
-        content_length=length,
+        content_length=length or 0,
         chunked=chunked,
     )
 
 
 def parse_response(head: bytes) -> Response:
     """A `Response` from a head that ends where `find_head_end` says. Raises HttpError (502)."""
-    line, headers = _split(head, 502)
+    line, headers, spelled = _split(head, 502)
     found = _STATUS_LINE.fullmatch(line)
     if not found:
         raise HttpError(502, "malformed status line")
     return Response(
         version=(int(found[1]), int(found[2])),
         headers=headers,
+        spelled=spelled,
         status=int(found[3]),
         reason=(found[4] or b"").decode("latin-1"),
     )
+
+
+def response_framing(method: str, response: Response) -> tuple[bool, int | None]:
+    """Whether the body of a response to a `method` request is chunked, and else its length.
+
+    None for the length: it ends with the connection (RFC 9112, 6.3). Raises HttpError (502) where
+    two recipients could see different ends.
+    """
+    status = response.status
+    if status < 200 or status == 204:
+        return False, 0
+    chunked, length = _framing(response.version, response.headers, 502)
+    if method == "HEAD" or status == 304:
+        return False, 0
+    return chunked, length
 
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _split(head: bytes, status: int) -> tuple[bytes, Headers]:
-    """The first line and the headers of a head. Raises HttpError with `status`."""
+def _split(head: bytes, status: int) -> tuple[bytes, Headers, list[str]]:
+    """The first line, the headers, and their names as received. Raises HttpError with `status`."""
     if find_head_end(head) != len(head):
         raise HttpError(status, "not a complete head")
     first, _, block = head.partition(b"\n")
     if block[:1] in (b" ", b"\t"):
         raise HttpError(status, "the first header line is a continuation")
     headers: Headers = []
+    spelled: list[str] = []
     # Folded lines are obsolete, but Go joins them (RFC 9112, 5.2).
     for line in _FOLD.sub(b" ", block).split(b"\n"):
         line = line.removesuffix(b"\r")
@@ -305,8 +324,9 @@ def _split(head: bytes, status: int) -> tuple[bytes, Headers]:
             # Go lets a blank in the name through its first check: `Host : x` gets told why.
             blank = bool(_TOKEN.fullmatch(name.replace(b" ", b"")))
             raise HttpError(status, "invalid header name", public=blank)
-        headers.append((name.decode("ascii").lower(), value.decode("latin-1")))
-    return first.removesuffix(b"\r"), headers
+        spelled.append(name.decode("ascii"))
+        headers.append((spelled[-1].lower(), value.decode("latin-1")))
+    return first.removesuffix(b"\r"), headers, spelled
 
 
 def _parse_target(method: str, target: bytes) -> tuple[str, bytes, bytes]:
@@ -334,22 +354,30 @@ def _authority(raw: bytes) -> str:
     return host
 
 
-def _framing(version: tuple[int, int], headers: Headers) -> tuple[bool, int]:
-    """Whether the body is chunked, and its Content-Length (RFC 9112, 6.1-6.3)."""
+def _framing(
+    version: tuple[int, int], headers: Headers, status: int
+) -> tuple[bool, int | None]:
+    """Whether the body is chunked, and its Content-Length (RFC 9112, 6.1-6.3).
+
+    Raises HttpError with `status`; with 501 where that is meant for such a request.
+    """
     codings = [value for name, value in headers if name == "transfer-encoding"]
     lengths = {value for name, value in headers if name == "content-length"}
     if codings:
         if [coding.lower() for coding in codings] != ["chunked"]:
-            raise HttpError(501, "unsupported transfer encoding")
+            unsupported = 501 if status == 400 else status
+            raise HttpError(unsupported, "unsupported transfer encoding")
         # Go takes these two. Servers disagree on them, so a front proxy could be smuggled past.
         if lengths:
-            raise HttpError(400, "both Transfer-Encoding and Content-Length")
+            raise HttpError(status, "both Transfer-Encoding and Content-Length")
         if version < (1, 1):
-            raise HttpError(400, "Transfer-Encoding in HTTP/1.0")
+            raise HttpError(status, "Transfer-Encoding in HTTP/1.0")
         return True, 0
     if len(lengths) > 1:
-        raise HttpError(400, "conflicting Content-Length headers")
-    length = lengths.pop() if lengths else "0"
+        raise HttpError(status, "conflicting Content-Length headers")
+    if not lengths:
+        return False, None
+    length = lengths.pop()
     if not _LENGTH.fullmatch(length):
-        raise HttpError(400, "malformed Content-Length")
+        raise HttpError(status, "malformed Content-Length")
     return False, int(length)

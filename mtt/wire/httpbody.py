@@ -1,0 +1,126 @@
+"""Where the body of an HTTP/1.1 message ends (RFC 9112, 6 and 7.1).
+
+Bodies are forwarded as they are, chunks and trailers included, so nothing is decoded here but their
+framing. It is stricter than it has to be: where the next server or client could see another end,
+something could be slipped past us.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mtt.wire.http1 import MAX_HEAD, HttpError
+
+Data = bytes | bytearray | memoryview
+
+# A line of a chunked body or its trailer. Go allows 4096 for the former; trailers are headers.
+MAX_LINE = 8192
+# Bytes of all trailers together; they are headers.
+MAX_TRAILERS = MAX_HEAD
+# The lines between chunks are this short, and are looked for in a copy.
+_SHORT_LINE = 32
+
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?\r\n")
+_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\r\n\0]*\r\n")
+# These decide about the message itself, and a recipient that merges trailers into headers would
+# decide anew (RFC 9110, 6.5.1).
+_NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})
+
+
+class Body:
+    """Finds the end of a body.
+
+    Args:
+        length: its bytes; None if it goes on until the connection ends, or is chunked.
+        chunked: whether it is.
+        status: of the HttpError if it is malformed: 400 for a request, 502 for a response.
+
+    Attributes:
+        left: bytes that are missing of it, or of this chunk of it, as far as that is known.
+        over: whether all of it has been taken.
+    """
+
+    __slots__ = ("_chunked", "_line", "_status", "_trailers", "_wanted", "left", "over")
+
+    def __init__(self, length: int | None, *, chunked: bool = False, status: int = 400) -> None:
+        self.left = length or 0
+        self._chunked = chunked
+        self._status = status
+        self._line = b""  # what has come of a line
+        self._trailers = 0  # bytes of them
+        # What is due: "all" there is, "data", or a line: "size", "end" (of a chunk), "trailer".
+        self._wanted = "size" if chunked else "all" if length is None else "data"
+        self.over = length == 0 and not chunked
+
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether nothing else tells where it ends."""
+        return self._wanted == "all"
+
+    @property
+    def chunked(self) -> bool:
+        """Whether it consists of chunks."""
+        return self._chunked
+
+    def take(self, data: Data, content: bytearray | None = None) -> int:
+        """How many bytes of `data`, from its start, belong to the body.
+
+        What is in them besides the framing of chunks is appended to `content`. Raises HttpError:
+        `status`, or 431 for too many trailers of a request.
+        """
+        at, size = 0, len(data)
+        while at < size and not self.over:
+            if self._wanted == "all":
+                at = size
+                if content is not None:
+                    content += data
+            elif self.left:
+                step = min(self.left, size - at)
+                if content is not None:
+                    content += data[at : at + step]
+                self.left -= step
+                at += step
+                if not self.left:
+                    self._wanted = "end"
+                    self.over = not self._chunked
+            else:
+                at += self._take_line(data, at)
+        return at
+
+    def _take_line(self, data: Data, at: int) -> int:
+        """Take a line, or what has come of it; returns the number of its bytes."""
+        piece = bytes(data[at : at + _SHORT_LINE])
+        end = piece.find(b"\n") + 1
+        if not end and len(data) - at > len(piece):
+            piece = bytes(data[at : at + MAX_LINE + 1])
+            end = piece.find(b"\n") + 1
+        piece = piece[: end or len(piece)]
+        line = self._line + piece if self._line else piece
+        if len(line) > MAX_LINE:
+            raise HttpError(self._status, "too long a line in a chunked body")
+        self._line = b"" if end else line
+        if end:
+            self._judge(line)
+        return len(piece)
+
+    def _judge(self, line: bytes) -> None:
+        if self._wanted == "size":
+            found = _CHUNK.fullmatch(line)
+            if not found:
+                raise HttpError(self._status, "malformed chunk")
+            self.left = int(found[1], 16)
+            if not self.left:
+                self._wanted = "trailer"
+        elif line == b"\r\n":
+            self.over = self._wanted == "trailer"
+            self._wanted = "size"
+        elif self._wanted == "end":
+            raise HttpError(self._status, "malformed chunk")
+        else:
+            found = _TRAILER.fullmatch(line)
+            if not found or found[1].lower() in _NOT_IN_TRAILERS:
+                raise HttpError(self._status, "malformed trailer")
+            self._trailers += len(line)
+            if self._trailers > MAX_TRAILERS:
+                status = 431 if self._status == 400 else self._status
+                raise HttpError(status, f"the trailers are larger than {MAX_TRAILERS} bytes")
