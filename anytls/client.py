@@ -47,8 +47,10 @@ class Client(Service):
         self._proxy = ProxyPort(
             self._open,
             self._relay,
+            self._own,
             self._spawn,
             open_packets=self._open_packets,
+            idle_time=options.timeout,
             logins=[Login(user.name, user.password) for user in options.users],
         )
 
@@ -75,6 +77,10 @@ class Client(Service):
 
     def hub(self) -> MetricsHub | None:
         return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
+
+    async def drain(self) -> None:
+        self._proxy.drain()
+        await super().drain()
 
     async def close(self) -> None:
         self.cleanup()

@@ -10,7 +10,7 @@ from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire.http1 import Request, complete_head, parse_request
-from mtt.wire.httpproxy import Body
+from mtt.wire.httpbody import Body
 
 
 class BodyTooLargeError(Exception):

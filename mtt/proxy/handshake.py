@@ -3,64 +3,51 @@
 Theory of operation
 -------------------
 The buffer holds what came and was not used. Each step takes a message from its front, answers it,
-and says what the next step is; the first one tells the protocols apart. The request is the last:
-the connection then goes to a `Holding`, with all that came behind the request, and to the owner.
-Of an HTTP request that is forwarded the head, as the destination shall get it, is put before that.
+and says what the next step is; the first one tells the protocols apart. A connection with HTTP
+goes to an `HttpConnection`. With SOCKS the request is the last step: the connection then goes to a
+`Holding`, with all that came behind the request, and to the owner.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from email.utils import formatdate
-from functools import partial
 from typing import Any, Protocol
 
-from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
-from mtt.http.forward import OneRequest
+from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
-from mtt.layers.holding import Holding
+from mtt.layers.holding import hold
 from mtt.log import logger
+from mtt.proxy import http
+from mtt.proxy.http import HttpConnection
 from mtt.service import peer_name
-from mtt.wire import httpproxy, socks
-from mtt.wire.http1 import MAX_HEAD, HttpError, Reply, Request, find_head_end, parse_request_line
-from mtt.wire.httpproxy import Body
+from mtt.wire import socks
 from mtt.wire.socks import Outcome, SocksError
 
-# What a client is answered when the destination was not reached.
-Failure = Callable[[Outcome], bytes]
 
-
-class Owner(Protocol):
+class Owner(http.Owner, Protocol):
     """What a handshake needs of its proxy port."""
 
-    handshake_time: float
     has_udp: bool
-    has_login: bool
 
     def begun(self, transport: asyncio.Transport) -> None: ...
     def over(self, transport: asyncio.Transport) -> None: ...
-    def accepts(self, user: bytes, password: bytes) -> bool: ...
-    def connect(
-        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
-    ) -> None: ...
     def associate(self, near: asyncio.Transport, port: int) -> None: ...
 
 
 class ProxyHandshake(StreamProtocol):
     """The protocol of a client until its request is complete."""
 
-    __slots__ = ("_buffer", "_closed", "_owner", "_scanned", "_step", "_timer", "_transport")
+    __slots__ = ("_buffer", "_closed", "_deadline", "_owner", "_step", "_timer", "_transport")
 
     _transport: asyncio.Transport
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._buffer = bytearray()
-        self._scanned = 0  # bytes of the buffer that hold no end of an HTTP head
         self._closed = False
+        self._deadline = 0.0
         # Takes a message from the buffer; whether it was there. No bound method: that would keep
         # the connection alive until the garbage collector comes.
         self._step: Callable[[ProxyHandshake], bool] = ProxyHandshake._first
@@ -70,8 +57,9 @@ class ProxyHandshake(StreamProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        seconds = self._owner.handshake_time
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + self._owner.handshake_time
+        self._timer = loop.call_later(self._owner.handshake_time, self._expired)
         self._owner.begun(transport)
 
     def data_received(self, data: Data) -> None:
@@ -79,7 +67,7 @@ class ProxyHandshake(StreamProtocol):
         try:
             while not self._closed and self._buffer and self._step(self):
                 pass
-        except (SocksError, HttpError) as error:
+        except SocksError as error:
             self._fail(error, error.answer)
 
     def eof_received(self) -> bool:
@@ -167,28 +155,9 @@ class ProxyHandshake(StreamProtocol):
     # HTTP.
 
     def _http(self) -> bool:
-        end = find_head_end(self._buffer, self._scanned)
-        if end < 0 or end > MAX_HEAD:
-            line_end = self._buffer.find(b"\n")
-            if line_end >= self._scanned:  # who speaks another protocol hears so at once
-                parse_request_line(bytes(self._buffer[:line_end]).removesuffix(b"\r"))
-            if len(self._buffer) > MAX_HEAD:
-                raise HttpError(431, f"the request head is larger than {MAX_HEAD} bytes")
-            self._scanned = len(self._buffer)
-            return False
-        asked = httpproxy.parse(bytes(self._buffer[:end]))
-        if self._owner.has_login:
-            shown = httpproxy.login(asked.request)
-            if shown is None or not self._owner.accepts(*shown):
-                # Browsers ask without at first, and show it when they are told to.
-                text = "wrong user or password" if shown else "no user and password yet"
-                error = HttpError(407, text) if shown else MttError(text)
-                self._fail(error, _encode(asked.request, httpproxy.login_wanted()))
-                return False
-        near = self._hand_over(end, asked.head, asked.body)
-        success = b"" if asked.head else httpproxy.CONNECTED
-        failure = partial(_http_failure, asked.request)
-        self._owner.connect(near, asked.host, asked.port, success, failure)
+        transport, received = self._transport, bytes(self._buffer)
+        self._let_go()
+        HttpConnection(self._owner, transport, self._deadline).start(received)
         return True
 
     # Ends.
@@ -197,27 +166,11 @@ class ProxyHandshake(StreamProtocol):
         del self._buffer[:end]
         self._step = step
 
-    def _hand_over(
-        self, end: int, head: bytes = b"", body: Body | None = None
-    ) -> asyncio.Transport:
-        """The connection for whoever serves the request, which is the buffer up to `end`.
-
-        Raises HttpError if what is behind it breaks the framing of `body`.
-        """
+    def _hand_over(self, end: int) -> asyncio.Transport:
+        """The connection for whoever serves the request, which is the buffer up to `end`."""
         transport, rest = self._transport, bytes(self._buffer[end:])
-        if body is not None:
-            rest = rest[: body.take(rest)]
         self._let_go()
-        holding = Holding()
-        if body is not None:
-            layer = OneRequest(holding, body)
-            layer.start(transport)
-            transport = layer
-        else:
-            transport.set_protocol(holding)
-            holding.connection_made(transport)
-        if head or rest:
-            holding.data_received(head + rest)
+        hold(transport, rest)
         return transport
 
     def _expired(self) -> None:
@@ -245,11 +198,3 @@ class ProxyHandshake(StreamProtocol):
             self._timer.cancel()
             self._timer = None
         self._owner.over(self._transport)
-
-
-def _http_failure(request: Request, outcome: Outcome) -> bytes:
-    return _encode(request, httpproxy.failure(outcome))
-
-
-def _encode(request: Request, reply: Reply) -> bytes:
-    return reply.encode(request, date=formatdate(time.time(), usegmt=True), close=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Protocol
 
 from mtt.errors import NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.holding import Holding
 from mtt.wire.http1 import HttpError, complete_head
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import Answer, parse_answer
@@ -20,6 +21,8 @@ KEEP_MARGIN = 1.0
 # An origin that has kept a connection for so long after an answer means to keep it. Ends arrive
 # late through tunnels to servers without half-close, by up to 1 s.
 PROOF_TIME = 1.5
+# Idle connections of one client, each of which is a stream of the tunnel.
+MAX_IDLE = 4
 
 
 class Asking(Protocol):
@@ -31,7 +34,7 @@ class Asking(Protocol):
     def switched(self, answer: Answer, rest: bytes, eof: bool) -> None:
         """101: `rest`, and all that follows, is of another protocol. The connection is yours."""
 
-    def answered(self, answer: Answer, data: Data) -> None:
+    def answered_with(self, answer: Answer, data: Data) -> None:
         """The head of the answer, and what came of its body with it."""
 
     def body_received(self, data: Data) -> None:
@@ -83,6 +86,15 @@ class Origin(StreamProtocol):
         self._keep_time = KEEP_TIME
         self._proven = False
         self._takes_views = bool(getattr(transport, "borrows", False))
+
+    def take_over(self) -> None:
+        """Begin to be its protocol. It is not `usable` if it has ended, or spoke first."""
+        held = self.transport.get_protocol()
+        self.transport.set_protocol(self)
+        self.transport.resume_reading()
+        if isinstance(held, Holding) and (held.early or held.eof):
+            self.eof = held.eof
+            self.abort()
 
     # What is asked of it.
 
@@ -211,7 +223,7 @@ class Origin(StreamProtocol):
         self._answer = answer
         self._body = answer.body
         size, data = self._part(answer.body, rest)
-        asking.answered(answer, data)
+        asking.answered_with(answer, data)
         self._look_for_end(asking, answer.body, more=size < len(rest))
 
     def _take(self, body: Body, data: Data) -> None:
@@ -265,3 +277,51 @@ class Origin(StreamProtocol):
 
 def _bad_answer(error: HttpError) -> PeerError:
     return PeerError(f"the origin server's answer: {error.reason}", cause=error.cause)
+
+
+class IdleOrigins:
+    """The idle connections of one client. Not of all clients: what a server has attached to a
+    connection, such as a login (NTLM), must not become another client's."""
+
+    __slots__ = ("_origins",)
+
+    def __init__(self) -> None:
+        self._origins: list[Origin] = []  # the newest last
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def take(self, key: tuple[str, int], *, idempotent: bool) -> Origin | None:
+        """A connection to `key` for a request, if there is one."""
+        self.drop_stale()
+        now = asyncio.get_running_loop().time()
+        for origin in reversed(self._origins):
+            if origin.key == key and (idempotent or origin.is_persistent(now)):
+                self._origins.remove(origin)
+                return origin
+        return None
+
+    def keep(self, origin: Origin) -> None:
+        """Keep a connection for a later request."""
+        origin.transport.resume_reading()  # its end must be noticed
+        self._origins.append(origin)
+        if len(self._origins) > MAX_IDLE:
+            self._origins.pop(0).close()
+
+    def drop_stale(self) -> None:
+        """Close what has been idle for too long."""
+        now = asyncio.get_running_loop().time()
+        kept: list[Origin] = []
+        for origin in self._origins:
+            if origin.usable and not origin.is_stale(now):
+                kept.append(origin)
+            elif origin.usable:
+                origin.close()
+        self._origins = kept
+
+    def close(self) -> None:
+        """Close all of them."""
+        for origin in self._origins:
+            if origin.usable:
+                origin.close()
+        self._origins.clear()

@@ -3,7 +3,8 @@
     handshake -> open(host, port) -> answer success -> relay(near, far)
                              `-----------> answer why not -> lingering close
 
-So success is what the owner knows to be one, and no byte is lost whoever speaks first.
+So success is what the owner knows to be one, and no byte is lost whoever speaks first. Plain HTTP
+requests, of which each may go elsewhere, are the business of `http`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
-from mtt.proxy.handshake import Failure, ProxyHandshake
+from mtt.proxy.handshake import ProxyHandshake
+from mtt.proxy.http import Failure, HttpConnection
 from mtt.service import peer_name
 from mtt.wire import socks
 from mtt.wire.socks import DestinationError, Outcome
@@ -28,6 +30,8 @@ from mtt.wire.socks import DestinationError, Outcome
 # From accept to the complete request. Applications ask at once; a browser that connects ahead of
 # need finds its connection closed and makes another.
 HANDSHAKE_TIME = 10.0
+# An answer that does not get on is given up after so many seconds, as tunnels are by default.
+EXCHANGE_IDLE_TIME = 300.0
 # UDP ports that clients hold at the same time, each with a stream to the server.
 MAX_ASSOCIATIONS = 256
 
@@ -54,6 +58,8 @@ class ProxyPort:
             DestinationError with the reason if the destination is known not to be reachable,
             other MttErrors if who should try cannot be asked.
         relay: joins the client's transport and the one of `open`, and owns both.
+        own: has a `Carried` made for the client's transport, and cuts it at the end
+            (`Service._own`).
         spawn: runs the work for a connection as a task that is cancelled at the end, and resets
             the connection when the work fails (`Service._spawn`). While an association lives, so
             does its task.
@@ -61,6 +67,7 @@ class ProxyPort:
             `lost()`. Raises as `open`. None for no UDP.
         logins: one of which clients have to show, empty for nothing.
         handshake_time: seconds, see HANDSHAKE_TIME.
+        idle_time: seconds, see EXCHANGE_IDLE_TIME.
         udp_idle_time: seconds, see association.IDLE_TIME.
     """
 
@@ -68,24 +75,33 @@ class ProxyPort:
         self,
         open: Callable[[str, int], Awaitable[asyncio.Transport]],
         relay: Callable[[asyncio.Transport, asyncio.Transport], object],
+        own: Callable[
+            [asyncio.Transport, Callable[[Callable[[HttpConnection], None]], HttpConnection]],
+            object,
+        ],
         spawn: Callable[[asyncio.Transport, Coroutine[Any, Any, None]], object],
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
         logins: Collection[Login] = (),
         handshake_time: float = HANDSHAKE_TIME,
+        idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
         self._open = open
         self._relay = relay
+        self._own = own
         self._spawn = spawn
         self._open_packets = open_packets
         self._logins = tuple(logins)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
+        self._idle: set[HttpConnection] = set()  # those that wait for a request
         self._full = Throttle()
         self._closed = False
         self.associations = 0  # UDP ports that there are
+        self.draining = False  # no further request is wanted
         self.handshake_time = handshake_time
+        self.idle_time = idle_time
         self.has_udp = open_packets is not None
         self.has_login = bool(self._logins)
 
@@ -98,12 +114,18 @@ class ProxyPort:
         """The protocol for a new connection (a protocol factory of asyncio)."""
         return ProxyHandshake(self)
 
+    def drain(self) -> None:
+        """End connections of HTTP clients that wait for a request, and the others with theirs."""
+        self.draining = True
+        for connection in list(self._idle):
+            connection.retire()
+
     def close(self) -> None:
         """Cut the handshakes; what has been asked for is the business of the owner's tasks."""
         self._closed = True
         self._handshakes.close()
 
-    # Called by the handshakes.
+    # Called by the handshakes and the connections of HTTP clients.
 
     def begun(self, transport: asyncio.Transport) -> None:
         if self._closed:  # accepted in the very last moment
@@ -113,6 +135,33 @@ class ProxyPort:
 
     def over(self, transport: asyncio.Transport) -> None:
         self._handshakes.discard(transport)
+
+    def idle(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+        self._idle.add(connection)
+        self.begun(transport)
+
+    def busy(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+        self._idle.discard(connection)
+        self.over(transport)
+
+    def carry(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+        """Look after a connection from its first request on."""
+
+        def make(done: Callable[[HttpConnection], None]) -> HttpConnection:
+            connection.done = done
+            return connection
+
+        self._own(transport, make)
+
+    def join(self, near: asyncio.Transport, far: asyncio.Transport) -> None:
+        """Relay between a client and a stream that has been opened for it."""
+        self._relay(near, far)
+
+    def open(
+        self, connection: HttpConnection, transport: asyncio.Transport, host: str, port: int
+    ) -> None:
+        """Open a stream for `connection`, which has `transport`."""
+        self._spawn(transport, self._open_for(connection, transport, host, port))
 
     def accepts(self, user: bytes, password: bytes) -> bool:
         """Whether a client may ask for something."""
@@ -144,6 +193,23 @@ class ProxyPort:
             near.write(success)
         self._relay(near, far)
 
+    async def _open_for(
+        self, connection: HttpConnection, near: asyncio.Transport, host: str, port: int
+    ) -> None:
+        if connection.over:
+            return
+        connection.task = asyncio.current_task()
+        try:
+            far = await self._open(host, port)
+        except MttError as error:
+            connection.not_opened(_outcome(near, error))
+        except asyncio.CancelledError:
+            if connection.task is not None:
+                raise
+            # It needs none any more, and has had its end.
+        else:
+            connection.opened(far)
+
     async def _associate(self, near: asyncio.Transport, port: int) -> None:
         assert self._open_packets is not None
         association = Association(near, port, idle_time=self._udp_idle_time)
@@ -168,17 +234,20 @@ class ProxyPort:
 
 def _refuse(near: asyncio.Transport, error: MttError, failure: Failure) -> None:
     """Answer that a request failed, and close."""
-    # A destination that does not answer is routine, a server is not.
-    log = logger.debug if isinstance(error, DestinationError) else logger.warning
-    log("%s: %s", peer_name(near), describe(error))
-    outcome = Outcome.GENERAL_FAILURE
-    if isinstance(error, DestinationError):
-        outcome = error.outcome
-    elif error.cause is Cause.TIMEOUT:
-        outcome = Outcome.TIMED_OUT
+    outcome = _outcome(near, error)
     if not near.is_closing():
         near.write(failure(outcome))
         _close(near)
+
+
+def _outcome(near: asyncio.Transport, error: MttError) -> Outcome:
+    """What a client is told of `error`; the log gets all of it."""
+    # A destination that does not answer is routine, a server is not.
+    log = logger.debug if isinstance(error, DestinationError) else logger.warning
+    log("%s: %s", peer_name(near), describe(error))
+    if isinstance(error, DestinationError):
+        return error.outcome
+    return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
 
 
 def _close(near: asyncio.Transport) -> None:

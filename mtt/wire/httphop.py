@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from mtt.wire.http1 import Headers, Request, Response, parse_response, response_framing
+from mtt.wire.http1 import (
+    Headers,
+    HttpError,
+    Request,
+    Response,
+    parse_response,
+    response_framing,
+)
 from mtt.wire.httpbody import Body
 
 _OF_ONE_CONNECTION = frozenset({
@@ -106,6 +113,8 @@ def parse_answer(head: bytes, method: str) -> Answer:
     Raises HttpError (502).
     """
     response = parse_response(head)
+    if response.status < 100:
+        raise HttpError(502, "a status below 100")
     chunked, length = response_framing(method, response)
     body = Body(length, chunked=chunked, status=502)
     found = _TIMEOUT.search(response.first("keep-alive") or "")

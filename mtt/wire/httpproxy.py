@@ -20,8 +20,9 @@ from mtt.wire.socks import Outcome
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
-# A fragment is for the client alone, and dropped (RFC 9110, 4.2.5).
-_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)(?:#.*)?")
+# A fragment is for the client alone (RFC 9110, 4.2.5); some send it all the same.
+_FRAGMENT = re.compile(rb"([^ \r\n]* [^ #\r\n]*)#[^ \r\n]*")
+_URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 # No zone in an IPv6 address: it is of this machine (RFC 6874, 1).
 _AUTHORITY = re.compile(r"(\[[^\[\]%]*\]|[^:\[\]@/?#]*)(?::([0-9]*))?")
 _IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
@@ -55,16 +56,17 @@ def parse(head: bytes) -> ProxyRequest:
 
     Raises HttpError.
     """
-    request = parse_request(head)
+    found = _FRAGMENT.match(head)
+    request = parse_request(head if found is None else found[1] + head[found.end() :])
     if request.method == "CONNECT":
         if request.has_body:
             raise HttpError(400, "CONNECT with a body")
         host, port = _split_authority(request.target, 0)
         return ProxyRequest(request, host, port, b"", None, False)
-    found = _URI.fullmatch(request.target)
-    if not found:
+    uri = _URI.fullmatch(request.target)
+    if not uri:
         raise HttpError(400, "this is a proxy: the request needs an absolute URI", public=True)
-    scheme, authority, rest = found.groups()
+    scheme, authority, rest = uri.groups()
     if scheme.lower() != "http":
         raise HttpError(400, "for other URIs than http: use CONNECT", public=True)
     userinfo, at, authority = authority.rpartition("@")

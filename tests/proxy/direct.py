@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from mtt.errors import MttError, describe
+from mtt.errors import MttError, NetworkError
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.net.address import Endpoint
+from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
@@ -28,13 +29,14 @@ class DirectProxy(Service):
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         super().__init__(timeout=20)
         self._host = host
+        self._dialer = Dialer(Resolver(), timeout=10)
         self.names = {"echo.test"}
         self.asked: list[tuple[str, int]] = []
         self.error: MttError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.channels: list[EchoChannel] = []
-        self.proxy = ProxyPort(self._open, self._relay, self._spawn, **options)
+        self.proxy = ProxyPort(self._open, self._relay, self._own, self._spawn, **options)
 
     async def start(self) -> None:
         self._listener = await listen(
@@ -52,14 +54,11 @@ class DirectProxy(Service):
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        loop = asyncio.get_running_loop()
+        endpoint = Endpoint(("127.0.0.1" if host in self.names else host,), port)
         try:
-            transport, _ = await loop.create_connection(
-                Holding, "127.0.0.1" if host in self.names else host, port
-            )
-        except OSError as error:
-            raise DestinationError(outcome_from_text(describe(error))) from None
-        return transport
+            return await self._dialer.connect(endpoint, Holding)
+        except NetworkError as error:
+            raise DestinationError(outcome_from_text(str(error))) from None
 
     async def open_packets(self, association: Association) -> EchoChannel:
         """For ProxyPort: every destination answers with what it gets."""

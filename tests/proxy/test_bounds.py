@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtt import admission
-from mtt.proxy import handshake
+from mtt.proxy import handshake, http
 from mtt.proxy import port as proxy_port
 from mtt.wire.socks import DestinationError, Outcome
 from tests.proxy.clients import TUNNELS, socks4a, socks5
@@ -23,7 +23,7 @@ from tests.support.tunnels import connect, eventually
 async def test_a_client_that_does_not_get_on_is_left(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, handshake)
+    clock = Clock(monkeypatch, handshake, http)
     async with direct_proxy(handshake_time=10) as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(said)
@@ -38,7 +38,7 @@ async def test_a_client_that_does_not_get_on_is_left(
 async def test_the_time_does_not_start_again_with_every_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = Clock(monkeypatch, handshake)
+    clock = Clock(monkeypatch, handshake, http)
     async with direct_proxy(handshake_time=10) as proxy, await connect(port_of(proxy)) as client:
         said = socks4a(1, "a" * 200)[0]
         await client.send(said[:1])

@@ -1,0 +1,83 @@
+"""Origin servers for tests of the HTTP proxy, and what its clients ask and get."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from mtt.proxy.http import HttpConnection
+from tests.proxy.direct import DirectProxy, direct_proxy, port_of
+from tests.support.tunnels import Listening, Tcp, connect, serving
+
+END = b"\r\n\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+# Answers one request, whose head it gets; whether to wait for another one.
+Answer = Callable[[Tcp, bytes], Awaitable[bool | None]]
+
+
+class Site:
+    """An origin server and a proxy to it; `heads` are those of all requests, by connection."""
+
+    def __init__(self, there: Listening, proxy: DirectProxy, heads: list[list[bytes]]) -> None:
+        self.there = there
+        self.proxy = proxy
+        self.heads = heads
+        self.base = f"http://127.0.0.1:{there.port}"
+
+    @property
+    def requests(self) -> list[bytes]:
+        """The first lines of all requests."""
+        return [head.partition(b" HTTP/")[0] for heads in self.heads for head in heads]
+
+    @property
+    def connection(self) -> HttpConnection:
+        """The one of the only client, which has asked for something."""
+        (connection,) = self.proxy._relays
+        assert isinstance(connection, HttpConnection)
+        return connection
+
+    async def client(self) -> Tcp:
+        return await connect(port_of(self.proxy))
+
+    def request(self, target: str, *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
+        first = f"{method} {self.base}{target} HTTP/{version}"
+        return "\r\n".join([first, "Host: x", *lines, "", ""]).encode()
+
+
+async def ok(connection: Tcp, head: bytes) -> bool:
+    """Answer with the request's target."""
+    target = head.split(b" ")[1]
+    await connection.send(
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(target), target)
+    )
+    return True
+
+
+@contextlib.asynccontextmanager
+async def site(answer: Answer = ok, **options: object) -> AsyncIterator[Site]:
+    heads: list[list[bytes]] = []
+
+    async def serve(connection: Tcp) -> None:
+        mine: list[bytes] = []
+        heads.append(mine)
+        while head := await connection.until(END):
+            mine.append(head)
+            if not await answer(connection, head):
+                break
+
+    async with serving(serve) as there, direct_proxy(**options) as proxy:  # type: ignore[arg-type]
+        yield Site(there, proxy, heads)
+
+
+async def read_answer(client: Tcp, *, body: bool = True) -> tuple[bytes, bytes]:
+    """The head and the body of an answer with Content-Length or chunks."""
+    head = await client.until(END)
+    lower = head.lower()
+    if not body:
+        return head, b""
+    if b"\r\ntransfer-encoding: chunked\r\n" in lower:
+        return head, await client.until(b"0\r\n\r\n")
+    _, found, rest = lower.partition(b"\r\ncontent-length: ")
+    assert found, head
+    return head, await client.exactly(int(rest.partition(b"\r\n")[0]))

@@ -1,0 +1,380 @@
+"""Bodies through the HTTP proxy: every framing, both ways, cut short, and slower than they come."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from tests.proxy.origins import OK, read_answer, site
+from tests.support.tunnels import Tcp, eventually, fill, unsent
+
+SIZE = 3_000_000
+PAYLOAD = random.Random(2).randbytes(SIZE)
+
+
+def chunked(data: bytes, trailer: bytes = b"") -> bytes:
+    rng, at, wire = random.Random(3), 0, bytearray()
+    while at < len(data):
+        piece = data[at : at + rng.choice((1, 10, 5_000, 100_000))]
+        wire += b"%x\r\n%b\r\n" % (len(piece), piece)
+        at += len(piece)
+    return bytes(wire + b"0\r\n" + trailer + b"\r\n")
+
+
+# From the client.
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        ("Content-Length: 5", b"hello"),
+        ("Transfer-Encoding: chunked", chunked(b"hello")),
+        (f"Content-Length: {SIZE}", PAYLOAD),
+        ("Transfer-Encoding: chunked", chunked(PAYLOAD, b"X-Digest: 1\r\nX-Other: 2\r\n")),
+    ],
+)
+async def test_a_request_body_and_what_follows_it(framing: str, body: bytes) -> None:
+    got: list[bytes] = []
+
+    async def serve(connection: Tcp, head: bytes) -> bool:
+        got.append(await connection.exactly(len(body)) if b"/up" in head else b"")
+        await connection.send(OK)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        upload = there.request("/up", framing, method="PUT") + body
+        sending = asyncio.create_task(client.send(upload + there.request("/next") + upload))
+        for _ in range(3):
+            assert (await read_answer(client))[1] == b"ok"
+        await sending
+        assert got == [body, b"", body]
+        assert there.there.count == 1
+
+
+async def test_a_body_that_comes_while_the_origin_is_dialled_is_bounded() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        assert await connection.exactly(SIZE) == PAYLOAD
+        await connection.send(OK)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        there.proxy.gate.clear()
+        request = there.request("/", f"Content-Length: {SIZE}", method="POST")
+        sending = asyncio.create_task(client.send(request + PAYLOAD))
+        await eventually(lambda: there.proxy.asked)
+        connection = there.connection
+        await eventually(lambda: not connection._near.is_reading())
+        exchange = connection._exchange
+        assert exchange is not None
+        assert len(exchange._unsent) < 500_000
+        there.proxy.gate.set()
+        assert (await read_answer(client))[1] == b"ok"
+        await sending
+
+
+async def test_a_client_waits_while_the_origin_does_not_read() -> None:
+    gate = asyncio.Event()
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await gate.wait()
+        received = await connection.exactly(len(sent))
+        assert received == sent
+        await connection.send(OK)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/", "Content-Length: 500000000", method="POST"))
+        sent = await fill(client)
+        assert unsent(client)
+        assert not there.connection._near.is_reading()
+        gate.set()
+        assert (await client.until(b"ok")).endswith(b"ok")
+
+
+async def test_a_malformed_chunk_is_refused_and_cuts_the_request() -> None:
+    seen: list[bytes] = []
+
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        seen.append(await connection.until(b"hello\r\n"))
+        with pytest.raises(ConnectionResetError):
+            await connection.rest()
+        seen.append(b"reset")
+
+    async with site(serve) as there, await there.client() as client:
+        request = there.request("/", "Transfer-Encoding: chunked", method="POST")
+        await client.send(request + b"5\r\nhello\r\n")
+        await eventually(lambda: seen)
+        await client.send(b"nonsense\r\n")
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        await eventually(lambda: seen == [b"5\r\nhello\r\n", b"reset"])
+
+
+async def test_a_client_that_ends_in_the_middle_of_its_request_cuts_it() -> None:
+    seen: list[bytes] = []
+
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        seen.append(await connection.exactly(3))
+        with pytest.raises(ConnectionResetError):
+            await connection.rest()
+        seen.append(b"reset")
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/", "Content-Length: 5", method="POST") + b"hel")
+        await eventually(lambda: seen)
+        await client.finish()
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        await eventually(lambda: seen == [b"hel", b"reset"])
+
+
+# From the origin.
+
+
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        (b"Content-Length: %d" % SIZE, PAYLOAD),
+        (b"Transfer-Encoding: chunked", chunked(PAYLOAD, b"X-Digest: 1\r\n")),
+        (b"Transfer-Encoding: chunked", chunked(b"", b"X-Digest: 1\r\n")),
+    ],
+)
+async def test_an_answer_passes_unchanged(framing: bytes, body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n"
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(head + body)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(2):
+            await client.send(there.request("/"))
+            assert await client.exactly(len(head) + len(body)) == head + body
+        assert there.there.count == 1
+
+
+async def test_an_answer_that_comes_byte_by_byte() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello world")
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        for byte in answer:
+            await connection.send(bytes([byte]))
+            await asyncio.sleep(0)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(2):
+            await client.send(there.request("/"))
+            assert await client.exactly(len(answer)) == answer
+        assert there.there.count == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "status"), [("HEAD", b"200 OK"), ("GET", b"304 Not Modified"), ("GET", b"204 Empty")]
+)
+async def test_answers_without_a_body(method: str, status: bytes) -> None:
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.1 %b\r\nContent-Length: 5\r\n\r\n" % status)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(3):
+            await client.send(there.request("/", method=method))
+            head, _ = await read_answer(client, body=False)
+            assert head.startswith(b"HTTP/1.1 " + status)
+            assert (b"Content-Length" in head) == (b"204" not in status)
+        assert there.there.count == 1
+
+
+async def test_an_origin_waits_while_the_client_does_not_read() -> None:
+    sent: list[bytes] = []
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 500000000\r\n\r\n")
+        sent.append(await fill(connection))
+        await connection.rest()
+        return False
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/"))
+        await eventually(lambda: sent)
+        exchange = there.connection._exchange
+        assert exchange is not None
+        assert exchange.origin is not None
+        assert not exchange.origin.transport.is_reading()
+        await client.until(b"\r\n\r\n")
+        assert await client.exactly(len(sent[0])) == sent[0]
+
+
+# Answers that end with their connection, and answers that are cut.
+
+
+async def test_an_answer_that_ends_with_its_connection_ends_the_clients() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nX: 1\r\n\r\n" + PAYLOAD)
+        await connection.finish()
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/") + there.request("/2"))
+        answer = await client.rest()
+        assert answer == b"HTTP/1.1 200 OK\r\nX: 1\r\nConnection: close\r\n\r\n" + PAYLOAD
+        assert there.requests == [b"GET /"]
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("framing", [b"Content-Length: 9", b"Transfer-Encoding: chunked", b"X: 1"])
+async def test_an_answer_that_is_cut_looks_cut(framing: bytes, reset: bool) -> None:
+    seen = asyncio.Event()
+
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n5\r\nhe")
+        await seen.wait()
+        if reset:
+            connection.reset()
+
+    if framing == b"X: 1" and not reset:
+        return  # that is a complete answer
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/") + there.request("/2"))
+        assert (await client.until(b"5\r\nhe")).endswith(b"5\r\nhe")
+        seen.set()
+        with pytest.raises(ConnectionResetError):
+            await client.rest()
+
+
+# HTTP/1.0.
+
+
+async def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answers() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nA: 1\r\n\r\n")
+        await connection.send(chunked(PAYLOAD, b"X-Digest: 1\r\n"))
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/", version="1.0"))
+        answer = await client.rest()
+        assert answer == b"HTTP/1.1 200 OK\r\nA: 1\r\nConnection: close\r\n\r\n" + PAYLOAD
+
+
+async def test_chunks_that_are_cut_look_cut_to_a_client_of_http_1_0() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/", version="1.0"))
+        with pytest.raises(ConnectionResetError):
+            await client.rest()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+async def test_an_origin_of_http_1_0(keep: bool) -> None:
+    line = b"Connection: keep-alive\r\n" if keep else b""
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.0 200 OK\r\n" + line + b"Content-Length: 2\r\n\r\nok")
+        return keep
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(3):
+            await client.send(there.request("/"))
+            assert await read_answer(client) == (OK[:-2], b"ok")
+        assert there.there.count == (1 if keep else 3)
+
+
+# Interim answers, and answers that do not wait for the request.
+
+
+async def test_a_client_may_wait_for_100_continue() -> None:
+    async def serve(connection: Tcp, head: bytes) -> bool:
+        assert b"\r\nExpect: 100-continue\r\n" in head
+        await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert await connection.exactly(5) == b"hello"
+        await connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + OK)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(2):
+            lines = "Content-Length: 5", "Expect: 100-continue"
+            await client.send(there.request("/", *lines, method="PUT"))
+            assert await client.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            await client.send(b"hello")
+            hints = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"
+            assert await client.until(b"ok") == hints + OK
+        assert there.there.count == 1
+
+
+async def test_a_refusal_before_the_body_ends_the_connection() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.1 417 No\r\nContent-Length: 2\r\n\r\nno")
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        lines = "Content-Length: 5", "Expect: 100-continue"
+        await client.send(there.request("/", *lines, method="PUT"))
+        answer = await client.rest()
+        assert answer.endswith(b"\r\nConnection: close\r\n\r\nno")
+
+
+async def test_an_answer_may_begin_before_the_request_is_complete() -> None:
+    async def echo(connection: Tcp, _head: bytes) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        for _ in range(2):
+            await connection.send(await connection.exactly(5))
+
+    async with site(echo) as there, await there.client() as client:
+        await client.send(there.request("/", "Content-Length: 10", method="POST"))
+        await client.until(b"\r\n\r\n")
+        for word in (b"hello", b"world"):
+            await client.send(word)
+            assert await client.exactly(5) == word
+        assert await client.rest() == b""
+
+
+# Upgrades.
+
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgrade\r\n\r\n"
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_an_upgrade_becomes_a_tunnel(early: bool) -> None:
+    async def serve(connection: Tcp, head: bytes) -> None:
+        if b"/first" in head:
+            await connection.send(OK)
+            head = await connection.until(b"\r\n\r\n")
+        assert head.endswith(b"\r\nUpgrade: chat\r\nConnection: Upgrade\r\n\r\n")
+        await connection.send(SWITCH + (b"welcome" if early else b""))
+        while data := await connection.read():
+            await connection.send(data.upper())
+        await connection.send(b"bye")
+        await connection.finish()
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/first"))
+        await read_answer(client)
+        request = there.request("/", "Upgrade: chat", "Connection: keep-alive, Upgrade")
+        await client.send(request + (b"hello" if early else b""))
+        assert await client.until(b"\r\n\r\n") == SWITCH
+        if early:
+            assert await client.exactly(7) == b"welcome"
+        else:
+            await client.send(b"hello")
+        assert await client.exactly(5) == b"HELLO"
+        await client.send(b"GET / HTTP/1.1\r\n\r\n")  # which is no request any more
+        assert await client.exactly(18) == b"GET / HTTP/1.1\r\n\r\n"
+        await client.finish()
+        assert await client.rest() == b"bye"
+        await eventually(lambda: not there.proxy.tunnels)
+
+
+async def test_an_upgrade_that_is_refused_is_an_answer() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(OK)
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        for _ in range(2):
+            await client.send(there.request("/", "Upgrade: chat", "Connection: Upgrade"))
+            assert await read_answer(client) == (OK[:-2], b"ok")
+        assert there.there.count == 1
