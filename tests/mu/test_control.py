@@ -16,7 +16,7 @@ import pytest
 from mtt.errors import StartError
 from mtt.layers.reads import LARGE_READ
 from mtt.wire.http1 import MAX_HEAD
-from mtt.wire.httpproxy import MAX_LINE, MAX_TRAILERS
+from mtt.wire.httpbody import MAX_LINE, MAX_TRAILERS
 from mtt_mu_server import channel, control, turns
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import Panel, multi_user_server
