@@ -19,6 +19,9 @@ from mtt.options.flags import clipped, parse_duration, quoted
 # Bytes. A user takes about 60, rules for a country's web sites some 100 KB.
 MAX_CONFIG = 8 << 20
 
+# Keys that weaken security: never suggested for a misspelt one.
+_WEAKENING = {"insecure", "allowInsecure", "ignore-fingerprint"}
+
 # How many keys one warning names; the line has to stay readable.
 _SHOWN = 12
 
@@ -252,7 +255,7 @@ class Section:
 
         for key in self._members:
             if key not in self._known:
-                similar = get_close_matches(key, self._known, 1)
+                similar = get_close_matches(key, self._known - _WEAKENING, 1)
                 hint = f" (is it {similar[0]}?)" if similar else ""
                 self.file.note_unknown(f"{self.where(clipped(key))}{hint}")
         self._known.update(self._members)  # each is named once

@@ -86,13 +86,14 @@ CLIENT_FLAGS = (
     Flag("c", "str", "File with the configuration: JSON as for sing-box or Xray, whole or only the "
          "AnyTLS outbound. Other options rank above it.", "FILE"),
     Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -c although it asks for a browser's TLS "
-         "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL."),
+         "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL.",
+         weakens=True),
     Flag("user", "str", "Ask applications for this user's name and password.", "NAME"),
     Flag("user-password-file", "str", "File with the password of -user, in one line.", "FILE"),
     Flag("sni", "str", "Name the server must prove, sent as SNI; the host of -s if not given. An "
          "IP address is not sent.", "NAME"),
     Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. -ca "
-         "or -pin is the safe way to trust a self-signed one."),
+         "or -pin is the safe way to trust a self-signed one.", weakens=True),
     Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
     Flag("pin", "str", "Accept the server by this hash of its public key; anytls-server prints "
          "that at start.", "sha256/BASE64", repeatable=True),
@@ -130,7 +131,7 @@ SERVER_FLAGS = (
                       "password."),
     Flag("allow", "str", "Let clients connect to these addresses: 10.1.0.0/16, [fd00::1]:53, "
          ":8000-8999. Those of private networks and of this machine are denied otherwise. The most "
-         "specific rule decides.", "CIDR[:PORTS]", repeatable=True),
+         "specific rule decides.", "CIDR[:PORTS]", repeatable=True, weakens=True),
     Flag("deny", "str", "Do not let clients connect to these.", "CIDR[:PORTS]", repeatable=True),
     TIMEOUT,
     Flag("udp-timeout", "duration", "Close a UDP association in which nothing moved for this long.",

@@ -52,7 +52,7 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
         label = f"plugin option {shown}"
         flag = known.get(name)
         if flag is None:
-            raise unknown_option(label, name, known, dash="")
+            raise unknown_option(label, name, value, known, dash="")
         if value is None and flag.kind != "bool":
             raise UsageError(f"{label} needs a value; write {name}={flag.placeholder}")
         set_value(values, flag, "true" if value is None else value, label=label)

@@ -35,7 +35,7 @@ CLIENT_CA = Flag("client-ca", "str", "PEM file with the certificates that vouch 
                  "cannot show one of theirs does not get in.", "FILE")
 TLS_MIN = Flag("tls-min", "str", "Oldest version of TLS to speak, 1.2 or 1.3.", "VERSION",
                DEFAULT_TLS_MIN)
-DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.")
+DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.", weakens=True)
 CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
                  "NAME")
 WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")

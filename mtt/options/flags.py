@@ -68,6 +68,8 @@ class Flag(NamedTuple):
     choices: tuple[str, ...] = ()  # all there is to say; kind "str" only
     secret: bool = False  # the value is never repeated in an error
     final: bool = False  # answered at once, like -h: what follows it is not looked at
+    otherwise: str = ""  # what to do, for an error about a value of another kind
+    weakens: bool = False  # security; never suggested for a misspelt option
 
 
 def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
@@ -89,8 +91,8 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
             raise UsageError(f"{quoted(word)} is not an option; write -name or -name=value")
         flag = known.get(name)
         if flag is None:
-            secrets = [flag.name for flag in flags if flag.secret]
-            raise unknown_option(f"-{name}", name, known, dash="-", secrets=secrets)
+            value = text if equals else next(words, None)
+            raise unknown_option(f"-{name}", name, value, known, dash="-")
         if not equals:
             if flag.kind == "bool":
                 text = "true"
@@ -118,20 +120,28 @@ def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag
 
 
 def unknown_option(
-    label: str, name: str, known: Iterable[str], *, dash: str, secrets: Iterable[str] = ()
+    label: str, name: str, value: str | None, known: Mapping[str, Flag], *, dash: str
 ) -> UsageError:
-    """The error for an option nobody knows, naming the most similar one if there is any.
-
-    `secrets` are options whose value may be stuck to the name, as in -pPASSWORD of other programs.
-    """
+    """The error for an unknown option `name`, with what is known of it or the most similar one."""
     from difflib import get_close_matches
 
-    similar = get_close_matches(name, known, 1)
-    for secret in secrets if not similar else ():
-        if name.startswith(secret):
-            label = f"{dash}{secret}..."
-    hint = f"did you mean {dash}{similar[0]}?" if similar else "-h lists all options"
-    return UsageError(f"{clipped(label)} is not an option; {hint}")
+    from mtt.options.hints import hint
+
+    same = known.get(name.lower())  # in capitals, perhaps
+    if same is not None and not same.weakens:
+        advice = f"did you mean {dash}{same.name}?"
+    else:
+        advice = hint(name, value, known, dash=dash)
+    if not advice and len(name) > 1:  # any option of two letters is similar to one letter
+        names = [flag.name for flag in known.values() if not flag.weakens]
+        if similar := get_close_matches(name.lower(), names, 1):
+            advice = f"did you mean {dash}{similar[0]}?"
+    if not advice and dash:
+        for flag in known.values():
+            # Its value may be stuck to the name, as in -pPASSWORD of other programs.
+            if flag.secret and name.startswith(flag.name):
+                label = f"{dash}{flag.name}..."
+    return UsageError(f"{clipped(label)} is not an option; {advice or '-h lists all options'}")
 
 
 def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
@@ -143,7 +153,8 @@ def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
         value = parse_value(flag, text)
     except ValueError as error:
         shown = "the value" if flag.secret else quoted(text)
-        raise UsageError(f"{label}: {shown} is not {error}") from None
+        otherwise = f"; {flag.otherwise}" if flag.otherwise else ""
+        raise UsageError(f"{label}: {shown} is not {error}{otherwise}") from None
     if flag.repeatable:
         value = (*values.get(flag.name, ()), *value)
     # Taken out first, so that the option set last is the last in the dict.

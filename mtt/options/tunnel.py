@@ -84,7 +84,7 @@ CLIENT_FLAGS = (
     Flag("n", "str", "Name the server must prove, sent as SNI and as the Host of -wss; the host "
          "of -s if not given.", "NAME"),
     Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. -ca or "
-         "-pin is the safe way to trust a self-signed one."),
+         "-pin is the safe way to trust a self-signed one.", weakens=True),
     Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
     Flag("pin", "str", "Accept the server by this hash of its public key; it prints that at "
          "start.", "sha256/BASE64", repeatable=True),
@@ -92,7 +92,7 @@ CLIENT_FLAGS = (
                   "one."),
     KEY,
     TLS_MIN,
-    MUX,
+    MUX._replace(otherwise="mux-max-stream is the number of connections"),
     Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
          f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
     Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "

@@ -1,0 +1,118 @@
+"""What similar programs call an option, and what it is called here: for the error that names it.
+
+The words are those of v2ray-plugin, xray-plugin, simple-tls, gost-plugin, simple-obfs, kcptun,
+Cloak, curl and ssh, in small letters and without dashes and underscores. A word may stand with one
+value: `mode=quic`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mtt.options.flags import Flag
+
+_UNSAFE = "skips verification, and anyone on the way can read along; {pin} or {ca} is the safe way"
+
+# Words, and what to do. `{name}` is an option of the command as the user has to write it. Of the
+# texts for a word the first counts whose options the command has.
+_HINTS = (
+    ("v", "did you mean {verbose} or {version}?"),
+    ("v vv verb debug", "did you mean {verbose}?"),
+    ("q quiet silent loglevel level", "write {log-level}"),
+    ("logfile logpath", "log lines go to stderr; remove it"),
+    ("tls ssl https mode=tls mode=tcp mode=raw obfs=tls", "TLS is the default; remove it"),
+    ("mode=mtls", "TLS is the default; write {mux}"),
+    ("ws websocket mode=websocket mode=ws mode=wss obfs=http", "write {wss}"),
+    ("mws mwss mode=mws mode=mwss", "write {wss} and {mux}"),
+    ("quic kcp grpc h2 http2 mode=quic mode=kcp mode=grpc mode=h2 mode=http2",
+     "not supported; {wss} is what passes web servers and CDNs"),
+    ("quic kcp grpc h2 http2 ws wss websocket", "not supported; remove it"),
+    ("mode obfs", "TLS alone is the default; {wss}, {mux} and {anytls} are the other modes"),
+    ("mode obfs", "there is one mode only; remove it"),
+    ("path wspath uri obfsuri", "write {wss} and {wss-path}"),
+    ("servicename grpcpath", "gRPC is not supported; {wss} is what passes web servers and CDNs"),
+    ("insecure skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false "
+     "verify=0 k", "{sv} " + _UNSAFE),
+    ("sv skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false verify=0 k",
+     "{insecure} " + _UNSAFE),
+    ("verify", "certificates are verified by default; remove it"),
+    ("certhash fingerprint pinnedpubkey certpin sha256",
+     "write {pin} with the pin that the server prints at start"),
+    ("cca certraw cacert cafile rootca", "write {ca}"),
+    ("certfile crt certificate", "write {cert}"),
+    ("keyfile privkey privatekey", "write {key}"),
+    ("gencert", "without {cert} the server makes a certificate itself; remove it"),
+    ("password passwd pass psk auth secret token", "write {anytls} and {password-file}"),
+    ("passwd pass psk auth secret token", "write {password-file}"),
+    ("rh pd padding", "padding comes with {anytls}"),
+    ("concurrency muxconcurrency maxstreams numconn conn streams",
+     "write {mux} and {mux-max-stream}"),
+    ("t streamtimeout tcptimeout", "write {timeout}"),
+    ("fastopen tfo tcpfastopen", "write {fast-open}"),
+    ("listen local localaddr laddr l a bind", "write {b}"),
+    ("listen local localaddr laddr b a bind", "write {l}"),
+    ("nodelay keepalive tcpkeepalive ping", "that is always on; remove it"),
+    ("fwmark mark interface dscp", "not supported; the routes of the system decide"),
+    ("cpu", "write {workers}"),
+    ("config conf", "write {c}"),
+    ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
+     "cdnoriginhost cdnwspath", "that is an option of Cloak, which is another protocol"),
+    ("crypt mtu sndwnd rcvwnd datashard parityshard nocomp smuxver smuxbuf autoexpire scavengettl",
+     "that is an option of kcptun, which is another protocol"),
+)  # fmt: skip
+
+_CLIENT_HINTS = (
+    ("server=true server=1", "this is the client; run mtt-server or anytls-server"),
+    ("server remote remoteaddr raddr r d dst dest destination address", "write {s}"),
+    ("host sni servername peer obfshost hostname", "write {n}"),
+    ("host n servername peer hostname", "write {sni}"),
+    ("disabletls notls", "only servers can do without TLS; remove it"),
+)
+
+_MULTI_USER_HINTS = (
+    ("wss ws websocket mode=websocket mode=ws mode=wss", "WebSocket is always on; remove it"),
+    ("wsspath path wspath", "each user has a path, which the controller (-c) is told; remove it"),
+    ("d dst dest destination target forward",
+     "each user has a destination, which the controller (-c) is told; remove it"),
+    ("control controller api", "write {c}"),
+)  # fmt: skip
+
+_SERVER_HINTS = (
+    ("server s", "this is the server; remove it"),
+    ("dst dest destination target forward remote remoteaddr raddr r", "write {d}"),
+    ("host sni servername peer obfshost hostname", "the server answers to every name; remove it"),
+    ("insecure skipverify noverify allowinsecure skipcertverify sv verify k ca cacert pin certhash",
+     "only clients verify; remove it"),
+    ("muxmaxstream muxwarm muxidle preconnect concurrency muxconcurrency",
+     "the client decides; remove it"),
+)
+
+_FIELD = re.compile(r"\{([a-z-]+)\}")
+
+
+def hint(name: str, value: str | None, known: Mapping[str, Flag], *, dash: str) -> str:
+    """What to do about the unknown option `name`, which has `value`; empty if nobody knows.
+
+    `known` are the options of the command by their names, each written behind `dash`.
+    """
+    word = name.lower().replace("-", "").replace("_", "")
+    words = (f"{word}={(value or 'true').lower()}", word)
+    tables = (
+        () if "c-token-file" not in known else _MULTI_USER_HINTS,
+        _CLIENT_HINTS if "s" in known else _SERVER_HINTS,
+        _HINTS,
+    )
+    for wanted in words:
+        for names, text in (entry for table in tables for entry in table):
+            if wanted in names.split() and all(each in known for each in _FIELD.findall(text)):
+                return _FIELD.sub(lambda match: _spelt(known[match[1]], dash), text)
+    return ""
+
+
+def _spelt(flag: Flag, dash: str) -> str:
+    """`flag` as it is written on a command line or, without a dash, in plugin options."""
+    between = " " if dash else "="
+    return f"{dash}{flag.name}" + (f"{between}{flag.placeholder}" if flag.placeholder else "")
