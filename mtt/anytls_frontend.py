@@ -17,8 +17,10 @@ from typing import Generic, TypeVar
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.frontend import PLAIN_HTTP_REPLY, log_failure
-from mtt.http.fallback import Visitor
+from mtt.http.fallback import SITE_TIME, Visit
 from mtt.http.server import HttpServer
+from mtt.http.watch import PreambleWatch, RequestWatch
+from mtt.layers import linger
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
@@ -28,6 +30,7 @@ from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
 from mtt.service import peer_name
+from mtt.wire.anytls import HASH_SIZE
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
 from mtt.wire.servemux import NOT_FOUND
@@ -104,12 +107,10 @@ class AnyTlsFrontend(Generic[Who]):
             carrier = transport
             self._pending.add(transport)
 
-        head = ConnectionHead(
-            self._find,
-            known=self._known,
-            stranger=self._stranger,
-            failed=lambda error: self._failed(carrier, error),
+        head = self._head(
+            lambda error: self._failed(carrier, error),
             connected=connected if self._context is None else None,
+            silence_time=SITE_TIME if self._fallback is not None else None,
         )
         if self._context is None:
             return head
@@ -117,6 +118,22 @@ class AnyTlsFrontend(Generic[Who]):
         carrier = tls
         self._pending.add(tls)
         return tls
+
+    def _head(
+        self,
+        failed: Callable[[Exception], None],
+        *,
+        connected: Callable[[asyncio.Transport], None] | None = None,
+        silence_time: float | None = None,
+    ) -> ConnectionHead[Who]:
+        return ConnectionHead(
+            self._find,
+            known=self._known,
+            stranger=self._stranger,
+            failed=failed,
+            connected=connected,
+            silence_time=silence_time,
+        )
 
     def cut(self, is_unwanted: Callable[[Who], bool]) -> int:
         """Cut the sessions of some users, with all their streams; returns how many."""
@@ -151,9 +168,8 @@ class AnyTlsFrontend(Generic[Who]):
         self, transport: asyncio.Transport, received: bytes, eof: bool, error: Exception
     ) -> None:
         if self._fallback is not None and (received or not eof):
-            self._pending.discard(transport)
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
-            Visitor(Holding(self._fallback)).start(transport, received, eof)
+            self._visit(self._fallback, transport, received, eof)
         elif received and may_be_request(received):
             hold(transport, received, eof=eof)
             self._serve_http(transport)
@@ -163,7 +179,33 @@ class AnyTlsFrontend(Generic[Who]):
                 # At once, as nginx does at the first byte that cannot be in a method. To a client
                 # with a wrong password, too, whose user should not have to wait to hear of it.
                 transport.write(HttpError(400, str(error)).answer)
-            transport.close()
+            linger.close(transport, eof_seen=eof, silent=eof)
+
+    def _visit(
+        self,
+        fallback: Callable[[asyncio.Transport], None],
+        transport: asyncio.Transport,
+        received: bytes,
+        eof: bool,
+    ) -> None:
+        """Let a stranger visit the web site. Who has said nothing yet may still be a user."""
+
+        def is_user(data: bytes) -> bool:
+            return len(data) >= HASH_SIZE and self._find(data[:HASH_SIZE]) is not None
+
+        def resume(transport: asyncio.Transport, received: bytes) -> None:
+            head = self._head(lambda error: self._failed(transport, error))
+            self._pending.add(transport)
+            hold(transport, received)
+            hand_over(transport, head)
+
+        Visit(
+            Holding(fallback),
+            RequestWatch(None) if received else PreambleWatch(is_user),
+            on_tunnel=resume,
+            on_refused=resume,
+            on_settled=lambda: self._pending.discard(transport),
+        ).start(transport, received, eof)
 
     def _serve_http(self, transport: asyncio.Transport) -> None:
         """Be a web server without a page, as with -wss to paths that lead nowhere."""

@@ -16,8 +16,9 @@ from typing import Any, Generic, TypeVar
 
 from mtt.admission import Pending
 from mtt.errors import Cause, NothingSaidError, PeerError, describe
-from mtt.http.fallback import Visit
-from mtt.http.server import HttpServer
+from mtt.http.fallback import SITE_TIME, Visit
+from mtt.http.server import HEAD_TIMEOUT, HttpServer
+from mtt.http.watch import RequestWatch
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
@@ -130,8 +131,14 @@ class Frontend(Generic[Place]):
             self._serve_http(transport, self._route)
 
     def _serve_http(
-        self, transport: asyncio.Transport, route: Route[Place], received: bytes = b""
+        self,
+        transport: asyncio.Transport,
+        route: Route[Place],
+        received: bytes = b"",
+        *,
+        is_refused: bool = False,
     ) -> None:
+        """Wait for a request. `is_refused`: the fallback site could not be reached before."""
         self._pending.add(transport)
         found: list[Place] = []
 
@@ -161,8 +168,14 @@ class Frontend(Generic[Place]):
 
         def fall_back(transport: asyncio.Transport, received: bytes, eof: bool) -> None:
             assert self._fallback is not None
-            stream = Holding(self._fallback)
-            Visit(stream, is_tunnel, go_on).start(transport, received, eof)
+            self._pending.add(transport)
+            Visit(
+                Holding(self._fallback),
+                RequestWatch(is_tunnel),
+                on_tunnel=go_on,
+                on_refused=None if is_refused else refused,
+                on_settled=lambda: self._pending.discard(transport),
+            ).start(transport, received, eof)
 
         def http_failed(error: Exception) -> None:
             if transport in self._pending:  # not if we cut it
@@ -171,12 +184,18 @@ class Frontend(Generic[Place]):
         def go_on(transport: asyncio.Transport, received: bytes) -> None:
             self._serve_http(transport, route, received)
 
+        def refused(transport: asyncio.Transport, received: bytes) -> None:
+            self._serve_http(transport, route, received, is_refused=True)
+
+        is_eager = self._fallback is not None and not is_refused
         http = HttpServer(
             router,
             upgraded,
             protocols=PREFERENCE,
             refusal=self._refusal,
             fallback=fall_back if self._fallback is not None else None,
+            eager=is_eager,
+            head_timeout=SITE_TIME if is_eager else HEAD_TIMEOUT,
             on_failure=http_failed,
             on_end=lambda: self._pending.discard(transport),
         )

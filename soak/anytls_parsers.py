@@ -102,7 +102,7 @@ def _preamble(data: bytes) -> None:
     reader = anytls.PreambleReader()
     for at in range(0, len(data), 9):
         reader.feed(data[at : at + 9])
-        assert reader.is_text or reader.hash or reader.rest is None
+        assert reader.hash or reader.rest is None
     assert reader.received == data
 
 

@@ -78,15 +78,17 @@ class HttpServer(StreamProtocol):
             for what Go answers, which tells that there is one.
         fallback: takes over, with what was received and whether that is all there will be, a
             connection that does not ask for a tunnel, instead of any answer of ours.
+        eager: the fallback also gets what may still ask for a tunnel: an unfinished head at once,
+            silence after `head_timeout`.
         on_end: called once when this is over, by an upgrade or by the end of the connection.
         head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
         keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
     """
 
     __slots__ = (
-        "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_head_timeout", "_in_head",
-        "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade", "_paused", "_protocols",
-        "_refusal", "_router", "_scanned", "_timer", "_transport",
+        "_body_left", "_buffer", "_closed", "_eager", "_eof", "_fallback", "_head_timeout",
+        "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade", "_paused",
+        "_protocols", "_refusal", "_router", "_scanned", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -99,6 +101,7 @@ class HttpServer(StreamProtocol):
         protocols: tuple[str, ...] = (),
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
+        eager: bool = False,
         on_failure: Callable[[Exception], None] | None = None,
         on_end: Callable[[], object] | None = None,
         head_timeout: float = HEAD_TIMEOUT,
@@ -109,6 +112,7 @@ class HttpServer(StreamProtocol):
         self._protocols = protocols
         self._refusal = refusal
         self._fallback = fallback
+        self._eager = eager
         self._on_failure = on_failure
         self._on_end = on_end
         self._head_timeout = head_timeout
@@ -162,6 +166,8 @@ class HttpServer(StreamProtocol):
             while not (self._closed or self._paused) and self._skip_body() and self._buffer:
                 end = find_head_end(self._buffer, self._scanned)
                 if end < 0 or end > MAX_HEAD:
+                    if self._eager and self._fall_back():
+                        return
                     self._check_unfinished()
                     break
                 self._decide(parse_request(bytes(self._buffer[:end])), end)
@@ -279,9 +285,9 @@ class HttpServer(StreamProtocol):
 
     def _expired(self) -> None:
         self._timer = None
+        if self._in_head and (self._buffer or self._eager) and self._fall_back():
+            return
         if self._buffer and self._in_head:
-            if self._fall_back():
-                return
             text = f"no complete HTTP request within {self._head_timeout:g} s"
             self._tell(NetworkError(text, cause=Cause.TIMEOUT))
         self._close()
@@ -294,7 +300,12 @@ class HttpServer(StreamProtocol):
     def _close(self) -> None:
         """Close after all answers were delivered, whatever else the client may be sending."""
         self._let_go()
-        linger.close(self._transport, self.connection_lost, eof_seen=self._eof)
+        linger.close(
+            self._transport,
+            self.connection_lost,
+            eof_seen=self._eof,
+            silent=self._eof and self._hidden,  # as nginx leaves who has ended first
+        )
 
     def _let_go(self) -> None:
         """Be done with this connection: whatever happens to it now is none of our business."""

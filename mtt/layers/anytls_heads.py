@@ -20,11 +20,6 @@ from mtt.wire.anytls import PreambleReader
 # From the end of the TLS handshake until the preamble is complete: as for an HTTP request.
 PREAMBLE_TIME = 10.0
 
-# If less than a hash has come so long after its first byte, it is no client's: all known ones write
-# the preamble in one record of TLS, and a record arrives whole. A web server says nothing to a
-# beginning either, so nobody can tell who of the two is waiting.
-GRACE_TIME = 0.5
-
 # From the beginning of a stream until its destination is known, which clients send right with it.
 DESTINATION_TIME = 10.0
 
@@ -41,11 +36,13 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
             came, and whether that was the end; and what is wrong about it, for a log.
         failed: called if the connection is lost before that.
         connected: called with the transport when there is one.
+        silence_time: seconds until a connection that says nothing is a stranger's, if not as many
+            as for a preamble.
     """
 
     __slots__ = (
-        "_connected", "_deadline", "_failed", "_find", "_grace", "_known", "_reader", "_stranger",
-        "_transport", "_who",
+        "_connected", "_deadline", "_failed", "_find", "_known", "_reader", "_silence_time",
+        "_stranger", "_transport", "_who",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +53,7 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         stranger: Callable[[asyncio.Transport, bytes, bool, Exception], None],
         failed: Callable[[Exception], None],
         connected: Callable[[asyncio.Transport], None] | None = None,
+        silence_time: float | None = None,
     ) -> None:
         self._connected = connected
         self._find = find
@@ -66,36 +64,27 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         self._who: Who | None = None
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._grace: asyncio.TimerHandle | None = None
+        self._silence_time = PREAMBLE_TIME if silence_time is None else silence_time
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         if self._connected is not None:
             self._connected(transport)
-        loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(PREAMBLE_TIME, self._give_up)
+        self._arm(self._silence_time)
 
     def data_received(self, data: Data) -> None:
         reader = self._reader
         if reader is None:
             return
         reader.feed(data)
-        hashed = reader.hash
-        if hashed is None:
-            # Never compared with the beginnings of the users' hashes, see PreambleReader.
-            if reader.is_text:
-                self._is_stranger()
-            elif self._grace is None:
-                loop = asyncio.get_running_loop()
-                self._grace = loop.call_later(GRACE_TIME, self._is_stranger)
-            return
-        if self._grace is not None:
-            self._grace.cancel()
         if self._who is None:
-            self._who = self._find(hashed)
+            # All clients write the preamble in one record of TLS, and a record arrives whole. So
+            # less than a hash is none, and gets its answer as early as from any web server.
+            self._who = self._find(reader.hash) if reader.hash is not None else None
             if self._who is None:
                 self._is_stranger()
                 return
+            self._arm(PREAMBLE_TIME)
         rest = reader.rest
         if rest is not None:
             transport, who, known = self._transport, self._who, self._known
@@ -146,10 +135,14 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         when = f"within {PREAMBLE_TIME:g} s" if cause is Cause.TIMEOUT else "before its end"
         return NetworkError(f"it did not show a password {when}", cause=cause)
 
+    def _arm(self, seconds: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self._give_up)
+
     def _let_go(self) -> None:
-        for timer in (self._deadline, self._grace):
-            if timer is not None:
-                timer.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()
         self._reader = self._failed = self._connected = None
 
 

@@ -116,6 +116,10 @@ class LayerTransport(asyncio.Transport):
         """Write `data` behind the header of its frame, in one piece."""
         self.write(b"".join((head, data)))
 
+    def close_silently(self) -> None:
+        """As `close()`, without the last word that the layer owes its peer, if it has one."""
+        self.close()
+
     def unsent(self) -> int:
         """See the function `unsent`."""
         raise NotImplementedError

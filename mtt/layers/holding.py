@@ -133,6 +133,7 @@ def hand_over(transport: asyncio.Transport, protocol: Any) -> None:
         return
     if held.early:
         protocol.data_received(held.early)
+        protocol = transport.get_protocol()  # it may have handed the transport on
     if held.eof and not protocol.eof_received():
         transport.close()
     if held.error is not None:

@@ -80,15 +80,17 @@ def close(
     on_lost: Callable[[Exception | None], None] = _nobody_cares,
     *,
     eof_seen: bool,
+    silent: bool = False,
 ) -> None:
     """Close `transport` after all that was written to it has been delivered.
 
     Takes over the transport; `on_lost`, the `connection_lost` of its protocol, is called once, when
     the descriptor is closed, at the latest `STALL_TIME` after the peer stopped taking data.
-    `eof_seen`: the peer has sent FIN.
+    `eof_seen`: the peer has sent FIN. `silent`: without the last word that a layer owes its peer.
     """
     if isinstance(transport, LayerTransport):
-        transport.close()  # lingers by itself, at the bottom of its stack
+        close = transport.close_silently if silent else transport.close
+        close()  # lingers by itself, at the bottom of its stack
         return
     if eof_seen and not transport.get_write_buffer_size():
         # The rest is up to the kernel, and nothing is left to wait for.

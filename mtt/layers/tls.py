@@ -304,6 +304,12 @@ class TlsLayer(Layer):
         self._closed()
         linger.close(self.lower, self._tell_lost, eof_seen=eof_seen)
 
+    def close_silently(self) -> None:
+        """As `close()`, without close_notify: some web servers leave so."""
+        if self._state == OPEN:
+            self._write_eof = True
+        self.close()
+
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
         if self._state == CLOSED:

@@ -43,8 +43,6 @@ MAX_SETTINGS = 32
 
 HASH_SIZE = 32
 _PREAMBLE_SIZE = HASH_SIZE + 2
-# An HTTP request line, a greeting, a command: text up to the end of the line.
-_TEXT_LINE = re.compile(rb"[\t\x20-\x7e]{4,}\r?\n")
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _SHOWN = 200  # characters of a peer's text in a log line
@@ -255,8 +253,7 @@ class PreambleReader:
 
     There is no telling earlier whether it will be a user's: comparing what is there with the
     beginnings of the users' hashes would, by when the server answers, give them away byte by
-    byte, and a hash is as good as a password. `is_text` depends on no secret, and is right for
-    whatever an ordinary web server would answer at once.
+    byte, and a hash is as good as a password.
 
     Without a hash it holds less than HASH_SIZE bytes; with one, the preamble (at most 34 + 65535
     bytes) and what came with its last piece.
@@ -288,11 +285,3 @@ class PreambleReader:
             return None
         size = _PREAMBLE_SIZE + int.from_bytes(self._data[HASH_SIZE:_PREAMBLE_SIZE], "big")
         return bytes(self._data[size:]) if len(self._data) >= size else None
-
-    @property
-    def is_text(self) -> bool:
-        """Whether it begins with a line of text: to be asked as long as there is no hash.
-
-        One hash in 8000 begins like that, and would be mistaken only if it came in pieces.
-        """
-        return _TEXT_LINE.match(self._data) is not None

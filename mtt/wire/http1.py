@@ -216,6 +216,11 @@ def complete_head(buffer: bytes | bytearray, start: int = 0) -> int:
     return end
 
 
+def is_host(value: str) -> bool:
+    """Whether `value` may stand in a Host header."""
+    return not _NOT_HOST.search(value)
+
+
 def may_be_request(data: bytes) -> bool:
     """Whether `data`, be it the beginning of a line only, looks like a request line at first sight.
 
@@ -252,7 +257,7 @@ def parse_request(head: bytes) -> Request:
         raise HttpError(400, "missing required Host header", public=True)
     if len(hosts) > 1:
         raise HttpError(400, "too many Host headers", public=True)
-    if hosts and _NOT_HOST.search(hosts[0]):
+    if hosts and not is_host(hosts[0]):
         raise HttpError(400, "malformed Host header", public=True)
     return Request(
         version=version,
@@ -349,7 +354,7 @@ def _parse_target(method: str, target: bytes) -> tuple[str, bytes, bytes]:
 
 def _authority(raw: bytes) -> str:
     host = raw.rpartition(b"@")[2].decode("latin-1")
-    if _NOT_HOST.search(host):
+    if not is_host(host):
         raise HttpError(400, "malformed request target")
     return host
 

@@ -13,13 +13,25 @@ from base64 import b64decode, b64encode
 from typing import NamedTuple
 
 from mtt.errors import Cause, PeerError
-from mtt.wire.http1 import Reply, Request, Response, text_reply
+from mtt.wire.http1 import Reply, Request, Response, is_host, text_reply
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
 # Bytes that cannot stand in a request target. A `%` that escapes nothing counts among them.
 _NOT_PATH = re.compile(rb"[^A-Za-z0-9!$&'()*+,/:;=@\[\]._~%-]|%(?![0-9A-Fa-f]{2})")
 _NOT_QUERY = re.compile(rb"[^\x21-\x7e]")
+
+# How every opening handshake begins.
+METHOD = b"GET "
+# Of a head that comes in pieces: what nginx has room for.
+MAX_LINE = 8192
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
+_FIELD = re.compile(rb"(%s):(%s)\r?" % (_TOKEN, _VALUE))
+_FIELD_BEGINS = re.compile(rb"(?:%s(?::%s)?)?\r?" % (_TOKEN, _VALUE))
+_NOT_TARGET = re.compile(rb"[\x00-\x20\x7f]")
+_BODY = (b"content-length", b"transfer-encoding")
+
 _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
 
 
@@ -51,6 +63,55 @@ class Upgrade(NamedTuple):
 
     key: str
     protocol: str | None
+
+
+class RequestBeginning:
+    """Judges whether an unfinished head may still become an opening handshake.
+
+    It refuses what web servers refuse, at the same byte, and whatever no client sends: absolute
+    targets, folded lines, a body.
+    """
+
+    __slots__ = ("_at", "_has_host")
+
+    def __init__(self) -> None:
+        self._at = 0  # where the first line begins that is not complete
+        self._has_host = False
+
+    def goes_on(self, head: bytes | bytearray) -> bool:
+        """Whether this may be the beginning; `head` has only grown since the last time."""
+        while (end := head.find(b"\n", self._at)) >= 0:
+            line = bytes(head[self._at : end])
+            if not (self._is_field(line) if self._at else _is_request_line(line + b"\n")):
+                return False
+            self._at = end + 1
+        rest = bytes(head[self._at :])
+        if len(rest) > MAX_LINE:
+            return False
+        return _FIELD_BEGINS.fullmatch(rest) is not None if self._at else _is_request_line(rest)
+
+    def _is_field(self, line: bytes) -> bool:
+        found = _FIELD.fullmatch(line)
+        if found is None or len(line) > MAX_LINE:
+            return False
+        name = found[1].lower()
+        if name != b"host":
+            return name not in _BODY
+        is_first, self._has_host = not self._has_host, True
+        return is_first and is_host(found[2].strip(b" \t").decode("latin-1"))
+
+
+def _is_request_line(line: bytes) -> bool:
+    """Whether this is the request line of an opening handshake, or the beginning of one."""
+    target, _, version = line[len(METHOD) :].partition(b" ")
+    return (
+        METHOD.startswith(line[: len(METHOD)])
+        and (target[:1] == b"/" or len(line) <= len(METHOD))
+        and not _NOT_TARGET.search(target)
+        and b"HTTP/1.1\r\n".startswith(version)
+        and len(line) <= MAX_LINE
+        and (bool(version) or not line.endswith(b"\n"))
+    )
 
 
 def accept_key(key: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.anytls.serving import empty, server_for
 from tests.anytls.test_server_no_site import BAD_REQUEST
-from tests.anytls.test_server_strangers import NEVER, WRONG, Site, waits
+from tests.anytls.test_server_strangers import WRONG, Site, waits
 from tests.support.anytlspeer import (
     PSH,
     SERVER_SETTINGS,
@@ -68,7 +68,7 @@ async def test_stranger_without_tls_sees_the_fallback_site(certs: Certs) -> None
 async def test_silent_connection_without_tls_is_closed(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=0.01, grace=NEVER)
+    waits(monkeypatch, preamble=0.01)
     async with asyncio.timeout(SOON), server_for(certs, **{"disable-tls": True}) as server:
         async with await connect(port_of(server)) as silent:
             assert await silent.rest() == b""

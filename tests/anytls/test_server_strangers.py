@@ -14,6 +14,7 @@ import pytest
 from anytls.server import Server
 from mtt import anytls_frontend, relay
 from mtt.admission import Pending
+from mtt.http.fallback import SITE_TIME
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_heads import ConnectionHead
 from tests.anytls.serving import empty, server_for
@@ -89,9 +90,8 @@ def has_heard(server: Server, data: bytes) -> bool:
     return any(reader is not None and reader.received == data for reader in readers)
 
 
-def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float, grace: float) -> None:
+def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
-    monkeypatch.setattr(anytls_heads, "GRACE_TIME", grace)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,17 @@ def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float, grace: float) -> 
         pytest.param(b"GET /page HTTP/1.1\r\nHost: test.local\r\n\r\n", id="request"),
         pytest.param(SHORT_REQUEST, id="request of 18 bytes"),
         pytest.param(b"QUIT\r\n", id="command"),
+        pytest.param(b"GET / HT", id="half a line"),
+        pytest.param(b"\x01", id="one byte"),
+        pytest.param(hashed()[:31], id="31 bytes of a hash"),
+        pytest.param(hashed("not it")[:31], id="31 bytes of a wrong hash"),
         pytest.param(b"POST / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 300, id="upload"),
     ],
 )
 async def test_what_cannot_be_a_preamble_reaches_the_site_at_once(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    waits(monkeypatch, preamble=NEVER)
     async with in_front_of_a_site(certs) as (server, site):
         async with await tls_connect(port_of(server), certs) as visitor:
             await visitor.send(said)
@@ -120,55 +124,11 @@ async def test_what_cannot_be_a_preamble_reaches_the_site_at_once(
         assert site.visits == 1
 
 
-@pytest.mark.parametrize(
-    "said",
-    [
-        pytest.param(b"\x16\x03\x01\x02\x00", id="bytes"),
-        pytest.param(b"GET / HT", id="half a line"),
-        pytest.param(hashed()[:31], id="31 bytes of a hash"),
-        pytest.param(hashed("not it")[:31], id="31 bytes of a wrong hash"),
-    ],
-)
-async def test_a_beginning_without_more_reaches_the_site_after_a_grace(
-    said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits(monkeypatch, preamble=NEVER, grace=1)
-    clock = Clock(monkeypatch, anytls_heads)
-    async with in_front_of_a_site(certs) as (server, site):
-        async with await tls_connect(port_of(server), certs) as visitor:
-            await visitor.send(said)
-            await eventually(lambda: has_heard(server, said))
-            await clock.passes(0.99)
-            assert not site.visits
-            await clock.passes(0.02)
-            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
-        await eventually(lambda: site.received == said)
-
-
-async def test_31_bytes_of_a_users_hash_are_treated_as_any_31_bytes(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever the waiting is for, it must not end sooner, or later, for the right beginning."""
-    waits(monkeypatch, preamble=10, grace=NEVER)
-    clock = Clock(monkeypatch, anytls_heads)
-    for said in (hashed()[:31], hashed("not it")[:31]):
-        async with (
-            in_front_of_a_site(certs) as (server, site),
-            await tls_connect(port_of(server), certs) as visitor,
-        ):
-            await visitor.send(said)
-            await eventually(partial(has_heard, server, said))
-            await clock.passes(9.99)
-            assert not site.visits
-            await clock.passes(0.02)
-            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
-
-
-@pytest.mark.parametrize("said", [b"", hashed(), preamble()[:-1], preamble(padding=40_000)[:-9]])
+@pytest.mark.parametrize("said", [hashed(), preamble()[:-1], preamble(padding=40_000)[:-9]])
 async def test_at_the_deadline_the_site_gets_what_there_is(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=0.3, grace=NEVER)
+    waits(monkeypatch, preamble=0.3)
     async with (
         in_front_of_a_site(certs) as (server, site),
         await tls_connect(port_of(server), certs) as visitor,
@@ -180,10 +140,60 @@ async def test_at_the_deadline_the_site_gets_what_there_is(
         assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
 
 
+async def test_silent_visitor_is_given_to_the_site(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the site decides how long silence may last. The connection may still be a user's."""
+    waits(monkeypatch, preamble=NEVER)
+    clock = Clock(monkeypatch, anytls_heads)
+    async with serving(echo) as there, in_front_of_a_site(certs) as (server, site):
+        async with (
+            await tls_connect(port_of(server), certs) as visitor,
+            await tls_connect(port_of(server), certs) as late,
+        ):
+            await eventually(lambda: has_heard(server, b"") and server._frontend.pending == 2)
+            await clock.passes(SITE_TIME - 0.01)
+            assert not site.visits
+            await clock.passes(0.02)
+            await eventually(lambda: site.visits == 2)
+            assert server._frontend.pending == 2  # and they are still limited in number
+            await visitor.send(b"\x01")
+            assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
+            await eventually(lambda: server._frontend.pending == 1)
+            peer = AnyTlsPeer(late)
+            await peer.send(preamble() + settings() + frame(SYN, 1))
+            await peer.send(frame(PSH, 1, address("127.0.0.1", there.port) + b"hello"))
+            frames = [await peer.frame() for _ in range(3)]
+            assert frames[1:] == [(SYNACK, 1, b""), (PSH, 1, b"hello")]
+        assert site.received == b"\x01"
+
+
+async def test_silent_user_is_served_when_the_site_is_down(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, anytls_heads)
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_for(certs, fallback="127.0.0.1:1") as server,
+    ):
+        async with await tls_connect(port_of(server), certs) as late:
+            await eventually(lambda: has_heard(server, b""))
+            await clock.passes(SITE_TIME + 0.01)
+            await eventually(lambda: server.counters.dial_failures == 1)
+            await eventually(lambda: has_heard(server, b""))
+            peer = AnyTlsPeer(late)
+            await peer.send(preamble() + settings() + frame(SYN, 1))
+            await peer.send(frame(PSH, 1, address("127.0.0.1", there.port) + b"hello"))
+            frames = [await peer.frame() for _ in range(3)]
+            assert frames[1:] == [(SYNACK, 1, b""), (PSH, 1, b"hello")]
+        await eventually(lambda: empty(server))
+
+
 async def test_an_end_sends_the_beginning_to_the_site_at_once(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits(monkeypatch, preamble=NEVER, grace=NEVER)
+    waits(monkeypatch, preamble=NEVER)
     async with in_front_of_a_site(certs) as (server, site):
         async with await tls_connect(port_of(server), certs) as visitor:
             await visitor.send(b"\x01\x02\x03")
@@ -191,7 +201,8 @@ async def test_an_end_sends_the_beginning_to_the_site_at_once(
             await eventually(lambda: site.received == b"\x01\x02\x03")
         async with await tls_connect(port_of(server), certs) as visitor:
             await visitor.finish()  # nobody needs a site for that
-            assert await visitor.rest() == b""
+            with pytest.raises(ssl.SSLEOFError):  # no close_notify, as from nginx
+                await visitor.read()
         assert site.visits == 1
 
 
@@ -242,11 +253,12 @@ async def test_a_site_that_is_down_ends_the_visit_with_one_line(certs: Certs) ->
 
 
 @pytest.mark.parametrize("padding", [0, 30, 2000, 65535])
-async def test_a_preamble_may_come_in_any_pieces(padding: int, certs: Certs) -> None:
+async def test_a_preamble_may_come_in_pieces_behind_the_hash(padding: int, certs: Certs) -> None:
     said = preamble(padding=padding) + settings() + frame(SYN, 7)
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         async with AnyTlsPeer(await tls_connect(port_of(server), certs)) as peer:
-            for at in range(100):
+            await peer.send(said[:32])
+            for at in range(32, 100):
                 await peer.send(said[at : at + 1])
                 await asyncio.sleep(0)
             await peer.send(said[100:], frame(PSH, 7, address("127.0.0.1", there.port) + b"data"))
@@ -259,7 +271,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow-loris: the oldest ones have to go when there are too many, and all when it is time."""
-    waits(monkeypatch, preamble=10, grace=2)
+    waits(monkeypatch, preamble=10)
     clock = Clock(monkeypatch, anytls_heads)
     monkeypatch.setattr(anytls_frontend, "Pending", partial(Pending, 4))
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
@@ -272,10 +284,10 @@ async def test_slow_connections_are_limited_in_number_and_time(
             with pytest.raises(ConnectionError):
                 await connection.read()
         # A byte now and then does not buy time.
-        for _ in range(11):
+        for number in range(11):
             for connection in slow[5:]:
                 with contextlib.suppress(ConnectionError):
-                    await connection.send(b"\0")
+                    await connection.send(b"\xff" if number else hashed())
             await clock.passes(1)
         await eventually(lambda: empty(server))
         for connection in slow:

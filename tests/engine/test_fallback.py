@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from mtt.http import server as http_server
+from mtt.http.fallback import SITE_TIME
+from mtt.http.server import HttpServer
+from mtt.server import Server
 from mtt.wire import upgrade
+from mtt.wire.upgrade import MAX_LINE
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.contexts import trusting_context
 from tests.support.gopeer import tls_connect
 from tests.support.tunnels import (
@@ -34,7 +42,10 @@ TUNNEL = upgrade.request(PATH, "test.local", KEY, ("smux_off",))
 
 
 class Site:
-    """A web site that keeps what it gets and answers each chunk of it with a fixed text."""
+    """A web site that keeps what it gets and answers each chunk of it with a fixed text.
+
+    It says nothing to the first word of a request.
+    """
 
     ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsite"
 
@@ -47,15 +58,14 @@ class Site:
         self.visits += 1
         while data := await connection.read():
             self.received += data
-            self.answers += 1
-            await connection.send(self.ANSWER)
+            if self.received != b"GET ":
+                self.answers += 1
+                await connection.send(self.ANSWER)
 
 
 async def visit(port: int, certs: Certs) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     context = trusting_context(certs.ca)
-    return await asyncio.open_connection(
-        "127.0.0.1", port, ssl=context, server_hostname=certs.name
-    )
+    return await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=certs.name)
 
 
 async def leave(writer: asyncio.StreamWriter) -> None:
@@ -108,7 +118,10 @@ async def test_the_site_hears_that_a_visitor_has_ended(request_bytes: bytes, cer
         asyncio.timeout(SOON),
         serving(serve) as web,
         server_at(
-            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"},
+            "wss",
+            1,
+            certs,
+            **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"},
             **{"disable-tls": True},
         ) as server,
         await connect(port_of(server)) as visitor,
@@ -140,25 +153,141 @@ async def test_visitor_sees_the_end_of_the_site_at_once(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_a_stuck_head_is_left_to_the_site(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_server.HttpServer.__init__, "__kwdefaults__", {
-        **http_server.HttpServer.__init__.__kwdefaults__, "head_timeout": 0.1,
-    })  # fmt: skip
+@contextlib.asynccontextmanager
+async def in_front_of_a_site(certs: Certs, port: int) -> AsyncIterator[tuple[Server, Site]]:
+    """A server with a site, and a tunnel to `port` at PATH."""
     site = Site()
     async with (
         asyncio.timeout(SOON),
         serving(site.serve) as web,
         server_at(
+            "wss", port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
+    ):
+        yield server, site
+        await eventually(lambda: empty(server))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        pytest.param(b"\0", id="one byte"),
+        pytest.param(b"H", id="other method"),
+        pytest.param(b"GET /\1", id="control character"),
+        pytest.param(b"GET /secret HTTX", id="no HTTP"),
+        pytest.param(b"GET /" + b"a" * (MAX_LINE - 4), id="long line"),
+        pytest.param(b"GET /secret HTTP/1.1\r\nHost: te/st\r\n", id="bad host"),
+        pytest.param(b"GET /secret HTTP/1.1\r\nHost: test\r\n:", id="bad header"),
+    ],
+)
+@pytest.mark.parametrize("first", [b"", GET], ids=["first request", "second request"])
+async def test_site_judges_at_the_first_byte_that_begins_no_tunnel(
+    said: bytes, first: bytes, certs: Certs
+) -> None:
+    async with (
+        in_front_of_a_site(certs, 1) as (server, site),
+        await tls_connect(port_of(server), certs) as visitor,
+    ):
+        if first:
+            await visitor.send(first)
+            await visitor.exactly(len(site.ANSWER))
+        await visitor.send(said[:-1])
+        await eventually(lambda: site.received == first + said[:-1][: len("GET ")])
+        await visitor.send(said[-1:])
+        await eventually(lambda: site.received == first + said)
+
+
+async def test_tunnel_request_may_come_in_pieces_and_stays_unknown_to_the_site(
+    certs: Certs,
+) -> None:
+    """All that the site hears is that a request has begun, so that its clock runs."""
+    async with (
+        serving(echo) as there,
+        in_front_of_a_site(certs, there.port) as (server, site),
+        await tls_connect(port_of(server), certs) as client,
+    ):
+        for at in range(len(TUNNEL)):
+            await client.send(TUNNEL[at : at + 1])
+            if at == len(TUNNEL) - 2:
+                await eventually(lambda: site.received == b"GET ")
+                assert server._frontend.pending == 1  # limited in number until it is clear
+        assert b"HTTP/1.1 101 " in await client.until(b"\r\n\r\n")
+
+
+async def test_silent_visitor_is_given_to_the_site(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, http_server)
+    async with serving(echo) as there, in_front_of_a_site(certs, there.port) as (server, site):
+        _, silent = await visit(port_of(server), certs)
+        reader, late = await visit(port_of(server), certs)
+        await eventually(lambda: is_web(server))
+        await clock.passes(SITE_TIME - 0.01)
+        assert not site.visits
+        await clock.passes(0.02)
+        await eventually(lambda: site.visits == 2)
+        assert server._frontend.pending == 2
+        late.write(TUNNEL)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        assert site.received == b""
+        assert server._frontend.pending == 1
+        await leave(silent)
+        await leave(late)
+
+
+async def test_slow_tunnel_is_served_when_the_site_is_down(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, http_server)
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at(
+            "wss", there.port, certs, **{"wss-path": PATH, "fallback": "127.0.0.1:1"}
+        ) as server,
+    ):
+        for begun in (b"", TUNNEL[:10]):
+            reader, writer = await visit(port_of(server), certs)
+            writer.write(begun)
+            if not begun:
+                await eventually(lambda: is_web(server))
+                await clock.passes(SITE_TIME + 0.01)
+            await eventually(lambda: server.counters.dial_failures == 1 and is_web(server))
+            server.counters.dial_failures = 0
+            writer.write(TUNNEL[len(begun) :])
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+            await leave(writer)
+        await eventually(lambda: empty(server))
+
+
+def is_web(server: Server) -> bool:
+    """Whether all that is no tunnel yet is waited for, without the site."""
+    pending: Any = server._frontend._pending._transports
+    return bool(pending) and all(type(each.get_protocol()) is HttpServer for each in pending)
+
+
+async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> None:
+    """As from nginx, which says it to those only whose requests were complete."""
+
+    async def too_slow(connection: Tcp) -> None:
+        await connection.read()
+
+    async with (
+        asyncio.timeout(SOON),
+        serving(too_slow) as web,
+        server_at(
             "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
         ) as server,
     ):
-        reader, writer = await visit(port_of(server), certs)
-        writer.write(b"GET / HT")
-        await reader.readexactly(len(site.ANSWER))
-        assert site.received == b"GET / HT"
-        await leave(writer)
+        for said in (b"GET / HT", GET):
+            async with await tls_connect(port_of(server), certs) as visitor:
+                await visitor.send(said)
+                if said == GET:
+                    assert await visitor.rest() == b""
+                else:
+                    with pytest.raises(ssl.SSLEOFError):
+                        await visitor.read()
+        await eventually(lambda: empty(server))
 
 
 async def test_requests_of_one_connection_go_to_the_site_until_one_begins_a_tunnel(
@@ -199,9 +328,7 @@ async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         serving(site.serve) as web,
-        server_at(
-            "wss", there.port, certs, **given, fallback=f"127.0.0.1:{web.port}"
-        ) as server,
+        server_at("wss", there.port, certs, **given, fallback=f"127.0.0.1:{web.port}") as server,
         client_of("wss", port_of(server), certs, **given) as client,
     ):
         await check_works(port_of(client))

@@ -341,38 +341,6 @@ def test_the_padding_need_not_be_zeros() -> None:
     assert reader.rest == b"def"
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"GET / HTTP/1.0\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: ",
-        b"PRI * HTTP/2.0\r\n",
-        b"HELP\n",
-        b"SSH-2.0-probe\r\n",
-        b"a\tb c\n\xff",
-    ],
-)
-def test_a_line_of_text_is_no_preamble(data: bytes) -> None:
-    reader = PreambleReader()
-    end = data.index(b"\n") + 1
-    for number, byte in enumerate(bytewise(data)):
-        assert reader.is_text == (number >= end)
-        reader.feed(byte)
-    assert reader.hash is None
-    assert reader.is_text
-    assert reader.received == data
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"\n", b"\r\n\r\n", b"abc\n", b"GET / HTTP/1.1", b"\x16\x03\x01\x02\0abcd\n"]
-)
-def test_what_may_still_become_one(data: bytes) -> None:
-    reader = PreambleReader()
-    reader.feed(data)
-    assert not reader.is_text
-    assert (reader.hash, reader.rest) == (None, None)
-
-
 # Noise.
 
 

@@ -184,7 +184,7 @@ def test_the_preamble(events: list[dict[str, Any]]) -> None:
     for byte in stream[: 34 + int(size)]:
         assert reader.rest is None
         reader.feed(bytes((byte,)))
-    assert (reader.hash, reader.rest, reader.is_text) == (hashed, b"", False)
+    assert (reader.hash, reader.rest) == (hashed, b"")
 
 
 # Records: one write to TLS each.

@@ -256,3 +256,42 @@ def test_no_sub_protocol_leaves_no_header() -> None:
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
     )
+
+
+# The beginning of a request.
+
+FORWARDED = (
+    b"GET /ws?a=b HTTP/1.1\r\nhost: test.local:443\r\nX-Forwarded-For: 192.0.2.1, 2001:db8::1\r\n"
+    b"Cookie: a=\"b\"; c=\xc3\xa9\r\nEmpty:\r\n" + b"X: y\r\n" * 100 + b"\r\n"
+)
+PLAIN = b"GET /ws HTTP/1.1\r\nHost: test.local\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [upgrade.request("/secret", "test.local", KEY, ("smux_on", "smux_off")), FORWARDED],
+    ids=["client", "proxy"],
+)
+def test_every_beginning_of_a_handshake_may_become_one(head: bytes) -> None:
+    beginning = upgrade.RequestBeginning()
+    for end in range(len(head)):
+        assert beginning.goes_on(head[:end]), head[:end]
+        assert upgrade.RequestBeginning().goes_on(head[:end])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\0", b"g", b"GE ", b"GETX", b"GET  ", b"GET *", b"GET h", b"GET /\n", b"GET /\x7f",
+        b"GET / HTTP/1.0", b"GET / HTTP/2", b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\r\r",
+        PLAIN + b"A ", PLAIN + b" ", PLAIN + b":", PLAIN + b"A: \0", PLAIN + b"A: \x1b",
+        PLAIN + b"A\r\n", PLAIN + b"Host: test.local\r\n", PLAIN + b"Content-Length: 0\r\n",
+        PLAIN + b"Transfer-Encoding: chunked\r\n", PLAIN.replace(b"local", b"lo/cal"),
+        b"GET /" + b"a" * (upgrade.MAX_LINE - 4), PLAIN + b"A:" + b" " * (upgrade.MAX_LINE - 1),
+    ],
+)  # fmt: skip
+def test_beginning_that_cannot_become_a_handshake_is_known_at_its_last_byte(head: bytes) -> None:
+    beginning = upgrade.RequestBeginning()
+    assert beginning.goes_on(head[:-1])
+    assert not beginning.goes_on(head)
+    assert not upgrade.RequestBeginning().goes_on(head)
