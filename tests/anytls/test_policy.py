@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from anytls import policy as module
 from anytls.policy import DEFAULT_POLICY, MAX_RULES, parse_policy, parse_rule
 from mtt.errors import UsageError
 
@@ -42,6 +43,62 @@ def test_the_internet_is_allowed(host: str) -> None:
 @pytest.mark.parametrize("host", ["", "localhost", "example.com", "127.1", "0x7f000001", "[::1]"])
 def test_what_is_no_address_is_denied(host: str) -> None:
     assert not DEFAULT_POLICY.allows(host, 80)
+
+
+# First and last address of each range that is special.
+SPECIAL_RANGES = [
+    ("0.0.0.0", "0.255.255.255"),
+    ("10.0.0.0", "10.255.255.255"),
+    ("100.64.0.0", "100.127.255.255"),
+    ("127.0.0.0", "127.255.255.255"),
+    ("169.254.0.0", "169.254.255.255"),
+    ("172.16.0.0", "172.31.255.255"),
+    ("192.0.0.0", "192.0.0.255"),
+    ("192.0.2.0", "192.0.2.255"),
+    ("192.88.99.0", "192.88.99.255"),
+    ("192.168.0.0", "192.168.255.255"),
+    ("198.18.0.0", "198.19.255.255"),
+    ("198.51.100.0", "198.51.100.255"),
+    ("203.0.113.0", "203.0.113.255"),
+    ("224.0.0.0", "239.255.255.255"),
+    ("240.0.0.0", "255.255.255.255"),
+    ("::", "0:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("64:ff9b:1::", "64:ff9b:1:ffff:ffff:ffff:ffff:ffff"),
+    ("100::", "100::ffff:ffff:ffff:ffff"),
+    ("2001::", "2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("2001:db8::", "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("3fff::", "3fff:fff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("5f00::", "5f00:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fc00::", "fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fe80::", "febf:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("fec0::", "feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+    ("ff00::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+]
+_LIMITS = {address for limits in SPECIAL_RANGES for address in limits}
+
+
+@pytest.mark.parametrize(("first", "last"), SPECIAL_RANGES)
+def test_every_special_range_is_denied_to_its_limits(first: str, last: str) -> None:
+    limits = ipaddress.ip_address(first), ipaddress.ip_address(last)
+    for port in (0, 80, 65535):
+        assert not DEFAULT_POLICY.allows(first, port)
+        assert not DEFAULT_POLICY.allows(last, port)
+    space = type(limits[0])
+    for outside in (int(limits[0]) - 1, int(limits[1]) + 1):
+        if 0 <= outside < 1 << limits[0].max_prefixlen and str(space(outside)) not in _LIMITS:
+            assert DEFAULT_POLICY.allows(str(space(outside)), 80)
+
+
+def test_no_special_range_is_missing_from_the_list() -> None:
+    """Whatever range is denied without a rule stands above."""
+    ranges = [
+        network
+        for first, last in SPECIAL_RANGES
+        for network in ipaddress.summarize_address_range(
+            ipaddress.ip_address(first), ipaddress.ip_address(last)
+        )
+    ]
+    assert sorted(map(str, ranges)) == sorted(module._SPECIAL)
 
 
 def test_ranges_of_pythons_own_registry() -> None:
@@ -95,6 +152,34 @@ def test_fewer_ports_are_more_specific_and_deny_wins_a_tie() -> None:
     assert parse_policy(["1.2.3.4:80"], ["1.2.3.4"]).allows("1.2.3.4", 80)
     assert not parse_policy(["1.2.3.4"], ["1.2.3.4:80"]).allows("1.2.3.4", 80)
     assert not parse_policy(["1.2.3.4:80"], ["1.2.3.4:80"]).allows("1.2.3.4", 80)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "port"),
+    [
+        (":60000", "", 60000),
+        (":65535", "", 65535),
+        (":0", "", 0),
+        (":60000", ":60000-60001", 60000),
+        (":60000-60001", ":1-3", 60000),  # do not overlap
+        (":60000-60001", ":59999-60001", 60001),
+        (":60000-60009", ":1-60000", 60000),
+        (":1-10", ":10-65535", 10),
+        (":1-65535", "", 60000),
+        (":0-65534", "", 60000),
+    ],
+)
+def test_fewer_ports_are_more_specific_whatever_their_numbers(
+    few: str, many: str, port: int
+) -> None:
+    host = "10.0.0.1"
+    assert parse_policy([host + few], [host + many]).allows(host, port)
+    assert not parse_policy([host + many], [host + few]).allows(host, port)
+
+
+def test_the_prefix_counts_before_the_ports() -> None:
+    assert parse_policy(["10.0.0.1"], ["10.0.0.0/31:60000"]).allows("10.0.0.1", 60000)
+    assert not parse_policy(["10.0.0.0/31:60000"], ["10.0.0.1"]).allows("10.0.0.1", 60000)
 
 
 def test_embedded_addresses_follow_the_rules_of_ipv4() -> None:
@@ -157,5 +242,6 @@ def test_bad_rules(text: str, words: str) -> None:
 
 
 def test_there_is_an_end_to_rules() -> None:
+    assert len(parse_policy(["1.2.3.4"] * (MAX_RULES - 1), ["8.8.8.8"]).rules) == MAX_RULES
     with pytest.raises(UsageError, match="too many"):
-        parse_policy(["1.2.3.4"] * (MAX_RULES + 1), [])
+        parse_policy(["1.2.3.4"] * MAX_RULES, ["8.8.8.8"])
