@@ -140,12 +140,22 @@ class Throttle(Layer):
         held = transport.get_protocol()
         if isinstance(transport, SocketTransport):
             transport.limit_reads()  # a read waits here until there are tokens for it
-        transport.set_protocol(self)
+        error = held.error if isinstance(held, Holding) else None
+        if error is None:  # else it calls nobody any more, and would only refer to us
+            transport.set_protocol(self)
         self.connection_made(transport)
-        if isinstance(held, Holding):
-            self._backlog += held.early
-            if held.eof:
-                self.eof_received()
+        if not isinstance(held, Holding):
+            return
+        if error is not None and not (held.eof and held.early):
+            # Nothing has to wait; whoever comes next finds what there was, and why it is over.
+            self.upper = held
+            self._closed = True
+            return
+        self._backlog += held.early
+        if held.eof:
+            self.eof_received()
+        if error is not None:
+            self.connection_lost(error)
 
     # The protocol of the transport below.
 

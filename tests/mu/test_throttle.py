@@ -6,15 +6,20 @@ Tunnels with a rate are in test_limits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from mtt.layers.base import LayerTransport
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt_mu_server import throttle
 from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket, Throttle
 from tests.support.clock import Clock
+from tests.support.transports import raw_peer
 
 # Seconds: what sums of fractions of one are off by, at most.
 INEXACT = 1e-6
@@ -84,6 +89,9 @@ class Above(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.events.append(f"lost {exc}")
         self.news.set()
+
+    def connection_made(self, transport: Any) -> None:
+        pass
 
     async def has(self, size: int) -> None:
         while len(self.data) < size:
@@ -238,6 +246,7 @@ async def test_ends_from_above(how: str) -> None:
     assert below.calls == [how]
     assert layer.is_closing()
     assert not bucket._waiting
+    assert (layer.backlog, layer.unsent()) == (0, 0)
     layer.connection_lost(None)
     assert above.events == ["lost None"]
     assert len(above.data) == size
@@ -280,6 +289,124 @@ async def test_what_came_before_it_took_over_is_not_lost() -> None:
     assert above.data == b"early"
     await asyncio.sleep(0)
     assert below.reading
+
+
+def held_below(early: bytes, *, eof: bool, error: Exception | None = None) -> Below:
+    """A transport that was held while its peer spoke, and perhaps ended."""
+    below, holding = Below(), Holding()
+    holding.connection_made(below)
+    if early:
+        holding.data_received(early)
+    if eof:
+        holding.eof_received()
+    below.protocol = holding
+    if error is not None:
+        holding.connection_lost(error)
+    return below
+
+
+async def test_an_end_before_it_took_over_comes_after_what_waits() -> None:
+    above, layer = Above(), Throttle(Bucket(20_000))
+    layer.start(held_below(bytes(6000), eof=True))
+    hand_over(layer, above)
+    await asyncio.sleep(0)
+    assert (len(above.data), above.events) == (0, [])
+    await above.had("eof")
+    assert len(above.data) == 6000
+    layer.abort()
+
+
+async def test_an_end_alone_before_it_took_over() -> None:
+    above, layer = Above(), Throttle(Bucket(20_000))
+    layer.start(held_below(b"", eof=True))
+    hand_over(layer, above)
+    assert above.events == ["eof"]
+    assert not layer.is_closing()
+    layer.abort()
+
+
+async def test_a_loss_before_it_took_over_comes_after_what_waits() -> None:
+    above, layer = Above(), Throttle(Bucket(20_000))
+    below = held_below(bytes(6000), eof=True, error=OSError("gone"))
+    layer.start(below)
+    hand_over(layer, above)
+    assert not layer.is_closing()
+    assert below.protocol is not layer  # which would be a cycle of references
+    await above.had("eof", "lost gone")
+    assert len(above.data) == 6000
+    assert layer.is_closing()
+
+
+@pytest.mark.parametrize(("early", "eof"), [(b"", False), (b"", True), (b"cut", False)])
+async def test_a_loss_before_it_took_over_when_nothing_waits(early: bytes, eof: bool) -> None:
+    bucket = Bucket(1)
+    layer = Throttle(bucket)
+    layer.start(held_below(early, eof=eof, error=OSError("gone")))
+    holding = layer.get_protocol()
+    assert isinstance(holding, Holding)
+    assert (str(holding.error), holding.eof, holding.early) == ("gone", eof, early)
+    assert layer.is_closing()
+    assert not bucket._waiting
+
+
+@contextlib.asynccontextmanager
+async def on_a_socket(bucket: Bucket) -> AsyncIterator[tuple[socket.socket, Throttle, Above]]:
+    """A throttle above a real connection, and the peer's socket."""
+    holding = Holding()
+    async with raw_peer(holding) as sock:
+        assert holding.transport is not None
+        layer, above = Throttle(bucket), Above()
+        layer.start(holding.transport)
+        layer.set_protocol(above)
+        layer.resume_reading()
+        yield sock, layer, above
+        layer.abort()
+
+
+async def leave(sock: socket.socket, data: bytes) -> None:
+    """Send `data`, end, and close the socket."""
+    await asyncio.get_running_loop().sock_sendall(sock, data)
+    sock.shutdown(socket.SHUT_WR)
+    sock.close()
+
+
+async def test_what_a_peer_said_before_it_closed_is_limited_and_not_lost() -> None:
+    data = random.Random(7).randbytes(30_000)
+    bucket = Bucket(100_000)
+    async with on_a_socket(bucket) as (sock, layer, above):
+        layer.data_received(bytes(int(bucket.burst)))  # uses up what there is
+        above.data = b""
+        layer.data_received(data[:100])  # waits, so the rest is not read
+        await leave(sock, data[100:])
+        while not layer.lower.is_closing():  # EPIPE: their FIN came before their RST
+            layer.write(b"in vain")
+            await asyncio.sleep(0.001)
+        await above.had("eof", "lost [Errno 32] Broken pipe")
+        assert above.data == data
+
+
+async def test_what_a_peer_said_is_not_rescued_for_a_reader_that_has_closed() -> None:
+    bucket = Bucket(100_000)
+    async with on_a_socket(bucket) as (sock, layer, above):
+        layer.pause_reading()
+        await leave(sock, b"unread")
+        layer.close()
+        layer.connection_lost(BrokenPipeError())
+        assert above.events == ["lost "]
+        assert layer.backlog == 0
+        assert not bucket._waiting
+        assert above.data == b""
+
+
+async def test_a_reset_loses_what_waits() -> None:
+    bucket = Bucket(100_000)
+    async with on_a_socket(bucket) as (sock, layer, above):
+        layer.data_received(bytes(int(bucket.burst) + 100))
+        layer.connection_lost(ConnectionResetError("reset"))
+        assert above.events == ["lost reset"]
+        assert layer.backlog == 0
+        assert not bucket._waiting
+        assert sock.fileno() >= 0
 
 
 async def test_downwards_everything_passes_untouched() -> None:
