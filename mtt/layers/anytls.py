@@ -43,9 +43,6 @@ from mtt.wire.anytls import (
 # Bytes queued for paused readers, all streams of a session together. Clients carry one stream at a
 # time on a session, so this spares nobody a stall; it lets SYNACK and heartbeats through.
 RECEIVE_BUDGET = 256 * 1024
-# What a peer that reads nothing can make us answer. A frame has 7 bytes; one packet of a client
-# may be padded to 64 KiB.
-ANSWERS_LIMIT = 256 * 1024
 
 # The setting by which our own ends tell each other that they know half-close: value 1. Others
 # ignore it, as they do every key that they do not know.
@@ -61,7 +58,7 @@ class AnyTlsSession(MuxSession[Stream]):
         version: what the peer has announced; 0, to be treated as 1, if it is nothing.
     """
 
-    __slots__ = ("_answered", "_decoder", "_half_close", "_idle_since", "version")
+    __slots__ = ("_decoder", "_half_close", "_idle_since", "version")
 
     name: ClassVar[str] = "AnyTLS session"
     psh: ClassVar[int] = PSH
@@ -77,7 +74,6 @@ class AnyTlsSession(MuxSession[Stream]):
         super().__init__(on_change=on_change, on_lost=on_lost)
         self._decoder = Decoder(whole=self.whole)
         self._half_close = False
-        self._answered = 0  # bytes of our own, sent while the peer did not read
         self._idle_since = 0.0
         self.version = 0
 
@@ -86,10 +82,6 @@ class AnyTlsSession(MuxSession[Stream]):
     def _said(self, command: int, stream_id: int, payload: bytes) -> None:
         """The peer has said something that depends on who it is."""
         raise NotImplementedError
-
-    def _packet(self, data: bytes) -> None:
-        """Send what is one packet for the padding."""
-        self.send(data)
 
     # State.
 
@@ -116,10 +108,6 @@ class AnyTlsSession(MuxSession[Stream]):
         super().connection_made(transport)
         self._idle_since = self._seen_at
 
-    def resume_writing(self) -> None:
-        self._answered = 0
-        super().resume_writing()
-
     def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
         return self._decoder.feed(data)
 
@@ -139,15 +127,7 @@ class AnyTlsSession(MuxSession[Stream]):
 
     def control(self, command: int, stream_id: int, payload: bytes = b"") -> None:
         """Send a frame that is no data."""
-        if self._answered > ANSWERS_LIMIT:
-            return  # it will be cut in a moment; what one read asks for may be megabytes
-        before = self.written
-        self._packet(frame(command, stream_id, payload))
-        if self.write_paused:
-            self._answered += self.written - before
-            if self._answered > ANSWERS_LIMIT:
-                # Not here and now: who calls may be a stream in the middle of its end.
-                asyncio.get_running_loop().call_soon(self._unread)
+        self.send_control(frame(command, stream_id, payload))
 
     def send_data(self, stream_id: int, data: Data) -> None:
         """Send a stream's data."""
@@ -167,10 +147,6 @@ class AnyTlsSession(MuxSession[Stream]):
 
     def _send_reset(self, stream_id: int) -> None:
         self.control(PSH, stream_id)
-
-    def _unread(self) -> None:
-        if not self.lost:
-            self._cut(PeerError(f"{self.name}: the peer wants answers but reads none"))
 
     def _changed(self) -> None:
         self._idle_since = asyncio.get_running_loop().time()

@@ -280,6 +280,11 @@ class Layer(StreamProtocol, LayerTransport):
     def unsent(self) -> int:
         return unsent(self.lower)
 
+    @property
+    def handed_over(self) -> int:
+        """Bytes given to the socket, in its own count, up to the last data from above."""
+        return self.lower.handed_over if isinstance(self.lower, Layer) else self.written
+
     def can_write_eof(self) -> bool:
         """Whether both ends can end each direction by itself; false until that is known."""
         return False
@@ -287,3 +292,38 @@ class Layer(StreamProtocol, LayerTransport):
     def write_eof(self) -> None:
         """Tell the peer that nothing more comes from us; if it cannot half-close, it closes."""
         self.lower.write_eof()
+
+
+class SpeakingLayer(Layer):
+    """A layer that also sends what is not from above: answers, alerts, signs of life.
+
+    That does not count as unsent. A peer that has us answer without end and reads nothing would
+    look busy to an idle timer, and somebody who waits for the end of data would wait for ever.
+    """
+
+    __slots__ = ("_below", "_mark")
+
+    _below: Layer | None  # what `lower` is, if it is a layer
+    _mark: int  # what has been handed over up to the last data
+
+    def __init__(self, upper: Upper) -> None:
+        super().__init__(upper)
+        self._below = None
+        self._mark = 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._below = transport if isinstance(transport, Layer) else None
+
+    def _data_written(self) -> None:
+        """What was handed to the transport below ends with data from above."""
+        self._mark = self.written if self._below is None else self._below.handed_over
+
+    @property
+    def handed_over(self) -> int:
+        return self._mark
+
+    def unsent(self) -> int:
+        below = self._below
+        given = self.written if below is None else below.handed_over
+        return max(0, self._mark - given + unsent(self.lower))

@@ -25,7 +25,7 @@ import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
-from mtt.errors import Cause, MttError, NetworkError, describe
+from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import (
@@ -50,6 +50,10 @@ OLD_READ_TIME = 1.0
 # stream waits behind the upload of another.
 UNSENT_LIMIT = 128 * 1024
 
+# What a peer that reads nothing can make us answer, bytes: ends of streams, signs of life. Such a
+# frame has 7 or 8 bytes; one packet of an AnyTLS client may be padded to 64 KiB.
+ANSWERS_LIMIT = 256 * 1024
+
 Stream = TypeVar("Stream", bound=MuxStream)
 
 
@@ -62,7 +66,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing",
+        "_ahead", "_answered", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_finishing",
         "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
         "_streams", "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
@@ -72,7 +76,6 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     psh: ClassVar[int]  # the command of a frame with a stream's data
 
     lower: asyncio.Transport
-    _bottom: Layer | None  # the one that writes to the socket, if it is not this one
     _write_framed: Callable[[bytes, Data], None]  # to the connection
 
     def __init__(
@@ -98,6 +101,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._ask_mark = 0  # what the socket had been given then, with the question
         self._asks_below = False  # whether it was the layer below that asked
         self.write_paused = False
+        self._answered = 0  # bytes of control frames, sent while the peer did not read
         self.writer = 0  # the stream that has written last
         self.lost = False
         self.error: Exception | None = None  # by what, if it was not us
@@ -170,15 +174,13 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     @property
     def handed_over(self) -> int:
         """Bytes that the socket has been given so far, in its own count (after TLS)."""
-        return self.written if self._bottom is None else self._bottom.written
+        lower = self.lower
+        return lower.handed_over if isinstance(lower, Layer) else self.written
 
     # The protocol of the connection below.
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
-        self._bottom = transport if isinstance(transport, Layer) else None
-        while self._bottom is not None and isinstance(self._bottom.lower, Layer):
-            self._bottom = self._bottom.lower
         self._write_framed = framed_writer(transport)
         self._seen_at = self._now()
         self._limit_unsent()
@@ -245,6 +247,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def resume_writing(self) -> None:
         self.write_paused = self._stalled = False
+        self._answered = 0
         for stream in list(self._streams.values()):
             if self.write_paused:
                 break  # the connection is full again; the others are still paused
@@ -318,6 +321,26 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             head, self._ahead = self._ahead + head, b""
         self.written += len(head) + len(data)
         self._write_framed(head, data)
+
+    def send_control(self, data: bytes) -> None:
+        """Hand frames to the connection that are no data; a peer that reads none of them is cut."""
+        if self._answered > ANSWERS_LIMIT:
+            return  # it will be cut in a moment; what one read asks for may be megabytes
+        before = self.written
+        self._packet(data)
+        if self.write_paused:
+            self._answered += self.written - before
+            if self._answered > ANSWERS_LIMIT:
+                # Not here and now: who calls may be a stream in the middle of its end.
+                asyncio.get_running_loop().call_soon(self._unread)
+
+    def _packet(self, data: bytes) -> None:
+        """Hand control frames to the connection."""
+        self.send(data)
+
+    def _unread(self) -> None:
+        if not self.lost:
+            self._cut(PeerError(f"{self.name}: the peer wants answers but reads none"))
 
     def close(self) -> None:
         """End the session and all its streams; what was written is delivered."""

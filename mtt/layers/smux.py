@@ -154,10 +154,10 @@ class SmuxSession(MuxSession[SmuxStream]):
             self.send(b"")
 
     def _send_fin(self, stream_id: int) -> None:
-        self.send(frame(FIN, stream_id))
+        self.send_control(frame(FIN, stream_id))
 
     def _send_reset(self, stream_id: int) -> None:
-        self.send(frame(PSH, stream_id))
+        self.send_control(frame(PSH, stream_id))
 
     def _forget(self) -> None:
         for timer in (self._nop_timer, self._check_timer):

@@ -18,6 +18,7 @@ class Session(MuxSession, Protocol):
     """What a stream needs of its session."""
 
     def send(self, frames: bytes) -> None: ...
+    def send_control(self, data: bytes) -> None: ...
     def send_framed(self, head: bytes, data: Data) -> None: ...
 
 
@@ -45,10 +46,10 @@ class SmuxStream(MuxStream):
             session.send(data_frames(self.id, data, most))
 
     def _send_fin(self) -> None:
-        self._session.send(frame(FIN, self.id))
+        self._session.send_control(frame(FIN, self.id))
 
     def _send_reset(self) -> None:
-        self._session.send(frame(PSH, self.id))
+        self._session.send_control(frame(PSH, self.id))
 
     # Called by the session.
 
@@ -56,7 +57,7 @@ class SmuxStream(MuxStream):
         super()._enqueue(data)
         if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
             self._peer_stopped = True
-            self._session.send(frame(NOP, self.id))
+            self._session.send_control(frame(NOP, self.id))
 
     def receive_stop(self) -> None:
         """The peer's queue for us is full, or (every second time) empty again."""
@@ -81,4 +82,4 @@ class SmuxStream(MuxStream):
         super()._drop_queue()
         if self._peer_stopped and not self._session.gone(self):
             self._peer_stopped = False
-            self._session.send(frame(NOP, self.id))
+            self._session.send_control(frame(NOP, self.id))

@@ -39,11 +39,15 @@ from mtt.errors import (
     tls_cause,
 )
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer, Upper
+from mtt.layers.base import Data, SpeakingLayer, Upper
 from mtt.layers.records import Records
 
 # TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
 HANDSHAKE_TIME = 10.0
+# A peer that does not read gets so many bytes of answers on top of the data that wait for it, such
+# as key updates (RFC 8446, 4.6.3); then it is not read any more, either, until it has read. An
+# honest peer asks for one after gigabytes.
+ANSWERS_LIMIT = 16 * 1024
 
 
 # Not an Enum: each message asks for the state several times, and CPython 3.11 takes seven times as
@@ -51,7 +55,7 @@ HANDSHAKE_TIME = 10.0
 HANDSHAKE, OPEN, CLOSED = range(3)
 
 
-class TlsLayer(Layer):
+class TlsLayer(SpeakingLayer):
     """One TLS connection, client or server side.
 
     Args:
@@ -75,9 +79,9 @@ class TlsLayer(Layer):
     borrows = True
 
     __slots__ = (
-        "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
-        "_plaintext_reply", "_pumping", "_records", "_state", "_streams", "_timer",
-        "_verify", "_write_eof",
+        "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
+        "_plaintext_reply", "_pumping", "_records", "_state", "_streams", "_timer", "_verify",
+        "_write_eof", "_write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -110,6 +114,8 @@ class TlsLayer(Layer):
         self._pumping = False
         self._eof_told = False
         self._write_eof = False
+        self._write_paused = False  # the transport below cannot take more
+        self._answered = 0  # bytes of our own that were sent all the same
         self._timer: asyncio.TimerHandle | None = None
         if handshake_time is not None:
             loop = asyncio.get_running_loop()
@@ -155,11 +161,15 @@ class TlsLayer(Layer):
             self._tell_lost(exc or NetworkError("connection lost"))
 
     def pause_writing(self) -> None:
+        self._write_paused = True
         if self._state == OPEN:
             self.upper.pause_writing()
 
     def resume_writing(self) -> None:
+        was_held, self._write_paused, self._answered = self._is_held, False, 0
         if self._state == OPEN:
+            if was_held and not self._paused:
+                self.lower.resume_reading()
             self.upper.resume_writing()
 
     # Handshake.
@@ -225,7 +235,7 @@ class TlsLayer(Layer):
                 data, more = records.read(arrived)
                 arrived = None
                 if records.outgoing.pending:
-                    self._flush()
+                    self._answer()
                 if data:
                     upper = self.upper
                     upper.data_received(data if upper.borrows else bytes(data))
@@ -241,6 +251,20 @@ class TlsLayer(Layer):
             self._half_closed = not (self._half_close or records.incoming.eof) and self._streams
             if not self.upper.eof_received():
                 self.close()
+
+    def _answer(self) -> None:
+        """Send what the peer's records ask for."""
+        before = self.written
+        self._flush()
+        if self._write_paused and not self._is_held:
+            self._answered += self.written - before
+            if self._is_held:
+                self.lower.pause_reading()
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the peer is not read because it does not read our answers."""
+        return self._answered > ANSWERS_LIMIT
 
     # The transport of the protocol above.
 
@@ -264,7 +288,8 @@ class TlsLayer(Layer):
         if self._paused:
             self._paused = False
             if self._state != CLOSED:
-                self.lower.resume_reading()
+                if not self._is_held:
+                    self.lower.resume_reading()
                 # Not here and now: the caller may be in the middle of something.
                 asyncio.get_running_loop().call_soon(self._pump)
 
@@ -282,6 +307,7 @@ class TlsLayer(Layer):
             self._fail(error)
             return
         self._send(encrypted)
+        self._data_written()
 
     def can_write_eof(self) -> bool:
         """Whether the peer goes on sending after our end, or has shown that it goes on reading."""

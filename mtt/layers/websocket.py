@@ -23,7 +23,7 @@ from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
-from mtt.layers.base import GONE, Data, Layer, LayerTransport, Upper, framed_writer
+from mtt.layers.base import GONE, Data, LayerTransport, SpeakingLayer, Upper, framed_writer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -67,7 +67,7 @@ _ALIVE = b"alive-%d"
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
 
 
-class WebSocketLayer(Layer):
+class WebSocketLayer(SpeakingLayer):
     """The open phase of one WebSocket connection.
 
     Args:
@@ -294,6 +294,7 @@ class WebSocketLayer(Layer):
             self._write_framed(head, data)
         else:
             self._send(frame(BINARY, b"".join((head, data)), mask))
+        self._data_written()
 
     def can_write_eof(self) -> bool:
         """Whether the peer is one of ours; not any more when a close frame has ended it all.

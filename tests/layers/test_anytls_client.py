@@ -9,9 +9,9 @@ import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
 from mtt.layers import anytls_client, anytls_stream
-from mtt.layers.anytls import ANSWERS_LIMIT
 from mtt.layers.anytls_client import CLIENT, MAX_UPDATES, ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.wire.anytls import (
     ALERT,
     FIN,

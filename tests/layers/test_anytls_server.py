@@ -7,9 +7,10 @@ import random
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.anytls import ANSWERS_LIMIT, RECEIVE_BUDGET
+from mtt.layers.anytls import RECEIVE_BUDGET
 from mtt.layers.anytls_server import MAX_STREAMS, WHOLE_SIZE, WHOLE_TIME, ServerSession
 from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.wire.anytls import (
     ALERT,
     FIN,

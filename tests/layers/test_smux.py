@@ -11,6 +11,7 @@ from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
 from mtt.layers import smux as layer
 from mtt.layers.base import unsent
+from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, SYN, Decoder, frame
@@ -352,6 +353,27 @@ async def test_a_peer_that_opens_streams_but_reads_nothing(
     assert isinstance(server.lost[0], PeerError)
     assert server.lower.aborted
     assert server.said() == [(FIN, MAX_STREAMS, b"")]
+    await turns()
+
+
+async def test_answers_to_a_peer_that_reads_nothing_are_bounded() -> None:
+    server = Server()
+    server.feed(*(frame(SYN, number) for number in range(MAX_STREAMS)))
+    refused = frame(SYN, 5000) * 1000
+    for _ in range(2 * ANSWERS_LIMIT // len(refused)):  # read, all of them
+        server.session.pause_writing()
+        server.feed(refused)
+        server.session.resume_writing()
+    await turns()
+    assert not server.lost
+    server.lower.take()
+    server.session.pause_writing()
+    while not server.lost:
+        server.feed(refused)
+        await turns(1)
+        assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(refused)
+    assert isinstance(server.lost[0], PeerError)
+    assert server.lower.aborted
     await turns()
 
 

@@ -28,7 +28,7 @@ class Peer:
     the peer wants to say comes out of `say()` and goes in with `feed()`.
     """
 
-    def __init__(self, certs: Certs, version: ssl.TLSVersion) -> None:
+    def __init__(self, certs: Certs, version: ssl.TLSVersion, keylog: str = "") -> None:
         self.recorder = Recorder()
         self.layer = TlsLayer(
             self.recorder,
@@ -38,9 +38,10 @@ class Peer:
         )
         self.transport = FakeTransport(self.layer)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.ssl = client_context(certs, version, ["x"]).wrap_bio(
-            self._incoming, self._outgoing, server_hostname=certs.name
-        )
+        context = client_context(certs, version, ["x"])
+        if keylog:
+            context.keylog_filename = keylog
+        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=certs.name)
         self.layer.connection_made(self.transport)
         for _ in range(3):
             with contextlib.suppress(ssl.SSLWantReadError):

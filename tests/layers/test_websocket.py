@@ -9,6 +9,7 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import websocket
+from mtt.layers.base import unsent
 from mtt.layers.websocket import CONTROL_BACKLOG, WebSocketLayer
 from mtt.wire.websocket import (
     BINARY,
@@ -158,6 +159,23 @@ async def test_a_peer_that_pings_but_does_not_read_gets_no_more_pongs() -> None:
     server.lower.buffered = 0
     server.feed(up(PING, b"2"))
     assert server.said() == [(PONG, b"2")]
+    await server.over()
+
+
+@pytest.mark.parametrize("lower", [FakeTransport, FakeLayer])
+async def test_pongs_are_not_unsent_data(lower: type[FakeTransport]) -> None:
+    server = Side(lower=lower)
+    server.feed(up(PING, b"1"))
+    server.lower.buffered = len(server.lower.sent)
+    assert unsent(server.layer) == 0
+    server.layer.write(b"data")
+    server.lower.buffered = size = len(server.lower.sent)
+    assert unsent(server.layer) == size
+    server.feed(up(PING, b"2"))
+    server.lower.buffered = len(server.lower.sent)
+    assert unsent(server.layer) == size
+    server.lower.buffered -= size
+    assert unsent(server.layer) == 0
     await server.over()
 
 
