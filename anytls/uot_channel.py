@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from logging import DEBUG
 from typing import Any
 
 from mtt.errors import PeerError
@@ -9,7 +10,7 @@ from mtt.layers import linger
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
-from mtt.log import logger
+from mtt.log import FAILURE_BURST, Throttle
 from mtt.metrics import Counters
 from mtt.net.address import host_port
 from mtt.proxy.association import Association
@@ -30,7 +31,7 @@ class UotChannel(StreamProtocol):
         counters: where the bytes are counted.
     """
 
-    __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_stream")
+    __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_drops", "_stream")
 
     def __init__(self, stream: ClientStream, association: Association, counters: Counters) -> None:
         self._stream = stream
@@ -38,6 +39,7 @@ class UotChannel(StreamProtocol):
         self._counters = counters
         self._decoder = uot.Decoder()
         self._clogged = False  # the stream does not take any more
+        self._drops = Throttle(FAILURE_BURST)
         hand_over(stream, self)
 
     # Called by the association.
@@ -47,9 +49,16 @@ class UotChannel(StreamProtocol):
         if self._clogged:
             self._drop(host, port, "the server does not take them")
             return
+        if not self._stream.can_write_eof():  # the server is not ours
+            why = uot.unfit_for_go(host, port)
+            if not why and len(payload) > uot.MAX_FOREIGN:
+                why = f"a Go server takes {uot.MAX_FOREIGN} bytes, not {len(payload)}"
+            if why:
+                self._drop(host, port, why)
+                return
         try:
             datagram = uot.encode_datagram(payload, host, port)
-        except AddressError as error:
+        except (AddressError, uot.UotError) as error:
             self._drop(host, port, str(error))
             return
         self._counters.bytes_up += len(payload)
@@ -98,6 +107,6 @@ class UotChannel(StreamProtocol):
         if association is not None:
             association.lost(error)
 
-    @staticmethod
-    def _drop(host: str, port: int, why: str) -> None:
-        logger.debug("a datagram to %s was dropped: %s", host_port(host, port), why)
+    def _drop(self, host: str, port: int, why: str) -> None:
+        where = host_port(host, port)
+        self._drops.log(DEBUG, "a datagram to %s was dropped: %s", where, why)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from logging import DEBUG
 from typing import Any
 
 from mtt.errors import MttError, NetworkError, PeerError, describe
@@ -26,15 +27,12 @@ from mtt.layers import linger
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
-from mtt.log import logger
+from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.address import host_port
 from mtt.net.resolve import Resolver, literal
 from mtt.service import peer_name
 from mtt.wire.socks import Outcome
-from mtt.wire.uot import Decoder, UotError, encode_connected, encode_datagram
-
-# The reference and sing-box read datagrams into 16 KiB, and end the association over a larger one.
-MAX_REPLY = 16 * 1024
+from mtt.wire.uot import MAX_FOREIGN, Decoder, UotError, encode_connected, encode_datagram
 
 # Datagrams taken from the socket in one turn; others want to have theirs.
 BATCH = 32
@@ -72,9 +70,9 @@ class UotRelay(StreamProtocol):
 
     __slots__ = (
         "_active", "_allows", "_answer_timer", "_clogged", "_decoder", "_denied", "_done",
-        "_idle_time", "_idle_timer", "_is_connected", "_lookups", "_loop", "_lost", "_names",
-        "_over", "_peers", "_resolver", "_sock", "_stream", "_tasks", "_version", "_waiting",
-        "error", "reason", "received", "sent", "started",
+        "_drops", "_idle_time", "_idle_timer", "_is_connected", "_lookups", "_loop", "_lost",
+        "_names", "_over", "_peers", "_resolver", "_sock", "_stream", "_tasks", "_version",
+        "_waiting", "error", "reason", "received", "sent", "started",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +97,7 @@ class UotRelay(StreamProtocol):
         self._idle_time = idle_time
         self._done = done
         self._clogged = False  # the stream does not take any more
+        self._drops = Throttle(FAILURE_BURST)
         self._over = False
         self._lost = False  # the stream is gone
         self._is_connected = False  # there is one peer only
@@ -289,8 +288,8 @@ class UotRelay(StreamProtocol):
     def _deliver(self, host: str, port: int, payload: memoryview) -> None:
         if self._is_connected and (host, port) not in self._peers:
             self._drop(f"from {host_port(host, port)}", len(payload), "it is not the peer")
-        elif len(payload) > MAX_REPLY:
-            self._drop(f"from {host_port(host, port)}", len(payload), "clients cannot take that")
+        elif len(payload) > MAX_FOREIGN and not self._stream.can_write_eof():  # it is not ours
+            self._drop(f"from {host_port(host, port)}", len(payload), "Go clients cannot take that")
         else:
             self.received += len(payload)
             self._active = self._loop.time()
@@ -301,8 +300,8 @@ class UotRelay(StreamProtocol):
             )
 
     def _drop(self, which: str, size: int, why: str) -> None:
-        logger.debug(
-            "%s: a datagram %s of %d bytes was dropped: %s",
+        self._drops.log(
+            DEBUG, "%s: a datagram %s of %d bytes was dropped: %s",
             peer_name(self._stream), which, size, why,
         )  # fmt: skip
 

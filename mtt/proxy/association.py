@@ -28,15 +28,13 @@ from mtt.wire.socks import SocksError, datagram_header, parse_datagram
 
 # RFC 4787 (REQ-5) asks NATs for 2 minutes at least, and recommends 5.
 IDLE_TIME = 300.0
-# The Go servers read datagrams into 16 KiB and end the whole association over a larger one.
-MAX_PAYLOAD = 16 * 1024
 
 
 class PacketChannel(Protocol):
     """What carries the datagrams of one association."""
 
     def send(self, host: str, port: int, payload: bytes) -> None:
-        """Carry a datagram of at most MAX_PAYLOAD bytes to `host` (IP literal or name).
+        """Carry a datagram to `host` (IP literal or name).
 
         Must not wait; drops what it cannot take, and is told nothing after `close()`.
         """
@@ -158,9 +156,6 @@ class Association(asyncio.DatagramProtocol):
             host, port, start = parse_datagram(data)
         except SocksError as error:
             self._drop(str(error))
-            return
-        if len(data) - start > MAX_PAYLOAD:
-            self._drop(f"it has more than {MAX_PAYLOAD} bytes")
             return
         self._client = addr
         self._client_port = addr[1]

@@ -10,6 +10,10 @@ is one of two names that do not exist.
 
 from __future__ import annotations
 
+import ipaddress
+import re
+from functools import lru_cache
+
 from mtt.wire.addresses import MAX_SIZE, UOT, AddressError
 from mtt.wire.addresses import decode as decode_address
 from mtt.wire.addresses import encode as encode_address
@@ -21,8 +25,13 @@ LEGACY_MAGIC = "sp.udp-over-tcp.arpa"
 _VERSIONS = {MAGIC: 2, LEGACY_MAGIC: 1}
 
 # The most that UDP can carry: 65535 less its own header of 8 bytes (over IPv4 it is 65507, and
-# the system refuses more). Mind that the reference ends the stream on more than 16 KiB.
+# the system refuses more).
 MAX_DATAGRAM = 65527
+# The Go programs read datagrams into 16 KiB, and end the stream over a larger one.
+MAX_FOREIGN = 16 * 1024
+
+# Peers that are asked about again and again: of each the answer of `unfit_for_go`.
+_CACHED = 512
 
 # Address, length and payload: no decoder holds more than that.
 MAX_HELD = MAX_SIZE + 2 + MAX_DATAGRAM
@@ -30,6 +39,31 @@ MAX_HELD = MAX_SIZE + 2 + MAX_DATAGRAM
 
 class UotError(ValueError):
     """The peer does not speak UDP over TCP, or a datagram does not fit into it."""
+
+
+# A name as Go's resolver takes it: anything else it does not even look up.
+_LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\.?$)(?=.*[A-Za-z_-])(?:{_LABEL}\.)*{_LABEL}\.?")
+
+
+@lru_cache(maxsize=_CACHED)
+def unfit_for_go(host: str, port: int) -> str:
+    """Why a Go server cannot send a datagram to `host` (IP literal or name) and `port`, or "".
+
+    It ends the stream over one that it cannot send, with all others in it.
+    """
+    if port == 0:
+        return "there is no port 0"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "" if _NAME.fullmatch(host) else "it is not a domain name"
+    address = getattr(address, "ipv4_mapped", None) or address
+    # ::/8 is reserved as well, and has addresses of hosts in it.
+    other = address.is_reserved if address.version == 4 else address.is_link_local
+    if other or address.is_multicast or address.is_unspecified:
+        return "it is not the address of a host"
+    return ""
 
 
 def version(host: str) -> int:

@@ -241,14 +241,14 @@ async def test_datagrams(certs: Certs) -> None:
             name = b"\0\0\0\3\x09echo.test" + there.port.to_bytes(2, "big")
             number = b"\0\0\0\1\x7f\0\0\1" + there.port.to_bytes(2, "big")
             for head in (name, number):
-                for payload in (b"", b"ping", os.urandom(8000)):
+                for payload in (b"", b"ping", os.urandom(60_000)):
                     application.send(head + payload, port)
                     data, source = await there.receive()
                     assert data == payload
                     there.send(payload[::-1], source)
                     # From where it really came.
                     assert await application.receive() == number + payload[::-1]
-            assert client.counters.bytes_up == client.counters.bytes_down == 2 * 8004
+            assert client.counters.bytes_up == client.counters.bytes_down == 2 * 60_004
             assert client.tunnels == server.tunnels == 1
             control.close()
             await eventually(lambda: nothing_open(client) and not server.tunnels)

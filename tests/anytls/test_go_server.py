@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from anytls.client import Client
 from tests.anytls.proxying import client_for, through
+from tests.proxy.test_association import Udp
+from tests.proxy.test_association import ask as ask_packets
+from tests.support.anytlspeer import address, datagram
 from tests.support.anytlsserver import anytls_go_server
 from tests.support.certs import Certs
-from tests.support.tunnels import SOON, Tcp, listening, serving
+from tests.support.tunnels import SOON, Tcp, connect, eventually, listening, port_of, serving
 
 REQUESTS = 20
 
@@ -54,3 +59,46 @@ async def test_stream_with_reply_due_keeps_its_session(certs: Certs) -> None:
             assert len(server.sessions) == 2
         await destination.send(b"reply")
         assert await first.exactly(5) == b"reply"
+
+
+# Datagrams: one that a Go server cannot send ends the association, with all that is in it.
+
+REQUEST = b"\0" + address("0.0.0.0", 0)
+FIT = datagram("192.0.2.1", 53, b"y" * 16384)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "size"),
+    [
+        ("192.0.2.1", 53, 16385),
+        ("192.0.2.1", 0, 1),
+        ("name.test", 0, 1),
+        ("0.0.0.0", 53, 1),
+        ("255.255.255.255", 67, 1),
+        ("240.0.0.1", 53, 1),
+        ("239.255.255.250", 1900, 1),
+        ("::", 53, 1),
+        ("fe80::1", 53, 1),
+        ("ff02::fb", 5353, 1),
+        ("no_name-.test", 53, 1),
+        ("x" * 64 + ".test", 53, 1),
+        ("1.2.3", 53, 1),
+        ("two..dots", 53, 1),
+    ],
+)
+async def test_datagrams_that_go_servers_cannot_send_are_dropped(
+    host: str, port: int, size: int, certs: Certs
+) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        anytls_go_server(certs) as server,
+        client_for(certs, server.port) as client,
+        await connect(port_of(client)) as control,
+    ):
+        there = await ask_packets(control)
+        with Udp() as application:
+            application.send(b"\0\0\0" + address(host, port) + bytes(size), there)
+            application.send(b"\0\0\0" + address("192.0.2.1", 53) + b"y" * 16384, there)
+            await eventually(lambda: server.sessions[0].packets)
+            stream = server.sessions[0].packets[0]
+            assert await stream.exactly(len(REQUEST + FIT)) == REQUEST + FIT

@@ -16,6 +16,7 @@ from tests.support.anytlspeer import (
     SETTINGS,
     SYN,
     SYNACK,
+    UOT,
     frame,
     hashed,
 )
@@ -80,6 +81,7 @@ class Session:
         self.streams: dict[int, Stream] = {}
         self.opened = 0
         self.most = 0  # streams at a time
+        self.packets: list[Stream] = []  # those for UDP over TCP, for the test to read
         self._version = version
         self._destination = destination
         self._lock = asyncio.Lock()
@@ -135,6 +137,10 @@ class Session:
         kind = (await stream.exactly(1))[0]
         size = (await stream.exactly(1))[0] if kind == _NAME else 4 if kind == _IPV4 else 16
         address = await stream.exactly(size + 2)
+        if address[:-2] == UOT.encode():
+            await self.send(frame(SYNACK, stream.number))
+            self.packets.append(stream)
+            return
         port = self._destination or int.from_bytes(address[-2:], "big")
         try:
             far = await connect(port)

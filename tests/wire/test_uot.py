@@ -19,6 +19,7 @@ from mtt.wire.uot import (
     encode_connected,
     encode_datagram,
     encode_request,
+    unfit_for_go,
     version,
 )
 
@@ -164,6 +165,15 @@ def test_what_cannot_be_written(port: int) -> None:
         encode_datagram(b"", "a", port)
     with pytest.raises(AddressError, match="not a port"):
         encode_request("a", port, connect=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["192.0.2.1", "127.0.0.1", "::1", "2001:db8::1", "::ffff:192.0.2.1", "a", "a.b.test.",
+             "_srv.x-y.test", "1.2.3.test"],
+)  # fmt: skip
+def test_what_a_go_server_can_send(host: str) -> None:
+    assert unfit_for_go(host, 1) == ""
+    assert unfit_for_go(host, 0)
 
 
 def test_one_byte_at_a_time_is_not_quadratic() -> None:
