@@ -73,7 +73,7 @@ _OF_TLS = ("cert", "key", "no-tls")
 MAX_LOGIN = 255
 
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
-             "NAME,...")  # fmt: skip
+             "NAME,...", may_be_empty=True)  # fmt: skip
 
 CLIENT_FLAGS = (
     Flag("l", "str", "Address for applications: SOCKS4a, SOCKS5 and HTTP proxy in one port.",
@@ -91,7 +91,7 @@ CLIENT_FLAGS = (
     Flag("user", "str", "Ask applications for this user's name and password.", "NAME"),
     Flag("user-password-file", "str", "File with the password of -user, in one line.", "FILE"),
     Flag("sni", "str", "Name the server must prove, sent as SNI; the host of -s if not given. An "
-         "IP address is not sent.", "NAME"),
+         "IP address is not sent.", "NAME", may_be_empty=True),
     Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. -ca "
          "or -pin is the safe way to trust a self-signed one.", weakens=True),
     Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),

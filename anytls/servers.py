@@ -109,7 +109,7 @@ def _choice(known: Values, override: Values) -> ServerChoice:
         raise UsageError(
             "-p is missing: give the password in a file with -password-file, or in the URI of -s"
         )
-    certificate_pair(values, "to go without a client certificate")
+    certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
     address: Endpoint = values["server"]
     return ServerChoice(
         address=address,

@@ -48,7 +48,7 @@ FLAGS = (
     BIND_UNIX,
     Flag("c", "str", "Address of the controller: a loopback address, or unix:/path for a socket "
          "that only this user can open. Others need -c-token-file, -c-cert and -c-key.",
-         "HOST:PORT"),
+         "HOST:PORT", may_be_empty=True),
     Flag("c-token-file", "str", "File with the token that every request to the controller must "
          "carry, as Authorization: Bearer TOKEN.", "FILE"),
     Flag("c-cert", "str", "PEM file with the controller's certificate; the controller then speaks "

@@ -61,7 +61,7 @@ def test_version_and_help(command: str) -> None:
         ("mtt-server", ["-b", ":1", "-d", "localhost:2", "-cert", "x"], {}, "-key"),
         ("mtt-server", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "wss,key=/k"}, "-cert"),
         ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "anytls"}, "-p is missing"),
-        ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "p=secret"}, "-p needs -anytls"),
+        ("mtt-client", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "p=secret"}, "-p: only meaningful"),
         ("mtt-server", [], {**PLUGIN, "SS_PLUGIN_OPTIONS": "anytls;p=s;wss"}, "-wss exclude"),
         ("anytls-client", [], {}, "-s is missing"),
         ("anytls-client", ["-s", "a:1"], {}, "-p is missing"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import NamedTuple
 
 from mtt.errors import UsageError
 from mtt.wire.addresses import AddressError, unbracketed
+
+_END_OF_AUTHORITY = re.compile(r"[/?#]")  # of a URL (RFC 3986, 3.2)
 
 
 class Endpoint(NamedTuple):
@@ -99,9 +102,19 @@ def endpoint(hosts: str, port: str) -> Endpoint:
 def parse_endpoint(option: str, text: str) -> Endpoint:
     """An `Endpoint` from `host:port`; `option` names the culprit in the error.
 
-    Raises UsageError: an IPv6 host must stand in brackets, the port must be a number.
+    Raises UsageError: an IPv6 host must stand in brackets, the port must be a number. What looks
+    like a URL, or has a user in it, is not repeated: there may be a secret in it.
     """
+    if "://" in text:
+        raise UsageError(f"{option}: not a URL, but an address; write it like {_address_in(text)}")
+    if "@" in text:
+        raise UsageError(f"{option}: an address has no @ in it; write it like example.com:443")
     hosts, colon, port = text.rpartition(":")
+    if text.isascii() and text.isdigit():
+        raise UsageError(f"{option}: {_shown(text)} has no host; write it like 127.0.0.1:{text}")
+    if text and (not colon or not port or port.endswith("]")):
+        host = _shown(text.removesuffix(":"))[1:-1]
+        raise UsageError(f"{option}: {_shown(text)} has no port; write it like {host}:443")
     try:
         if not colon:
             raise ValueError("the port is missing")
@@ -114,3 +127,18 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
             f"{option}: {_shown(text)} is not host:port ({error}); "
             f"write it like 192.0.2.1:443, example.com:443 or [2001:db8::1]:443"
         ) from None
+
+
+def _address_in(url: str) -> str:
+    """The `host:port` in a URL if there is one, else an example."""
+    scheme, _, rest = url.partition("://")
+    authority = _END_OF_AUTHORITY.split(rest, maxsplit=1)[0].rpartition("@")[2]
+    port = "80" if scheme.lower() in ("http", "ws") else "443"
+    for text in (authority, f"{authority}:{port}"):
+        hosts, _, given = text.rpartition(":")
+        try:
+            if hosts and (found := endpoint(hosts, given)).host:
+                return str(found)
+        except ValueError:
+            continue
+    return "example.com:443"

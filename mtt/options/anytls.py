@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mtt.errors import UsageError
-from mtt.options.common import positive
+from mtt.options.common import only_with, positive
 from mtt.options.flags import Flag, Values, parse_duration
 
 # The reference's own defaults.
@@ -46,6 +46,8 @@ POOL_FLAGS = (MIN_IDLE, WARM, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
 TUNNEL_CLIENT_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
 TUNNEL_SERVER_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
 
+_TUNNEL_FLAGS = {*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS} - {ANYTLS}
+
 # Other modes of a tunnel, and what belongs to them.
 _OTHER_MODES = ("wss", "mux", "preconnect")
 
@@ -66,10 +68,10 @@ DEFAULT_POOL = PoolOptions()
 def pool_options(values: Values, given: Values) -> PoolOptions:
     """What POOL_FLAGS say: all `values`, and those that were `given`. Raises UsageError."""
     if values["dr"]:
-        for name in ("m", "warm"):
-            if given.get(name):
+        for flag in POOL_FLAGS:
+            if flag is not DISABLE_REUSE and given.get(flag.name):
                 raise UsageError(
-                    f"-{name} keeps sessions for the reuse that -dr disables; drop one"
+                    f"-{flag.name}: only meaningful with reuse, which -dr disables; remove one"
                 )
         values = values | {"m": 0, "warm": 0}
     return PoolOptions(
@@ -105,9 +107,7 @@ def tunnel_password(values: Values, given: Values) -> str:
     Raises UsageError: something of it is missing, superfluous, or of another mode.
     """
     if not values["anytls"]:
-        for flag in (*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS):
-            if flag is not ANYTLS and given.get(flag.name):
-                raise UsageError(f"-{flag.name} needs -anytls; add that, or drop -{flag.name}")
+        only_with("anytls", {"anytls": False} | given, _TUNNEL_FLAGS)
         return ""
     for name in _OTHER_MODES:
         if values.get(name):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint, is_ip, parse_endpoint
-from mtt.options.flags import Flag, Values, quoted
+from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.wire.addresses import AddressError, unbracketed
 
 DEFAULT_TIMEOUT = "5m"
@@ -23,9 +24,9 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", r
 
 # Options of several commands, defined once.
 BIND = Flag("b", "str", "Address to listen on. An empty host listens on all interfaces.",
-            "HOST:PORT")
+            "HOST:PORT", may_be_empty=True)
 BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
-                 "for an abstract one.", "PATH")
+                 "for an abstract one.", "PATH", may_be_empty=True)
 CERT = Flag("cert", "str", "PEM file with the certificate and its chain. Without -cert and -key "
             "a self-signed certificate is made.", "FILE")
 KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
@@ -37,9 +38,10 @@ TLS_MIN = Flag("tls-min", "str", "Oldest version of TLS to speak, 1.2 or 1.3.", 
                DEFAULT_TLS_MIN)
 DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.", weakens=True)
 CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
-                 "NAME")
+                 "NAME", may_be_empty=True)
 WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")
-WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True)
+WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True,
+                may_be_empty=True)
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that gets all visitors who do not ask "
                 "for a tunnel.", "HOST:PORT")
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
@@ -59,6 +61,17 @@ def required(values: Values, name: str, what: str) -> str:
     if not text:
         raise UsageError(f"-{name} is missing: give {what}")
     return text
+
+
+def only_with(needed: str, values: Values, flags: Iterable[Flag]) -> None:
+    """Raise UsageError if one of `flags` says more than its default without the option `needed`."""
+    if values[needed]:
+        return
+    for flag in flags:
+        if values.get(flag.name, "") not in ("", *defaults((flag,)).values()):
+            raise UsageError(
+                f"-{flag.name}: only meaningful with -{needed}; add -{needed} or remove it"
+            )
 
 
 def at_least(least: int, values: Values, name: str) -> Any:
@@ -176,9 +189,16 @@ def server_certificates(values: Values) -> None:
     certificate_pair(values, "to get a self-signed certificate")
     if values["cert-dir"] and values["cert"]:
         raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
-    if values["client-ca"] and values["disable-tls"]:
-        # Not ignored: whoever asks for certificates must not be left with an open door.
-        raise UsageError("-client-ca needs TLS, which -disable-tls turns off; drop one")
+    if not values["disable-tls"]:
+        return
+    # Above all -client-ca: an operator who asks for certificates must not have an open door.
+    for flag in (CLIENT_CA, CERT_DIR, TLS_MIN):
+        if values[flag.name] != flag.default:
+            raise UsageError(f"-{flag.name} needs TLS, which -disable-tls turns off; remove one")
+    if values["cert"]:  # accepted, because the original accepts it
+        from mtt.log import logger  # logging is in the way of a plugin's start
+
+        logger.warning("-cert, -key: not used, because -disable-tls turns TLS off")
 
 
 def tls_min(values: Values) -> str:

@@ -68,6 +68,7 @@ class Flag(NamedTuple):
     choices: tuple[str, ...] = ()  # all there is to say; kind "str" only
     secret: bool = False  # the value is never repeated in an error
     final: bool = False  # answered at once, like -h: what follows it is not looked at
+    may_be_empty: bool = False  # an empty value stands for the default; kind "str" only
     otherwise: str = ""  # what to do, for an error about a value of another kind
     weakens: bool = False  # security; never suggested for a misspelt option
 
@@ -145,10 +146,14 @@ def unknown_option(
 
 
 def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
-    """Set `flag` in `values` to what `text` means: the last one wins, repeatable ones add up.
+    """Set `flag` in `values` to what `text` means; values of repeatable ones add up.
 
-    `label` is what the user knows the option by. Raises UsageError.
+    `label` is what the user knows the option by. Raises UsageError, also if the option is there
+    with another value already: one of the two would do nothing.
     """
+    if not text and flag.kind == "str" and not flag.may_be_empty:
+        # A variable that is not set, as a rule. Taken for "not given" it could open a door.
+        raise UsageError(f"{label}: the value is empty; give {flag.placeholder}, or remove it")
     try:
         value = parse_value(flag, text)
     except ValueError as error:
@@ -157,6 +162,9 @@ def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
         raise UsageError(f"{label}: {shown} is not {error}{otherwise}") from None
     if flag.repeatable:
         value = (*values.get(flag.name, ()), *value)
+    elif values.get(flag.name, value) != value:
+        joined = "; hosts are joined with |" if flag.placeholder == "HOST:PORT" else ""
+        raise UsageError(f"{label} is given twice with different values; remove one{joined}")
     # Taken out first, so that the option set last is the last in the dict.
     values.pop(flag.name, None)
     values[flag.name] = value

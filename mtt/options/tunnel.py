@@ -47,6 +47,7 @@ from mtt.options.common import (
     fallback_site,
     host_name,
     metrics_address,
+    only_with,
     reachable,
     required,
     server_certificates,
@@ -74,15 +75,26 @@ _DNS_SERVER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.+))?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 
 
+WSS_MASK = Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros. Only "
+                "for proxies that insist; it protects nothing inside TLS and costs time on both "
+                "ends.")  # fmt: skip
+MUX_FLAGS = (
+    Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
+         f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
+    Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "
+         "connection, so that it costs no handshake.", "N", "1"),
+    Flag("mux-idle", "duration", "How long the others are kept.", "DURATION", "30s"),
+)  # fmt: skip
+
 CLIENT_FLAGS = (
     BIND,
-    Flag("s", "str", "Address of the server. Several hosts may be joined with |.", "HOST:PORT"),
+    Flag("s", "str", "Address of the server. Several hosts may be joined with |.", "HOST:PORT",
+         may_be_empty=True),
     WSS,
     WSS_PATH,
-    Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros. Only for "
-         "proxies that insist; it protects nothing inside TLS and costs time on both ends."),
+    WSS_MASK,
     Flag("n", "str", "Name the server must prove, sent as SNI and as the Host of -wss; the host "
-         "of -s if not given.", "NAME"),
+         "of -s if not given.", "NAME", may_be_empty=True),
     Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. -ca or "
          "-pin is the safe way to trust a self-signed one.", weakens=True),
     Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
@@ -93,11 +105,7 @@ CLIENT_FLAGS = (
     KEY,
     TLS_MIN,
     MUX._replace(otherwise="mux-max-stream is the number of connections"),
-    Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
-         f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
-    Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "
-         "connection, so that it costs no handshake.", "N", "1"),
-    Flag("mux-idle", "duration", "How long the others are kept.", "DURATION", "30s"),
+    *MUX_FLAGS,
     Flag("preconnect", "int", "Tunnel connections without -mux that wait, so that a new "
          f"connection costs no handshake, up to {MAX_PRECONNECT} per process. The server and the "
          "destination see them as idle connections.", "N", "0"),
@@ -107,7 +115,7 @@ CLIENT_FLAGS = (
     FAST_OPEN,
     METRICS,
     Flag("fallback-dns", "str", "DNS server to ask for the names in -s and -b instead of the "
-         f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT"),
+         f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
     Flag("V", "bool", "Keep our own connections out of an Android VPN, through the unix socket "
          "protect_path in the working directory."),
     *PROCESS_FLAGS,
@@ -116,7 +124,7 @@ CLIENT_FLAGS = (
 SERVER_FLAGS = (
     BIND,
     BIND_UNIX,
-    Flag("d", "str", "Address to forward every connection to.", "HOST:PORT"),
+    Flag("d", "str", "Address to forward every connection to.", "HOST:PORT", may_be_empty=True),
     CERT,
     KEY,
     CERT_DIR,
@@ -218,7 +226,9 @@ def client_options(
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
     if values["sv"] and (values["ca"] or values["pin"]):
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; drop one")
-    certificate_pair(values, "to go without a client certificate")
+    certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
+    only_with("wss", values, (WSS_PATH, WSS_MASK))
+    only_with("mux", values, MUX_FLAGS)
     metrics, metrics_unix = metrics_address(values)
     return ClientOptions(
         bind=bind_endpoint,
@@ -262,6 +272,7 @@ def server_options(
     bind, bind_unix = (None, "") if sockets else bind_address(values)
     destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
     server_certificates(values)
+    only_with("wss", values, (WSS_PATH,))
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
             "-anytls and -disable-tls exclude each other: AnyTLS has no secrets but those that TLS "

@@ -246,7 +246,8 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
         ("-s h:1 -p x -sni a..b", "-sni"),
         ("-s h:1 -p x -m 300", "-m: 300 is not from 0 to 256"),
         ("-s h:1 -p x -m -1", "-m: -1"),
-        ("-s h:1 -p x -m 2 -dr", "-m keeps"),
+        ("-s h:1 -p x -m 2 -dr", "-m: only meaningful with reuse"),
+        ("-s h:1 -p x -idle-timeout 9s -dr", "-idle-timeout: only meaningful with reuse"),
         ("-s h:1 -p x -idle-check -1ms", "-0.001s is not positive; the default is 30s"),
         ("-s h:1 -p x -idle-timeout 0", "-idle-timeout"),
         ("-s h:1 -p x -timeout 0", "-timeout"),
@@ -496,9 +497,9 @@ def test_a_tunnel_with_anytls(tmp_path: Path) -> None:
         ({"anytls": True}, "-p is missing"),
         ({"anytls": True, "p": "x", "wss": True}, "-anytls and -wss"),
         ({"anytls": True, "p": "x", "mux": True}, "-anytls and -mux"),
-        ({"p": "x"}, "-p needs -anytls"),
-        ({"m": 1}, "-m needs -anytls"),
-        ({"padding-scheme": "x"}, "-padding-scheme needs -anytls"),
+        ({"p": "x"}, "-p: only meaningful with -anytls"),
+        ({"m": 1}, "-m: only meaningful with -anytls"),
+        ({"padding-scheme": "x"}, "-padding-scheme: only meaningful"),
     ):
         with pytest.raises(UsageError, match=words):
             tunnel_password(none | wrong, wrong)

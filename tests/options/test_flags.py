@@ -17,7 +17,7 @@ from mtt.options.flags import (
 )
 
 FLAGS = (
-    Flag("b", "str", "Where to listen.", "HOST:PORT"),
+    Flag("b", "str", "Where to listen.", "HOST:PORT", may_be_empty=True),
     Flag("s", "str", "The server.", "HOST:PORT"),
     Flag("wss", "bool", "Use WebSocket."),
     Flag("wss-path", "str", "Path.", "PATH", "/", secret=True),
@@ -49,9 +49,9 @@ FLAGS = (
         (["--wss"], {"wss": True}),
         (["-wss=false"], {"wss": False}),
         (["-wss", "-b", ":1"], {"wss": True, "b": ":1"}),
-        (["-wss=0", "-wss"], {"wss": True}),
-        (["-wss", "-wss=F"], {"wss": False}),
-        (["-b", "1", "-b=2"], {"b": "2"}),
+        (["-wss", "-wss=1"], {"wss": True}),
+        (["-b", "1", "-b=1"], {"b": "1"}),
+        (["-pin", "a", "-pin", "a"], {"pin": ("a", "a")}),
         (["-pin", "a", "-wss", "-pin=b"], {"pin": ("a", "b"), "wss": True}),
         (["-max", "0x10"], {"max": 16}),
         (["-max", "-3"], {"max": -3}),
@@ -99,6 +99,14 @@ def test_false(text: str) -> None:
         (["-timeout", "300"], ["-timeout: '300' is not a duration", "300s"]),
         (["-token", "hunter2"], ["-token: the value is not an integer"]),
         (["-tokenhunter2hunter2"], ["-token... is not an option", "-h"]),
+        (["-b", "1", "-b=2"], ["-b is given twice with different values; remove one; hosts are"]),
+        (["-b", "1", "-b="], ["-b is given twice"]),
+        (["-wss=0", "-wss"], ["-wss is given twice with different values; remove one"]),
+        (["-max", "1", "-max", "2"], ["-max is given twice"]),
+        (["-token", "1", "-token", "0x2"], ["-token is given twice"]),
+        (["-s="], ["-s: the value is empty; give HOST:PORT, or remove it"]),
+        (["-s", ""], ["-s: the value is empty"]),
+        (["-pin="], ["-pin: the value is empty; give PIN, or remove it"]),
     ],
 )
 def test_errors_name_the_option_and_the_fix(argv: list[str], words: list[str]) -> None:

@@ -19,17 +19,24 @@ from mtt.options.tunnel import (
     server_options,
 )
 
-CLIENT = ["-b", "127.0.0.1:1080", "-s", "example.com:443"]
-SERVER = ["-b", ":443", "-d", "127.0.0.1:8388"]
+CLIENT = {"-b": "127.0.0.1:1080", "-s": "example.com:443"}
+SERVER = {"-b": ":443", "-d": "127.0.0.1:8388"}
 PIN = "sha256/" + base64.b64encode(bytes(range(32))).decode()
 
 
+def words(addresses: dict[str, str], *argv: str) -> list[str]:
+    """A command line with these addresses, unless it has others."""
+    given = {word.partition("=")[0] for word in argv}
+    missing = {name: value for name, value in addresses.items() if name not in given}
+    return [word for pair in missing.items() for word in pair] + list(argv)
+
+
 def client(*argv: str) -> ClientOptions:
-    return client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv]))
+    return client_options(parse_args(CLIENT_FLAGS, words(CLIENT, *argv)))
 
 
 def server(*argv: str) -> ServerOptions:
-    return server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv]))
+    return server_options(parse_args(SERVER_FLAGS, words(SERVER, *argv)))
 
 
 def test_client_defaults() -> None:
@@ -85,7 +92,8 @@ def test_all_client_options() -> None:
         "-wss -wss-path /p -n Name.Example -mux -mux-max-stream 0x10 -timeout 1.5s -fast-open "
         f"-fallback-dns 192.0.2.53:5353 -ca roots.pem -pin {PIN} -pin {PIN} -V -verbose"
     )
-    options = client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv.split()]), plugin=True)
+    given = parse_args(CLIENT_FLAGS, words(CLIENT, *argv.split()))
+    options = client_options(given, plugin=True)
     assert options == ClientOptions(
         bind=Endpoint(("127.0.0.1",), 1080),
         server=Endpoint(("example.com",), 443),
@@ -109,7 +117,8 @@ def test_all_server_options() -> None:
         "-cert c.pem -key k.pem -disable-tls -n example.org -wss -wss-path /p -mux -timeout 1h "
         "-fast-open -verbose"
     )
-    options = server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv.split()]), plugin=True)
+    given = parse_args(SERVER_FLAGS, words(SERVER, *argv.split()))
+    options = server_options(given, plugin=True)
     assert options == ServerOptions(
         bind=Endpoint(("",), 443),
         destination=Endpoint(("127.0.0.1",), 8388),
@@ -181,14 +190,14 @@ def test_server_name(argv: tuple[str, ...], name: str) -> None:
     ],
 )
 def test_client_path(given: str, path: str) -> None:
-    assert client("-wss-path", given).wss_path == path
+    assert client("-wss", "-wss-path", given).wss_path == path
 
 
 @pytest.mark.parametrize(
     ("given", "path"), [("", "/"), ("ws", "/ws"), ("/ws/", "/ws/"), ("/a b", "/a b")]
 )
 def test_server_path(given: str, path: str) -> None:
-    assert server("-wss-path", given).wss_path == path
+    assert server("-wss", "-wss-path", given).wss_path == path
 
 
 @pytest.mark.parametrize(
@@ -219,11 +228,18 @@ def test_any_key_hash_is_a_pin() -> None:
     [
         (["-b="], ["-b is missing", "-b 127.0.0.1:1080"]),
         (["-s="], ["-s is missing", "-s example.com:443"]),
-        (["-b", "1080"], ["-b", "'1080'", "host:port"]),
+        (["-b", "1080"], ["-b: '1080' has no host; write it like 127.0.0.1:1080"]),
         (["-b", "localhost:http"], ["-b", "port"]),
         (["-b", "::1:1080"], ["-b", "brackets"]),
         (["-b", "127.0.0.1:65536"], ["-b", "65536"]),
-        (["-s", "example.com"], ["-s", "the port is missing"]),
+        (["-s", "example.com"], ["-s: 'example.com' has no port; write it like example.com:443"]),
+        (["-s", "example.com:"], ["-s: 'example.com:' has no port; write it like example.com:443"]),
+        (["-s", "[2001:db8::1]"], ["has no port; write it like [2001:db8::1]:443"]),
+        (["-s", "https://host"], ["-s: not a URL, but an address; write it like host:443"]),
+        (["-s", "https://u:s3cret@a.b:8443/s3cret?s3cret"], ["write it like a.b:8443"]),
+        (["-s", "http://[::1]/s3cret"], ["write it like [::1]:80"]),
+        (["-s", "wss://s3cret s3cret/"], ["write it like example.com:443"]),
+        (["-s", "me:s3cret@example.com:443"], ["-s: an address has no @ in it"]),
         (["-s", "2001:db8::1:443"], ["-s", "brackets"]),
         (["-s", ":443"], ["-s", "lacks a host"]),
         (["-s", "a.example|:443"], ["-s", "lacks a host"]),
@@ -240,11 +256,11 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-timeout", "-1s"], ["-timeout", "-1s is not positive"]),
         (["-mux-max-stream", "0"], ["-mux-max-stream", "1 to 16"]),
         (["-mux-max-stream", "17"], ["-mux-max-stream", "1 to 16"]),
-        (["-wss-path", "/a b"], ["-wss-path", "%20"]),
-        (["-wss-path", "/a\r\nX: 1"], ["-wss-path", "control"]),
-        (["-wss-path", "/a\x7f"], ["-wss-path", "control"]),
-        (["-wss-path", "/100%"], ["-wss-path", "%25"]),
-        (["-wss-path", "/%2x"], ["-wss-path", "%25"]),
+        (["-wss", "-wss-path", "/a b"], ["-wss-path", "%20"]),
+        (["-wss", "-wss-path", "/a\r\nX: 1"], ["-wss-path", "control"]),
+        (["-wss", "-wss-path", "/a\x7f"], ["-wss-path", "control"]),
+        (["-wss", "-wss-path", "/100%"], ["-wss-path", "%25"]),
+        (["-wss", "-wss-path", "/%2x"], ["-wss-path", "%25"]),
         (["-fallback-dns", "dns.example"], ["-fallback-dns", "'dns.example'", "192.0.2.53"]),
         (["-fallback-dns", "192.0.2.53:0"], ["-fallback-dns"]),
         (["-fallback-dns", "192.0.2.53:"], ["-fallback-dns"]),
@@ -259,6 +275,17 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-pin", ""], ["-pin"]),
         (["-sv", "-ca", "roots.pem"], ["-sv", "-ca"]),
         (["-sv", "-pin", PIN], ["-sv", "-pin"]),
+        (["-cert", "c.pem"], ["-cert needs -key", "-ca is for trusting the server"]),
+        (["-wss-path", "/s3cret"], ["-wss-path: only meaningful with -wss; add -wss or remove it"]),
+        (["-wss-mask"], ["-wss-mask: only meaningful with -wss; add -wss or remove it"]),
+        (["-mux-max-stream", "8"], ["-mux-max-stream: only meaningful with -mux; add -mux or"]),
+        (["-mux-warm", "0"], ["-mux-warm: only meaningful with -mux"]),
+        (["-mux-idle", "1m"], ["-mux-idle: only meaningful with -mux"]),
+        (["-wss", "-mux-idle", "1m"], ["-mux-idle: only meaningful with -mux"]),
+        (["-p", "s3cret"], ["-p: only meaningful with -anytls; add -anytls or remove it"]),
+        (["-anytls", "-p", "x", "-wss-path", "/a"], ["-wss-path: only meaningful with -wss"]),
+        (["-anytls", "-p", "x", "-mux-warm", "2"], ["-mux-warm: only meaningful with -mux"]),
+        (["-anytls", "-p", "x", "-dr", "-idle-check", "9s"], ["-idle-check", "-dr disables"]),
     ],
 )
 def test_client_refuses(argv: list[str], words: list[str]) -> None:
@@ -266,6 +293,24 @@ def test_client_refuses(argv: list[str], words: list[str]) -> None:
         client(*argv)
     for word in words:
         assert word in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_certificate_without_tls_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    assert server("-disable-tls", "-cert", "c", "-key", "k").disable_tls
+    (record,) = caplog.records
+    assert record.getMessage() == "-cert, -key: not used, because -disable-tls turns TLS off"
+
+
+def test_defaults_may_be_given_in_every_mode() -> None:
+    """As scripts do that give all options."""
+    plain = "-wss=false -wss-path / -wss-mask=0 -mux=0 -mux-max-stream 4 -mux-warm 1 -mux-idle 30s"
+    assert client(*plain.split()) == client()
+    assert client("-wss-path", "") == client()
+    assert server("-wss-path", "/", "-tls-min", "1.2", "-disable-tls").disable_tls
+    # Plugin options are often the same on both sides.
+    assert server("-wss", "-mux", "-n", "a.example", "-cert", "c", "-key", "k").mux
+    assert server("-disable-tls", "-n", "a.example").name == "a.example"
 
 
 @pytest.mark.parametrize(
@@ -282,9 +327,14 @@ def test_client_refuses(argv: list[str], words: list[str]) -> None:
         (["-key", "k.pem"], ["-key needs -cert"]),
         (["-n", "not a name"], ["-n", "'not a name'"]),
         (["-timeout", "-5m"], ["-timeout"]),
-        (["-wss-path", "/ws?ed=2048"], ["-wss-path", "only the path"]),
-        (["-wss-path", "/ws#x"], ["-wss-path", "only the path"]),
-        (["-wss-path", "/a\nb"], ["-wss-path", "control"]),
+        (["-wss", "-wss-path", "/ws?ed=2048"], ["-wss-path", "only the path"]),
+        (["-wss", "-wss-path", "/ws#x"], ["-wss-path", "only the path"]),
+        (["-wss", "-wss-path", "/a\nb"], ["-wss-path", "control"]),
+        (["-wss-path", "/x"], ["-wss-path: only meaningful with -wss; add -wss or remove it"]),
+        (["-disable-tls", "-cert-dir", "d"], ["-cert-dir needs TLS, which -disable-tls turns off"]),
+        (["-disable-tls", "-client-ca", "c"], ["-client-ca needs TLS"]),
+        (["-disable-tls", "-tls-min", "1.3"], ["-tls-min needs TLS"]),
+        (["-padding-scheme", "f"], ["-padding-scheme: only meaningful with -anytls; add -anytls"]),
     ],
 )
 def test_server_refuses(argv: list[str], words: list[str]) -> None:
@@ -297,7 +347,6 @@ def test_server_refuses(argv: list[str], words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "endpoint", "path"),
     [
-        ("", None, ""),
         ("9100", Endpoint(("127.0.0.1",), 9100), ""),
         (":9100", Endpoint(("127.0.0.1",), 9100), ""),
         ("localhost:9100", Endpoint(("127.0.0.1",), 9100), ""),
@@ -323,7 +372,7 @@ def test_metrics_at_no_address(text: str) -> None:
 
 def test_the_path_is_not_repeated_in_errors() -> None:
     # Often it is all that keeps strangers out.
-    for argv in (["-wss-path", "/hidden path"], ["-wss-path", "/hidden\0"]):
+    for argv in (["-wss", "-wss-path", "/hidden path"], ["-wss", "-wss-path", "/hidden\0"]):
         with pytest.raises(UsageError) as caught:
             client(*argv)
         assert "hidden" not in str(caught.value)
