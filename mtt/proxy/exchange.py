@@ -7,7 +7,7 @@ import time
 from email.utils import formatdate
 from typing import Protocol
 
-from mtt.errors import NetworkError, describe
+from mtt.errors import StuckError, describe
 from mtt.layers.base import Data
 from mtt.log import logger
 from mtt.net.address import host_port
@@ -124,7 +124,7 @@ class Exchange:
         """Answer, if that is possible, that the origin takes too long."""
         self.abort()
         if self.answered:
-            self._client.cut(NetworkError("the answer does not get on"))
+            self._client.cut(StuckError("the answer does not get on"))
         else:
             self._closes = True
             self._refuse(Outcome.TIMED_OUT)
@@ -169,7 +169,7 @@ class Exchange:
         if origin.usable:
             self._ask(origin)
         else:
-            self.failed(NetworkError("the connection was closed"), silent=True)
+            self.failed(ConnectionError("the connection was closed at once"), silent=True)
 
     def not_opened(self, outcome: Outcome) -> None:
         """It could not be opened."""

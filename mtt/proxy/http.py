@@ -150,7 +150,7 @@ class HttpConnection(StreamProtocol):
             self._buffer += data
         if self._exchange is None:
             self._serve()
-        elif self._buffer or self._exchange.origin is None:
+        if self._buffer or (self._exchange is not None and self._exchange.origin is None):
             self.flow()
 
     def eof_received(self) -> bool:
@@ -177,13 +177,17 @@ class HttpConnection(StreamProtocol):
         self.full = False
         if self._exchange is not None and self._exchange.origin is not None:
             self._exchange.origin.transport.resume_reading()
+        elif self._exchange is None and not self.over:
+            self._serve()
+            self.flow()
 
     # Requests.
 
     def _serve(self) -> None:
         """Serve the next request if it has come."""
         try:
-            while self._exchange is None and not self.over and self._buffer:
+            # Answers of our own pile up if the client reads none of them.
+            while self._exchange is None and not (self.over or self.full) and self._buffer:
                 if self._carried and self._buffer.startswith(b"\r\n"):
                     del self._buffer[:2]  # some send that behind a body (RFC 9112, 2.2)
                     continue
@@ -198,7 +202,7 @@ class HttpConnection(StreamProtocol):
         except HttpError as error:
             self._refuse(error, error.answer)
             return
-        if self._eof and self._exchange is None and not self.over:
+        if self._eof and self._exchange is None and not (self.over or self.full):
             if not self._carried:
                 self._tell_of_end(None)
             self._finish("done")
@@ -289,7 +293,7 @@ class HttpConnection(StreamProtocol):
         exchange = self._exchange
         if self.over:
             return
-        if exchange is not None and (exchange.full or len(self._buffer) > MAX_AHEAD):
+        if len(self._buffer) > MAX_AHEAD or (exchange is not None and exchange.full):
             self._near.pause_reading()
         else:
             self._near.resume_reading()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from mtt.errors import NetworkError, PeerError, describe
+from mtt.errors import PeerError
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import Holding
@@ -165,7 +165,7 @@ class Origin(StreamProtocol):
             self._complete(asking)
         else:
             where = "in the middle of" if body is not None or self._buffer else "without"
-            self._fail(NetworkError(f"the connection was closed {where} an answer"))
+            self._fail(ConnectionError(f"the connection was closed {where} an answer"))
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -179,7 +179,7 @@ class Origin(StreamProtocol):
                 self.eof_received()
         self.usable = False
         if self._asking is not None:
-            self._fail(NetworkError(f"the connection was lost: {describe(exc)}"))
+            self._fail(exc or ConnectionError("the connection was closed without an end"))
 
     def pause_writing(self) -> None:
         self.full = True

@@ -566,3 +566,20 @@ async def test_a_request_may_come_in_pieces_and_behind_an_empty_line() -> None:
                 await asyncio.sleep(0)
             assert (await read_answer(client))[1] in (b"/1", b"/2")
         assert there.there.count == 1
+
+
+async def test_a_client_that_reads_no_answers_gets_no_more_of_them() -> None:
+    async with site() as there, await there.client() as client:
+        await client.send(there.request("/"))
+        await read_answer(client)
+        there.proxy.error = DestinationError(Outcome.CONNECTION_REFUSED)
+        connection, count = there.connection, MAX_AHEAD // 30
+        connection.pause_writing()
+        await client.send(b"GET http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n" * count)
+        await eventually(lambda: not connection._near.is_reading())
+        assert len(there.proxy.asked) == 1
+        connection.resume_writing()
+        for _ in range(count):
+            assert (await read_answer(client))[1] == b"connection refused\n"
+        await client.send(there.request("/"))
+        await read_answer(client)
