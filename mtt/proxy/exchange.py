@@ -32,6 +32,10 @@ class Client(Protocol):
     origins: IdleOrigins
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the client sends nothing more."""
+
+    @property
     def is_ending(self) -> bool:
         """Whether no further request will be served."""
 
@@ -114,6 +118,16 @@ class Exchange:
             self._client.sent += len(data)
             self.origin.send(data)
 
+    def client_ended(self) -> None:
+        """The client has half-closed its connection, or closed it: both look the same.
+
+        The origin is told, as it would be without a proxy between them. So it is for the origin to
+        decide whether there is still somebody to answer.
+        """
+        self._closes = True
+        if self.origin is not None and self.origin.transport.can_write_eof():
+            self.origin.transport.write_eof()
+
     def abort(self) -> None:
         """Cut the request."""
         if self.origin is not None:
@@ -148,6 +162,8 @@ class Exchange:
             upgrade=asked.upgrade,
             unchunked=asked.request.version < (1, 1),
         )
+        if self._client.has_ended:
+            self.client_ended()
         self._client.flow()
 
     def _keep(self, data: Data) -> None:

@@ -158,7 +158,10 @@ class HttpConnection(StreamProtocol):
         exchange = self._exchange
         if exchange is None:
             self._serve()
-        elif not exchange.body.over:
+        elif exchange.body.over:
+            if not self._buffer:
+                exchange.client_ended()
+        else:
             error = HttpError(400, "the connection ended in the middle of a request")
             self._refuse(error, error.answer)
         return True
@@ -275,8 +278,12 @@ class HttpConnection(StreamProtocol):
         return peer_name(self._near)
 
     @property
+    def has_ended(self) -> bool:
+        return self._eof and not self._buffer
+
+    @property
     def is_ending(self) -> bool:
-        return self._owner.draining or (self._eof and not self._buffer)
+        return self._owner.draining or self.has_ended
 
     def write(self, data: Data) -> None:
         self.received += len(data)

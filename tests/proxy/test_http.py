@@ -583,3 +583,34 @@ async def test_a_client_that_reads_no_answers_gets_no_more_of_them() -> None:
             assert (await read_answer(client))[1] == b"connection refused\n"
         await client.send(there.request("/"))
         await read_answer(client)
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_the_end_of_a_client_reaches_the_origin(early: bool) -> None:
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        if not early:
+            await connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        assert await connection.rest() == b""
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\nbye" if early else b"bye")
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/"))
+        if not early:
+            await client.until(b"\r\n\r\n")
+        await client.finish()
+        assert (await client.rest()).endswith(b"bye")
+        await eventually(lambda: not there.proxy.tunnels)
+
+
+async def test_a_client_that_has_ended_while_its_origin_is_dialled() -> None:
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        assert await connection.rest() == b""
+        await connection.send(OK)
+
+    async with site(serve) as there, await there.client() as client:
+        there.proxy.gate.clear()
+        await client.send(there.request("/"))
+        await client.finish()
+        await eventually(lambda: there.proxy._relays and there.connection._eof)
+        there.proxy.gate.set()
+        assert (await client.rest()).endswith(b"\r\nConnection: close\r\n\r\nok")
