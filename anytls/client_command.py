@@ -28,8 +28,8 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anytls-client",
-    description="A local SOCKS and HTTP proxy that carries connections and UDP to an AnyTLS "
-    "server, which goes where applications ask it to.",
+    description="A local SOCKS and HTTP proxy. It carries TCP and UDP to an AnyTLS server, which "
+    "connects to the destinations.",
     flags=CLIENT_FLAGS,
     service=service,
 )

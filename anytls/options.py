@@ -76,48 +76,48 @@ _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas be
              "NAME,...", may_be_empty=True)  # fmt: skip
 
 CLIENT_FLAGS = (
-    Flag("l", "str", "Address for applications: SOCKS4a, SOCKS5 and HTTP proxy in one port.",
+    Flag("l", "str", "Address for applications: SOCKS5, SOCKS4a and HTTP proxy on one port.",
          "HOST:PORT", DEFAULT_LOCAL),
-    Flag("s", "str", "The server, as an address or as a URI, "
-         "anytls://PASSWORD@HOST:PORT/?sni=NAME, whose password others can see like that of -p.",
+    Flag("s", "str", "Address of the server, or its URI: anytls://PASSWORD@HOST:PORT/?sni=NAME. "
+         "Other users of this machine can see the password in it.",
          "HOST:PORT|URI"),
     PASSWORD,
     PASSWORD_FILE,
-    Flag("c", "str", "File with the configuration: JSON as for sing-box or Xray, whole or only the "
-         "AnyTLS outbound. Other options rank above it.", "FILE"),
+    Flag("c", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or the "
+         "AnyTLS outbound alone. Command-line options override it.", "FILE"),
     Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -c although it asks for a browser's TLS "
          "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL.",
          weakens=True),
-    Flag("user", "str", "Ask applications for this user's name and password.", "NAME"),
-    Flag("user-password-file", "str", "File with the password of -user, in one line.", "FILE"),
-    Flag("sni", "str", "Name the server must prove, sent as SNI; the host of -s if not given. An "
-         "IP address is not sent.", "NAME", may_be_empty=True),
-    Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. -ca "
-         "or -pin is the safe way to trust a self-signed one.", weakens=True),
-    Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
-    Flag("pin", "str", "Accept the server by this hash of its public key; anytls-server prints "
-         "that at start.", "sha256/BASE64", repeatable=True),
-    CERT._replace(help="PEM file with our own certificate and its chain, for servers that ask for "
-                  "one."),
+    Flag("user", "str", "User name that applications need to use the proxy.", "NAME"),
+    Flag("user-password-file", "str", "File with the password of -user on one line.", "FILE"),
+    Flag("sni", "str", "Server name for SNI and certificate verification; the host of -s if not "
+         "given. IP addresses are verified, but not sent.", "NAME", may_be_empty=True),
+    Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. Use "
+         "-pin or -ca to trust a self-signed certificate.", weakens=True),
+    Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE"),
+    Flag("pin", "str", "Trust the server whose public key has this hash, which anytls-server "
+         "prints at start.", "sha256/BASE64", repeatable=True),
+    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
+                  "-client-ca."),
     KEY,
     _ALPN,
     TLS_MIN,
     *POOL_FLAGS,
     TIMEOUT,
-    MAX_CONNS._replace(help="Connections to carry at a time; 0 for no limit."),
+    MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited."),
     METRICS,
     *PROCESS_FLAGS,
 )  # fmt: skip
 
 SERVER_FLAGS = (
-    Flag("l", "str", "Address to listen on. An empty host listens on all interfaces.", "HOST:PORT",
+    Flag("l", "str", "Address to listen on. An empty host means all interfaces.", "HOST:PORT",
          DEFAULT_BIND),
     PASSWORD,
     PASSWORD_FILE,
-    Flag("users", "str", "File with users, one name:password in a line or a JSON list, instead of "
-         "-p.", "FILE"),
-    Flag("c", "str", "File with the configuration: JSON as for sing-box, whole or only the AnyTLS "
-         "inbound. Other options rank above it.", "FILE"),
+    Flag("users", "str", "File with the users instead of -p: name:password on each line, or JSON.",
+         "FILE"),
+    Flag("c", "str", "Configuration file of sing-box (JSON): a whole configuration or the AnyTLS "
+         "inbound alone. Command-line options override it.", "FILE"),
     PADDING_SCHEME,
     CERT,
     KEY,
@@ -127,16 +127,16 @@ SERVER_FLAGS = (
     _ALPN,
     TLS_MIN,
     DISABLE_TLS,
-    FALLBACK._replace(help="Web site (plain HTTP) that gets all visitors who do not know a "
-                      "password."),
-    Flag("allow", "str", "Let clients connect to these addresses: 10.1.0.0/16, [fd00::1]:53, "
-         ":8000-8999. Those of private networks and of this machine are denied otherwise. The most "
-         "specific rule decides.", "CIDR[:PORTS]", repeatable=True, weakens=True),
-    Flag("deny", "str", "Do not let clients connect to these.", "CIDR[:PORTS]", repeatable=True),
+    FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
+    Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
+         "and other special addresses are denied by default. The most specific rule decides.",
+         "CIDR[:PORTS]", repeatable=True, weakens=True),
+    Flag("deny", "str", "Destinations to deny.", "CIDR[:PORTS]", repeatable=True),
     TIMEOUT,
-    Flag("udp-timeout", "duration", "Close a UDP association in which nothing moved for this long.",
+    Flag("udp-timeout", "duration", "Close UDP associations that carried no datagram for this "
+         "long.",
          "DURATION", DEFAULT_UDP_TIMEOUT),
-    MAX_CONNS._replace(help="Connections to carry at a time; 0 for no limit."),
+    MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited."),
     FAST_OPEN,
     METRICS,
     *PROCESS_FLAGS,

@@ -28,8 +28,8 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anytls-server",
-    description="Carries what AnyTLS clients ask for, TCP and UDP, to wherever they want, within "
-    "-allow and -deny. Who does not know a password sees a web site.",
+    description="Carries TCP and UDP of AnyTLS clients to the destinations that -allow and -deny "
+    "permit. Clients without a valid password see a web site.",
     flags=SERVER_FLAGS,
     service=service,
 )

@@ -47,16 +47,16 @@ FLAGS = (
     BIND,
     BIND_UNIX,
     Flag("c", "str", "Address of the controller: a loopback address, or unix:/path for a socket "
-         "that only this user can open. Others need -c-token-file, -c-cert and -c-key.",
+         "for the current user only. Other addresses need -c-token-file, -c-cert and -c-key.",
          "HOST:PORT", may_be_empty=True),
     Flag("c-token-file", "str", "File with the token that every request to the controller must "
-         "carry, as Authorization: Bearer TOKEN.", "FILE"),
-    Flag("c-cert", "str", "PEM file with the controller's certificate; the controller then speaks "
+         "carry as Authorization: Bearer TOKEN.", "FILE"),
+    Flag("c-cert", "str", "PEM file with the controller's certificate; the controller then uses "
          "HTTPS.", "FILE"),
     Flag("c-key", "str", "PEM file with the private key of -c-cert.", "FILE"),
-    Flag("db", "str", "SQLite file that keeps the users and their counters. Without it they are "
-         "forgotten when the server stops.", "FILE"),
-    Flag("metrics-users", "bool", "Give every user lines of their own in GET /metrics."),
+    Flag("db", "str", "SQLite file for the users and their counters. Without it the server "
+         "forgets them when it stops.", "FILE"),
+    Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics."),
     CERT,
     KEY,
     CERT_DIR,
@@ -65,7 +65,7 @@ FLAGS = (
     DISABLE_TLS,
     CERT_NAME,
     FALLBACK,
-    MUX._replace(help="Expect -mux from clients that do not say, as foreign WebSocket clients."),
+    MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
     TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     MAX_CONNS,
     FAST_OPEN,

@@ -20,24 +20,24 @@ MAX_MIN_IDLE = 256
 MAX_PASSWORD = 1024
 
 # fmt: off
-PASSWORD = Flag("p", "str", "Password. On a command line every user of this machine can see it in "
-                "the list of processes; -password-file keeps it secret.", "PASSWORD", secret=True)
-PASSWORD_FILE = Flag("password-file", "str", "File with the password, in one line.", "FILE")
-MIN_IDLE = Flag("m", "int", "Idle sessions that are kept for the next connection, which then costs "
-                f"no handshake; 0 to {MAX_MIN_IDLE}.", "N", str(DEFAULT_MIN_IDLE))
-WARM = Flag("warm", "int", "Sessions made at the start, before a connection needs one; 0 to "
+PASSWORD = Flag("p", "str", "Password. Other users of this machine can see it in the process "
+                "list; use -password-file to keep it secret.", "PASSWORD", secret=True)
+PASSWORD_FILE = Flag("password-file", "str", "File with the password on one line.", "FILE")
+MIN_IDLE = Flag("m", "int", f"Idle sessions to keep, 0 to {MAX_MIN_IDLE}; the next connection then "
+                "needs no handshake.", "N", str(DEFAULT_MIN_IDLE))
+WARM = Flag("warm", "int", "Sessions to open at start, before a connection needs one, 0 to "
             f"{MAX_MIN_IDLE}. No other AnyTLS client does that, so an observer can tell.", "N",
             "0")
-IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are looked for. As "
-                  "in all AnyTLS clients, 5s or less stands for 30s.", "DURATION",
+IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are checked. 5s or "
+                  "less means 30s, as in all AnyTLS clients.", "DURATION",
                   DEFAULT_IDLE_CHECK)
-IDLE_TIMEOUT = Flag("idle-timeout", "duration", "How long those may have been idle before they are "
-                    "closed; 5s or less stands for 30s.", "DURATION", DEFAULT_IDLE_TIMEOUT)
-DISABLE_REUSE = Flag("dr", "bool", "Disable reuse: a session for every connection.")
-PADDING_SCHEME = Flag("padding-scheme", "str", "File with the padding scheme that clients are to "
-                      "use instead of the default one.", "FILE")
-ANYTLS = Flag("anytls", "bool", "Speak AnyTLS: padding against guesses at what is inside, sessions "
-              "that are used again, and a password, -p. Both ends need it.")
+IDLE_TIMEOUT = Flag("idle-timeout", "duration", "How long idle sessions beyond -m are kept. 5s or "
+                    "less means 30s, as in all AnyTLS clients.", "DURATION", DEFAULT_IDLE_TIMEOUT)
+DISABLE_REUSE = Flag("dr", "bool", "Disable session reuse: one session per connection.")
+PADDING_SCHEME = Flag("padding-scheme", "str", "File with the padding scheme that clients have to "
+                      "use, instead of the default scheme.", "FILE")
+ANYTLS = Flag("anytls", "bool", "Use AnyTLS: padding against traffic analysis, session reuse, and "
+              "a password (-p or -password-file). Both ends need it.")
 # fmt: on
 
 POOL_FLAGS = (MIN_IDLE, WARM, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)

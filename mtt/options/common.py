@@ -23,36 +23,40 @@ UNIX_PREFIX = "unix:"
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII | re.I)
 
 # Options of several commands, defined once.
-BIND = Flag("b", "str", "Address to listen on. An empty host listens on all interfaces.",
+BIND = Flag("b", "str", "Address to listen on. An empty host means all interfaces.",
             "HOST:PORT", may_be_empty=True)
 BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
-                 "for an abstract one.", "PATH", may_be_empty=True)
-CERT = Flag("cert", "str", "PEM file with the certificate and its chain. Without -cert and -key "
-            "a self-signed certificate is made.", "FILE")
+                 "for an abstract socket.", "PATH", may_be_empty=True)
+CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
+            "and -key the server generates a self-signed certificate.", "FILE")
 KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
-CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the self-signed certificate and its key, "
-                "so that the server's pin outlives a restart.", "DIR")
-CLIENT_CA = Flag("client-ca", "str", "PEM file with the certificates that vouch for clients; who "
-                 "cannot show one of theirs does not get in.", "FILE")
-TLS_MIN = Flag("tls-min", "str", "Oldest version of TLS to speak, 1.2 or 1.3.", "VERSION",
+CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the generated certificate and its key, "
+                "so that the pin survives restarts.", "DIR")
+CLIENT_CA = Flag("client-ca", "str", "PEM file with CA certificates, or with the clients' own; "
+                 "clients without a certificate issued by, or equal to, one of these are refused.",
+                 "FILE")
+TLS_MIN = Flag("tls-min", "str", "Lowest TLS version, 1.2 or 1.3.", "VERSION",
                DEFAULT_TLS_MIN)
-DISABLE_TLS = Flag("disable-tls", "bool", "Do not speak TLS; a proxy in front does.", weakens=True)
-CERT_NAME = Flag("n", "str", "Host name in the self-signed certificate; random if not given.",
+DISABLE_TLS = Flag("disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.",
+                   weakens=True)
+CERT_NAME = Flag("n", "str", "Host name in the generated certificate; random if not given.",
                  "NAME", may_be_empty=True)
-WSS = Flag("wss", "bool", "Speak WebSocket inside TLS, as proxies and CDNs can forward it.")
-WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket.", "PATH", DEFAULT_PATH, secret=True,
-                may_be_empty=True)
-FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that gets all visitors who do not ask "
-                "for a tunnel.", "HOST:PORT")
+WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.")
+WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
+                DEFAULT_PATH, secret=True, may_be_empty=True)
+FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requests that are not "
+                "for the tunnel.", "HOST:PORT")
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
-MAX_CONNS = Flag("max-conns", "int", "Connections to carry at a time, streams of -mux included; "
-                 "0 for no limit.", "N", "0")
-TIMEOUT = Flag("timeout", "duration", "Close a tunnel in which nothing moved for this long.",
+MAX_CONNS = Flag("max-conns", "int", "Maximum concurrent connections, multiplexed streams "
+                 "included; 0 means unlimited.", "N", "0")
+TIMEOUT = Flag("timeout", "duration", "Close connections that carried no data in either direction "
+               "for this long.",
                "DURATION", DEFAULT_TIMEOUT)
-METRICS = Flag("metrics", "str", "Address at which GET /metrics tells how we are doing, in "
-               "Prometheus' text format, and GET /healthz that we are. Without a host it is this "
-               "machine's own; unix:/path is a socket that only this user can open.", "HOST:PORT")
-FAST_OPEN = Flag("fast-open", "bool", "Use TCP fast open, where the system has it.")
+METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (Prometheus) and "
+               "GET /healthz (liveness check). Without a host it listens on 127.0.0.1; unix:/path "
+               "is a socket for the current user only.", "HOST:PORT")
+FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
+                 "system supports it.")
 
 
 def required(values: Values, name: str, what: str) -> str:

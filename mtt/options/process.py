@@ -14,24 +14,24 @@ LOG_LEVELS = ("error", "warning", "info", "debug")
 LOOPS = ("auto", "asyncio", "uvloop")
 
 GRACE = Flag("grace", "duration", "How long open tunnels may take to finish after SIGTERM or "
-             "SIGINT; 0 cuts them at once. A second signal does so too, and a plugin never waits.",
+             "SIGINT; 0 cuts them at once, and so does a second signal. Plugins never wait.",
              "DURATION", DEFAULT_GRACE)
-LOG = Flag("log", "str", "How to log: lines of text, or one JSON object per line.", "text|json",
+LOG = Flag("log", "str", "Log format: lines of text, or one JSON object per line.", "text|json",
            LOG_FORMATS[0], choices=LOG_FORMATS)
-LOG_LEVEL = Flag("log-level", "str", "The least important lines to log.", "|".join(LOG_LEVELS),
+LOG_LEVEL = Flag("log-level", "str", "Least severe level to log.", "|".join(LOG_LEVELS),
                  "info", choices=LOG_LEVELS)
-LOOP = Flag("loop", "str", "Event loop: auto is uvloop where it is installed, else asyncio.",
+LOOP = Flag("loop", "str", "Event loop; auto uses uvloop if it is installed, else asyncio.",
             "|".join(LOOPS), LOOPS[0], choices=LOOPS)
-VERBOSE = Flag("verbose", "bool", "Also log every tunnel that opens or closes; the same as "
+VERBOSE = Flag("verbose", "bool", "Log each connection that opens or closes, too. Same as "
                "-log-level debug.")
 VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
 HELP = (
-    Flag("h", "bool", "Print this text and exit.", final=True),
+    Flag("h", "bool", "Print this help and exit.", final=True),
     Flag("help", "bool", "Same as -h.", final=True),
 )
 
-WORKERS = Flag("workers", "int", "How many processes share the work; 0 for one per core. Sessions "
-               "of -mux belong to one of them, and each takes its part of -max-conns.", "N", "1")
+WORKERS = Flag("workers", "int", "Number of worker processes; 0 means one per core. -max-conns is "
+               "divided among them, and each has its own tunnel connections.", "N", "1")
 
 # Beyond this it is a typing error: the largest machines have some hundred cores.
 MAX_WORKERS = 1024

@@ -75,56 +75,57 @@ _DNS_SERVER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.+))?")
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 
 
-WSS_MASK = Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros. Only "
-                "for proxies that insist; it protects nothing inside TLS and costs time on both "
+WSS_MASK = Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros, for "
+                "proxies that require it. It protects nothing inside TLS and costs time on both "
                 "ends.")  # fmt: skip
 MUX_FLAGS = (
-    Flag("mux-max-stream", "int", "Connections that share one tunnel connection under -mux, "
-         f"1 to {MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
-    Flag("mux-warm", "int", "Idle tunnel connections under -mux that are kept for the next "
-         "connection, so that it costs no handshake.", "N", "1"),
-    Flag("mux-idle", "duration", "How long the others are kept.", "DURATION", "30s"),
+    Flag("mux-max-stream", "int", "Maximum connections per tunnel connection with -mux, 1 to "
+         f"{MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
+    Flag("mux-warm", "int", "Idle tunnel connections to keep with -mux; the next connection then "
+         "needs no handshake.", "N", "1"),
+    Flag("mux-idle", "duration", "How long other idle tunnel connections are kept with -mux.",
+         "DURATION", "30s"),
 )  # fmt: skip
 
 CLIENT_FLAGS = (
     BIND,
-    Flag("s", "str", "Address of the server. Several hosts may be joined with |.", "HOST:PORT",
+    Flag("s", "str", "Address of the server. Join several hosts with |.", "HOST:PORT",
          may_be_empty=True),
     WSS,
     WSS_PATH,
     WSS_MASK,
-    Flag("n", "str", "Name the server must prove, sent as SNI and as the Host of -wss; the host "
-         "of -s if not given.", "NAME", may_be_empty=True),
-    Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. -ca or "
-         "-pin is the safe way to trust a self-signed one.", weakens=True),
-    Flag("ca", "str", "PEM file with the certificates to trust, instead of the system's.", "FILE"),
-    Flag("pin", "str", "Accept the server by this hash of its public key; it prints that at "
-         "start.", "sha256/BASE64", repeatable=True),
-    CERT._replace(help="PEM file with our own certificate and its chain, for servers that ask for "
-                  "one."),
+    Flag("n", "str", "Server name for SNI, the Host header of -wss, and certificate verification; "
+         "the host of -s if not given.", "NAME", may_be_empty=True),
+    Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. Use -pin "
+         "or -ca to trust a self-signed certificate.", weakens=True),
+    Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE"),
+    Flag("pin", "str", "Trust the server whose public key has this hash, which the server prints "
+         "at start.", "sha256/BASE64", repeatable=True),
+    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
+                  "-client-ca."),
     KEY,
     TLS_MIN,
     MUX._replace(otherwise="mux-max-stream is the number of connections"),
     *MUX_FLAGS,
-    Flag("preconnect", "int", "Tunnel connections without -mux that wait, so that a new "
-         f"connection costs no handshake, up to {MAX_PRECONNECT} per process. The server and the "
-         "destination see them as idle connections.", "N", "0"),
+    Flag("preconnect", "int", "Tunnel connections to keep ready without -mux, 0 to "
+         f"{MAX_PRECONNECT} per process; new connections then need no handshake. The server and "
+         "the destination see them as idle connections.", "N", "0"),
     *TUNNEL_CLIENT_FLAGS,
     TIMEOUT,
     MAX_CONNS,
     FAST_OPEN,
     METRICS,
-    Flag("fallback-dns", "str", "DNS server to ask for the names in -s and -b instead of the "
-         f"system's resolver. The port is {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
-    Flag("V", "bool", "Keep our own connections out of an Android VPN, through the unix socket "
-         "protect_path in the working directory."),
+    Flag("fallback-dns", "str", "DNS server for the names in -s and -b, instead of the system's "
+         f"resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
+    Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
+         "socket protect_path in the working directory."),
     *PROCESS_FLAGS,
 )
 
 SERVER_FLAGS = (
     BIND,
     BIND_UNIX,
-    Flag("d", "str", "Address to forward every connection to.", "HOST:PORT", may_be_empty=True),
+    Flag("d", "str", "Destination of all connections.", "HOST:PORT", may_be_empty=True),
     CERT,
     KEY,
     CERT_DIR,
@@ -135,7 +136,7 @@ SERVER_FLAGS = (
     WSS,
     WSS_PATH,
     FALLBACK._replace(help=FALLBACK.help + " Needs -wss or -anytls."),
-    MUX._replace(help="Expect -mux from clients. With -wss each client says so itself."),
+    MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
     *TUNNEL_SERVER_FLAGS,
     TIMEOUT,
     MAX_CONNS,
