@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, Learned
-from mtt.layers.anytls_stream import ClientStream, Replace
+from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
 from mtt.reuse import ReuseGuard, means_dead
@@ -23,8 +23,6 @@ SHORTEST = 5.0
 # Between attempts to have sessions ready while the server cannot be reached: seconds, at first
 # and, doubled each time, in the end.
 RETRY_TIMES = (1.0, 60.0)
-
-_CLOSED = "the AnyTLS client is being closed"
 
 # Makes a TLS connection to the server and puts the given session on it.
 Connect = Callable[[ClientSession], Awaitable[None]]
@@ -74,7 +72,6 @@ class AnyTlsPool:
         self._unended: set[ClientSession] = set()  # see _clean
         self._check_timer: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
-        self._moves: set[asyncio.Task[None]] = set()  # see _replace
         self._closed = False
 
     @property
@@ -99,32 +96,40 @@ class AnyTlsPool:
             destination: where to, as `wire.addresses.encode` has it.
             wait: until the server has reached the destination, as far as it tells.
 
-        Raises what `connect` raises, and what `ClientStream.acknowledged` does.
+        Raises what `connect` raises, and what `ClientStream.acknowledged` does; but a session that
+        was idle and is found dead meanwhile is replaced by a new one.
         """
-        stream = self.open_at_once(destination)
-        if stream is None:
-            stream = _open_on(await self._dial(), destination)
-            stream.watch()
-        if wait:
+        session = self._newest_idle()
+        while not self._closed:
+            new = session is None
+            if session is None:
+                session = await self._dial()
+            stream = _open_on(session, destination)
+            if not wait:
+                stream.watch()
+                return stream
             try:
                 await stream.acknowledged()
             except DestinationError:
                 stream.close()
                 raise
+            except MttError:
+                if new:  # another one would fare no better
+                    raise
+                session = None  # that took seconds; nobody waits for those for each idle one
             except BaseException:
                 stream.abort()
                 raise
-        return stream
+            else:
+                return stream
+        raise NetworkError("the AnyTLS client is being closed")
 
     def open_at_once(self, destination: bytes) -> ClientStream | None:
-        """The same with `wait=False`, on an idle session; None if there is none.
-
-        If the session is found dead before the server has answered, a new one carries the stream.
-        """
+        """The same with `wait=False`, on an idle session; None if there is none."""
         session = None if self._closed else self._newest_idle()
         if session is None:
             return None
-        stream = _open_on(session, destination, self._replace)
+        stream = _open_on(session, destination)
         stream.watch()
         return stream
 
@@ -136,10 +141,6 @@ class AnyTlsPool:
             await asyncio.wait([self._warming])
         if self._check_timer is not None:
             self._check_timer.cancel()
-        for task in self._moves:
-            task.cancel()
-        if self._moves:
-            await asyncio.wait(self._moves)
         for session in list(self._sessions):
             session.abort()
 
@@ -149,26 +150,7 @@ class AnyTlsPool:
                 return session
         return None
 
-    def _replace(self, stream: ClientStream) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._move(stream))
-        self._moves.add(task)
-        task.add_done_callback(self._moves.discard)
-        return task
-
-    async def _move(self, stream: ClientStream) -> None:
-        """Have a new session carry `stream`; not another idle one, which may be as dead."""
-        try:
-            session = await self._dial()
-            session.take_over(stream)
-        except MttError as error:
-            stream.fail(error)
-        except BaseException:
-            stream.fail(NetworkError(_CLOSED))
-            raise
-
     async def _dial(self) -> ClientSession:
-        if self._closed:
-            raise NetworkError(_CLOSED)
         session = ClientSession(
             self._hashed,
             self._server,
@@ -180,7 +162,7 @@ class AnyTlsPool:
         if self._closed:
             session.abort()
         if session.lost:
-            raise again(session.error or NetworkError(_CLOSED))
+            raise again(session.error or NetworkError("the AnyTLS client is being closed"))
         self._sessions[session] = None
         self._guard.add(session)
         if self._check_timer is None:
@@ -251,9 +233,7 @@ class AnyTlsPool:
             self._unended.add(session)
 
 
-def _open_on(
-    session: ClientSession, destination: bytes, replace: Replace | None = None
-) -> ClientStream:
-    stream = session.open_stream(Holding(), destination, replace)
+def _open_on(session: ClientSession, destination: bytes) -> ClientStream:
+    stream = session.open_stream(Holding(), destination)
     stream.pause_reading()
     return stream

@@ -12,14 +12,19 @@ How a tunnel ends:
   (`can_write_eof`), it does, and the opposite direction goes on: half-close.
 * The end of a transport that has no half-close is the end of both directions. What it sent is
   delivered, then both are closed.
-* A transport that has no half-close is not told of an end at once: the Go peers close everything
-  when they see one, with what is still on its way. Everything is sent, then the other direction
-  must have been quiet for QUIET_TIME; that is how replies after a half-close get through. Then the
-  peer is told, and its own end is waited for as long as a closing takes.
-* A leg that fails resets the other one: an application must not take a cut stream for a whole
-  one. But when the failed leg had ended its sending properly, what it sent is still delivered.
-* One timer watches both directions: no byte in either for `timeout` seconds closes the tunnel, or
-  cuts it, if one end has said that it is done and still waits for the other's last word.
+* A transport that has no half-close belongs to a Go peer, which closes both directions when it is
+  told of an end, with what is still on its way. So it is told when nothing is on its way any more.
+  A Go client is told of a destination's end at once, unless it has sent data since the destination
+  has sent its last: then there may be more to come, for a destination that still reads. A Go server
+  is told of an application's end after QUIET_TIME without a byte in either direction, because the
+  end may be a half-close, and the reply under way. Then the peer's own end is waited for as long
+  as a closing takes.
+* A leg that fails cuts the other one: an application must not take a cut stream for a whole
+  one. What arrived before the failure is delivered first.
+* A leg that fails after its end takes nothing any more. The other one is cut as well, or closed if
+  it is a Go peer, so that its application does not go on sending in vain.
+* One timer watches both directions: no byte in either for `timeout` seconds cuts the tunnel. With
+  an ordinary end, a reply that stopped half-way would look complete.
 
 The relay is over when both transports are gone; `linger` bounds how long that takes.
 """
@@ -32,15 +37,22 @@ from typing import Any
 
 from mtt.errors import StuckError, describe
 from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol, silent_seconds, unsent
+from mtt.layers.base import Data, StreamProtocol, may_half_close, silent_seconds, unsent
 from mtt.layers.holding import Holding
 from mtt.layers.tcp import SocketTransport
 
-# How long the other direction must be silent before a peer without half-close is told of the end.
-# Measured with the Go server: 1 s was enough for every upload and reply to be complete.
+# How long a connection to a Go server must be silent before the server is told of the end. Measured
+# with the Go server: 1 s was enough for every upload and reply to be complete.
 QUIET_TIME = 1.0
-# The same when nobody is left to read that direction, which then need not fall silent at all.
+# The same when the application is gone altogether, and the server's data, which need not fall
+# silent, are discarded: seconds since the last byte was sent, and bytes. Uploads to a destination
+# that acknowledges what it reads are still complete then; a download is not worth waiting for.
 ORPHAN_TIME = 5.0
+ORPHAN_BYTES = 256 * 1024
+# How long a Go client must be silent before it is told of the end of a destination that has not
+# answered its last data. Of more than REQUEST_SIZE there may be more to come: QUIET_TIME.
+REQUEST_QUIET_TIME = 0.02
+REQUEST_SIZE = 64 * 1024
 # A peer that was told of the end closes within a round trip.
 END_TIME = 2.0
 # Looks at the counters per idle timeout; a tunnel is closed at most 1/8 of the timeout late.
@@ -49,8 +61,9 @@ IDLE_LOOKS = 8
 # LOOK_TIME later at the latest.
 DEAD_TIME = 60.0
 LOOK_TIME = 10.0
-# Seconds between two looks at a direction that should fall silent.
-QUIET_TICK = 0.25
+# Seconds until the first look at data that wait to be acknowledged, or at an answer that is due.
+# Each further look comes after twice the time, up to the second figure.
+QUIET_TICK = (0.01, 0.25)
 
 
 class Relay:
@@ -66,7 +79,7 @@ class Relay:
 
     __slots__ = (
         "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_look_time",
-        "_loop", "_near", "_quiet_count", "_quiet_since", "_quiet_timer", "_sent_at", "_timeout",
+        "_loop", "_near", "_orphaned", "_quiet_tick", "_quiet_timer", "_sent_at", "_timeout",
         "_told", "error", "reason", "started",
     )  # fmt: skip
 
@@ -88,9 +101,10 @@ class Relay:
         self._counted = 0  # bytes that both legs together had passed on when last looked at
         self._idle_timer: asyncio.TimerHandle | None
         self._quiet_timer: asyncio.TimerHandle | None = None
-        self._quiet_count = 0
+        self._quiet_tick = QUIET_TICK[0]
         self._told = False  # a peer without half-close has been told of the end
-        self._quiet_since = self._sent_at = 0.0
+        self._sent_at = 0.0  # when something was last seen to be still on its way to it
+        self._orphaned = 0  # what a Go server had sent when the application was lost
         self._near, self._far = _Leg(self, near), _Leg(self, far)
         self._near.join(self._far)
         self._far.join(self._near)
@@ -138,36 +152,43 @@ class Relay:
         other = leg.peer
         if self._closing:
             return
-        if other.eof or not leg.transport.can_write_eof():
+        ends_both = not leg.transport.can_write_eof()
+        if ends_both and leg is self._far and not self._told and unsent(leg.transport):
+            # A Go server. Not all that the application had sent has arrived there.
+            self._cut("the server closed before it had received everything")
+        elif other.eof or ends_both:
             self._finish("done")
         elif other.transport.can_write_eof():
             other.transport.write_eof()
         else:
-            self._quiet_since = self._sent_at = self._loop.time()
-            self._quiet_count = other.received
+            self._sent_at = self.started
             self._look_quiet(leg)
 
     def leg_lost(self, leg: _Leg, exc: Exception | None) -> None:
         """`leg` is gone."""
         other = leg.peer
         if not self._closing:
-            if leg.eof:
-                # It had said all it had to say. That much is owed to the other side; what the
-                # other side still sends has no reader any more.
-                other.forward = _discard
-                if not other.lost:
-                    other.transport.resume_reading()
-                if other.transport.can_write_eof():
+            if not leg.eof:
+                if self._told:
+                    # It was quiet before, and closes now that it knows: proxies do so without a
+                    # word.
                     self._finish("done")
-            elif self._told:
-                # It was quiet before, and closes now that it knows: proxies do so without a word.
+                else:
+                    self.error = exc
+                    self._cut(f"{self._name(leg)} end: {describe(exc)}")
+            elif other.transport.can_write_eof():
+                self._cut(f"{self._name(leg)} end: takes no more data")
+            elif other is self._near:
                 self._finish("done")
             else:
-                self.error = exc
-                self.abort(f"{self._name(leg)} end: {describe(exc)}")
+                # The Go server is still waited for, with what it sends discarded; see _look_quiet.
+                other.forward = self._discard
+                self._orphaned = other.received
+                if not other.lost:
+                    other.transport.resume_reading()
         if leg.lost and other.lost:
             self._cancel_timers()
-            done, self._done = self._done, _nobody
+            done, self._done = self._done, _ignore
             done(self)
             for ended in (leg, other):
                 ended.let_go()
@@ -189,9 +210,22 @@ class Relay:
             if not leg.lost:
                 linger.close(leg.transport, leg.connection_lost, eof_seen=leg.eof)
 
-    def _cut(self, reason: str) -> None:
+    def _cut(self, reason: str, stuck: _Leg | None = None) -> None:
+        """Have both see a failure, after delivering what they have been given.
+
+        `stuck` takes no data, and does not get any more time for it.
+        """
+        self._close(reason)
+        for leg in (self._near, self._far):
+            if not leg.lost:
+                if leg is stuck:
+                    linger.reset(leg.transport)
+                else:
+                    linger.cut(leg.transport, leg.connection_lost)
+
+    def _cut_stuck(self, reason: str, stuck: _Leg | None = None) -> None:
         self.error = StuckError(reason)
-        self.abort(reason)
+        self._cut(reason, stuck)
 
     def _cancel_timers(self) -> None:
         for timer in (self._idle_timer, self._quiet_timer):
@@ -200,70 +234,108 @@ class Relay:
 
     def _look_idle(self) -> None:
         now = self._loop.time()
-        waiting = sum(unsent(leg.transport) for leg in (self._near, self._far) if not leg.lost)
+        legs = [leg for leg in (self._near, self._far) if not leg.lost]
+        waiting = {leg: unsent(leg.transport) for leg in legs}
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
-        count = self._near.received + self._far.received - waiting
+        count = self._near.received + self._far.received - sum(waiting.values())
         if count != self._counted:
             self._counted = count
             self._idle_since = now
         elif now - self._idle_since >= self._timeout:
             reason = f"idle for {self._timeout:g} s"
-            if waiting:
-                self._cut(reason + " with undelivered data")
+            stuck = next((leg for leg in legs if waiting[leg]), None)
+            if stuck is not None:
+                self._cut_stuck(reason + " with undelivered data", stuck)
             elif self._near.eof or self._far.eof:
-                # With FIN a reply that never came, or stopped half-way, would look complete.
-                self._cut(reason)
+                self._cut_stuck(reason)
             else:
-                self._finish(reason)
+                self._cut(reason)
             return
-        for leg in (self._near, self._far) if waiting else ():
-            if not leg.lost and silent_seconds(leg.transport) >= DEAD_TIME:
-                self._cut(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s")
+        for leg in legs:
+            if waiting[leg] and silent_seconds(leg.transport) >= DEAD_TIME:
+                self._cut_stuck(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s", leg)
                 return
         self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
 
     def _look_quiet(self, ended: _Leg) -> None:
-        """Pass on the end of `ended` to a peer without half-close when nothing moves any more."""
-        now = self._loop.time()
+        """Pass on the end of `ended` to a peer without half-close when nothing is on its way."""
         other = ended.peer
         if other.transport.can_write_eof():  # it has only just made itself known as one of ours
             if ended.lost:
-                self._finish("done")
+                self._cut(f"{self._name(ended)} end: takes no more data")
             else:
                 other.transport.write_eof()
             return
-        waiting = unsent(other.transport)
+        now = self._loop.time()
+        due = self._due(ended, now)
+        if due is None:
+            wait, self._quiet_tick = self._quiet_tick, min(2 * self._quiet_tick, QUIET_TICK[1])
+        else:
+            wait = due - now
+        if wait > 0:
+            self._quiet_timer = self._loop.call_later(wait, self._look_quiet, ended)
+        elif ended.lost:
+            self._finish("done")
+        else:
+            self._told = True
+            other.transport.write_eof()
+            self._quiet_timer = self._loop.call_later(END_TIME, self._give_up, ended)
+
+    def _due(self, ended: _Leg, now: float) -> float | None:
+        """When a peer without half-close is to be told of the end of `ended`, as things stand.
+
+        None if that depends on something that is not told when it happens, so that one has to look
+        again.
+        """
+        other = ended.peer
+        if may_half_close(other.transport):
+            return None
+        if other is self._near:  # a client, and `ended` is the destination
+            size = other.received - ended.answered
+            if not size:
+                return now
+            if size <= REQUEST_SIZE:
+                return other.heard + REQUEST_QUIET_TIME
+            waiting = 0
+        else:
+            waiting = unsent(other.transport)
         if not ended.lost:
-            waiting += unsent(ended.transport)
+            waiting += unsent(ended.transport)  # while that is slow, the other is not read
         if waiting:
             self._sent_at = now
-        if waiting or other.received != self._quiet_count:
-            self._quiet_count = other.received
-            self._quiet_since = now
-        if now - self._quiet_since >= QUIET_TIME or (
-            ended.lost and now - self._sent_at >= ORPHAN_TIME
-        ):
-            if ended.lost:
-                self._finish("done")
-            else:
-                self._told = True
-                other.transport.write_eof()
-                self._quiet_timer = self._loop.call_later(END_TIME, self._give_up, ended)
-            return
-        self._quiet_timer = self._loop.call_later(QUIET_TICK, self._look_quiet, ended)
+            if not ended.lost:
+                return None
+        if not ended.lost:
+            return max(ended.heard, other.heard, self._sent_at) + QUIET_TIME
+        sent_at = max(ended.heard, self._sent_at)
+        if other.received - self._orphaned > ORPHAN_BYTES:
+            return sent_at + QUIET_TIME
+        return min(max(other.heard, sent_at) + QUIET_TIME, sent_at + ORPHAN_TIME)
+
+    def _discard(self, data: Data) -> None:
+        """Data of a Go server for an application that is gone."""
+        far = self._far
+        if far.received - self._orphaned > ORPHAN_BYTES and self._quiet_timer is not None:
+            far.forward = _ignore
+            self._quiet_timer.cancel()
+            self._look_quiet(self._near)
 
     def _give_up(self, ended: _Leg) -> None:
         """The peer was told of the end and says nothing: `ended` waits for it in vain."""
-        self._finish("the peer did not end its side")
+        other = ended.peer
+        self._close("the peer did not end its side")
+        if not other.lost:
+            linger.close(other.transport, other.connection_lost, eof_seen=other.eof)
         if not ended.lost:
-            linger.reset(ended.transport)
+            linger.cut(ended.transport, ended.connection_lost)
 
 
 class _Leg(StreamProtocol):
     """The protocol of one of the two transports."""
 
     __slots__ = (
-        "borrows", "eof", "forward", "lost", "peer", "received", "relay", "transport",
+        "_now", "answered", "borrows", "eof", "forward", "heard", "lost", "peer", "received",
+        "relay", "transport",
     )  # fmt: skip
 
     peer: _Leg
@@ -272,7 +344,10 @@ class _Leg(StreamProtocol):
     def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
         self.relay = relay
         self.transport = transport
+        self._now = asyncio.get_running_loop().time
         self.received = 0
+        self.heard = self._now()  # when the last byte came
+        self.answered = 0  # what had come from the peer by then
         self.eof = False
         self.lost = False
 
@@ -290,6 +365,8 @@ class _Leg(StreamProtocol):
 
     def data_received(self, data: Data) -> None:
         self.received += len(data)
+        self.answered = self.peer.received
+        self.heard = self._now()
         self.forward(data)
 
     def eof_received(self) -> bool:
@@ -309,27 +386,13 @@ class _Leg(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.lost:
             self.lost = True
-            if not self.eof:
-                self._rescue(exc)
             self.relay.leg_lost(self, exc)
 
     def let_go(self) -> None:
         """The relay is over: leave no circle of references behind."""
-        self.forward = _discard
+        self.forward = _ignore
         del self.relay, self.peer, self.transport
 
-    def _rescue(self, exc: Exception | None) -> None:
-        """Take what was sent to us before our writing to an end that is gone failed."""
-        pieces = linger.rescue(self.transport, exc)
-        if pieces is not None:
-            for data in pieces:
-                self.data_received(data)
-            self.eof_received()
 
-
-def _discard(data: Data) -> None:
-    """Nobody is left to read it."""
-
-
-def _nobody(relay: Relay) -> None:
-    """`done` has been called."""
+def _ignore(_: object) -> None:
+    """Stands for what is not to be called again."""

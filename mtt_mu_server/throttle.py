@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mtt.layers import linger
-from mtt.layers.base import Data, Layer
+from mtt.layers.base import Data, Layer, may_half_close
 from mtt.layers.holding import Holding
 from mtt.layers.tcp import SocketTransport
 
@@ -132,7 +132,7 @@ class Throttle(Layer):
         self._backlog = bytearray()  # came and waits for tokens
         self._paused = True
         self._eof = False  # the end has come from below; told when the backlog is gone
-        self._lost: Callable[[], None] | None = None  # tells the loss that came after the end
+        self._lost: Callable[[], None] | None = None  # tells the loss of what is below
         self._closed = False  # by the protocol above
 
     def start(self, transport: asyncio.Transport) -> None:
@@ -178,13 +178,10 @@ class Throttle(Layer):
         return True  # closing is up to us
 
     def connection_lost(self, exc: Exception | None) -> None:
-        rescued = linger.rescue(self.lower, exc)
-        if rescued is not None and not (self._closed or self._eof):
-            self._backlog += b"".join(rescued)
-            self._eof = True
-        if self._backlog and self._eof:
-            # It had ended properly before: what it sent is still owed to the other side.
+        if self._backlog:
+            # What it sent before is still owed to the other side.
             self._lost = lambda: self._tell_lost(exc)
+            self.upper.pause_writing()
             self._queue_up()
         else:
             self._drop()
@@ -207,6 +204,8 @@ class Throttle(Layer):
         elif not self._closed:
             if self._eof:
                 self._tell_eof()
+            elif self._lost is not None:
+                self._tell_loss()
             elif not self._paused:
                 self.lower.resume_reading()
         return len(piece)
@@ -218,10 +217,14 @@ class Throttle(Layer):
     def _tell_eof(self) -> None:
         if not self.upper.eof_received():
             self.close()
+        if self._lost is not None and not self._closed:
+            self._tell_loss()
+
+    def _tell_loss(self) -> None:
         lost, self._lost = self._lost, None  # it refers to us
-        if lost is not None and not self._closed:
-            self._closed = True
-            lost()
+        assert lost is not None
+        self._closed = True
+        lost()
 
     def _drop(self) -> None:
         self._closed = True
@@ -255,6 +258,9 @@ class Throttle(Layer):
         # one and end it while something is on its way.
         return super().unsent() + len(self._backlog)
 
+    def may_half_close(self) -> bool:
+        return may_half_close(self.lower)
+
     def write(self, data: Any) -> None:
         if not (self._closed or self._lost):
             self.lower.write(data)
@@ -276,12 +282,19 @@ class Throttle(Layer):
             else:
                 linger.close(self.lower, self.connection_lost, eof_seen=self._eof)
 
+    def cut(self) -> None:
+        """Deliver what was written, then end the connection so that the peer sees a failure."""
+        self._end(lambda: linger.cut(self.lower, self.connection_lost))
+
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
+        self._end(lambda: linger.reset(self.lower))
+
+    def _end(self, how: Callable[[], None]) -> None:
         lost = None if self._closed else self._lost
         self._lost = None
         self._drop()
         if lost is not None:
             asyncio.get_running_loop().call_soon(lost)
         else:
-            linger.reset(self.lower)
+            how()

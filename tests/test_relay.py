@@ -26,6 +26,11 @@ def one_end_only() -> FakeTransport:
     return FakeLayer(half_close=False)
 
 
+def own_end() -> FakeTransport:
+    """A layer between our own ends."""
+    return FakeLayer(half_close=True)
+
+
 class Tunnel:
     """A relay between two transports, each held until now."""
 
@@ -206,7 +211,7 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
         tunnel.far.protocol.data_received(b"%d" % number)
     last = clock.now
     await clock.until(lambda: tunnel.far.eof_written)
-    assert QUIET <= clock.now - last <= QUIET + module.QUIET_TICK
+    assert QUIET <= clock.now - last <= QUIET + module.QUIET_TICK[1]
     # Told of the end, it still says what it was about to say, and ends.
     tunnel.far.protocol.data_received(b", bye")
     tunnel.far.protocol.eof_received()
@@ -215,6 +220,103 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
     assert not tunnel.far.aborted
     assert not tunnel.near.aborted
     assert (await tunnel.finish()).reason == "done"
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "wait"),
+    [
+        (0, 0, 0.0),  # the destination ends without a word, and so does the client
+        (10, 10, 0.0),  # it has answered
+        (0, 10, 0.0),  # it speaks first
+        (10, 0, module.REQUEST_QUIET_TIME),  # a request that is refused without an answer
+        (module.REQUEST_SIZE, 0, module.REQUEST_QUIET_TIME),
+        (module.REQUEST_SIZE + 1, 0, QUIET),  # an upload that may go on
+    ],
+)
+async def test_go_client_hears_of_the_end_when_nothing_is_on_its_way(
+    asked: int, said: int, wait: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(one_end_only, half_closing)
+    tunnel.near.protocol.data_received(bytes(asked))
+    tunnel.far.protocol.data_received(bytes(said)) if said else None
+    tunnel.far.protocol.eof_received()
+    start = clock.now
+    await clock.until(lambda: tunnel.near.eof_written)
+    assert wait - 1e-9 <= clock.now - start <= wait + 0.02
+    tunnel.near.protocol.eof_received()
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_silence_counts_from_the_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    for near, far in ((one_end_only, half_closing), (half_closing, one_end_only)):
+        tunnel = Tunnel(near, far)
+        ended = tunnel.near if near is half_closing else tunnel.far
+        told = tunnel.far if near is half_closing else tunnel.near
+        tunnel.near.protocol.data_received(bytes(100_000))
+        await clock.passes(QUIET)
+        ended.protocol.eof_received()
+        assert told.eof_written
+        tunnel.relay.abort("")
+        await tunnel.finish()
+
+
+async def test_upload_to_a_destination_that_has_ended_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(one_end_only, half_closing)
+    tunnel.far.protocol.eof_received()
+    assert tunnel.near.eof_written
+    tunnel.relay.abort("")
+    await tunnel.finish()
+    tunnel = Tunnel(one_end_only, half_closing)
+    tunnel.near.protocol.data_received(bytes(100_000))
+    tunnel.far.protocol.eof_received()
+    for _ in range(10):
+        await clock.passes(QUIET / 2)
+        assert not tunnel.near.eof_written
+        tunnel.near.protocol.data_received(b"more")
+    tunnel.far.buffered = 1000  # the destination is slow, so the client is not read
+    await clock.passes(3 * QUIET)
+    assert not tunnel.near.eof_written
+    tunnel.far.buffered = 0
+    await clock.until(lambda: tunnel.near.eof_written)
+    assert len(tunnel.far.take()) == 100_040
+    tunnel.relay.abort("")
+    await tunnel.finish()
+
+
+async def test_download_for_a_lost_application_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.data_received(b"request")
+    await clock.passes(QUIET)
+    tunnel.near.protocol.eof_received()
+    tunnel.near.lose(ConnectionResetError())
+    await turns(2)
+    start = clock.now
+    while not tunnel.far.closing:
+        tunnel.far.protocol.data_received(bytes(module.ORPHAN_BYTES // 4))
+        await clock.passes(QUIET / 20)
+    assert clock.now - start < QUIET
+    assert (await tunnel.finish()).reason == "done"
+
+
+async def test_go_server_that_has_not_taken_everything_cuts() -> None:
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.data_received(b"upload")
+    tunnel.far.protocol.data_received(b"answer")
+    tunnel.far.buffered = 1
+    tunnel.far.protocol.eof_received()
+    await turns(2)
+    assert tunnel.near.take() == b"answer"
+    assert tunnel.near.aborted
+    reason = "the server closed before it had received everything"
+    assert (await tunnel.finish()).reason == reason
 
 
 async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_it(
@@ -300,21 +402,39 @@ async def test_a_leg_that_fails_resets_the_other(
         failing.protocol.data_received(b"part")
         failing.lose(exc)
         await turns(2)
-        assert other.aborted
+        assert other.aborted or other.was_cut
         words = "reset by peer" if exc else "connection closed"
         assert (await tunnel.finish()).reason == f"{who} end: connection {words}".replace(
             "connection connection", "connection"
         )
 
 
-async def test_a_leg_that_had_ended_properly_and_fails_then() -> None:
-    tunnel = Tunnel()
-    tunnel.near.protocol.data_received(b"all of it")
-    tunnel.near.protocol.eof_received()
-    tunnel.near.lose(ConnectionResetError())
+@pytest.mark.parametrize("who", ["near", "far"])
+async def test_a_leg_that_fails_after_its_end_takes_no_more(who: str) -> None:
+    tunnel = Tunnel(own_end, own_end)
+    ended, other = (tunnel.near, tunnel.far) if who == "near" else (tunnel.far, tunnel.near)
+    ended.protocol.data_received(b"all of it")
+    ended.protocol.eof_received()
+    assert other.eof_written
+    ended.lose(ConnectionResetError())
     await turns(2)
-    assert not tunnel.far.aborted
-    assert tunnel.far.reading
+    assert other.take() == b"all of it"
+    assert other.was_cut
+    assert not ended.was_cut
+    relay = await tunnel.finish()
+    assert relay.reason == f"{who} end: takes no more data"
+    assert relay.error is None
+
+
+async def test_a_go_client_is_closed_when_the_destination_takes_no_more() -> None:
+    tunnel = Tunnel(one_end_only, half_closing)
+    tunnel.near.protocol.data_received(b"upload" * 100_000)
+    tunnel.far.protocol.eof_received()
+    assert not tunnel.near.eof_written
+    tunnel.far.lose(BrokenPipeError())
+    await turns(2)
+    assert tunnel.near.closing
+    assert not (tunnel.near.aborted or tunnel.near.was_cut)
     assert (await tunnel.finish()).reason == "done"
 
 
@@ -337,7 +457,7 @@ async def test_the_same_where_there_is_no_half_close(monkeypatch: pytest.MonkeyP
     while not tunnel.far.closing:
         tunnel.far.protocol.data_received(b"to nobody")
         await clock.passes(QUIET / 10)
-    assert 0 <= clock.now - start - module.ORPHAN_TIME <= 2 * module.QUIET_TICK
+    assert 0 <= clock.now - start - module.ORPHAN_TIME <= 2 * module.QUIET_TICK[1]
     assert not tunnel.far.aborted
     assert not tunnel.near.sent
     assert (await tunnel.finish()).reason == "done"
@@ -376,8 +496,9 @@ async def test_a_transfer_in_one_direction_is_not_idle(
     await clock.until(lambda: tunnel.ending)
     assert 80 <= clock.now - last <= 80 * (1 + 1 / module.IDLE_LOOKS)
     assert tunnel.relay.reason == "idle for 80 s"
-    assert not tunnel.near.aborted
-    assert not tunnel.far.aborted
+    assert tunnel.relay.error is None  # which is routine
+    assert tunnel.near.aborted  # an answer that stopped half-way must not look complete
+    assert tunnel.far.aborted
     await tunnel.finish()
 
 

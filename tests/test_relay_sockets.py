@@ -25,7 +25,7 @@ from tests.support.tunnels import eventually
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_TIME", 0.08)
-    monkeypatch.setattr(module, "QUIET_TICK", 0.01)
+    monkeypatch.setattr(module, "QUIET_TICK", (0.01, 0.01))
 
 
 @asynccontextmanager

@@ -188,6 +188,12 @@ class Visit(Layer):
             silent = self._eof or self._unanswered
             linger.close(self.lower, self.connection_lost, eof_seen=self._eof, silent=silent)
 
+    def cut(self) -> None:
+        if self._over or self._is_refused():
+            self.abort()
+        else:
+            linger.cut(self.lower, self.connection_lost)
+
     def abort(self) -> None:
         if self._over:
             asyncio.get_running_loop().call_soon(self._tell_lost, None)

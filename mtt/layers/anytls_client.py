@@ -10,8 +10,8 @@ from typing import Any
 from mtt import __version__
 from mtt.errors import NetworkError, PeerError, again, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
-from mtt.layers.anytls_stream import ClientStream, Replace
-from mtt.layers.base import Data, Upper, tells_acknowledged
+from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.base import Data, Upper
 from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,
@@ -238,43 +238,27 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     # Sending.
 
-    def open_stream(
-        self, upper: Upper, destination: bytes, replace: Replace | None = None
-    ) -> ClientStream:
+    def open_stream(self, upper: Upper, destination: bytes) -> ClientStream:
         """Open a stream.
 
         Args:
             upper: the protocol above.
             destination: where to, as `wire.addresses.encode` has it.
-            replace: see `ClientStream`.
 
         Raises why the session is over, if it is.
         """
-        self._check_usable()
-        stream = ClientStream(self, self._next_id, upper, replace)
-        self._begin(stream)
-        stream.write(destination)
-        self._made(stream)
-        return stream
-
-    def take_over(self, stream: ClientStream) -> None:
-        """Open a stream again that has lost its session. Raises why this one is over, if it is."""
-        self._check_usable()
-        stream.move(self, self._next_id)
-        self._begin(stream)
-        stream.say_again()
-
-    def _check_usable(self) -> None:
         if self.lost or self.exhausted:
             raise again(self.error or NetworkError("the AnyTLS session is over"))
-
-    def _begin(self, stream: ClientStream) -> None:
+        stream = ClientStream(self, self._next_id, upper)
         self._next_id += 1
         if self._settings_at is None:
             self._preface = self._greeting() + frame(SYN, stream.id)
         else:
             self.control(SYN, stream.id)
         self._streams[stream.id] = stream
+        stream.write(destination)
+        self._made(stream)
+        return stream
 
     def greet(self) -> None:
         """Say the settings now, ahead of the first stream."""
@@ -354,15 +338,6 @@ class ClientSession(AnyTlsSession[ClientStream]):
         """Ask, if there is no stream, and it is known that the server answers."""
         if self.idle_since is not None and self.version >= VERSION:
             self.question()
-
-    def give_up_unheard(self, mark: int) -> bool:
-        """Cut the session if the server's kernel has not acknowledged what had been handed over at
-        `mark`, so that it is not sent again, and if no more than one stream depends on it. Returns
-        whether it was so. Nothing happens where the system does not tell."""
-        if self.open_streams > 1 or self.has_sent(mark) or not tells_acknowledged(self.lower):
-            return False
-        self._cut(NetworkError("the AnyTLS session is dead: the server acknowledges nothing"))
-        return True
 
     def no_version(self, *, certain: bool) -> None:
         """The server is of version 1: data came before an answer to the settings, which is certain,

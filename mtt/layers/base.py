@@ -37,6 +37,9 @@ Data = bytes | memoryview
 # tcpi_last_data_sent and tcpi_last_ack_recv, milliseconds ago; and the size up to there.
 _PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
 _TCP_INFO_SIZE = 60
+# tcpi_state, its first byte, as long as no FIN of ours is under way: ESTABLISHED and CLOSE_WAIT.
+_BEFORE_FIN = (1, 8)
+
 
 _LINUX = sys.platform.startswith("linux")
 
@@ -99,8 +102,8 @@ def without_traceback(exc: Exception | None) -> Exception | None:
 class LayerTransport(asyncio.Transport):
     """The transport of a layer, as opposed to that of the socket at the bottom.
 
-    `close()` of it delivers what was written however the peer behaves (see `linger`), and
-    `abort()` makes the peer see a failure.
+    `close()` of it delivers what was written however the peer behaves (see `linger`), `cut()`
+    delivers it and then makes the peer see a failure, and `abort()` does that at once.
 
     `borrows`: it keeps nothing of what it is given. `shares`: others write to the same
     connection, and wait for as long as it takes to send what was written before.
@@ -122,6 +125,14 @@ class LayerTransport(asyncio.Transport):
 
     def unsent(self) -> int:
         """See the function `unsent`."""
+        raise NotImplementedError
+
+    def may_half_close(self) -> bool:
+        """Whether `can_write_eof` may become true: the peer has not yet said what it knows."""
+        return False
+
+    def cut(self) -> None:
+        """Deliver what was written, then have the peer see a failure."""
         raise NotImplementedError
 
     def ask(self) -> bool:
@@ -150,6 +161,11 @@ def unsent(transport: asyncio.WriteTransport) -> int:
     if isinstance(transport, LayerTransport):
         return transport.unsent()
     return transport.get_write_buffer_size() + _kernel_queue(transport)
+
+
+def may_half_close(transport: asyncio.BaseTransport) -> bool:
+    """See `LayerTransport.may_half_close`; a socket knows from the start."""
+    return isinstance(transport, LayerTransport) and transport.may_half_close()
 
 
 def silent_seconds(transport: asyncio.BaseTransport) -> float:
@@ -215,8 +231,17 @@ def _kernel_queue(transport: asyncio.BaseTransport) -> int:
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except (ImportError, OSError):
         return 0
+    (count,) = struct.unpack("i", answer)
     # Linux counts our own FIN as one byte.
-    return max(0, int(struct.unpack("i", answer)[0]) - 1)
+    return 0 if count == 1 and _has_sent_fin(sock) else int(count)
+
+
+def _has_sent_fin(sock: socket.socket) -> bool:
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    except (OSError, AttributeError):  # not a TCP socket, not Linux
+        return True
+    return info[0] not in _BEFORE_FIN
 
 
 class Layer(StreamProtocol, LayerTransport):

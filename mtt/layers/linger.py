@@ -15,10 +15,12 @@ import struct
 from collections.abc import Callable
 
 from mtt.layers.base import LayerTransport, StreamProtocol, unsent
-from mtt.layers.reads import READ_SIZE
 
 # How often a closing connection is looked at.
 TICK = 0.5
+# The first look at a connection that is to be reset when all is delivered, which takes a round trip
+# as a rule; each further look comes after twice the time, up to TICK.
+CUT_TICK = 0.005
 # Everything is sent and acknowledged: how long we wait for the other side's FIN. nginx waits 5 s
 # between reads; two ends of a tunnel close at once, so only strangers ever use it up.
 LINGER_TIME = 2.0
@@ -49,35 +51,13 @@ def reset_on_close(sock: socket.socket, on: bool = True) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if on else _USUAL)
 
 
-def rescue(transport: asyncio.Transport, exc: Exception | None) -> list[bytes] | None:
-    """The last data of a peer that said all it had to say; None if it did not.
-
-    For a `connection_lost` with `exc`. A peer that has sent FIN and closed answers what we still
-    send with RST. Our write fails then, and the transport gives up the connection, while the
-    kernel holds data that we have not read: at most its receive buffer. EPIPE tells that a FIN had
-    come before the RST; without one it is ECONNRESET, and the stream was cut.
-    """
-    if not isinstance(exc, BrokenPipeError) or isinstance(transport, LayerTransport):
-        return None
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return None
-    pieces: list[bytes] = []
-    try:  # it is closed after connection_lost
-        while data := sock.recv(READ_SIZE):
-            pieces.append(data)
-    except OSError:
-        return None
-    return pieces
-
-
-def _nobody_cares(exc: Exception | None) -> None:
-    """Whoever had the connection knows already."""
+def _ignore(exc: Exception | None) -> None:
+    """The default `on_lost`."""
 
 
 def close(
     transport: asyncio.Transport,
-    on_lost: Callable[[Exception | None], None] = _nobody_cares,
+    on_lost: Callable[[Exception | None], None] = _ignore,
     *,
     eof_seen: bool,
     silent: bool = False,
@@ -105,6 +85,26 @@ def close(
     transport.resume_reading()
 
 
+def cut(
+    transport: asyncio.Transport, on_lost: Callable[[Exception | None], None] = _ignore
+) -> None:
+    """Have the peer see a failure, after all that was written to `transport` has been delivered.
+
+    The peer can neither take the stream for a whole one, nor send on in vain. Takes over the
+    transport as `close()` does, with the same `on_lost` and the same limits. What the peer still
+    sends is discarded.
+    """
+    if isinstance(transport, LayerTransport):
+        transport.cut()  # ends here, at the bottom of its stack
+        return
+    if not unsent(transport):
+        transport.set_protocol(_Closing(on_lost))
+        reset(transport)
+        return
+    transport.set_protocol(_Cutting(transport, on_lost))
+    transport.resume_reading()
+
+
 class _Closing(StreamProtocol):
     """Waits for the socket to be closed."""
 
@@ -128,7 +128,9 @@ class _Closing(StreamProtocol):
 class _Lingering(_Closing):
     """Reads and discards until the peer closes, or time is up."""
 
-    __slots__ = ("_left", "_since", "_timer", "_transport")
+    first_tick = TICK
+
+    __slots__ = ("_left", "_since", "_tick_time", "_timer", "_transport")
 
     def __init__(
         self, transport: asyncio.Transport, on_lost: Callable[[Exception | None], None]
@@ -138,21 +140,46 @@ class _Lingering(_Closing):
         loop = asyncio.get_running_loop()
         self._since = loop.time()
         self._left: int | None = None  # not asked yet: most are gone before the first tick
-        self._timer = loop.call_later(TICK, self._tick, loop)
+        self._tick_time = self.first_tick
+        self._timer = loop.call_later(self._tick_time, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         left = unsent(self._transport)
         if self._left is not None and left < self._left:
             self._since = loop.time()
         self._left = left
-        if loop.time() - self._since >= (STALL_TIME if left else LINGER_TIME):
-            if left:
-                reset(self._transport)  # what is missing must not look like an ordinary end
-            else:
-                self._transport.abort()
-            return
-        self._timer = loop.call_later(TICK, self._tick, loop)
+        if left and loop.time() - self._since >= STALL_TIME:
+            reset(self._transport)  # what is missing must not look like an ordinary end
+        elif not left and self._is_over(loop.time() - self._since):
+            self._end()
+        else:
+            self._tick_time = min(2 * self._tick_time, TICK)
+            self._timer = loop.call_later(self._tick_time, self._tick, loop)
+
+    def _is_over(self, waited: float) -> bool:
+        """Whether all is done `waited` seconds after the last byte was acknowledged."""
+        return waited >= LINGER_TIME
+
+    def _end(self) -> None:
+        self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         super().connection_lost(exc)
+
+
+class _Cutting(_Lingering):
+    """Resets the connection as soon as the peer's kernel has all that was sent."""
+
+    __slots__ = ()
+
+    first_tick = CUT_TICK
+
+    def eof_received(self) -> bool:
+        return True  # the peer may go on reading
+
+    def _is_over(self, waited: float) -> bool:
+        return True
+
+    def _end(self) -> None:
+        reset(self._transport)

@@ -97,19 +97,26 @@ class MuxStream(LayerTransport):
         self.upper.resume_writing()
 
     def receive_fin(self) -> None:
-        self._eof = True
-        self._deliver()
+        if not self._reset:  # the FIN behind a reset is not the end of data
+            self._eof = True
+            self._deliver()
 
     def receive_reset(self) -> None:
-        """The peer takes nothing any more; what it has sent and ended with FIN is handed up first.
+        """The peer takes nothing any more; what it has sent before is handed up first.
 
         Until then the stream keeps its place in the session: those are counted.
         """
-        if not self._eof or self._eof_told:
+        if not self._has_more:
             self._end_by_reset()
         elif not self._reset:
             self._reset = True
             self.write_eof()
+            self.upper.pause_writing()
+
+    @property
+    def _has_more(self) -> bool:
+        """Whether something that the peer has sent is still to be handed up."""
+        return bool(self._queue) or (self._eof and not self._eof_told)
 
     def _end_by_reset(self) -> None:
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
@@ -118,9 +125,10 @@ class MuxStream(LayerTransport):
         self._tell_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
 
     def session_ended(self, exc: Exception | None) -> None:
-        """The session is over. What the peer has sent and ended with FIN is still handed up."""
-        if exc is not None and self._eof and not self._eof_told:
+        """The session is over. What the peer has sent before it failed is still handed up."""
+        if exc is not None and self._has_more:
             self._survives = exc
+            self.upper.pause_writing()
         else:
             self._tell_lost(exc)
 
@@ -137,11 +145,13 @@ class MuxStream(LayerTransport):
             self._eof_told = True
             if not self.upper.eof_received():
                 self.close()
-            elif self._survives is not None:
-                exc, self._survives = self._survives, None
-                self._tell_lost(exc)
-            elif self._reset and not self._session.gone(self):
-                self._end_by_reset()
+        if self._paused or self._has_more:
+            return
+        if self._survives is not None:
+            exc, self._survives = self._survives, None
+            self._tell_lost(exc)
+        elif self._reset and not self._session.gone(self):
+            self._end_by_reset()
 
     def _deliver_soon(self) -> None:
         """Not here and now: the caller may be in the middle of something."""
@@ -226,6 +236,10 @@ class MuxStream(LayerTransport):
     def close(self) -> None:
         """End the stream; what was written is delivered by the session."""
         self._finish(reset=False)
+
+    def cut(self) -> None:
+        """End the stream with a failure, behind what was written: frames keep their order."""
+        self.abort()
 
     def abort(self) -> None:
         """Cut the stream. A Go peer cannot tell it from an ordinary end."""

@@ -6,7 +6,6 @@ import contextlib
 import ssl
 from typing import Any
 
-from mtt.errors import NetworkError
 from mtt.layers.base import Data
 from mtt.layers.reads import LARGE_READ, READ_SIZE
 
@@ -15,6 +14,8 @@ RECORD_SIZE = 16384  # of plaintext at most (RFC 8446, 5.1)
 # What goes through a BIO at a time: it keeps the memory that it once needed, and there are two for
 # each connection.
 BIO_SIZE = READ_SIZE
+
+_HEADER = 5  # bytes of a record's header; the last two are the length of what follows
 
 # Plaintext of one turn: one read, and a record that an earlier read had begun.
 _PLAIN_SIZE = LARGE_READ + 32 * 1024
@@ -29,15 +30,19 @@ class Records:
             ValueError for a name that cannot be one.
 
     Attributes:
+        ended: nothing more will arrive: the connection below has ended.
         incoming: what has arrived and is not decrypted.
         outgoing: what is to be sent.
         ssl: does the handshake, and knows the peer.
         stash: what had to be decrypted before its time came.
         eof: the peer has said close_notify.
-        error: the peer breaks TLS, or the connection was cut.
+        error: the peer breaks TLS.
+        tracks: see `is_at_edge`.
     """
 
-    __slots__ = ("eof", "error", "incoming", "outgoing", "ssl", "stash")
+    __slots__ = (
+        "_head", "_left", "ended", "eof", "error", "incoming", "outgoing", "ssl", "stash", "tracks",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -57,8 +62,38 @@ class Records:
             session=session,
         )
         self.stash = b""
+        self.ended = False
+        self.tracks = True
+        self._left = 0  # bytes of the last record that are still to come
+        self._head = b""  # or the beginning of its header
         self.eof = False
         self.error: Exception | None = None
+
+    @property
+    def is_at_edge(self) -> bool:
+        """Whether what has arrived ends with a whole record. OpenSSL does not tell.
+
+        Only meaningful while `tracks` is true, which costs a little for each read.
+        """
+        return not (self._left or self._head)
+
+    def take(self, arrived: Data) -> None:
+        """Keep what has arrived for `read` or the handshake."""
+        if self.tracks:
+            self._track(arrived)
+        self.incoming.write(arrived)
+
+    def _track(self, arrived: Data) -> None:
+        if self._head:
+            arrived, self._head = b"".join((self._head, arrived)), b""
+        size = len(arrived)
+        at = self._left
+        while at + _HEADER <= size:
+            at += _HEADER + (arrived[at + 3] << 8 | arrived[at + 4])
+        if at < size:
+            self._head = bytes(arrived[at:])
+            at = size
+        self._left = at - size
 
     def read(self, arrived: Data | None = None) -> tuple[Data, bool]:
         """Decrypt what was there and what has arrived: the data, and whether there may be more.
@@ -67,6 +102,8 @@ class Records:
         Sets `eof` and `error`. There may be something to send afterwards: a key update, an alert.
         """
         incoming = self.incoming
+        if arrived is not None and self.tracks:
+            self._track(arrived)
         if self.stash:
             if arrived is not None:
                 incoming.write(arrived)
@@ -100,17 +137,14 @@ class Records:
                     self.eof = True
                     break
                 filled += count
-                if not (incoming.pending or incoming.eof):
+                if not incoming.pending:
                     break  # spares OpenSSL the trouble of saying "want read" by an exception
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
             self.eof = True
         except ssl.SSLError as error:
-            if _is_cut(error):
-                self.error = NetworkError("cut off: the connection ended without TLS close_notify")
-            else:
-                self.error = error.with_traceback(None)  # which refers to us
+            self.error = error.with_traceback(None)  # which refers to us
         return filled
 
     def write(self, data: Data | bytearray, head: bytes = b"") -> bytes:
@@ -155,11 +189,3 @@ class Records:
             held, self.stash = self.stash, b""
             data, more = self.read()
             self.stash = held + data
-
-
-def _is_cut(error: ssl.SSLError) -> bool:
-    """Whether TCP ended before close_notify.
-
-    Early CPython 3.11 (Debian 12 has it) has no class of its own for what OpenSSL 3 says then.
-    """
-    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"

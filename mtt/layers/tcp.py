@@ -9,6 +9,10 @@ copied. And it behaves the same on asyncio's loop and on uvloop: when a socket i
 A transport is open until `close()` or a failure. What was written is still sent after `close()`,
 and dropped at a failure. Then `connection_lost` is called, in a turn of the loop of its own, and
 the socket is closed.
+
+A failure to send is no reason to drop what has been received. The peer's last data may wait in the
+kernel, which holds them beyond a reset: they are read and handed up first, as fast as the protocol
+takes them, and then the connection is lost. The protocol is told to pause its writing meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Any
 
 from mtt.layers.base import Data, StreamProtocol, without_traceback
 from mtt.layers.poller import READ, WRITE, poller
-from mtt.layers.reads import Reads
+from mtt.layers.reads import LARGE_READ, Reads
 
 # Bytes that wait for the kernel. Above HIGH the protocol is told to pause, at LOW to go on.
 # So that is what waits at most, and what one more call of write() adds: a read of the other end.
@@ -51,7 +55,8 @@ class SocketTransport(asyncio.Transport):
 
     __slots__ = (
         "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller", "_protocol",
-        "_read_eof", "_reads", "_sock", "_throttled", "_waiting", "_watched", "_write_eof",
+        "_read_eof", "_reads", "_send_error", "_sock", "_throttled", "_waiting", "_watched",
+        "_write_eof",
     )  # fmt: skip
 
     borrows = True
@@ -72,6 +77,7 @@ class SocketTransport(asyncio.Transport):
         self._poller = poller()
         self._watched = 0  # what the poller is to tell: READ, WRITE, both
         self._read_eof = self._write_eof = False
+        self._send_error: OSError | None = None  # why nothing can be sent any more
         self._closing = self._lost = False
         try:
             protocol.connection_made(self)
@@ -93,7 +99,9 @@ class SocketTransport(asyncio.Transport):
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
-            if not (self._closing or self._read_eof):
+            if self._send_error is not None:
+                self._loop.call_soon(self._read_out)
+            elif not (self._closing or self._read_eof):
                 self._watch(READ)
 
     def limit_reads(self) -> None:
@@ -160,7 +168,7 @@ class SocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            self._fail(error)
+            self._send_failed(error)
             return
         if sent < len(data):
             self._watch(WRITE)
@@ -194,7 +202,7 @@ class SocketTransport(asyncio.Transport):
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(error)
+            self._send_failed(error)
             return
         self._waiting -= sent
         whole = 0
@@ -231,7 +239,55 @@ class SocketTransport(asyncio.Transport):
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # reset, and not read yet
+            self._send_failed(error)
+
+    def _send_failed(self, error: OSError) -> None:
+        """Nothing can be sent any more; what has been received is still handed up."""
+        if self._closing or self._read_eof or not self._has_more(error):
             self._fail(error)
+            return
+        self._pieces.clear()
+        self._waiting = 0
+        self._unwatch(READ | WRITE)
+        self._write_eof = True  # `write` drops what it gets
+        self._send_error = error
+        # Not now: the caller is in the middle of something.
+        self._loop.call_soon(self._read_out)
+        if not self._throttled:
+            self._throttled = True
+            self._tell(self._protocol.pause_writing)
+
+    def _has_more(self, error: OSError) -> bool:
+        """Whether data, or the peer's end, are still to be read behind a failure to send."""
+        try:
+            # EPIPE tells that the peer had sent FIN before it reset the connection. ECONNRESET
+            # tells that it had not, and then the kernel's end of data is not the peer's.
+            return isinstance(error, BrokenPipeError) or bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
+    def _read_out(self) -> None:
+        """Hand up what the kernel holds of a connection on which sending has failed."""
+        error = self._send_error
+        if self._closing or self._paused:
+            return
+        try:
+            data = self._sock.recv(LARGE_READ)
+        except OSError:  # nothing is left
+            self._fail(error)
+            return
+        try:
+            if data:
+                self._protocol.data_received(data)
+                self._loop.call_soon(self._read_out)
+                return
+            if isinstance(error, BrokenPipeError):  # see _has_more
+                self._read_eof = True
+                self._protocol.eof_received()
+        except Exception as failure:
+            self._broken(failure)
+            return
+        self._fail(error)
 
     # Ends.
 

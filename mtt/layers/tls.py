@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -134,18 +135,18 @@ class TlsLayer(SpeakingLayer):
         if self._state == OPEN:
             self._pump(data)
         elif self._state == HANDSHAKE:
-            self._records.incoming.write(data)
+            self._records.take(data)
             self._heard = True
             self._handshake()
 
     def eof_received(self) -> bool:
-        """TCP ended. After close_notify that is fine; before, the stream was cut."""
-        self._records.incoming.write_eof()
+        """TCP ended. After close_notify that is fine; before, the stream was cut, or the peer is a
+        Go program: those end complete answers so now and then."""
+        self._records.ended = True
         if self._state == OPEN:
             self._pump()
-            if self._half_closed:
-                self.close()
         elif self._state == HANDSHAKE:
+            self._records.incoming.write_eof()
             if self._heard:
                 # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
                 with contextlib.suppress(ssl.SSLError):
@@ -195,6 +196,7 @@ class TlsLayer(SpeakingLayer):
         self._state = OPEN
         records = self._records
         self._half_close = self._streams and records.ssl.selected_alpn_protocol() is not None
+        records.tracks = not self._half_close  # one of our own ends never leaves without a word
         if records.ssl.server_side:
             self._flush()
         self.upper.connection_made(self)
@@ -226,7 +228,7 @@ class TlsLayer(SpeakingLayer):
         records = self._records
         if self._pumping or self._paused or self._state != OPEN:
             if arrived is not None:
-                records.incoming.write(arrived)
+                records.take(arrived)
             return
         self._pumping = True
         try:
@@ -246,11 +248,31 @@ class TlsLayer(SpeakingLayer):
             self._pumping = False
         if records.error is not None:
             self._fail(records.error)
-        elif records.eof and not (self._eof_told or self._paused or records.stash):
-            self._eof_told = True
-            self._half_closed = not (self._half_close or records.incoming.eof) and self._streams
+        elif not (self._paused or records.stash):
+            if records.eof and not self._eof_told:
+                self._eof_told = True
+                self._half_closed = not (self._half_close or records.ended) and self._streams
+                if not self.upper.eof_received():
+                    self.close()
+            if records.ended and self._state == OPEN:
+                self._tcp_ended()
+
+    def _tcp_ended(self) -> None:
+        """All that came before the end of TCP has been handed up."""
+        if not self._eof_told:
+            if self._half_close or not self._records.is_at_edge:
+                self._fail(
+                    NetworkError("cut off: the connection ended without TLS close_notify")
+                )
+                return
+            self._eof_told = self._records.eof = True
             if not self.upper.eof_received():
                 self.close()
+        elif self._half_close:
+            # Our own ends say close_notify and keep TCP open as long as they take anything.
+            self._fail(ConnectionResetError(errno.ECONNRESET, "the peer takes no more data"))
+        elif self._half_closed:
+            self.close()
 
     def _answer(self) -> None:
         """Send what the peer's records ask for."""
@@ -288,10 +310,14 @@ class TlsLayer(SpeakingLayer):
         if self._paused:
             self._paused = False
             if self._state != CLOSED:
-                if not self._is_held:
-                    self.lower.resume_reading()
                 # Not here and now: the caller may be in the middle of something.
-                asyncio.get_running_loop().call_soon(self._pump)
+                asyncio.get_running_loop().call_soon(self._resume)
+
+    def _resume(self) -> None:
+        """What is here already comes first: the connection below may be about to be lost."""
+        self._pump()
+        if self._state != CLOSED and not (self._paused or self._is_held):
+            self.lower.resume_reading()
 
     def write(self, data: Data | bytearray) -> None:
         """Encrypt and send; the layer keeps nothing of `data`."""
@@ -326,15 +352,25 @@ class TlsLayer(SpeakingLayer):
             return
         if not self._write_eof:
             self._shut_down()
-        eof_seen = self._records.incoming.eof
         self._closed()
-        linger.close(self.lower, self._tell_lost, eof_seen=eof_seen)
+        linger.close(self.lower, self._tell_lost, eof_seen=self._records.ended)
 
     def close_silently(self) -> None:
         """As `close()`, without close_notify: some web servers leave so."""
         if self._state == OPEN:
             self._write_eof = True
         self.close()
+
+    def cut(self) -> None:
+        """Deliver what was written, then end the connection so that the peer sees a failure."""
+        if self._state != OPEN:
+            self.abort()
+            return
+        self._flush()
+        if self._write_eof:
+            self.lower.write_eof()  # by that our own ends know at once that we take no more
+        self._closed()
+        linger.cut(self.lower, self._tell_lost)
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
@@ -361,8 +397,10 @@ class TlsLayer(SpeakingLayer):
         handshake = self._state == HANDSHAKE
         self._flush()
         self._closed()
-        if handshake:
-            linger.close(self.lower, eof_seen=self._records.incoming.eof)
+        if handshake and isinstance(error, PeerError):  # our own verdict, for which no alert is
+            linger.cut(self.lower)
+        elif handshake:
+            linger.close(self.lower, eof_seen=self._records.ended)
         else:
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):

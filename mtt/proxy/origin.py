@@ -170,13 +170,6 @@ class Origin(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        if self._asking is not None and not self.eof:
-            # What it sent before our writing failed, perhaps an answer that wants no more of us.
-            pieces = linger.rescue(self.transport, exc)
-            for data in pieces or ():
-                self.data_received(data)
-            if pieces is not None and self._asking is not None:
-                self.eof_received()
         self.usable = False
         if self._asking is not None:
             self._fail(exc or ConnectionError("the connection was closed without an end"))

@@ -17,7 +17,7 @@ import pytest
 
 from mtt import anytls_sessions, connector, relay, reuse
 from mtt.client import Client
-from mtt.layers import anytls_client, anytls_stream, smux, websocket
+from mtt.layers import anytls_client, smux, websocket
 from mtt.layers.base import silent_seconds
 from mtt.net import sockets
 from mtt.server import Server
@@ -243,25 +243,6 @@ async def test_after_a_network_change_the_next_connection_dials_anew(
         proxy.up.set()
         monkeypatch.setattr(reuse, "ROUTE_TIME", 0.0)
         monkeypatch.setattr(reuse, "source_address", lambda peer: "198.51.100.1")
-        await check_works(port_of(client))
-        assert proxy.count == 2
-
-
-async def test_an_idle_session_that_died_costs_no_connection(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing told of it before: the stream begins again on a new session."""
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.3)
-    monkeypatch.setattr(anytls_client, "HEART_TIME", 60.0)  # nobody waits for that
-    async with (
-        serving(echo) as there,
-        far_apart("anytls", there.port, certs) as (_, proxy, client),
-    ):
-        await check_works(port_of(client))
-        await eventually(lambda: not client._relays)
-        await proxy.vanish()
-        take_packets(proxy._listener)  # only the old connection is dead
-        proxy.up.set()
         await check_works(port_of(client))
         assert proxy.count == 2
 

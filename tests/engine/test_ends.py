@@ -111,6 +111,7 @@ class Clogged(asyncio.Transport):
         self.protocol: Any = None
         self.written = bytearray()
         self.finished = False
+        self.paused = False
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
@@ -133,7 +134,7 @@ class Clogged(asyncio.Transport):
         return False
 
     def pause_reading(self) -> None:
-        pass
+        self.paused = True
 
     def resume_reading(self) -> None:
         pass
@@ -142,10 +143,10 @@ class Clogged(asyncio.Transport):
         return 0
 
     def close(self) -> None:
-        self.protocol.connection_lost(None)
+        asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def abort(self) -> None:
-        self.protocol.connection_lost(ConnectionAbortedError())
+        self.close()
 
 
 async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_more(
@@ -169,9 +170,13 @@ async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_mo
         await eventually(lambda: not unsent(application))
         application.close()
         assert len(far.written) < len(upload)
-        while not done.is_set():
+        while not far.paused:  # writing to the application has failed
             far.protocol.data_received(b"thank you")
             await asyncio.sleep(0.01)
+        assert len(far.written) < len(upload)
+        assert not done.is_set()
+        far.protocol.resume_writing()
+        await done.wait()
         assert far.written == upload
         assert far.finished
 

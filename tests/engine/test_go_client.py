@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 from itertools import groupby
 
 import pytest
 
+from mtt.layers.linger import reset_on_close
 from mtt.layers.smux import MAX_STREAMS
 from tests.support.certs import Certs
 from tests.support.gopeer import (
@@ -188,10 +190,23 @@ async def test_a_client_that_vanishes_without_an_end_resets_the_destination(
             await go.send(b"half")
         destination = await there.accept()
         assert await destination.exactly(4) == b"half"
+        reset_on_close(go.sock)
         go.sock.close()
         with pytest.raises(ConnectionResetError):
             await destination.rest()
         await eventually(lambda: empty(server))
+
+
+@pytest.mark.parametrize("mode", ["tls", "wss"])
+async def test_abrupt_fin_of_a_go_client_is_an_ordinary_end(mode: str, certs: Certs) -> None:
+    async with listening() as there, server_at(mode, there.port, certs) as server:
+        go = await peer_connect(mode, port_of(server), certs)
+        await go.send(b"whole")
+        destination = await there.accept()
+        go.sock.shutdown(socket.SHUT_RDWR)
+        assert await destination.rest() == b"whole"
+        await eventually(lambda: empty(server))
+        go.sock.close()
 
 
 @in_every_go_mode

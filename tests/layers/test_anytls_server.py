@@ -423,7 +423,11 @@ async def test_a_whole_upload_survives_the_end_of_the_session(settings: bytes) -
     other.pause_reading()
     server.feed(frame(PSH, 1, b"all"), frame(PSH, 2, b"some"), frame(FIN, 1))
     server.session.eof_received()
-    assert half.lost
+    assert not half.lost
+    other.resume_reading()
+    assert await half.ended() is not None
+    assert half.data == b"some"
+    assert not half.eof
     stream.resume_reading()
     assert await whole.at_eof() == b"all"
     await whole.ended()

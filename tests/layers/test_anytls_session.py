@@ -158,8 +158,10 @@ async def test_every_padded_record_is_a_record_of_tls(
 # Under a relay.
 
 
-@pytest.mark.parametrize("half_close", [False, True])
-@pytest.mark.parametrize("client_side", [False, True])
+# A Go client is told of a destination's end at once, and ends both directions with it.
+@pytest.mark.parametrize(
+    ("client_side", "half_close"), [(True, False), (True, True), (False, True)]
+)
 async def test_the_end_of_one_direction_costs_nothing_of_the_other(
     half_close: bool, client_side: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +176,7 @@ async def test_the_end_of_one_direction_costs_nothing_of_the_other(
     other.data.clear()
     near = FakeTransport(Recorder())
     done: list[Relay] = []
-    Relay(near, far, timeout=60, done=done.append)
+    Relay(*((near, far) if client_side else (far, near)), timeout=60, done=done.append)
     near.protocol.data_received(b"question")
     near.protocol.eof_received()
     for _ in range(5):  # a reply in pieces, with pauses shorter than the quiet
@@ -188,7 +190,7 @@ async def test_the_end_of_one_direction_costs_nothing_of_the_other(
         peer.close()
     while not (done and other.eof):
         await pair.exchange()
-        await clock.passes(relay.QUIET_TICK)
+        await clock.passes(relay.QUIET_TICK[1])
     other.transport.close()
     await pair.exchange()
     assert not near.aborted

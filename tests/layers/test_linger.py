@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 
@@ -250,39 +251,62 @@ async def test_a_layer_is_told_only() -> None:
     assert lower.aborted
 
 
-# What the kernel still holds.
+# Cuts.
 
 
-async def test_the_last_words_of_a_peer_that_closed_under_our_writing() -> None:
-    # It has said all, but our write finds the reset before we have read that.
-    data = random.Random(73).randbytes(5_000)
-    rescued: list[list[bytes] | None] = []
-
-    class Writer(Recorder):
-        def connection_lost(self, exc: Exception | None) -> None:
-            rescued.append(linger.rescue(self.transport, exc))
-            super().connection_lost(exc)
-
-    recorder = Writer()
-    async with raw_peer(recorder) as sock:
-        recorder.transport.pause_reading()
-        await asyncio.get_running_loop().sock_sendall(sock, data)
-        sock.shutdown(socket.SHUT_WR)
-        sock.close()
-        while not recorder.lost:
-            recorder.transport.write(b"in vain")
-            await asyncio.sleep(0.001)
-        (pieces,) = rescued
-        assert pieces is not None
-        assert b"".join(pieces) == data
-
-
-async def test_nothing_is_rescued_from_a_stream_that_was_cut() -> None:
-    assert linger.rescue(FakeTransport(), BrokenPipeError()) is None
-    assert linger.rescue(FakeLayer(), BrokenPipeError()) is None
+async def test_cut_delivers_everything_first() -> None:
+    data = random.Random(73).randbytes(500_000)
     recorder = Recorder()
-    async with raw_peer(recorder):
-        assert linger.rescue(recorder.transport, None) is None
-        assert linger.rescue(recorder.transport, ConnectionResetError()) is None
-        # It is alive and has not ended.
-        assert linger.rescue(recorder.transport, BrokenPipeError()) is None
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.write(data)
+        linger.cut(recorder.transport, recorder.connection_lost)
+        received = bytearray()
+        with pytest.raises(ConnectionResetError):
+            while piece := await asyncio.get_running_loop().sock_recv(sock, 20_000):
+                received += piece
+        assert received == data
+        assert await recorder.ended() is None
+
+
+@pytest.mark.parametrize("eof", [False, True])
+async def test_cut_of_a_connection_with_nothing_unsent_is_immediate(eof: bool) -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.write(b"x")
+        if eof:
+            recorder.transport.write_eof()
+        while unsent(recorder.transport):
+            await turns()
+        linger.cut(recorder.transport, recorder.connection_lost)
+        await turns(2)
+        assert recorder.lost
+        assert sock.recv(10) == b"x"
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            sock.send(b"is anybody there")
+            sock.send(b"?")
+
+
+async def test_cut_gives_up_on_a_peer_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True):
+        recorder.transport.write(bytes(500_000))
+        linger.cut(recorder.transport, recorder.connection_lost)
+        start = clock.now
+        await clock.until(lambda: recorder.lost)
+        assert clock.now - start >= linger.STALL_TIME
+
+
+async def test_one_unacknowledged_byte_is_unsent_before_and_behind_a_fin() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        while not recorder.transport.get_write_buffer_size():
+            recorder.transport.write(bytes(10_000))
+        assert unsent(recorder.transport) > recorder.transport.get_write_buffer_size()
+        while unsent(recorder.transport):
+            with contextlib.suppress(BlockingIOError):
+                sock.recv(100_000)
+            await turns()
+        recorder.transport.write_eof()
+        await turns()
+        assert not unsent(recorder.transport)

@@ -8,7 +8,6 @@ import ssl
 
 import pytest
 
-from mtt.errors import NetworkError
 from mtt.layers.reads import LARGE_READ, READ_SIZE
 from mtt.layers.records import BIO_SIZE, Records
 from tests.support.certs import Certs
@@ -29,16 +28,6 @@ def pair(certs: Certs) -> tuple[Records, Records]:
             other.incoming.write(one.outgoing.read())
     client.read()  # the session tickets
     return client, server
-
-
-class Failing:
-    """A TLS object that fails to read."""
-
-    def __init__(self, error: ssl.SSLError) -> None:
-        self._error = error
-
-    def read(self, *_: object) -> int:
-        raise self._error
 
 
 def read(records: Records, arrived: bytes) -> tuple[bytes, bool]:
@@ -137,23 +126,20 @@ def test_a_broken_record_is_an_error_behind_what_came_before(certs: Certs) -> No
     assert server.outgoing.pending  # the alert
 
 
-def test_a_cut_is_reported_behind_what_came_before(certs: Certs) -> None:
+def test_the_edges_of_records_are_known(certs: Certs) -> None:
+    rng = random.Random(9)
     client, server = pair(certs)
-    server.incoming.write(client.write(b"whole"))
-    server.incoming.write_eof()
-    assert bytes(server.read()[0]) == b"whole"
-    assert not server.eof
-    assert isinstance(server.error, NetworkError)
-    assert str(server.error).startswith("cut off:")
-
-
-@pytest.mark.parametrize("own_class", [True, False])
-def test_a_cut_is_recognised_on_every_python(own_class: bool, certs: Certs) -> None:
-    _, server = pair(certs)
-    # CPython 3.11.2 raises the general class.
-    error = ssl.SSLEOFError() if own_class else ssl.SSLError()
-    error.reason = "UNEXPECTED_EOF_WHILE_READING"
-    server.ssl = Failing(error)
-    assert read(server, b"")[0] == b""
-    assert isinstance(server.error, NetworkError)
-    assert str(server.error).startswith("cut off:")
+    edges, stream = set(), b""
+    for size in (1, 2, 700, RECORD, RECORD + 1, 3):
+        at = len(stream)
+        stream += client.write(rng.randbytes(size))
+        while at < len(stream):
+            at += 5 + int.from_bytes(stream[at + 3 : at + 5], "big")
+            edges.add(at)
+    assert server.is_at_edge
+    for piece in (1, 2, 3, 4, 5, 6, 21, 1000, len(stream)):
+        _, server = pair(certs)
+        for at in range(0, len(stream), piece):
+            end = min(at + piece, len(stream))
+            server.take(memoryview(stream)[at:end])
+            assert server.is_at_edge is (end in edges)

@@ -40,9 +40,15 @@ async def test_every_stream_hears_of_the_end_of_the_session_once(how: str) -> No
     server.session.close()
     server.session.data_received(frame(SYN, 9))
     await turns()
-    assert [upper.lost for upper in uppers] == [True] * 3
-    assert len(server.lost) == 1
     ours = how in ("close", "abort")
+    # What the peer has said before it failed comes first.
+    assert [upper.lost for upper in uppers] == [True, ours, True]
+    uppers[1].transport.resume_reading()
+    await turns()
+    assert [upper.lost for upper in uppers] == [True] * 3
+    assert uppers[1].data == (b"" if ours else b"cut off")
+    assert not uppers[1].eof
+    assert len(server.lost) == 1
     assert (server.lost[0] is None) is ours
     assert all((upper.error is None) is ours for upper in uppers)
     assert how != "garbage" or isinstance(server.lost[0], PeerError)
@@ -87,8 +93,11 @@ async def test_a_whole_upload_survives_the_end_of_the_session(cut: bool, half_cl
         server.session.connection_lost(ConnectionResetError())
     else:
         server.session.eof_received()
-    assert cut_off.lost
-    assert other.is_closing()
+    assert not (cut_off.lost or other.is_closing())
+    other.resume_reading()
+    assert await cut_off.ended() is not None
+    assert cut_off.data == data
+    assert not cut_off.eof
     assert not whole.lost
     assert not stream.is_closing()
     stream.write(b"in vain")

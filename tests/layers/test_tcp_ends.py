@@ -126,6 +126,38 @@ async def test_a_reset_that_is_found_by_writing(call: str) -> None:
         assert isinstance(await recorder.ended(), OSError)
 
 
+@pytest.mark.parametrize("fin", [False, True])
+@pytest.mark.parametrize("paused", [False, True])
+async def test_data_received_before_a_failed_write_come_first(paused: bool, fin: bool) -> None:
+    data = bytes(range(256)) * 40
+    recorder = Told()
+    recorder.begin = SocketTransport.pause_reading
+    async with raw_peer(recorder) as far:
+        far.sendall(data)
+        if fin:
+            far.shutdown(socket.SHUT_WR)
+            far.close()
+        else:
+            reset(far)
+        while not recorder.pauses:
+            recorder.transport.write(b"in vain")
+            await asyncio.sleep(0)
+        assert not recorder.transport.get_write_buffer_size()
+        await turns(5)
+        assert not recorder.lost
+        assert not recorder.data
+        if paused:
+            recorder.transport.resume_reading()
+            recorder.transport.pause_reading()
+            await turns(5)
+            assert not recorder.data
+        recorder.transport.resume_reading()
+        error = await recorder.ended()
+        assert recorder.data == data
+        assert isinstance(error, BrokenPipeError if fin else ConnectionResetError)
+        assert recorder.ends == (1 if fin else 0)
+
+
 async def test_writing_to_a_peer_that_has_closed() -> None:
     recorder = Told()
     async with raw_peer(recorder) as far:

@@ -28,13 +28,20 @@ class Peer:
     the peer wants to say comes out of `say()` and goes in with `feed()`.
     """
 
-    def __init__(self, certs: Certs, version: ssl.TLSVersion, keylog: str = "") -> None:
+    def __init__(
+        self,
+        certs: Certs,
+        version: ssl.TLSVersion,
+        *,
+        half_close: bool = True,
+        keylog: str = "",
+    ) -> None:
         self.recorder = Recorder()
         self.layer = TlsLayer(
             self.recorder,
             server_context(certs, version, ["x"]),
             server_side=True,
-            half_close=True,
+            half_close=half_close,
         )
         self.transport = FakeTransport(self.layer)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -79,8 +86,10 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def peer(certs: Certs, version: ssl.TLSVersion) -> AsyncIterator[Peer]:
-    made = Peer(certs, version)
+async def peer(
+    certs: Certs, version: ssl.TLSVersion, *, half_close: bool = True
+) -> AsyncIterator[Peer]:
+    made = Peer(certs, version, half_close=half_close)
     yield made
     made.transport.abort()
     await turns()
@@ -171,8 +180,8 @@ async def test_a_paused_layer_hands_up_nothing(version: ssl.TLSVersion, certs: C
         await turns()
         assert not one.recorder.data
         one.layer.resume_reading()
-        assert one.transport.reading
         await turns()
+        assert one.transport.reading
         assert one.recorder.data == b"x" * 40_000 + b"y"
 
 

@@ -20,7 +20,7 @@ class Asking(Peer):
     """A client that asks for key updates."""
 
     def __init__(self, certs: Certs, keylog: str) -> None:
-        super().__init__(certs, V13, keylog)
+        super().__init__(certs, V13, keylog=keylog)
         self.heard()  # session tickets
         cipher = self.ssl.cipher()
         assert cipher is not None
@@ -91,6 +91,7 @@ async def test_reading_stays_paused_for_the_upper_after_answers(
         one.layer.resume_writing()
         assert not one.transport.reading
         one.layer.resume_reading()
+        await turns()
         assert one.transport.reading
 
 

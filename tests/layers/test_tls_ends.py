@@ -138,7 +138,7 @@ async def test_the_end_of_tcp_without_close_notify_is_a_cut(
 async def test_a_cut_while_the_reader_has_paused(version: ssl.TLSVersion, certs: Certs) -> None:
     async with peer(certs, version) as one:
         one.layer.pause_reading()
-        one.feed(one.say(b"whole"))
+        one.feed(one.say(b"whole") + one.say(b"cut off")[:-1])
         one.layer.eof_received()
         await turns()
         assert not one.recorder.lost
@@ -159,7 +159,7 @@ async def test_a_cut_after_our_end(version: ssl.TLSVersion, certs: Certs) -> Non
 
 @both_versions
 async def test_tcp_may_end_after_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
+    async with peer(certs, version, half_close=False) as one:
         one.feed(one.say(b"all") + one.end())
         one.layer.eof_received()
         one.layer.eof_received()  # asyncio repeats it
@@ -168,6 +168,66 @@ async def test_tcp_may_end_after_close_notify(version: ssl.TLSVersion, certs: Ce
         assert not one.recorder.lost
         one.layer.write(b"still writing")
         assert one.heard() == b"still writing"
+
+
+@both_versions
+async def test_own_peer_that_ends_tcp_takes_no_more(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with stack(version).open(certs) as (client, server):
+        client.transport.write(b"all")
+        client.transport.write_eof()
+        await server.recorder.at_eof()
+        client.tcp.write_eof()
+        assert isinstance(await server.recorder.ended(), ConnectionResetError)
+        assert server.recorder.data == b"all"
+
+
+@both_versions
+async def test_foreign_peer_may_end_at_a_record_edge(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version, half_close=False) as one:
+        record = one.say(b"whole")
+        one.feed(record[:3])
+        one.feed(record[3:7])
+        one.feed(record[7:] + one.say(b", all of it"))
+        one.layer.eof_received()
+        one.layer.eof_received()
+        await turns()
+        assert one.recorder.data == b"whole, all of it"
+        assert one.recorder.eof
+        assert not one.recorder.lost
+        one.layer.write(b"reply")
+        assert one.heard() == b"reply"
+        one.layer.close()
+
+
+@both_versions
+@pytest.mark.parametrize("missing", [1, 4, 5, 6, -1, -2, -4, -5])
+async def test_foreign_peer_that_ends_inside_a_record_is_cut(
+    missing: int, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version, half_close=False) as one:
+        one.feed(one.say(b"whole") + one.say(b"cut off")[:-missing])
+        one.layer.eof_received()
+        assert isinstance(await one.recorder.ended(), NetworkError)
+        assert one.recorder.data == b"whole"
+        assert not one.recorder.eof
+
+
+@both_versions
+async def test_own_peer_that_ends_at_a_record_edge_is_cut(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with stack(version).open(certs) as (client, server):
+        client.transport.write(b"some")
+        await server.recorder.received(4)
+        client.tcp.write_eof()
+        error = await server.recorder.ended()
+        assert isinstance(error, NetworkError)
+        assert "without TLS close_notify" in str(error)
+        assert not server.recorder.eof
 
 
 @both_versions

@@ -246,15 +246,54 @@ async def test_failures_are_told_once_and_answered(
 
 @pytest.mark.parametrize("lower", [FakeTransport, FakeLayer])
 async def test_the_end_without_a_close_frame_is_a_cut(lower: type[FakeTransport]) -> None:
-    server = Side(lower=lower)
-    server.feed(up(BINARY, b"some"))
+    whole = up(BINARY, b"some")
+    for half_close, received in (
+        (True, SIGN + whole),  # one of our own ends
+        (False, whole + up(BINARY, b"cut off")[:-1]),
+        (False, whole + b"\x82"),
+        (False, b""),  # a Go server that could not connect
+    ):
+        server = Side(lower=lower, half_close=half_close)
+        server.feed(received)
+        assert server.lower.protocol.eof_received()
+        error = await server.upper.ended()
+        assert isinstance(error, NetworkError)
+        assert "without a WebSocket close" in str(error)
+        assert not server.upper.eof
+        server.lower.lose(None)
+        await turns()
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+async def test_a_go_peer_may_end_without_a_close_frame(half_close: bool) -> None:
+    server = Side(half_close=half_close)
+    server.feed(up(BINARY, b"whole"))
     assert server.lower.protocol.eof_received()
-    error = await server.upper.ended()
-    assert isinstance(error, NetworkError)
-    assert "without a WebSocket close" in str(error)
-    assert not server.upper.eof
-    server.lower.lose(None)
     await turns()
+    assert server.upper.data == b"whole"
+    assert server.upper.eof
+    assert not server.upper.lost
+    await server.over()
+
+
+async def test_cut_delivers_and_sends_no_close_frame() -> None:
+    server = Side()
+    server.layer.write(b"last")
+    server.layer.cut()
+    server.layer.cut()
+    assert server.said() == [(BINARY, b"last")]
+    assert server.layer.is_closing()
+    assert await server.upper.ended() is None
+
+
+async def test_cut_behind_our_end_tells_a_peer_of_ours_at_once() -> None:
+    server = Side(half_close=True)
+    server.feed(SIGN)
+    server.lower.take()
+    server.layer.write_eof()
+    server.layer.cut()
+    assert server.said() == [(TEXT, b""), (CLOSE, b"\x03\xe8")]
+    assert await server.upper.ended() is None
 
 
 async def test_a_lost_connection_is_a_failure() -> None:
@@ -313,7 +352,7 @@ async def test_the_ends_get_to_know_each_other() -> None:
     client.layer.write(b"before")
     client.feed(server.lower.take())
     assert client.layer.can_write_eof()
-    assert not server.layer.can_write_eof()
+    assert server.layer.may_half_close()
     client.layer.write(b"behind")
     server.feed(client.lower.take())
     assert server.layer.can_write_eof()
@@ -339,26 +378,27 @@ async def test_the_ends_get_to_know_each_other() -> None:
 async def test_a_peer_is_asked_once_when_its_greeting_is_wanted(client: bool) -> None:
     side = Side(client=client, half_close=True)
     side.lower.take()
-    assert side.layer.unsent() == 0
     assert not side.layer.can_write_eof()
-    assert not side.layer.can_write_eof()
+    assert side.said() == []
+    assert side.layer.may_half_close()
+    assert side.layer.may_half_close()
     assert side.said() == [(PING, QUESTION)]
-    assert side.layer.unsent() == 1  # until it has answered
+    assert side.layer.unsent() == 0
     key = None if client else NO_MASK
     side.feed(frame(PONG, b"another", key))
-    assert side.layer.unsent() == 1
+    assert side.layer.may_half_close()
     side.feed(frame(PONG, QUESTION, key))
-    assert side.layer.unsent() == 0
+    assert not side.layer.may_half_close()
     assert not side.layer.can_write_eof()
     await side.over()
 
 
 async def test_a_greeting_that_comes_late() -> None:
     side = Side(client=True, half_close=True)
-    assert not side.layer.can_write_eof()
+    assert side.layer.may_half_close()
     side.feed(frame(TEXT, b""))
     assert side.layer.can_write_eof()
-    assert side.layer.unsent() == 0
+    assert not side.layer.may_half_close()
     assert side.said() == [(PING, QUESTION), (TEXT, b"")]
     await side.over()
 
@@ -366,8 +406,7 @@ async def test_a_greeting_that_comes_late() -> None:
 async def test_a_question_is_not_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "ANSWER_TIME", 0.0)
     side = Side(client=True, half_close=True)
-    assert not side.layer.can_write_eof()
-    assert side.layer.unsent() == 0
+    assert not side.layer.may_half_close()
     await side.over()
 
 
@@ -403,6 +442,16 @@ async def test_a_close_frame_behind_the_end_of_data() -> None:
     assert server.upper.data == b"x"
     assert server.upper.eof
     assert server.layer.is_closing()
+    assert server.lower.aborted
+    assert isinstance(await server.upper.ended(), ConnectionResetError)
+
+
+async def test_an_end_in_both_directions_closes() -> None:
+    server = Side(half_close=True)
+    server.feed(SIGN, up(BINARY, b"x"), SIGN)
+    server.layer.write_eof()
+    server.feed(closing(1000))
+    assert not server.lower.aborted
     server.lower.lose(None)
     assert await server.upper.ended() is None
 

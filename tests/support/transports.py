@@ -126,7 +126,7 @@ class FakeTransport(asyncio.Transport):
         self.buffered = 0
         self.reading = True
         self.closing = False
-        self.aborted = False
+        self.aborted = self.was_cut = False
         self.eof_written = False
         self.half_close = True
 
@@ -194,6 +194,10 @@ class FakeLayer(FakeTransport, LayerTransport):
 
     def unsent(self) -> int:
         return self.buffered
+
+    def cut(self) -> None:
+        self.was_cut = True
+        self.lose(None)
 
 
 def tcp_sockets(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
