@@ -31,7 +31,7 @@ _SEMICOLON, _COMMA, _EQUALS = (";", False), (",", False), ("=", False)
 def parse_options(flags: Sequence[Flag], text: str) -> Values:
     """The options in SS_PLUGIN_OPTIONS, as `parse_args` gives those of a command line.
 
-    Raises UsageError naming the key.
+    The last of equal keys wins, here as on the command line. Raises UsageError naming the key.
     """
     # Options that print something and exit, like -h, make no sense here.
     known = {flag.name: flag for flag in flags if not flag.final}

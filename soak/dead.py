@@ -69,7 +69,7 @@ async def soak_mode(programs: Programs, mode: str) -> None:
     quiet = Quiet()
     server = await programs.server(mode, quiet.port)
     async with FaultProxy(server.port, host=ELSEWHERE) as proxy:
-        client = await programs.client(mode, proxy.port, "-s", f"{ELSEWHERE}:{proxy.port}")
+        client = await programs.client(mode, proxy.port, host=ELSEWHERE)
         pair = Pair(mode, client, server)
         loop = asyncio.get_running_loop()
         ends: dict[str, socket.socket] = {}

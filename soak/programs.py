@@ -175,9 +175,11 @@ class Programs:
             *MODES[mode], *options,
         )  # fmt: skip
 
-    async def client(self, mode: str, server: int, *options: str) -> Program:
+    async def client(
+        self, mode: str, server: int, *options: str, host: str = "127.0.0.1"
+    ) -> Program:
         return await self._start(
-            "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
+            "mtt-client", "-b", "127.0.0.1:0", "-s", f"{host}:{server}",
             "-n", self.certs.name, "-ca", self.certs.ca, *MODES[mode], *IDLE.get(mode, ()),
             *options,
         )  # fmt: skip

@@ -52,6 +52,9 @@ _FRACTION_DIGITS = 18
 # A value is quoted in an error up to this length: the error has to stay one readable line.
 _QUOTE_LIMIT = 80
 
+# Placeholders of options that may be given once.
+_ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT")
+
 _USAGE_WIDTH = 79
 _USAGE_INDENT = 8
 
@@ -146,10 +149,10 @@ def unknown_option(
 
 
 def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
-    """Set `flag` in `values` to what `text` means; values of repeatable ones add up.
+    """Set `flag` in `values` to what `text` means: the last one wins, repeatable ones add up.
 
-    `label` is what the user knows the option by. Raises UsageError, also if the option is there
-    with another value already: one of the two would do nothing.
+    `label` is what the user knows the option by. Raises UsageError, also for a second address: the
+    user may think that both count.
     """
     if not text and flag.kind == "str" and not flag.may_be_empty:
         # A variable that is not set, as a rule. Taken for "not given" it could open a door.
@@ -162,9 +165,8 @@ def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
         raise UsageError(f"{label}: {shown} is not {error}{otherwise}") from None
     if flag.repeatable:
         value = (*values.get(flag.name, ()), *value)
-    elif values.get(flag.name, value) != value:
-        joined = "; hosts are joined with |" if flag.placeholder == "HOST:PORT" else ""
-        raise UsageError(f"{label} is given twice with different values; remove one{joined}")
+    elif flag.placeholder in _ADDRESSES and values.get(flag.name, value) != value:
+        raise UsageError(f"{label} is given twice; remove one, or join hosts: HOST|HOST:PORT")
     # Taken out first, so that the option set last is the last in the dict.
     values.pop(flag.name, None)
     values[flag.name] = value
