@@ -88,11 +88,12 @@ class ReuseGuard:
 class _Check:
     """What is known of one connection."""
 
-    __slots__ = ("_doubted", "_looked_at", "_peer", "_route", "_slept")
+    __slots__ = ("_clear_at", "_doubted", "_looked_at", "_peer", "_route", "_slept")
 
     def __init__(self, connection: Reusable) -> None:
         self._peer = connection.lower.get_extra_info("peername")
         self._doubted = False
+        self._clear_at = float("-inf")  # when nothing was owed
         self._looked_at = float("-inf")  # the first use looks
         self._route = source_address(self._peer)
         self._slept = slept_seconds()
@@ -107,9 +108,15 @@ class _Check:
             self.doubt(connection)
         if self._doubted:
             return False
-        if asyncio.get_running_loop().time() - connection.heard_at < UNANSWERED_TIME:
+        now = asyncio.get_running_loop().time()
+        if now - connection.heard_at < UNANSWERED_TIME:
             return True  # nor can it owe us anything for longer
-        return silent_seconds(connection.lower) < UNANSWERED_TIME
+        silent = silent_seconds(connection.lower)
+        if not silent:
+            self._clear_at = now
+        # An idle connection was heard long ago; but what has been written since a use that found
+        # nothing owed is younger.
+        return min(silent, now - self._clear_at) < UNANSWERED_TIME
 
     def doubt(self, connection: Reusable) -> None:
         if not self._doubted:

@@ -14,7 +14,7 @@ from mtt import reuse
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
-from mtt.reuse import ROUTE_TIME, SLEEP_TIME, ReuseGuard, means_dead
+from mtt.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, means_dead
 from tests.support.clock import Clock
 from tests.support.faults import drop_packets, take_packets
 from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns
@@ -154,6 +154,23 @@ def test_siblings_of_a_dead_connection_are_asked_at_once(monkeypatch: pytest.Mon
 )
 def test_which_ends_say_that_others_may_be_dead(error: Exception | None, dead: bool) -> None:
     assert means_dead(error) is dead
+
+
+def test_uses_in_a_burst_do_not_count_each_other_as_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first writes to a connection that was heard last long ago; the answer takes a moment."""
+    world, connection = World(monkeypatch), Connection()
+    guard = guarded(connection)
+    world.now += 20.0
+    silent = [0.0, 20.0, 20.1, 26.0]
+    monkeypatch.setattr(reuse, "silent_seconds", lambda transport: silent.pop(0))
+    assert guard.admits(connection)
+    assert guard.admits(connection)
+    world.now += UNANSWERED_TIME - 0.1
+    assert guard.admits(connection)
+    world.now += 0.2
+    assert not guard.admits(connection)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its clocks do not differ")
