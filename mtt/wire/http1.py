@@ -243,8 +243,11 @@ def parse_request_line(line: bytes) -> tuple[str, bytes, tuple[int, int]]:
     return found[1].decode("ascii"), found[2], version
 
 
-def parse_request(head: bytes) -> Request:
+def parse_request(head: bytes, *, userinfo: bool = False) -> Request:
     """A `Request` from a head that ends where `find_head_end` says.
+
+    `userinfo`: whether the Host header may begin with `user:password@`, as clients of proxies copy
+    it from their URI.
 
     Raises HttpError with the status that Go's net/http answers, and nothing else.
     """
@@ -257,6 +260,8 @@ def parse_request(head: bytes) -> Request:
         raise HttpError(400, "missing required Host header", public=True)
     if len(hosts) > 1:
         raise HttpError(400, "too many Host headers", public=True)
+    if userinfo:
+        hosts = [host.rpartition("@")[2] for host in hosts]
     if hosts and not is_host(hosts[0]):
         raise HttpError(400, "malformed Host header", public=True)
     return Request(

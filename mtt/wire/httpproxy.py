@@ -57,7 +57,8 @@ def parse(head: bytes) -> ProxyRequest:
     Raises HttpError.
     """
     found = _FRAGMENT.match(head)
-    request = parse_request(head if found is None else found[1] + head[found.end() :])
+    bare = head if found is None else found[1] + head[found.end() :]
+    request = parse_request(bare, userinfo=True)
     if request.method == "CONNECT":
         if request.has_body:
             raise HttpError(400, "CONNECT with a body")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import re
+import socket
+import threading
+import urllib.request
+from base64 import b64encode
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mtt.proxy.port import Login
 from tests.proxy.direct import direct_proxy, port_of
 from tests.real.checks import http_transfers
-from tests.real.destinations import PAGE, Site
+from tests.real.destinations import PAGE, SIZE, Destination, Site, digest, payload
 from tests.support.processes import run
-from tests.support.programs import require_program
+from tests.support.programs import require_package, require_program
 
 USER = Login("user", "pass:wörd")
 # curl wants them percent-encoded in a URL.
@@ -82,9 +89,177 @@ async def test_curl_is_told_why() -> None:
             assert line.decode().endswith(expected)
 
 
-async def test_requests_for_which_curl_would_keep_its_connection(site: Site) -> None:
+async def test_curl_keeps_its_connection_and_the_proxy_the_origins(site: Site) -> None:
     async with direct_proxy() as proxy:
         given = options(OPTIONS["http"], port_of(proxy))
-        urls = [f"http://{site.address}/{number}" for number in range(3)]
-        assert await curl(*given, *urls) == PAGE * 3
-        assert len(proxy.asked) == 3
+        urls = [f"http://{site.address}/{number}" for number in range(5)]
+        connects = ("--write-out", "%{num_connects}\n")
+        answer = await curl(*given, *connects, *urls)
+        assert answer == b"".join(PAGE + line for line in [b"1\n", *[b"0\n"] * 4])
+        assert len(proxy.asked) == 1
+
+
+async def test_curl_posts_on_one_connection(site: Site) -> None:
+    async with direct_proxy() as proxy:
+        given = options(OPTIONS["http"], port_of(proxy))
+        connects = ("--data-binary", "abc", "--write-out", " %{num_connects}\n")
+        urls = [f"http://{site.address}/{number}" for number in range(20)]
+        answer = (await curl(*given, *connects, *urls)).decode()
+        line = f"3 {digest(b'abc')} "
+        assert answer == f"{line}1\n" + f"{line}0\n" * 19
+
+
+async def test_curl_uploads_chunks_and_waits_for_100_continue(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "sent").write_bytes(payload())
+    async with direct_proxy() as proxy:
+        given = options(OPTIONS["http"], port_of(proxy))
+        upload = ("--data-binary", f"@{tmp_path / 'sent'}", "--expect100-timeout", "20")
+        expect = ("--header", "Expect: 100-continue")
+        answer = await curl(*given, *upload, *expect, f"http://{site.address}/")
+        assert answer.decode() == f"{SIZE} {digest(payload())}"
+    with Chunks() as destination:
+        async with direct_proxy() as proxy:
+            given = options(OPTIONS["http"], port_of(proxy))
+            upload = ("--upload-file", "-", "--no-buffer", "--raw")
+            argv = (require_program("curl"), *CURL, *given, *upload)
+            url = f"http://{destination.address}/"
+            answer = await asyncio.to_thread(run, *argv, url, stdin=b"0123456789" * 10_000)
+            assert answer == b"7\r\nreceived\r\n0\r\nX-Trailer: 1\r\n\r\n".replace(b"7", b"8")
+        assert b"Transfer-Encoding: chunked\r\n" in destination.head
+        assert destination.body.endswith(b"\r\n0\r\n\r\n")
+
+
+class Chunks(Destination):
+    """Takes a chunked upload, and answers in chunks with a trailer."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.head = self.body = b""
+
+    def _answer(self, connection: socket.socket) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(65536)
+        self.head, _, self.body = data.partition(b"\r\n\r\n")
+        self.head += b"\r\n"
+        if b"100-continue" in self.head:
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self.body.endswith(b"\r\n0\r\n\r\n"):
+            self.body += connection.recv(65536)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Trailer\r\n\r\n"
+            b"8\r\nreceived\r\n0\r\nX-Trailer: 1\r\n\r\n"
+        )
+
+
+async def test_wget_with_user_and_password_in_the_url() -> None:
+    heads: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(65536)
+        heads.append(data)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with Destination(answer) as destination:
+        async with direct_proxy() as proxy:
+            wget = (
+                require_program("wget"), "--quiet", "--output-document=-", "--tries=1",
+                "--execute", "use_proxy=yes", "--execute",
+                f"http_proxy=http://127.0.0.1:{port_of(proxy)}",
+            )  # fmt: skip
+            url = f"http://user:p%40ss@{destination.address}/x"
+            assert await asyncio.to_thread(run, *wget, url) == b"ok"
+            # urllib leaves it in the URI.
+            handler = urllib.request.ProxyHandler({"http": f"127.0.0.1:{port_of(proxy)}"})
+            opener = urllib.request.build_opener(handler)
+            answered = await asyncio.to_thread(opener.open, url + "#fragment")
+            with answered:
+                assert answered.read() == b"ok"
+    authorization = b"Authorization: Basic " + b64encode(b"user:p@ss") + b"\r\n"
+    assert len(heads) == 2
+    for head in heads:
+        assert head.startswith(b"GET /x HTTP/1.1\r\n")
+        assert authorization in head
+        assert b"@" not in head
+
+
+async def test_http_client_of_python_uses_its_connection_again(site: Site) -> None:
+    def requests(port: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        for number in range(50):
+            connection.request("POST", f"http://{site.address}/{number}", b"x" * number)
+            body = connection.getresponse().read()
+            assert body.decode() == f"{number} {digest(b'x' * number)}"
+            before = connection.sock
+            connection.request("HEAD", f"http://{site.address}/")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (501, b"")  # it has no do_HEAD
+            assert connection.sock is before
+        connection.close()
+
+    async with direct_proxy() as proxy:
+        await asyncio.to_thread(requests, port_of(proxy))
+
+
+async def test_ab_with_and_without_keep_alive(site: Site) -> None:
+    async with direct_proxy() as proxy:
+        for keep in ((), ("-k",)):
+            output = await asyncio.to_thread(
+                run, require_program("ab"), "-q", *keep, "-n", "200", "-c", "10",
+                "-X", f"127.0.0.1:{port_of(proxy)}", f"http://{site.address}/",
+            )  # fmt: skip
+            assert re.search(rb"Complete requests: +200\n", output)
+            assert re.search(rb"Failed requests: +0\n", output)
+
+
+async def test_a_websocket_through_the_plain_proxy_port() -> None:
+    server = require_package("websockets.sync.server")
+    client = require_package("websockets.sync.client")
+
+    def echo(websocket: Any) -> None:
+        for message in websocket:
+            websocket.send(message)
+
+    def talk(proxy_port: int, port: int) -> None:
+        sock = socket.create_connection(("127.0.0.1", proxy_port), timeout=20)
+        # What a client does that takes the port for an ordinary HTTP proxy.
+        sock.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        while not sock.recv(65536).endswith(b"hello"):
+            pass
+        with client.connect(f"ws://127.0.0.1:{port}/", sock=_Absolute(sock, port)) as websocket:
+            for message in ("hello", payload(1_000_000)):
+                websocket.send(message)
+                assert websocket.recv() == message
+
+    def page(connection: Any, request: Any) -> Any:
+        upgrade = request.headers.get("Upgrade")
+        return None if upgrade else connection.respond(200, "hello")
+
+    with server.serve(echo, "127.0.0.1", 0, process_request=page, max_size=None) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        try:
+            async with direct_proxy() as proxy:
+                port = serving.socket.getsockname()[1]
+                await asyncio.to_thread(talk, port_of(proxy), port)
+        finally:
+            serving.shutdown()
+            thread.join()
+
+
+class _Absolute(socket.socket):
+    """A socket to a proxy: makes the target of the first request absolute."""
+
+    def __init__(self, sock: socket.socket, port: int) -> None:
+        timeout = sock.gettimeout()
+        super().__init__(fileno=sock.detach())
+        self.settimeout(timeout)
+        self._base: bytes | None = f"GET http://127.0.0.1:{port}/ ".encode()
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        if self._base is not None:
+            data = bytes(data).replace(b"GET / ", self._base, 1)
+            self._base = None
+        super().sendall(data, flags)

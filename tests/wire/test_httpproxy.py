@@ -88,6 +88,15 @@ def test_user_and_password_in_a_uri_become_a_header(userinfo: str, credentials: 
     )  # fmt: skip
 
 
+def test_user_and_password_in_the_host_header_are_ignored() -> None:
+    asked = parse(head("GET http://a/ HTTP/1.1", "Host: user:p%40ss@a"))
+    assert asked.head == head("GET / HTTP/1.1", "Host: a", "Connection: keep-alive")
+    with pytest.raises(HttpError, match="malformed Host"):
+        parse(head("GET http://a/ HTTP/1.1", "Host: user@a/"))
+    with pytest.raises(HttpError, match="malformed Host"):
+        parse_request(head("GET / HTTP/1.1", "Host: user@a"))
+
+
 def test_an_authorization_header_precedes_user_and_password_in_a_uri() -> None:
     asked = parse(head("GET http://u:p@a/ HTTP/1.1", "Host: a", "authorization: Bearer x"))
     assert asked.head == head(
