@@ -167,6 +167,27 @@ async def test_a_session_is_used_again_and_never_shared(certs: Certs) -> None:
         await eventually(lambda: client._servers.idle == 2)
 
 
+async def test_session_is_used_again_before_the_destination_has_ended(certs: Certs) -> None:
+    """One connection after the other: the next one does not wait for the end of the last."""
+
+    async def keep_open(connection: Tcp) -> None:
+        await connection.send(await connection.read())
+        await done.wait()
+
+    done = asyncio.Event()
+    async with (
+        serving(keep_open) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+    ):
+        for _ in range(5):
+            await check_echo(client, there.port)
+        assert client.counters.sessions == server.counters.sessions == 1
+        assert server.tunnels == 5
+        done.set()
+        await eventually(lambda: client._servers.idle == 1)
+
+
 async def test_without_reuse_each_connection_has_its_own(certs: Certs) -> None:
     async with (
         serving(echo) as there,
