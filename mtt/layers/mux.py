@@ -217,7 +217,11 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                 elif stream_id in self._finishing:
                     self._late_data(stream_id)
             elif stream_id in streams and self.half_close:
-                streams[stream_id].receive_reset()
+                stream = streams[stream_id]
+                if stream.begun:
+                    stream.receive_reset()
+                else:
+                    stream.give_up()
         if self._arrivals is not None:
             self._arrivals.admit()
 

@@ -33,7 +33,7 @@ class MuxStream(LayerTransport):
 
     __slots__ = (
         "_eof", "_eof_told", "_mark", "_paused", "_queue", "_reset", "_scheduled", "_session",
-        "_survives", "_write_eof", "id",
+        "_survives", "_write_eof", "begun", "id",
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
@@ -41,6 +41,7 @@ class MuxStream(LayerTransport):
         self._session = session
         self.id = stream_id
         self.upper = upper
+        self.begun = False
         self._paused = False
         self._queue = bytearray()  # what came while the upper had paused
         self._scheduled = False
@@ -68,6 +69,7 @@ class MuxStream(LayerTransport):
     def begin(self) -> None:
         """Tell the protocol above of the stream, and hand up what has come meanwhile."""
         self._paused = False
+        self.begun = True
         upper = self.upper
         upper.connection_made(self)
         # A protocol that took the stream over in there knows already.
@@ -75,6 +77,10 @@ class MuxStream(LayerTransport):
             upper.pause_writing()
         if self._queue or self._eof:
             self._deliver()
+
+    def give_up(self) -> None:
+        """The peer has reset the stream before it began."""
+        self._end_by_reset()
 
     def receive(self, data: Data) -> None:
         if self._eof:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -59,6 +60,25 @@ async def test_stream_with_reply_due_keeps_its_session(certs: Certs) -> None:
             assert len(server.sessions) == 2
         await destination.send(b"reply")
         assert await first.exactly(5) == b"reply"
+
+
+async def test_large_reply_to_a_half_closed_application_is_complete(certs: Certs) -> None:
+    data = os.urandom(20_000_000)
+    async with (
+        asyncio.timeout(30),
+        listening() as there,
+        anytls_go_server(certs) as server,
+        client_for(certs, server.port) as client,
+        through(client, there.port) as application,
+    ):
+        destination = await there.accept()
+        await application.send(b"all of it?")
+        await application.finish()
+        assert await destination.exactly(10) == b"all of it?"
+        received = asyncio.ensure_future(application.rest())
+        await destination.send(data)
+        destination.close()
+        assert await received == data
 
 
 # Datagrams: one that a Go server cannot send ends the association, with all that is in it.

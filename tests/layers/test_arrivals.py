@@ -61,9 +61,13 @@ async def test_half_closed_streams_begin() -> None:
     assert server.uppers[0].eof
 
 
-async def test_streams_that_are_reset_do_not_begin() -> None:
+@pytest.mark.parametrize("said", [(), (PSH,), (FIN,), (PSH, FIN)])
+async def test_streams_that_are_reset_do_not_begin(said: tuple[int, ...]) -> None:
     server = Server(half_close=True)
-    server.feed(*(frame(SYN, number) + frame(PSH, number) for number in IDS))
+    for number in IDS:
+        before = b"".join(frame(what, number, b"x" * (what == PSH)) for what in said)
+        server.feed(frame(SYN, number) + before + frame(PSH, number))
+    assert server.session.used_slots == 0
     await turns()
     assert begun(server) == 0
     assert server.session.used_slots == 0
