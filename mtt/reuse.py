@@ -39,6 +39,12 @@ SLEEP_TIME = 1.0
 # each.
 ROUTE_TIME = 0.1
 
+# A clock that goes on while the computer sleeps: of Linux; of macOS, where time.monotonic() is
+# another one than this. None where time.monotonic() goes on, as on Windows, or nothing is known.
+_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+if sys.platform == "darwin":
+    _CLOCK = time.CLOCK_MONOTONIC
+
 
 class Reusable(Protocol):
     """A connection of a pool."""
@@ -99,16 +105,16 @@ class _Check:
         self._slept = slept_seconds()
 
     def passes(self, connection: Reusable) -> bool:
+        now = asyncio.get_running_loop().time()
         if self._doubted and connection.has_answered():
             self._doubted = False
-        if self._has_changed():
+        if self._has_changed(now):
             self._route = source_address(self._peer)
             self._slept = slept_seconds()
             self._doubted = False  # to be asked anew
             self.doubt(connection)
         if self._doubted:
             return False
-        now = asyncio.get_running_loop().time()
         if now - connection.heard_at < UNANSWERED_TIME:
             return True  # nor can it owe us anything for longer
         silent = silent_seconds(connection.lower)
@@ -123,11 +129,10 @@ class _Check:
             self._doubted = True
             connection.ask()
 
-    def _has_changed(self) -> bool:
+    def _has_changed(self, now: float) -> bool:
         """Whether the computer has slept, or changed its network, since that was written down."""
         if slept_seconds() - self._slept > SLEEP_TIME:
             return True
-        now = asyncio.get_running_loop().time()
         if now - self._looked_at < ROUTE_TIME:
             return False
         self._looked_at = now
@@ -147,7 +152,4 @@ def slept_seconds() -> float:
 
     Timers and the time of the loop stand still meanwhile, except on Windows.
     """
-    clock = getattr(time, "CLOCK_BOOTTIME", None)  # Linux
-    if sys.platform == "darwin":  # where time.monotonic() is another clock
-        clock = time.CLOCK_MONOTONIC
-    return 0.0 if clock is None else time.clock_gettime(clock) - time.monotonic()
+    return 0.0 if _CLOCK is None else time.clock_gettime(_CLOCK) - time.monotonic()
