@@ -25,11 +25,11 @@ _POOL = ("m", "idle-check", "idle-timeout")
 # Outbounds that are in every configuration: what we do ourselves, or choices between others.
 _ORDINARY = ("direct", "block", "dns", "selector", "urltest", "freedom", "blackhole", "loopback")
 
-_NO_RULES = "there are no rules here: all traffic goes the same way"
+_NO_RULES = "routing rules are not supported"
 _TOP = dict.fromkeys(("route", "routing", "dns", "fakedns", "policy"), _NO_RULES) | dict.fromkeys(
     ("log", "ntp", "experimental", "certificate", "endpoints", "services", "api", "stats",
      "observatory", "burstObservatory", "reverse", "metrics", "transport"),
-    "we have options for what we can do of that, see -h",
+    "not supported; see -h for the options that are",
 )  # fmt: skip
 
 
@@ -137,4 +137,4 @@ def _kind(section: Section) -> str:
 def _note_left(file: JsonFile, sections: Iterable[Section], program: str) -> None:
     for each in sections:
         place = f"{each.path} ({clipped(_kind(each))})"
-        file.note_ignored(place, f"{program} has no use for it")
+        file.note_ignored(place, f"{program} does not use it")

@@ -89,17 +89,17 @@ def parse_json(name: str, text: str) -> Any:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise UsageError(f"{name}: an object has the key {quoted(twice)} twice; drop one")
+            raise UsageError(f"{name}: an object has the key {quoted(twice)} twice; remove one")
         return found
 
     def constant(word: str) -> NoReturn:
-        raise UsageError(f"{name}: {word} is no JSON")  # Python's decoder takes NaN and Infinity
+        raise UsageError(f"{name}: {word} is not JSON")  # Python's decoder takes NaN and Infinity
 
     try:
         return json.loads(text, object_pairs_hook=members, parse_constant=constant)
     except json.JSONDecodeError as error:
         raise UsageError(
-            f"{name}: no JSON in line {error.lineno}, column {error.colno}: {error.msg.lower()}"
+            f"{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg.lower()}"
         ) from None
     except ValueError:  # a number of thousands of digits: Python's own limit
         raise UsageError(f"{name}: a number has too many digits") from None

@@ -206,7 +206,7 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
                 "bytes, which SOCKS5 cannot carry; choose a shorter one"
             )
     if bind is not None and not users and not all(map(_is_own, bind.hosts)):
-        logger.warning("-l: whoever reaches %s can use this proxy; give -user, or listen on %s",
+        logger.warning("-l: all that reach %s can use the proxy; give -user, or listen on %s",
                        bind, LOOPBACK)  # fmt: skip
     metrics, metrics_unix = metrics_address(values)
     return ClientOptions(
@@ -279,7 +279,9 @@ def _local_users(values: Values) -> tuple[User, ...]:
     name, path = values["user"], values["user-password-file"]
     if bool(name) != bool(path):
         given, missing = ("user", "user-password-file") if name else ("user-password-file", "user")
-        raise UsageError(f"-{given} needs -{missing} with it; give both, or none to ask nobody")
+        raise UsageError(
+            f"-{given} needs -{missing} with it; give both, or none for a proxy without a password"
+        )
     if not name:
         return ()
     return (checked_user("-user", name, read_password("-user-password-file", path)),)
@@ -291,7 +293,7 @@ def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]
     path = values["users"] if isinstance(values["users"], str) else ""
     password = given_password(values)
     if path and password:
-        raise UsageError("-users and -p or -password-file exclude each other; drop one")
+        raise UsageError("-users and -p or -password-file exclude each other; remove one")
     if path:
         return read_users("-users", path)
     if password:

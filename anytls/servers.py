@@ -56,7 +56,7 @@ def given_servers(
     if password := given_password({"p": "", "password-file": ""} | given):
         override["p"] = password
     if given.get("insecure") and (given.get("ca") or given.get("pin")):
-        raise UsageError("-insecure turns off the verification that -ca and -pin ask for; drop one")
+        raise UsageError("-insecure turns off the verification of -ca and -pin; remove one")
     specs = of_file
     if given.get("s"):
         if len(specs) > 1:
@@ -81,11 +81,11 @@ def _given_server(text: str, override: Values) -> Values:
     """What -s says, in the terms of `singbox.outbound()`."""
     if not is_uri(text):
         if "@" in text:  # not for an error that shows it: there is a password in it
-            raise UsageError("-s: an @ belongs into a URI, like anytls://PASSWORD@example.com:443")
+            raise UsageError("-s: an @ is only valid in a URI, like anytls://PASSWORD@example.com:443")
         return {"server": reachable("-s", text)}
     uri = parse_uri("-s", text)
     if uri.password and override.get("p", uri.password) != uri.password:
-        raise UsageError("-s has another password in it than -p or -password-file; drop one")
+        raise UsageError("-s has another password than -p or -password-file; remove one")
     values: Values = {"server": uri.endpoint}
     if uri.password:
         values["p"] = uri.password

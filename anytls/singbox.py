@@ -26,10 +26,10 @@ ENABLED = '"tls": {"enabled": true}'
 # What sing-box takes if nothing is given (common/listener).
 _LISTEN = "127.0.0.1"
 
-_OTHER_WAY = "our connections go the way the system's routes say; remove it, or use sing-box"
-_TUNING = "we have our own settings for that"
-_RESOLVER = "names are looked up by the system's resolver"
-_ROUTING = "there are no rules here: all traffic goes the same way"
+_OTHER_WAY = "connections follow the system's routes; remove it, or use sing-box"
+_TUNING = "not adjustable"
+_RESOLVER = "the system's resolver looks up names"
+_ROUTING = "routing rules are not supported"
 
 # Listen and dial fields that change where packets go, and so who sees them: not to be left out.
 _NETWORK = dict.fromkeys(("bind_interface", "routing_mark", "netns", "detour"), _OTHER_WAY)
@@ -74,9 +74,9 @@ _OUTBOUND_TLS_REFUSED = _TLS_REFUSED | {
     "record_fragment": "the TLS handshake is sent in one piece; remove it",
 }
 _INBOUND_TLS_REFUSED = _TLS_REFUSED | {
-    "acme": "we do not obtain certificates; let certbot or acme.sh do that, and give "
+    "acme": "ACME is not supported; let certbot or acme.sh obtain the certificate, and give "
     "certificate_path and key_path",
-    "certificate_provider": "we do not obtain certificates; give certificate_path and key_path",
+    "certificate_provider": "not supported; give certificate_path and key_path",
     "client_certificate_public_key_sha256": "the keys of clients cannot be pinned; give "
     "client_certificate_path",
 }
@@ -224,9 +224,9 @@ def _inbound_tls(tls: Section) -> Values:
     authorities = [inline] if inline is not None else tls.texts("client_certificate_path")
     tls.skip("client_certificate_path")
     if kind not in _CLIENT_AUTHENTICATION:
-        tls.fail("client_authentication", "only no and require-and-verify are possible")
+        tls.fail("client_authentication", "only no and require-and-verify are supported")
     if len(authorities) > 1:
-        tls.fail("client_certificate_path", "only one file can be used; put all into that")
+        tls.fail("client_certificate_path", "only one file is supported; put all into it")
     if _CLIENT_AUTHENTICATION[kind]:
         if not authorities:
             tls.fail("client_certificate_path", "missing; client_authentication needs it")

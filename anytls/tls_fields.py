@@ -12,10 +12,10 @@ from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
 
 # Why a client does not do what the file asks for, and what to do about it.
-NO_REALITY = "REALITY replaces TLS, which AnyTLS needs; give a server with a real certificate"
+NO_REALITY = "REALITY is not supported; use a server with a certificate of its own"
 NO_ECH = "Python's TLS has no Encrypted Client Hello yet; remove it"
-NO_CHOICE = "which ciphers and curves are used is OpenSSL's choice; remove it"
-NO_MUX = "AnyTLS reuses its sessions, and has no multiplexing beyond that; remove it"
+NO_CHOICE = "OpenSSL chooses ciphers and curves; remove it"
+NO_MUX = "AnyTLS reuses sessions and has no other multiplexing; remove it"
 NO_CLIENT_FAST_OPEN = (
     "AnyTLS cannot use TCP fast open: it keeps connections for later instead; remove it"
 )
@@ -35,8 +35,8 @@ def versions(section: Section, least: str, most: str) -> str:
                             "are broken")  # fmt: skip
     newest = section.text(most)
     if newest and newest != TLS_VERSIONS[-1]:
-        section.fail(most, f"{quoted(newest)} is not {TLS_VERSIONS[-1]}; remove it, there is no "
-                           "reason to do without")  # fmt: skip
+        section.fail(most, f"{quoted(newest)} is not {TLS_VERSIONS[-1]}; remove it; "
+                           "it cannot be turned off")  # fmt: skip
     return version
 
 
@@ -73,5 +73,5 @@ def checked_alpn(option: str, names: Iterable[str]) -> tuple[str, ...]:
     found = tuple(names)
     for name in found:
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= _MAX_ALPN):
-            raise UsageError(f"{option}: {quoted(name)} is no ALPN name; write h2 or http/1.1")
+            raise UsageError(f"{option}: {quoted(name)} is not an ALPN name; write h2 or http/1.1")
     return found

@@ -50,7 +50,7 @@ def read_users(option: str, path: str) -> tuple[User, ...]:
         found.add_lines(text)
     users = found.users
     if not users:
-        raise UsageError(f"{where} has no users in it; write name:password into it")
+        raise UsageError(f"{where} has no users; add a line like name:password")
 
     def fail(index: int, reason: str) -> NoReturn:
         raise UsageError(f"{where}: {found.places[index]}: {reason}")

@@ -24,8 +24,8 @@ LOCAL_PROTOCOLS = ("mixed", "socks", "http")
 
 _LISTEN = "0.0.0.0"  # what Xray takes if nothing is given
 
-_OTHER_WAY = "our connections go the way the system's routes say; remove it"
-_TUNING = "we have our own settings for that"
+_OTHER_WAY = "connections follow the system's routes; remove it"
+_TUNING = "not adjustable"
 
 _OUTBOUND_REFUSED = {
     "mux": tls_fields.NO_MUX,
@@ -150,17 +150,17 @@ def _pool(settings: Section) -> Values:
 def _stream(stream: Section) -> Values:
     network = stream.text("network") or "raw"
     if network not in ("tcp", "raw"):
-        stream.fail("network", f"{quoted(network)} is not possible; AnyTLS has raw only")
+        stream.fail("network", f"{quoted(network)} is not supported; AnyTLS has raw only")
     security = stream.text("security")
     if security == "reality":
         stream.fail("security", tls_fields.NO_REALITY)
     if security != "tls":
-        stream.fail("security", 'not "tls", without which AnyTLS is nothing')
+        stream.fail("security", 'not "tls"; AnyTLS needs TLS')
     for key in ("tcpSettings", "rawSettings"):
         raw = stream.section(key)
         header = raw.section("header") if raw is not None else None
         if header is not None and header.text("type") not in ("", "none"):
-            header.fail("type", 'only "none" is possible')
+            header.fail("type", 'only "none" is supported')
     # Of transports and securities that are not used: clients write them all.
     stream.skip("realitySettings", "kcpSettings", "wsSettings", "httpSettings", "grpcSettings",
                 "httpupgradeSettings", "xhttpSettings", "quicSettings")  # fmt: skip
@@ -214,7 +214,7 @@ def _certificates(tls: Section) -> Values:
         each.skip("ocspStapling", "oneTimeLoading", "buildChain")
         usage = each.text("usage") or "encipherment"
         if usage not in ("verify", "encipherment"):
-            each.fail("usage", f"{quoted(usage)} is not possible; verify or encipherment are")
+            each.fail("usage", f"{quoted(usage)} is not supported; write verify or encipherment")
         cert, key = _pem(each, "certificate"), _pem(each, "key")
         found: Values = {"ca": cert} if usage == "verify" else {"cert": cert, "key": key}
         for name, source in (("certificate", cert), ("key", key)):
@@ -222,7 +222,7 @@ def _certificates(tls: Section) -> Values:
                 each.fail(f"{name}File", "missing; give the path of a PEM file, or its lines in "
                                          f"{name}")  # fmt: skip
         if found.keys() & values.keys():
-            each.fail("usage", "only one certificate can be used for that; put all into one")
+            each.fail("usage", "only one certificate is supported for that; put all into one")
         values |= found
         each.done()
     return values

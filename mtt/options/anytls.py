@@ -111,10 +111,10 @@ def tunnel_password(values: Values, given: Values) -> str:
         return ""
     for name in _OTHER_MODES:
         if values.get(name):
-            raise UsageError(f"-anytls and -{name} exclude each other; drop one")
+            raise UsageError(f"-anytls and -{name} exclude each other; remove one")
     password = given_password(values)
     if not password:
-        raise UsageError("-p is missing: give the password that -anytls needs, or -password-file")
+        raise UsageError("-p is missing: -anytls needs a password, from -p or -password-file")
     return password
 
 

@@ -103,7 +103,7 @@ def bind_address(values: Values) -> tuple[Endpoint | None, str]:
         )
         return parse_endpoint("-b", bind), ""
     if values["b"]:
-        raise UsageError("-b and -bind-unix exclude each other; drop one")
+        raise UsageError("-b and -bind-unix exclude each other; remove one")
     if path == "@" or "\0" in path:
         raise UsageError(f"-bind-unix: {quoted(path)} is neither a path nor @name")
     return None, path

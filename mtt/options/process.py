@@ -72,7 +72,7 @@ def workers(values: Values) -> int:
     if count == 0:
         count = _cores()
     if count > 1 and not hasattr(os, "fork"):
-        raise UsageError("-workers: this system cannot fork processes; drop it, or give 1")
+        raise UsageError("-workers: this system cannot fork processes; remove it, or give 1")
     return count
 
 

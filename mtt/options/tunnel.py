@@ -226,7 +226,7 @@ def client_options(
     if not 1 <= max_stream <= MAX_STREAM_LIMIT:
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
     if values["sv"] and (values["ca"] or values["pin"]):
-        raise UsageError("-sv turns off the verification that -ca and -pin ask for; drop one")
+        raise UsageError("-sv turns off the verification that -ca and -pin ask for; remove one")
     certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
     only_with("wss", values, (WSS_PATH, WSS_MASK))
     only_with("mux", values, MUX_FLAGS)
@@ -276,11 +276,10 @@ def server_options(
     only_with("wss", values, (WSS_PATH,))
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
-            "-anytls and -disable-tls exclude each other: AnyTLS has no secrets but those that TLS "
-            "keeps"
+            "-anytls and -disable-tls exclude each other: AnyTLS itself encrypts nothing"
         )
     if values["fallback"] and not (values["wss"] or values["anytls"]):
-        raise UsageError("-fallback needs -wss or -anytls: else every connection is a tunnel")
+        raise UsageError("-fallback needs -wss or -anytls; otherwise every connection is a tunnel")
     metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
@@ -327,7 +326,7 @@ def _request_target(path: str) -> str:
     """
     target = _slashed(path.partition("#")[0])
     if " " in target:
-        raise UsageError("-wss-path: a path cannot contain blanks; write a blank as %20")
+        raise UsageError("-wss-path: a path cannot contain spaces; write a space as %20")
     if _BAD_ESCAPE.search(target.partition("?")[0]):
         raise UsageError("-wss-path: a % must start an escape like %20; write % itself as %25")
     return "".join(char if char.isascii() else _escaped(char) for char in target)
@@ -341,7 +340,7 @@ def _escaped(char: str) -> str:
 def _path_pattern(path: str) -> str:
     """The server's -wss-path."""
     if "?" in path or "#" in path:
-        raise UsageError("-wss-path: only the path counts; drop the ? or # and what follows")
+        raise UsageError("-wss-path: only the path counts; remove the ? or # and what follows")
     return _slashed(path)
 
 

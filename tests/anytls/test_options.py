@@ -431,7 +431,7 @@ def test_durations_below_a_second() -> None:
         ('{"name": "a", "passwd": "s3cret"}', "line 1: not like"),
         ('{"name": "a"}', "line 1: the password is empty"),
         ('a:b\n{"name": "a", "password": "s3cret"}', "line 2: there is a user 'a' already"),
-        ('a:b\n{"name": "c", "password": "s3cret"', "line 2: no JSON"),
+        ('a:b\n{"name": "c", "password": "s3cret"', "line 2: not JSON"),
         ('{"username": "c", "password": "s3cret"}', "line 1: not like"),
         ('{"user": "c",\n"pass": "s3cret"}', "not like"),
         ('{"users": [{"name": "a", "password": "x"}, 5]}', "line 1: users[1]: not like"),
