@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from mtt.layers import anytls
+from mtt.layers import anytls, linger
 from mtt.layers.base import unsent
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import RECEIVE_BUDGET
@@ -102,6 +102,26 @@ async def check_pauses(stack: Stack, open_pair: Open) -> None:
         await client.send(data, rng)
         await server.recorder.received(len(data))
         assert server.recorder.data == data
+
+
+async def check_close_while_paused(stack: Stack, open_pair: Open) -> None:
+    """close() of a transport that does not read delivers what was written, and sees the end."""
+    reply = random.Random(11).randbytes(500_000)
+    async with open_pair(True) as (client, server):
+        before = bytes(client.recorder.data)
+        client.transport.pause_reading()
+        await server.clog(capacity(stack))
+        client.transport.write(reply)
+        client.close()
+        if stack.layers:  # a socket belongs to `linger` now
+            client.transport.pause_reading()
+            assert client.transport.is_closing()
+            client.transport.resume_reading()
+            client.transport.pause_reading()
+        assert await server.recorder.at_eof() == reply
+        server.close()
+        assert await client.recorder.ended() is None
+        assert client.recorder.data == before
 
 
 async def check_close_delivers(stack: Stack, open_pair: Open) -> None:
@@ -248,6 +268,7 @@ CHECKS: list[Check] = [
     check_exchange,
     check_back_pressure,
     check_pauses,
+    check_close_while_paused,
     check_close_delivers,
     check_close_with_unread_input,
     check_close_to_clogged_peer,
@@ -261,5 +282,9 @@ CHECKS: list[Check] = [
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("stack", STACKS, ids=lambda stack: stack.name)
-async def test_check_transport(stack: Stack, check: Check, certs: Certs) -> None:
+async def test_check_transport(
+    stack: Stack, check: Check, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both ends close here: what waits for this time does not see the other one's end.
+    monkeypatch.setattr(linger, "LINGER_TIME", 1000.0)
     await check(stack, lambda small: stack.open(certs, small=small))

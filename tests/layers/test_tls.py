@@ -34,18 +34,20 @@ class Peer:
         version: ssl.TLSVersion,
         *,
         half_close: bool = True,
+        alpn: str | None = "x",
         keylog: str = "",
     ) -> None:
+        names = [alpn] if alpn else None
         self.recorder = Recorder()
         self.layer = TlsLayer(
             self.recorder,
-            server_context(certs, version, ["x"]),
+            server_context(certs, version, names),
             server_side=True,
             half_close=half_close,
         )
         self.transport = FakeTransport(self.layer)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = client_context(certs, version, ["x"])
+        context = client_context(certs, version, names)
         if keylog:
             context.keylog_filename = keylog
         self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=certs.name)
@@ -87,9 +89,13 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def peer(
-    certs: Certs, version: ssl.TLSVersion, *, half_close: bool = True
+    certs: Certs,
+    version: ssl.TLSVersion,
+    *,
+    half_close: bool = True,
+    alpn: str | None = "x",
 ) -> AsyncIterator[Peer]:
-    made = Peer(certs, version, half_close=half_close)
+    made = Peer(certs, version, half_close=half_close, alpn=alpn)
     yield made
     made.transport.abort()
     await turns()

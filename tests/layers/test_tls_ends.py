@@ -280,3 +280,103 @@ async def test_close_says_close_notify(version: ssl.TLSVersion, certs: Certs) ->
         assert one.transport.eof_written
         assert one.heard() == b"last words"
         assert one.ssl.read(1) == CLOSE_NOTIFY_SEEN
+
+
+# What is under way when the end comes.
+
+
+@both_versions
+@pytest.mark.parametrize("how", ["close", "abort"])
+async def test_closing_while_reading_is_paused(
+    how: str, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        one.feed(one.say(b"unread"))
+        getattr(one.layer, how)()
+        if how == "close":
+            # What comes is discarded from now on, and the peer's end is seen.
+            assert one.transport.reading
+            assert one.transport.eof_written
+            assert one.heard() == b""
+            one.transport.lose(None)
+        one.layer.resume_reading()
+        await one.recorder.ended()
+        await turns()
+        assert one.recorder.data == b""
+        assert not one.recorder.eof
+
+
+@both_versions
+@pytest.mark.parametrize("how", ["close", "abort", "lost"])
+async def test_nothing_is_handed_up_after_a_close(
+    how: str, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        one.feed(one.say(b"too late") + one.end())
+        one.layer.resume_reading()  # hands it up in the next turn
+        if how == "lost":
+            one.transport.closing = True
+            one.layer.connection_lost(None)
+        else:
+            getattr(one.layer, how)()
+        await turns()
+        assert one.recorder.data == b""
+        assert not one.recorder.eof
+
+
+@both_versions
+async def test_pausing_again_keeps_what_was_to_be_handed_up(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version) as one:
+        one.layer.pause_reading()
+        one.feed(one.say(b"data") + one.end())
+        one.layer.resume_reading()
+        one.layer.pause_reading()
+        await turns()
+        assert one.recorder.data == b""
+        one.layer.resume_reading()
+        await turns()
+        assert one.recorder.data == b"data"
+        assert one.recorder.eof
+
+
+@both_versions
+@pytest.mark.parametrize("waiting", [0, 1000])
+async def test_closing_after_the_fin_of_tcp(
+    waiting: int, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version, half_close=False, alpn=None) as one:
+        one.feed(one.say(b"all") + one.end())
+        one.layer.eof_received()
+        one.layer.write(b"reply")
+        one.transport.buffered = waiting
+        one.layer.close()
+        assert one.heard() == b"reply"
+        with pytest.raises(ssl.SSLZeroReturnError):  # close_notify, after the peer's own
+            one.ssl.read(1)
+        # The peer has ended both of its layers: nothing is left to wait for.
+        assert one.transport.closing
+        assert not one.transport.aborted
+        assert await one.recorder.ended() is None
+
+
+@both_versions
+async def test_a_half_closed_stranger_ends_with_its_fin(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    """Without ALPN; stunnel, for instance, goes on reading after its close_notify."""
+    async with peer(certs, version, alpn=None) as one:
+        one.feed(one.say(b"all") + one.end())
+        assert one.recorder.eof
+        assert one.layer.can_write_eof()
+        one.layer.write(b"reply")
+        one.layer.eof_received()
+        assert one.layer.is_closing()
+        one.layer.write(b"late")
+        assert one.heard() == b"reply"
+        with pytest.raises(ssl.SSLZeroReturnError):  # close_notify, after the peer's own
+            one.ssl.read(1)
+        assert await one.recorder.ended() is None
