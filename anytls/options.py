@@ -65,9 +65,10 @@ DEFAULT_BIND = "0.0.0.0:8443"
 # As sing-box; RFC 4787 (4.3) asks a NAT for two minutes at least and recommends five.
 DEFAULT_UDP_TIMEOUT = "5m"
 
-# Options that say who a server is, and what else of TLS a file may say.
+# Options that say who a server is, and what of a file does not matter with -disable-tls. But a file
+# that asks clients for certificates contradicts that.
 _IDENTITY = ("cert", "key", "cert-dir")
-_OF_TLS = ("cert", "key", "no-tls")
+_OF_TLS = ("cert", "key", "no-tls", "alpn", "tls-min")
 
 # Bytes of a user's name or password in a login of SOCKS5 (RFC 1929).
 MAX_LOGIN = 255
@@ -228,12 +229,12 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
     `sockets` are descriptors to listen on instead of -l. Raises UsageError.
     """
     file = read_server(given["c"]) if given.get("c") else {}
-    own_identity = any(given.get(name) for name in _IDENTITY)
-    if own_identity or given.get("disable-tls"):
-        # One identity or another, not the certificate of one and the key of the other.
+    if given.get("disable-tls"):
         file = {key: value for key, value in file.items() if key not in _OF_TLS}
+    elif any(given.get(name) for name in _IDENTITY):
+        # One identity or another, not the certificate of one and the key of the other.
+        file = {key: value for key, value in file.items() if key not in ("cert", "key", "no-tls")}
     values = defaults(SERVER_FLAGS) | file | given
-    server_certificates(values)
     bind = None if sockets else parse_endpoint("-l", values["l"])
     no_tls: str = file.get("no-tls", "")
     if no_tls and "disable-tls" not in given:
@@ -244,6 +245,9 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
                 f"add {ENABLED}, or -disable-tls if a proxy in front does TLS"
             )
         values["disable-tls"] = True
+    server_certificates(values)
+    if values["disable-tls"] and values["alpn"]:
+        raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
     metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,

@@ -364,9 +364,16 @@ def test_a_file_without_tls(tmp_path: Path) -> None:
     # The command line ranks above the file, both ways.
     assert not server("-c", config("127.0.0.1"), "-cert-dir", "/d").disable_tls
     assert not server("-c", config("::"), "-disable-tls=false").disable_tls
-    tls = {"enabled": True, "certificate_path": "/c", "key_path": "/k"}
+    tls = {"enabled": True, "certificate_path": "/c", "key_path": "/k", "alpn": ["h2"],
+           "min_version": "1.3"}  # fmt: skip
     options = server("-c", config("::", tls=tls), "-disable-tls")
-    assert (options.disable_tls, options.cert, options.key) == (True, "", "")
+    assert (options.disable_tls, options.cert, options.key, options.alpn) == (True, "", "", ())
+    tls |= {"client_authentication": "require-and-verify", "client_certificate_path": "/ca"}
+    with pytest.raises(UsageError, match="-client-ca needs TLS, which -disable-tls turns off"):
+        server("-c", config("::", tls=tls), "-disable-tls")
+    for argv in (("-client-ca", "/ca"), ("-tls-min", "1.3"), ("-alpn", "h2")):
+        with pytest.raises(UsageError, match=f"{argv[0]} needs TLS"):
+            server("-c", config("127.0.0.1"), *argv)
 
 
 def test_users_in_lines(tmp_path: Path) -> None:
