@@ -343,3 +343,33 @@ def test_options_that_cannot_work(certs: Certs, tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="-ca: cannot read"):
         given_client(certs, 1, ca=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+async def test_http_requests_on_one_connection_are_all_answered(
+    keeps: bool, certs: Certs
+) -> None:
+    """Also by an origin that ends its connection after each answer, and does not say so."""
+
+    async def answer(connection: Tcp) -> None:
+        while await connection.until(b"\r\n\r\nabc"):
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            if not keeps:
+                break
+
+    async with (
+        serving(answer) as there,
+        server_for(certs) as server,
+        client_for(certs, port_of(server)) as client,
+        await connect(port_of(client)) as application,
+    ):
+        for number in range(10):
+            method = ("POST", "PUT")[number % 2]
+            await application.send(
+                f"{method} http://127.0.0.1:{there.port}/ HTTP/1.1\r\nHost: x\r\n"
+                "Content-Length: 3\r\n\r\nabc".encode()
+            )
+            answered = await application.until(b"\r\n\r\nok")
+            assert answered == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+        application.close()
+        await eventually(lambda: nothing_open(client) and not server.tunnels)

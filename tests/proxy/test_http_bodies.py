@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tests.proxy.origins import OK, read_answer, site
-from tests.support.tunnels import Tcp, eventually, fill, unsent
+from tests.support.tunnels import Tcp, eventually, fill, maybe_reset, unsent
 
 SIZE = 3_000_000
 PAYLOAD = random.Random(2).randbytes(SIZE)
@@ -378,3 +378,51 @@ async def test_an_upgrade_that_is_refused_is_an_answer() -> None:
             await client.send(there.request("/", "Upgrade: chat", "Connection: Upgrade"))
             assert await read_answer(client) == (OK[:-2], b"ok")
         assert there.there.count == 1
+
+
+async def test_noise_from_clients_and_origins(caplog: pytest.LogCaptureFixture) -> None:
+    """Every client gets answers, a refusal or an end; nothing stays, and nothing breaks inside."""
+    rng = random.Random(11)
+    answers = (
+        OK, SWITCH, b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"HTTP/1.0 200 OK\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello", b"A: 1\r\n"),
+        b"HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\n", OK + OK,
+    )  # fmt: skip
+
+    def damaged(data: bytes) -> bytes:
+        noise = bytearray(data)
+        for _ in range(rng.choice((0, 0, 1, 3))):
+            noise[rng.randrange(len(noise))] = rng.choice(b"\0\r\n :0a5;")
+        return bytes(noise[: rng.choice((None, len(noise) - 3))])
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        answer = rng.choice(answers)
+        said = damaged(answer)
+        await connection.send(said)
+        # It must end what is incomplete, or is complete by its end only.
+        return said == answer and b"HTTP/1.0" not in said
+
+    async with site(serve) as there:
+        requests = (
+            there.request("/"),
+            there.request("/", method="HEAD"),
+            there.request("/", version="1.0"),
+            there.request("/", "Upgrade: chat", "Connection: upgrade"),
+            there.request("/", "Content-Length: 5", method="POST") + b"hello",
+            there.request("/", "Transfer-Encoding: chunked", method="PUT") + chunked(b"hello"),
+        )
+
+        async def one() -> None:
+            async with await there.client() as client:
+                said = b"".join(damaged(rng.choice(requests)) for _ in range(rng.randrange(1, 5)))
+                with maybe_reset():
+                    await client.send(said)
+                    await client.finish()
+                    got = await client.rest()
+                    assert not got or got.startswith(b"HTTP/1.")
+
+        for _ in range(10):
+            await asyncio.gather(*(one() for _ in range(20)))
+        await eventually(lambda: not (there.proxy.tunnels or there.proxy.proxy.pending))
+        assert len(there.requests) > 30
+    assert "internal error" not in caplog.text
