@@ -11,10 +11,19 @@ from anytls.client import Client
 from tests.anytls.proxying import client_for, through
 from tests.proxy.test_association import Udp
 from tests.proxy.test_association import ask as ask_packets
-from tests.support.anytlspeer import address, datagram
+from tests.support.anytlspeer import PASSWORD, address, datagram
 from tests.support.anytlsserver import anytls_go_server
 from tests.support.certs import Certs
-from tests.support.tunnels import SOON, Tcp, connect, eventually, listening, port_of, serving
+from tests.support.tunnels import (
+    SOON,
+    Tcp,
+    client_of,
+    connect,
+    eventually,
+    listening,
+    port_of,
+    serving,
+)
 
 REQUESTS = 20
 
@@ -41,6 +50,21 @@ async def test_sequential_requests_share_a_session(certs: Certs) -> None:
         for _ in range(REQUESTS):
             await ask(client, there.port)
         assert sum(session.opened for session in server.sessions) == REQUESTS
+        assert len(server.sessions) <= 3
+
+
+async def test_sequential_requests_through_a_tunnel_share_a_session(certs: Certs) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        serving(answer) as there,
+        anytls_go_server(certs, destination=there.port) as server,
+        client_of("anytls", server.port, certs, p=PASSWORD) as client,
+    ):
+        for _ in range(REQUESTS):
+            async with await connect(port_of(client)) as application:
+                await application.send(b"really?")
+                assert await application.exactly(4) == b"yes."
+        await eventually(lambda: sum(each.opened for each in server.sessions) == REQUESTS)
         assert len(server.sessions) <= 3
 
 
