@@ -14,11 +14,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError, describe
+from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hold
-from mtt.log import logger
 from mtt.proxy import http
 from mtt.proxy.http import HttpConnection
 from mtt.service import peer_name
@@ -186,9 +185,7 @@ class ProxyHandshake(StreamProtocol):
         linger.close(self._transport, eof_seen=False)
 
     def _tell(self, error: Exception) -> None:
-        # What a client breaks is for its user to know; others come and go.
-        log = logger.warning if isinstance(error, PeerError) else logger.debug
-        log("%s: %s", peer_name(self._transport), describe(error))
+        self._owner.tell(peer_name(self._transport), error)
 
     def _let_go(self) -> None:
         """Be done with this connection: whatever happens to it now is none of our business."""

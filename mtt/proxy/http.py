@@ -67,6 +67,7 @@ class Owner(Protocol):
         self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
     ) -> None: ...
     def join(self, near: asyncio.Transport, far: asyncio.Transport) -> None: ...
+    def tell(self, name: str, error: Exception) -> None: ...
 
 
 class HttpConnection(StreamProtocol):
@@ -366,9 +367,7 @@ class HttpConnection(StreamProtocol):
         done(self)
 
     def _tell(self, error: Exception) -> None:
-        # What a client breaks is for its user to know; others come and go.
-        log = logger.warning if isinstance(error, PeerError) else logger.debug
-        log("%s: %s", self.name, describe(error))
+        self._owner.tell(self.name, error)
 
     def _tell_of_end(self, exc: Exception | None) -> None:
         if self._buffer:

@@ -15,11 +15,11 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
 from mtt.admission import Pending
-from mtt.errors import Cause, MttError, describe
+from mtt.errors import Cause, MttError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
-from mtt.log import Throttle, logger
+from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.http import Failure, HttpConnection
@@ -97,6 +97,7 @@ class ProxyPort:
         self._handshakes = Pending(what="proxy requests are incomplete")
         self._idle: set[HttpConnection] = set()  # those that wait for a request
         self._full = Throttle()
+        self._errors, self._failures = Throttle(FAILURE_BURST), Throttle(FAILURE_BURST)
         self._closed = False
         self.associations = 0  # UDP ports that there are
         self.draining = False  # no further request is wanted
@@ -169,6 +170,14 @@ class ProxyPort:
         verdicts = [login.accepts(user, password) for login in self._logins]
         return not verdicts or any(verdicts)
 
+    def tell(self, name: str, error: Exception) -> None:
+        """Log why the client `name` gets nothing."""
+        # What a client breaks is for its user to know; others come and go.
+        if isinstance(error, PeerError):
+            self._errors.warning("%s: %s", name, describe(error))
+        else:
+            logger.debug("%s: %s", name, describe(error))
+
     def connect(
         self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
@@ -187,7 +196,7 @@ class ProxyPort:
         try:
             far = await self._open(host, port)
         except MttError as error:
-            _refuse(near, error, failure)
+            self._refuse(near, error, failure)
             return
         if success and not near.is_closing():
             near.write(success)
@@ -202,7 +211,7 @@ class ProxyPort:
         try:
             far = await self._open(host, port)
         except MttError as error:
-            connection.not_opened(_outcome(near, error))
+            connection.not_opened(self._outcome(near, error))
         except asyncio.CancelledError:
             if connection.task is not None:
                 raise
@@ -226,28 +235,27 @@ class ProxyPort:
             logger.debug("%s: UDP association: over: %s", name, await association.serve())
             _close(near)
         except MttError as error:
-            _refuse(near, error, socks.reply5)
+            self._refuse(near, error, socks.reply5)
         finally:
             self.associations -= 1
             association.close()
 
 
-def _refuse(near: asyncio.Transport, error: MttError, failure: Failure) -> None:
-    """Answer that a request failed, and close."""
-    outcome = _outcome(near, error)
-    if not near.is_closing():
-        near.write(failure(outcome))
-        _close(near)
+    def _refuse(self, near: asyncio.Transport, error: MttError, failure: Failure) -> None:
+        """Answer that a request failed, and close."""
+        outcome = self._outcome(near, error)
+        if not near.is_closing():
+            near.write(failure(outcome))
+            _close(near)
 
-
-def _outcome(near: asyncio.Transport, error: MttError) -> Outcome:
-    """What a client is told of `error`; the log gets all of it."""
-    # A destination that does not answer is routine, a server is not.
-    log = logger.debug if isinstance(error, DestinationError) else logger.warning
-    log("%s: %s", peer_name(near), describe(error))
-    if isinstance(error, DestinationError):
-        return error.outcome
-    return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
+    def _outcome(self, near: asyncio.Transport, error: MttError) -> Outcome:
+        """What a client is told of `error`; the log gets all of it."""
+        # A destination that does not answer is routine, a server is not.
+        if isinstance(error, DestinationError):
+            logger.debug("%s: %s", peer_name(near), describe(error))
+            return error.outcome
+        self._failures.warning("%s: %s", peer_name(near), describe(error))
+        return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
 
 
 def _close(near: asyncio.Transport) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from mtt import admission
+from mtt.errors import NetworkError
+from mtt.log import FAILURE_BURST
 from mtt.proxy import handshake, http
 from mtt.proxy import port as proxy_port
 from mtt.wire.socks import DestinationError, Outcome
@@ -100,6 +102,19 @@ async def test_clients_that_come_and_go_are_no_news(caplog: pytest.LogCaptureFix
                 while proxy.proxy.pending:
                     await asyncio.sleep(0)
     assert not [line for line in caplog.records if line.levelno > logging.DEBUG]
+
+
+async def test_repeated_failures_do_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with direct_proxy() as proxy:
+        proxy.error = NetworkError("the server is down")
+        for said in (socks5(9)[0], b"\4\2\0\x50\1\2\3\4\0"):  # the second is a BIND
+            for _ in range(2 * FAILURE_BURST):
+                async with await connect(port_of(proxy)) as client:
+                    await client.send(said)
+                    await client.rest()
+    lines = [line.getMessage() for line in caplog.records if line.levelno > logging.DEBUG]
+    down = [line for line in lines if line.endswith("the server is down")]
+    assert len(down) == len(lines) - len(down) == FAILURE_BURST
 
 
 async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
