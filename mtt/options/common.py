@@ -26,7 +26,7 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", r
 BIND = Flag("b", "str", "Address to listen on. An empty host means all interfaces.",
             "HOST:PORT", may_be_empty=True)
 BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
-                 "for an abstract socket.", "PATH", may_be_empty=True)
+                 "for an abstract socket.", "PATH|@NAME", may_be_empty=True)
 CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
             "and -key the server generates a self-signed certificate.", "FILE")
 KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")

@@ -53,7 +53,7 @@ _FRACTION_DIGITS = 18
 _QUOTE_LIMIT = 80
 
 # Placeholders of options that may be given once.
-_ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT")
+_ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT", "PATH|@NAME")
 
 _USAGE_WIDTH = 79
 _USAGE_INDENT = 8
@@ -166,7 +166,8 @@ def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
     if flag.repeatable:
         value = (*values.get(flag.name, ()), *value)
     elif flag.placeholder in _ADDRESSES and values.get(flag.name, value) != value:
-        raise UsageError(f"{label} is given twice; remove one, or join hosts: HOST|HOST:PORT")
+        join = ", or join hosts: HOST|HOST:PORT" if "HOST" in flag.placeholder else ""
+        raise UsageError(f"{label} is given twice; remove one{join}")
     # Taken out first, so that the option set last is the last in the dict.
     values.pop(flag.name, None)
     values[flag.name] = value

@@ -334,6 +334,8 @@ def test_defaults_may_be_given_in_every_mode() -> None:
         (["-disable-tls", "-cert-dir", "d"], ["-cert-dir needs TLS, which -disable-tls turns off"]),
         (["-disable-tls", "-client-ca", "c"], ["-client-ca needs TLS"]),
         (["-disable-tls", "-tls-min", "1.3"], ["-tls-min needs TLS"]),
+        (["-bind-unix", "/a", "-bind-unix", "/b"], ["-bind-unix is given twice; remove one"]),
+        (["-d", "a:1", "-d", "b:1"], ["-d is given twice; remove one, or join hosts: HOST|HOST"]),
         (["-padding-scheme", "f"], ["-padding-scheme: only meaningful with -anytls; add -anytls"]),
     ],
 )
