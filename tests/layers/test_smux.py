@@ -385,6 +385,9 @@ async def test_streams_end_each_direction_as_the_connection_can(half_close: bool
     server = Server(half_close=half_close)
     _, stream = server.open(3)
     assert stream.can_write_eof() is half_close
+    assert not stream.may_half_close()
+    server.lower.undecided = True
+    assert stream.may_half_close()
     await finished(server.session)
 
 

@@ -191,9 +191,13 @@ class FakeLayer(FakeTransport, LayerTransport):
     def __init__(self, protocol: Any = None, *, half_close: bool = False) -> None:
         super().__init__(protocol)
         self.half_close = half_close
+        self.undecided = False  # may_half_close
 
     def unsent(self) -> int:
         return self.buffered
+
+    def may_half_close(self) -> bool:
+        return self.undecided
 
     def cut(self) -> None:
         self.was_cut = True
