@@ -51,6 +51,10 @@ class SmuxStream(MuxStream):
     def _send_reset(self) -> None:
         self._session.send_control(frame(PSH, self.id))
 
+    def may_half_close(self) -> bool:
+        """Whether the connection below may yet find that the peer is ours."""
+        return may_half_close(self._session.lower)
+
     # Called by the session.
 
     def _enqueue(self, data: Data) -> None:
