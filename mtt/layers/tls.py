@@ -51,6 +51,10 @@ HANDSHAKE_TIME = 10.0
 ANSWERS_LIMIT = 16 * 1024
 
 
+# How long the FIN behind a damaged alert may take, see `Records.damaged`: what was lost is sent again
+# by then.
+DAMAGED_TIME = 1.0
+
 # Not an Enum: each message asks for the state several times, and CPython 3.11 takes seven times as
 # long to get a member of one.
 HANDSHAKE, OPEN, CLOSED = range(3)
@@ -248,6 +252,11 @@ class TlsLayer(SpeakingLayer):
             self._pumping = False
         if records.error is not None:
             self._fail(records.error)
+        elif records.damaged is not None and not records.ended:
+            # From a Go program, a FIN follows; from anyone else it is a failure.
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(DAMAGED_TIME, self._fail, records.damaged)
         elif not (self._paused or records.stash):
             if records.eof and not self._eof_told:
                 self._eof_told = True

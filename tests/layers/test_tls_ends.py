@@ -10,7 +10,7 @@ import ssl
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers import linger
+from mtt.layers import linger, tls
 from tests.layers.test_tls import both_versions, peer
 from tests.support.certs import Certs
 from tests.support.stacks import End, Stack
@@ -214,6 +214,52 @@ async def test_foreign_peer_that_ends_inside_a_record_is_cut(
         assert isinstance(await one.recorder.ended(), NetworkError)
         assert one.recorder.data == b"whole"
         assert not one.recorder.eof
+
+
+@both_versions
+async def test_go_server_that_skips_its_last_record_has_ended(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version, half_close=False) as one:
+        whole = one.say(b"whole")
+        one.say(b"\x88\x02\x03\xe8")  # numbered, and never sent
+        one.feed(whole + one.end())
+        await turns()
+        assert not (one.recorder.eof or one.recorder.lost)
+        one.layer.eof_received()
+        await turns()
+        assert one.recorder.data == b"whole"
+        assert one.recorder.eof
+        assert not one.recorder.lost
+
+
+@both_versions
+@pytest.mark.parametrize("then", ["data", "nothing", "reset"])
+async def test_damaged_alert_without_a_fin_is_a_failure(
+    then: str, version: ssl.TLSVersion, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "DAMAGED_TIME", 3600.0 if then != "nothing" else 0.0)
+    async with peer(certs, version, half_close=False) as one:
+        one.say(b"lost")
+        one.feed(one.end())
+        if then == "data":
+            one.layer.data_received(b"x")
+        elif then == "reset":
+            one.transport.lose(ConnectionResetError())
+        error = await one.recorder.ended()
+        assert isinstance(error, ConnectionResetError if then == "reset" else PeerError)
+        assert not one.recorder.eof
+
+
+@both_versions
+@pytest.mark.parametrize("size", [20, 1000])
+async def test_other_damaged_records_are_a_failure_at_once(
+    size: int, version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with peer(certs, version, half_close=False) as one:
+        one.say(b"lost")
+        one.feed(one.say(bytes(size)))
+        assert isinstance(await one.recorder.ended(), PeerError)
 
 
 @both_versions
