@@ -51,7 +51,7 @@ HANDSHAKE_TIME = 10.0
 ANSWERS_LIMIT = 16 * 1024
 
 
-# How long the FIN behind a damaged alert may take, see `Records.damaged`: what was lost is sent again
+# How long the FIN behind a damaged alert may take (see `Records.damaged`): one retransmission.
 # by then.
 DAMAGED_TIME = 1.0
 
