@@ -52,9 +52,36 @@ def test_what_is_gone_leaves_its_counts() -> None:
     assert str(total([Page()])) == ""
 
 
+def test_counts_never_go_backwards() -> None:
+    """However many processes come and go: what is a sum by now is kept like a single page."""
+    past, seen = Page(), 0.0
+    for number in (3, 1, 2):
+        now = Page(page(5.5, number, 0.5))
+        found = samples(total([past, now]))
+        assert found["tunnels_opened_total"] > seen
+        assert found["tunnels"] == number
+        seen = found["tunnels_opened_total"]
+        past = total([past, now]).lasting()
+        assert samples(past)["tunnels_opened_total"] == seen
+        assert samples(past)["tunnels"] == 0
+    assert seen == 6
+    assert samples(past)["event_loop_lag_seconds_count"] == 3
+    assert samples(past)["event_loop_lag_seconds_sum"] == 1.5
+
+
+def test_a_large_number_stays_what_it_is() -> None:
+    large = metric("mtt_large", "counter", "Large.", 2**60)
+    assert str(total([Page(large), Page(large)])) == large.replace(str(2**60), str(2**61))
+    for text in ("1e+16", "0.5", "12"):
+        line = f"# HELP a B.\n# TYPE a counter\na {text}\n"
+        assert str(total([Page(line)])) == line
+
+
 def test_the_worst_moment_is_kept_until_it_is_told() -> None:
     later = Page(page(5.5, 2, 0.05))
     later.keep_most(Page(page(5.5, 1, 0.5)))
     assert samples(later)["event_loop_lag_max_seconds"] == 0.5
     later.keep_most(Page())
+    assert samples(later)["event_loop_lag_max_seconds"] == 0.5
+    later.keep_most(Page(page(5.5, 1, 0.25)))
     assert samples(later)["event_loop_lag_max_seconds"] == 0.5

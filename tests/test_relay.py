@@ -10,9 +10,10 @@ import pytest
 from mtt import relay as module
 from mtt.errors import NetworkError
 from mtt.layers.holding import Holding
+from mtt.layers.tcp import SocketTransport
 from mtt.relay import Relay
 from tests.support.clock import Clock
-from tests.support.transports import FakeLayer, FakeTransport, turns
+from tests.support.transports import FakeLayer, FakeTransport, raw_peer, turns
 
 QUIET = module.QUIET_TIME
 
@@ -526,6 +527,104 @@ async def test_who_waits_for_a_last_word_that_never_comes_is_reset(
     assert tunnel.near.aborted  # a reply that stopped half-way must not look complete
     assert tunnel.far.aborted
     await tunnel.finish()
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+async def test_equal_traffic_in_both_directions_is_not_idle(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(timeout=80)
+    for _ in range(10):
+        await clock.passes(32)
+        # Between two looks, as an echo does it.
+        tunnel.near.protocol.data_received(bytes(size))
+        tunnel.far.protocol.data_received(bytes(size))
+    assert not tunnel.ending
+    await clock.until(lambda: tunnel.ending)
+    assert tunnel.relay.reason == "idle for 80 s"
+    await tunnel.finish()
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+async def test_what_leaves_one_end_while_the_other_gets_as_much_is_not_idle(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A buffer that shrinks on one side counts, whatever the other side's does."""
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(timeout=80)
+    transport = getattr(tunnel, side)
+    for left in range(10, 0, -1):
+        transport.buffered = left * 1000
+        await clock.passes(32)
+    assert not tunnel.ending
+    tunnel.relay.abort("enough")
+    await tunnel.finish()
+
+
+async def test_a_server_that_turns_out_to_be_ours_when_the_application_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.data_received(b"upload")
+    tunnel.near.protocol.eof_received()
+    assert not tunnel.far.eof_written  # a Go server would close
+    tunnel.near.lose(None)
+    await turns()
+    assert not tunnel.ending
+    tunnel.far.half_close = True
+    await clock.until(lambda: tunnel.ending)
+    # The answer has no reader: our own end is told so.
+    assert tunnel.relay.reason == "near end: takes no more data"
+    assert not tunnel.far.eof_written
+    assert tunnel.far.closing
+    await tunnel.finish()
+
+
+async def test_a_server_that_turns_out_to_be_ours_is_told_of_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(half_closing, one_end_only)
+    tunnel.near.protocol.data_received(b"upload")
+    tunnel.near.protocol.eof_received()
+    assert not tunnel.far.eof_written
+    tunnel.far.half_close = True
+    await clock.until(lambda: tunnel.far.eof_written)
+    assert not tunnel.ending
+    tunnel.far.protocol.data_received(b"answer")
+    assert tunnel.near.take() == b"answer"
+    tunnel.far.protocol.eof_received()
+    assert tunnel.ending
+    await tunnel.finish()
+
+
+class Shared(FakeLayer):
+    """A stream: others write to the same connection."""
+
+    shares = True
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("shares", [False, True])
+async def test_a_bulk_stream_is_read_in_small_pieces_for_the_sake_of_others(
+    shares: bool, swap: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited: list[SocketTransport] = []
+    monkeypatch.setattr(SocketTransport, "limit_reads", lambda self: limited.append(self))
+    holding = Holding()
+    async with raw_peer(holding):
+        bulk = holding.transport
+        assert bulk is not None
+        stream = (Shared if shares else FakeLayer)(Holding(), half_close=True)
+        ends = (stream, bulk) if swap else (bulk, stream)
+        over: list[Relay] = []
+        relay = Relay(*ends, timeout=30, done=over.append)
+        assert limited == ([bulk] if shares else [])
+        relay.abort("enough")
+        await turns()
+        assert over == [relay]
 
 
 async def test_a_reader_that_lives_on_our_buffers_is_not_idle(

@@ -284,6 +284,34 @@ async def test_what_is_no_request_is_told_so(before: bytes, data: bytes, status:
     assert len(connection.routed) == bool(before)
 
 
+@pytest.mark.parametrize("before", [b"", GET], ids=["first", "second"])
+@pytest.mark.parametrize("cut", [1, len(b"SSH-2.0-x"), len(b"SSH-2.0-x\r")])
+async def test_the_first_line_of_another_protocol_in_pieces(cut: int, before: bytes) -> None:
+    line = b"SSH-2.0-x\r\n"
+    connection = Connection()
+    connection.send(before)
+    connection.send(line[:cut])
+    assert not connection.transport.closed
+    connection.send(line[cut:])
+    assert connection.transport.closed
+    assert connection.transport.statuses[-1] == 400
+    await connection.gone()
+    assert len(connection.failures) == 1
+
+
+@pytest.mark.parametrize("cut", [None, 1, MAX_HEAD - 4, MAX_HEAD - 1])
+@pytest.mark.parametrize("excess", [0, 1])
+async def test_the_largest_head_there_may_be(excess: int, cut: int | None) -> None:
+    head = GET[:-2] + b"X: "
+    head += b"a" * (MAX_HEAD + excess - len(head) - 4) + b"\r\n\r\n"
+    assert len(head) == MAX_HEAD + excess
+    connection = Connection()
+    for piece in (head,) if cut is None else (head[:cut], head[cut:]):
+        connection.send(piece)
+    assert connection.transport.statuses == [431 if excess else 404]
+    await connection.gone() if excess else connection.server.connection_lost(None)
+
+
 async def test_other_protocols_without_a_line_wait_for_the_time_limit() -> None:
     connection = Connection(head_timeout=0.01)
     connection.send(b"\x16\x03\x01\x02\x00\x01")

@@ -154,6 +154,35 @@ async def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch)
             await drain(sock)
 
 
+async def test_a_peer_that_has_ended_and_does_not_read_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linger, "TICK", 0.01)
+    monkeypatch.setattr(linger, "STALL_TIME", 0.05)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        await recorder.at_eof()
+        recorder.transport.write(b"w" * 2_000_000)
+        close(recorder)
+        assert recorder.transport.get_write_buffer_size() > 0
+        assert await recorder.ended() is None
+        with pytest.raises(ConnectionResetError):
+            await drain(sock)
+
+
+async def test_what_the_kernel_has_is_all_that_a_peer_that_has_ended_is_given() -> None:
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        await recorder.at_eof()
+        recorder.transport.write(b"all")
+        close(recorder)
+        await turns()
+        assert recorder.lost  # nobody looks at it any more
+        assert await drain(sock) == b"all"
+
+
 async def test_a_slow_peer_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     recorder = Recorder()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mtt.layers import tcp
+from mtt.layers import reads, tcp
+from mtt.layers.reads import LARGE_READ, READ_SIZE
 from mtt.layers.tcp import FULL_PIECE, HIGH_WATER, LOW_WATER, MAX_PIECES, SocketTransport
 from tests.support.bottom import (
     Told,
@@ -254,3 +255,16 @@ async def test_the_end_of_writing_goes_behind_what_waits() -> None:
         far.send(b"answer")
         assert await recorder.received(6) == b"answer"
         assert not transport.is_closing()
+
+
+async def test_reads_are_small_where_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reads, "QUICK_TIME", float("inf"))
+    recorder = Told()
+    async with raw_peer(recorder):
+        for limit in (False, True):
+            if limit:
+                recorder.transport.limit_reads()
+            taken = recorder.transport._reads
+            for _ in range(2 * reads.QUICK_READS):
+                taken.took(READ_SIZE)
+            assert len(taken.buffer) == (READ_SIZE if limit else LARGE_READ)

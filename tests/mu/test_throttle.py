@@ -16,6 +16,7 @@ import pytest
 
 from mtt.layers.base import LayerTransport
 from mtt.layers.holding import Holding, hand_over
+from mtt.layers.tcp import SocketTransport
 from mtt_mu_server import throttle
 from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket, Throttle
 from tests.support.clock import Clock
@@ -420,3 +421,80 @@ async def test_downwards_everything_passes_untouched() -> None:
     assert layer.can_write_eof()
     layer.write_eof()
     assert (len(below.sent), below.calls) == (100_000, ["eof"])
+
+
+# Calls from inside others.
+
+
+async def test_nothing_passes_before_somebody_reads() -> None:
+    below, layer, above = Below(), Throttle(Bucket(20_000)), Above()
+    layer.start(below)
+    layer.set_protocol(above)
+    layer.data_received(b"early")
+    assert (above.data, layer.backlog) == (b"", 5)
+    layer.resume_reading()
+    await above.has(5)
+    layer.abort()
+
+
+@pytest.mark.parametrize("how", ["close", "abort"])
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_reader_that_ends_while_it_is_given_data(
+    waits: bool, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, throttle)
+    bucket = Bucket(20_000)
+    below, layer, above = stack(bucket)
+    if waits:  # the last piece is from what waited, and the end behind it
+        layer.data_received(bytes(5100))
+        layer.eof_received()
+    given = len(above.data)
+    take = above.data_received
+
+    def end(data: bytes) -> None:
+        take(data)
+        getattr(layer, how)()
+
+    above.data_received = end  # type: ignore[method-assign]
+    if waits:
+        await clock.passes(1)
+        assert len(above.data) == 5100
+    else:
+        layer.data_received(bytes(6000))
+        assert len(above.data) == int(bucket.burst)
+    assert len(above.data) > given
+    assert above.events == []
+    assert below.calls == [how]
+    assert layer.backlog == 0
+    assert not bucket._waiting
+
+
+async def test_a_throttle_that_ends_by_what_another_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, throttle)
+    bucket = Bucket(20_000)
+    _, first, one = stack(bucket)
+    _, second, other = stack(bucket)
+    first.data_received(bytes(6000))
+    second.data_received(bytes(6000))
+    take = one.data_received
+
+    def end(data: bytes) -> None:
+        take(data)
+        second.abort()
+
+    one.data_received = end  # type: ignore[method-assign]
+    await clock.passes(1)
+    assert len(one.data) == 6000
+    assert other.data == b""
+    assert not bucket._waiting
+
+
+async def test_a_socket_behind_a_rate_is_read_in_small_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited: list[SocketTransport] = []
+    monkeypatch.setattr(SocketTransport, "limit_reads", lambda self: limited.append(self))
+    async with on_a_socket(Bucket(1000)) as (_, layer, _above):
+        assert limited == [layer.lower]
