@@ -1,0 +1,77 @@
+"""The deadlines that hold when nothing else is asked for.
+
+Tests of what happens at a deadline make it short, or make time pass by its name; none of them
+would notice that a real peer is given ten times as long.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+import pytest
+
+from mtt.http.server import HttpServer
+from mtt.layers.tls import TlsLayer
+
+# Module, constant, seconds from and to. Some are ranges in themselves.
+DEADLINES = [
+    # Strangers: a peer that says nothing holds a socket for so long, as with nginx or Go.
+    ("mtt.layers.tls", "HANDSHAKE_TIME", 10, 10),
+    ("mtt.layers.anytls_heads", "PREAMBLE_TIME", 10, 10),
+    ("mtt.layers.anytls_heads", "DESTINATION_TIME", 10, 10),
+    ("mtt.http.server", "HEAD_TIMEOUT", 10, 60),
+    ("mtt.http.server", "KEEPALIVE_TIMEOUT", 60, 75),
+    ("mtt.proxy.port", "HANDSHAKE_TIME", 10, 10),
+    ("mtt_mu_server.control", "HEAD_TIMEOUT", 10, 10),
+    ("mtt_mu_server.control", "BODY_TIMEOUT", 30, 30),
+    ("mtt_mu_server.control", "KEEPALIVE_TIMEOUT", 60, 60),
+    # Destinations and servers: the Go programs wait 10 s for a connection.
+    ("mtt.net.dial", "CONNECT_TIMEOUT", 10, 10),
+    ("mtt.net.resolve", "LOOKUP_TIMEOUT", 5, 5),
+    ("mtt.connector", "DIAL_TIME", 10, 10),
+    ("mtt.connector", "CONNECT_TIME", 8, 8),
+    ("mtt.server", "DESTINATION_TIME", 10, 10),
+    ("mtt_mu_server.server", "DESTINATION_TIME", 10, 10),
+    ("mtt.layers.anytls_stream", "SYNACK_TIME", 20, 20),
+    # Dead peers: README promises to find them within 80 s. Go peers give us 70 s at least, and
+    # proxies 60 s, so a sign of life comes every 30 s.
+    ("mtt.relay", "DEAD_TIME", 60, 60),
+    ("mtt.relay", "LOOK_TIME", 10, 10),
+    ("mtt.layers.smux", "DEAD_TIME", 70, 70),
+    ("mtt.layers.smux", "CHECK_INTERVAL", 10, 10),
+    ("mtt.layers.smux", "NOP_INTERVAL", 24, 30),
+    ("mtt.layers.websocket", "DEAD_TIME", 70, 70),
+    ("mtt.layers.websocket", "CHECK_INTERVAL", 10, 10),
+    ("mtt.layers.anytls_client", "HEART_TIME", 5, 5),
+    # Ends: two ends of a tunnel close at once, and a slow reader has time.
+    ("mtt.layers.linger", "LINGER_TIME", 2, 2),
+    ("mtt.layers.linger", "STALL_TIME", 30, 30),
+    ("mtt.relay", "QUIET_TIME", 1, 1),
+    ("mtt.relay", "ORPHAN_TIME", 5, 5),
+    ("mtt.relay", "END_TIME", 2, 2),
+    ("mtt.process.runtime", "CLOSE_LIMIT", 5, 5),
+    # Idle sessions.
+    ("mtt.sessions", "IDLE_TIME", 30, 30),
+    ("mtt.proxy.association", "IDLE_TIME", 300, 300),
+]
+
+
+@pytest.mark.parametrize(("module", "name", "least", "most"), DEADLINES)
+def test_deadline(module: str, name: str, least: float, most: float) -> None:
+    value = getattr(importlib.import_module(module), name)
+    low, high = value if isinstance(value, tuple) else (value, value)
+    assert least <= low <= high <= most
+
+
+@pytest.mark.parametrize(
+    ("of", "argument", "name"),
+    [
+        (TlsLayer, "handshake_time", "HANDSHAKE_TIME"),
+        (HttpServer, "head_timeout", "HEAD_TIMEOUT"),
+        (HttpServer, "keepalive_timeout", "KEEPALIVE_TIMEOUT"),
+    ],
+)
+def test_deadlines_that_are_arguments_hold_by_default(of: type, argument: str, name: str) -> None:
+    default = inspect.signature(of).parameters[argument].default
+    assert default == getattr(inspect.getmodule(of), name)
