@@ -105,6 +105,44 @@ def refusal(error: ssl.SSLError) -> RefusedError | None:
     return RefusedError(reason)
 
 
+# What to do where a certificate is not accepted, by OpenSSL's numbers of the reasons (X509_V_ERR_).
+_SELF_SIGNED, _NO_ISSUER = (18, 19), (20, 21)
+_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
+_CLIENT_ADVICE = {
+    **dict.fromkeys(
+        _SELF_SIGNED, "give the pin that the server prints at start, -pin, or its certificate, -ca"
+    ),
+    **dict.fromkeys(_NO_ISSUER, "use the full chain as the server's -cert, or give its root, -ca"),
+    _NOT_YET_VALID: "check the clocks",
+    _EXPIRED: "renew the server's certificate, or check the clock here",
+    _WRONG_NAME: "ask for a name that is in it (-n; -sni of anytls-client)",
+}
+_SERVER_ADVICE = dict.fromkeys(
+    (*_SELF_SIGNED, *_NO_ISSUER), "if the client may come in, add its certificate to -client-ca"
+)
+# What to do where a client tells by an alert that it does not accept the server's.
+_DISTRUSTED = "the client does not trust this server; give it the server's -pin, or -ca"
+_ALERT_ADVICE = {
+    "TLSV1_ALERT_UNKNOWN_CA": _DISTRUSTED,
+    "SSLV3_ALERT_BAD_CERTIFICATE": _DISTRUSTED,  # so say Go's clients
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _DISTRUSTED,
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "renew the certificate, or check the client's clock",
+}
+
+
+def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
+    """A failure of OpenSSL at one end of a connection, with what to do about it."""
+    if not server_side and (refused := refusal(error)) is not None:
+        return refused
+    advice = ""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        advice = (_SERVER_ADVICE if server_side else _CLIENT_ADVICE).get(error.verify_code, "")
+    elif server_side:
+        advice = _ALERT_ADVICE.get(error.reason or "", "")
+    text = describe(error).removesuffix(".")
+    return PeerError(f"{text}; {advice}" if advice else text, cause=tls_cause(error))
+
+
 def tls_cause(error: ssl.SSLError) -> Cause:
     """What a failure of OpenSSL is counted as."""
     reason = error.reason or ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mtt.admission import Pending
@@ -20,6 +21,7 @@ from mtt.http.fallback import SITE_TIME, Visit
 from mtt.http.server import HEAD_TIMEOUT, HttpServer
 from mtt.http.watch import RequestWatch
 from mtt.layers.base import StreamProtocol
+from mtt.layers.foreign import ForeignWebSocketLayer
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
@@ -28,6 +30,7 @@ from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
 from mtt.modes import PREFERENCE, SMUX_ON
 from mtt.service import peer_name
+from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
 
@@ -83,6 +86,7 @@ class Frontend(Generic[Place]):
         self._pending = Pending(on_cut=self._count_cut)
         self._failures = Throttle(FAILURE_BURST)
         self._sessions: set[SmuxSession] = set()
+        self._foreign = Throttle()
 
     @property
     def pending(self) -> int:
@@ -227,12 +231,19 @@ class Frontend(Generic[Place]):
             self._serve(transport, place)
             return
         if upgrade is not None:
-            layer = WebSocketLayer(
-                upper, client=False, half_close=is_own_key(upgrade.key), ping=not mux
-            )
+            ours = is_own_key(upgrade.key)
+            if ours or mux or upgrade.protocol:
+                layer = WebSocketLayer(upper, client=False, half_close=ours, ping=not mux)
+            else:
+                layer = ForeignWebSocketLayer(upper, partial(self._look, peer_name(transport)))
             layer.start(transport)
         else:
             hand_over(transport, upper)
+
+    def _look(self, peer: str, first: bytes) -> None:
+        """Name a client in the log whose bytes cannot mean anything to the destination."""
+        if is_v2ray_plugin_mux(first):
+            self._foreign.warning("%s: %s", peer, V2RAY_PLUGIN_MUX)
 
     def _accept_stream(self, place: Place) -> Holding:
         self._counters.streams += 1

@@ -169,7 +169,7 @@ class Controller:
             linger.close(transport, channel.connection_lost, eof_seen=channel.ended)
 
     def _failed(self, transport: asyncio.Transport, reason: str) -> None:
-        self._failures.warning(f"controller: {peer_name(transport)}: {reason}")
+        self._failures.warning("controller: %s: %s", peer_name(transport), reason)
 
     async def _requests(self, channel: Channel) -> None:
         """Serve requests until the connection is to be closed."""

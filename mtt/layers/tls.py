@@ -30,15 +30,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import (
-    Cause,
-    NetworkError,
-    NothingSaidError,
-    PeerError,
-    describe,
-    refusal,
-    tls_cause,
-)
+from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError, tls_failure
 from mtt.layers import linger
 from mtt.layers.base import Data, SpeakingLayer, Upper
 from mtt.layers.records import Records
@@ -413,8 +405,7 @@ class TlsLayer(SpeakingLayer):
         else:
             linger.reset(self.lower)
         if isinstance(error, ssl.SSLError):
-            refused = None if self._records.ssl.server_side else refusal(error)
-            error = refused or PeerError(describe(error), cause=tls_cause(error))
+            error = tls_failure(error, server_side=self._records.ssl.server_side)
         asyncio.get_running_loop().call_soon(self._tell_lost, error)
 
     def _closed(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from mtt.wire.foreign import LONGEST, advice
 from mtt.wire.frames import Data, framed
 
 VERSION = 1
@@ -94,7 +95,8 @@ class Decoder:
             version, command, length, stream_id = _HEADER.unpack_from(view, at)
             at += HEADER_SIZE
             if version != VERSION:
-                raise SmuxError(f"version {version} instead of {VERSION}")
+                first = bytes(view[at - HEADER_SIZE : at - HEADER_SIZE + LONGEST])
+                raise SmuxError(f"version {version} instead of {VERSION}: {advice(first)}")
             if command == PSH:
                 self._id = stream_id
                 self._left = length

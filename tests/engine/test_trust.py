@@ -88,7 +88,8 @@ async def test_a_client_with_the_right_certificate_gets_in(
         ({}, "the server wants a client certificate: give it one with -cert and -key",
          "TLS: peer did not return a certificate"),
         ("other", "the server does not accept our certificate (-cert): its issuer is not in the "
-         "server's -client-ca", "certificate not accepted: unable to get local issuer certificate"),
+         "server's -client-ca", "certificate not accepted: unable to get local issuer certificate; "
+         "if the client may come in, add its certificate to -client-ca"),
     ],
     ids=["none", "of another authority"],
 )  # fmt: skip

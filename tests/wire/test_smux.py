@@ -207,9 +207,11 @@ def test_payload_is_handed_out_as_it_arrives() -> None:
 
 MALFORMED = [
     ("version 0", "0000000003000000", "version 0"),
-    ("version 2", "0200000003000000", "version 2"),
+    ("version 2", "0200000003000000", "version 2 instead of 1: .* set it to version 1"),
     ("a TLS record", "160301020001000f", "version 22"),
-    ("HTTP", b"GET / HT".hex(), "version 71"),
+    ("HTTP", b"GET / HT".hex(), "version 71 instead of 1: the peer speaks HTTP; use"),
+    ("an answer of HTTP", b"HTTP/1.1 400".hex(), "version 72 instead of 1: the peer speaks HTTP"),
+    ("SSH", b"SSH-2.0-OpenSSH".hex(), "version 83 instead of 1: use the same mode, "),
     ("UPD, a command of version 2", "0104080003000000" + 16 * "0", "command 4"),
     ("the last command", "01ff000000000000", "command 255"),
     ("SYN with a payload", "010001000300000061", "payload"),
