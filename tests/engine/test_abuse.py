@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mtt.http.server import HttpServer
+from mtt import frontend
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST
 from mtt.server import Server
@@ -328,7 +328,7 @@ async def test_who_never_ends_his_handshake_is_cut(
 async def test_who_sends_a_request_head_byte_by_byte_is_cut(
     certs: Certs, short_linger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorten(monkeypatch, HttpServer, "head_timeout", 0.4)
+    monkeypatch.setattr(frontend, "HEAD_TIMEOUT", 0.4)
     with logged() as lines:
         async with (
             besieged("wss", certs) as server,
