@@ -28,11 +28,12 @@ def start_server(
 def start_client(
     processes: Processes, certs: Certs, server_port: int, *options: str
 ) -> tuple[Process, int]:
-    """Start an mtt-client that verifies its server as `test.local`."""
+    """Start an mtt-client that verifies its server as `test.local`, unless `options` differ."""
+    usual = {"-n": certs.name, "-ca": certs.ca}
+    verify = [part for name in usual if name not in options for part in (name, usual[name])]
     client = processes.command(
-        "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server_port}",
-        "-n", certs.name, "-ca", certs.ca, *options,
-    )  # fmt: skip
+        "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server_port}", *verify, *options
+    )
     return client, listening(client)[1]
 
 
