@@ -127,6 +127,10 @@ class Channel(StreamProtocol):
 
     # The protocol of the transport.
 
+    @property
+    def wants_rest(self) -> bool:
+        return False
+
     def data_received(self, data: Data) -> None:
         self._received += len(data)
         self._buffer += data

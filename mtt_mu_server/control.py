@@ -187,6 +187,7 @@ class Controller:
                 return
             self._idle.add(channel.transport)
             wait = KEEPALIVE_TIMEOUT
+            await asyncio.sleep(0)  # others have their turn between requests that came together
 
     async def _served(self, channel: Channel, request: Request) -> bool:
         """Answer `request`; whether another one may follow."""

@@ -128,6 +128,10 @@ class HttpServer(StreamProtocol):
 
     # The protocol of the transport.
 
+    @property
+    def wants_rest(self) -> bool:
+        return False
+
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._arm(self._head_timeout)

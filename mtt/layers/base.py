@@ -51,6 +51,8 @@ class Upper(Protocol):
 
     @property
     def sends_no_more(self) -> bool: ...
+    @property
+    def wants_rest(self) -> bool: ...
     def connection_made(self, transport: Any) -> None: ...
     def data_received(self, data: Data) -> None: ...
     def eof_received(self) -> bool | None: ...
@@ -74,6 +76,15 @@ class StreamProtocol(asyncio.Protocol):
     def sends_no_more(self) -> bool:
         """Whether it is known to have written its last byte."""
         return False
+
+    @property
+    def wants_rest(self) -> bool:
+        """Whether data still to be read are of use when sending has failed.
+
+        They are not to a server that could not answer them. It would wait for its answers to be
+        taken, and read nothing meanwhile, so it would not hear of the failure.
+        """
+        return True
 
     def data_received(self, data: Data) -> None:
         """Take data from the transport below; unless `borrows`, it stays unchanged afterwards."""
@@ -261,6 +272,10 @@ class Layer(StreamProtocol, LayerTransport):
         self.written = 0
 
     # As a protocol, called from below.
+
+    @property
+    def wants_rest(self) -> bool:
+        return self.upper.wants_rest
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport

@@ -242,8 +242,9 @@ class SocketTransport(asyncio.Transport):
             self._send_failed(error)
 
     def _send_failed(self, error: OSError) -> None:
-        """Nothing can be sent any more; what has been received is still handed up."""
-        if self._closing or self._read_eof or not self._has_more(error):
+        """Nothing can be sent any more; what has been received is still handed up if wanted."""
+        wanted = not (self._closing or self._read_eof) and self._protocol.wants_rest
+        if not wanted or not self._has_more(error):
             self._fail(error)
             return
         self._pieces.clear()

@@ -158,6 +158,25 @@ async def test_data_received_before_a_failed_write_come_first(paused: bool, fin:
         assert recorder.ends == (1 if fin else 0)
 
 
+class Server(Told):
+    """Has no use for requests that it cannot answer."""
+
+    wants_rest = False  # type: ignore[assignment]
+
+
+async def test_a_server_that_reads_nothing_hears_of_a_failed_write_at_once() -> None:
+    recorder = Server()
+    recorder.begin = SocketTransport.pause_reading
+    async with raw_peer(recorder) as far:
+        far.sendall(b"more requests")
+        reset(far)
+        while not recorder.lost:
+            recorder.transport.write(b"in vain")
+            await asyncio.sleep(0)
+        assert isinstance(recorder.error, ConnectionResetError)
+        assert not recorder.data
+
+
 async def test_writing_to_a_peer_that_has_closed() -> None:
     recorder = Told()
     async with raw_peer(recorder) as far:

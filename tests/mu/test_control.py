@@ -436,6 +436,33 @@ async def test_refusals_do_not_flood_the_log(certs: Certs) -> None:
     assert sum("Host is not" in line for line in lines) == 1
 
 
+async def test_requests_that_come_together_let_others_have_their_turn(certs: Certs) -> None:
+    async with multi_user_server(certs) as (server, panel):
+        controller = server._management.controller
+        assert controller is not None
+        turns_of_others, commands = 0, 0
+        done = asyncio.Event()
+
+        async def run(body: bytes) -> tuple[int, bytes]:
+            nonlocal commands
+            commands += 1
+            return 200, b"{}"
+
+        async def other() -> None:
+            nonlocal turns_of_others
+            while not done.is_set():
+                turns_of_others += bool(commands)
+                await asyncio.sleep(0)
+
+        controller._run = run
+        task = asyncio.create_task(other())
+        answer = await panel.exchange(post(PING) * 100 + closing(PING))
+        done.set()
+        await task
+        assert answer.count(b"HTTP/1.1 200 OK") == commands == 101
+        assert turns_of_others >= commands - 1
+
+
 async def test_a_panel_that_leaves_has_its_command_done(certs: Certs) -> None:
     body = b'{"opt":1,"args_bunch":[{"path":"/a","dst":"h:1"}]}'
     async with multi_user_server(certs) as (server, panel):
