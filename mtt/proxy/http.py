@@ -318,7 +318,9 @@ class HttpConnection(StreamProtocol):
 
     def cut(self, error: Exception) -> None:
         self.error = error
-        self.abort(describe(error))
+        if not self.over:
+            self._end(describe(error))
+            linger.cut(self._near)  # behind what has come of the answer
 
     def upgraded(self, far: asyncio.Transport, rest: bytes, eof: bool) -> None:
         near, ahead, near_eof = self._near, bytes(self._buffer), self._eof

@@ -7,8 +7,19 @@ import random
 
 import pytest
 
+from tests.proxy.direct import port_of
 from tests.proxy.origins import OK, read_answer, site
-from tests.support.tunnels import Tcp, eventually, fill, maybe_reset, unsent
+from tests.support.tunnels import (
+    SMALL,
+    Tcp,
+    connect,
+    eventually,
+    fill,
+    maybe_reset,
+    settled,
+    shrink,
+    unsent,
+)
 
 SIZE = 3_000_000
 PAYLOAD = random.Random(2).randbytes(SIZE)
@@ -242,6 +253,34 @@ async def test_an_answer_that_is_cut_looks_cut(framing: bytes, reset: bool) -> N
             await client.rest()
 
 
+async def test_what_has_come_of_an_answer_precedes_the_cut() -> None:
+    """However slowly the client reads."""
+    gate, cut = asyncio.Event(), asyncio.Event()
+    data = PAYLOAD[:300_000]  # more than the kernel takes for the client
+
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        await gate.wait()
+        await connection.send(b"HTTP/1.1 200 OK\r\n\r\n" + data)
+        while unsent(connection):
+            await asyncio.sleep(0.001)
+        connection.reset()
+        cut.set()
+
+    async with site(serve) as there, await connect(port_of(there.proxy), buffer=SMALL) as client:
+        await client.send(there.request("/"))
+        await eventually(lambda: there.requests)
+        shrink(there.connection._near.get_extra_info("socket"), SMALL)
+        gate.set()
+        await cut.wait()
+        await settled()
+        await client.until(b"\r\n\r\n")
+        received = bytearray()
+        with pytest.raises(ConnectionResetError):
+            while True:
+                received += await client.read(20_000)
+        assert received == data
+
+
 # HTTP/1.0.
 
 
@@ -315,6 +354,24 @@ async def test_a_refusal_before_the_body_ends_the_connection() -> None:
         await client.send(there.request("/", *lines, method="PUT"))
         answer = await client.rest()
         assert answer.endswith(b"\r\nConnection: close\r\n\r\nno")
+
+
+@pytest.mark.parametrize("reads", [0, 100_000])
+async def test_an_origin_that_answers_and_closes_during_an_upload(reads: int) -> None:
+    """Its answer arrives, whatever its reset does to the rest of the upload."""
+
+    async def serve(connection: Tcp, _head: bytes) -> None:
+        await connection.exactly(reads)
+        await connection.send(b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\n\r\nno")
+
+    async with site(serve) as there, await there.client() as client:
+        request = there.request("/", "Content-Length: 50000000", method="POST")
+        sending = asyncio.create_task(client.send(request + bytes(5_000_000)))
+        answer = await client.until(b"\r\n\r\nno")
+        assert answer == (
+            b"HTTP/1.1 413 Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno"
+        )
+        await asyncio.gather(sending, return_exceptions=True)
 
 
 async def test_an_answer_may_begin_before_the_request_is_complete() -> None:
