@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
-from anytls.uot_channel import UOT_DESTINATION, UotChannel
+from anytls.uot_channel import UOT_DESTINATION, GoChannel, UotChannel
 from anytls.upstreams import Upstreams
 from mtt import metrics
 from mtt.connector import CONNECT_TIME
 from mtt.errors import MttError
+from mtt.layers.anytls_stream import ClientStream
 from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
@@ -112,10 +113,17 @@ class Client(Service):
         self.counters.streams += 1
         return stream
 
-    async def _open_packets(self, association: Association) -> UotChannel:
+    async def _open_packets(self, association: Association) -> UotChannel | GoChannel:
+        stream = await self._open_uot()
+        channel = UotChannel(stream, association, self.counters)
+        if stream.can_write_eof():  # the server is ours
+            return channel
+        return GoChannel(channel, association, self._open_uot, self.counters)
+
+    async def _open_uot(self) -> ClientStream:
         stream = await self._servers.open(UOT_DESTINATION)
         self.counters.streams += 1
-        return UotChannel(stream, association, self.counters)
+        return stream
 
 
 def _described(server: ServerChoice) -> str:

@@ -12,7 +12,7 @@ from tests.anytls.proxying import client_for, through
 from tests.proxy.test_association import Udp
 from tests.proxy.test_association import ask as ask_packets
 from tests.support.anytlspeer import PASSWORD, address, datagram
-from tests.support.anytlsserver import anytls_go_server
+from tests.support.anytlsserver import Stream, anytls_go_server
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     SOON,
@@ -146,3 +146,31 @@ async def test_datagrams_that_go_servers_cannot_send_are_dropped(
             await eventually(lambda: server.sessions[0].packets)
             stream = server.sessions[0].packets[0]
             assert await stream.exactly(len(REQUEST + FIT)) == REQUEST + FIT
+
+
+async def test_server_without_ipv6_ends_only_what_is_for_ipv6(certs: Certs) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        anytls_go_server(certs) as server,
+        client_for(certs, server.port) as client,
+        await connect(port_of(client)) as control,
+    ):
+        there = await ask_packets(control)
+
+        def streams() -> list[Stream]:
+            return [stream for session in server.sessions for stream in session.packets]
+
+        with Udp() as application:
+            by_ipv6 = b"\0\0\0" + address("2001:db8::1", 53) + b"lost"
+            application.send(by_ipv6, there)
+            await eventually(lambda: len(streams()) == 2)
+            first, second = streams()
+            wire = REQUEST + datagram("2001:db8::1", 53, b"lost")
+            assert await second.exactly(len(wire)) == wire
+            second.close()
+            for _ in range(3):
+                application.send(by_ipv6, there)
+            application.send(b"\0\0\0" + address("192.0.2.1", 53) + b"y" * 16384, there)
+            assert await first.exactly(len(REQUEST + FIT)) == REQUEST + FIT
+            assert len(streams()) == 2
+            assert client._proxy.associations == 1
