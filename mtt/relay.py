@@ -79,8 +79,8 @@ class Relay:
 
     __slots__ = (
         "_closing", "_counted", "_done", "_far", "_idle_since", "_idle_timer", "_look_time",
-        "_loop", "_near", "_orphaned", "_quiet_tick", "_quiet_timer", "_sent_at", "_timeout",
-        "_told", "error", "reason", "started",
+        "_near", "_orphaned", "_quiet_tick", "_quiet_timer", "_sent_at", "_timeout", "_told",
+        "error", "loop", "reason", "started",
     )  # fmt: skip
 
     def __init__(
@@ -91,13 +91,13 @@ class Relay:
         timeout: float,
         done: Callable[[Relay], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._done = done
         self._closing = False
         self.reason = ""
         self.error: Exception | None = None  # what cut the tunnel, if that was one of its ends
-        self.started = self._idle_since = self._loop.time()
+        self.started = self._idle_since = self.loop.time()
         self._counted = 0  # bytes that both legs together had passed on when last looked at
         self._idle_timer: asyncio.TimerHandle | None
         self._quiet_timer: asyncio.TimerHandle | None = None
@@ -109,12 +109,12 @@ class Relay:
         self._near.join(self._far)
         self._far.join(self._near)
         self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
-        self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
+        self._idle_timer = self.loop.call_later(self._look_time, self._look_idle)
         held = near.get_protocol(), far.get_protocol()
         for leg, holding in zip((self._near, self._far), held, strict=True):
             if leg.transport.is_closing():  # it died before we took it over; nobody will say so
                 error = holding.error if isinstance(holding, Holding) else None
-                self._loop.call_soon(leg.connection_lost, error)
+                self.loop.call_soon(leg.connection_lost, error)
             else:
                 leg.transport.resume_reading()
         # Only now: each may say at once that it can take no more, which pauses the other.
@@ -233,7 +233,7 @@ class Relay:
                 timer.cancel()
 
     def _look_idle(self) -> None:
-        now = self._loop.time()
+        now = self.loop.time()
         legs = [leg for leg in (self._near, self._far) if not leg.lost]
         waiting = {leg: unsent(leg.transport) for leg in legs}
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
@@ -255,7 +255,7 @@ class Relay:
             if waiting[leg] and silent_seconds(leg.transport) >= DEAD_TIME:
                 self._cut_stuck(f"{self._name(leg)} end: no sign of life for {DEAD_TIME:g} s", leg)
                 return
-        self._idle_timer = self._loop.call_later(self._look_time, self._look_idle)
+        self._idle_timer = self.loop.call_later(self._look_time, self._look_idle)
 
     def _look_quiet(self, ended: _Leg) -> None:
         """Pass on the end of `ended` to a peer without half-close when nothing is on its way."""
@@ -266,20 +266,20 @@ class Relay:
             else:
                 other.transport.write_eof()
             return
-        now = self._loop.time()
+        now = self.loop.time()
         due = self._due(ended, now)
         if due is None:
             wait, self._quiet_tick = self._quiet_tick, min(2 * self._quiet_tick, QUIET_TICK[1])
         else:
             wait = due - now
         if wait > 0:
-            self._quiet_timer = self._loop.call_later(wait, self._look_quiet, ended)
+            self._quiet_timer = self.loop.call_later(wait, self._look_quiet, ended)
         elif ended.lost:
             self._finish("done")
         else:
             self._told = True
             other.transport.write_eof()
-            self._quiet_timer = self._loop.call_later(END_TIME, self._give_up, ended)
+            self._quiet_timer = self.loop.call_later(END_TIME, self._give_up, ended)
 
     def _due(self, ended: _Leg, now: float) -> float | None:
         """When a peer without half-close is to be told of the end of `ended`, as things stand.
@@ -334,8 +334,8 @@ class _Leg(StreamProtocol):
     """The protocol of one of the two transports."""
 
     __slots__ = (
-        "_now", "answered", "borrows", "eof", "forward", "heard", "lost", "peer", "received",
-        "relay", "transport",
+        "answered", "borrows", "eof", "forward", "heard", "lost", "peer", "received", "relay",
+        "transport",
     )  # fmt: skip
 
     peer: _Leg
@@ -344,9 +344,8 @@ class _Leg(StreamProtocol):
     def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
         self.relay = relay
         self.transport = transport
-        self._now = asyncio.get_running_loop().time
         self.received = 0
-        self.heard = self._now()  # when the last byte came
+        self.heard = relay.started  # when the last byte came
         self.answered = 0  # what had come from the peer by then
         self.eof = False
         self.lost = False
@@ -366,7 +365,7 @@ class _Leg(StreamProtocol):
     def data_received(self, data: Data) -> None:
         self.received += len(data)
         self.answered = self.peer.received
-        self.heard = self._now()
+        self.heard = self.relay.loop.time()
         self.forward(data)
 
     def eof_received(self) -> bool:

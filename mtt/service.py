@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from functools import partial
 from logging import ERROR
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -336,27 +337,33 @@ class Service:
         """What `make` makes to carry bytes for `near`; what that is given it calls at its end."""
         name = peer_name(near)
         logger.debug("%s: open", name)
-
-        def done(relay: _Carried) -> None:
-            self._relays.discard(relay)
-            _engage(near, -1)
-            self.counters.bytes_up += relay.sent
-            self.counters.bytes_down += relay.received
-            seconds = asyncio.get_running_loop().time() - relay.started
-            logger.debug(
-                "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
-                name, seconds, relay.sent, relay.received, relay.reason,
-            )  # fmt: skip
-            if isinstance(relay.error, self._news):
-                self._cuts.warning("%s: %s", name, relay.error)
-            if on_done is not None:
-                on_done(relay)
-
-        relay = make(done)
+        # Not a function in here: with its cells that takes twice the memory.
+        relay = make(partial(self._disown, near, name, on_done))
         self._relays.add(relay)
         _engage(near, 1)
         self.counters.tunnels += 1
         return relay
+
+    def _disown(
+        self,
+        near: asyncio.Transport,
+        name: str,
+        on_done: Callable[[_Carried], None] | None,
+        relay: _Carried,
+    ) -> None:
+        self._relays.discard(relay)
+        _engage(near, -1)
+        self.counters.bytes_up += relay.sent
+        self.counters.bytes_down += relay.received
+        seconds = asyncio.get_running_loop().time() - relay.started
+        logger.debug(
+            "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
+            name, seconds, relay.sent, relay.received, relay.reason,
+        )  # fmt: skip
+        if isinstance(relay.error, self._news):
+            self._cuts.warning("%s: %s", name, relay.error)
+        if on_done is not None:
+            on_done(relay)
 
 
 def _cancel_of_this_task() -> Callable[[], object]:
