@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import signal
 import socket
@@ -118,9 +119,32 @@ def test_new_versions_carry_data(
     assert body == payload(SIZE)
 
 
+def line_to(port: int, last: bytes) -> Destination:
+    """Carries connections to `port`, and sends `last` when the client has ended."""
+
+    def carry(near: socket.socket) -> None:
+        with socket.create_connection(("127.0.0.1", port), SOCKET_TIMEOUT) as far:
+            back = threading.Thread(target=pump, args=(far, near))
+            back.start()
+            pump(near, far)
+            far.sendall(last)
+            far.shutdown(socket.SHUT_WR)
+            back.join()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    return Destination(carry)
+
+
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_a_cut_connection_is_not_an_end(version: str, processes: Processes, certs: Certs) -> None:
-    """Without close_notify anyone on the way may have cut it (RFC 8446, 6.1)."""
+@pytest.mark.parametrize(("inside", "end"), [(False, "end"), (True, "reset")])
+def test_fin_without_close_notify_is_an_end_between_records_only(
+    inside: bool, end: str, version: str, processes: Processes, certs: Certs
+) -> None:
+    """As Go programs leave now and then, with everything said."""
     ends: list[str] = []
     ended = threading.Event()
 
@@ -135,14 +159,15 @@ def test_a_cut_connection_is_not_an_end(version: str, processes: Processes, cert
 
     with Destination(watch) as destination:
         _, port = start_server(processes, certs, destination.address)
-        client = processes.start(
-            require_program("openssl"), "s_client", "-quiet", version,
-            "-connect", f"127.0.0.1:{port}",
-        )  # fmt: skip
-        client.expect("ready")
-        client.stop(signal.SIGKILL)
-        assert ended.wait(SOCKET_TIMEOUT)
-    assert ends == ["reset"]
+        with line_to(port, last=b"\x17\x03\x03\x01\x00part" if inside else b"") as line:
+            client = processes.start(
+                require_program("openssl"), "s_client", "-quiet", version,
+                "-connect", f"127.0.0.1:{line.port}",
+            )  # fmt: skip
+            client.expect("ready")
+            client.stop(signal.SIGKILL)
+            assert ended.wait(SOCKET_TIMEOUT)
+    assert ends == [end]
 
 
 GARBAGE = {
