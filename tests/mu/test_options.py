@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from mtt.options.flags import parse_args
 from mtt_mu_server.__main__ import COMMAND, service
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer
-from mtt_mu_server.token_file import read_token
+from mtt_mu_server.token_file import MAX_TOKEN_LENGTH, MIN_TOKEN_LENGTH, read_token
 from plugin.command import Start
 from tests.support.certs import Certs
 from tests.support.processes import clean_environment
@@ -130,6 +131,12 @@ def test_token_file(tmp_path: Path) -> None:
     path.write_text("  0123456789abcdef\r\n")
     path.chmod(0o600)
     assert read_token(str(path)) == "0123456789abcdef"
+    for size, fits in ((MIN_TOKEN_LENGTH, True), (MIN_TOKEN_LENGTH - 1, False),
+                       (MAX_TOKEN_LENGTH, True), (MAX_TOKEN_LENGTH + 1, False)):  # fmt: skip
+        path.write_text("a" * size)
+        with contextlib.nullcontext() if fits else pytest.raises(UsageError, match="characters"):
+            assert read_token(str(path)) == "a" * size
+    path.write_text("0123456789abcdef")
     with pytest.raises(UsageError, match="no such file"):
         read_token(str(tmp_path / "other"))
 

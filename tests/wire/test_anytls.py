@@ -292,6 +292,8 @@ def test_what_a_peer_says_fits_into_a_line() -> None:
     assert shown(b"no route to host") == "no route to host"
     assert shown(b"a\r\nb\x1b[31m\0\xff\xe2\x80\xae") == "a  b [31m \ufffd "
     assert len(shown(b"x" * MAX_LENGTH)) == 200
+    assert shown(b"x" * 200) == "x" * 200
+    assert shown(b"x" * 201) == "x" * 197 + "..."
 
 
 # The preamble.

@@ -98,6 +98,22 @@ def test_cname_is_followed_in_any_order_of_records():
     assert parse_response(QUERY, reply(QUERY, *records)) == (("192.0.2.7",), 30, False)
 
 
+@pytest.mark.parametrize("last", [61, 62])
+def test_the_longest_name_in_an_answer(last):
+    name = ".".join(["a" * 63] * 3 + ["b" * last])  # 255 bytes on the wire with 61
+    records = [alias(name), address("192.0.2.7", owner=wire_name(name))]
+    if last == 61:
+        assert parse_response(QUERY, reply(QUERY, *records))[0] == ("192.0.2.7",)
+    else:
+        with pytest.raises(DnsError):
+            parse_response(QUERY, reply(QUERY, *records))
+
+
+def test_a_label_in_an_answer_has_at_most_63_bytes():
+    with pytest.raises(DnsError):
+        parse_response(QUERY, reply(QUERY, address("192.0.2.7", owner=wire_name("a" * 64))))
+
+
 def test_names_compare_without_case():
     data = reply(QUERY, address("192.0.2.7", 50, wire_name("WWW.Example.COM")))
     data = data.replace(b"\3www\7example", b"\3wWw\7eXample", 1)

@@ -321,3 +321,12 @@ def segment(rng: random.Random) -> str:
     if rng.random() < 0.7:
         ends = [min(end, 1000) for end in ends]
     return f"{ends[0]}-{ends[1]}"
+
+
+def test_the_largest_scheme_there_may_be() -> None:
+    most_lines = b"stop=8" + b"\n" * (MAX_LINES - 1)
+    assert Scheme.parse(most_lines).raw == most_lines
+    most_bytes = b"stop=8\n".ljust(MAX_SCHEME, b"x")
+    assert Scheme.parse(most_bytes).raw == most_bytes
+    with pytest.raises(SchemeError, match="at most 16384 bytes, not 16385"):
+        Scheme.parse(most_bytes + b"x")

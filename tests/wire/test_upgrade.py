@@ -279,6 +279,15 @@ def test_every_beginning_of_a_handshake_may_become_one(head: bytes) -> None:
         assert upgrade.RequestBeginning().goes_on(head[:end])
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+def test_the_longest_lines_of_a_handshake(excess: int) -> None:
+    size = upgrade.MAX_LINE + excess
+    field = PLAIN + b"A:".ljust(size - 1, b"a") + b"\r\n"
+    target = b"GET /".ljust(size - 11, b"a") + b" HTTP/1.1\r\n"
+    for head in (field, target):
+        assert upgrade.RequestBeginning().goes_on(head) is (not excess)
+
+
 @pytest.mark.parametrize(
     "head",
     [
