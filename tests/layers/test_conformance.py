@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -171,6 +172,25 @@ async def check_close_to_clogged_peer(stack: Stack, open_pair: Open) -> None:
         assert server.recorder.eof
 
 
+async def check_last_data_when_writing_fails(stack: Stack, open_pair: Open) -> None:
+    """What the peer sent before it closed arrives, and as data, though our writing fails first."""
+    data = random.Random(12).randbytes(5000)
+    async with open_pair(False) as (client, server):
+        await turns()
+        before = bytes(server.recorder.data)
+        server.tcp.pause_reading()
+        client.transport.write(data)
+        client.tcp.close()
+        await turns()
+        for _ in range(10):
+            server.transport.write(b"in vain")
+            time.sleep(0.002)
+        server.tcp.resume_reading()
+        recorder = server.recorder
+        await recorder.until(lambda: recorder.eof or recorder.lost)
+        assert recorder.data == before + data
+
+
 async def check_abort(stack: Stack, open_pair: Open) -> None:
     """abort() ends at once, and the peer can tell it from an ordinary end."""
     async with open_pair(True) as (client, server):
@@ -272,6 +292,7 @@ CHECKS: list[Check] = [
     check_close_delivers,
     check_close_with_unread_input,
     check_close_to_clogged_peer,
+    check_last_data_when_writing_fails,
     check_abort,
     check_abort_of_clogged,
     check_write_eof,
