@@ -16,6 +16,7 @@ from anytls.tls_fields import IGNORE_FINGERPRINT
 from anytls.users import DEFAULT_NAME, User, checked_user, read_users
 from mtt.errors import UsageError
 from mtt.log import logger
+from mtt.modes import ALPN_SITE
 from mtt.net.address import Endpoint, is_loopback, parse_endpoint
 from mtt.options.anytls import (
     DEFAULT_POOL,
@@ -75,6 +76,7 @@ MAX_LOGIN = 255
 
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
              "NAME,...", may_be_empty=True)  # fmt: skip
+_NEWER_HTTP = ("h2", "h3")
 
 CLIENT_FLAGS = (
     Flag("l", "str", "Address for applications: SOCKS5, SOCKS4a and HTTP proxy on one port.",
@@ -173,7 +175,8 @@ class ServerOptions:
     cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
     name: str = ""  # for the self-signed certificate; empty for a random one
     client_ca: PemSource = ""  # empty to let everybody in
-    alpn: tuple[str, ...] = ()  # to choose from; empty for no ALPN
+    alpn: tuple[str, ...] = tuple(ALPN_SITE)  # to choose from
+    alpn_ignored: tuple[str, ...] = ()  # clients may offer these alone, but get no ALPN
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
     disable_tls: bool = False
     fallback: Endpoint | None = None  # a web site
@@ -249,6 +252,7 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
     if values["disable-tls"] and values["alpn"]:
         raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
     metrics, metrics_unix = metrics_address(values)
+    alpn, alpn_ignored = _server_alpn(values)
     return ServerOptions(
         bind=bind,
         sockets=sockets,
@@ -260,7 +264,8 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         cert_dir=values["cert-dir"],
         name=host_name("-n", values["n"]) if values["n"] else "",
         client_ca=values["client-ca"],
-        alpn=alpn_names(values),
+        alpn=alpn,
+        alpn_ignored=alpn_ignored,
         tls_min=tls_min(values),
         disable_tls=values["disable-tls"],
         fallback=fallback_site(values),
@@ -272,6 +277,25 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         metrics=metrics,
         metrics_unix=metrics_unix,
     )
+
+
+def _server_alpn(values: Values) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ALPN names of a server: those to select from, and those that are left out.
+
+    Visitors meet a web site of HTTP/1.1. A browser to which the server selects HTTP/2 would see
+    nothing of it. Raises UsageError.
+    """
+    names = alpn_names(values)
+    ignored = tuple(name for name in names if name in _NEWER_HTTP)
+    if ignored and isinstance(values["alpn"], str):
+        raise UsageError(
+            f"-alpn: {ignored[0]}: the web site that visitors see speaks HTTP/1.1; remove that name"
+        )
+    if ignored:
+        logger.warning(
+            "alpn: %s: not used: the web site that visitors see speaks HTTP/1.1", ", ".join(ignored)
+        )
+    return tuple(name for name in names if name not in ignored) or tuple(ALPN_SITE), ignored
 
 
 def _is_own(host: str) -> bool:

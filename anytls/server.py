@@ -76,6 +76,7 @@ class Server(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
+            alpn=(*options.alpn, *options.alpn_ignored),
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
         )

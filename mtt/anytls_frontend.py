@@ -16,8 +16,11 @@ from typing import Generic, TypeVar
 
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
-from mtt.frontend import PLAIN_HTTP_REPLY, log_failure
+from mtt.frontend import log_failure
+from mtt.http import entrance
+from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
+from mtt.http.plain import visit_in_clear
 from mtt.http.server import HttpServer
 from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.layers import linger
@@ -54,6 +57,7 @@ class AnyTlsFrontend(Generic[Who]):
         counters: where failures, sessions and streams are counted.
         context: called for the TLS context of each connection, None to go without.
         scheme: the padding scheme that clients are to use.
+        alpn: the ALPN names of the context; clients that have others only are refused.
         fallback: gets the stream of every connection that does not begin with the password of a
             user, held, to be relayed to a web site. Without it they find a web server of ours that
             has no page.
@@ -69,6 +73,7 @@ class AnyTlsFrontend(Generic[Who]):
         counters: Counters,
         context: Callable[[], ssl.SSLContext] | None,
         scheme: Scheme,
+        alpn: Collection[str] = (),
         fallback: Callable[[asyncio.Transport], None] | None = None,
         on_session: Callable[[Who, ServerSession], None] | None = None,
     ) -> None:
@@ -77,6 +82,7 @@ class AnyTlsFrontend(Generic[Who]):
         self._counters = counters
         self._context = context
         self._scheme = scheme
+        self._alpn = [name.encode() for name in alpn]
         self._fallback = fallback
         self._on_session = on_session
         self._pending = Pending(on_cut=self._count_cut)
@@ -114,10 +120,15 @@ class AnyTlsFrontend(Generic[Who]):
         )
         if self._context is None:
             return head
-        tls = TlsLayer(head, self._context(), server_side=True, plaintext_reply=PLAIN_HTTP_REPLY)
+        tls = TlsLayer(
+            head, self._context(), server_side=True, handshake_time=entrance.HANDSHAKE_TIME
+        )
         carrier = tls
         self._pending.add(tls)
-        return tls
+        return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
+
+    def _visit_in_clear(self, transport: asyncio.Transport, received: bytes) -> None:
+        visit_in_clear(transport, received, self._pending, self._fallback)
 
     def _head(
         self,

@@ -172,6 +172,8 @@ def describe(exc: BaseException | None) -> str:
     if isinstance(exc, ssl.SSLCertVerificationError):
         return f"certificate not accepted: {exc.verify_message}"
     if isinstance(exc, ssl.SSLError):
+        if exc.reason == "CALLBACK_FAILED":  # see trust.certificates.ServerConnection
+            return "TLS: no ALPN name of ours, or a server name that is not ASCII"
         return f"TLS: {(exc.reason or str(exc)).replace('_', ' ').lower()}"
     if isinstance(exc, OSError) and exc.errno:
         return os.strerror(exc.errno).lower()

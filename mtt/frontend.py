@@ -17,8 +17,11 @@ from typing import Any, Generic, TypeVar
 
 from mtt.admission import Pending
 from mtt.errors import Cause, NothingSaidError, PeerError, describe
+from mtt.http import entrance
+from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
-from mtt.http.server import HEAD_TIMEOUT, HttpServer
+from mtt.http.plain import visit_in_clear
+from mtt.http.server import HttpServer
 from mtt.http.watch import RequestWatch
 from mtt.layers.base import StreamProtocol
 from mtt.layers.foreign import ForeignWebSocketLayer
@@ -28,16 +31,13 @@ from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
-from mtt.modes import PREFERENCE, SMUX_ON
+from mtt.modes import ALPN_SITE, PREFERENCE, SMUX_ON
 from mtt.service import peer_name
 from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
 
-# What Go's net/http says, in clear, to a browser that came with http:// to an https:// port.
-PLAIN_HTTP_REPLY = (
-    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
-)
+_ALPN = [name.encode() for name in ALPN_SITE]
 
 Place = TypeVar("Place")
 # Where a WebSocket request leads, or the reply to a request that leads nowhere.
@@ -103,13 +103,15 @@ class Frontend(Generic[Place]):
         holding = Holding(self._opened)
         if self._context is None:
             return holding
-        tls = TlsLayer(
-            holding,
-            self._context(),
-            server_side=True,
-            half_close=self._route is None,
-            plaintext_reply=PLAIN_HTTP_REPLY if self._route is not None else b"",
-        )
+        if self._route is None:
+            tls = TlsLayer(holding, self._context(), server_side=True, half_close=True)
+        else:
+            tls = TlsLayer(
+                holding,
+                self._context(),
+                server_side=True,
+                handshake_time=entrance.HANDSHAKE_TIME,
+            )
         self._pending.add(tls)
 
         def failed(error: Exception) -> None:
@@ -117,7 +119,12 @@ class Frontend(Generic[Place]):
                 self._failed(tls, error)
 
         holding.failed = failed
-        return tls
+        if self._route is None:
+            return tls
+        return Entrance(tls, alpn=_ALPN, on_plain=self._visit_in_clear)
+
+    def _visit_in_clear(self, transport: asyncio.Transport, received: bytes) -> None:
+        visit_in_clear(transport, received, self._pending, self._fallback)
 
     def close(self) -> None:
         """Cut what has not become a stream, and all sessions."""
@@ -191,15 +198,13 @@ class Frontend(Generic[Place]):
         def refused(transport: asyncio.Transport, received: bytes) -> None:
             self._serve_http(transport, route, received, is_refused=True)
 
-        is_eager = self._fallback is not None and not is_refused
         http = HttpServer(
             router,
             upgraded,
             protocols=PREFERENCE,
             refusal=self._refusal,
             fallback=fall_back if self._fallback is not None else None,
-            eager=is_eager,
-            head_timeout=SITE_TIME if is_eager else HEAD_TIMEOUT,
+            fallback_time=None if is_refused else SITE_TIME,
             on_failure=http_failed,
             on_end=lambda: self._pending.discard(transport),
         )

@@ -13,12 +13,19 @@ PREFERENCE = (SMUX_ON, SMUX_OFF)
 # but that one was agreed upon tells two ends of ours from the Go programs, which never do that in
 # this mode (see TlsLayer's half_close).
 ALPN_WEBSOCKET = ["http/1.1"]
+# What nginx selects from without HTTP/2: for servers that show themselves as web sites.
+ALPN_SITE = ["http/1.1", "http/1.0", "http/0.9"]
 ALPN_STREAM = ["h2", "http/1.1"]
 
 
 def alpn(*, wss: bool, anytls: bool = False) -> list[str]:
     """The ALPN names for a mode (RFC 7301), preferred one first."""
     return ALPN_WEBSOCKET if wss or anytls else ALPN_STREAM
+
+
+def server_alpn(*, wss: bool, anytls: bool = False) -> list[str]:
+    """The same for a server."""
+    return ALPN_SITE if wss or anytls else ALPN_STREAM
 
 
 def mode_name(*, wss: bool, mux: bool, anytls: bool = False, tls: bool = True) -> str:

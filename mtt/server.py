@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mtt.frontend import Frontend
 from mtt.layers.holding import Holding
 from mtt.log import logger
-from mtt.modes import alpn, mode_name
+from mtt.modes import ALPN_SITE, mode_name, server_alpn
 from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
@@ -48,7 +48,7 @@ class Server(Service):
                 name=options.name,
                 client_ca=options.client_ca,
                 tls_min=options.tls_min,
-                alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
+                alpn=server_alpn(wss=options.wss, anytls=bool(options.anytls_password)),
             )
             self._tls_files = (self._tls,)
         self._paths = ServeMux(options.wss_path)
@@ -101,6 +101,7 @@ class Server(Service):
             counters=self.counters,
             context=tls.context,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
+            alpn=ALPN_SITE,
             fallback=self._visit if options.fallback is not None else None,
         )
 

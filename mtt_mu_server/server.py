@@ -15,7 +15,7 @@ from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
-from mtt.modes import alpn, mode_name
+from mtt.modes import mode_name, server_alpn
 from mtt.net.address import parse_endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
@@ -59,7 +59,7 @@ class MultiUserServer(Service):
                 name=options.name,
                 client_ca=options.client_ca,
                 tls_min=options.tls_min,
-                alpn=alpn(wss=True),
+                alpn=server_alpn(wss=True),
             )
         self._users: Users | Mirror = Users()
         self._events = metrics.Events()

@@ -78,15 +78,16 @@ class HttpServer(StreamProtocol):
             for what Go answers, which tells that there is one.
         fallback: takes over, with what was received and whether that is all there will be, a
             connection that does not ask for a tunnel, instead of any answer of ours.
-        eager: the fallback also gets what may still ask for a tunnel: an unfinished head at once,
-            silence after `head_timeout`.
+        fallback_time: seconds after which the fallback gets a connection that has said nothing; an
+            unfinished head it gets at once. Both may still ask for a tunnel. With None it gets
+            neither before its time is up.
         on_end: called once when this is over, by an upgrade or by the end of the connection.
         head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
         keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
     """
 
     __slots__ = (
-        "_body_left", "_buffer", "_closed", "_eager", "_eof", "_fallback", "_head_timeout",
+        "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_fallback_time", "_head_timeout",
         "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade", "_paused",
         "_protocols", "_refusal", "_router", "_scanned", "_timer", "_transport",
     )  # fmt: skip
@@ -101,7 +102,7 @@ class HttpServer(StreamProtocol):
         protocols: tuple[str, ...] = (),
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
-        eager: bool = False,
+        fallback_time: float | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         on_end: Callable[[], object] | None = None,
         head_timeout: float = HEAD_TIMEOUT,
@@ -112,7 +113,7 @@ class HttpServer(StreamProtocol):
         self._protocols = protocols
         self._refusal = refusal
         self._fallback = fallback
-        self._eager = eager
+        self._fallback_time = fallback_time if fallback is not None else None
         self._on_failure = on_failure
         self._on_end = on_end
         self._head_timeout = head_timeout
@@ -134,7 +135,8 @@ class HttpServer(StreamProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        self._arm(self._head_timeout)
+        eager = self._fallback_time
+        self._arm(self._head_timeout if eager is None else eager)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
@@ -170,7 +172,7 @@ class HttpServer(StreamProtocol):
             while not (self._closed or self._paused) and self._skip_body() and self._buffer:
                 end = find_head_end(self._buffer, self._scanned)
                 if end < 0 or end > MAX_HEAD:
-                    if self._eager and self._fall_back():
+                    if self._fallback_time is not None and self._fall_back():
                         return
                     self._check_unfinished()
                     break
@@ -289,7 +291,8 @@ class HttpServer(StreamProtocol):
 
     def _expired(self) -> None:
         self._timer = None
-        if self._in_head and (self._buffer or self._eager) and self._fall_back():
+        is_due = bool(self._buffer) or self._fallback_time is not None
+        if self._in_head and is_due and self._fall_back():
             return
         if self._buffer and self._in_head:
             text = f"no complete HTTP request within {self._head_timeout:g} s"

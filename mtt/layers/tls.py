@@ -69,7 +69,6 @@ class TlsLayer(SpeakingLayer):
             itself. A peer without ALPN may take close_notify for the end of both, as Go programs
             do, which close the TCP connection with it. One that says close_notify and does not
             close ends each direction by itself, too, until it does: stunnel, for instance.
-        plaintext_reply: server only: what to answer, in clear, to an HTTP request without TLS.
         handshake_time: seconds for the handshake; None if somebody else sees to its end.
     """
 
@@ -77,8 +76,8 @@ class TlsLayer(SpeakingLayer):
 
     __slots__ = (
         "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
-        "_plaintext_reply", "_pumping", "_records", "_state", "_streams", "_timer", "_verify",
-        "_write_eof", "_write_paused",
+        "_pumping", "_records", "_state", "_streams", "_timer", "_verify", "_write_eof",
+        "_write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +91,6 @@ class TlsLayer(SpeakingLayer):
         verify: Callable[[ssl.SSLObject], None] | None = None,
         on_end: Callable[[ssl.SSLObject], None] | None = None,
         half_close: bool = False,
-        plaintext_reply: bytes = b"",
         handshake_time: float | None = HANDSHAKE_TIME,
     ) -> None:
         super().__init__(upper)
@@ -105,7 +103,6 @@ class TlsLayer(SpeakingLayer):
         self._streams = half_close
         self._half_close = False  # agreed upon
         self._half_closed = False  # not agreed upon, but the peer has done it
-        self._plaintext_reply = plaintext_reply
         self._heard = False
         self._paused = False
         self._pumping = False
@@ -180,9 +177,6 @@ class TlsLayer(SpeakingLayer):
             self._flush()
             return
         except ssl.SSLError as error:
-            if self._plaintext_reply and error.reason == "HTTP_REQUEST":
-                self._records.outgoing.read()
-                self._send(self._plaintext_reply)
             self._fail(error)
             return
         except (PeerError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
@@ -201,6 +195,11 @@ class TlsLayer(SpeakingLayer):
         if self._state == OPEN and records.outgoing.pending:
             # A client's last message travels with its first data, if they come in the next turn.
             asyncio.get_running_loop().call_soon(self._flush_late)
+
+    def give_up(self, error: Exception) -> None:
+        """Do nothing more for the connection below, which is not TLS and is another's now."""
+        self._closed()
+        self._tell_lost(error)
 
     def _cut_handshake(self) -> NetworkError:
         if self._heard:

@@ -24,8 +24,29 @@ DEFAULT_VERSION = "1.2"
 # own choice is left alone, with X25519 first, or its post-quantum hybrid where there is one.)
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
+# The TLS alert for ALPN names of which none is ours (RFC 7301, 3.2).
+NO_APPLICATION_PROTOCOL = 120
+
 # OpenSSL's reasons when a key is another certificate's; the last two when even its kind differs.
 MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
+
+
+class ServerConnection(ssl.SSLObject):
+    """A server's end of a connection, which can refuse the client's ALPN names.
+
+    `ssl` always continues without ALPN when there is no name in common (RFC 7301, 3.2, wants an
+    alert), and leaves a server one place to say no: where the server name is judged.
+    """
+
+    _alert: int | None = None
+
+    def refuse_alpn(self) -> None:
+        """Let the handshake fail, provided that the rest of the ClientHello is well-formed."""
+        self._alert = NO_APPLICATION_PROTOCOL
+
+    def alert(self) -> int | None:
+        """The alert that ends the handshake; None to go on."""
+        return self._alert
 
 
 def server_context(
@@ -58,6 +79,7 @@ def server_context(
     # As nginx, Apache and most servers with OpenSSL: the server name is acknowledged, whatever it
     # is, and a full handshake of TLS 1.3 brings two tickets.
     context.sni_callback = _accept_name
+    context.sslobject_class = ServerConnection
     context.num_tickets = 2
     if bool(cert) != bool(key):
         given, missing = options if cert else options[::-1]
@@ -127,8 +149,9 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
 
 def _accept_name(
     connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
-) -> None:
+) -> int | None:
     """Take any server name: without a callback OpenSSL does not acknowledge it, for all to see."""
+    return connection.alert() if isinstance(connection, ServerConnection) else None
 
 
 def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLContext:

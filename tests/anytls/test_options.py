@@ -15,6 +15,7 @@ from anytls.options import client_options as checked_client
 from anytls.options import server_options as checked_server
 from anytls.users import User, read_users
 from mtt.errors import UsageError
+from mtt.modes import ALPN_SITE
 from mtt.net.address import Endpoint
 from mtt.options.anytls import (
     DEFAULT_POOL,
@@ -82,7 +83,7 @@ def test_defaults_of_the_server() -> None:
     options = server("-p", "secret")
     assert options.bind == Endpoint(("0.0.0.0",), 8443)
     assert options.users == (User("default", "secret"),)
-    assert (options.padding_scheme, options.users_file, options.alpn) == (b"", "", ())
+    assert (options.padding_scheme, options.users_file, options.alpn) == (b"", "", tuple(ALPN_SITE))
     assert not options.policy.allows("127.0.0.1", 80)
     assert options.policy.allows("8.8.8.8", 80)
     assert (options.timeout, options.udp_timeout) == (300, 300)
@@ -282,6 +283,7 @@ def test_wrong_options_of_the_client(argv: str, words: str) -> None:
         ("-p x -n a..b", "-n: "),
         ("-p x -l 1", "-l: "),
         ("-p x -alpn \u00e4", "-alpn"),
+        ("-p x -alpn h2,http/1.1", "-alpn: h2: the web site"),
     ],
 )
 def test_wrong_options_of_the_server(argv: str, words: str) -> None:
@@ -326,14 +328,17 @@ def test_the_servers_file_and_what_ranks_above_it(tmp_path: Path) -> None:
     options = server("-c", config)
     assert options.bind == Endpoint(("",), 443)
     assert (options.users, options.padding_scheme) == ((User("a", "pa"),), b"stop=1")
-    assert (options.cert, options.key, options.alpn) == ("/c", "/k", ("h2",))
+    assert (options.cert, options.key) == ("/c", "/k")
+    # Visitors see a site of HTTP/1.1; clients that have no other name than h2 are served.
+    assert (options.alpn, options.alpn_ignored) == (tuple(ALPN_SITE), ("h2",))
 
     scheme = written(tmp_path / "scheme", "stop=3")
     options = server("-c", config, "-l", ":1", "-p", "mine", "-padding-scheme", scheme,
                      "-cert-dir", "/d", "-alpn", "")  # fmt: skip
     assert options.bind == Endpoint(("",), 1)
     assert (options.users, options.padding_scheme) == ((User("default", "mine"),), b"stop=3")
-    assert (options.cert, options.key, options.cert_dir, options.alpn) == ("", "", "/d", ())
+    assert (options.cert, options.key, options.cert_dir) == ("", "", "/d")
+    assert (options.alpn, options.alpn_ignored) == (tuple(ALPN_SITE), ())
     users = written(tmp_path / "users", "b:pb")
     assert server("-c", config, "-users", users).users == (User("b", "pb"),)
     with pytest.raises(UsageError, match="-cert needs -key"):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from mtt import frontend
+from mtt.http import entrance
+from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST
 from mtt.server import Server
@@ -315,6 +316,7 @@ async def test_who_never_ends_his_handshake_is_cut(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch, TlsLayer, "handshake_time", 0.3)
+    monkeypatch.setattr(entrance, "HANDSHAKE_TIME", 0.3)
     async with (
         besieged(mode, certs) as server,
         await connect(port_of(server)) as silent,
@@ -328,7 +330,7 @@ async def test_who_never_ends_his_handshake_is_cut(
 async def test_who_sends_a_request_head_byte_by_byte_is_cut(
     certs: Certs, short_linger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(frontend, "HEAD_TIMEOUT", 0.4)
+    shorten(monkeypatch, HttpServer, "head_timeout", 0.4)
     with logged() as lines:
         async with (
             besieged("wss", certs) as server,

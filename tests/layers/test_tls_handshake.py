@@ -25,7 +25,6 @@ from tests.support.contexts import bare_context
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
-REPLY = b"HTTP/1.0 400 Bad Request\r\n\r\nspoken in clear\n"
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 ALERT = 21  # TLS record type; the body is level and description
@@ -129,15 +128,6 @@ async def test_old_versions_get_a_protocol_version_alert(certs: Certs) -> None:
     heard = await answer_to(layer, outgoing.read())
     assert (heard[0], heard[5:7]) == (ALERT, bytes((FATAL, 70)))
     assert isinstance(recorder.error, PeerError)
-
-
-@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"POST /x HTTP/1.1\r\n\r\n"])
-async def test_http_in_clear_gets_the_reply_that_was_configured(said: bytes, certs: Certs) -> None:
-    layer, recorder = server(certs, plaintext_reply=REPLY)
-    assert await answer_to(layer, said) == REPLY
-    assert isinstance(recorder.error, PeerError)
-    layer, recorder = server(certs)
-    assert REPLY not in await answer_to(layer, said)
 
 
 async def test_a_connection_without_a_byte_is_told_apart(certs: Certs) -> None:

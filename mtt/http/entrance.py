@@ -1,0 +1,104 @@
+"""What comes first on a port that shows itself as a web server's, seen before TLS does.
+
+nginx looks at the first byte: what is no TLS is read as HTTP. And it refuses clients whose ALPN
+names have none in common with its own, which `ssl` cannot do by itself: it calls nobody with the
+client's names. So they are read here, and the verdict is carried out by OpenSSL (see
+`mtt.trust.certificates.ServerConnection`) once it has checked the rest of the ClientHello.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any
+
+from mtt.errors import Cause, PeerError
+from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.tls import TlsLayer
+from mtt.trust.certificates import ServerConnection
+from mtt.wire.client_hello import offered_alpn
+from mtt.wire.http1 import may_be_request
+
+# As long as nginx waits (client_header_timeout). The number of connections that wait is limited.
+HANDSHAKE_TIME = 60.0
+
+# A ClientHello comes in one or two reads. It is parsed anew with each, so one in many pieces is not
+# judged.
+MAX_READS = 16
+
+_HANDSHAKE = 0x16  # the first byte of TLS (RFC 8446, 5.1)
+_SSL2 = 0x80  # nginx and OpenSSL take this bit for the length of an SSLv2 record
+
+
+class Entrance(StreamProtocol):
+    """The first protocol of a connection; TLS or `on_plain` comes next.
+
+    Args:
+        tls: what does TLS.
+        alpn: the server's ALPN names, one of which a client that has any must have.
+        on_plain: gets the TCP connection and its first bytes if they are not TLS.
+    """
+
+    borrows = True
+
+    __slots__ = ("_alpn", "_hello", "_on_plain", "_reads", "_tls", "_transport")
+
+    _transport: asyncio.Transport
+
+    def __init__(
+        self,
+        tls: TlsLayer,
+        *,
+        alpn: Collection[bytes],
+        on_plain: Callable[[asyncio.Transport, bytes], None],
+    ) -> None:
+        self._tls = tls
+        self._alpn = alpn
+        self._on_plain = on_plain
+        self._hello = b""
+        self._reads = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self._tls.connection_made(transport)
+
+    def data_received(self, data: Data) -> None:
+        if not self._hello and data[0] != _HANDSHAKE and not data[0] & _SSL2:
+            self._leave_tls(bytes(data))
+            return
+        self._hello += data
+        self._reads += 1
+        try:
+            offered = offered_alpn(self._hello) if self._reads <= MAX_READS else []
+        except ValueError:  # OpenSSL has something to say about it
+            offered = []
+        if offered is not None:
+            if offered and self._alpn and not any(name in self._alpn for name in offered):
+                self._refuse()
+            self._transport.set_protocol(self._tls)
+        self._tls.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._tls.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._tls.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._tls.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._tls.resume_writing()
+
+    def _refuse(self) -> None:
+        connection = self._tls.get_extra_info("ssl_object")
+        if isinstance(connection, ServerConnection):
+            connection.refuse_alpn()
+
+    def _leave_tls(self, received: bytes) -> None:
+        if may_be_request(received):
+            error = PeerError("TLS: http request", cause=Cause.PLAINTEXT_HTTP)
+        else:
+            error = PeerError("TLS: wrong version number", cause=Cause.TLS)
+        self._tls.give_up(error)
+        self._on_plain(self._transport, received)

@@ -1,0 +1,172 @@
+"""HTTP without TLS on a port for TLS, as nginx answers it.
+
+A visitor who does not begin with TLS is led to the fallback site, which judges every byte as it
+would on a port of its own. Only a complete request must not be served: nginx answers "400 The plain
+HTTP request was sent to HTTPS port". So the site gets one more header that no server accepts, and
+its page about bad requests becomes that answer. A site that is no nginx is left its own words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from mtt.admission import Pending
+from mtt.http.fallback import Visit
+from mtt.layers import linger
+from mtt.layers.base import Data, Upper
+from mtt.layers.holding import Holding
+from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request
+
+# What Go's net/http says, in clear, to a browser that came with http:// to an https:// port.
+PLAIN_HTTP_REPLY = (
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
+)
+
+# Answered with 400 at once: by nginx, Apache and Go, whether or not the request has a Host.
+_BAD = b"Host: a/b\r\n\r\n"
+_NO_VERSION = b" HTTP/1.1\r\n" + _BAD  # behind a request line of HTTP/0.9
+_TITLE = b"<title>400 Bad Request</title>"
+_HEADING = b"<center><h1>400 Bad Request</h1></center>\r\n"
+_REASON = b"The plain HTTP request was sent to HTTPS port"
+_NGINX = b"<hr><center>nginx"
+_LENGTH = b"\r\nContent-Length: "
+# nginx's page has less than 400 bytes, with padding for old browsers some 1000.
+_MAX_PAGE = 8192
+
+
+class _PlainWatch:
+    """Passes on what comes, and ends a complete request so that the site refuses it.
+
+    Attributes:
+        is_valid: the request is complete, and one that nginx would serve elsewhere.
+        is_head: its method is HEAD.
+    """
+
+    __slots__ = ("_head", "_over", "_passed", "is_committed", "is_head", "is_valid")
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._passed = 0
+        self._over = False
+        self.is_committed = False
+        self.is_valid = False
+        self.is_head = False
+
+    @property
+    def unfinished(self) -> bytes:
+        return b"" if self._over else bytes(self._head)
+
+    def take(self, data: bytes, eof: bool) -> tuple[bytes, bytes | None]:
+        if self._over:
+            return b"", None
+        self.is_committed = True
+        # Empty lines before a request are ignored.
+        rest = data if self._head else data.lstrip(b"\r\n")
+        return data[: len(data) - len(rest)] + self._take(rest), None
+
+    def _take(self, data: bytes) -> bytes:
+        head = self._head
+        head += data
+        line_end = head.find(b"\n")
+        if line_end >= 0 and b" HTTP/" not in head[:line_end]:
+            return self._end(len(head[:line_end].removesuffix(b"\r")), _NO_VERSION)
+        end = find_head_end(head, self._passed)
+        if end >= 0:
+            self._judge(bytes(head[:end]))
+            # The empty line is two bytes or one.
+            return self._end(end - (2 if head[end - 2] == 0x0D else 1), _BAD)
+        passed = bytes(head[self._passed :])
+        self._passed = len(head)
+        if len(head) > MAX_HEAD:  # the site has refused it long since
+            self._over = True
+        return passed
+
+    def _end(self, limit: int, bad: bytes) -> bytes:
+        self._over = True
+        return bytes(self._head[self._passed : limit]) + bad
+
+    def _judge(self, head: bytes) -> None:
+        try:
+            request = parse_request(head)
+        except HttpError:
+            return
+        self.is_valid = request.method not in ("CONNECT", "TRACE")
+        self.is_head = request.method == "HEAD"
+
+
+class PlainVisit(Visit):
+    """The transport of a visitor without TLS, for a relay to the site.
+
+    Args:
+        upper: the protocol that holds the transport for the relay.
+        on_settled: see Visit.
+    """
+
+    __slots__ = ("_page", "_plain")
+
+    def __init__(self, upper: Upper, *, on_settled: Callable[[], object]) -> None:
+        self._plain = _PlainWatch()
+        self._page: bytearray | None = bytearray()
+        super().__init__(
+            upper, self._plain, on_tunnel=_never, on_refused=None, on_settled=on_settled
+        )
+
+    def write(self, data: Data | bytearray) -> None:
+        if self._page is None or not self._plain.is_valid:
+            super().write(data)
+            return
+        self._page += data
+        if len(self._page) > _MAX_PAGE:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        super().close()
+
+    def _flush(self) -> None:
+        page, self._page = self._page, None
+        if page:
+            super().write(https_page(bytes(page), head_only=self._plain.is_head))
+
+
+def https_page(page: bytes, *, head_only: bool = False) -> bytes:
+    """What nginx says about plain HTTP, made from what it says about bad requests.
+
+    Other pages are left alone.
+    """
+    head, _, body = page.partition(b"\r\n\r\n")
+    if head_only:
+        is_nginx = b"\r\nServer: nginx" in head and not body
+    else:
+        is_nginx = _NGINX in body and _TITLE in body and _HEADING in body
+    before, length, after = head.partition(_LENGTH)
+    digits, line_end, rest = after.partition(b"\r\n")
+    if not (is_nginx and digits.isdigit() and head.startswith(b"HTTP/1.1 400 ")):
+        return page
+    title = b"<title>400 %s</title>" % _REASON
+    line = b"<center>%s</center>\r\n" % _REASON
+    size = int(digits) + len(title) - len(_TITLE) + len(line)
+    head = before + length + b"%d" % size + line_end + rest
+    body = body.replace(_TITLE, title, 1).replace(_HEADING, _HEADING + line, 1)
+    return head + b"\r\n\r\n" + body
+
+
+def _never(transport: asyncio.Transport, received: bytes) -> None:
+    raise AssertionError("no tunnel begins without TLS")
+
+
+def visit_in_clear(
+    transport: asyncio.Transport,
+    received: bytes,
+    pending: Pending,
+    fallback: Callable[[asyncio.Transport], None] | None,
+) -> None:
+    """Answer a visitor without TLS who has said this; `fallback` leads to the site, if any."""
+    if fallback is None:
+        transport.write(PLAIN_HTTP_REPLY)
+        linger.close(transport, eof_seen=False)
+        return
+    pending.add(transport)
+    visit = PlainVisit(Holding(fallback), on_settled=lambda: pending.discard(transport))
+    visit.start(transport, received, False)

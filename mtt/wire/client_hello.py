@@ -1,0 +1,65 @@
+"""The one thing in a ClientHello that `ssl` does not tell a server: which ALPN names are on offer.
+
+Everything else is OpenSSL's business, and so is whatever is malformed (RFC 8446, 4.1.2 and 5.1;
+RFC 7301, 3.1).
+"""
+
+from __future__ import annotations
+
+# A ClientHello with a post-quantum key share has 2 KiB.
+MAX_SIZE = 16 * 1024
+
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+_ALPN = 16
+
+
+def offered_alpn(records: bytes | bytearray) -> list[bytes] | None:
+    """The names in the ClientHello at the beginning of `records`; none if it has no ALPN.
+
+    Returns None as long as it is not complete. Raises ValueError for what is no ClientHello.
+    """
+    message = bytearray()
+    at = 0
+    while at + 5 <= len(records):
+        if records[at] != _HANDSHAKE or len(records) > MAX_SIZE:
+            raise ValueError("no handshake message, or too many bytes")
+        size = int.from_bytes(records[at + 3 : at + 5], "big")
+        message += records[at + 5 : at + 5 + size]
+        at += 5 + size
+        if len(message) >= 4:
+            if message[0] != _CLIENT_HELLO:
+                raise ValueError("no ClientHello")
+            end = 4 + int.from_bytes(message[1:4], "big")
+            if len(message) >= end:
+                return _names(bytes(message[4:end]))
+    return None
+
+
+def _names(hello: bytes) -> list[bytes]:
+    try:
+        at = 2 + 32  # version, random
+        at += 1 + hello[at]  # session id
+        at += 2 + int.from_bytes(hello[at : at + 2], "big")  # cipher suites
+        at += 1 + hello[at]  # compression methods
+    except IndexError:
+        raise ValueError("a ClientHello that is cut short") from None
+    at += 2  # the size of all extensions
+    while at + 4 <= len(hello):
+        kind = int.from_bytes(hello[at : at + 2], "big")
+        size = int.from_bytes(hello[at + 2 : at + 4], "big")
+        at += 4
+        if kind == _ALPN:
+            return _split(hello[at + 2 : at + size])
+        at += size
+    return []
+
+
+def _split(names: bytes) -> list[bytes]:
+    found = []
+    at = 0
+    while at < len(names):
+        size = names[at]
+        found.append(names[at + 1 : at + 1 + size])
+        at += 1 + size
+    return found
