@@ -17,11 +17,11 @@ from typing import Generic, TypeVar
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.frontend import log_failure
-from mtt.http import entrance
+from mtt.http import entrance, nginx
 from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
 from mtt.http.plain import visit_in_clear
-from mtt.http.server import HttpServer
+from mtt.http.server import HEAD_TIMEOUT, HttpServer, http_date
 from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.layers import linger
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
@@ -116,7 +116,7 @@ class AnyTlsFrontend(Generic[Who]):
         head = self._head(
             lambda error: self._failed(carrier, error),
             connected=connected if self._context is None else None,
-            silence_time=SITE_TIME if self._fallback is not None else None,
+            silence_time=HEAD_TIMEOUT if self._fallback is None else SITE_TIME,
         )
         if self._context is None:
             return head
@@ -181,7 +181,7 @@ class AnyTlsFrontend(Generic[Who]):
         if self._fallback is not None and (received or not eof):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
             self._visit(self._fallback, transport, received, eof)
-        elif received and may_be_request(received):
+        elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             hold(transport, received, eof=eof)
             self._serve_http(transport)
         else:
@@ -189,7 +189,7 @@ class AnyTlsFrontend(Generic[Who]):
             if received:
                 # At once, as nginx does at the first byte that cannot be in a method. To a client
                 # with a wrong password, too, whose user should not have to wait to hear of it.
-                transport.write(HttpError(400, str(error)).answer)
+                transport.write(nginx.error_response(HttpError(400, str(error)), date=http_date()))
             linger.close(transport, eof_seen=eof, silent=eof)
 
     def _visit(
@@ -229,6 +229,7 @@ class AnyTlsFrontend(Generic[Who]):
         http = HttpServer(
             router,
             _no_upgrade,
+            as_nginx=True,
             on_failure=lambda error: self._failed(transport, error),
             on_end=lambda: self._pending.discard(transport),
         )

@@ -205,6 +205,7 @@ class Frontend(Generic[Place]):
             refusal=self._refusal,
             fallback=fall_back if self._fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,
+            as_nginx=True,
             on_failure=http_failed,
             on_end=lambda: self._pending.discard(transport),
         )

@@ -19,6 +19,8 @@ from mtt.wire.http1 import Reply, Request, text_reply
 
 # Who watches has one or two connections. When there are more, the oldest has to go.
 MAX_CONNECTIONS = 64
+# Until a request is complete, from its first byte or the connection's beginning.
+HEAD_TIMEOUT = 10.0
 
 
 class MetricsServer:
@@ -71,7 +73,10 @@ class MetricsServer:
     def _opened(self, transport: asyncio.Transport) -> None:
         self._connections.add(transport)
         http = HttpServer(
-            self._answer, _no_upgrade, on_end=lambda: self._connections.discard(transport)
+            self._answer,
+            _no_upgrade,
+            on_end=lambda: self._connections.discard(transport),
+            head_timeout=HEAD_TIMEOUT,
         )
         hand_over(transport, http)
 

@@ -12,23 +12,19 @@ import asyncio
 from collections.abc import Callable
 
 from mtt.admission import Pending
+from mtt.http import nginx
 from mtt.http.fallback import Visit
-from mtt.layers import linger
+from mtt.http.server import HttpServer
 from mtt.layers.base import Data, Upper
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over, hold
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request
-
-# What Go's net/http says, in clear, to a browser that came with http:// to an https:// port.
-PLAIN_HTTP_REPLY = (
-    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"
-)
 
 # Answered with 400 at once: by nginx, Apache and Go, whether or not the request has a Host.
 _BAD = b"Host: a/b\r\n\r\n"
 _NO_VERSION = b" HTTP/1.1\r\n" + _BAD  # behind a request line of HTTP/0.9
 _TITLE = b"<title>400 Bad Request</title>"
 _HEADING = b"<center><h1>400 Bad Request</h1></center>\r\n"
-_REASON = b"The plain HTTP request was sent to HTTPS port"
+_REASON = nginx.PLAIN_HTTP.encode()
 _NGINX = b"<hr><center>nginx"
 _LENGTH = b"\r\nContent-Length: "
 # nginx's page has less than 400 bytes, with padding for old browsers some 1000.
@@ -156,6 +152,10 @@ def _never(transport: asyncio.Transport, received: bytes) -> None:
     raise AssertionError("no tunnel begins without TLS")
 
 
+def _no_upgrade(*_: object) -> None:
+    raise AssertionError("every request gets a reply")
+
+
 def visit_in_clear(
     transport: asyncio.Transport,
     received: bytes,
@@ -163,10 +163,16 @@ def visit_in_clear(
     fallback: Callable[[asyncio.Transport], None] | None,
 ) -> None:
     """Answer a visitor without TLS who has said this; `fallback` leads to the site, if any."""
-    if fallback is None:
-        transport.write(PLAIN_HTTP_REPLY)
-        linger.close(transport, eof_seen=False)
-        return
     pending.add(transport)
+    if fallback is None:
+        http = HttpServer(
+            lambda request: nginx.plain_http_reply(),
+            _no_upgrade,
+            as_nginx=True,
+            on_end=lambda: pending.discard(transport),
+        )
+        hold(transport, received)
+        hand_over(transport, http)
+        return
     visit = PlainVisit(Holding(fallback), on_settled=lambda: pending.discard(transport))
     visit.start(transport, received, False)

@@ -28,6 +28,7 @@ from functools import lru_cache
 from typing import Any
 
 from mtt.errors import Cause, NetworkError, PeerError, describe
+from mtt.http import nginx
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.wire.http1 import (
@@ -40,6 +41,7 @@ from mtt.wire.http1 import (
     parse_request_line,
 )
 from mtt.wire.upgrade import (
+    MAX_LINE,
     Upgrade,
     UpgradeRefused,
     check_hidden_request,
@@ -47,12 +49,10 @@ from mtt.wire.upgrade import (
     switching_protocols,
 )
 
-# From accept, or from the first byte of a further request, until its head is complete. The
-# original waits for ever, and any number of slow connections ties it up (slow-loris).
-HEAD_TIMEOUT = 10.0
-
-# Between requests. Browsers and proxies expect a minute or so (nginx: 75 s).
-KEEPALIVE_TIMEOUT = 60.0
+# From accept, or from the first byte of a further request, until its head is complete; and between
+# requests. Both as nginx has it. Who waits is limited in number elsewhere (mtt.admission).
+HEAD_TIMEOUT = 60.0
+KEEPALIVE_TIMEOUT = 75.0
 
 # A body up to this size is read and dropped to keep the connection, as by Go's net/http: this
 # much is under way in any case when the answer gets there.
@@ -81,15 +81,16 @@ class HttpServer(StreamProtocol):
         fallback_time: seconds after which the fallback gets a connection that has said nothing; an
             unfinished head it gets at once. Both may still ask for a tunnel. With None it gets
             neither before its time is up.
+        as_nginx: answer as nginx does, see `mtt.http.nginx`; else as Go's net/http.
         on_end: called once when this is over, by an upgrade or by the end of the connection.
         head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
         keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
     """
 
     __slots__ = (
-        "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_fallback_time", "_head_timeout",
-        "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade", "_paused",
-        "_protocols", "_refusal", "_router", "_scanned", "_timer", "_transport",
+        "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_fallback_time",
+        "_head_timeout", "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade",
+        "_paused", "_protocols", "_refusal", "_router", "_scanned", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -103,6 +104,7 @@ class HttpServer(StreamProtocol):
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
+        as_nginx: bool = False,
         on_failure: Callable[[Exception], None] | None = None,
         on_end: Callable[[], object] | None = None,
         head_timeout: float = HEAD_TIMEOUT,
@@ -113,6 +115,7 @@ class HttpServer(StreamProtocol):
         self._protocols = protocols
         self._refusal = refusal
         self._fallback = fallback
+        self._as_nginx = as_nginx
         self._fallback_time = fallback_time if fallback is not None else None
         self._on_failure = on_failure
         self._on_end = on_end
@@ -170,6 +173,8 @@ class HttpServer(StreamProtocol):
         """Serve what the buffer holds, as far as the client takes the answers."""
         try:
             while not (self._closed or self._paused) and self._skip_body() and self._buffer:
+                if self._as_nginx and not self._is_begun():
+                    break
                 end = find_head_end(self._buffer, self._scanned)
                 if end < 0 or end > MAX_HEAD:
                     if self._fallback_time is not None and self._fall_back():
@@ -181,7 +186,10 @@ class HttpServer(StreamProtocol):
             if self._fall_back():
                 return
             self._tell(error)
-            self._transport.write(error.answer)
+            if self._as_nginx:
+                self._transport.write(nginx.error_response(error, date=http_date()))
+            else:
+                self._transport.write(error.answer)
             self._close()
         if self._eof and not (self._closed or self._paused):
             self._close()
@@ -194,8 +202,21 @@ class HttpServer(StreamProtocol):
             self._body_left -= gone
         return not self._body_left
 
+    def _is_begun(self) -> bool:
+        """Whether there is anything of a request, as nginx sees it. Raises HttpError."""
+        if not self._scanned:
+            rest = self._buffer.lstrip(b"\r\n")
+            del self._buffer[: len(self._buffer) - len(rest)]
+        if self._buffer and not nginx.may_be_request(self._buffer[:MAX_LINE]):
+            raise HttpError(400, "no HTTP request")
+        return bool(self._buffer)
+
     def _check_unfinished(self) -> None:
         """Judge the beginning of a head. Raises HttpError if it cannot become a request."""
+        if self._eof and self._as_nginx:  # which says nothing to who leaves
+            text = "the connection ended in the middle of a request head"
+            self._tell(NetworkError(text, cause=Cause.EOF))
+            return
         line_end = self._buffer.find(b"\n")
         if line_end >= self._scanned:
             # Who speaks another protocol hears so at its first line, as from Go.
@@ -278,7 +299,10 @@ class HttpServer(StreamProtocol):
         self._body_left = request.content_length
         self._in_head = False
         self._arm(self._keepalive_timeout)
-        self._transport.write(reply.encode(request, date=_http_date(int(time.time())), close=close))
+        if self._as_nginx:
+            self._transport.write(nginx.encode(reply, request, date=http_date(), close=close))
+        else:
+            self._transport.write(reply.encode(request, date=http_date(), close=close))
         if close:
             self._close()
 
@@ -294,24 +318,26 @@ class HttpServer(StreamProtocol):
         is_due = bool(self._buffer) or self._fallback_time is not None
         if self._in_head and is_due and self._fall_back():
             return
-        if self._buffer and self._in_head:
+        is_slow = bool(self._buffer) and self._in_head
+        if is_slow:
             text = f"no complete HTTP request within {self._head_timeout:g} s"
             self._tell(NetworkError(text, cause=Cause.TIMEOUT))
-        self._close()
+        self._close(silent=is_slow)
 
     def _tell(self, error: Exception) -> None:
         if self._on_failure is not None:
             self._on_failure(error)
             self._on_failure = None
 
-    def _close(self) -> None:
+    def _close(self, *, silent: bool = False) -> None:
         """Close after all answers were delivered, whatever else the client may be sending."""
         self._let_go()
         linger.close(
             self._transport,
             self.connection_lost,
             eof_seen=self._eof,
-            silent=self._eof and self._hidden,  # as nginx leaves who has ended first
+            # nginx says no close_notify to who has ended first, and to who was too slow.
+            silent=self._as_nginx and (self._eof or silent),
         )
 
     def _let_go(self) -> None:
@@ -326,7 +352,12 @@ class HttpServer(StreamProtocol):
         self._on_end = self._on_failure = None
 
 
+def http_date() -> str:
+    """The value of the Date header."""
+    return _text_of(int(time.time()))
+
+
 # Requests come many in a second, so the text is made once in each.
 @lru_cache(maxsize=1)
-def _http_date(now: int) -> str:
+def _text_of(now: int) -> str:
     return formatdate(now, usegmt=True)

@@ -24,7 +24,6 @@ which `linger` closes when everything has been delivered.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import ssl
 from collections.abc import Callable
@@ -139,11 +138,7 @@ class TlsLayer(SpeakingLayer):
         if self._state == OPEN:
             self._pump()
         elif self._state == HANDSHAKE:
-            self._records.incoming.write_eof()
-            if self._heard:
-                # Never succeeds: OpenSSL gets to see the end, and writes the alert it has for it.
-                with contextlib.suppress(ssl.SSLError):
-                    self._records.ssl.do_handshake()
+            # Without the alert that OpenSSL has for it: web servers do not answer to an end.
             self._fail(self._cut_handshake())
         return True  # the socket is closed by us, after what is still to be sent
 

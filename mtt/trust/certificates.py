@@ -79,6 +79,8 @@ def server_context(
     # As nginx, Apache and most servers with OpenSSL: the server name is acknowledged, whatever it
     # is, and a full handshake of TLS 1.3 brings two tickets.
     context.sni_callback = _accept_name
+    # As nginx: the client's order of cipher suites counts. Python's default is the server's.
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.sslobject_class = ServerConnection
     context.num_tickets = 2
     if bool(cert) != bool(key):

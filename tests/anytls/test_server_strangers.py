@@ -93,6 +93,7 @@ def has_heard(server: Server, data: bytes) -> bool:
 
 def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
+    monkeypatch.setattr(anytls_frontend, "HEAD_TIMEOUT", preamble)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,9 @@ async def test_a_plain_http_request_is_answered_as_by_a_web_server(certs: Certs)
     async with asyncio.timeout(SOON), server_for(certs) as server:
         async with await connect(port_of(server)) as browser:
             await browser.send(b"GET / HTTP/1.1\r\nHost: test.local\r\n\r\n")
-            assert (await browser.rest()).startswith(b"HTTP/1.0 400 Bad Request\r\n")
+            answer = await browser.rest()
+            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
+            assert b"The plain HTTP request was sent to HTTPS port" in answer
         await eventually(lambda: empty(server))
         found = failures(short(parse(server.metrics_page())))
         assert found == {"plaintext_http": 1}
