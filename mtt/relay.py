@@ -315,6 +315,7 @@ class Relay:
     def _discard(self, data: Data) -> None:
         """Data of a Go server for an application that is gone."""
         far = self._far
+        far.heard = self.loop.time()
         if far.received - self._orphaned > ORPHAN_BYTES and self._quiet_timer is not None:
             far.forward = _ignore
             self._quiet_timer.cancel()
@@ -353,7 +354,7 @@ class _Leg(StreamProtocol):
     def join(self, peer: _Leg) -> None:
         self.peer = peer
         transport: Any = peer.transport
-        self.forward = transport.write
+        self.forward = transport.write if self._is_ours() else self._note
         self.borrows = getattr(transport, "borrows", False)
         if isinstance(self.transport, SocketTransport) and getattr(transport, "shares", False):
             self.transport.limit_reads()
@@ -364,9 +365,20 @@ class _Leg(StreamProtocol):
 
     def data_received(self, data: Data) -> None:
         self.received += len(data)
-        self.answered = self.peer.received
-        self.heard = self.relay.loop.time()
         self.forward(data)
+
+    def _is_ours(self) -> bool:
+        """Whether neither end of the tunnel is known for a Go peer."""
+        return self.transport.can_write_eof() and self.peer.transport.can_write_eof()
+
+    def _note(self, data: Data) -> None:
+        """Pass on `data`. When a Go peer is told of an end depends on what came when."""
+        peer: Any = self.peer
+        self.answered = peer.received
+        self.heard = self.relay.loop.time()
+        if self._is_ours():
+            self.forward = peer.transport.write
+        peer.transport.write(data)
 
     def eof_received(self) -> bool:
         if not self.eof:  # a visit to the web site repeats it when it is resumed

@@ -322,8 +322,18 @@ class Layer(StreamProtocol, LayerTransport):
 
     @property
     def handed_over(self) -> int:
-        """Bytes given to the socket, in its own count, up to the last data from above."""
+        """Bytes given to the socket so far, in its own count."""
         return self.lower.handed_over if isinstance(self.lower, Layer) else self.written
+
+    @property
+    def tail(self) -> int:
+        """How many of the last of these are not from above: see `SpeakingLayer`."""
+        return self.lower.tail if isinstance(self.lower, Layer) else 0
+
+    def peer_is_ours(self) -> None:
+        """Learn that the peer's program is ours: it never leaves without saying so."""
+        if isinstance(self.lower, Layer):
+            self.lower.peer_is_ours()
 
     def can_write_eof(self) -> bool:
         """Whether both ends can end each direction by itself; false until that is known."""
@@ -341,29 +351,25 @@ class SpeakingLayer(Layer):
     look busy to an idle timer, and somebody who waits for the end of data would wait for ever.
     """
 
-    __slots__ = ("_below", "_mark")
+    __slots__ = ("_tail",)
 
-    _below: Layer | None  # what `lower` is, if it is a layer
-    _mark: int  # what has been handed over up to the last data
+    # Bytes of its own behind the last data from above, in the socket's count. Whatever writes data
+    # from above sets it to 0.
+    _tail: int
 
     def __init__(self, upper: Upper) -> None:
         super().__init__(upper)
-        self._below = None
-        self._mark = 0
+        self._tail = 0
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._below = transport if isinstance(transport, Layer) else None
-
-    def _data_written(self) -> None:
-        """What was handed to the transport below ends with data from above."""
-        self._mark = self.written if self._below is None else self._below.handed_over
+    def _speak(self, data: bytes) -> None:
+        """Hand `data` that is not from above to the transport below."""
+        before = self.handed_over
+        self._send(data)
+        self._tail += self.handed_over - before
 
     @property
-    def handed_over(self) -> int:
-        return self._mark
+    def tail(self) -> int:
+        return self._tail + super().tail
 
     def unsent(self) -> int:
-        below = self._below
-        given = self.written if below is None else below.handed_over
-        return max(0, self._mark - given + unsent(self.lower))
+        return max(0, unsent(self.lower) - self._tail)

@@ -66,7 +66,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_answered", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_finishing",
+        "_ahead", "_answered", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_bottom",
+        "_finishing",
         "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
         "_streams", "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
@@ -97,6 +98,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._ahead = b""  # frames that travel with what is sent next
         self._paused_at = 0.0  # when the connection was full
         self._stalled = False  # and nothing left for STALL_TIME; until it takes more again
+        self._bottom: Layer | None = None  # writes to the socket, if we do not
         self._ask_time = 0.0  # when the peer was asked for a sign of life
         self._ask_mark = 0  # what the socket had been given then, with the question
         self._asks_below = False  # whether it was the layer below that asked
@@ -174,13 +176,23 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     @property
     def handed_over(self) -> int:
         """Bytes that the socket has been given so far, in its own count (after TLS)."""
+        return self.written if self._bottom is None else self._bottom.written
+
+    @property
+    def acknowledged(self) -> int:
+        """How many of these the peer's kernel has, as far as the system tells: see
+        `tells_acknowledged`."""
         lower = self.lower
-        return lower.handed_over if isinstance(lower, Layer) else self.written
+        tail = lower.tail if isinstance(lower, Layer) else 0
+        return self.handed_over - tail - unsent(lower)
 
     # The protocol of the connection below.
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
+        below = transport
+        while isinstance(below, Layer):
+            self._bottom, below = below, below.lower
         self._write_framed = framed_writer(transport)
         self._seen_at = self._now()
         self._limit_unsent()
@@ -258,9 +270,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             stream.resume_writing()
 
     def has_sent(self, mark: int) -> bool:
-        """Whether the peer's kernel has all of what had been `handed_over` at `mark`, as far as the
-        system tells: see `tells_acknowledged`."""
-        return self.handed_over - unsent(self.lower) >= mark
+        """Whether the peer's kernel has all of what had been `handed_over` at `mark`."""
+        return self.acknowledged >= mark
 
     # For owners that want to use it again, see `mtt.reuse`.
 

@@ -6,7 +6,7 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
-from mtt.layers.base import Data, LayerTransport, Upper, unsent
+from mtt.layers.base import Data, LayerTransport, Upper
 
 
 class Session(Protocol):
@@ -20,6 +20,8 @@ class Session(Protocol):
     def half_close(self) -> bool: ...
     @property
     def handed_over(self) -> int: ...
+    @property
+    def acknowledged(self) -> int: ...
     def gone(self, stream: Any) -> bool: ...
     def finish(self, stream: Any, *, eof_seen: bool, say_fin: bool) -> None: ...
     def queued(self, size: int) -> None: ...
@@ -219,7 +221,7 @@ class MuxStream(LayerTransport):
     def unsent(self) -> int:
         """What the connection still has to send up to our last byte, not what came after it."""
         session = self._session
-        return max(0, self._mark - session.handed_over + unsent(session.lower))
+        return max(0, self._mark - session.acknowledged)
 
     def write(self, data: Data | bytearray) -> None:
         session = self._session

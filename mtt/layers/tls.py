@@ -181,7 +181,8 @@ class TlsLayer(SpeakingLayer):
         self._state = OPEN
         records = self._records
         self._half_close = self._streams and records.ssl.selected_alpn_protocol() is not None
-        records.tracks = not self._half_close  # one of our own ends never leaves without a word
+        if self._half_close:
+            self.peer_is_ours()
         if records.ssl.server_side:
             self._flush()
         self.upper.connection_made(self)
@@ -255,7 +256,7 @@ class TlsLayer(SpeakingLayer):
     def _tcp_ended(self) -> None:
         """All that came before the end of TCP has been handed up."""
         if not self._eof_told:
-            if self._half_close or not self._records.is_at_edge:
+            if not (self._records.tracks and self._records.is_at_edge):
                 self._fail(
                     NetworkError("cut off: the connection ended without TLS close_notify")
                 )
@@ -327,8 +328,11 @@ class TlsLayer(SpeakingLayer):
         except ssl.SSLError as error:
             self._fail(error)
             return
+        self._tail = 0
         self._send(encrypted)
-        self._data_written()
+
+    def peer_is_ours(self) -> None:
+        self._records.tracks = False  # see is_at_edge: where it leaves matters no more
 
     def can_write_eof(self) -> bool:
         """Whether the peer goes on sending after our end, or has shown that it goes on reading."""
@@ -418,4 +422,4 @@ class TlsLayer(SpeakingLayer):
     def _flush(self) -> None:
         data = self._records.outgoing.read()
         if data:
-            self._send(data)
+            self._speak(data)

@@ -170,6 +170,7 @@ class WebSocketLayer(SpeakingLayer):
             elif opcode == TEXT:
                 if self._half_close and not self._greeted:
                     self._greeted = True
+                    self.peer_is_ours()
                     if self._client:
                         self._sign()
                 elif self._half_close:
@@ -211,11 +212,11 @@ class WebSocketLayer(SpeakingLayer):
 
     def _sign(self) -> None:
         if not self._close_sent:
-            self._send(frame(TEXT, b"", self._mask()))
+            self._speak(frame(TEXT, b"", self._mask()))
 
     def _pong(self, payload: Data) -> None:
         if not self._close_sent and self.lower.get_write_buffer_size() < CONTROL_BACKLOG:
-            self._send(frame(PONG, payload, self._mask()))
+            self._speak(frame(PONG, payload, self._mask()))
 
     def _on_close(self, payload: bytes) -> None:
         if self._closed:  # by the protocol above, on the data before this frame
@@ -309,13 +310,13 @@ class WebSocketLayer(SpeakingLayer):
         if self._close_sent or self._closed or self._write_eof or not data:
             return
         mask = self._mask()
+        self._tail = 0
         if mask is None or mask == NO_MASK:
             head = frame_header(BINARY, len(head) + len(data), mask) + head
             self.written += len(head) + len(data)
             self._write_framed(head, data)
         else:
             self._send(frame(BINARY, b"".join((head, data)), mask))
-        self._data_written()
 
     def can_write_eof(self) -> bool:
         """Whether the peer is one of ours; not any more when a close frame has ended it all."""
@@ -332,7 +333,7 @@ class WebSocketLayer(SpeakingLayer):
             return False
         if self._asked_at is None:
             self._asked_at = self._now()
-            self._send(frame(PING, _QUESTION, self._mask()))
+            self._speak(frame(PING, _QUESTION, self._mask()))
         return self._now() - self._asked_at < ANSWER_TIME
 
     def write_eof(self) -> None:
@@ -375,7 +376,7 @@ class WebSocketLayer(SpeakingLayer):
     def _send_close(self, reason: str = "") -> None:
         if not self._close_sent:
             self._close_sent = True
-            self._send(frame(CLOSE, close_payload(self._close_code, reason), self._mask()))
+            self._speak(frame(CLOSE, close_payload(self._close_code, reason), self._mask()))
 
     def _refuse(self, reason: str) -> None:
         """End the connection because the peer broke the protocol."""
@@ -398,7 +399,7 @@ class WebSocketLayer(SpeakingLayer):
     def ask(self) -> bool:
         self._alive_asked += 1
         if not self._close_sent:
-            self._send(frame(PING, _ALIVE % self._alive_asked, self._mask()))
+            self._speak(frame(PING, _ALIVE % self._alive_asked, self._mask()))
         return True
 
     def has_answered(self) -> bool:
@@ -411,7 +412,7 @@ class WebSocketLayer(SpeakingLayer):
 
     def _send_ping(self) -> None:
         if not self.lower.get_write_buffer_size():  # otherwise enough is on its way already
-            self._send(frame(PING, b"", self._mask()))
+            self._speak(frame(PING, b"", self._mask()))
         self._schedule_ping()
 
     def _schedule_check(self) -> None:
