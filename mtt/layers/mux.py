@@ -407,8 +407,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def _fail(self, exc: Exception) -> None:
         """End the session because the peer broke its rules; what was written is delivered."""
-        self._end(exc)
-        linger.close(self.lower, self.connection_lost, eof_seen=False)
+        if not self.lost:
+            self._end(exc)
+            linger.close(self.lower, self.connection_lost, eof_seen=False)
 
     def _cut(self, exc: Exception) -> None:
         """End the session because the peer is gone, or takes nothing any more."""

@@ -111,8 +111,11 @@ class SmuxSession(MuxSession[SmuxStream]):
         try:
             return self._decoder.feed(data)
         except SmuxError as error:
-            self._fail(PeerError(f"smux: {error}"))
-            return []
+            # What came before is handed up first, and nothing is read behind it.
+            self.lower.pause_reading()
+            failure = PeerError(f"smux: {error}")
+            asyncio.get_running_loop().call_soon(self._fail, failure)
+            return error.events
 
     def _command(self, command: int, stream_id: int, payload: Data) -> None:
         if command == FIN:

@@ -158,11 +158,11 @@ class WebSocketLayer(SpeakingLayer):
     def _deliver(self, data: Data) -> None:
         if self._closed or self._close_received:
             return
+        violation = ""
         try:
             events = self._decoder.feed(data)
         except WebSocketError as error:
-            self._refuse(str(error))
-            return
+            violation, events = str(error), error.events
         pieces: list[Data] = []
         for opcode, payload in events:
             if opcode == BINARY:
@@ -191,6 +191,8 @@ class WebSocketLayer(SpeakingLayer):
                 self._on_close(bytes(payload))
                 return
         self._hand_up(pieces)
+        if violation and not self._closed:
+            self._refuse(violation)
 
     def _hand_up(self, pieces: list[Data]) -> None:
         if not pieces:

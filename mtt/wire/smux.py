@@ -26,7 +26,13 @@ HEADER_SIZE = _HEADER.size
 
 
 class SmuxError(Exception):
-    """The peer does not speak smux version 1."""
+    """The peer does not speak smux version 1.
+
+    Attributes:
+        events: what came before that in the same piece.
+    """
+
+    events: list[tuple[int, int, Data]]
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:
@@ -67,7 +73,8 @@ class Decoder:
         """Take what was received and return the events in it.
 
         Raises SmuxError on a wrong version, an unknown command, or a length where none may be
-        (later smux versions refuse that too; the one in the Go peers would lose its place).
+        (later smux versions refuse that too; the one in the Go peers would lose its place). The
+        error has the events before that, and the decoder must not be used any more.
         """
         if self._head:
             data = self._head + data
@@ -75,36 +82,40 @@ class Decoder:
         view = memoryview(data)
         events: list[tuple[int, int, Data]] = []
         at, end = 0, len(view)
-        while True:
-            left = self._left
-            if left:
-                there = end - at
-                if there < left:
-                    if there:
-                        events.append((PSH, self._id, view[at:]))
-                        self._left = left - there
+        try:
+            while True:
+                left = self._left
+                if left:
+                    there = end - at
+                    if there < left:
+                        if there:
+                            events.append((PSH, self._id, view[at:]))
+                            self._left = left - there
+                        return events
+                    events.append((PSH, self._id, view[at : at + left]))
+                    self._left = 0
+                    at += left
+                if at == end:
                     return events
-                events.append((PSH, self._id, view[at : at + left]))
-                self._left = 0
-                at += left
-            if at == end:
-                return events
-            if end - at < HEADER_SIZE:
-                self._head = bytes(view[at:])
-                return events
-            version, command, length, stream_id = _HEADER.unpack_from(view, at)
-            at += HEADER_SIZE
-            if version != VERSION:
-                first = bytes(view[at - HEADER_SIZE : at - HEADER_SIZE + LONGEST])
-                raise SmuxError(f"version {version} instead of {VERSION}: {advice(first)}")
-            if command == PSH:
-                self._id = stream_id
-                self._left = length
-                if not length:
-                    events.append((PSH, stream_id, b""))
-            elif command > NOP:
-                raise SmuxError(f"unknown command {command}")
-            elif length:
-                raise SmuxError(f"command {command} with a payload")
-            else:
-                events.append((command, stream_id, b""))
+                if end - at < HEADER_SIZE:
+                    self._head = bytes(view[at:])
+                    return events
+                version, command, length, stream_id = _HEADER.unpack_from(view, at)
+                at += HEADER_SIZE
+                if version != VERSION:
+                    first = bytes(view[at - HEADER_SIZE : at - HEADER_SIZE + LONGEST])
+                    raise SmuxError(f"version {version} instead of {VERSION}: {advice(first)}")
+                if command == PSH:
+                    self._id = stream_id
+                    self._left = length
+                    if not length:
+                        events.append((PSH, stream_id, b""))
+                elif command > NOP:
+                    raise SmuxError(f"unknown command {command}")
+                elif length:
+                    raise SmuxError(f"command {command} with a payload")
+                else:
+                    events.append((command, stream_id, b""))
+        except SmuxError as error:
+            error.events = events
+            raise

@@ -39,7 +39,13 @@ _TRANSLATE_FROM = 256
 
 
 class WebSocketError(Exception):
-    """The peer broke RFC 6455; `str()` goes into the close frame with code 1002."""
+    """The peer broke RFC 6455; `str()` goes into the close frame with code 1002.
+
+    Attributes:
+        events: what came before that in the same piece.
+    """
+
+    events: list[tuple[int, Data]]
 
 
 def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
@@ -146,8 +152,8 @@ class Decoder:
     def feed(self, data: Data) -> list[tuple[int, Data]]:
         """Take what was received and return the events in it.
 
-        Raises WebSocketError when the peer broke the protocol; what came before the violation in
-        `data` is lost with it, and the decoder must not be used any more.
+        Raises WebSocketError when the peer broke the protocol, with the events before that. The
+        decoder must not be used any more then.
         """
         events: list[tuple[int, Data]] = []
         if self._head:
@@ -155,41 +161,45 @@ class Decoder:
             self._head = b""
         view = memoryview(data)
         at, end = 0, len(view)
-        while True:
-            left = self._left
-            if left:
-                there = end - at
-                if there >= left:
-                    piece: Data = view[at : at + left]
-                    at += left
-                    self._left = 0
-                elif there:
-                    piece = view[at:]
-                    at = end
-                    self._left = left - there
-                else:
+        try:
+            while True:
+                left = self._left
+                if left:
+                    there = end - at
+                    if there >= left:
+                        piece: Data = view[at : at + left]
+                        at += left
+                        self._left = 0
+                    elif there:
+                        piece = view[at:]
+                        at = end
+                        self._left = left - there
+                    else:
+                        return events
+                    if self._key != NO_MASK:
+                        piece = xor(piece, self._key, self._offset)
+                        self._offset += len(piece)
+                    if self._opcode <= BINARY:
+                        events.append((BINARY, piece))
+                    else:
+                        self._control += piece
+                        if not self._left:
+                            self._end_control(events)
+                if at == end:
                     return events
-                if self._key != NO_MASK:
-                    piece = xor(piece, self._key, self._offset)
-                    self._offset += len(piece)
-                if self._opcode <= BINARY:
-                    events.append((BINARY, piece))
-                else:
-                    self._control += piece
-                    if not self._left:
+                size = self._parse_header(view, at, end)
+                if not size:
+                    self._head = bytes(view[at:])
+                    return events
+                at += size
+                if not self._left:
+                    if self._opcode > BINARY:
                         self._end_control(events)
-            if at == end:
-                return events
-            size = self._parse_header(view, at, end)
-            if not size:
-                self._head = bytes(view[at:])
-                return events
-            at += size
-            if not self._left:
-                if self._opcode > BINARY:
-                    self._end_control(events)
-                elif self._opcode == TEXT and not self._open:
-                    events.append((TEXT, b""))
+                    elif self._opcode == TEXT and not self._open:
+                        events.append((TEXT, b""))
+        except WebSocketError as error:
+            error.events = events
+            raise
 
     def _end_control(self, events: list[tuple[int, Data]]) -> None:
         events.append((self._opcode, self._control))

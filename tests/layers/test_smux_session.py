@@ -64,6 +64,18 @@ async def test_every_stream_hears_of_the_end_of_the_session_once(how: str) -> No
     await turns()
 
 
+async def test_frames_before_a_broken_one_are_handed_up() -> None:
+    server = Server()
+    upper, _ = server.open(3)
+    whole = frame(PSH, 3, b"whole, ") + frame(PSH, 3, b"all of it") + frame(FIN, 3)
+    server.feed(whole, b"GET / HTTP")
+    assert upper.data == b"whole, all of it"
+    assert upper.eof
+    assert not server.lower.reading
+    await turns()
+    assert isinstance(server.lost[0], PeerError)
+
+
 async def test_the_session_ends_in_the_middle_of_what_arrived() -> None:
     server = Server()
     first, _ = server.open(3)

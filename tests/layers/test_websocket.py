@@ -342,6 +342,18 @@ async def test_a_closed_layer_leaves_the_lingering_connection_alone() -> None:
     assert await server.upper.ended() is None
 
 
+async def test_data_before_a_violation_are_handed_up() -> None:
+    server = Side()
+    server.feed(up(BINARY, b"whole, "), up(BINARY, b"all of it"), b"\xff\xff")
+    assert server.upper.data == b"whole, all of it"
+    error = await server.upper.ended()
+    assert isinstance(error, PeerError)
+    assert "reserved bits" in str(error)
+    assert not server.upper.eof
+    server.lower.lose(None)
+    await turns()
+
+
 # Half-close between our own ends.
 
 
