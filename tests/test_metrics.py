@@ -16,11 +16,11 @@ from mtt.errors import (
     NothingSaidError,
     PeerError,
     RefusedError,
-    tls_cause,
 )
 from mtt.metrics import Counters, Histogram, Now, labels, metric, page
 from mtt.process import eventloop
 from mtt.process.eventloop import LAG_INTERVAL, LagMeter
+from mtt.trust.failures import tls_cause
 from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
 from tests.support.clock import Clock

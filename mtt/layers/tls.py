@@ -29,10 +29,11 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError, tls_failure
+from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
 from mtt.layers import linger
 from mtt.layers.base import Data, SpeakingLayer, Upper
 from mtt.layers.records import Records
+from mtt.trust.failures import tls_failure
 
 # TCP connect is over when this starts; a handshake is two round trips and some arithmetic.
 HANDSHAKE_TIME = 10.0

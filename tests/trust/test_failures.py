@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mtt.errors import Cause, PeerError, tls_failure
+from mtt.errors import Cause, PeerError
 from mtt.trust.certificates import client_context, server_context
+from mtt.trust.failures import tls_failure
 from tests.support.certs import Authority, Certs, pem
 
 
