@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import LayerTransport
+from mtt.layers.base import LayerTransport, StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tcp import SocketTransport
 from mtt_mu_server import throttle
@@ -70,7 +70,7 @@ class Below(LayerTransport):
         self.calls.append("abort")
 
 
-class Above(asyncio.Protocol):
+class Above(StreamProtocol):
     """The protocol above a throttle."""
 
     def __init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError
+from mtt.layers.base import StreamProtocol
 from mtt.net import dial
 from mtt.net.address import Endpoint
 from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
@@ -92,13 +93,13 @@ class Holder:
 
 async def connect(dialer: Dialer, endpoint: Endpoint) -> tuple[str, int]:
     """Connect, close, and tell where it went."""
-    transport = await dialer.connect(endpoint, asyncio.Protocol)
+    transport = await dialer.connect(endpoint, StreamProtocol)
     peer: tuple[str, int] = transport.get_extra_info("peername")
     transport.abort()
     return peer
 
 
-class Counting(asyncio.Protocol):
+class Counting(StreamProtocol):
     made = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -290,7 +291,7 @@ async def test_cancelled_connect_closes_its_sockets(monkeypatch, count):
     holder = Holder(held=count)
     resolver = FixedResolver({"a": [(f"127.0.0.{i + 1}", 1) for i in range(count)]})
     dialer = Dialer(resolver, protect=holder)
-    task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), asyncio.Protocol))
+    task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), StreamProtocol))
     await holder.reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -306,7 +307,7 @@ async def test_cancelling_at_any_step_leaks_nothing(monkeypatch):
         resolver = FixedResolver({"a": [first.getsockname(), second.getsockname()]})
         for turns in range(30):
             dialer = Dialer(resolver)
-            task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), asyncio.Protocol))
+            task = asyncio.create_task(dialer.connect(Endpoint(("a",), 1), StreamProtocol))
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
@@ -359,7 +360,7 @@ async def test_a_destination_on_this_machine_is_connected_at_once():
 async def test_whoever_may_have_to_wait_is_not_connected_at_once(hosts, options):
     with listening() as server:
         endpoint = Endpoint(hosts, server.getsockname()[1])
-        assert Dialer(Resolver(), **options).connect_at_once(endpoint, asyncio.Protocol) is None
+        assert Dialer(Resolver(), **options).connect_at_once(endpoint, StreamProtocol) is None
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -369,14 +370,14 @@ async def test_whoever_may_have_to_wait_is_not_connected_at_once(hosts, options)
 async def test_a_destination_that_does_not_answer_at_once():
     with black_hole() as hole:
         endpoint = Endpoint(("127.0.0.1",), hole[1])
-        assert Dialer(Resolver()).connect_at_once(endpoint, asyncio.Protocol) is None
+        assert Dialer(Resolver()).connect_at_once(endpoint, StreamProtocol) is None
 
 
 @linux_only
 async def test_what_fails_at_once_is_told_by_the_one_that_waits(monkeypatch):
     endpoint = Endpoint(("127.0.0.1",), refused_port())
     dialer = Dialer(Resolver())
-    assert dialer.connect_at_once(endpoint, asyncio.Protocol) is None
+    assert dialer.connect_at_once(endpoint, StreamProtocol) is None
     with pytest.raises(NetworkError, match="connection refused"):
         await connect(dialer, endpoint)
 
@@ -385,7 +386,7 @@ async def test_what_fails_at_once_is_told_by_the_one_that_waits(monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(socket, "socket", exhausted)
-        assert dialer.connect_at_once(endpoint, asyncio.Protocol) is None
+        assert dialer.connect_at_once(endpoint, StreamProtocol) is None
         with pytest.raises(NetworkError, match="too many open files"):
             await connect(dialer, endpoint)
 
@@ -400,7 +401,7 @@ def test_a_destination_takes_no_cancelled_connection_for_an_empty_one(monkeypatc
     resets = 0
 
     async def cancelled_after(turns: int, endpoint: Endpoint) -> bool:
-        task = asyncio.create_task(Dialer(Resolver()).connect(endpoint, asyncio.Protocol))
+        task = asyncio.create_task(Dialer(Resolver()).connect(endpoint, StreamProtocol))
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
@@ -467,7 +468,7 @@ async def test_fast_open_is_set_and_data_arrives():
     received = asyncio.get_running_loop().create_future()
     accepted: asyncio.Queue[Any] = asyncio.Queue()
 
-    class Server(asyncio.Protocol):
+    class Server(StreamProtocol):
         def connection_made(self, transport: Any) -> None:
             self.transport = transport
             accepted.put_nowait(transport)
@@ -483,13 +484,13 @@ async def test_fast_open_is_set_and_data_arrives():
             pytest.skip(f"no TCP fast open here: {error}")
     server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
     endpoint = Endpoint(("127.0.0.1",), server.sockets[0].getsockname()[1])
-    transport = await Dialer(Resolver(), fast_open=True).connect(endpoint, asyncio.Protocol)
+    transport = await Dialer(Resolver(), fast_open=True).connect(endpoint, StreamProtocol)
     sock = transport.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 1
     transport.write(b"hello")
     assert await received == b"hello"
     transport.close()
-    plain = await Dialer(Resolver()).connect(endpoint, asyncio.Protocol)
+    plain = await Dialer(Resolver()).connect(endpoint, StreamProtocol)
     sock = plain.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT) == 0
     plain.abort()
@@ -517,7 +518,7 @@ def test_a_connection_that_is_lost_at_once(name: str, asked: bool) -> None:
     if name == "uvloop":
         loops[name] = require_package("uvloop").new_event_loop
 
-    class LostAtOnce(asyncio.Protocol):
+    class LostAtOnce(StreamProtocol):
         def connection_made(self, transport: Any) -> None:
             assert not asked or transport.get_extra_info("socket").fileno() >= 0
             transport.abort()

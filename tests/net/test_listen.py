@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError, StartError
+from mtt.layers.base import StreamProtocol
 from mtt.net import listen as listen_module
 from mtt.net.address import Endpoint
 from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, bind, listen
@@ -35,7 +36,7 @@ def has_ipv6_loopback() -> bool:
 needs_ipv6 = pytest.mark.skipif(not has_ipv6_loopback(), reason="no IPv6 on loopback")
 
 
-class Accepting(asyncio.Protocol):
+class Accepting(StreamProtocol):
     """Sends one byte to each client and closes."""
 
     def connection_made(self, transport: Any) -> None:
@@ -265,7 +266,7 @@ async def test_no_permission(monkeypatch):
 async def test_accepted_sockets_inherit_their_options():
     accepted = asyncio.get_running_loop().create_future()
 
-    class Server(asyncio.Protocol):
+    class Server(StreamProtocol):
         def connection_made(self, transport: Any) -> None:
             accepted.set_result(transport)
 

@@ -294,7 +294,7 @@ def test_running_out_of_descriptors_and_back(
     server.expect("INFO mtt-server: new connections are accepted again")
     crowd[-1].settimeout(SOON)
     crowd[-1].sendall(b"GET / HTTP/1.1\r\n\r\n")
-    assert crowd[-1].recv(12).startswith(b"HTTP/1.0 400")  # this is a port for TLS
+    assert crowd[-1].recv(12).startswith(b"HTTP/1.1 400")  # this is a port for TLS
     crowd[-1].close()
     assert server.stop() == 0
     assert server.output.count(NO_DESCRIPTORS) == 1

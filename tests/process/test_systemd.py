@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mtt.errors import StartError, UsageError
+from mtt.layers.base import StreamProtocol
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.process.systemd import MAX_SOCKETS, ServiceManager, inherited_sockets
@@ -83,7 +84,7 @@ async def check_listens(sock: socket.socket) -> list[str]:
     """Listen on a copy of `sock`, check that it works and ends; returns the addresses."""
     connected = asyncio.get_running_loop().create_future()
 
-    class Protocol(asyncio.Protocol):
+    class Protocol(StreamProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             connected.set_result(None)
             transport.close()

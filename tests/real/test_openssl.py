@@ -89,8 +89,9 @@ def test_alpn_of_websockets(
     """A browser's offer ends in HTTP/1.1; h2 cannot carry our WebSocket and is never chosen."""
     _, port = start_server(processes, certs, site.address, *options)
     assert "ALPN protocol: http/1.1\n" in s_client(port, "-alpn", "h2,http/1.1")
-    for offer in (("-alpn", "h2"), ()):
-        assert "No ALPN negotiated\n" in s_client(port, *offer)
+    assert "No ALPN negotiated\n" in s_client(port)
+    output = s_client(port, "-alpn", "h2", fails=True)
+    assert "SSL alert number 120" in output  # no_application_protocol, as from web servers
 
 
 @pytest.mark.parametrize("version", ["-tls1", "-tls1_1"])
@@ -187,7 +188,10 @@ GARBAGE = {
 
 
 def test_garbage_gets_openssl_s_own_answer(processes: Processes, certs: Certs, site: Site) -> None:
-    """Byte for byte: another answer, or none, would tell a prober what it is talking to."""
+    """Byte for byte: another answer, or none, would tell a prober what it is talking to.
+
+    But a handshake that is cut gets none, as from web servers: `s_server` answers to an end.
+    """
     _, port = start_server(processes, certs, site.address)
     reference = free_port()
     processes.start(
@@ -197,8 +201,9 @@ def test_garbage_gets_openssl_s_own_answer(processes: Processes, certs: Certs, s
     ).expect("ACCEPT")  # fmt: skip
     ours = {name: _answer(port, garbage) for name, garbage in GARBAGE.items()}
     theirs = {name: _answer(reference, garbage) for name, garbage in GARBAGE.items()}
-    assert ours == theirs
-    assert sum(answer.startswith(b"\x15") for answer in ours.values()) > len(GARBAGE) / 2
+    cut = {"empty handshake record", "a part of a ClientHello"}
+    assert ours == {name: b"" if name in cut else answer for name, answer in theirs.items()}
+    assert sum(answer.startswith(b"\x15") for answer in theirs.values()) > len(GARBAGE) / 2
 
 
 def _answer(port: int, data: bytes) -> bytes:
