@@ -106,8 +106,9 @@ class Relay:
         self._sent_at = 0.0  # when something was last seen to be still on its way to it
         self._orphaned = 0  # what a Go server had sent when the application was lost
         self._near, self._far = _Leg(self, near), _Leg(self, far)
-        self._near.join(self._far)
-        self._far.join(self._near)
+        ours = near.can_write_eof() and far.can_write_eof()
+        self._near.join(self._far, ours)
+        self._far.join(self._near, ours)
         self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
         self._idle_timer = self.loop.call_later(self._look_time, self._look_idle)
         held = near.get_protocol(), far.get_protocol()
@@ -351,10 +352,11 @@ class _Leg(StreamProtocol):
         self.eof = False
         self.lost = False
 
-    def join(self, peer: _Leg) -> None:
+    def join(self, peer: _Leg, ours: bool) -> None:
+        """Have `peer` for the other leg; `ours`: neither end of the tunnel is a Go peer's."""
         self.peer = peer
         transport: Any = peer.transport
-        self.forward = transport.write if self._is_ours() else self._note
+        self.forward = transport.write if ours else self._note
         self.borrows = getattr(transport, "borrows", False)
         if isinstance(self.transport, SocketTransport) and getattr(transport, "shares", False):
             self.transport.limit_reads()
@@ -367,17 +369,13 @@ class _Leg(StreamProtocol):
         self.received += len(data)
         self.forward(data)
 
-    def _is_ours(self) -> bool:
-        """Whether neither end of the tunnel is known for a Go peer."""
-        return self.transport.can_write_eof() and self.peer.transport.can_write_eof()
-
     def _note(self, data: Data) -> None:
         """Pass on `data`. When a Go peer is told of an end depends on what came when."""
         peer: Any = self.peer
         self.answered = peer.received
         self.heard = self.relay.loop.time()
-        if self._is_ours():
-            self.forward = peer.transport.write
+        if self.transport.can_write_eof() and peer.transport.can_write_eof():
+            self.forward = peer.transport.write  # a peer of ours, after all
         peer.transport.write(data)
 
     def eof_received(self) -> bool:

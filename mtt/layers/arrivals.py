@@ -22,20 +22,24 @@ MAX_CARRIED = 256
 
 
 class Arrivals:
-    """Those of one session."""
+    """Those of one session.
 
-    __slots__ = ("_carried", "_scheduled", "_waiting")
+    Attributes:
+        waiting: streams that have not begun, in the order in which they were opened.
+    """
+
+    __slots__ = ("_carried", "_scheduled", "waiting")
 
     def __init__(self) -> None:
         self._carried = 0
         self._scheduled = False
         # A session has 256 streams at most, and an empty deque takes 600 bytes.
-        self._waiting: list[MuxStream] = []
+        self.waiting: list[MuxStream] = []
 
     def add(self, stream: MuxStream) -> None:
         """A stream has been opened; `admit` is to be called before the turn is over."""
         stream.pause_reading()
-        self._waiting.append(stream)
+        self.waiting.append(stream)
 
     def admit(self) -> None:
         """Begin streams, unless a turn of their own is due."""
@@ -45,7 +49,7 @@ class Arrivals:
     def engage(self, count: int) -> None:
         """Note that one more, or one less, is being carried."""
         self._carried += count
-        if self._waiting and not self._scheduled and self._carried < MAX_CARRIED:
+        if self.waiting and not self._scheduled and self._carried < MAX_CARRIED:
             self._schedule()
 
     def _schedule(self) -> None:
@@ -54,7 +58,7 @@ class Arrivals:
 
     def _admit(self) -> None:
         self._scheduled = False
-        waiting = self._waiting
+        waiting = self.waiting
         left = STREAMS_A_TURN
         while waiting and self._carried < MAX_CARRIED:
             if waiting[0].is_closing():

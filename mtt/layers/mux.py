@@ -234,8 +234,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                     stream.receive_reset()
                 else:
                     stream.give_up()
-        if self._arrivals is not None:
-            self._arrivals.admit()
+        arrivals = self._arrivals
+        if arrivals is not None and arrivals.waiting:
+            arrivals.admit()
 
     def _heard(self) -> None:
         """The peer gives a sign of life."""
