@@ -375,7 +375,7 @@ class _Leg(StreamProtocol):
         self.answered = peer.received
         self.heard = self.relay.loop.time()
         if self.transport.can_write_eof() and peer.transport.can_write_eof():
-            self.forward = peer.transport.write  # a peer of ours, after all
+            self.forward = peer.transport.write  # the peer has made itself known as ours
         peer.transport.write(data)
 
     def eof_received(self) -> bool:

@@ -348,7 +348,7 @@ class SpeakingLayer(Layer):
     """A layer that also sends what is not from above: answers, alerts, signs of life.
 
     That does not count as unsent. A peer that has us answer without end and reads nothing would
-    look busy to an idle timer, and somebody who waits for the end of data would wait for ever.
+    look busy to an idle timer, and whatever waits until all data are sent would wait for ever.
     """
 
     __slots__ = ("_tail",)

@@ -133,8 +133,8 @@ class TlsLayer(SpeakingLayer):
             self._handshake()
 
     def eof_received(self) -> bool:
-        """TCP ended. After close_notify that is fine; before, the stream was cut, or the peer is a
-        Go program: those end complete answers so now and then."""
+        """TCP ended. Behind close_notify that is in order. Without it the stream was cut, or the
+        peer is a Go program: those end one complete answer in 500 this way."""
         self._records.ended = True
         if self._state == OPEN:
             self._pump()
