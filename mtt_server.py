@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-# ruff: noqa: I001  (first things first)
-import plugin.early  # noqa: F401
-
+# ruff: noqa: E402  (first things first)
+import os
 import sys
-from collections.abc import Sequence
+
+from mtt.process import early
+
+early.begin(sys.argv[0])
+
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
 from mtt.options.tunnel import SERVER_FLAGS, server_options
-from plugin.command import Command, Start
-from plugin.command import main as run
+from mtt.process.command import Command, Start
+from mtt.process.command import main as run
 from plugin.environment import PluginEnvironment
+from plugin.sip003 import Sip003
 
 if TYPE_CHECKING:
     from mtt.process.runtime import Service
@@ -37,13 +41,13 @@ COMMAND = Command(
     "to one destination. Also a SIP003 plugin of shadowsocks servers.",
     flags=SERVER_FLAGS,
     service=service,
-    addresses=addresses,
+    plugin=Sip003(addresses),
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run mtt-server with the arguments `argv`, or those of this process; returns an exit code."""
-    return run(COMMAND, argv)
+def main() -> int:
+    """Run mtt-server as this process was told; returns an exit code."""
+    return run(COMMAND, sys.argv[1:], os.environ)
 
 
 if __name__ == "__main__":

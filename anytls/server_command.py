@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-# ruff: noqa: I001  (first things first)
-import plugin.early  # noqa: F401
-
+# ruff: noqa: E402  (first things first)
+import os
 import sys
-from collections.abc import Sequence
+
+from mtt.process import early
+
+early.begin(sys.argv[0])
+
 from typing import TYPE_CHECKING
 
 from anytls.options import SERVER_FLAGS, server_options
 from mtt.options.flags import Values
-from plugin.command import Command, Start
-from plugin.command import main as run
+from mtt.process.command import Command, Start
+from mtt.process.command import main as run
 
 if TYPE_CHECKING:
     from mtt.process.runtime import Service
@@ -35,9 +38,9 @@ COMMAND = Command(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run anytls-server with the arguments `argv`, or this process's; returns an exit code."""
-    return run(COMMAND, argv)
+def main() -> int:
+    """Run anytls-server as this process was told; returns an exit code."""
+    return run(COMMAND, sys.argv[1:], os.environ)
 
 
 if __name__ == "__main__":

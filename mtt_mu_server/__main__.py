@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E402  (first things first)
+import os
 import sys
-from collections.abc import Sequence
+
+from mtt.process import early
+
+early.begin(sys.argv[0])
+
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
+from mtt.process.command import Command, Start
+from mtt.process.command import main as run
 from mtt_mu_server.options import FLAGS, options
-from plugin.command import Command, Start
-from plugin.command import main as run
 
 if TYPE_CHECKING:
     from mtt.process.runtime import Service
@@ -33,9 +39,9 @@ COMMAND = Command(
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run mtt-mu-server with the arguments `argv`, or this process's; returns an exit code."""
-    return run(COMMAND, argv)
+def main() -> int:
+    """Run mtt-mu-server as this process was told; returns an exit code."""
+    return run(COMMAND, sys.argv[1:], os.environ)
 
 
 if __name__ == "__main__":

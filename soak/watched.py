@@ -47,4 +47,6 @@ def _give_back() -> None:
 
 if __name__ == "__main__":
     watch(sys.argv[1])
-    sys.exit(importlib.import_module(MODULES[sys.argv[2]]).main(sys.argv[3:]))
+    program = importlib.import_module(MODULES[sys.argv[2]])
+    del sys.argv[1:3]
+    sys.exit(program.main())

@@ -15,8 +15,8 @@ import mtt_client
 import mtt_server
 from mtt import __version__
 from mtt.options.tunnel import ClientOptions, ServerOptions
+from mtt.process.command import Start
 from mtt.process.systemd import Inherited
-from plugin.command import Start
 from tests.support.processes import command as command_line
 
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,11 @@ from mtt import __version__
 from mtt.errors import UsageError
 from mtt.net.address import Endpoint
 from mtt.options.flags import parse_args
+from mtt.process.command import Start
 from mtt_mu_server.__main__ import COMMAND, service
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer
 from mtt_mu_server.token_file import MAX_TOKEN_LENGTH, MIN_TOKEN_LENGTH, read_token
-from plugin.command import Start
 from tests.support.certs import Certs
 from tests.support.processes import clean_environment
 

@@ -1,7 +1,4 @@
-"""What the commands have in common: from the command line and environment to a running service.
-
-A command that is no SIP003 plugin uses it too and leaves out `addresses`.
-"""
+"""What the commands have in common: from the command line and environment to a running service."""
 
 from __future__ import annotations
 
@@ -9,17 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mtt import __version__
 from mtt.errors import MttError, UsageError
 from mtt.options.flags import Flag, Values, parse_args, usage
 from mtt.options.process import ProcessOptions, process_options
-from plugin import early
-from plugin.environment import PluginEnvironment, read_environment
-from plugin.options import parse_options
 
-# Shadowsocks-libev uses our port without waiting for it: what is imported here and by the
+# Shadowsocks-libev uses a plugin's port without waiting for it: what is imported here and by the
 # commands is in the way of -h, of errors and of listening. asyncio comes with the service.
 if TYPE_CHECKING:
     from mtt.process.runtime import Service
@@ -32,13 +26,32 @@ EXIT_USAGE = 2
 class Start(NamedTuple):
     """How a command was started."""
 
-    plugin: bool = False  # by shadowsocks
+    plugin: bool = False  # by the program whose plugin it is
     sockets: tuple[Inherited, ...] = ()  # by systemd, with these to listen on
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """Those of all sockets, whatever their names."""
         return tuple(each.descriptor for each in self.sockets)
+
+
+class Plugin(Protocol):
+    """Makes a command the plugin of another program, which starts and ends it."""
+
+    @property
+    def parent(self) -> int:
+        """The process of that program."""
+
+    def options(
+        self, flags: Sequence[Flag], given: Values, environ: Mapping[str, str]
+    ) -> Values | None:
+        """The options `given` on the command line together with what `environ` says.
+
+        None if no such program started us. Raises UsageError.
+        """
+
+    def watch(self, end: Callable[[], object]) -> None:
+        """Call `end` in the running loop once `parent` is gone."""
 
 
 class Command(NamedTuple):
@@ -49,29 +62,24 @@ class Command(NamedTuple):
     flags: Sequence[Flag]
     # Builds the service from the options given. Raises MttError.
     service: Callable[[Values, Start], Service]
-    # Options that stand for the addresses shadowsocks gave. None: not a plugin.
-    addresses: Callable[[PluginEnvironment], Values] | None = None
+    plugin: Plugin | None = None
 
 
-def main(
-    command: Command, argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None
-) -> int:
+def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run `command` until a signal ends it; returns an exit code if it comes to nothing.
 
-    `argv` starts behind the program's name; it and `environ` are this process's by default.
+    `argv` starts behind the program's name.
     """
     process = ProcessOptions()
-    if environ is None:
-        environ = os.environ
     try:
-        values, plugin = given_options(command, sys.argv[1:] if argv is None else argv, environ)
+        values, plugin = given_options(command, argv, environ)
         if values.get("h") or values.get("help"):
             return _print(usage(command.flags, command.name, command.description))
         if values.get("version"):
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)
-        if plugin:
-            return _serve_shadowsocks(command, values, process, early.PARENT)
+        if plugin is not None:
+            return _serve_plugin(command, values, process, plugin)
         return _serve(command, values, process, environ)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service took care of it
@@ -88,26 +96,18 @@ def main(
 
 def given_options(
     command: Command, argv: Sequence[str], environ: Mapping[str, str]
-) -> tuple[Values, bool]:
-    """The options `command` was given by whatever way, and whether it runs as a plugin.
+) -> tuple[Values, Plugin | None]:
+    """The options `command` was given by whatever way, and what makes it a plugin if it is one.
 
-    In a plugin the option string ranks above the command line, where old versions of shadowsocks
-    put `--fast-open` or `-V` and new ones what their `plugin_args` say; the addresses in the
-    environment come last. Raises UsageError.
+    Raises UsageError.
     """
     values = parse_args(command.flags, argv)
     final = any(flag.final and flag.name in values for flag in command.flags)
-    if command.addresses is None or final:
-        return values, False
-    shadowsocks = read_environment(environ)
-    if shadowsocks is None:
-        return values, False
-    values |= parse_options(command.flags, shadowsocks.options)
-    addresses = command.addresses(shadowsocks)
-    if values.get("bind-unix"):
-        # There is always an address in the environment; only -b itself contradicts -bind-unix.
-        addresses.pop("b", None)
-    return addresses | values, True
+    if command.plugin is not None and not final:
+        options = command.plugin.options(command.flags, values, environ)
+        if options is not None:
+            return options, command.plugin
+    return values, None
 
 
 def _serve(
@@ -131,10 +131,10 @@ def _serve(
     return runtime.run(service, options=process, manager=manager)
 
 
-def _serve_shadowsocks(
-    command: Command, values: Values, process: ProcessOptions, parent: int
+def _serve_plugin(
+    command: Command, values: Values, process: ProcessOptions, plugin: Plugin
 ) -> int:
-    """Run `command` as a plugin. What systemd may have told shadowsocks is not meant for us."""
+    """Run `command` as a plugin. What systemd may have told its parent is not meant for us."""
     from mtt import log
 
     log.setup(process.log_level, command.name, process.log_format)
@@ -143,15 +143,11 @@ def _serve_shadowsocks(
     if process.workers > 1:
         from mtt.process import workers
 
-        return workers.run(service, options=process, name=command.name, parent=parent)
+        return workers.run(service, options=process, name=command.name, parent=plugin.parent)
 
     from mtt.process import runtime
-    from plugin.lifecycle import ParentWatch
 
-    def watch(end: Callable[[], object]) -> None:
-        ParentWatch(parent, end)  # the loop keeps it
-
-    return runtime.run(service, options=process, plugin=True, watch=watch)
+    return runtime.run(service, options=process, plugin=True, watch=plugin.watch)
 
 
 def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> int:

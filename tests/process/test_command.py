@@ -14,9 +14,10 @@ from mtt.options.flags import Values
 from mtt.options.process import ProcessOptions
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt.process import runtime, workers
+from mtt.process.command import Command, Start, given_options, main
 from mtt.process.systemd import Inherited, ServiceManager
-from plugin.command import Command, Start, given_options, main
 from plugin.environment import PluginEnvironment
+from plugin.sip003 import Sip003
 
 ENVIRON = {
     "SS_REMOTE_HOST": "2001:db8::1|example.com",
@@ -35,12 +36,7 @@ def client_addresses(shadowsocks: PluginEnvironment) -> Values:
     return {"b": str(shadowsocks.local), "s": str(shadowsocks.remote)}
 
 
-def server_addresses(shadowsocks: PluginEnvironment) -> Values:
-    return {"b": str(shadowsocks.remote), "d": str(shadowsocks.local)}
-
-
-CLIENT = Command("client", "A client.", CLIENT_FLAGS, Service, client_addresses)
-SERVER = Command("server", "A server.", SERVER_FLAGS, Service, server_addresses)
+CLIENT = Command("client", "A client.", CLIENT_FLAGS, Service, Sip003(client_addresses))
 ALONE = Command("alone", "Never a plugin.", SERVER_FLAGS, Service)
 
 
@@ -57,54 +53,11 @@ def restore() -> Iterator[None]:
 
 
 def test_command_line_alone() -> None:
-    assert given_options(CLIENT, ["-b", ":1", "-wss"], {}) == ({"b": ":1", "wss": True}, False)
-
-
-def test_addresses_of_shadowsocks() -> None:
-    assert given_options(CLIENT, [], ENVIRON) == (
-        {"b": "127.0.0.1:1080", "s": "[2001:db8::1]|example.com:443"},
-        True,
-    )
-    assert given_options(SERVER, [], ENVIRON) == (
-        {"b": "[2001:db8::1]|example.com:443", "d": "127.0.0.1:1080"},
-        True,
-    )
-
-
-@pytest.mark.parametrize(
-    ("argv", "string", "expected"),
-    [
-        (["--fast-open"], "", {"fast-open": True}),
-        (["-V"], "wss", {"V": True, "wss": True}),
-        (["-n", "line"], "n=string", {"n": "string"}),
-        (["-n", "line"], "wss", {"n": "line", "wss": True}),
-        (["-b", "line:1"], "", {"b": "line:1"}),
-        (["-b", "line:1"], "b=string:2", {"b": "string:2"}),
-        ([], "s=string:2", {"s": "string:2"}),
-        ([], "__android_vpn", {"V": True}),
-        (["-wss"], "wss=0", {"wss": False}),
-    ],
-)
-def test_rank_of_the_sources(argv: list[str], string: str, expected: Values) -> None:
-    values, plugin = given_options(CLIENT, argv, {**ENVIRON, "SS_PLUGIN_OPTIONS": string})
-    addresses = {"b": "127.0.0.1:1080", "s": "[2001:db8::1]|example.com:443"}
-    assert plugin
-    assert values == addresses | expected
-
-
-def test_bind_unix_replaces_the_address_of_shadowsocks() -> None:
-    environ = {**ENVIRON, "SS_PLUGIN_OPTIONS": "bind-unix=/run/x"}
-    assert given_options(SERVER, [], environ) == (
-        {"bind-unix": "/run/x", "d": "127.0.0.1:1080"},
-        True,
-    )
-    # But not one that the user gave as well, which is an error later on.
-    values, _ = given_options(SERVER, ["-b", ":1"], environ)
-    assert values["b"] == ":1"
+    assert given_options(CLIENT, ["-b", ":1", "-wss"], {}) == ({"b": ":1", "wss": True}, None)
 
 
 def test_what_is_no_plugin_does_not_look_at_the_environment() -> None:
-    assert given_options(ALONE, ["-wss"], {"SS_LOCAL_HOST": "x"}) == ({"wss": True}, False)
+    assert given_options(ALONE, ["-wss"], {"SS_LOCAL_HOST": "x"}) == ({"wss": True}, None)
 
 
 @pytest.mark.parametrize("environ", [{}, ENVIRON, {"SS_LOCAL_HOST": "x"}])

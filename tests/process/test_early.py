@@ -1,0 +1,24 @@
+"""Ctrl-C while a command is still importing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("program", "silent"),
+    [("/usr/bin/mtt-client", True), ("anytls-server", True), ("/x/pytest", False), ("-c", False)],
+)
+def test_interrupt_is_silent_in_our_commands_only(program: str, silent: bool) -> None:
+    code = (
+        f"import os, signal; from mtt.process import early; early.begin({program!r}); "
+        "os.kill(os.getpid(), signal.SIGINT); signal.pause()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode == 0) == silent
+    assert ("KeyboardInterrupt" in done.stderr) != silent
