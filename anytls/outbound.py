@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mtt.errors import NetworkError
+from mtt.errors import DestinationError, NetworkError
 from mtt.layers.holding import Holding
 from mtt.net.address import Endpoint, host_port
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
-from mtt.wire.socks import DestinationError, Outcome, outcome_from_text
+from mtt.outcome import Outcome
 
 # Seconds for all attempts to connect, as in the reference; a name's lookup comes on top, with
 # LOOKUP_TIMEOUT. Lost SYNs are sent again after 1 s and 3 s.
@@ -45,7 +45,7 @@ class Outbound:
         try:
             addresses = await self._resolver.resolve(host, port)
         except NetworkError as error:
-            raise DestinationError(Outcome.HOST_UNREACHABLE, str(error)) from None
+            raise DestinationError(error.outcome, str(error)) from None
         allowed = tuple(rest[0] for _, rest in addresses if self._allows(rest[0], port))
         if not allowed:
             raise DestinationError(Outcome.NOT_ALLOWED, f"{name} is not allowed")
@@ -53,8 +53,4 @@ class Outbound:
             return await self._dialer.connect(Endpoint(allowed, port), Holding)
         except NetworkError as error:
             self._resolver.forget(host)
-            raise DestinationError(_outcome(str(error)), f"{name}: {error}") from None
-
-
-def _outcome(text: str) -> Outcome:
-    return Outcome.TIMED_OUT if "no answer within" in text else outcome_from_text(text)
+            raise DestinationError(error.outcome, f"{name}: {error}") from None

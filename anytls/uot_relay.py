@@ -30,8 +30,8 @@ from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.address import host_port
 from mtt.net.resolve import Resolver, literal
+from mtt.outcome import Outcome
 from mtt.service import peer_name
-from mtt.wire.socks import Outcome
 from mtt.wire.uot import MAX_FOREIGN, Decoder, UotError, encode_connected, encode_datagram
 
 # Datagrams taken from the socket in one turn; others want to have theirs.

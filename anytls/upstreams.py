@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from anytls.servers import ServerChoice
 from mtt.anytls_sessions import AnyTlsPool
 from mtt.connector import Connector
-from mtt.errors import MttError, NetworkError, describe
+from mtt.errors import DestinationError, MttError, NetworkError, describe
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import hand_over
@@ -23,7 +23,6 @@ from mtt.net.dial import Dialer
 from mtt.options.anytls import PoolOptions
 from mtt.trust.reload import TlsFiles
 from mtt.wire.anytls import password_hash
-from mtt.wire.socks import DestinationError
 
 # Seconds of the first rest; each further one is twice as long. The one stream that tries a server
 # whose address does not answer loses CONNECT_TIME.

@@ -37,7 +37,6 @@ from mtt.wire.anytls import HASH_SIZE
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
 from mtt.wire.servemux import NOT_FOUND
-from mtt.wire.socks import DestinationError, outcome_from_text
 
 # The reference client gives up a whole session, with all that is in it, when 3 s after the
 # beginning of a stream it has not heard how that went. So a destination that takes longer is
@@ -286,9 +285,7 @@ async def answered(
     try:
         far = await connecting
     except NetworkError as error:
-        stream.acknowledge(
-            error.outcome if isinstance(error, DestinationError) else outcome_from_text(str(error))
-        )
+        stream.acknowledge(error.outcome)
         stream.close()
         raise
     finally:

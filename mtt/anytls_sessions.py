@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
-from mtt.errors import MttError, NetworkError, again, describe
+from mtt.errors import DestinationError, MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
 from mtt.reuse import ReuseGuard, means_dead
-from mtt.wire.socks import DestinationError
 
 # As all AnyTLS clients have them: how often idle sessions are looked at, and for how long one is
 # idle before it may be closed; how many idle ones are kept nevertheless.

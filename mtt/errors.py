@@ -10,6 +10,8 @@ import enum
 import os
 from typing import TypeVar
 
+from mtt.outcome import Outcome
+
 _Error = TypeVar("_Error", bound=Exception)
 
 
@@ -62,7 +64,29 @@ class RefusedError(PeerError):
 
 
 class NetworkError(MttError):
-    """The network failed: refused, unreachable, timed out, reset, gone without a word."""
+    """The network failed: refused, unreachable, timed out, reset, gone without a word.
+
+    `outcome` is set where an attempt to connect failed and the reason is known.
+    """
+
+    outcome = Outcome.GENERAL_FAILURE
+
+    def __init__(
+        self, *args: object, cause: Cause | None = None, outcome: Outcome | None = None
+    ) -> None:
+        super().__init__(*args, cause=cause)
+        if outcome is not None:
+            self.outcome = outcome
+
+
+class DestinationError(NetworkError):
+    """A destination cannot be reached, as `outcome` says: the one who tried has reported it.
+
+    Failures on the way to the one who should try are other errors.
+    """
+
+    def __init__(self, outcome: Outcome, text: str = "") -> None:
+        super().__init__(text or outcome.text, outcome=outcome)
 
 
 class StuckError(NetworkError):

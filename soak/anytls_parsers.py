@@ -94,7 +94,7 @@ def _frames(data: bytes) -> None:
             if command in (anytls.SETTINGS, anytls.SERVER_SETTINGS):
                 anytls.version_of(anytls.parse_settings(bytes(payload)))
             elif command in (anytls.ALERT, anytls.SYNACK):
-                socks.outcome_from_text(anytls.shown(bytes(payload)))
+                anytls.outcome_from_text(anytls.shown(bytes(payload)))
 
 
 def _preamble(data: bytes) -> None:

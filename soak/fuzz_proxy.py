@@ -11,6 +11,7 @@ import random
 import socket
 import time
 
+from mtt.outcome import Outcome
 from mtt.wire import addresses, socks, uot
 from soak.anytls_parsers import ASSOCIATED, PREAMBLE, client_frames, proxy_openings
 from soak.mutation import mutated
@@ -28,7 +29,7 @@ HONEST_TIME = 10.0
 def opening(port: int) -> tuple[bytes, bytes]:
     """What a SOCKS5 client says that wants to go to a port of this machine, and what it gets."""
     said = b"\5\1\0" + b"\5\1\0" + addresses.encode(LOOPBACK, port)
-    return said, socks.method_reply(0) + socks.reply5(socks.Outcome.SUCCEEDED)
+    return said, socks.method_reply(0) + socks.reply5(Outcome.SUCCEEDED)
 
 
 async def _honest(pair: Pair, to: int, until: float) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from mtt import anytls_sessions, reuse
 from mtt.anytls_sessions import AnyTlsPool
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import DestinationError, NetworkError, PeerError
 from mtt.layers import anytls_client
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding, hand_over
+from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,
@@ -29,7 +30,6 @@ from mtt.wire.anytls import (
     PreambleReader,
     frame,
 )
-from mtt.wire.socks import DestinationError, Outcome
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 

@@ -9,6 +9,7 @@ from mtt.errors import PeerError
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import Data, Upper
+from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     ALERT,
     NO_SETTINGS,
@@ -22,10 +23,10 @@ from mtt.wire.anytls import (
     parse_settings,
     server_settings,
     shown,
+    synack,
     version_of,
 )
 from mtt.wire.padding import DEFAULT, Scheme
-from mtt.wire.socks import Outcome
 
 # Streams of one session. The clients there are carry one at a time; the rest is room for others.
 MAX_STREAMS = 256
@@ -122,7 +123,7 @@ class ServerSession(AnyTlsSession[ServerStream]):
         self._finishing.pop(stream_id, None)
         if self.used_slots >= MAX_STREAMS:
             if self.version >= VERSION:
-                self.control(SYNACK, stream_id, Outcome.GENERAL_FAILURE.text.encode())
+                self.control(SYNACK, stream_id, synack(Outcome.GENERAL_FAILURE))
             self._send_fin(stream_id)
             return
         self._arrived(ServerStream(self, stream_id, self._accept()))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from mtt.errors import MttError, NetworkError, again
+from mtt.errors import DestinationError, MttError, NetworkError, again
 from mtt.layers.base import Data, Upper
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
-from mtt.wire.anytls import FIN, PSH, SYNACK
-from mtt.wire.socks import DestinationError, Outcome, outcome_from_text
+from mtt.outcome import Outcome
+from mtt.wire.anytls import FIN, PSH, SYNACK, outcome_from_text, synack
 
 # How long a server may take to connect to a destination: Linux sends SYN at 0, 1, 3, 7 and 15 s.
 # The servers' own limits are 5 s (the reference), 10 s (ours), 15 s (sing-box, all addresses).
@@ -74,16 +74,14 @@ class ServerStream(AnyTlsStream):
     def acknowledge(self, outcome: Outcome = Outcome.SUCCEEDED) -> None:
         """Say once whether the destination is reached; `close()` the stream if it is not.
 
-        Clients of version 1 cannot be told. The others get the fixed text of the outcome: what the
-        system or the resolver says is nobody's business outside.
+        Clients of version 1 cannot be told.
         """
         session = self._session
         if self._acknowledged or self._write_eof or session.gone(self):
             return
         self._acknowledged = True
         if session.version >= 2:
-            text = "" if outcome is Outcome.SUCCEEDED else outcome.text
-            session.control(SYNACK, self.id, text.encode())
+            session.control(SYNACK, self.id, synack(outcome))
 
 
 class ClientsSession(Session, Protocol):

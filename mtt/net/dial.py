@@ -20,6 +20,7 @@ from mtt.layers.tcp import SocketTransport
 from mtt.net.address import Endpoint
 from mtt.net.resolve import Address, Protect, Resolver, literal
 from mtt.net.sockets import tune
+from mtt.outcome import Outcome, from_error, most_telling
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ MAX_FAVOURITES = 256  # endpoints; as many as the resolver caches
 TCP_FASTOPEN_CONNECT = 30
 
 _LINUX = sys.platform.startswith("linux")
+
+_Failure = tuple[str, Outcome]  # the reason, in words and as a value
 
 ProtocolFactory = Callable[[], StreamProtocol]
 
@@ -72,21 +75,28 @@ class Dialer:
         The protocol is made after the connection stands. Raises NetworkError naming the endpoint
         and every distinct reason.
         """
-        reasons: list[str] = []
+        failures: list[_Failure] = []
+        outcome: Outcome | None = None
         try:
             async with asyncio.timeout(self._timeout):
-                sock = await self._connect_socket(endpoint, reasons)
+                sock = await self._connect_socket(endpoint, failures)
         except TimeoutError as error:
             # asyncio's own has no errno; the kernel's ETIMEDOUT is of the same class.
-            silent = f"no answer within {self._timeout:g} s"
-            reasons.append(_reason(error) if error.errno else silent)
+            if error.errno:
+                failures.append(_failure(error))
+            else:
+                outcome = Outcome.TIMED_OUT  # of all, whatever became of the others
+                failures.append((f"no answer within {self._timeout:g} s", outcome))
         except (OSError, MttError) as error:
-            reasons.append(_reason(error))
+            failures.append(_failure(error))
         else:
             return _make_transport(sock, protocol_factory)
         self.forget(endpoint)
-        why = "; ".join(dict.fromkeys(reasons))
-        raise NetworkError(f"cannot connect to {endpoint}: {why}")
+        why = "; ".join(dict.fromkeys(reason for reason, _ in failures))
+        raise NetworkError(
+            f"cannot connect to {endpoint}: {why}",
+            outcome=outcome or most_telling(each for _, each in failures),
+        )
 
     def connect_at_once(
         self, endpoint: Endpoint, protocol_factory: ProtocolFactory
@@ -122,7 +132,7 @@ class Dialer:
         for host in endpoint.hosts:
             self._resolver.forget(host)
 
-    async def _connect_socket(self, endpoint: Endpoint, reasons: list[str]) -> socket.socket:
+    async def _connect_socket(self, endpoint: Endpoint, failures: list[_Failure]) -> socket.socket:
         if len(endpoint.hosts) == 1:
             # No task is made on this way when there is one address only, the usual case.
             address = literal(endpoint.host, endpoint.port)
@@ -130,16 +140,16 @@ class Dialer:
                 [address] if address else await self._resolver.resolve(endpoint.host, endpoint.port)
             )
         else:
-            addresses = await self._resolve_all(endpoint, reasons)
+            addresses = await self._resolve_all(endpoint, failures)
         if len(addresses) == 1:
             return await self._attempt(addresses[0])
         addresses = self._favourite_first(endpoint, addresses)
-        sock, winner = await self._race(addresses, reasons)
+        sock, winner = await self._race(addresses, failures)
         if winner != addresses[0]:
             self._favour(endpoint, winner)
         return sock
 
-    async def _resolve_all(self, endpoint: Endpoint, reasons: list[str]) -> list[Address]:
+    async def _resolve_all(self, endpoint: Endpoint, failures: list[_Failure]) -> list[Address]:
         """The addresses of all hosts in the order of the hosts; some may fail to resolve."""
         results = await asyncio.gather(
             *(self._resolver.resolve(host, endpoint.port) for host in endpoint.hosts),
@@ -152,7 +162,7 @@ class Dialer:
                 if not isinstance(result, MttError):
                     raise result
                 failure = result
-                reasons.append(_reason(result))
+                failures.append(_failure(result))
             else:
                 addresses.update(dict.fromkeys(result))
         if failure is not None and not addresses:
@@ -181,12 +191,12 @@ class Dialer:
         return sock
 
     async def _race(
-        self, addresses: list[Address], reasons: list[str]
+        self, addresses: list[Address], failures: list[_Failure]
     ) -> tuple[socket.socket, Address]:
         """Start an attempt every ATTEMPT_DELAY, or as soon as one fails; the first one wins.
 
-        Raises OSError or MttError of the last failure when all fail, the others' reasons are in
-        `reasons` then.
+        Raises OSError or MttError of the last failure when all fail, the others are in
+        `failures` then.
         """
         waiting = deque(addresses)
         running: dict[asyncio.Task[socket.socket], Address] = {}
@@ -206,7 +216,7 @@ class Dialer:
                     try:
                         sock = task.result()
                     except (OSError, MttError) as error:
-                        reasons.append(_reason(error))
+                        failures.append(_failure(error))
                         if not running and not waiting:
                             raise
                     else:
@@ -281,8 +291,10 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
         sock.close()
 
 
-def _reason(error: BaseException) -> str:
-    """asyncio puts its own text and the address into the errors of connect; the errno is enough."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return describe(error)
+def _failure(error: BaseException) -> _Failure:
+    if isinstance(error, OSError):
+        # asyncio puts its own text and the address into the errors of connect; the errno is enough.
+        return describe(error), from_error(error)
+    if isinstance(error, NetworkError):
+        return describe(error), error.outcome
+    return describe(error), Outcome.GENERAL_FAILURE

@@ -17,6 +17,7 @@ from typing import Any
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.net.address import host_port
+from mtt.outcome import Outcome
 from mtt.wire import dns
 
 # The system's resolver blocks a thread per name, for half a minute if the name's servers are dead.
@@ -74,7 +75,9 @@ def literal(host: str, port: int) -> Address | None:
     try:
         scope = int(zone) if zone.isdecimal() else socket.if_nametoindex(zone)
     except OSError:
-        raise NetworkError(f"{host}: this machine has no interface {zone}") from None
+        raise NetworkError(
+            f"{host}: this machine has no interface {zone}", outcome=Outcome.HOST_UNREACHABLE
+        ) from None
     return socket.AF_INET6, (ip, port, 0, scope)
 
 
@@ -187,7 +190,9 @@ class Resolver:
         return addresses
 
     def _failure(self, host: str, reason: str) -> NetworkError:
-        return NetworkError(f"cannot resolve {host}: {self._who}: {reason}")
+        return NetworkError(
+            f"cannot resolve {host}: {self._who}: {reason}", outcome=Outcome.HOST_UNREACHABLE
+        )
 
     async def _ask_system(self, host: str) -> _Addresses:
         loop = asyncio.get_running_loop()

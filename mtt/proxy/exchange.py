@@ -11,12 +11,12 @@ from mtt.errors import StuckError, describe
 from mtt.layers.base import Data
 from mtt.log import logger
 from mtt.net.address import host_port
+from mtt.outcome import Outcome
 from mtt.proxy.origin import IdleOrigins, Origin
 from mtt.wire import httphop, httpproxy
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.httphop import Answer
 from mtt.wire.httpproxy import ProxyRequest
-from mtt.wire.socks import Outcome
 
 # What may wait here of a request's body while the origin is dialled.
 MAX_AHEAD = 64 * 1024

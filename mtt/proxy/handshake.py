@@ -18,11 +18,12 @@ from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hold
+from mtt.outcome import Outcome
 from mtt.proxy import http
 from mtt.proxy.http import HttpConnection
 from mtt.service import peer_name
 from mtt.wire import socks
-from mtt.wire.socks import Outcome, SocksError
+from mtt.wire.socks import SocksError
 
 
 class Owner(http.Owner, Protocol):
@@ -134,7 +135,7 @@ class ProxyHandshake(StreamProtocol):
         elif command == socks.UDP_ASSOCIATE and self._owner.has_udp:
             self._owner.associate(self._hand_over(end), port)
         else:
-            answer = socks.reply5(Outcome.COMMAND_NOT_SUPPORTED)
+            answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
             raise SocksError(f"asks for SOCKS command {command}", answer)
         return True
 

@@ -31,6 +31,7 @@ from mtt.layers.base import Data, StreamProtocol, silent_seconds, unsent
 from mtt.layers.holding import hold
 from mtt.layers.tcp import SocketTransport
 from mtt.log import logger
+from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
 from mtt.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
@@ -38,7 +39,6 @@ from mtt.service import peer_name
 from mtt.wire import httpproxy
 from mtt.wire.http1 import HttpError, Request, complete_head, parse_request_line
 from mtt.wire.httpproxy import ProxyRequest
-from mtt.wire.socks import Outcome
 
 # Between requests. Clients keep connections for a minute or two (curl 118 s), and it is better that
 # they end them: a client may send a request in the moment in which we do.

@@ -15,17 +15,17 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
 from mtt.admission import Pending
-from mtt.errors import Cause, MttError, PeerError, describe
+from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.http import Failure, HttpConnection
 from mtt.service import peer_name
 from mtt.wire import socks
-from mtt.wire.socks import DestinationError, Outcome
 
 # From accept to the complete request. Applications ask at once; a browser that connects ahead of
 # need finds its connection closed and makes another.

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from struct import Struct
 
+from mtt.outcome import Outcome
 from mtt.wire.frames import Data, framed
 
 VERSION = 2
@@ -43,6 +44,36 @@ MAX_SETTINGS = 32
 
 HASH_SIZE = 32
 _PREAMBLE_SIZE = HASH_SIZE + 2
+
+# What a SYNACK of ours says of a destination. It is fixed: what the system or the resolver says is
+# nobody's business outside.
+_SYNACKS = {
+    Outcome.SUCCEEDED: b"",
+    Outcome.GENERAL_FAILURE: b"the connection failed",
+    Outcome.NOT_ALLOWED: b"not allowed",
+    Outcome.NETWORK_UNREACHABLE: b"network unreachable",
+    Outcome.HOST_UNREACHABLE: b"host unreachable",
+    Outcome.CONNECTION_REFUSED: b"connection refused",
+    Outcome.TIMED_OUT: b"timed out",
+}
+# What is in those of others: Go's texts by way of syscall, net and context, strerror() texts, and
+# ours.
+_WORDS = (
+    ("connection refused", Outcome.CONNECTION_REFUSED),
+    ("network is unreachable", Outcome.NETWORK_UNREACHABLE),
+    ("network unreachable", Outcome.NETWORK_UNREACHABLE),
+    ("no route to host", Outcome.HOST_UNREACHABLE),
+    ("host is unreachable", Outcome.HOST_UNREACHABLE),
+    ("host is down", Outcome.HOST_UNREACHABLE),
+    ("host unreachable", Outcome.HOST_UNREACHABLE),
+    ("no such host", Outcome.HOST_UNREACHABLE),  # a name that does not resolve
+    ("not allowed", Outcome.NOT_ALLOWED),
+    ("not permitted", Outcome.NOT_ALLOWED),
+    ("permission denied", Outcome.NOT_ALLOWED),
+    ("timed out", Outcome.TIMED_OUT),
+    ("timeout", Outcome.TIMED_OUT),
+    ("deadline exceeded", Outcome.TIMED_OUT),
+)
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 _SHOWN = 200  # characters of a peer's text in a log line
@@ -216,6 +247,17 @@ def integer(text: str) -> int | None:
         return None
     number = int(text)
     return number if -(1 << 63) <= number < 1 << 63 else None
+
+
+def synack(outcome: Outcome) -> bytes:
+    """The data of a SYNACK frame."""
+    return _SYNACKS[outcome]
+
+
+def outcome_from_text(text: str) -> Outcome:
+    """What best fits the text of a SYNACK for a destination that the server did not reach."""
+    text = text.lower()
+    return next((outcome for words, outcome in _WORDS if words in text), Outcome.GENERAL_FAILURE)
 
 
 def shown(text: bytes) -> str:

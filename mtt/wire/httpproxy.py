@@ -11,12 +11,12 @@ from base64 import b64decode, b64encode
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from mtt.outcome import Outcome
 from mtt.wire import addresses
 from mtt.wire.addresses import AddressError
 from mtt.wire.http1 import HttpError, Reply, Request, parse_request, text_reply
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import asks_for_upgrade, forwarded_request
-from mtt.wire.socks import Outcome
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
@@ -26,7 +26,7 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 # No zone in an IPv6 address: it is of this machine (RFC 6874, 1).
 _AUTHORITY = re.compile(r"(\[[^\[\]%]*\]|[^:\[\]@/?#]*)(?::([0-9]*))?")
 _IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
-# To the answers that SOCKS has for a failure.
+# The status when a destination was not reached, 502 otherwise.
 _STATUS = {Outcome.NOT_ALLOWED: 403, Outcome.TIMED_OUT: 504}
 
 

@@ -12,9 +12,8 @@ name by an IP of 0.0.0.x (SOCKS 4A: A Simple Extension to SOCKS 4 Protocol, Ying
 
 from __future__ import annotations
 
-import enum
-
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import PeerError
+from mtt.outcome import Outcome
 from mtt.wire import addresses
 from mtt.wire.addresses import MAX_NAME, AddressError
 
@@ -32,58 +31,19 @@ MAX_MESSAGE = 8 + MAX_USER + 1 + MAX_NAME + 1
 _DATAGRAM = b"\0\0\0"
 
 
-class Outcome(enum.IntEnum):
-    """How a request ended (RFC 1928, 6), and how people call it."""
-
-    text: str
-
-    def __new__(cls, number: int, text: str) -> Outcome:
-        outcome = int.__new__(cls, number)
-        outcome._value_ = number
-        outcome.text = text
-        return outcome
-
-    SUCCEEDED = 0, "connected"
-    GENERAL_FAILURE = 1, "the connection failed"
-    NOT_ALLOWED = 2, "not allowed"
-    NETWORK_UNREACHABLE = 3, "network unreachable"
-    HOST_UNREACHABLE = 4, "host unreachable"
-    CONNECTION_REFUSED = 5, "connection refused"
-    # RFC 1928 says "TTL expired"; everybody uses it for a connection that timed out.
-    TIMED_OUT = 6, "timed out"
-    COMMAND_NOT_SUPPORTED = 7, "command not supported"
-    ADDRESS_TYPE_NOT_SUPPORTED = 8, "address type not supported"
-
-
-# What servers say of a destination that they could not connect to: Go's texts by way of syscall,
-# net and context, Python's are the same strerror() texts; and the texts of `Outcome`.
-_WORDS = (
-    ("connection refused", Outcome.CONNECTION_REFUSED),
-    ("network is unreachable", Outcome.NETWORK_UNREACHABLE),
-    ("network unreachable", Outcome.NETWORK_UNREACHABLE),
-    ("no route to host", Outcome.HOST_UNREACHABLE),
-    ("host is unreachable", Outcome.HOST_UNREACHABLE),
-    ("host is down", Outcome.HOST_UNREACHABLE),
-    ("host unreachable", Outcome.HOST_UNREACHABLE),
-    ("no such host", Outcome.HOST_UNREACHABLE),  # a name that does not resolve
-    ("not allowed", Outcome.NOT_ALLOWED),
-    ("not permitted", Outcome.NOT_ALLOWED),
-    ("permission denied", Outcome.NOT_ALLOWED),
-    ("timed out", Outcome.TIMED_OUT),
-    ("timeout", Outcome.TIMED_OUT),
-    ("deadline exceeded", Outcome.TIMED_OUT),
-)
-
-
-class DestinationError(NetworkError):
-    """A destination cannot be reached, and that is known from who tried.
-
-    `outcome` is what a proxy answers. Failures on the way to who should try are other errors.
-    """
-
-    def __init__(self, outcome: Outcome, text: str = "") -> None:
-        super().__init__(text or outcome.text)
-        self.outcome = outcome
+# The replies of version 5 (RFC 1928, 6) to requests that were tried. All proxies use "TTL expired"
+# (6) for connections that timed out.
+_REPLIES = {
+    Outcome.SUCCEEDED: 0,
+    Outcome.GENERAL_FAILURE: 1,
+    Outcome.NOT_ALLOWED: 2,
+    Outcome.NETWORK_UNREACHABLE: 3,
+    Outcome.HOST_UNREACHABLE: 4,
+    Outcome.CONNECTION_REFUSED: 5,
+    Outcome.TIMED_OUT: 6,
+}
+# Its replies to requests that are not tried.
+COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 7, 8
 
 
 class SocksError(PeerError):
@@ -92,12 +52,6 @@ class SocksError(PeerError):
     def __init__(self, text: str, answer: bytes = b"") -> None:
         super().__init__(text)
         self.answer = answer
-
-
-def outcome_from_text(text: str) -> Outcome:
-    """What best fits what a server said of a destination that it could not connect to."""
-    text = text.lower()
-    return next((outcome for words, outcome in _WORDS if words in text), Outcome.GENERAL_FAILURE)
 
 
 # Version 5.
@@ -146,7 +100,7 @@ def parse_request(data: bytes) -> tuple[int, str, int, int] | None:
         return None
     if data[3] not in addresses.SOCKS:
         text = f"a SOCKS request with address type {data[3]}"
-        raise SocksError(text, reply5(Outcome.ADDRESS_TYPE_NOT_SUPPORTED))
+        raise SocksError(text, refusal5(ADDRESS_TYPE_NOT_SUPPORTED))
     try:
         address = addresses.decode(data, 3, allow_empty=data[1] == UDP_ASSOCIATE)
     except AddressError as error:
@@ -159,7 +113,12 @@ def parse_request(data: bytes) -> tuple[int, str, int, int] | None:
 
 def reply5(outcome: Outcome, host: str = "0.0.0.0", port: int = 0) -> bytes:
     """The answer to a request; the address is where datagrams go, or nobody's business."""
-    return b"\x05%c\x00" % outcome + addresses.encode(host, port)
+    return b"\x05%c\x00" % _REPLIES[outcome] + addresses.encode(host, port)
+
+
+def refusal5(reply: int) -> bytes:
+    """The answer to a request that is not tried: one of the replies *_NOT_SUPPORTED."""
+    return b"\x05%c\x00" % reply + addresses.encode("0.0.0.0", 0)
 
 
 # Versions 4 and 4a.

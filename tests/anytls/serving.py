@@ -10,6 +10,7 @@ from anytls.options import server_options
 from anytls.server import Server
 from mtt.errors import NetworkError
 from mtt.net.resolve import Address, literal
+from mtt.outcome import Outcome
 from tests.support.anytlspeer import PASSWORD
 from tests.support.certs import Certs
 
@@ -46,7 +47,8 @@ def know(server: Server, names: dict[str, list[str]]) -> None:
         found = literal(host, port)
         addresses = [host] if found else names.get(host, [])
         if not addresses:
-            raise NetworkError(f"cannot resolve {host}: the test has no such name")
+            reason = f"cannot resolve {host}: the test has no such name"
+            raise NetworkError(reason, outcome=Outcome.HOST_UNREACHABLE)
         return [known for text in addresses if (known := literal(text, port))]
 
     server._resolver.resolve = resolve  # type: ignore[method-assign]

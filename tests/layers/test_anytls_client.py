@@ -7,11 +7,12 @@ import errno
 
 import pytest
 
-from mtt.errors import MttError, NetworkError, PeerError
+from mtt.errors import DestinationError, MttError, NetworkError, PeerError
 from mtt.layers import anytls_client, anytls_stream
 from mtt.layers.anytls_client import CLIENT, MAX_UPDATES, ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.mux import ANSWERS_LIMIT
+from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     ALERT,
     FIN,
@@ -31,7 +32,6 @@ from mtt.wire.anytls import (
     preamble,
 )
 from mtt.wire.padding import DEFAULT, Scheme
-from mtt.wire.socks import DestinationError, Outcome
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 

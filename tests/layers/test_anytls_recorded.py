@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from mtt.errors import PeerError
+from mtt.errors import DestinationError, PeerError
 from mtt.layers import anytls_client
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ClientStream
+from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     FIN,
     PSH,
@@ -22,7 +23,6 @@ from mtt.wire.anytls import (
     password_hash,
 )
 from mtt.wire.padding import DEFAULT
-from mtt.wire.socks import DestinationError, Outcome
 from tests.support.transports import FakeLayer, Recorder, turns
 from tests.wire.test_anytls_recorded import (
     CONNECTIONS,

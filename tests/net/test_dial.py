@@ -20,6 +20,7 @@ from mtt.net.address import Endpoint
 from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE
+from mtt.outcome import Outcome
 from tests.support.programs import require_package
 from tests.support.transports import Recorder
 
@@ -40,7 +41,7 @@ class FixedResolver(Resolver):
     async def resolve(self, host: str, port: int) -> list[Address]:
         found = self.names[host]
         if found is None:
-            raise NetworkError(f"cannot resolve {host}: no")
+            raise NetworkError(f"cannot resolve {host}: no", outcome=Outcome.HOST_UNREACHABLE)
         return [(socket.AF_INET, address) for address in found]
 
     def forget(self, host: str) -> None:
@@ -145,6 +146,7 @@ async def test_refused_says_so_and_forgets():
     with pytest.raises(NetworkError) as caught:
         await connect(Dialer(resolver), Endpoint(("a.example",), port))
     assert str(caught.value) == f"cannot connect to a.example:{port}: connection refused"
+    assert caught.value.outcome is Outcome.CONNECTION_REFUSED
     assert resolver.forgotten == ["a.example"]
 
 
@@ -164,6 +166,7 @@ async def test_every_distinct_reason_is_told_once():
         f"cannot connect to a|b|c:{port}: "
         "cannot resolve b: no; network is unreachable; no route to host"
     )
+    assert caught.value.outcome is Outcome.NETWORK_UNREACHABLE
     assert resolver.forgotten == ["a", "b", "c"]
 
 
@@ -171,13 +174,16 @@ async def test_kernel_timeout_is_told_apart_from_ours():
     async def protect(sock: socket.socket) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
-    with pytest.raises(NetworkError, match=r":1: connection timed out$"):
+    with pytest.raises(NetworkError, match=r":1: connection timed out$") as caught:
         await connect(Dialer(Resolver(), protect=protect), Endpoint(("127.0.0.1",), 1))
+    assert caught.value.outcome is Outcome.TIMED_OUT
 
 
 async def test_no_host_resolves():
-    with pytest.raises(NetworkError, match=r"cannot resolve a: no; cannot resolve b: no$"):
+    words = r"cannot resolve a: no; cannot resolve b: no$"
+    with pytest.raises(NetworkError, match=words) as caught:
         await connect(Dialer(FixedResolver({"a": None, "b": None})), Endpoint(("a", "b"), 1))
+    assert caught.value.outcome is Outcome.HOST_UNREACHABLE
 
 
 async def test_second_host_serves_when_the_first_does_not():
@@ -250,6 +256,7 @@ async def test_overall_deadline_closes_all_attempts(monkeypatch):
         await connect(Dialer(resolver, timeout=0.1, protect=holder), Endpoint(("a",), port))
     reason = "connection refused; no answer within 0.1 s"
     assert str(caught.value) == f"cannot connect to a:{port}: {reason}"
+    assert caught.value.outcome is Outcome.TIMED_OUT
     assert len(holder.sockets) == 3
     assert holder.all_closed()
 
@@ -257,8 +264,9 @@ async def test_overall_deadline_closes_all_attempts(monkeypatch):
 async def test_deadline_against_a_silent_address():
     with black_hole() as hole:
         endpoint = Endpoint(("127.0.0.1",), hole[1])
-        with pytest.raises(NetworkError, match=r"no answer within 0\.05 s$"):
+        with pytest.raises(NetworkError, match=r"no answer within 0\.05 s$") as caught:
             await connect(Dialer(Resolver(), timeout=0.05), endpoint)
+        assert caught.value.outcome is Outcome.TIMED_OUT
 
 
 async def test_losers_are_closed_also_if_they_connected(monkeypatch):

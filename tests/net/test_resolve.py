@@ -10,6 +10,7 @@ import pytest
 from mtt.errors import NetworkError
 from mtt.net import resolve
 from mtt.net.resolve import CACHE_SIZE, MAX_STRAYS, MAX_TTL, MIN_TTL, Resolver, interleave, literal
+from mtt.outcome import Outcome
 from tests.net.fake_dns import AAAA, A, address, alias, fake_dns, holding, qtype, reply, wire_name
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -137,6 +138,7 @@ async def test_system_errors_name_the_host(monkeypatch):
             await resolver.resolve("nope.example", 80)
         reason = "cannot resolve nope.example: the system's resolver: name or service not known"
         assert str(caught.value) == reason
+        assert caught.value.outcome is Outcome.HOST_UNREACHABLE
     assert len(asked) == 2  # failures are not kept
     with pytest.raises(NetworkError, match="too many open files"):
         await resolver.resolve("strange", 80)
@@ -299,6 +301,7 @@ async def test_silent_server(monkeypatch):
             await Resolver(server.address).resolve("a.example", 1)
         who = f"DNS server 127.0.0.1:{server.address[1]}"
         assert str(caught.value) == f"cannot resolve a.example: {who}: no answer within 5 s"
+        assert caught.value.outcome is Outcome.HOST_UNREACHABLE
         assert len(server.seen) == 6
 
 

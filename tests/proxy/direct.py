@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from mtt.errors import MttError, NetworkError
+from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.net.address import Endpoint
@@ -17,7 +17,6 @@ from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.service import Service
-from mtt.wire.socks import DestinationError, outcome_from_text
 
 
 class DirectProxy(Service):
@@ -58,7 +57,7 @@ class DirectProxy(Service):
         try:
             return await self._dialer.connect(endpoint, Holding)
         except NetworkError as error:
-            raise DestinationError(outcome_from_text(str(error))) from None
+            raise DestinationError(error.outcome) from None
 
     async def open_packets(self, association: Association) -> EchoChannel:
         """For ProxyPort: every destination answers with what it gets."""

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from mtt.errors import NetworkError
+from mtt.errors import DestinationError, NetworkError
+from mtt.outcome import Outcome
 from mtt.proxy import port as proxy_port
-from mtt.wire.socks import DestinationError, Outcome, datagram_header, parse_datagram
+from mtt.wire.socks import datagram_header, parse_datagram
 from tests.proxy.direct import DirectProxy, direct_proxy, port_of
 from tests.support.tunnels import Tcp, connect
 

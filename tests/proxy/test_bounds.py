@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from mtt import admission
-from mtt.errors import NetworkError
+from mtt.errors import DestinationError, NetworkError
 from mtt.log import FAILURE_BURST
+from mtt.outcome import Outcome
 from mtt.proxy import handshake, http
 from mtt.proxy import port as proxy_port
-from mtt.wire.socks import DestinationError, Outcome
 from tests.proxy.clients import TUNNELS, socks4a, socks5
 from tests.proxy.direct import direct_proxy, port_of
 from tests.support.clock import Clock

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from mtt.wire.socks import DestinationError, Outcome
+from mtt.errors import DestinationError
+from mtt.outcome import Outcome
 from tests.proxy.clients import http_connect
 from tests.proxy.origins import OK, Site, read_answer, site
 from tests.support.garbage import collector_off

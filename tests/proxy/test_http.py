@@ -7,11 +7,12 @@ import logging
 
 import pytest
 
+from mtt.errors import DestinationError
+from mtt.outcome import Outcome
 from mtt.proxy import http, origin
 from mtt.proxy.exchange import MAX_AHEAD, MAX_REPLAY
 from mtt.relay import LOOK_TIME
 from mtt.wire.http1 import MAX_HEAD
-from mtt.wire.socks import DestinationError, Outcome
 from tests.proxy.clients import USER, http_connect
 from tests.proxy.origins import OK, ok, read_answer, site
 from tests.support.clock import Clock

@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from mtt.errors import Cause, MttError, NetworkError, PeerError
+from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError
+from mtt.outcome import Outcome
 from mtt.proxy.port import Login
 from mtt.wire.http1 import MAX_HEAD
-from mtt.wire.socks import DestinationError, Outcome
 from tests.proxy.clients import (
     FAILURE4,
     IP,

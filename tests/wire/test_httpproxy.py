@@ -7,9 +7,9 @@ from base64 import b64encode
 
 import pytest
 
+from mtt.outcome import Outcome
 from mtt.wire.http1 import HttpError, Request, parse_request
 from mtt.wire.httpproxy import failure, login, login_wanted, parse
-from mtt.wire.socks import Outcome
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
 

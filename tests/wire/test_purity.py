@@ -26,6 +26,7 @@ def test_codec_imports_nothing_impure(path: Path) -> None:
     assert not {name.partition(".")[0] for name in imported} & IMPURE
     assert {name for name in imported if name.startswith("mtt")} <= {
         "mtt.errors",
+        "mtt.outcome",
         "mtt.wire",
         *(f"mtt.wire.{other.stem}" for other in MODULES),
     }

@@ -1,0 +1,52 @@
+"""How an attempt to reach a destination ended. Pure.
+
+Whoever tried knows it, and `NetworkError.outcome` carries it. Each codec that tells a peer has a
+table of its own, with what its protocol says for each outcome.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Iterable
+
+
+class Outcome(enum.Enum):
+    """How an attempt ended; failures in the order of how much they tell."""
+
+    SUCCEEDED = "connected"
+    CONNECTION_REFUSED = "connection refused"
+    NETWORK_UNREACHABLE = "network unreachable"
+    HOST_UNREACHABLE = "host unreachable"  # includes names that do not resolve
+    NOT_ALLOWED = "not allowed"
+    TIMED_OUT = "timed out"
+    GENERAL_FAILURE = "the connection failed"
+
+    @property
+    def text(self) -> str:
+        """The outcome in words, for people."""
+        return self.value
+
+
+_ORDER = tuple(Outcome)
+
+_BY_ERRNO = {
+    errno.ECONNREFUSED: Outcome.CONNECTION_REFUSED,
+    errno.ENETUNREACH: Outcome.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Outcome.HOST_UNREACHABLE,
+    errno.EHOSTDOWN: Outcome.HOST_UNREACHABLE,
+    errno.EACCES: Outcome.NOT_ALLOWED,  # a firewall of this machine
+    errno.EPERM: Outcome.NOT_ALLOWED,  # likewise
+}
+
+
+def from_error(error: OSError) -> Outcome:
+    """The outcome when connecting a socket failed with `error`."""
+    if isinstance(error, TimeoutError):  # ETIMEDOUT, or asyncio's, which has no errno
+        return Outcome.TIMED_OUT
+    return _BY_ERRNO.get(error.errno or 0, Outcome.GENERAL_FAILURE)
+
+
+def most_telling(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of an attempt at several addresses, from those at each."""
+    return min(outcomes, key=_ORDER.index)
