@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from mtt.errors import UsageError
+from mtt.files import read_text
 from mtt.log import logger
-from mtt.options.files import read_text
 from mtt.options.flags import clipped, parse_duration, quoted
 
 # Bytes. A user takes about 60, rules for a country's web sites some 100 KB.

@@ -14,10 +14,10 @@ from anytls.servers import ServerChoice, alpn_names, given_servers
 from anytls.singbox import ENABLED
 from anytls.tls_fields import IGNORE_FINGERPRINT
 from anytls.users import DEFAULT_NAME, User, checked_user, read_users
+from mtt.address import Endpoint, is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.modes import ALPN_SITE
-from mtt.net.address import Endpoint, is_loopback, parse_endpoint
 from mtt.options.anytls import (
     DEFAULT_POOL,
     PADDING_SCHEME,

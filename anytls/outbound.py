@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mtt.address import Endpoint, host_port
 from mtt.errors import DestinationError, NetworkError
 from mtt.layers.holding import Holding
-from mtt.net.address import Endpoint, host_port
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.outcome import Outcome

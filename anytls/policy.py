@@ -18,8 +18,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from mtt.address import parse_port
 from mtt.errors import UsageError
-from mtt.net.address import parse_port
 from mtt.options.flags import quoted
 
 # Rules are looked through one after the other for every connection and datagram.

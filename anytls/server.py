@@ -14,18 +14,18 @@ from anytls.outbound import Outbound
 from anytls.uot_relay import UotRelay
 from anytls.users import read_users
 from mtt import metrics
+from mtt.address import host_port, peer_name
 from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
 from mtt.errors import DestinationError, NetworkError, UsageError
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
-from mtt.net.address import host_port
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
 from mtt.outcome import Outcome
-from mtt.service import Carried, Service, peer_name
+from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire import uot
 from mtt.wire.padding import DEFAULT, Scheme

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from anytls.tls_fields import checked_alpn
 from anytls.uri import is_uri, parse_uri
+from mtt.address import Endpoint, is_ip
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, is_ip
 from mtt.options.anytls import given_password
 from mtt.options.common import (
     DEFAULT_TLS_MIN,

@@ -11,8 +11,8 @@ from typing import NoReturn
 from anytls import tls_fields
 from anytls.json_file import Section
 from anytls.users import User, check_unique, checked_user
+from mtt.address import Endpoint, host_port, parse_endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, host_port, parse_endpoint
 from mtt.options.anytls import checked_min_idle, checked_password, checked_scheme
 from mtt.options.common import host_name
 from mtt.options.flags import Values

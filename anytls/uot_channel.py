@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from logging import DEBUG
 from typing import Any, Protocol
 
+from mtt.address import host_port
 from mtt.errors import MttError, PeerError
 from mtt.layers import linger
 from mtt.layers.anytls_stream import ClientStream
@@ -14,7 +15,6 @@ from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
-from mtt.net.address import host_port
 from mtt.proxy.association import Association
 from mtt.wire import addresses, uot
 from mtt.wire.addresses import AddressError

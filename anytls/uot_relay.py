@@ -22,16 +22,15 @@ from collections.abc import Callable
 from logging import DEBUG
 from typing import Any
 
+from mtt.address import host_port, peer_name
 from mtt.errors import MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.net.address import host_port
 from mtt.net.resolve import Resolver, literal
 from mtt.outcome import Outcome
-from mtt.service import peer_name
 from mtt.wire.uot import MAX_FOREIGN, Decoder, UotError, encode_connected, encode_datagram
 
 # Datagrams taken from the socket in one turn; others want to have theirs.

@@ -13,9 +13,9 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
+from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
-from mtt.net.address import Endpoint
 from mtt.options.anytls import checked_password
 from mtt.options.common import host_name, reachable
 from mtt.options.flags import clipped, quoted

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from anytls.json_file import parse_json
 from mtt.errors import UsageError
+from mtt.files import read_text
 from mtt.options.anytls import checked_password
-from mtt.options.files import read_text
 from mtt.options.flags import quoted
 
 # Bytes. 100 000 users, which take less than a second to read.

@@ -13,7 +13,7 @@ from anytls import tls_fields
 from anytls.json_file import Section
 from anytls.singbox import listen_text
 from anytls.users import User, check_unique, checked_user
-from mtt.net.address import Endpoint
+from mtt.address import Endpoint
 from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted

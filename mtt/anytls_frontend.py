@@ -14,9 +14,9 @@ import ssl
 from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, TypeVar
 
+from mtt.address import peer_name
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
-from mtt.frontend import log_failure
 from mtt.http import entrance, nginx
 from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
@@ -32,7 +32,6 @@ from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
-from mtt.service import peer_name
 from mtt.wire.anytls import HASH_SIZE
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
@@ -253,14 +252,14 @@ class AnyTlsFrontend(Generic[Who]):
             self._on_session(who, session)
         self._counters.session_over(error)
         if isinstance(error, PeerError):
-            log_failure(self._failures, session.lower, error)
+            self._failures.failure(session.lower, error)
         elif error is not None:
             logger.debug("%s: %s", peer_name(session.lower), error)
 
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         if self._pending.discard(transport):  # not if we cut it
             self._counters.failed(error)
-            log_failure(self._failures, transport, error)
+            self._failures.failure(transport, error)
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1

@@ -8,6 +8,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from mtt import metrics
+from mtt.address import peer_name
 from mtt.connector import CONNECT_TIME, Connector
 from mtt.errors import MttError, RefusedError
 from mtt.layers import linger
@@ -24,7 +25,7 @@ from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ClientOptions
 from mtt.preconnect import Preconnected
 from mtt.relay import Relay
-from mtt.service import Service, Session, peer_name
+from mtt.service import Service, Session
 from mtt.sessions import SessionPool
 
 if TYPE_CHECKING:

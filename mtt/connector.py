@@ -7,11 +7,11 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.metrics import Counters
-from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin

@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from mtt.address import peer_name
 from mtt.admission import Pending
-from mtt.errors import Cause, NothingSaidError, PeerError, describe
+from mtt.errors import Cause, PeerError
 from mtt.http import entrance
 from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
@@ -32,7 +33,6 @@ from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.metrics import Counters
 from mtt.modes import ALPN_SITE, PREFERENCE, SMUX_ON
-from mtt.service import peer_name
 from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
@@ -261,22 +261,14 @@ class Frontend(Generic[Place]):
             self._on_session(place, session)
         self._counters.session_over(error)
         if isinstance(error, PeerError):
-            log_failure(self._failures, session.lower, error)
+            self._failures.failure(session.lower, error)
         elif error is not None:
             # Go clients close the connection under their last stream: nothing to report.
             logger.debug("%s: %s", peer_name(session.lower), error)
 
     def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
         self._counters.failed(error)
-        log_failure(self._failures, transport, error)
+        self._failures.failure(transport, error)
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
-
-
-def log_failure(lines: Throttle, transport: asyncio.Transport, error: Exception) -> None:
-    """Say why a connection did not become a tunnel; who said nothing gets no attention."""
-    if isinstance(error, NothingSaidError):
-        logger.debug("%s: %s", peer_name(transport), error)
-    else:
-        lines.warning("%s: %s", peer_name(transport), describe(error))

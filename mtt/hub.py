@@ -11,10 +11,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from mtt.address import Endpoint
 from mtt.log import logger
 from mtt.metrics_server import MetricsServer
 from mtt.metrics_sum import Page, total
-from mtt.net.address import Endpoint
 from mtt.net.resolve import Resolver
 from mtt.process.link import Link, Message
 from mtt.process.runtime import Hub

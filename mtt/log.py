@@ -15,6 +15,13 @@ import os
 import sys
 import time
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mtt.address import peer_name
+from mtt.errors import NothingSaidError, describe
+
+if TYPE_CHECKING:
+    import asyncio
 
 logger = logging.getLogger("mtt")
 
@@ -97,6 +104,13 @@ class Throttle:
             text, args = "%s (%d similar lines suppressed)", (line, self._suppressed)
             self._suppressed = 0
         logger.log(level, text, *args)
+
+    def failure(self, transport: asyncio.BaseTransport, error: Exception) -> None:
+        """Say why a connection did not become a tunnel: in DEBUG only if it sent no byte."""
+        if isinstance(error, NothingSaidError):
+            logger.debug("%s: %s", peer_name(transport), error)
+        else:
+            self.warning("%s: %s", peer_name(transport), describe(error))
 
 
 def escape(text: str) -> str:

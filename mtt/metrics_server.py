@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from mtt.address import Endpoint, is_loopback
 from mtt.admission import Pending
 from mtt.http.access import Access
 from mtt.http.server import HttpServer
@@ -12,7 +13,6 @@ from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
 from mtt.metrics import CONTENT_TYPE
-from mtt.net.address import Endpoint, is_loopback
 from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
 from mtt.wire.http1 import Reply, Request, text_reply

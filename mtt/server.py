@@ -7,11 +7,11 @@ from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mtt.address import Endpoint
 from mtt.frontend import Frontend
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.modes import ALPN_SITE, mode_name, server_alpn
-from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver

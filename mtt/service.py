@@ -10,6 +10,7 @@ from logging import ERROR
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mtt import metrics
+from mtt.address import Endpoint, peer_name
 from mtt.admission import Admission
 from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers import linger
@@ -17,7 +18,6 @@ from mtt.layers.base import unsent
 from mtt.layers.holding import Holding
 from mtt.layers.mux_stream import MuxStream
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.net.address import Endpoint, host_port
 from mtt.net.listen import Listener
 from mtt.process.eventloop import LagMeter
 from mtt.relay import Relay
@@ -376,11 +376,3 @@ def _engage(who: asyncio.Transport, count: int) -> None:
     """Count what is being carried for the session of a stream, which limits it."""
     if isinstance(who, MuxStream):
         who.engage(count)
-
-
-def peer_name(transport: asyncio.BaseTransport) -> str:
-    """Who is at the other end, for logs."""
-    peer = transport.get_extra_info("peername")
-    if isinstance(peer, tuple):
-        return host_port(peer[0], peer[1])
-    return "local socket"  # unix sockets of clients have no name

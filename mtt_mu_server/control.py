@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import NamedTuple
 
+from mtt.address import peer_name
 from mtt.admission import MAX_PENDING, Pending
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
@@ -23,7 +24,6 @@ from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
-from mtt.service import peer_name
 from mtt.wire.http1 import REASONS, HttpError, Request
 from mtt_mu_server import api
 from mtt_mu_server.channel import BodyTooLargeError, Channel

@@ -8,8 +8,8 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from mtt.address import is_loopback, unmapped
 from mtt.errors import UsageError, describe
-from mtt.net.address import is_loopback, unmapped
 from mtt.options.flags import quoted
 
 if TYPE_CHECKING:

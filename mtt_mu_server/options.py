@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, is_loopback
 from mtt.options.common import (
     BIND,
     BIND_UNIX,

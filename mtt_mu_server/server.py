@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
+from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
 from mtt.frontend import Frontend
 from mtt.layers import linger
@@ -16,7 +17,6 @@ from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.modes import mode_name, server_alpn
-from mtt.net.address import parse_endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads

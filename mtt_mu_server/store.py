@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from mtt.errors import MttError, StartError, describe
-from mtt.options.files import warn_if_exposed
+from mtt.files import warn_if_exposed
 from mtt_mu_server.records import Counters, Row
 
 # "mttu", in the field of a database file that says whose it is.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from mtt.address import Endpoint, endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, endpoint
 
 LOCAL = ("SS_LOCAL_HOST", "SS_LOCAL_PORT")
 REMOTE = ("SS_REMOTE_HOST", "SS_REMOTE_PORT")

@@ -6,8 +6,8 @@ import contextlib
 import json
 from collections.abc import Iterator
 
+from mtt.address import parse_endpoint
 from mtt.errors import MttError
-from mtt.net.address import parse_endpoint
 from mtt.options.flags import parse_args
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.wire import dns, http1, smux, upgrade, websocket

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from tools.demo import MODES, PAGE, Settings, read_settings, web_page
 
 TOP = Path(__file__).resolve().parent.parent

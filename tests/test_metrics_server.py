@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from mtt import metrics_server
+from mtt.address import Endpoint
 from mtt.errors import StartError
 from mtt.metrics import CONTENT_TYPE
 from mtt.metrics_server import MetricsServer
-from mtt.net.address import Endpoint
 from mtt.net.resolve import Resolver
 from tests.support.metrics import ask, get
 from tests.support.tunnels import connect, logged

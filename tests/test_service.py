@@ -9,7 +9,7 @@ import pytest
 from mtt.errors import NetworkError
 from mtt.layers.base import LayerTransport
 from mtt.layers.holding import Holding
-from mtt.service import Service, peer_name
+from mtt.service import Service
 from tests.support.transports import FakeTransport
 
 
@@ -125,17 +125,3 @@ async def test_work_for_a_connection_that_is_cut_ends_with_it(
     await asyncio.sleep(0.01)
     assert ends == (["dialled", "cleaned up"] if goes_on else ["cleaned up"])
     assert service.tunnels == 0
-
-
-@pytest.mark.parametrize(
-    ("peer", "own", "name"),
-    [
-        (("127.0.0.1", 50000), ("127.0.0.1", 443), "127.0.0.1:50000"),
-        (("::ffff:192.0.2.1", 50000, 0, 0), ("::", 443, 0, 0), "192.0.2.1:50000"),
-        (("::1", 50000, 0, 0), ("::1", 443, 0, 0), "[::1]:50000"),
-        ("", "/run/a.sock", "local socket"),
-    ],
-)
-def test_names_of_peers(peer: Any, own: Any, name: str) -> None:
-    transport = asyncio.Transport({"peername": peer, "sockname": own})
-    assert peer_name(transport) == name

@@ -24,8 +24,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mtt.address import Endpoint, host_port, parse_endpoint, parse_port
 from mtt.errors import MttError, UsageError, describe
-from mtt.net.address import Endpoint, host_port, parse_endpoint, parse_port
 
 TOP = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"

@@ -6,7 +6,7 @@ import hmac
 import re
 from collections.abc import Iterable
 
-from mtt.net.address import is_ip, is_loopback
+from mtt.address import is_ip, is_loopback
 from mtt.wire.addresses import AddressError, unbracketed
 from mtt.wire.http1 import Request
 

@@ -13,11 +13,11 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
+from mtt.address import Endpoint
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
 from mtt.layers.tcp import SocketTransport
-from mtt.net.address import Endpoint
 from mtt.net.resolve import Address, Protect, Resolver, literal
 from mtt.net.sockets import tune
 from mtt.outcome import Outcome, from_error, most_telling

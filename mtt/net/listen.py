@@ -14,9 +14,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterable
 
+from mtt.address import Endpoint, host_port
 from mtt.errors import NetworkError, StartError, describe
 from mtt.net.accept import Acceptor, ProtocolFactory
-from mtt.net.address import Endpoint, host_port
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import tune
 

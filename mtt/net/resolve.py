@@ -15,8 +15,8 @@ from itertools import zip_longest
 from time import monotonic
 from typing import Any
 
+from mtt.address import host_port
 from mtt.errors import MttError, NetworkError, describe
-from mtt.net.address import host_port
 from mtt.outcome import Outcome
 from mtt.wire import dns
 

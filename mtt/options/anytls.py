@@ -120,7 +120,7 @@ def tunnel_password(values: Values, given: Values) -> str:
 
 def read_password(option: str, path: str) -> str:
     """The password in a file of one line. Raises UsageError, which does not repeat it."""
-    from mtt.options.files import read_text  # logs, and a plugin without a file has no time for it
+    from mtt.files import read_text  # logs, and a plugin without a file has no time for it
 
     # Room for a mark at its beginning and an end of line.
     text = read_text(option, path, limit=MAX_PASSWORD + 8, secret=True)
@@ -149,7 +149,7 @@ def given_scheme(values: Values) -> bytes:
     path: str = values["padding-scheme"]
     if not path:
         return b""
-    from mtt.options.files import read_file
+    from mtt.files import read_file
     from mtt.wire.padding import MAX_SCHEME
 
     option = "-padding-scheme"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from mtt.address import Endpoint, is_ip, parse_endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, is_ip, parse_endpoint
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.wire.addresses import AddressError, unbracketed
 

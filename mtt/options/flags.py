@@ -135,7 +135,7 @@ def unknown_option(
     if same is not None and not same.weakens:
         advice = f"did you mean {dash}{same.name}?"
     else:
-        advice = hint(name, value, known, dash=dash)
+        advice = hint(name, value, {each.name: _spelt(each, dash) for each in known.values()})
     if not advice and len(name) > 1:  # any option of two letters is similar to one letter
         names = [flag.name for flag in known.values() if not flag.weakens]
         if similar := get_close_matches(name.lower(), names, 1):
@@ -146,6 +146,12 @@ def unknown_option(
             if flag.secret and name.startswith(flag.name):
                 label = f"{dash}{flag.name}..."
     return UsageError(f"{clipped(label)} is not an option; {advice or '-h lists all options'}")
+
+
+def _spelt(flag: Flag, dash: str) -> str:
+    """`flag` as it is written on a command line or, without a dash, in plugin options."""
+    between = " " if dash else "="
+    return f"{dash}{flag.name}" + (f"{between}{flag.placeholder}" if flag.placeholder else "")
 
 
 def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:

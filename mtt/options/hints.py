@@ -9,10 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mtt.options.flags import Flag
 
 _UNSAFE = "skips verification, and anyone on the way can read along; {pin} or {ca} is the safe way"
 
@@ -93,10 +89,10 @@ _SERVER_HINTS = (
 _FIELD = re.compile(r"\{([a-z-]+)\}")
 
 
-def hint(name: str, value: str | None, known: Mapping[str, Flag], *, dash: str) -> str:
+def hint(name: str, value: str | None, known: Mapping[str, str]) -> str:
     """What to do about the unknown option `name`, which has `value`; empty if nobody knows.
 
-    `known` are the options of the command by their names, each written behind `dash`.
+    `known` are the options of the command by their names, each as the user has to write it.
     """
     word = name.lower().replace("-", "").replace("_", "")
     words = (f"{word}={(value or 'true').lower()}", word)
@@ -108,11 +104,5 @@ def hint(name: str, value: str | None, known: Mapping[str, Flag], *, dash: str) 
     for wanted in words:
         for names, text in (entry for table in tables for entry in table):
             if wanted in names.split() and all(each in known for each in _FIELD.findall(text)):
-                return _FIELD.sub(lambda match: _spelt(known[match[1]], dash), text)
+                return _FIELD.sub(lambda match: known[match[1]], text)
     return ""
-
-
-def _spelt(flag: Flag, dash: str) -> str:
-    """`flag` as it is written on a command line or, without a dash, in plugin options."""
-    between = " " if dash else "="
-    return f"{dash}{flag.name}" + (f"{between}{flag.placeholder}" if flag.placeholder else "")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from mtt.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.options.anytls import (
     DEFAULT_POOL,
     TUNNEL_CLIENT_FLAGS,

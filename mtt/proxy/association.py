@@ -18,11 +18,11 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from mtt.address import peer_name
 from mtt.errors import NetworkError, describe
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
-from mtt.service import peer_name
 from mtt.wire.addresses import AddressError
 from mtt.wire.socks import SocksError, datagram_header, parse_datagram
 

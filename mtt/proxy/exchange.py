@@ -7,10 +7,10 @@ import time
 from email.utils import formatdate
 from typing import Protocol
 
+from mtt.address import host_port
 from mtt.errors import StuckError, describe
 from mtt.layers.base import Data
 from mtt.log import logger
-from mtt.net.address import host_port
 from mtt.outcome import Outcome
 from mtt.proxy.origin import IdleOrigins, Origin
 from mtt.wire import httphop, httpproxy

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from mtt.address import peer_name
 from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
@@ -21,7 +22,6 @@ from mtt.layers.holding import hold
 from mtt.outcome import Outcome
 from mtt.proxy import http
 from mtt.proxy.http import HttpConnection
-from mtt.service import peer_name
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+from mtt.address import peer_name
 from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol, silent_seconds, unsent
@@ -35,7 +36,6 @@ from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
 from mtt.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
-from mtt.service import peer_name
 from mtt.wire import httpproxy
 from mtt.wire.http1 import HttpError, Request, complete_head, parse_request_line
 from mtt.wire.httpproxy import ProxyRequest

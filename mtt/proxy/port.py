@@ -14,6 +14,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, NamedTuple
 
+from mtt.address import peer_name
 from mtt.admission import Pending
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
 from mtt.layers import linger
@@ -24,7 +25,6 @@ from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.http import Failure, HttpConnection
-from mtt.service import peer_name
 from mtt.wire import socks
 
 # From accept to the complete request. Applications ask at once; a browser that connects ahead of

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
-from mtt.options.files import warn_if_exposed
+from mtt.files import warn_if_exposed
 
 # By this path OpenSSL opens a descriptor of this process (Linux).
 _DESCRIPTORS = "/proc/self/fd"

@@ -10,8 +10,8 @@ import ipaddress
 import secrets
 import string
 
+from mtt.address import is_ip
 from mtt.errors import UsageError
-from mtt.net.address import is_ip
 
 # As the original does: there is nobody to renew it.
 SELF_SIGNED_DAYS = 3652

@@ -14,8 +14,8 @@ import pytest
 from anytls.config import MAX_SERVERS, ClientFile, read_client, read_server
 from anytls.json_file import MAX_CONFIG, parse_json
 from anytls.users import User
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from mtt.trust.pem import InlinePem
 
 # https://sing-box.sagernet.org/configuration/outbound/anytls, with the TLS that it needs.

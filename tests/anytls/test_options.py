@@ -14,9 +14,9 @@ from anytls.options import CLIENT_FLAGS, SERVER_FLAGS, ClientOptions, ServerOpti
 from anytls.options import client_options as checked_client
 from anytls.options import server_options as checked_server
 from anytls.users import User, read_users
+from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.modes import ALPN_SITE
-from mtt.net.address import Endpoint
 from mtt.options.anytls import (
     DEFAULT_POOL,
     TUNNEL_CLIENT_FLAGS,

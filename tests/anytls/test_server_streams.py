@@ -16,11 +16,11 @@ import pytest
 from anytls import accounts, outbound, server
 from anytls.server import DENIALS_SHOWN, Server
 from mtt import anytls_frontend
+from mtt.address import Endpoint
 from mtt.errors import DestinationError
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.layers.holding import Holding
-from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.outcome import Outcome
 from tests.anytls.serving import empty, know, server_for

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from anytls.uri import ServerUri, is_uri, parse_uri
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from mtt.process.systemd import UNNAMED, Inherited
 from mtt_mu_server.options import options
 from mtt_mu_server.server import MultiUserServer

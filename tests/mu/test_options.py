@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mtt import __version__
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from mtt.options.flags import parse_args
 from mtt.process.command import Start
 from mtt_mu_server.__main__ import COMMAND, service

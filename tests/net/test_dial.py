@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import NetworkError
 from mtt.layers.base import StreamProtocol
 from mtt.net import dial
-from mtt.net.address import Endpoint
 from mtt.net.dial import TCP_FASTOPEN_CONNECT, Dialer
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE

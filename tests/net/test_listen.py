@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import NetworkError, StartError
 from mtt.layers.base import StreamProtocol
 from mtt.net import listen as listen_module
-from mtt.net.address import Endpoint
 from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, bind, listen
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from mtt.options.flags import defaults, parse_args, usage
 from mtt.options.tunnel import (
     CLIENT_FLAGS,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.net.address import Endpoint
 from plugin.environment import read_environment
 
 FULL = {

@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from mtt.address import Endpoint
 from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
-from mtt.net.address import Endpoint
 from mtt.net.dial import Dialer
 from mtt.net.listen import listen
 from mtt.net.resolve import Resolver

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import UsageError
 from mtt.wire.addresses import AddressError, unbracketed
+
+if TYPE_CHECKING:
+    import asyncio
 
 _END_OF_AUTHORITY = re.compile(r"[/?#]")  # of a URL (RFC 3986, 3.2)
 
@@ -64,6 +67,14 @@ def bracketed(host: str) -> str:
 def host_port(host: str, port: int) -> str:
     """`host:port` for people and logs, without IPv4 addresses in the guise of IPv6."""
     return f"{bracketed(unmapped(host))}:{port}"
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """The peer of `transport`, for logs."""
+    peer = transport.get_extra_info("peername")
+    if isinstance(peer, tuple):
+        return host_port(peer[0], peer[1])
+    return "local socket"  # unix sockets of clients have no name
 
 
 def _shown(text: str) -> str:

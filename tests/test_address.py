@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
-from mtt.net.address import host_port, is_loopback, unmapped
+from mtt.address import host_port, is_loopback, peer_name, unmapped
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,17 @@ def test_a_mapped_loopback_address_is_loopback() -> None:
     assert is_loopback("::ffff:127.0.0.1")
     assert not is_loopback("::ffff:192.0.2.1")
     assert unmapped("::ffff:127.0.0.1") == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "name"),
+    [
+        (("127.0.0.1", 50000), ("127.0.0.1", 443), "127.0.0.1:50000"),
+        (("::ffff:192.0.2.1", 50000, 0, 0), ("::", 443, 0, 0), "192.0.2.1:50000"),
+        (("::1", 50000, 0, 0), ("::1", 443, 0, 0), "[::1]:50000"),
+        ("", "/run/a.sock", "local socket"),
+    ],
+)
+def test_names_of_peers(peer: Any, own: Any, name: str) -> None:
+    transport = asyncio.Transport({"peername": peer, "sockname": own})
+    assert peer_name(transport) == name
