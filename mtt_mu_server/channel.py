@@ -9,7 +9,8 @@ from mtt.errors import NetworkError
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
-from mtt.wire.http1 import Request, complete_head, parse_request
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import Request, parse_request
 from mtt.wire.httpbody import Body
 
 
@@ -34,7 +35,7 @@ class Channel(StreamProtocol):
         self.lost = False  # nor can anything be sent
         self._cut_reason = ""
         self._received = self._written = 0  # bytes
-        self._buffer = bytearray()
+        self._buffer = HeadBuffer()
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._full = False
@@ -68,13 +69,9 @@ class Channel(StreamProtocol):
 
     async def head(self) -> Request:
         """The head of the next request. Raises HttpError and NetworkError."""
-        scanned = 0
-        while (end := complete_head(self._buffer, scanned)) < 0:
-            scanned = len(self._buffer)
+        while (end := self._buffer.head_end(of_request=True)) < 0:
             await self._need()
-        head = bytes(self._buffer[:end])
-        del self._buffer[:end]
-        return parse_request(head)
+        return parse_request(self._buffer.take(end))
 
     async def body(self, request: Request, limit: int) -> bytes:
         """The body of the request whose head has just been read.
@@ -91,7 +88,7 @@ class Channel(StreamProtocol):
         while not framing.over:
             if not self._buffer:
                 await self._need()
-            del self._buffer[: framing.take(self._buffer, body)]
+            self._buffer.drop(framing.take(self._buffer, body))
             if len(body) + framing.left >= limit:
                 raise BodyTooLargeError
         return bytes(body)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from mtt.wire import http1
-from mtt.wire.http1 import REASONS, HttpError, Reply, Request
+from mtt.wire.http1 import REASONS, HttpError, Reply, Request, encode_head
 
 PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port"
 _LINE = re.compile(rb"[A-Z_-]*(?:\Z| (?:\Z|/|[A-Za-z][A-Za-z0-9+.-]*(?:\Z|:(?:\Z|/(?:\Z|/)))))")
@@ -81,13 +81,7 @@ def _response(
     date: str,
     close: bool,
 ) -> bytes:
-    lines = [
-        # Whatever the version of the request.
-        f"HTTP/1.1 {status} {REASONS[status]}",
-        "Server: nginx",
-        f"Date: {date}",
-        *(f"{name}: {value}" for name, value in headers),
-        f"Connection: {'close' if close else 'keep-alive'}",
-        *(f"{name}: {value}" for name, value in others),
-    ]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    connection = ("Connection", "close" if close else "keep-alive")
+    lines = [("Server", "nginx"), ("Date", date), *headers, connection, *others]
+    # Whatever the version of the request.
+    return encode_head(f"HTTP/1.1 {status} {REASONS[status]}", lines) + body

@@ -31,15 +31,8 @@ from mtt.errors import Cause, NetworkError, PeerError, describe
 from mtt.http import nginx
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
-from mtt.wire.http1 import (
-    MAX_HEAD,
-    HttpError,
-    Reply,
-    Request,
-    find_head_end,
-    parse_request,
-    parse_request_line,
-)
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import HttpError, Reply, Request, parse_request
 from mtt.wire.upgrade import (
     MAX_LINE,
     Upgrade,
@@ -90,7 +83,7 @@ class HttpServer(StreamProtocol):
     __slots__ = (
         "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_fallback_time",
         "_head_timeout", "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade",
-        "_paused", "_protocols", "_refusal", "_router", "_scanned", "_timer", "_transport",
+        "_paused", "_protocols", "_refusal", "_router", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -122,8 +115,7 @@ class HttpServer(StreamProtocol):
         self._head_timeout = head_timeout
         self._keepalive_timeout = keepalive_timeout
         self._timer: asyncio.TimerHandle | None = None
-        self._buffer = bytearray()
-        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._buffer = HeadBuffer()
         self._body_left = 0  # bytes of a body still to drop
         self._in_head = True  # a request is due or incomplete
         self._paused = False
@@ -175,11 +167,12 @@ class HttpServer(StreamProtocol):
             while not (self._closed or self._paused) and self._skip_body() and self._buffer:
                 if self._as_nginx and not self._is_begun():
                     break
-                end = find_head_end(self._buffer, self._scanned)
-                if end < 0 or end > MAX_HEAD:
+                is_ended = self._eof and self._as_nginx  # which says nothing to who leaves
+                end = self._buffer.head_end(of_request=not is_ended)
+                if end < 0:
                     if self._fallback_time is not None and self._fall_back():
                         return
-                    self._check_unfinished()
+                    self._wait_for_rest()
                     break
                 self._decide(parse_request(bytes(self._buffer[:end])), end)
         except HttpError as error:
@@ -198,37 +191,28 @@ class HttpServer(StreamProtocol):
         """Drop what has come of the last request's body; whether that is all of it."""
         if self._body_left:
             gone = min(self._body_left, len(self._buffer))
-            del self._buffer[:gone]
+            self._buffer.drop(gone)
             self._body_left -= gone
         return not self._body_left
 
     def _is_begun(self) -> bool:
         """Whether there is anything of a request, as nginx sees it. Raises HttpError."""
-        if not self._scanned:
-            rest = self._buffer.lstrip(b"\r\n")
-            del self._buffer[: len(self._buffer) - len(rest)]
+        if self._buffer.startswith((b"\r", b"\n")):
+            self._buffer.drop(len(self._buffer) - len(self._buffer.lstrip(b"\r\n")))
         if self._buffer and not nginx.may_be_request(self._buffer[:MAX_LINE]):
             raise HttpError(400, "no HTTP request")
         return bool(self._buffer)
 
-    def _check_unfinished(self) -> None:
-        """Judge the beginning of a head. Raises HttpError if it cannot become a request."""
-        if self._eof and self._as_nginx:  # which says nothing to who leaves
+    def _wait_for_rest(self) -> None:
+        """A head has begun. Raises HttpError if that is all there will be."""
+        if self._eof and self._as_nginx:
             text = "the connection ended in the middle of a request head"
             self._tell(NetworkError(text, cause=Cause.EOF))
-            return
-        line_end = self._buffer.find(b"\n")
-        if line_end >= self._scanned:
-            # Who speaks another protocol hears so at its first line, as from Go.
-            parse_request_line(bytes(self._buffer[:line_end]).removesuffix(b"\r"))
-        if len(self._buffer) > MAX_HEAD:
-            raise HttpError(431, f"the request head is larger than {MAX_HEAD} bytes")
-        if self._eof:
+        elif self._eof:
             raise HttpError(400, "the connection ended in the middle of a request head")
-        if not self._in_head:
+        elif not self._in_head:
             self._in_head = True
             self._arm(self._head_timeout)
-        self._scanned = len(self._buffer)
 
     def _decide(self, request: Request, end: int) -> None:
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
@@ -250,8 +234,7 @@ class HttpServer(StreamProtocol):
         if self._fall_back():
             return
         assert reply is not None
-        del self._buffer[:end]
-        self._scanned = 0
+        self._buffer.drop(end)
         self._answer(request, reply)
 
     @property

@@ -10,7 +10,8 @@ from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
-from mtt.wire.http1 import HttpError, Response, complete_head, parse_response
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import HttpError, Response, parse_response
 
 # Interim responses (1xx, RFC 9110, 15.2) before the one that counts; as many as Go skips.
 MAX_INTERIM = 5
@@ -20,15 +21,14 @@ class UpgradeClient(StreamProtocol):
     """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
 
     __slots__ = (
-        "_answer", "_buffer", "_error", "_interim", "_key", "_request", "_scanned", "_transport",
+        "_answer", "_buffer", "_error", "_interim", "_key", "_request", "_transport",
     )  # fmt: skip
 
     def __init__(
         self, transport: asyncio.Transport, path: str, host: str, protocols: tuple[str, ...]
     ) -> None:
         self._transport = transport
-        self._buffer = bytearray()
-        self._scanned = 0  # bytes of the buffer that hold no end of a head
+        self._buffer = HeadBuffer()
         self._interim = 0  # how many interim responses came
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -71,17 +71,14 @@ class UpgradeClient(StreamProtocol):
 
         Raises HttpError and UpgradeError.
         """
-        while (end := complete_head(self._buffer, self._scanned)) >= 0:
-            response = parse_response(bytes(self._buffer[:end]))
-            del self._buffer[:end]
-            self._scanned = 0
+        while (end := self._buffer.head_end()) >= 0:
+            response = parse_response(self._buffer.take(end))
             if response.status == 101 or not 100 <= response.status < 200:
                 return response
             self._interim += 1
             if self._interim > MAX_INTERIM:
                 text = f"the server sent more than {MAX_INTERIM} interim responses (1xx)"
                 raise upgrade.UpgradeError(text)
-        self._scanned = len(self._buffer)
         return None
 
     def eof_received(self) -> bool:

@@ -37,7 +37,8 @@ from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
 from mtt.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
 from mtt.wire import httpproxy
-from mtt.wire.http1 import HttpError, Request, complete_head, parse_request_line
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import HttpError, Request
 from mtt.wire.httpproxy import ProxyRequest
 
 # Between requests. Clients keep connections for a minute or two (curl 118 s), and it is better that
@@ -88,7 +89,7 @@ class HttpConnection(StreamProtocol):
 
     __slots__ = (
         "_buffer", "_carried", "_counted", "_deadline", "_eof", "_exchange", "_idle_since",
-        "_look_time", "_near", "_owner", "_scanned", "_takes_views", "_timer", "done",
+        "_look_time", "_near", "_owner", "_takes_views", "_timer", "done",
         "error", "full", "origins", "over", "reason", "received", "sent", "started", "task",
     )  # fmt: skip
 
@@ -96,8 +97,7 @@ class HttpConnection(StreamProtocol):
         self._owner = owner
         self._near = transport
         self._takes_views = bool(getattr(transport, "borrows", False))
-        self._buffer = bytearray()  # requests that are not served yet
-        self._scanned = 0  # bytes of it that hold no end of a head
+        self._buffer = HeadBuffer()  # requests that are not served yet
         self._exchange: Exchange | None = None
         self._eof = False  # the client has sent its end
         self.over = False  # it is done with the connection
@@ -193,16 +193,13 @@ class HttpConnection(StreamProtocol):
             # Answers of our own pile up if the client reads none of them.
             while self._exchange is None and not (self.over or self.full) and self._buffer:
                 if self._carried and self._buffer.startswith(b"\r\n"):
-                    del self._buffer[:2]  # some send that behind a body (RFC 9112, 2.2)
+                    self._buffer.drop(2)  # some send that behind a body (RFC 9112, 2.2)
                     continue
-                end = complete_head(self._buffer, self._scanned)
+                end = self._buffer.head_end(of_request=True)
                 if end < 0:
-                    self._check_unfinished()
+                    self._wait_for_rest()
                     break
-                asked = httpproxy.parse(bytes(self._buffer[:end]))
-                del self._buffer[:end]
-                self._scanned = 0
-                self._begin(asked)
+                self._begin(httpproxy.parse(self._buffer.take(end)))
         except HttpError as error:
             self._refuse(error, error.answer)
             return
@@ -211,12 +208,8 @@ class HttpConnection(StreamProtocol):
                 self._tell_of_end(None)
             self._finish("done")
 
-    def _check_unfinished(self) -> None:
-        """Judge the beginning of a head. Raises HttpError if it cannot become a request."""
-        line_end = self._buffer.find(b"\n")
-        if line_end >= self._scanned:  # another protocol is refused at once
-            parse_request_line(bytes(self._buffer[:line_end]).removesuffix(b"\r"))
-        self._scanned = len(self._buffer)
+    def _wait_for_rest(self) -> None:
+        """A head has begun."""
         if not self._deadline:
             seconds = self._owner.handshake_time
             self._deadline = asyncio.get_running_loop().time() + seconds
@@ -243,8 +236,7 @@ class HttpConnection(StreamProtocol):
         size = exchange.body.take(self._buffer)
         if self._eof and not exchange.body.over:
             raise HttpError(400, "the connection ended in the middle of a request")
-        exchange.send(bytes(self._buffer[:size]))
-        del self._buffer[:size]
+        exchange.send(self._buffer.take(size))
         self._exchange = exchange
         self._owner.busy(self, self._near)
         if not self._carried:

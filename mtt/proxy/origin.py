@@ -9,7 +9,8 @@ from mtt.errors import PeerError
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.holding import Holding
-from mtt.wire.http1 import HttpError, complete_head
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import HttpError
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import Answer, parse_answer
 
@@ -62,7 +63,7 @@ class Origin(StreamProtocol):
 
     __slots__ = (
         "_answer", "_answers", "_asking", "_body", "_buffer", "_heard", "_idle_since", "_keep_time",
-        "_lost", "_method", "_proven", "_scanned", "_takes_views", "_unchunked", "_upgrade", "eof",
+        "_lost", "_method", "_proven", "_takes_views", "_unchunked", "_upgrade", "eof",
         "full", "key", "transport", "usable",
     )  # fmt: skip
 
@@ -78,8 +79,7 @@ class Origin(StreamProtocol):
         self._upgrade = self._unchunked = False
         self._heard = False  # a byte of the answer has come
         self._answers = 0  # complete ones
-        self._buffer = bytearray()  # an incomplete head
-        self._scanned = 0
+        self._buffer = HeadBuffer()  # an incomplete head
         self._body: Body | None = None
         self._answer: Answer | None = None  # the one whose body is coming
         self._idle_since = 0.0
@@ -189,13 +189,10 @@ class Origin(StreamProtocol):
     def _read_heads(self, asking: Asking) -> None:
         try:
             while self._asking is asking and self._buffer:
-                end = complete_head(self._buffer, self._scanned)
+                end = self._buffer.head_end()
                 if end < 0:
-                    self._scanned = len(self._buffer)
                     return
-                answer = parse_answer(bytes(self._buffer[:end]), self._method)
-                del self._buffer[:end]
-                self._scanned = 0
+                answer = parse_answer(self._buffer.take(end), self._method)
                 if answer.interim:
                     asking.interim(answer)
                     continue
@@ -205,8 +202,7 @@ class Origin(StreamProtocol):
             self._fail(_bad_answer(error))
 
     def _begin(self, asking: Asking, answer: Answer) -> None:
-        rest = bytes(self._buffer)
-        self._buffer.clear()
+        rest = self._buffer.take(len(self._buffer))
         if answer.status == 101:
             if not self._upgrade:
                 raise HttpError(502, "101 to a request for no upgrade")

@@ -14,6 +14,7 @@ lower-cases to an ASCII one.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -30,13 +31,17 @@ REASONS = {
     200: "OK",
     301: "Moved Permanently",
     400: "Bad Request",
+    401: "Unauthorized",
     403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     407: "Proxy Authentication Required",
+    413: "Request Entity Too Large",
     431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
     501: "Not Implemented",
     502: "Bad Gateway",
+    503: "Service Unavailable",
     504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
 }
@@ -83,13 +88,9 @@ class HttpError(PeerError):
         line = f"{self.status} {REASONS[self.status]}"
         if self.public:
             line += f": {self.reason}"
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
         body = "Unsupported transfer encoding" if self.status == 501 else line
-        return (
-            f"HTTP/1.1 {line}\r\n"
-            "Content-Type: text/plain; charset=utf-8\r\n"
-            "Connection: close\r\n"
-            f"\r\n{body}"
-        ).encode("ascii")
+        return encode_head(f"HTTP/1.1 {line}", headers) + body.encode("ascii")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -155,37 +156,47 @@ class Response(_Head):
 class Reply(NamedTuple):
     """What a server has to say; `encode` makes it a response to one particular request.
 
-    `headers`: in the order of their names, as Go sends them.
+    `headers`: in the order of their names, as Go sends them. `content_type`: what Go adds by
+    itself if those do not name it, and sends behind the length.
     """
 
     status: int
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
+    content_type: str = ""
 
     @property
     def closes(self) -> bool:
         """Whether this reply is the last on its connection, however the client wishes."""
         return ("Connection", "close") in self.headers
 
-    def encode(self, request: Request, *, date: str, close: bool) -> bytes:
+    def encode(self, request: Request | None, *, date: str, close: bool) -> bytes:
         """The response to `request`, with its own headers first, as Go's net/http writes it.
 
-        `date`: the value of the Date header. `close`: say that the connection ends with this.
-        A HEAD request gets the same head without the body (RFC 9110, 9.3.2).
+        `request`: None for what could not be read as one. `date`: the value of the Date header.
+        `close`: say that the connection ends with this. A HEAD request gets the same head without
+        the body (RFC 9110, 9.3.2).
         """
-        http11 = request.version >= (1, 1)
-        lines = [f"HTTP/1.{int(http11)} {self.status} {REASONS[self.status]}"]
-        lines += [f"{name}: {value}" for name, value in self.headers]
-        lines.append(f"Date: {date}")
+        http11 = request is None or request.version >= (1, 1)
+        is_head = request is not None and request.method == "HEAD"
+        headers = [*self.headers, ("Date", date)]
         # For HEAD, an empty body may mean that nobody made one: Go then states no length.
-        if self.body or request.method != "HEAD":
-            lines.append(f"Content-Length: {len(self.body)}")
+        if self.body or not is_head:
+            headers.append(("Content-Length", str(len(self.body))))
+        if self.content_type:
+            headers.append(("Content-Type", self.content_type))
         if close and http11 and not self.closes:
-            lines.append("Connection: close")
+            headers.append(("Connection", "close"))
         elif not close and not http11:
-            lines.append("Connection: keep-alive")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-        return head if request.method == "HEAD" else head + self.body
+            headers.append(("Connection", "keep-alive"))
+        head = encode_head(f"HTTP/1.{int(http11)} {self.status} {REASONS[self.status]}", headers)
+        return head if is_head else head + self.body
+
+
+def encode_head(start: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """The head of a response whose first line is `start`."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return f"{start}\r\n{lines}\r\n".encode("latin-1")
 
 
 def text_reply(status: int, text: str, *extra: tuple[str, str]) -> Reply:
@@ -206,14 +217,6 @@ def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     """
     found = _HEAD_END.search(buffer, max(0, start - 2))
     return found.end() if found else -1
-
-
-def complete_head(buffer: bytes | bytearray, start: int = 0) -> int:
-    """As `find_head_end`, for a head that has its bound. Raises HttpError (431) above MAX_HEAD."""
-    end = find_head_end(buffer, start)
-    if max(end, len(buffer) if end < 0 else 0) > MAX_HEAD:
-        raise HttpError(431, f"the head is larger than {MAX_HEAD} bytes")
-    return end
 
 
 def is_host(value: str) -> bool:

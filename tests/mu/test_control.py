@@ -181,7 +181,10 @@ async def test_errors_say_what_is_wrong_and_change_nothing(certs: Certs) -> None
         assert await panel.command(9) == {"res": 1}
 
 
-@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\0\0\r\n\r\n", b"x" * 40_000, b"GET /\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x16\x03\x01\0\0\r\n\r\n", b"x" * 40_000, b"GET /\r\n\r\n", b"SSH-2.0-x\r\n"],
+)
 async def test_garbage(garbage: bytes, certs: Certs) -> None:
     async with multi_user_server(certs) as (_, panel):
         answer = await panel.exchange(garbage)

@@ -190,6 +190,7 @@ REFUSED = {
     "socks 6": (b"\6", b""),
     "not a proxy's": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"HTTP/1.1 400 Bad Request: this is"),
     "no http": (b"hello\r\n", b"HTTP/1.1 400 Bad Request\r\n"),
+    "much, and no http": (b"hello\r\n" + b"a" * MAX_HEAD, b"HTTP/1.1 400 Bad Request\r\n"),
     "http 2": (b"PRI * HTTP/2.0\r\n", b"HTTP/1.1 505 "),
     "large": (b"GET http://a/ HTTP/1.1\r\nX: " + b"a" * MAX_HEAD, b"HTTP/1.1 431 "),
     "smuggled": (
