@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anytls.config import ClientFile, read_client, read_server
-from anytls.policy import DEFAULT_POLICY, Policy, parse_policy
 from anytls.servers import ServerChoice, alpn_names, given_servers
 from anytls.singbox import ENABLED
 from anytls.tls_fields import IGNORE_FINGERPRINT
@@ -57,6 +56,7 @@ from mtt.options.common import (
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.pem import PemSource
 
 # Where the reference listens.

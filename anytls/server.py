@@ -1,4 +1,4 @@
-"""The server: lets users in, and goes where they want to go, as far as the policy lets it."""
+"""The server: lets users in, and goes where they want to go, as far as the rules let it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from anytls.accounts import Account, Accounts, hashed
 from anytls.options import ServerOptions
-from anytls.outbound import Outbound
 from anytls.uot_relay import UotRelay
 from anytls.users import read_users
 from mtt import metrics
@@ -24,6 +23,7 @@ from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
+from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
@@ -68,7 +68,7 @@ class Server(Service):
         self._denied = 0  # streams to where clients must not go
         self._denials = Throttle(DENIALS_SHOWN)
         self._resolver = Resolver()
-        self._outbound = Outbound(self._resolver, options.policy.allows)
+        self._outbound = DirectDialer(self._resolver, options.policy.allows)
         self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
         self._frontend = AnyTlsFrontend[Account](
             self._serve,

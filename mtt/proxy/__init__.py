@@ -1,1 +1,1 @@
-"""A local proxy port: SOCKS and HTTP clients, and streams to where they want to go."""
+"""A local proxy port: SOCKS and HTTP clients, where they may go, and streams that go there."""

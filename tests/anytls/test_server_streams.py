@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anytls import accounts, outbound, server
+from anytls import accounts, server
 from anytls.server import DENIALS_SHOWN, Server
 from mtt import anytls_frontend
 from mtt.address import Endpoint
@@ -22,6 +22,7 @@ from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.layers.holding import Holding
 from mtt.net.dial import Dialer
+from mtt.outbound import direct
 from mtt.outcome import Outcome
 from tests.anytls.serving import empty, know, server_for
 from tests.support.anytlspeer import (
@@ -181,7 +182,7 @@ async def test_a_destination_that_does_not_answer_has_timed_out(
         raise AssertionError
 
     monkeypatch.setattr(Dialer, "_connect_socket", dial)
-    monkeypatch.setattr(outbound, "CONNECT_TIME", 0.1)
+    monkeypatch.setattr(direct, "CONNECT_TIME", 0.1)
     async with (
         asyncio.timeout(SOON),
         server_for(certs) as server,

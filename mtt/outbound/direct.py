@@ -1,4 +1,4 @@
-"""TCP connections from the server to where its clients want to go."""
+"""TCP connections from this machine to where clients want to go, under rules."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ CONNECT_TIME = 5.0
 Allows = Callable[[str, int], bool]
 
 
-class Outbound:
-    """Connects to whatever the policy allows.
+class DirectDialer:
+    """Connects to whatever the rules allow.
 
-    Names are resolved here, once, and the policy is asked about each address that comes out; only
-    those that it allows are connected to. So it does not matter what the name resolves to for
+    Names are resolved here, once, and the rules are asked about each address that comes out; only
+    those that they allow are connected to. So it does not matter what the name resolves to for
     anybody else, or a moment later (DNS rebinding).
 
     Args:

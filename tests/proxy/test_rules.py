@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from anytls import policy as module
-from anytls.policy import DEFAULT_POLICY, MAX_RULES, parse_policy, parse_rule
 from mtt.errors import UsageError
+from mtt.proxy import rules
+from mtt.proxy.rules import DEFAULT_POLICY, MAX_RULES, parse_policy, parse_rule
 
 SPECIAL = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.8.8.8",
@@ -98,7 +98,7 @@ def test_no_special_range_is_missing_from_the_list() -> None:
             ipaddress.ip_address(first), ipaddress.ip_address(last)
         )
     ]
-    assert sorted(map(str, ranges)) == sorted(module._SPECIAL)
+    assert sorted(map(str, ranges)) == sorted(rules._SPECIAL)
 
 
 def test_ranges_of_pythons_own_registry() -> None:

@@ -1,0 +1,1 @@
+"""What is opened towards the destination of a stream."""
