@@ -324,6 +324,16 @@ def test_a_fingerprint_can_be_ignored(
     assert f"fingerprint IGNORED ({where})" in record.getMessage()
 
 
+@pytest.mark.parametrize("fingerprint", ["", "unsafe", "none"])
+def test_no_browsers_fingerprint_needs_no_permission(
+    fingerprint: str, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbound = json.loads(json.dumps(XRAY["outbounds"][0]))
+    outbound["streamSettings"]["tlsSettings"]["fingerprint"] = fingerprint
+    assert client(path, outbound).servers
+    assert not caplog.records
+
+
 LINES = ["-----BEGIN CERTIFICATE-----", "s3cret", "-----END CERTIFICATE-----"]
 TEXT = "\n".join(LINES) + "\n"
 

@@ -212,6 +212,15 @@ def test_several_servers(two_servers: str) -> None:
         client("-c", two_servers, "-s", "h:1")
 
 
+def test_ignore_fingerprint_reaches_the_file(tmp_path: Path) -> None:
+    tls = {"enabled": True, "utls": {"enabled": True, "fingerprint": "chrome"}}
+    path = written(tmp_path / "c", {"type": "anytls", "server": "example.com", "server_port": 1,
+                                    "password": "x", "tls": tls})  # fmt: skip
+    with pytest.raises(UsageError, match="add -ignore-fingerprint"):
+        client("-c", path)
+    assert client("-c", path, "-ignore-fingerprint").servers
+
+
 def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
     def outbound(**tls: Any) -> str:
         tls = {"enabled": True, "disable_sni": True} | tls

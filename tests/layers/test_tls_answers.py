@@ -73,6 +73,7 @@ async def test_peer_that_does_not_read_answers_is_not_read(certs: Certs, tmp_pat
         # The protocol above may pause and resume as it likes.
         one.layer.pause_reading()
         one.layer.resume_reading()
+        await turns()
         assert not one.transport.reading
         one.layer.resume_writing()
         assert one.transport.reading

@@ -91,6 +91,14 @@ async def test_interim_responses_are_skipped(size: int, count: int) -> None:
     assert await client.answered() == b"\x82\x05hello"
 
 
+async def test_answer_behind_a_longer_interim_response_is_found() -> None:
+    client, _, answer = asking()
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </" + b"x" * len(answer) + b">\r\n\r\n"
+    client.data_received(hints[:-1])
+    client.data_received(hints[-1:] + answer)
+    assert await client.answered() == b""
+
+
 async def test_too_many_interim_responses_are_refused() -> None:
     client, _, answer = asking()
     client.data_received(b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MAX_INTERIM + 1) + answer)

@@ -155,6 +155,11 @@ def test_keep_alive(version: str, connection: str, keep_alive: bool) -> None:
     assert get(connection, version=version).keep_alive is keep_alive
 
 
+def test_keep_alive_reads_every_connection_line() -> None:
+    assert not get("Connection: foo", "Connection: close").keep_alive
+    assert get("Connection: foo", "Connection: keep-alive", version="1.0").keep_alive
+
+
 def test_content_length() -> None:
     assert get("Content-Length: 5").content_length == 5
     assert get("Content-Length: 5", "Content-Length: 5").content_length == 5

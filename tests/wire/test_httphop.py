@@ -31,6 +31,17 @@ def test_what_is_of_one_connection_stays_behind() -> None:
     assert forwarded_answer(answer, close=True) == head(*lines, "Connection: close")
 
 
+def test_repeated_lines_are_one_list() -> None:
+    lines = "Connection: X-One", "Connection: keep-alive, x-two", "X-One: 1", "X-Two: 2"
+    answer = parse_answer(head("HTTP/1.1 200 OK", "Content-Length: 0", *lines), "GET")
+    assert answer.says_so
+    assert answer.reusable
+    expected = head("HTTP/1.1 200 OK", "Content-Length: 0")
+    assert forwarded_answer(answer, close=False) == expected
+    lines = "Connection: keep-alive", "Connection: close"
+    assert not parse_answer(head("HTTP/1.1 200 OK", "Content-Length: 0", *lines), "GET").reusable
+
+
 def test_the_version_is_that_of_the_proxy() -> None:
     answer = parse_answer(head("HTTP/1.0 404", "Content-Length: 0"), "GET")
     assert forwarded_answer(answer, close=False) == head("HTTP/1.1 404 ", "Content-Length: 0")

@@ -156,6 +156,20 @@ def test_an_upgrade_is_passed_on() -> None:
     )
 
 
+def test_repeated_lines_are_one_list() -> None:
+    lines = (
+        "Connection: X-One", "Connection: upgrade, x-two", "Upgrade: x/1", "Upgrade: websocket",
+        "X-One: 1", "X-Two: 2",
+    )  # fmt: skip
+    asked = parse(head("GET http://a/ HTTP/1.1", "Host: a", *lines))
+    assert asked.upgrade
+    assert asked.head == head(
+        "GET / HTTP/1.1", "Host: a", "Upgrade: x/1", "Upgrade: websocket", "Connection: Upgrade"
+    )
+    newer = parse(head("GET http://a/ HTTP/1.1", "Host: a", *UPGRADE, "Upgrade: h2c"))
+    assert not newer.upgrade
+
+
 @pytest.mark.parametrize(
     ("version", "lines"),
     [

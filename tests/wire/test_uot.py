@@ -176,6 +176,15 @@ def test_what_a_go_server_can_send(host: str) -> None:
     assert unfit_for_go(host, 0)
 
 
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "255.255.255.255", "240.0.0.1", "224.0.0.1", "::ffff:224.0.0.1",
+             "::ffff:240.0.0.1", "::", "fe80::1", "ff02::fb", "no_name-.test", "two..dots",
+             "1.2.3", ""],
+)  # fmt: skip
+def test_what_a_go_server_cannot_send(host: str) -> None:
+    assert unfit_for_go(host, 53)
+
+
 def test_one_byte_at_a_time_is_not_quadratic() -> None:
     # 64 KiB in single bytes: were each one looked at anew with all before it, this would be
     # two billion bytes to copy.

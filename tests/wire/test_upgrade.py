@@ -184,6 +184,13 @@ def test_proper_requests(proper: Request) -> None:
     assert upgrade.check_request(proper, PREFERENCE) == Upgrade(KEY, None)
 
 
+def test_repeated_lines_of_a_request_are_one_list() -> None:
+    twice = asked()
+    twice.headers.insert(0, ("connection", "keep-alive"))
+    twice.headers.insert(0, ("upgrade", "h2c"))
+    assert upgrade.check_request(twice) == Upgrade(KEY, None)
+
+
 def test_the_key_may_have_any_length() -> None:
     accepted = upgrade.check_request(asked(Sec_WebSocket_Key="x"))
     assert accepted.key == "x"
