@@ -78,7 +78,7 @@ def close(
         transport.close()
         return
     transport.set_protocol(_Lingering(transport, on_lost))
-    if eof_seen or transport.is_closing():
+    if eof_seen:
         transport.close()
         return
     transport.write_eof()

@@ -71,8 +71,41 @@ async def test_a_peer_that_has_ended_is_not_waited_for() -> None:
         recorder.transport.write(b"z" * 300_000)
         close(recorder)
         assert len(await drain(sock)) == 300_000
+        assert recorder.lost  # that was no FIN alone
         assert await recorder.ended() is None
         linger.reset(recorder.transport)  # asyncio's own abort() would raise here
+
+
+@pytest.mark.parametrize("eof_seen", [False, True])
+async def test_close_takes_over_the_transport(eof_seen: bool) -> None:
+    recorder = Recorder()
+    transport = FakeTransport(recorder)
+    heard: list[Exception | None] = []
+    linger.close(transport, heard.append, eof_seen=eof_seen)
+    transport.lose(None)
+    await turns()
+    assert heard == [None]
+    assert not recorder.lost
+
+
+async def test_close_reads_on_though_reading_was_paused() -> None:
+    transport = FakeTransport()
+    transport.pause_reading()
+    linger.close(transport, eof_seen=False)
+    assert transport.eof_written
+    assert transport.reading  # or the peer's FIN would not be seen
+    transport.lose(None)
+    await turns()
+
+
+async def test_nothing_watches_a_peer_that_has_ended_and_has_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linger, "_Lingering", None)
+    transport = FakeTransport()
+    linger.close(transport, eof_seen=True)
+    assert transport.closing
+    await turns()
 
 
 async def test_closing_twice_or_after_the_end_of_writing() -> None:

@@ -158,6 +158,20 @@ async def test_data_received_before_a_failed_write_come_first(paused: bool, fin:
         assert recorder.ends == (1 if fin else 0)
 
 
+async def test_end_of_a_silent_peer_comes_before_a_failed_write() -> None:
+    recorder = Told()
+    recorder.begin = SocketTransport.pause_reading
+    async with raw_peer(recorder) as far:
+        far.shutdown(socket.SHUT_WR)
+        far.close()
+        while not (recorder.pauses or recorder.lost):
+            recorder.transport.write(b"in vain")
+            await asyncio.sleep(0)
+        recorder.transport.resume_reading()
+        assert isinstance(await recorder.ended(), BrokenPipeError)
+        assert recorder.ends == 1
+
+
 class Server(Told):
     """Has no use for requests that it cannot answer."""
 
