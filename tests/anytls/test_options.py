@@ -242,6 +242,7 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
         ("-p x", "-s is missing"),
         ("-s h:1", "-p is missing"),
         ("-s anytls://h:1", "-p is missing"),
+        ("-s h:1 -s i:1 -p x", "-s is given twice; remove one"),
         ("-s h -p x", "-s: "),
         ("-s s3cret@h:1", "-s: an @"),
         ("-s anytls:/s3cret@h:1", "-s: an @"),

@@ -66,6 +66,9 @@ def error(parse: Callable[[], object]) -> str:
         ("mu", "-wss", "WebSocket is always on; remove it"),
         ("mu", "-wss-path /s3cret", "each user has a path, which the controller (-c) is told; "
          "remove it"),
+        ("client", "-SV", "did you mean -s?"),
+        ("anytls-client", "-Insecure", "-h lists all options"),
+        ("client", "-c x", "-h lists all options"),  # and not -ca, as for any two letters
         ("client", "-z", "-h lists all options"),
     ],
 )  # fmt: skip

@@ -261,6 +261,7 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-wss", "-wss-path", "/a\x7f"], ["-wss-path", "control"]),
         (["-wss", "-wss-path", "/100%"], ["-wss-path", "%25"]),
         (["-wss", "-wss-path", "/%2x"], ["-wss-path", "%25"]),
+        (["-fallback-dns", "::1", "-fallback-dns", "::2"], ["-fallback-dns is given twice"]),
         (["-fallback-dns", "dns.example"], ["-fallback-dns", "'dns.example'", "192.0.2.53"]),
         (["-fallback-dns", "192.0.2.53:0"], ["-fallback-dns"]),
         (["-fallback-dns", "192.0.2.53:"], ["-fallback-dns"]),

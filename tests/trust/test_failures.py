@@ -104,6 +104,25 @@ def test_alerts_mean_another_thing_at_each_end(reason: str) -> None:
     assert "-cert" in str(tls_failure(error, server_side=False))
 
 
+@pytest.mark.parametrize(
+    "reason",
+    ["TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN"],
+)
+def test_alerts_of_clients_that_distrust_a_server_say_what_to_do(reason: str) -> None:
+    error = ssl.SSLError(1, "")
+    error.reason = reason
+    assert "; the client does not trust this server; " in str(tls_failure(error, server_side=True))
+
+
+def test_a_certificate_from_the_future_says_what_to_do() -> None:
+    error = ssl.SSLCertVerificationError(1, "")
+    error.reason = "CERTIFICATE_VERIFY_FAILED"
+    error.verify_code, error.verify_message = 9, "certificate is not yet valid"
+    assert str(tls_failure(error, server_side=False)) == (
+        "certificate not accepted: certificate is not yet valid; check the clocks"
+    )
+
+
 def test_other_failures_have_no_advice() -> None:
     error = ssl.SSLError(1, "")
     error.reason = "WRONG_VERSION_NUMBER"
