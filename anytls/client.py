@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
-from anytls.uot_channel import UOT_DESTINATION, GoChannel, UotChannel
+from anytls.udp import UOT_DESTINATION, GoChannel
 from anytls.upstreams import Upstreams
 from mtt import metrics
 from mtt.connector import CONNECT_TIME
@@ -20,6 +20,7 @@ from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
 from mtt.proxy.port import Login, ProxyPort
+from mtt.proxy.uot_channel import UotChannel
 from mtt.service import Service, Session
 from mtt.wire import addresses
 

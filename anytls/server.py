@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from anytls.accounts import Account, Accounts, hashed
 from anytls.options import ServerOptions
-from anytls.uot_relay import UotRelay
 from anytls.users import read_users
 from mtt import metrics
 from mtt.address import host_port, peer_name
@@ -25,6 +24,7 @@ from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
+from mtt.proxy.uot_relay import UotRelay
 from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.wire import uot
@@ -214,6 +214,7 @@ class Server(Service):
                 lambda done: UotRelay(
                     stream,
                     version,
+                    acknowledge=stream.acknowledge,
                     resolver=self._resolver,
                     allows=self._options.policy.allows,
                     denied=partial(self._log_denied, "UDP", stream, account),

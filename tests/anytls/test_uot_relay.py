@@ -12,9 +12,10 @@ from typing import Any, Self
 import pytest
 
 from anytls import server as anytls_server
-from anytls import uot_relay
 from anytls.server import Server
 from mtt.net.resolve import Address
+from mtt.outbound import udp
+from mtt.proxy import uot_relay
 from tests.anytls.serving import empty, know, server_for
 from tests.support.anytlspeer import (
     FIN,
@@ -137,14 +138,14 @@ async def test_ipv6(certs: Certs) -> None:
 
 
 async def test_without_ipv6_there_is_ipv4(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    bound = uot_relay._bound
+    bound = udp._bound
 
     def no_ipv6(family: socket.AddressFamily, address: str) -> socket.socket:
         if family == socket.AF_INET6:
             raise OSError("no such thing")
         return bound(family, address)
 
-    monkeypatch.setattr(uot_relay, "_bound", no_ipv6)
+    monkeypatch.setattr(udp, "_bound", no_ipv6)
     async with association(certs, ANYWHERE) as (_, peer):
         with Udp() as there:
             await peer.send(frame(PSH, 1, datagram("::1", there.port, b"six")))  # dropped
@@ -272,8 +273,8 @@ async def test_a_name_that_fails_costs_its_datagrams_only(certs: Certs) -> None:
 async def test_only_so_many_datagrams_wait_for_names(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uot_relay, "MAX_LOOKUPS", 3)
-    monkeypatch.setattr(uot_relay, "MAX_NAMES", 2)
+    monkeypatch.setattr(udp, "MAX_LOOKUPS", 3)
+    monkeypatch.setattr(udp, "MAX_NAMES", 2)
     async with association(certs, ANYWHERE) as (server, peer):
         known = asyncio.Event()
 
@@ -293,11 +294,11 @@ async def test_only_so_many_datagrams_wait_for_names(
             await eventually(lambda: len([line for line in lines if dropped in line]) == 3)
             (relay,) = server._relays
             assert isinstance(relay, uot_relay.UotRelay)
-            assert relay._waiting <= uot_relay.MAX_WAITING
+            assert relay._udp._waiting <= udp.MAX_WAITING
             known.set()
-            await eventually(lambda: not relay._lookups)
-            assert relay._waiting == 0
-            assert len(relay._names) == 2
+            await eventually(lambda: not relay._udp._lookups)
+            assert relay._udp._waiting == 0
+            assert len(relay._udp._names) == 2
 
 
 async def test_what_is_too_large_is_dropped_alone(certs: Certs) -> None:
@@ -333,7 +334,7 @@ async def test_what_is_no_datagram_ends_the_stream_alone(garbage: bytes, certs: 
 
 
 async def test_an_idle_association_ends(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, uot_relay)
+    clock = Clock(monkeypatch, uot_relay, udp)
     async with association(certs, ANYWHERE, options={"udp-timeout": 60.0}) as (server, peer):
         with Udp() as there:
             for _ in range(3):
@@ -380,9 +381,9 @@ async def test_a_client_that_does_not_read_costs_datagrams_not_memory(
                     with contextlib.suppress(BlockingIOError):
                         there.send(bytes(16_000), source)
                 await asyncio.sleep(0)
-                if relay._clogged:
+                if not relay._udp._is_reading:
                     break
-            assert relay._clogged
+            assert not relay._udp._is_reading
             held = relay._stream.get_write_buffer_size()
             for _ in range(300):
                 with contextlib.suppress(BlockingIOError):
@@ -391,7 +392,7 @@ async def test_a_client_that_does_not_read_costs_datagrams_not_memory(
             assert relay._stream.get_write_buffer_size() <= held
             reader = asyncio.create_task(peer.tls.exactly(relay.received))
             await reader
-            assert not relay._clogged
+            assert relay._udp._is_reading
 
 
 async def test_closing_the_server_ends_associations(certs: Certs) -> None:
@@ -408,7 +409,7 @@ async def test_no_socket_is_said_to_the_client(
     def none_left() -> socket.socket:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(uot_relay, "_open_socket", none_left)
+    monkeypatch.setattr(udp, "_open_socket", none_left)
     async with asyncio.timeout(SOON), server_for(certs) as server:
         with logged() as lines:
             async with await peer_connect(port_of(server), certs) as peer:
