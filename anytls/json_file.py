@@ -1,12 +1,10 @@
 """A configuration file: JSON as people write it, and its objects, which know where they stand.
 
-As sing-box and Xray do, this takes comments (`//`, `#`, `/* */`) and a comma behind the last item.
 Errors name line and column, or the key by its path: `config.json: outbounds[0].tls.utls`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -15,6 +13,7 @@ from mtt.errors import UsageError
 from mtt.files import read_text
 from mtt.log import logger
 from mtt.options.flags import clipped, parse_duration, quoted
+from mtt.options.json_text import parse_json
 
 # Bytes. A user takes about 60, rules for a country's web sites some 100 KB.
 MAX_CONFIG = 8 << 20
@@ -24,11 +23,6 @@ _WEAKENING = {"insecure", "allowInsecure", "ignore-fingerprint"}
 
 # How many keys one warning names; the line has to stay readable.
 _SHOWN = 12
-
-# Strings are matched so that what looks like a comment within them stays.
-_COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/\*.*?\*/', re.DOTALL)
-_LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
-_NOT_LINE_END = re.compile(r"[^\n]")
 
 # Panels keep numbers as the text of a form's field. 18 digits fit into 64 bits.
 _NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\s*", re.ASCII)
@@ -73,43 +67,6 @@ class JsonFile:
             logger.warning("%s: unknown, and not used: %s", self.name, _listed(self._unknown))
         for why, paths in self._ignored.items():
             logger.warning("%s: not used: %s: %s", self.name, _listed(paths), why)
-
-
-def parse_json(name: str, text: str) -> Any:
-    """The value that `text` is, with the liberties above. Raises UsageError, beginning with `name`.
-
-    Equal keys in one object are an error: one of them would be lost.
-    """
-    # Blanks instead of what is removed keep line and column.
-    text = _COMMENT.sub(_blanked, text)
-    text = _LAST_COMMA.sub(_blanked, text)
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise UsageError(f"{name}: an object has the key {quoted(twice)} twice; remove one")
-        return found
-
-    def constant(word: str) -> NoReturn:
-        raise UsageError(f"{name}: {word} is not JSON")  # Python's decoder takes NaN and Infinity
-
-    try:
-        return json.loads(text, object_pairs_hook=members, parse_constant=constant)
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg.lower()}"
-        ) from None
-    except ValueError:  # a number of thousands of digits: Python's own limit
-        raise UsageError(f"{name}: a number has too many digits") from None
-    except RecursionError:
-        raise UsageError(f"{name}: brackets are nested too deeply") from None
-
-
-def _blanked(match: re.Match[str]) -> str:
-    found = match[0]
-    return found if found.startswith('"') else _NOT_LINE_END.sub(" ", found)
 
 
 def _listed(paths: list[str]) -> str:

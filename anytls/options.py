@@ -12,7 +12,6 @@ from anytls.config import ClientFile, read_client, read_server
 from anytls.servers import ServerChoice, alpn_names, given_servers
 from anytls.singbox import ENABLED
 from anytls.tls_fields import IGNORE_FINGERPRINT
-from anytls.users import DEFAULT_NAME, User, checked_user, read_users
 from mtt.address import Endpoint, is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
@@ -58,6 +57,7 @@ from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.pem import PemSource
+from mtt.users.file import User, checked_user, read_users
 
 # Where the reference listens.
 DEFAULT_LOCAL = f"{LOOPBACK}:1080"
@@ -70,6 +70,9 @@ DEFAULT_UDP_TIMEOUT = "5m"
 # that asks clients for certificates contradicts that.
 _IDENTITY = ("cert", "key", "cert-dir")
 _OF_TLS = ("cert", "key", "no-tls", "alpn", "tls-min")
+
+# Who has the password of -p.
+DEFAULT_USER = "default"
 
 # Bytes of a user's name or password in a login of SOCKS5 (RFC 1929).
 MAX_LOGIN = 255
@@ -325,7 +328,7 @@ def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]
     if path:
         return read_users("-users", path)
     if password:
-        return (User(DEFAULT_NAME, password),)
+        return (User(DEFAULT_USER, password),)
     if not of_file:
         raise UsageError(
             "-p is missing: give the password in a file with -password-file, or -users, or -c"

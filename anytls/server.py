@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from anytls.accounts import Account, Accounts, hashed
 from anytls.options import ServerOptions
-from anytls.users import read_users
 from mtt import metrics
 from mtt.address import host_port, peer_name
 from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
@@ -27,7 +25,10 @@ from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
 from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.users.accounts import Account, Accounts
+from mtt.users.file import User, read_users
 from mtt.wire import uot
+from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Server(Service):
                 alpn=list(options.alpn),
             )
             self._tls_files = (self._tls,)
-        self._accounts = Accounts(options.users)
+        self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to where clients must not go
         self._denials = Throttle(DENIALS_SHOWN)
@@ -138,7 +139,7 @@ class Server(Service):
                 self._accounts.replace(self._read_users())
 
     def _read_users(self) -> dict[str, bytes]:
-        return hashed(read_users("-users", self._options.users_file))
+        return _hashed(read_users("-users", self._options.users_file))
 
     async def _reload_users(self) -> None:
         with _old_users_stay():
@@ -241,6 +242,11 @@ class Server(Service):
     def _visit(self, stream: asyncio.Transport) -> None:
         assert self._options.fallback is not None
         self._carry_to(stream, partial(self._fallback.connect, self._options.fallback, Holding))
+
+
+def _hashed(users: Iterable[User]) -> dict[str, bytes]:
+    """The hashes of passwords, by the names of users."""
+    return {user.name: password_hash(user.password) for user in users}
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ from typing import NoReturn
 
 from anytls import tls_fields
 from anytls.json_file import Section
-from anytls.users import User, check_unique, checked_user
 from mtt.address import Endpoint, host_port, parse_endpoint
 from mtt.errors import UsageError
 from mtt.options.anytls import checked_min_idle, checked_password, checked_scheme
 from mtt.options.common import host_name
 from mtt.options.flags import Values
 from mtt.trust.pem import PemSource
+from mtt.users.file import User, check_unique, checked_user
 
 # Types of inbounds whose clients our local port serves as well.
 LOCAL_TYPES = ("mixed", "socks", "http")

@@ -12,12 +12,12 @@ from typing import NoReturn
 from anytls import tls_fields
 from anytls.json_file import Section
 from anytls.singbox import listen_text
-from anytls.users import User, check_unique, checked_user
 from mtt.address import Endpoint
 from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 from mtt.trust.pem import PemSource
+from mtt.users.file import User, check_unique, checked_user
 
 # Protocols of inbounds whose clients our local port serves as well.
 LOCAL_PROTOCOLS = ("mixed", "socks", "http")

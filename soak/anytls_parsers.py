@@ -12,10 +12,10 @@ from pathlib import Path
 from anytls.config import read_client, read_server
 from anytls.options import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from anytls.uri import parse_uri
-from anytls.users import read_users
 from mtt.errors import MttError, UsageError
 from mtt.options.flags import parse_args
 from mtt.proxy.rules import parse_policy
+from mtt.users.file import read_users
 from mtt.wire import addresses, anytls, http1, httpproxy, padding, socks, uot
 from soak.mutation import Parser, text
 

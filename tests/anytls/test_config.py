@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from anytls.config import MAX_SERVERS, ClientFile, read_client, read_server
-from anytls.json_file import MAX_CONFIG, parse_json
-from anytls.users import User
+from anytls.json_file import MAX_CONFIG
 from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.trust.pem import InlinePem
+from mtt.users.file import User
 
 # https://sing-box.sagernet.org/configuration/outbound/anytls, with the TLS that it needs.
 OUTBOUND = """
@@ -586,21 +586,6 @@ def test_a_file_that_all_can_read(path: Path, caplog: pytest.LogCaptureFixture) 
     client(path, SERVER)
     (record,) = caplog.records
     assert "chmod o-r" in record.getMessage()
-
-
-def test_json_with_liberties() -> None:
-    text = """
-    # one
-    {
-      "a": "// no comment, /* nor this */ # nor that,]", // two
-      "b": [1, 2, /* three
-      and a half */ ],
-      "c": "\\"//", "d": {"e": null,},
-    } // the end"""
-    assert parse_json("x", text) == {
-        "a": "// no comment, /* nor this */ # nor that,]", "b": [1, 2], "c": '"//',
-        "d": {"e": None},
-    }  # fmt: skip
 
 
 def test_any_file_gives_a_result_or_a_usage_error(path: Path) -> None:

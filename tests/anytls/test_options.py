@@ -13,7 +13,6 @@ import pytest
 from anytls.options import CLIENT_FLAGS, SERVER_FLAGS, ClientOptions, ServerOptions
 from anytls.options import client_options as checked_client
 from anytls.options import server_options as checked_server
-from anytls.users import User, read_users
 from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.modes import ALPN_SITE
@@ -27,6 +26,7 @@ from mtt.options.anytls import (
 )
 from mtt.options.common import MUX, WSS
 from mtt.options.flags import defaults, parse_args, usage
+from mtt.users.file import User, read_users
 from plugin.options import parse_options
 
 PIN = "sha256/2ZVxVcFhUQvu9y9vcDVqlFsJkMwpbHUnQ+gpCVyHt5k="
@@ -400,78 +400,10 @@ def test_users_in_lines(tmp_path: Path) -> None:
     assert (options.users, options.users_file) == (found, users)
 
 
-def test_users_in_json(tmp_path: Path) -> None:
-    users = written(
-        tmp_path / "users",
-        """
-        [{"name": "a", "password": " x "}, // one
-         {"name": "b", "password": "y"},]""",
-    )
-    assert read_users("-users", users) == (User("a", " x "), User("b", "y"))
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"name": "a", "password": "x"}\n{"name": "b", "password": " y "}',
-        '# two\n{"name": "a", "password": "x"} // one\n\n{"name": "b", "password": " y "}\n',
-        'a:x\n{"name": "b", "password": " y "}\n',
-        '{"users": [{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]}',
-        '// users\n{\n  "users": [\n{"name": "a", "password": "x"},\n'
-        '{"name": "b", "password": " y "}\n]}\n',
-        '{"users": {"a": "x", "b": " y "}}',
-        '{"users":\n{\n  "a": "x",\n  "b": " y ",\n}}\n',
-        '[{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]',
-    ],
-)
-def test_users_in_any_json(content: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "users", content)
-    assert read_users("-users", path) == (User("a", "x"), User("b", " y "))
-
-
 def test_durations_below_a_second() -> None:
     pool = client("-s", "h:1", "-p", "x", "-idle-check", "500ms", "-idle-timeout", "1ms").pool
     assert (pool.check_interval, pool.idle_timeout) == (0.5, 0.001)
     assert server("-p", "x", "-udp-timeout", "500ms").udp_timeout == 0.5
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", "no users"),
-        ("# nobody\n", "no users"),
-        ("[]", "no users"),
-        ("a:b\ns3cret\n", "line 2: there is no colon"),
-        ("a:b\n\n:s3cret\n", "line 3: the user has no name"),
-        ("a:\n", "line 1: the password is empty"),
-        ("a:s3cret\nb:x\na:y\n", "line 3: there is a user 'a' already"),
-        ("a:s3cret\n#\nb:s3cret\n", "line 3: 'b' has the same password as 'a'"),
-        ("a\x1b:s3cret\n", "control character"),
-        ("a" * 300 + ":s3cret\n", "more than 255 bytes"),
-        ('[{"name": "a", "password": 5}]', "[0]: name and password are strings"),
-        ('[{"name": "a", "passwd": "s3cret"}]', "[0]: not like"),
-        ('[{"name": "a", "password": "s3cret"}, "b"]', "[1]: not like"),
-        ('{"name": "a", "passwd": "s3cret"}', "line 1: not like"),
-        ('{"name": "a"}', "line 1: the password is empty"),
-        ('a:b\n{"name": "a", "password": "s3cret"}', "line 2: there is a user 'a' already"),
-        ('a:b\n{"name": "c", "password": "s3cret"', "line 2: not JSON"),
-        ('{"username": "c", "password": "s3cret"}', "line 1: not like"),
-        ('{"user": "c",\n"pass": "s3cret"}', "not like"),
-        ('{"users": [{"name": "a", "password": "x"}, 5]}', "line 1: users[1]: not like"),
-        ('{"users": [], "password": "s3cret"}', 'line 1: only "users"'),
-        ('{"users": {"a": ["s3cret"]}}', "line 1: users: name and password are strings"),
-        ('{"users": []}', "no users"),
-        ('[{"name": "a", "password": "x"}, {"name": "a", "password": "s3cret"}]', "[1]: there is"),
-        ('[{"name": "a"', "line 1, column"),
-    ],
-)
-def test_bad_users(content: str, words: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "users", content)
-    with pytest.raises(UsageError) as caught:
-        read_users("-users", path)
-    assert str(caught.value).startswith(f"-users: {path}")
-    assert words in str(caught.value)
-    assert "s3cret" not in str(caught.value).replace(path, "")  # pytest names it after the content
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from anytls import accounts, server
+from anytls import server
 from anytls.server import DENIALS_SHOWN, Server
 from mtt import anytls_frontend
 from mtt.address import Endpoint
@@ -24,6 +24,7 @@ from mtt.layers.holding import Holding
 from mtt.net.dial import Dialer
 from mtt.outbound import direct
 from mtt.outcome import Outcome
+from mtt.users import accounts
 from tests.anytls.serving import empty, know, server_for
 from tests.support.anytlspeer import (
     ALERT,

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Protocol
 
-from anytls.users import User
 from mtt.metrics import DOWN, UP, Values, labels, metric
-from mtt.service import Carried
 from mtt.trust.passwords import Passwords
-from mtt.wire.anytls import password_hash
-
-PREFIX = "mtt_anytls_user_"
 
 # Users with lines of their own on the page of metrics: those that came first. A line costs 100
 # bytes in every scrape, and more in the database it goes to. The others have lines together, with
 # an empty name, which no user can have.
 MAX_SHOWN = 1000
+
+
+class Carrier(Protocol):
+    """What carries bytes for a user, such as a `Relay`."""
+
+    @property
+    def sent(self) -> int: ...
+    @property
+    def received(self) -> int: ...
 
 
 class Account:
@@ -28,7 +32,7 @@ class Account:
         self.hashed = hashed  # the password's
         self.sessions = 0  # that are open
         self.streams = 0  # so far, datagrams' included
-        self.carried: set[Carried] = set()  # what is open of these
+        self.carried: set[Carrier] = set()  # what is open of these
         self._up = self._down = 0  # bytes of those that are over
 
     @property
@@ -41,12 +45,12 @@ class Account:
         """Bytes taken for the user."""
         return self._down + sum(one.received for one in self.carried)
 
-    def begin(self, carried: Carried) -> None:
+    def begin(self, carried: Carrier) -> None:
         """A stream of the user has got where it wanted to."""
         self.streams += 1
         self.carried.add(carried)
 
-    def end(self, carried: Carried) -> None:
+    def end(self, carried: Carrier) -> None:
         """It is over."""
         self.carried.discard(carried)
         self._up += carried.sent
@@ -57,14 +61,16 @@ class Accounts:
     """All users.
 
     Args:
-        users: whom to let in.
+        passwords: the users to let in, as `replace()` takes them.
+        prefix: what the names of their metrics begin with.
     """
 
-    def __init__(self, users: Iterable[User]) -> None:
+    def __init__(self, passwords: dict[str, bytes], *, prefix: str) -> None:
         self._accounts: dict[str, Account] = {}
         self._seen: dict[Account, None] = {}  # in the order of their coming
         self._passwords: Passwords[Account]
-        self.replace(hashed(users))
+        self._prefix = prefix
+        self.replace(passwords)
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -74,7 +80,7 @@ class Accounts:
         return self._passwords.find(shown)
 
     def replace(self, passwords: dict[str, bytes]) -> set[Account]:
-        """Let in these users, `hashed()`, and nobody else.
+        """Let in these users, by name the hashes of their passwords, and nobody else.
 
         Returns those of the former ones whose password is not theirs any more. Whoever stays keeps
         the counters.
@@ -119,10 +125,6 @@ class Accounts:
             ("sessions", "gauge", "Sessions of one user that are open.", sessions),
         ]  # fmt: skip
         return "".join(
-            metric(f"{PREFIX}{name}", kind, about, values) for name, kind, about, values in metrics
+            metric(self._prefix + name, kind, about, values)
+            for name, kind, about, values in metrics
         )
-
-
-def hashed(users: Iterable[User]) -> dict[str, bytes]:
-    """The hashes of passwords, by the names of users."""
-    return {user.name: password_hash(user.password) for user in users}

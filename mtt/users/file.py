@@ -12,20 +12,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from anytls.json_file import parse_json
 from mtt.errors import UsageError
 from mtt.files import read_text
 from mtt.options.anytls import checked_password
 from mtt.options.flags import quoted
+from mtt.options.json_text import parse_json
 
 # Bytes. 100 000 users, which take less than a second to read.
 MAX_USERS_FILE = 8 << 20
 
 # A name stands in logs and metrics, and in the logins of SOCKS (RFC 1929: 255 bytes).
 MAX_NAME = 255
-
-# Who has the password of -p.
-DEFAULT_NAME = "default"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,84 @@
+"""The file of users."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mtt.errors import UsageError
+from mtt.users.file import User, read_users
+
+
+def written(path: Path, content: str) -> str:
+    path.touch(0o600)
+    path.write_text(content)
+    return str(path)
+
+
+def test_users_in_json(tmp_path: Path) -> None:
+    users = written(
+        tmp_path / "users",
+        """
+        [{"name": "a", "password": " x "}, // one
+         {"name": "b", "password": "y"},]""",
+    )
+    assert read_users("-users", users) == (User("a", " x "), User("b", "y"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"name": "a", "password": "x"}\n{"name": "b", "password": " y "}',
+        '# two\n{"name": "a", "password": "x"} // one\n\n{"name": "b", "password": " y "}\n',
+        'a:x\n{"name": "b", "password": " y "}\n',
+        '{"users": [{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]}',
+        '// users\n{\n  "users": [\n{"name": "a", "password": "x"},\n'
+        '{"name": "b", "password": " y "}\n]}\n',
+        '{"users": {"a": "x", "b": " y "}}',
+        '{"users":\n{\n  "a": "x",\n  "b": " y ",\n}}\n',
+        '[{"name": "a", "password": "x"}, {"name": "b", "password": " y "}]',
+    ],
+)
+def test_users_in_any_json(content: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "users", content)
+    assert read_users("-users", path) == (User("a", "x"), User("b", " y "))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "no users"),
+        ("# nobody\n", "no users"),
+        ("[]", "no users"),
+        ("a:b\ns3cret\n", "line 2: there is no colon"),
+        ("a:b\n\n:s3cret\n", "line 3: the user has no name"),
+        ("a:\n", "line 1: the password is empty"),
+        ("a:s3cret\nb:x\na:y\n", "line 3: there is a user 'a' already"),
+        ("a:s3cret\n#\nb:s3cret\n", "line 3: 'b' has the same password as 'a'"),
+        ("a\x1b:s3cret\n", "control character"),
+        ("a" * 300 + ":s3cret\n", "more than 255 bytes"),
+        ('[{"name": "a", "password": 5}]', "[0]: name and password are strings"),
+        ('[{"name": "a", "passwd": "s3cret"}]', "[0]: not like"),
+        ('[{"name": "a", "password": "s3cret"}, "b"]', "[1]: not like"),
+        ('{"name": "a", "passwd": "s3cret"}', "line 1: not like"),
+        ('{"name": "a"}', "line 1: the password is empty"),
+        ('a:b\n{"name": "a", "password": "s3cret"}', "line 2: there is a user 'a' already"),
+        ('a:b\n{"name": "c", "password": "s3cret"', "line 2: not JSON"),
+        ('{"username": "c", "password": "s3cret"}', "line 1: not like"),
+        ('{"user": "c",\n"pass": "s3cret"}', "not like"),
+        ('{"users": [{"name": "a", "password": "x"}, 5]}', "line 1: users[1]: not like"),
+        ('{"users": [], "password": "s3cret"}', 'line 1: only "users"'),
+        ('{"users": {"a": ["s3cret"]}}', "line 1: users: name and password are strings"),
+        ('{"users": []}', "no users"),
+        ('[{"name": "a", "password": "x"}, {"name": "a", "password": "s3cret"}]', "[1]: there is"),
+        ('[{"name": "a"', "line 1, column"),
+    ],
+)
+def test_bad_users(content: str, words: str, tmp_path: Path) -> None:
+    path = written(tmp_path / "users", content)
+    with pytest.raises(UsageError) as caught:
+        read_users("-users", path)
+    assert str(caught.value).startswith(f"-users: {path}")
+    assert words in str(caught.value)
+    assert "s3cret" not in str(caught.value).replace(path, "")  # pytest names it after the content
