@@ -1,1 +1,1 @@
-"""What is opened towards the destination of a stream."""
+"""What is opened towards the destination of a stream, directly or by one of several servers."""
