@@ -72,6 +72,15 @@ def test_a_socket_for_tunnels(name: str, sockets: contextlib.ExitStack) -> None:
     os.fstat(descriptor)  # still there
 
 
+def test_ipv4_address_of_an_ipv6_socket_for_the_controller(sockets: contextlib.ExitStack) -> None:
+    sock = sockets.enter_context(socket.socket(socket.AF_INET6))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.bind(("::ffff:127.0.0.1", 0))
+    sock.listen()
+    checked = options(B, [Inherited(sock.fileno(), "control")])
+    assert checked.controller_hosts == ("127.0.0.1",)
+
+
 def test_sockets_for_both(sockets: contextlib.ExitStack, tmp_path: Path) -> None:
     tunnels = [tcp(sockets), unix(sockets, tmp_path / "tunnel", 0o666)]
     controls = [unix(sockets, tmp_path / "control", 0o660), tcp(sockets)]
