@@ -586,6 +586,22 @@ async def test_a_client_that_reads_no_answers_gets_no_more_of_them() -> None:
         await read_answer(client)
 
 
+async def test_a_client_that_ends_before_it_reads_answers_gets_all_of_them() -> None:
+    async with site() as there, await there.client() as client:
+        await client.send(there.request("/"))
+        await read_answer(client)
+        there.proxy.error = DestinationError(Outcome.CONNECTION_REFUSED)
+        connection = there.connection
+        connection.pause_writing()
+        await client.send(b"GET http://a.test/ HTTP/1.1\r\nHost: a\r\n\r\n" * 3)
+        await client.finish()
+        await eventually(lambda: connection._eof)
+        connection.resume_writing()
+        for _ in range(3):
+            assert (await read_answer(client))[1] == b"connection refused\n"
+        assert await client.rest() == b""
+
+
 @pytest.mark.parametrize("early", [True, False])
 async def test_the_end_of_a_client_reaches_the_origin(early: bool) -> None:
     async def serve(connection: Tcp, _head: bytes) -> None:
