@@ -141,6 +141,19 @@ def test_token_file(tmp_path: Path) -> None:
         read_token(str(tmp_path / "other"))
 
 
+@pytest.mark.parametrize(("mode", "lines"), [(0o600, 0), (0o640, 1), (0o604, 1)])
+def test_a_token_that_others_can_read_costs_a_warning(
+    mode: int, lines: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef")
+    path.chmod(mode)
+    read_token(str(path))
+    assert [record.getMessage() for record in caplog.records] == lines * [
+        f"-c-token-file: others may read {path}; run chmod 600 on it"
+    ]
+
+
 def test_certificate_errors_name_the_controllers_options(certs: Certs, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("0123456789abcdef")

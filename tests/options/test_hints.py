@@ -66,6 +66,30 @@ def error(parse: Callable[[], object]) -> str:
         ("mu", "-wss", "WebSocket is always on; remove it"),
         ("mu", "-wss-path /s3cret", "each user has a path, which the controller (-c) is told; "
          "remove it"),
+        ("client", "-log-file x", "log lines go to stderr; remove it"),
+        ("client", "-mode=mtls", "TLS is the default; write -mux"),
+        ("anytls-client", "-obfs x", "there is one mode only; remove it"),
+        ("client", "-serviceName x", "gRPC is not supported; -wss is what passes web servers and "
+         "CDNs"),
+        ("client", "-verify", "certificates are verified by default; remove it"),
+        ("client", "-certfile c", "write -cert FILE"),
+        ("client", "-keyfile k", "write -key FILE"),
+        ("server", "-gencert", "without -cert FILE the server makes a certificate itself; remove "
+         "it"),
+        ("client", "-psk s3cret", "write -anytls and -password-file FILE"),
+        ("anytls-client", "-psk s3cret", "write -password-file FILE"),
+        ("client", "-padding x", "padding comes with -anytls"),
+        ("client", "-concurrency 8", "write -mux and -mux-max-stream N"),
+        ("client", "-t 5m", "write -timeout DURATION"),
+        ("client", "-tfo", "write -fast-open"),
+        ("client", "-nodelay", "that is always on; remove it"),
+        ("client", "-fwmark 1", "not supported; the routes of the system decide"),
+        ("server", "-cpu 4", "write -workers N"),
+        ("anytls-client", "-config f", "write -c FILE"),
+        ("mu", "-dst a:1", "each user has a destination, which the controller (-c) is told; remove "
+         "it"),
+        ("mu", "-controller a:1", "write -c HOST:PORT"),
+        ("server", "-remote a:1", "write -d HOST:PORT"),
         ("client", "-SV", "did you mean -s?"),
         ("anytls-client", "-Insecure", "-h lists all options"),
         ("client", "-c x", "-h lists all options"),  # and not -ca, as for any two letters

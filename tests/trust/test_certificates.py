@@ -388,6 +388,10 @@ def test_server_has_no_renegotiation_no_compression_but_tickets() -> None:
     assert not context.options & ssl.OP_NO_TICKET
 
 
+def test_order_of_cipher_suites_is_the_clients_as_with_nginx() -> None:
+    assert not server_of(name="a.b").options & ssl.OP_CIPHER_SERVER_PREFERENCE
+
+
 def test_server_sends_two_tickets_as_web_servers_do() -> None:
     assert server_of(name="a.b").num_tickets == 2
 

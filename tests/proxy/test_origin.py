@@ -1,0 +1,19 @@
+"""Idle connections to origin servers."""
+
+from __future__ import annotations
+
+from mtt.proxy.origin import IdleOrigins, Origin
+from tests.support.transports import FakeTransport, turns
+
+
+async def test_idle_origin_is_read_although_its_client_was_slow() -> None:
+    transport = FakeTransport()
+    origin = Origin(transport, ("a.test", 80))
+    transport.set_protocol(origin)
+    transport.pause_reading()  # as long as the client took nothing more
+    origins = IdleOrigins()
+    origins.keep(origin)
+    assert transport.reading
+    transport.lose(None)
+    await turns()
+    assert origins.take(("a.test", 80), idempotent=True) is None
