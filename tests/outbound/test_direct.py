@@ -1,0 +1,81 @@
+"""Dialling under rules: what is connected to, and what is told when it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from mtt.errors import DestinationError, NetworkError
+from mtt.net.resolve import Address, Resolver
+from mtt.outbound import direct
+from mtt.outbound.direct import DirectDialer
+from mtt.outcome import Outcome
+from tests.net.test_dial import black_hole
+from tests.support.tunnels import SOON, listening
+
+HERE, DENIED = "127.0.0.1", "127.0.0.2"
+
+
+class Names(Resolver):
+    """Has an address that is denied and one that is allowed for "both.test", the former first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: list[str] = []
+
+    async def resolve(self, host: str, port: int) -> list[Address]:
+        if host == "none.test":
+            raise NetworkError(f"cannot resolve {host}: no", outcome=Outcome.HOST_UNREACHABLE)
+        hosts = {"both.test": [DENIED, HERE], "denied.test": [DENIED]}.get(host, [host])
+        return [(socket.AF_INET, (each, port)) for each in hosts]
+
+    def forget(self, host: str) -> None:
+        self.forgotten.append(host)
+
+
+def allows(host: str, port: int) -> bool:
+    return host != DENIED
+
+
+async def outcome_of(host: str, port: int) -> Outcome:
+    with pytest.raises(DestinationError) as caught:
+        await DirectDialer(Names(), allows).connect(host, port)
+    return caught.value.outcome
+
+
+async def test_only_addresses_that_the_rules_allow_are_connected_to() -> None:
+    async with asyncio.timeout(SOON), listening() as there:
+        dialer = DirectDialer(Names(), allows)
+        for host in (HERE, "both.test"):
+            far = await dialer.connect(host, there.port)
+            assert far.get_extra_info("peername") == (HERE, there.port)
+            far.abort()
+            (await there.accept()).close()
+        for host in (DENIED, "denied.test"):
+            assert await outcome_of(host, there.port) is Outcome.NOT_ALLOWED
+        assert there.count == 2
+
+
+async def test_outcome_of_failures() -> None:
+    async with listening() as gone:
+        port = gone.port
+    assert await outcome_of("none.test", port) is Outcome.HOST_UNREACHABLE
+    assert await outcome_of(HERE, port) is Outcome.CONNECTION_REFUSED
+    assert await outcome_of("both.test", port) is Outcome.CONNECTION_REFUSED
+
+
+async def test_deadline_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "CONNECT_TIME", 0.05)
+    with black_hole() as (_, port):
+        assert await outcome_of(HERE, port) is Outcome.TIMED_OUT
+
+
+async def test_name_of_unreachable_address_is_forgotten() -> None:
+    async with listening() as gone:
+        port = gone.port
+    names = Names()
+    with pytest.raises(DestinationError, match=rf"^both\.test:{port}: cannot connect to "):
+        await DirectDialer(names, allows).connect("both.test", port)
+    assert "both.test" in names.forgotten
