@@ -128,5 +128,5 @@ class Client(Service):
 
 
 def _described(server: ServerChoice) -> str:
-    name = f" as {server.server_name}" if server.server_name else ""
-    return f"{server.address}{name}{' (NOT VERIFIED)' if server.insecure else ''}"
+    name = f" as {server.tls.server_name}" if server.tls.server_name else ""
+    return f"{server.address}{name}{' (NOT VERIFIED)' if server.tls.skip_verify else ''}"

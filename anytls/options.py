@@ -29,34 +29,25 @@ from mtt.options.anytls import (
     read_password,
 )
 from mtt.options.common import (
-    CERT,
-    CERT_DIR,
-    CERT_NAME,
-    CLIENT_CA,
+    BIND,
     DEFAULT_TIMEOUT,
-    DEFAULT_TLS_MIN,
-    DISABLE_TLS,
     FALLBACK,
     FAST_OPEN,
-    KEY,
     LOOPBACK,
     MAX_CONNS,
     METRICS,
     TIMEOUT,
-    TLS_MIN,
     at_least,
     fallback_site,
-    host_name,
     metrics_address,
     positive,
-    server_certificates,
-    tls_min,
     tunnel_timeout,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.tls import CLIENT_TLS_FLAGS, SERVER_TLS_FLAGS, SKIP_VERIFY, given_server_tls
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
-from mtt.trust.pem import PemSource
+from mtt.trust.tls_options import ServerTls
 from mtt.users.file import User, checked_user, read_users
 
 # Where the reference listens.
@@ -79,6 +70,7 @@ MAX_LOGIN = 255
 
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
              "NAME,...", may_be_empty=True)  # fmt: skip
+_MAX_CONNS = MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
 _NEWER_HTTP = ("h2", "h3")
 
 CLIENT_FLAGS = (
@@ -98,26 +90,18 @@ CLIENT_FLAGS = (
     Flag("user-password-file", "str", "File with the password of -user on one line.", "FILE"),
     Flag("sni", "str", "Server name for SNI and certificate verification; the host of -s if not "
          "given. IP addresses are verified, but not sent.", "NAME", may_be_empty=True),
-    Flag("insecure", "bool", "Skip verification: accept any certificate, and so any attacker. Use "
-         "-pin or -ca to trust a self-signed certificate.", weakens=True),
-    Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE"),
-    Flag("pin", "str", "Trust the server whose public key has this hash, which anytls-server "
-         "prints at start.", "sha256/BASE64", repeatable=True),
-    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
-                  "-client-ca."),
-    KEY,
+    SKIP_VERIFY._replace(name="insecure"),
+    *CLIENT_TLS_FLAGS,
     _ALPN,
-    TLS_MIN,
     *POOL_FLAGS,
     TIMEOUT,
-    MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited."),
+    _MAX_CONNS,
     METRICS,
     *PROCESS_FLAGS,
 )  # fmt: skip
 
 SERVER_FLAGS = (
-    Flag("l", "str", "Address to listen on. An empty host means all interfaces.", "HOST:PORT",
-         DEFAULT_BIND),
+    BIND._replace(name="l", default=DEFAULT_BIND, may_be_empty=False),
     PASSWORD,
     PASSWORD_FILE,
     Flag("users", "str", "File with the users instead of -p: name:password on each line, or JSON.",
@@ -125,14 +109,8 @@ SERVER_FLAGS = (
     Flag("c", "str", "Configuration file of sing-box (JSON): a whole configuration or the AnyTLS "
          "inbound alone. Command-line options override it.", "FILE"),
     PADDING_SCHEME,
-    CERT,
-    KEY,
-    CERT_DIR,
-    CERT_NAME,
-    CLIENT_CA,
+    *SERVER_TLS_FLAGS,
     _ALPN,
-    TLS_MIN,
-    DISABLE_TLS,
     FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
     Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
          "and other special addresses are denied by default. The most specific rule decides.",
@@ -142,7 +120,7 @@ SERVER_FLAGS = (
     Flag("udp-timeout", "duration", "Close UDP associations that carried no datagram for this "
          "long.",
          "DURATION", DEFAULT_UDP_TIMEOUT),
-    MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited."),
+    _MAX_CONNS,
     FAST_OPEN,
     METRICS,
     *PROCESS_FLAGS,
@@ -173,15 +151,8 @@ class ServerOptions:
     users: tuple[User, ...]  # at least one
     users_file: str = ""  # where they came from, to be read again
     padding_scheme: bytes = b""  # empty for the default one
-    cert: PemSource = ""  # both empty for a self-signed certificate
-    key: PemSource = ""
-    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
-    name: str = ""  # for the self-signed certificate; empty for a random one
-    client_ca: PemSource = ""  # empty to let everybody in
-    alpn: tuple[str, ...] = tuple(ALPN_SITE)  # to choose from
+    tls: ServerTls | None  # None without TLS
     alpn_ignored: tuple[str, ...] = ()  # clients may offer these alone, but get no ALPN
-    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
-    disable_tls: bool = False
     fallback: Endpoint | None = None  # a web site
     policy: Policy = DEFAULT_POLICY
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
@@ -251,26 +222,19 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
                 f"add {ENABLED}, or -disable-tls if a proxy in front does TLS"
             )
         values["disable-tls"] = True
-    server_certificates(values)
     if values["disable-tls"] and values["alpn"]:
         raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
-    metrics, metrics_unix = metrics_address(values)
     alpn, alpn_ignored = _server_alpn(values)
+    tls = given_server_tls(values, alpn)
+    metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
         sockets=sockets,
         users=_server_users(values, file.get("users", ())),
         users_file=values["users"] if given.get("users") else "",
         padding_scheme=given_scheme(values) or file.get("padding", b""),
-        cert=values["cert"],
-        key=values["key"],
-        cert_dir=values["cert-dir"],
-        name=host_name("-n", values["n"]) if values["n"] else "",
-        client_ca=values["client-ca"],
-        alpn=alpn,
+        tls=tls,
         alpn_ignored=alpn_ignored,
-        tls_min=tls_min(values),
-        disable_tls=values["disable-tls"],
         fallback=fallback_site(values),
         policy=parse_policy(values["allow"], values["deny"]),
         timeout=tunnel_timeout(values),
@@ -298,7 +262,7 @@ def _server_alpn(values: Values) -> tuple[tuple[str, ...], tuple[str, ...]]:
         logger.warning(
             "alpn: %s: not used: the web site that visitors see speaks HTTP/1.1", ", ".join(ignored)
         )
-    return tuple(name for name in names if name not in ignored) or tuple(ALPN_SITE), ignored
+    return tuple(name for name in names if name not in ignored) or ALPN_SITE, ignored
 
 
 def _is_own(host: str) -> bool:

@@ -53,16 +53,8 @@ class Server(Service):
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
         self._tls: TlsFiles | None = None
-        if not options.disable_tls:
-            self._tls = server_tls(
-                cert=options.cert,
-                key=options.key,
-                cert_dir=options.cert_dir,
-                name=options.name,
-                client_ca=options.client_ca,
-                tls_min=options.tls_min,
-                alpn=list(options.alpn),
-            )
+        if options.tls is not None:
+            self._tls = server_tls(options.tls)
             self._tls_files = (self._tls,)
         self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         self._reloading: asyncio.Task[None] | None = None
@@ -77,7 +69,7 @@ class Server(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
-            alpn=(*options.alpn, *options.alpn_ignored),
+            alpn=(*options.tls.alpn, *options.alpn_ignored) if options.tls is not None else (),
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
         )

@@ -9,16 +9,10 @@ from anytls.uri import is_uri, parse_uri
 from mtt.address import Endpoint, is_ip
 from mtt.errors import UsageError
 from mtt.options.anytls import given_password
-from mtt.options.common import (
-    DEFAULT_TLS_MIN,
-    certificate_pair,
-    host_name,
-    reachable,
-    tls_min,
-)
+from mtt.options.common import host_name, reachable
 from mtt.options.flags import Values
-from mtt.trust.identity import parse_pin
-from mtt.trust.pem import PemSource
+from mtt.options.tls import given_client_tls
+from mtt.trust.tls_options import ClientTls
 
 # Options about a server; on the command line they hold for all of them.
 _SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min")
@@ -30,14 +24,7 @@ class ServerChoice:
 
     address: Endpoint
     password: str = field(repr=False)
-    server_name: str  # SNI and name to verify; an IP literal is verified only; empty: neither
-    insecure: bool = False
-    ca: PemSource = ""  # empty for the system's roots
-    pins: tuple[str, ...] = ()  # "sha256/BASE64"
-    cert: PemSource = ""  # of the client itself; both or none
-    key: PemSource = ""
-    alpn: tuple[str, ...] = ()  # empty to offer none, as the reference
-    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
+    tls: ClientTls
 
 
 def given_servers(
@@ -109,19 +96,16 @@ def _choice(known: Values, override: Values) -> ServerChoice:
         raise UsageError(
             "-p is missing: give the password in a file with -password-file, or in the URI of -s"
         )
-    certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
     address: Endpoint = values["server"]
     return ServerChoice(
         address=address,
         password=values["p"],
-        server_name=_server_name(values, address),
-        insecure=values["insecure"],
-        ca=values["ca"],
-        pins=tuple(parse_pin(text) for text in values["pin"]),
-        cert=values["cert"],
-        key=values["key"],
-        alpn=alpn_names(values),
-        tls_min=tls_min(values),
+        tls=given_client_tls(
+            values,
+            server_name=_server_name(values, address),
+            alpn=alpn_names(values),  # none by default, as the reference
+            skip_verify=values["insecure"],
+        ),
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from anytls.json_file import Section
 from mtt.errors import UsageError
-from mtt.options.common import TLS_VERSIONS
 from mtt.options.flags import quoted
 from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
+from mtt.trust.tls_options import TLS_VERSIONS
 
 # Why a client does not do what the file asks for, and what to do about it.
 NO_REALITY = "REALITY is not supported; use a server with a certificate of its own"

@@ -27,19 +27,7 @@ class Upstream:
         self, choice: ServerChoice, options: PoolOptions, dialer: Dialer, counters: Counters
     ) -> None:
         self.name = str(choice.address)
-        self.connector = Connector(
-            choice.address,
-            dialer,
-            counters,
-            server_name=choice.server_name,
-            ca=choice.ca,
-            pins=choice.pins,
-            skip_verify=choice.insecure,
-            cert=choice.cert,
-            key=choice.key,
-            alpn=choice.alpn,
-            tls_min=choice.tls_min,
-        )
+        self.connector = Connector(choice.address, dialer, counters, choice.tls)
         self.pool = AnyTlsPool(
             self._connect,
             password_hash(choice.password),

@@ -12,6 +12,7 @@ import time
 from bench.certs import SERVER_NAME, Certs
 from mtt.modes import alpn
 from mtt.trust import certificates
+from mtt.trust.tls_options import ClientTls, ServerTls
 
 FULL = "bare handshake"
 RESUMED = "bare handshake, resumed"
@@ -33,8 +34,8 @@ class Clock:
 def measure_handshake(certs: Certs, *, resumed: bool, count: int) -> dict[str, float]:
     """CPU microseconds of each side for one handshake, mean of `count`."""
     names = alpn(wss=False)
-    client = certificates.client_context(ca=certs.ca, skip_verify=False, pins=(), alpn=names)
-    server, _ = certificates.server_context(cert=certs.cert, key=certs.key, name="", alpn=names)
+    client = certificates.client_context(ClientTls(ca=certs.ca, alpn=names))
+    server, _ = certificates.server_context(ServerTls(cert=certs.cert, key=certs.key, alpn=names))
     session = handshake(client, server, None, Clock(), Clock())
     client_time, server_time = Clock(), Clock()
     for _ in range(count):

@@ -21,6 +21,7 @@ from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.modes import alpn
 from mtt.trust import certificates
+from mtt.trust.tls_options import ClientTls, ServerTls
 
 SMALL = 100  # bytes: a key stroke, a game's update, the head of a reply
 _SETTLE_TURNS = 20  # of the event loop, until both ends of a stack are up
@@ -167,9 +168,11 @@ def _build(stack: Stack, certs: Certs, sink: Sink, client: bool) -> Any:
 def _tls(upper: Any, client: bool, certs: Certs) -> TlsLayer:
     names = alpn(wss=False)
     if client:
-        context = certificates.client_context(ca=certs.ca, skip_verify=False, pins=(), alpn=names)
+        context = certificates.client_context(ClientTls(ca=certs.ca, alpn=names))
         return TlsLayer(upper, context, server_side=False, server_name=SERVER_NAME)
-    context, _ = certificates.server_context(cert=certs.cert, key=certs.key, name="", alpn=names)
+    context, _ = certificates.server_context(
+        ServerTls(cert=certs.cert, key=certs.key, alpn=names)
+    )
     return TlsLayer(upper, context, server_side=True)
 
 

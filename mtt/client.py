@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
@@ -66,14 +67,10 @@ class Client(Service):
                 self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
             ),
             self.counters,
-            server_name=options.server_name,
-            ca=options.ca,
-            pins=options.pins,
-            skip_verify=options.skip_verify,
-            cert=options.cert,
-            key=options.key,
-            alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
-            tls_min=options.tls_min,
+            replace(
+                options.tls,
+                alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
+            ),
             half_close=not options.wss,
             finish=self._upgrade if options.wss else None,
             on_change=lambda: self._preconnected.renew(),
@@ -135,8 +132,8 @@ class Client(Service):
             ", ".join(self.addresses),
             mode_name(wss=options.wss, mux=options.mux, anytls=bool(options.anytls_password)),
             options.server,
-            options.server_name,
-            " (NOT VERIFIED)" if options.skip_verify else "",
+            options.tls.server_name,
+            " (NOT VERIFIED)" if options.tls.skip_verify else "",
         )
 
     def hub(self) -> MetricsHub | None:
@@ -223,7 +220,7 @@ class Client(Service):
     async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:
         options = self._options
         protocol = SMUX_ON if options.mux else SMUX_OFF
-        asking = UpgradeClient(transport, options.wss_path, options.server_name, (protocol,))
+        asking = UpgradeClient(transport, options.wss_path, options.tls.server_name, (protocol,))
         behind = await asking.answered()
         layer = WebSocketLayer(
             Holding(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mtt.address import Endpoint
@@ -15,9 +15,9 @@ from mtt.metrics import Counters
 from mtt.net.dial import Dialer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
-from mtt.trust.pem import PemSource
 from mtt.trust.reload import Loaded, TlsFiles
 from mtt.trust.resumption import Resumption
+from mtt.trust.tls_options import ClientTls
 
 # Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
 DIAL_TIME = 10.0
@@ -35,9 +35,7 @@ class Connector:
         server: where it is.
         dialer: how to get there.
         counters: where failures are counted.
-        server_name: SNI and name to verify; an IP literal is verified only. Empty for neither,
-            which takes `skip_verify`, or `pins` without `ca`.
-        ca, pins, skip_verify, cert, key, alpn, tls_min: see `certificates.client_context()`.
+        tls: whom to believe there.
         half_close: see TlsLayer.
         finish: done with every connection before it is handed out.
         on_change: called when the files have changed and are used.
@@ -50,15 +48,8 @@ class Connector:
         server: Endpoint,
         dialer: Dialer,
         counters: Counters,
+        tls: ClientTls,
         *,
-        server_name: str,
-        ca: PemSource,
-        pins: tuple[str, ...],
-        skip_verify: bool,
-        cert: PemSource,
-        key: PemSource,
-        alpn: Sequence[str],
-        tls_min: str,
         half_close: bool = False,
         finish: Finish | None = None,
         on_change: Callable[[], object] | None = None,
@@ -67,27 +58,23 @@ class Connector:
         self.connecting = 0  # how many connections are being made
         self._dialer = dialer
         self._counters = counters
-        self._server_name = server_name
-        self._pins = pins
+        self._options = tls
         self._half_close = half_close
         self._finish = finish
         self._started = False
 
         def load() -> Loaded:
-            context = certificates.client_context(
-                ca=ca, skip_verify=skip_verify, pins=pins, alpn=list(alpn), cert=cert, key=key,
-                tls_min=tls_min,
-            )  # fmt: skip
+            context = certificates.client_context(tls)
             if self._started:
-                certificates.finish_client_context(context, pins=pins)
+                certificates.finish_client_context(context, pins=tls.pins)
             return context, None
 
-        self.tls = TlsFiles(load, (ca, cert, key), on_change=on_change)
+        self.tls = TlsFiles(load, (tls.ca, tls.cert, tls.key), on_change=on_change)
         self._resumption = Resumption()
 
     def start(self) -> None:
         """Do what could wait until we listen, and begin to look after the files."""
-        certificates.finish_client_context(self.tls.context(), pins=self._pins)
+        certificates.finish_client_context(self.tls.context(), pins=self._options.pins)
         self._started = True
         self.tls.follow()
 
@@ -139,9 +126,9 @@ class Connector:
             holding,
             context,
             server_side=False,
-            server_name=self._server_name or None,
+            server_name=self._options.server_name or None,
             session=self._resumption.session(context),
-            verify=self._check_pin if self._pins else None,
+            verify=self._check_pin if self._options.pins else None,
             on_end=partial(self._resumption.keep, context),
             half_close=self._half_close,
             handshake_time=None,  # DIAL_TIME ends first
@@ -151,4 +138,4 @@ class Connector:
         certificate = connection.getpeercert(binary_form=True)
         if certificate is None:
             raise PeerError("the server showed no certificate", cause=Cause.CERTIFICATE)
-        check_pin(certificate, self._pins)
+        check_pin(certificate, self._options.pins)

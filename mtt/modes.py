@@ -12,18 +12,18 @@ PREFERENCE = (SMUX_ON, SMUX_OFF)
 # strangers may get a web site that speaks no other. Where no HTTP follows the name means nothing,
 # but that one was agreed upon tells two ends of ours from the Go programs, which never do that in
 # this mode (see TlsLayer's half_close).
-ALPN_WEBSOCKET = ["http/1.1"]
+ALPN_WEBSOCKET = ("http/1.1",)
 # What nginx selects from without HTTP/2: for servers that show themselves as web sites.
-ALPN_SITE = ["http/1.1", "http/1.0", "http/0.9"]
-ALPN_STREAM = ["h2", "http/1.1"]
+ALPN_SITE = ("http/1.1", "http/1.0", "http/0.9")
+ALPN_STREAM = ("h2", "http/1.1")
 
 
-def alpn(*, wss: bool, anytls: bool = False) -> list[str]:
+def alpn(*, wss: bool, anytls: bool = False) -> tuple[str, ...]:
     """The ALPN names for a mode (RFC 7301), preferred one first."""
     return ALPN_WEBSOCKET if wss or anytls else ALPN_STREAM
 
 
-def server_alpn(*, wss: bool, anytls: bool = False) -> list[str]:
+def server_alpn(*, wss: bool, anytls: bool = False) -> tuple[str, ...]:
     """The same for a server."""
     return ALPN_SITE if wss or anytls else ALPN_STREAM
 

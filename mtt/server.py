@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -40,16 +41,9 @@ class Server(Service):
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
         self._tls: TlsFiles | None = None
-        if not options.disable_tls:
-            self._tls = server_tls(
-                cert=options.cert,
-                key=options.key,
-                cert_dir=options.cert_dir,
-                name=options.name,
-                client_ca=options.client_ca,
-                tls_min=options.tls_min,
-                alpn=server_alpn(wss=options.wss, anytls=bool(options.anytls_password)),
-            )
+        if options.tls is not None:
+            names = server_alpn(wss=options.wss, anytls=bool(options.anytls_password))
+            self._tls = server_tls(replace(options.tls, alpn=names))
             self._tls_files = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._resolver = Resolver()

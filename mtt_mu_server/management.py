@@ -9,7 +9,6 @@ from collections.abc import Callable
 from mtt.http.access import Access
 from mtt.log import logger
 from mtt.metrics import CONTENT_TYPE
-from mtt.modes import alpn
 from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
 from mtt.trust.reload import TlsFiles, server_tls
@@ -158,13 +157,7 @@ def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Acce
     hosts = options.controller_hosts
     wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
     tls: TlsFiles | None = None
-    if options.controller_cert:
-        tls = server_tls(
-            cert=options.controller_cert,
-            key=options.controller_key,
-            tls_min=options.tls_min,
-            alpn=alpn(wss=True),
-            options=("-c-cert", "-c-key"),
-        )
+    if options.controller_tls is not None:
+        tls = server_tls(options.controller_tls)
         hosts += tls.identity.names if tls.identity is not None else ()
     return tls, Access(token, hosts, any_address=wildcard)

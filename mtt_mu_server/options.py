@@ -8,34 +8,26 @@ from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
+from mtt.modes import alpn, server_alpn
 from mtt.options.common import (
     BIND,
     BIND_UNIX,
-    CERT,
-    CERT_DIR,
-    CERT_NAME,
-    CLIENT_CA,
-    DEFAULT_TLS_MIN,
-    DISABLE_TLS,
     FALLBACK,
     FAST_OPEN,
-    KEY,
     MAX_CONNS,
     MUX,
     TIMEOUT,
-    TLS_MIN,
     at_least,
     bind_address,
     fallback_site,
-    host_name,
     own_address,
     required,
-    server_certificates,
-    tls_min,
     tunnel_timeout,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.tls import SERVER_TLS_FLAGS, given_server_tls
+from mtt.trust.tls_options import ServerTls
 from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
 
 if TYPE_CHECKING:
@@ -57,13 +49,7 @@ FLAGS = (
     Flag("db", "str", "SQLite file for the users and their counters. Without it the server "
          "forgets them when it stops.", "FILE"),
     Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics."),
-    CERT,
-    KEY,
-    CERT_DIR,
-    CLIENT_CA,
-    TLS_MIN,
-    DISABLE_TLS,
-    CERT_NAME,
+    *SERVER_TLS_FLAGS,
     FALLBACK,
     MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
     TIMEOUT._replace(default=DEFAULT_TIMEOUT),
@@ -84,17 +70,10 @@ class MultiUserOptions:
     controller_unix: str = ""  # a path
     controller_hosts: tuple[str, ...] = ()  # as in `controller`, or of the sockets instead of it
     token_file: str = ""
-    controller_cert: str = ""  # PEM files; both or none
-    controller_key: str = ""
+    controller_tls: ServerTls | None = None  # None for plain HTTP
     db: str = ""  # a file; empty to keep nothing
     metrics_users: bool = False
-    cert: str = ""  # PEM files; both empty for a self-signed certificate
-    key: str = ""
-    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
-    client_ca: str = ""  # a PEM file; empty to let everybody in
-    tls_min: str = DEFAULT_TLS_MIN
-    disable_tls: bool = False
-    name: str = ""  # for the self-signed certificate; empty for a random one
+    tls: ServerTls | None  # None without TLS
     fallback: Endpoint | None = None  # a web site
     mux: bool = False
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
@@ -118,7 +97,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     else:
         controller, controller_unix = _controller(values, lacking)
         hosts = controller.hosts if controller is not None else ()
-    server_certificates(values)
+    tls = given_server_tls(values, server_alpn(wss=True))
     return MultiUserOptions(
         handed=handed,
         bind=bind,
@@ -127,17 +106,10 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         controller_unix=controller_unix,
         controller_hosts=hosts,
         token_file=values["c-token-file"],
-        controller_cert=values["c-cert"],
-        controller_key=values["c-key"],
+        controller_tls=_controller_tls(values),
         db=values["db"],
         metrics_users=values["metrics-users"],
-        cert=values["cert"],
-        key=values["key"],
-        cert_dir=values["cert-dir"],
-        client_ca=values["client-ca"],
-        tls_min=tls_min(values),
-        disable_tls=values["disable-tls"],
-        name=host_name("-n", values["n"]) if values["n"] else "",
+        tls=tls,
         fallback=fallback_site(values),
         mux=values["mux"],
         timeout=tunnel_timeout(values),
@@ -152,6 +124,19 @@ def _lacking_guards(values: Values) -> list[str]:
         if values[given] and not values[missing]:
             raise UsageError(f"-{given} needs -{missing} with it; give both, or none")
     return [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
+
+
+def _controller_tls(values: Values) -> ServerTls | None:
+    """What -c-cert and -c-key say, None without them."""
+    if not values["c-cert"]:
+        return None
+    return ServerTls(
+        cert=values["c-cert"],
+        key=values["c-key"],
+        alpn=alpn(wss=True),
+        tls_min=values["tls-min"],
+        options=("-c-cert", "-c-key"),
+    )
 
 
 def _controller(values: Values, lacking: list[str]) -> tuple[Endpoint | None, str]:

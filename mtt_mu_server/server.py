@@ -16,7 +16,7 @@ from mtt.layers import linger
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
-from mtt.modes import mode_name, server_alpn
+from mtt.modes import mode_name
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
@@ -51,16 +51,8 @@ class MultiUserServer(Service):
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
         self._tls: TlsFiles | None = None
-        if not options.disable_tls:
-            self._tls = server_tls(
-                cert=options.cert,
-                key=options.key,
-                cert_dir=options.cert_dir,
-                name=options.name,
-                client_ca=options.client_ca,
-                tls_min=options.tls_min,
-                alpn=server_alpn(wss=True),
-            )
+        if options.tls is not None:
+            self._tls = server_tls(options.tls)
         self._users: Users | Mirror = Users()
         self._events = metrics.Events()
         self._management: Management | None = Management(

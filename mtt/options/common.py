@@ -13,8 +13,6 @@ from mtt.wire.addresses import AddressError, unbracketed
 
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
-DEFAULT_TLS_MIN = "1.2"
-TLS_VERSIONS = (DEFAULT_TLS_MIN, "1.3")
 LOOPBACK = "127.0.0.1"
 UNIX_PREFIX = "unix:"
 
@@ -27,20 +25,6 @@ BIND = Flag("b", "str", "Address to listen on. An empty host means all interface
             "HOST:PORT", may_be_empty=True)
 BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
                  "for an abstract socket.", "PATH|@NAME", may_be_empty=True)
-CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
-            "and -key the server generates a self-signed certificate.", "FILE")
-KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
-CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the generated certificate and its key, "
-                "so that the pin survives restarts.", "DIR")
-CLIENT_CA = Flag("client-ca", "str", "PEM file with CA certificates, or with the clients' own; "
-                 "clients without a certificate issued by, or equal to, one of these are refused.",
-                 "FILE")
-TLS_MIN = Flag("tls-min", "str", "Lowest TLS version, 1.2 or 1.3.", "VERSION",
-               DEFAULT_TLS_MIN)
-DISABLE_TLS = Flag("disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.",
-                   weakens=True)
-CERT_NAME = Flag("n", "str", "Host name in the generated certificate; random if not given.",
-                 "NAME", may_be_empty=True)
 WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.")
 WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
                 DEFAULT_PATH, secret=True, may_be_empty=True)
@@ -177,40 +161,6 @@ def host_name(option: str, name: str) -> str:
 def fallback_site(values: Values) -> Endpoint | None:
     """What -fallback says. Raises UsageError."""
     return reachable("-fallback", values["fallback"]) if values["fallback"] else None
-
-
-def certificate_pair(values: Values, without: str) -> None:
-    """Raise UsageError if only one of -cert and -key was given; `without` says what none is for."""
-    for given, missing in (("cert", "key"), ("key", "cert")):
-        if values[given] and not values[missing]:
-            raise UsageError(
-                f"-{given} needs -{missing} with it; give both, or none {without}"
-            )
-
-
-def server_certificates(values: Values) -> None:
-    """Raise UsageError if what a server was told about certificates contradicts itself."""
-    certificate_pair(values, "to get a self-signed certificate")
-    if values["cert-dir"] and values["cert"]:
-        raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
-    if not values["disable-tls"]:
-        return
-    # Above all -client-ca: an operator who asks for certificates must not have an open door.
-    for flag in (CLIENT_CA, CERT_DIR, TLS_MIN):
-        if values[flag.name] != flag.default:
-            raise UsageError(f"-{flag.name} needs TLS, which -disable-tls turns off; remove one")
-    if values["cert"]:  # accepted, because the original accepts it
-        from mtt.log import logger  # logging is in the way of a plugin's start
-
-        logger.warning("-cert, -key: not used, because -disable-tls turns TLS off")
-
-
-def tls_min(values: Values) -> str:
-    """What -tls-min says, one of TLS_VERSIONS. Raises UsageError."""
-    version: str = values["tls-min"]
-    if version not in TLS_VERSIONS:
-        raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")
-    return version
 
 
 def tunnel_timeout(values: Values) -> float:

@@ -23,39 +23,36 @@ from mtt.options.anytls import (
 from mtt.options.common import (
     BIND,
     BIND_UNIX,
-    CERT,
-    CERT_DIR,
-    CERT_NAME,
-    CLIENT_CA,
     DEFAULT_PATH,
     DEFAULT_TIMEOUT,
-    DEFAULT_TLS_MIN,
-    DISABLE_TLS,
     FALLBACK,
     FAST_OPEN,
-    KEY,
     MAX_CONNS,
     METRICS,
     MUX,
     TIMEOUT,
-    TLS_MIN,
     WSS,
     WSS_PATH,
     at_least,
     bind_address,
-    certificate_pair,
     fallback_site,
     host_name,
     metrics_address,
     only_with,
     reachable,
     required,
-    server_certificates,
-    tls_min,
     tunnel_timeout,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.tls import (
+    CLIENT_TLS_FLAGS,
+    SERVER_TLS_FLAGS,
+    SKIP_VERIFY,
+    given_client_tls,
+    given_server_tls,
+)
+from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
 DEFAULT_MAX_STREAM = 4
@@ -68,6 +65,8 @@ MAX_STREAM_LIMIT = 16
 MAX_PRECONNECT = 100
 
 DNS_PORT = 53
+
+DEFAULT_TLS = ServerTls()
 
 _DNS_SERVER = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::(.+))?")
 
@@ -96,15 +95,8 @@ CLIENT_FLAGS = (
     WSS_MASK,
     Flag("n", "str", "Server name for SNI, the Host header of -wss, and certificate verification; "
          "the host of -s if not given.", "NAME", may_be_empty=True),
-    Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. Use -pin "
-         "or -ca to trust a self-signed certificate.", weakens=True),
-    Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE"),
-    Flag("pin", "str", "Trust the server whose public key has this hash, which the server prints "
-         "at start.", "sha256/BASE64", repeatable=True),
-    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
-                  "-client-ca."),
-    KEY,
-    TLS_MIN,
+    SKIP_VERIFY,
+    *CLIENT_TLS_FLAGS,
     MUX._replace(otherwise="mux-max-stream is the number of connections"),
     *MUX_FLAGS,
     Flag("preconnect", "int", "Tunnel connections to keep ready without -mux, 0 to "
@@ -126,13 +118,7 @@ SERVER_FLAGS = (
     BIND,
     BIND_UNIX,
     Flag("d", "str", "Destination of all connections.", "HOST:PORT", may_be_empty=True),
-    CERT,
-    KEY,
-    CERT_DIR,
-    CLIENT_CA,
-    TLS_MIN,
-    DISABLE_TLS,
-    CERT_NAME,
+    *SERVER_TLS_FLAGS,
     WSS,
     WSS_PATH,
     FALLBACK._replace(help=FALLBACK.help + " Needs -wss or -anytls."),
@@ -153,16 +139,10 @@ class ClientOptions:
     bind: Endpoint | None  # None with sockets
     sockets: tuple[int, ...] = ()  # descriptors that listen already
     server: Endpoint
-    server_name: str  # a host name in ASCII, or an IP literal without brackets
+    tls: ClientTls  # its ALPN names are the mode's
     wss: bool = False
     wss_path: str = DEFAULT_PATH  # a request target: escaped, perhaps with a ?query
     wss_mask: bool = False  # random masking keys
-    skip_verify: bool = False
-    ca: str = ""  # a PEM file; empty for the system's roots
-    pins: tuple[str, ...] = ()  # "sha256/BASE64"
-    cert: str = ""  # PEM files, of the client itself; both or none
-    key: str = ""
-    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
     mux: bool = False
     mux_max_stream: int = DEFAULT_MAX_STREAM
     mux_warm: int = 1
@@ -187,13 +167,7 @@ class ServerOptions:
     bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
     sockets: tuple[int, ...] = ()  # descriptors that listen already
     destination: Endpoint
-    cert: str = ""  # PEM files; both empty for a self-signed certificate
-    key: str = ""
-    cert_dir: str = ""  # where a self-signed one is kept; empty for a new one at each start
-    client_ca: str = ""  # a PEM file; empty to let everybody in
-    tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
-    disable_tls: bool = False
-    name: str = ""  # for the self-signed certificate; empty for a random one
+    tls: ServerTls | None = DEFAULT_TLS  # None without TLS; its ALPN names are the mode's
     wss: bool = False
     wss_path: str = DEFAULT_PATH  # compared with the decoded path of requests
     fallback: Endpoint | None = None  # a web site
@@ -227,7 +201,6 @@ def client_options(
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
     if values["sv"] and (values["ca"] or values["pin"]):
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; remove one")
-    certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
     only_with("wss", values, (WSS_PATH, WSS_MASK))
     only_with("mux", values, MUX_FLAGS)
     metrics, metrics_unix = metrics_address(values)
@@ -235,16 +208,14 @@ def client_options(
         bind=bind_endpoint,
         sockets=sockets,
         server=server_endpoint,
-        server_name=_server_name(values["n"], server_endpoint),
+        tls=given_client_tls(
+            values,
+            server_name=_server_name(values["n"], server_endpoint),
+            skip_verify=values["sv"],
+        ),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],
-        skip_verify=values["sv"],
-        ca=values["ca"],
-        pins=_pins(values["pin"]),
-        cert=values["cert"],
-        key=values["key"],
-        tls_min=tls_min(values),
         mux=values["mux"],
         mux_max_stream=max_stream,
         mux_warm=at_least(0, values, "mux-warm"),
@@ -272,7 +243,6 @@ def server_options(
     values = defaults(SERVER_FLAGS) | given
     bind, bind_unix = (None, "") if sockets else bind_address(values)
     destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
-    server_certificates(values)
     only_with("wss", values, (WSS_PATH,))
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
@@ -286,13 +256,7 @@ def server_options(
         bind_unix=bind_unix,
         sockets=sockets,
         destination=reachable("-d", destination),
-        cert=values["cert"],
-        key=values["key"],
-        cert_dir=values["cert-dir"],
-        client_ca=values["client-ca"],
-        tls_min=tls_min(values),
-        disable_tls=values["disable-tls"],
-        name=host_name("-n", values["n"]) if values["n"] else "",
+        tls=given_server_tls(values),
         wss=values["wss"],
         wss_path=_path_pattern(values["wss-path"]),
         fallback=fallback_site(values),
@@ -357,14 +321,6 @@ def _preconnect(values: Values) -> int:
             "-preconnect and -mux exclude each other; with -mux, -mux-warm keeps connections ready"
         )
     return count
-
-
-def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if not texts:
-        return ()
-    from mtt.trust.identity import parse_pin
-
-    return tuple(parse_pin(text) for text in texts)
 
 
 def _dns_server(text: str) -> tuple[str, int] | None:

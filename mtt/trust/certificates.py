@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import ssl
+from collections.abc import Sequence
 
 from mtt.errors import UsageError, describe
 from mtt.trust.chain import ordered
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource, labelled, memory_file, pem_path, read_pem
+from mtt.trust.tls_options import TLS_VERSIONS, ClientTls, ServerTls
 
-# What -tls-min may say.
-VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-DEFAULT_VERSION = "1.2"
+VERSIONS = dict(zip(TLS_VERSIONS, (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), strict=True))
 
 # For TLS 1.2: forward secrecy and authenticated encryption, and nothing else. Go's crypto/tls and
 # every browser of the last ten years have these. (TLS 1.3 has no other; and of the curves OpenSSL's
@@ -50,29 +50,16 @@ class ServerConnection(ssl.SSLObject):
 
 
 def server_context(
-    *,
-    cert: PemSource,
-    key: PemSource,
-    name: str,
-    alpn: list[str] | None,
-    client_ca: PemSource = "",
-    tls_min: str = DEFAULT_VERSION,
-    options: tuple[str, str] = ("-cert", "-key"),
-    made: tuple[bytes, bytes] | None = None,
+    tls: ServerTls, made: tuple[bytes, bytes] | None = None
 ) -> tuple[ssl.SSLContext, Identity]:
     """The TLS context of a server, and who it is.
 
-    `cert` and `key` are PEM, the certificate followed by its chain. When both
-    are empty a self-signed certificate for `name` is made in memory (an empty `name` stands for
-    a random one), unless it was `made` before: certificate and key, PEM. `alpn` lists the
-    protocols to select from, most preferred first: a client that offers none of them is served
-    all the same, without ALPN. With `client_ca` (PEM) clients must present a certificate
-    that it vouches for. `tls_min` is one of VERSIONS. `options` is what the user knows `cert` and
-    `key` by.
+    Without a certificate a self-signed one is made in memory, unless it was `made` before:
+    certificate and key, PEM. `cert_dir` is not looked at.
 
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, alpn, tls_min)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, tls.alpn, tls.tls_min)
     # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used. Tickets stay on:
     # resumption halves the cost of a connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -83,55 +70,43 @@ def server_context(
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.sslobject_class = ServerConnection
     context.num_tickets = 2
-    if bool(cert) != bool(key):
-        given, missing = options if cert else options[::-1]
+    if bool(tls.cert) != bool(tls.key):
+        given, missing = tls.options if tls.cert else tls.options[::-1]
         raise UsageError(
             f"{given} needs {missing} with it; give both, or none to get a self-signed certificate"
         )
-    if client_ca:
-        _load_authorities(context, "-client-ca", client_ca)
+    if tls.client_ca:
+        _load_authorities(context, "-client-ca", tls.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
-    if cert:
-        in_use, in_order = _load_files(context, cert, key, options)
-        return context, Identity(in_use, path=str(cert), in_order=in_order)
+    if tls.cert:
+        in_use, in_order = _load_files(context, tls.cert, tls.key, tls.options)
+        return context, Identity(in_use, path=str(tls.cert), in_order=in_order)
     if made is None:
         from mtt.trust.selfsigned import self_signed
 
-        made = self_signed(name)
+        made = self_signed(tls.name)
     _load_memory(context, *made)
     return context, Identity(made[0])
 
 
-def client_context(
-    *,
-    ca: PemSource,
-    skip_verify: bool,
-    pins: tuple[str, ...],
-    alpn: list[str] | None,
-    cert: PemSource = "",
-    key: PemSource = "",
-    tls_min: str = DEFAULT_VERSION,
-) -> ssl.SSLContext:
+def client_context(tls: ClientTls) -> ssl.SSLContext:
     """The TLS context of a client.
 
-    A server is verified against `ca` (PEM), or against the system's roots, which
-    `finish_client_context()` loads. With `pins` the caller must call `check_pin()` (identity)
-    after every handshake; the certificate's chain and name are then checked only if `ca` was
-    given too. With `skip_verify` they are never checked. `cert` and `key` (PEM)
-    are for servers that want a certificate from us. `tls_min` is one of VERSIONS.
+    The system's roots are left to `finish_client_context()`. With pins the caller must call
+    `check_pin()` (identity) after every handshake.
 
     Raises UsageError: a file cannot be used, or pins cannot be checked.
     """
-    context = _context(ssl.PROTOCOL_TLS_CLIENT, alpn, tls_min)
+    context = _context(ssl.PROTOCOL_TLS_CLIENT, tls.alpn, tls.tls_min)
     # As RFC 6125 and every browser want it: a certificate without subjectAltName names nobody.
     context.hostname_checks_common_name = False
-    if pins and importlib.util.find_spec("cryptography") is None:
+    if tls.pins and importlib.util.find_spec("cryptography") is None:
         raise UsageError("-pin needs the Python package 'cryptography'; install it with pip")
-    if ca:
-        _load_authorities(context, "-ca", ca)
-    if cert:
-        _load_files(context, cert, key, ("-cert", "-key"))
-    if skip_verify or (pins and not ca):
+    if tls.ca:
+        _load_authorities(context, "-ca", tls.ca)
+    if tls.cert:
+        _load_files(context, tls.cert, tls.key, ("-cert", "-key"))
+    if tls.skip_verify or (tls.pins and not tls.ca):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
@@ -156,7 +131,7 @@ def _accept_name(
     return connection.alert() if isinstance(connection, ServerConnection) else None
 
 
-def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLContext:
+def _context(protocol: int, alpn: Sequence[str], tls_min: str) -> ssl.SSLContext:
     """What both ends have in common."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = VERSIONS[tls_min]
@@ -168,7 +143,7 @@ def _context(protocol: int, alpn: list[str] | None, tls_min: str) -> ssl.SSLCont
     # end. Then anyone on the way could truncate what a tunnel carries, unnoticed.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if alpn:
-        context.set_alpn_protocols(alpn)
+        context.set_alpn_protocols(list(alpn))
     return context
 
 

@@ -13,12 +13,14 @@ import contextlib
 import os
 import ssl
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from mtt.errors import MttError, UsageError
 from mtt.log import logger
 from mtt.trust import certificates
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource
+from mtt.trust.tls_options import ServerTls
 
 # Seconds between two looks at the files, and how long they must have been left alone before they
 # are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
@@ -145,43 +147,31 @@ def _file_state(path: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def server_tls(
-    *,
-    cert: PemSource,
-    key: PemSource,
-    alpn: list[str],
-    cert_dir: str = "",
-    name: str = "",
-    client_ca: PemSource = "",
-    tls_min: str = certificates.DEFAULT_VERSION,
-    options: tuple[str, str] = ("-cert", "-key"),
-) -> TlsFiles:
+def server_tls(tls: ServerTls) -> TlsFiles:
     """The TLS of a server, see `certificates.server_context()`.
 
     With `cert_dir` the self-signed identity is the one kept there. Raises UsageError or StartError.
     """
     made: tuple[bytes, bytes] | None = None
-    if cert_dir:
+    kept = tls.cert_dir
+    if kept:
         from mtt.trust.certdir import kept_pair
 
-        cert, key = kept_pair(cert_dir, name)
-        options = ("-cert-dir", "-cert-dir")
-    elif not cert and not key:
+        cert, key = kept_pair(kept, tls.name)
+        tls = replace(tls, cert=cert, key=key, options=("-cert-dir", "-cert-dir"))
+    elif not tls.cert and not tls.key:
         from mtt.trust.selfsigned import self_signed
 
-        made = self_signed(name)  # once: who we are does not change with -client-ca
-
-    def load() -> Loaded:
-        return certificates.server_context(
-            cert=cert, key=key, name=name, alpn=alpn, client_ca=client_ca, tls_min=tls_min,
-            options=options, made=made,
-        )  # fmt: skip
+        made = self_signed(tls.name)  # once: who we are does not change with -client-ca
 
     try:
-        return TlsFiles(load, (cert, key, client_ca))
+        return TlsFiles(
+            lambda: certificates.server_context(tls, made), (tls.cert, tls.key, tls.client_ca)
+        )
     except UsageError as error:
-        if not cert_dir or not str(error).startswith(options[0]):
+        if not kept or not str(error).startswith(tls.options[0]):
             raise
         raise UsageError(
-            f"{error}; restore {cert} and {key}, or remove both to get a new identity and pin"
+            f"{error}; restore {tls.cert} and {tls.key}, or remove both to get a new identity and "
+            "pin"
         ) from None

@@ -26,6 +26,7 @@ from mtt.options.anytls import (
 )
 from mtt.options.common import MUX, WSS
 from mtt.options.flags import defaults, parse_args, usage
+from mtt.trust.tls_options import ServerTls
 from mtt.users.file import User, read_users
 from plugin.options import parse_options
 
@@ -73,9 +74,9 @@ def test_defaults_of_the_client() -> None:
     assert options.users == ()
     (only,) = options.servers
     assert (only.address, only.password) == (Endpoint(("example.com",), 8443), "secret")
-    assert only.server_name == "example.com"
-    assert not (only.insecure or only.ca or only.pins or only.alpn)
-    assert only.tls_min == "1.2"
+    assert only.tls.server_name == "example.com"
+    assert not (only.tls.skip_verify or only.tls.ca or only.tls.pins or only.tls.alpn)
+    assert only.tls.tls_min == "1.2"
     assert options.timeout == 300
 
 
@@ -83,7 +84,8 @@ def test_defaults_of_the_server() -> None:
     options = server("-p", "secret")
     assert options.bind == Endpoint(("0.0.0.0",), 8443)
     assert options.users == (User("default", "secret"),)
-    assert (options.padding_scheme, options.users_file, options.alpn) == (b"", "", tuple(ALPN_SITE))
+    assert (options.padding_scheme, options.users_file) == (b"", "")
+    assert options.tls == ServerTls(alpn=ALPN_SITE)
     assert not options.policy.allows("127.0.0.1", 80)
     assert options.policy.allows("8.8.8.8", 80)
     assert (options.timeout, options.udp_timeout) == (300, 300)
@@ -118,19 +120,20 @@ def test_no_secret_is_shown_by_accident(config: str, tmp_path: Path) -> None:
 def test_a_uri_says_all_about_a_server() -> None:
     (only,) = client("-s", "anytls://p%40ss@[2001:db8::1]/?sni=real.example&insecure=1").servers
     assert only.address == Endpoint(("2001:db8::1",), 443)
-    assert (only.password, only.server_name, only.insecure) == ("p@ss", "real.example", True)
+    assert only.password == "p@ss"
+    assert (only.tls.server_name, only.tls.skip_verify) == ("real.example", True)
     # An IP address means that none is sent.
     (only,) = client("-s", "anytls://p@example.com/?sni=192.0.2.1").servers
-    assert only.server_name == "192.0.2.1"
+    assert only.tls.server_name == "192.0.2.1"
 
 
 def test_options_rank_above_the_uri() -> None:
     (only,) = client("-s", "anytls://p@h/?sni=a.example&insecure=1", "-sni", "b.example").servers
-    assert (only.server_name, only.insecure) == ("b.example", True)
+    assert (only.tls.server_name, only.tls.skip_verify) == ("b.example", True)
     (only,) = client("-s", "anytls://p@h/?insecure=1", "-insecure=false").servers
-    assert not only.insecure
+    assert not only.tls.skip_verify
     (only,) = client("-s", "anytls://p@h/?insecure=1", "-pin", PIN).servers
-    assert (only.insecure, only.pins) == (False, (PIN,))
+    assert (only.tls.skip_verify, only.tls.pins) == (False, (PIN,))
     assert client("-s", "anytls://p@h", "-p", "p").servers[0].password == "p"
 
 
@@ -139,10 +142,11 @@ def test_tls_options() -> None:
         "-s", "192.0.2.1:1", "-p", "x", "-pin", PIN, "-pin", OTHER_PIN, "-ca", "/ca", "-alpn",
         "h2, http/1.1", "-tls-min", "1.3", "-cert", "/c", "-key", "/k",
     ).servers  # fmt: skip
-    assert only.server_name == "192.0.2.1"
-    assert only.pins == (PIN, OTHER_PIN)
-    assert (only.ca, only.cert, only.key, only.tls_min) == ("/ca", "/c", "/k", "1.3")
-    assert only.alpn == ("h2", "http/1.1")
+    assert only.tls.server_name == "192.0.2.1"
+    assert only.tls.pins == (PIN, OTHER_PIN)
+    tls = only.tls
+    assert (tls.ca, tls.cert, tls.key, tls.tls_min) == ("/ca", "/c", "/k", "1.3")
+    assert only.tls.alpn == ("h2", "http/1.1")
 
 
 def test_the_pool() -> None:
@@ -181,7 +185,7 @@ def test_the_file_and_what_ranks_above_it(config: str) -> None:
     assert options.pool == PoolOptions(3, 30, 120, True)
     (only,) = options.servers
     assert (only.address, only.password) == (Endpoint(("one.example",), 443), "of-file")
-    assert (only.server_name, only.ca, only.alpn, only.tls_min) == (
+    assert (only.tls.server_name, only.tls.ca, only.tls.alpn, only.tls.tls_min) == (
         "www.example", "/ca.pem", ("h2",), "1.3"
     )  # fmt: skip
 
@@ -193,21 +197,21 @@ def test_the_file_and_what_ranks_above_it(config: str) -> None:
     assert options.pool == PoolOptions(1, 30, 120, True)
     (only,) = options.servers
     assert (only.address, only.password) == (Endpoint(("two.example",), 2), "mine")
-    assert (only.server_name, only.ca, only.alpn, only.tls_min) == (
+    assert (only.tls.server_name, only.tls.ca, only.tls.alpn, only.tls.tls_min) == (
         "n.example", "/ca.pem", ("http/1.1",), "1.2"
     )  # fmt: skip
     assert client("-c", config, "-dr").pool.reuse is False
-    assert client("-c", config, "-insecure").servers[0].ca == ""
+    assert client("-c", config, "-insecure").servers[0].tls.ca == ""
     uri = client("-c", config, "-s", "anytls://of-uri@three.example/?insecure=1").servers[0]
-    assert (uri.password, uri.insecure, uri.ca) == ("of-uri", True, "")
-    assert uri.server_name == "www.example"
+    assert (uri.password, uri.tls.skip_verify, uri.tls.ca) == ("of-uri", True, "")
+    assert uri.tls.server_name == "www.example"
 
 
 def test_several_servers(two_servers: str) -> None:
     options = client("-c", two_servers, "-pin", PIN, "-p", "both")
     assert [str(each.address) for each in options.servers] == ["a:1", "b:1"]
     assert {each.password for each in options.servers} == {"both"}
-    assert not any(each.insecure for each in options.servers)
+    assert not any(each.tls.skip_verify for each in options.servers)
     with pytest.raises(UsageError, match="has 2 servers; drop -s"):
         client("-c", two_servers, "-s", "h:1")
 
@@ -229,9 +233,9 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="disable_sni"):
         client("-c", outbound())
-    assert client("-c", outbound(insecure=True)).servers[0].server_name == ""
-    assert client("-c", outbound(), "-pin", PIN).servers[0].server_name == ""
-    assert client("-c", outbound(server_name="192.0.2.1")).servers[0].server_name == "192.0.2.1"
+    assert client("-c", outbound(insecure=True)).servers[0].tls.server_name == ""
+    assert client("-c", outbound(), "-pin", PIN).servers[0].tls.server_name == ""
+    assert client("-c", outbound(server_name="192.0.2.1")).servers[0].tls.server_name == "192.0.2.1"
     with pytest.raises(UsageError, match="disable_sni"):
         client("-c", outbound(), "-pin", PIN, "-ca", "x")
 
@@ -338,17 +342,17 @@ def test_the_servers_file_and_what_ranks_above_it(tmp_path: Path) -> None:
     options = server("-c", config)
     assert options.bind == Endpoint(("",), 443)
     assert (options.users, options.padding_scheme) == ((User("a", "pa"),), b"stop=1")
-    assert (options.cert, options.key) == ("/c", "/k")
+    assert options.tls == ServerTls(cert="/c", key="/k", alpn=ALPN_SITE)
     # Visitors see a site of HTTP/1.1; clients that have no other name than h2 are served.
-    assert (options.alpn, options.alpn_ignored) == (tuple(ALPN_SITE), ("h2",))
+    assert options.alpn_ignored == ("h2",)
 
     scheme = written(tmp_path / "scheme", "stop=3")
     options = server("-c", config, "-l", ":1", "-p", "mine", "-padding-scheme", scheme,
                      "-cert-dir", "/d", "-alpn", "")  # fmt: skip
     assert options.bind == Endpoint(("",), 1)
     assert (options.users, options.padding_scheme) == ((User("default", "mine"),), b"stop=3")
-    assert (options.cert, options.key, options.cert_dir) == ("", "", "/d")
-    assert (options.alpn, options.alpn_ignored) == (tuple(ALPN_SITE), ())
+    assert options.tls == ServerTls(cert_dir="/d", alpn=ALPN_SITE)
+    assert options.alpn_ignored == ()
     users = written(tmp_path / "users", "b:pb")
     assert server("-c", config, "-users", users).users == (User("b", "pb"),)
     with pytest.raises(UsageError, match="-cert needs -key"):
@@ -362,7 +366,7 @@ def test_a_file_without_tls(tmp_path: Path) -> None:
         return written(tmp_path / "config.json", {"inbounds": [inbound]})
 
     for own in ("127.0.0.1", "::1", "[::1]"):
-        assert server("-c", config(own)).disable_tls
+        assert server("-c", config(own)).tls is None
     config_file = config("::")
     for listen, argv in (("::", ()), ("127.0.0.1", ("-l", "0.0.0.0:80"))):
         with pytest.raises(UsageError) as caught:
@@ -373,17 +377,15 @@ def test_a_file_without_tls(tmp_path: Path) -> None:
     given = parse_args(SERVER_FLAGS, ["-c", config("127.0.0.1")])
     with pytest.raises(UsageError, match="the socket of systemd may be reachable"):
         checked_server(given, sockets=(3,))
-    assert server("-c", config("::"), "-disable-tls").disable_tls
-    assert server("-c", config("::"), "-l", "127.0.0.1:1").disable_tls
-    assert checked_server(given | {"disable-tls": True}, sockets=(3,)).disable_tls
+    assert server("-c", config("::"), "-disable-tls").tls is None
+    assert server("-c", config("::"), "-l", "127.0.0.1:1").tls is None
+    assert checked_server(given | {"disable-tls": True}, sockets=(3,)).tls is None
     # The command line ranks above the file, both ways.
-    assert not server("-c", config("127.0.0.1"), "-cert-dir", "/d").disable_tls
-    assert not server("-c", config("::"), "-disable-tls=false").disable_tls
+    assert server("-c", config("127.0.0.1"), "-cert-dir", "/d").tls is not None
+    assert server("-c", config("::"), "-disable-tls=false").tls is not None
     tls = {"enabled": True, "certificate_path": "/c", "key_path": "/k", "alpn": ["h2"],
            "min_version": "1.3"}  # fmt: skip
-    options = server("-c", config("::", tls=tls), "-disable-tls")
-    assert (options.disable_tls, options.cert, options.key) == (True, "", "")
-    assert "h2" not in options.alpn
+    assert server("-c", config("::", tls=tls), "-disable-tls").tls is None
     tls |= {"client_authentication": "require-and-verify", "client_certificate_path": "/ca"}
     with pytest.raises(UsageError, match="-client-ca needs TLS, which -disable-tls turns off"):
         server("-c", config("::", tls=tls), "-disable-tls")

@@ -19,6 +19,7 @@ from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
+from mtt.trust.tls_options import ServerTls
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.contexts import bare_context
@@ -246,7 +247,7 @@ async def test_a_wrong_name(certs: Certs) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_a_check_of_ones_own(version: ssl.TLSVersion, certs: Certs) -> None:
-    _, identity = certificates.server_context(cert=certs.cert, key=certs.key, name="", alpn=None)
+    _, identity = certificates.server_context(ServerTls(cert=certs.cert, key=certs.key))
     assert identity.pin
 
     def check(pin: str) -> Callable[[ssl.SSLObject], None]:

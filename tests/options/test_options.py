@@ -18,6 +18,7 @@ from mtt.options.tunnel import (
     client_options,
     server_options,
 )
+from mtt.trust.tls_options import ClientTls, ServerTls
 
 CLIENT = {"-b": "127.0.0.1:1080", "-s": "example.com:443"}
 SERVER = {"-b": ":443", "-d": "127.0.0.1:8388"}
@@ -43,12 +44,9 @@ def test_client_defaults() -> None:
     assert client() == ClientOptions(
         bind=Endpoint(("127.0.0.1",), 1080),
         server=Endpoint(("example.com",), 443),
-        server_name="example.com",
+        tls=ClientTls(server_name="example.com", skip_verify=False, ca="", pins=()),
         wss=False,
         wss_path="/",
-        skip_verify=False,
-        ca="",
-        pins=(),
         mux=False,
         mux_max_stream=4,
         timeout=300.0,
@@ -63,10 +61,7 @@ def test_server_defaults() -> None:
         bind=Endpoint(("",), 443),
         bind_unix="",
         destination=Endpoint(("127.0.0.1",), 8388),
-        cert="",
-        key="",
-        disable_tls=False,
-        name="",
+        tls=ServerTls(cert="", key="", name=""),
         wss=False,
         wss_path="/",
         mux=False,
@@ -80,7 +75,7 @@ def test_options_made_by_hand_have_the_same_defaults() -> None:
     assert client() == ClientOptions(
         bind=Endpoint(("127.0.0.1",), 1080),
         server=Endpoint(("example.com",), 443),
-        server_name="example.com",
+        tls=ClientTls(server_name="example.com"),
     )
     assert server() == ServerOptions(
         bind=Endpoint(("",), 443), destination=Endpoint(("127.0.0.1",), 8388)
@@ -97,11 +92,9 @@ def test_all_client_options() -> None:
     assert options == ClientOptions(
         bind=Endpoint(("127.0.0.1",), 1080),
         server=Endpoint(("example.com",), 443),
-        server_name="Name.Example",
+        tls=ClientTls(server_name="Name.Example", ca="roots.pem", pins=(PIN, PIN)),
         wss=True,
         wss_path="/p",
-        ca="roots.pem",
-        pins=(PIN, PIN),
         mux=True,
         mux_max_stream=16,
         timeout=1.5,
@@ -109,12 +102,12 @@ def test_all_client_options() -> None:
         fallback_dns=("192.0.2.53", 5353),
         plugin=True,
     )
-    assert client("-sv").skip_verify
+    assert client("-sv").tls.skip_verify
 
 
 def test_all_server_options() -> None:
     argv = (
-        "-cert c.pem -key k.pem -disable-tls -n example.org -wss -wss-path /p -mux -timeout 1h "
+        "-cert c.pem -key k.pem -n example.org -wss -wss-path /p -mux -timeout 1h "
         "-fast-open -verbose"
     )
     given = parse_args(SERVER_FLAGS, words(SERVER, *argv.split()))
@@ -122,10 +115,7 @@ def test_all_server_options() -> None:
     assert options == ServerOptions(
         bind=Endpoint(("",), 443),
         destination=Endpoint(("127.0.0.1",), 8388),
-        cert="c.pem",
-        key="k.pem",
-        disable_tls=True,
-        name="example.org",
+        tls=ServerTls(cert="c.pem", key="k.pem", name="example.org"),
         wss=True,
         wss_path="/p",
         mux=True,
@@ -168,7 +158,7 @@ def test_options_cannot_be_changed_or_invented() -> None:
     ],
 )
 def test_server_name(argv: tuple[str, ...], name: str) -> None:
-    assert client(*argv).server_name == name
+    assert client(*argv).tls.server_name == name
 
 
 @pytest.mark.parametrize(
@@ -220,7 +210,7 @@ def test_any_key_hash_is_a_pin() -> None:
     for number in range(256):
         digest = hashlib.sha256(bytes([number])).digest()
         pin = "sha256/" + base64.b64encode(digest).decode()
-        assert client("-pin", pin).pins == (pin,)
+        assert client("-pin", pin).tls.pins == (pin,)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +288,7 @@ def test_client_refuses(argv: list[str], words: list[str]) -> None:
 
 
 def test_certificate_without_tls_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert server("-disable-tls", "-cert", "c", "-key", "k").disable_tls
+    assert server("-disable-tls", "-cert", "c", "-key", "k").tls is None
     (record,) = caplog.records
     assert record.getMessage() == "-cert, -key: not used, because -disable-tls turns TLS off"
 
@@ -308,10 +298,10 @@ def test_defaults_may_be_given_in_every_mode() -> None:
     plain = "-wss=false -wss-path / -wss-mask=0 -mux=0 -mux-max-stream 4 -mux-warm 1 -mux-idle 30s"
     assert client(*plain.split()) == client()
     assert client("-wss-path", "") == client()
-    assert server("-wss-path", "/", "-tls-min", "1.2", "-disable-tls").disable_tls
+    assert server("-wss-path", "/", "-tls-min", "1.2", "-disable-tls").tls is None
     # Plugin options are often the same on both sides.
     assert server("-wss", "-mux", "-n", "a.example", "-cert", "c", "-key", "k").mux
-    assert server("-disable-tls", "-n", "a.example").name == "a.example"
+    assert server("-disable-tls", "-n", "a.example").tls is None
 
 
 @pytest.mark.parametrize(

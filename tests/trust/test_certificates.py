@@ -21,6 +21,7 @@ from mtt.errors import PeerError, StartError, UsageError
 from mtt.trust.certificates import client_context, finish_client_context, server_context
 from mtt.trust.identity import Identity, check_pin, parse_pin
 from mtt.trust.pem import InlinePem, PemSource
+from mtt.trust.tls_options import ClientTls, ServerTls
 from tests.support.certs import Authority, Certs, key_pem, pem
 from tests.support.tunnels import logged
 
@@ -46,11 +47,11 @@ def shake(
 def client_of(
     *, ca: PemSource = "", skip_verify: bool = False, pins: tuple[str, ...] = ()
 ) -> ssl.SSLContext:
-    return client_context(ca=ca, skip_verify=skip_verify, pins=pins, alpn=None)
+    return client_context(ClientTls(ca=ca, skip_verify=skip_verify, pins=pins))
 
 
 def server_of(*, cert: PemSource = "", key: PemSource = "", name: str = "") -> ssl.SSLContext:
-    return server_context(cert=cert, key=key, name=name, alpn=None)[0]
+    return server_context(ServerTls(cert=cert, key=key, name=name))[0]
 
 
 def presented(context: ssl.SSLContext) -> x509.Certificate:
@@ -70,7 +71,7 @@ def pin_of(certificate: x509.Certificate) -> str:
 
 
 def test_self_signed_is_what_the_original_makes() -> None:
-    context, identity = server_context(cert="", key="", name="my.name", alpn=None)
+    context, identity = server_context(ServerTls(name="my.name"))
     certificate = presented(context)
     key = certificate.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -98,7 +99,7 @@ def test_self_signed_is_new_each_time() -> None:
 def test_self_signed_has_a_random_name_without_one() -> None:
     names = set()
     for _ in range(20):
-        _, identity = server_context(cert="", key="", name="", alpn=None)
+        _, identity = server_context(ServerTls())
         name = identity.description.removeprefix("self-signed for ")
         assert re.fullmatch(r"[a-z]{3,7}\.[a-z]{1,3}", name)
         names.add(name)
@@ -156,7 +157,7 @@ def test_self_signed_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_certificate_from_files(certs: Certs) -> None:
-    context, identity = server_context(cert=certs.cert, key=certs.key, name="", alpn=None)
+    context, identity = server_context(ServerTls(cert=certs.cert, key=certs.key))
     client, server = shake(client_of(ca=certs.ca), context, certs.name)
     assert client.version() == server.version() == "TLSv1.3"
     last = x509.load_pem_x509_certificate(Path(certs.cert).read_bytes()).not_valid_after_utc
@@ -169,7 +170,7 @@ def test_certificate_from_files(certs: Certs) -> None:
 def test_certificate_and_key_in_one_file(certs: Certs, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(Path(certs.key).read_bytes() + Path(certs.cert).read_bytes())
-    context, identity = server_context(cert=str(both), key=str(both), name="", alpn=None)
+    context, identity = server_context(ServerTls(cert=str(both), key=str(both)))
     assert identity.pin == pin_of(presented(context))
 
 
@@ -196,7 +197,7 @@ def test_given_certificate_works_without_cryptography(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
-    context, identity = server_context(cert=certs.cert, key=certs.key, name="", alpn=None)
+    context, identity = server_context(ServerTls(cert=certs.cert, key=certs.key))
     assert context.cert_store_stats()["x509"] == 0
     assert identity.description == f"certificate from {certs.cert}"
     assert identity.pin is None
@@ -206,9 +207,10 @@ def test_contexts_do_not_import_cryptography_early(certs: Certs) -> None:
     program = (
         "import sys\n"
         "from mtt.trust.certificates import client_context, server_context\n"
+        "from mtt.trust.tls_options import ClientTls, ServerTls\n"
         "cert, key, ca = sys.argv[1:]\n"
-        "server_context(cert=cert, key=key, name='', alpn=None)\n"
-        "client_context(ca=ca, skip_verify=False, pins=(), alpn=None)\n"
+        "server_context(ServerTls(cert=cert, key=key))\n"
+        "client_context(ClientTls(ca=ca))\n"
         "sys.exit(any(name.startswith('cryptography') for name in sys.modules))\n"
     )
     command = [sys.executable, "-c", program, certs.cert, certs.key, certs.ca]
@@ -233,7 +235,7 @@ def chain_files(
 @pytest.mark.parametrize("order", ["l", "li", "lir", "ril", "il", "lri", "irl", "rli"])
 def test_a_chain_in_the_wrong_order_works_and_costs_a_warning(tmp_path: Path, order: str) -> None:
     ca, cert, key = chain_files(tmp_path, order)
-    context, identity = server_context(cert=cert, key=key, name="", alpn=None)
+    context, identity = server_context(ServerTls(cert=cert, key=key))
     assert presented(context).issuer.rfc4514_string() == "CN=intermediate"
     assert identity.names == ("some.name",)
     if "i" in order:
@@ -262,7 +264,7 @@ def test_expired_certificates_cost_a_warning(
     tmp_path: Path, days: int, issuer_days: int, words: str
 ) -> None:
     _, cert, key = chain_files(tmp_path, "lir", days=days, issuer_days=issuer_days)
-    _, identity = server_context(cert=cert, key=key, name="", alpn=None)
+    _, identity = server_context(ServerTls(cert=cert, key=key))
     (line,) = identity.warnings
     assert line.startswith(words.format(cert))
     assert line.endswith("renew it")
@@ -292,9 +294,7 @@ def test_a_key_that_every_user_can_read_costs_a_warning(
     key.chmod(mode)
     with logged() as lines:
         server_of(cert=certs.cert, key=str(key))
-        client_context(
-            ca="", skip_verify=False, pins=(), alpn=None, cert=certs.cert, key=str(key)
-        )
+        client_context(ClientTls(cert=certs.cert, key=str(key)))
     line = f"WARNING -key: every user can read {key}; run chmod o-r on it"
     assert lines == [line] * 2 * count
 
@@ -447,12 +447,8 @@ def test_versions_below_1_2_are_refused(certs: Certs) -> None:
 @pytest.mark.parametrize("end", ["client", "server"])
 def test_a_minimum_of_1_3(end: str, certs: Certs) -> None:
     least = {"client": "1.2", "server": "1.2", end: "1.3"}
-    server, _ = server_context(
-        cert=certs.cert, key=certs.key, name="", alpn=None, tls_min=least["server"]
-    )
-    client = client_context(
-        ca=certs.ca, skip_verify=False, pins=(), alpn=None, tls_min=least["client"]
-    )
+    server, _ = server_context(ServerTls(cert=certs.cert, key=certs.key, tls_min=least["server"]))
+    client = client_context(ClientTls(ca=certs.ca, tls_min=least["client"]))
     assert shake(client, server, certs.name)[0].version() == "TLSv1.3"
     (server if end == "client" else client).maximum_version = ssl.TLSVersion.TLSv1_2
     with pytest.raises(ssl.SSLError, match=r"(?i)protocol.version|unsupported.protocol"):
@@ -482,18 +478,18 @@ def test_sessions_resume(certs: Certs, version: ssl.TLSVersion) -> None:
 @pytest.mark.parametrize(
     ("offered", "accepted", "selected"),
     [
-        (["http/1.1"], ["http/1.1"], "http/1.1"),
-        (["h2", "http/1.1"], ["http/1.1"], "http/1.1"),
-        (None, ["http/1.1"], None),
-        (["h2"], ["http/1.1"], None),
-        (["http/1.1"], None, None),
+        (("http/1.1",), ("http/1.1",), "http/1.1"),
+        (("h2", "http/1.1"), ("http/1.1",), "http/1.1"),
+        ((), ("http/1.1",), None),
+        (("h2",), ("http/1.1",), None),
+        (("http/1.1",), (), None),
     ],
 )
 def test_alpn_never_fails_a_handshake(
-    certs: Certs, offered: list[str] | None, accepted: list[str] | None, selected: str | None
+    certs: Certs, offered: tuple[str, ...], accepted: tuple[str, ...], selected: str | None
 ) -> None:
-    server, _ = server_context(cert=certs.cert, key=certs.key, name="", alpn=accepted)
-    client = client_context(ca=certs.ca, skip_verify=False, pins=(), alpn=offered)
+    server, _ = server_context(ServerTls(cert=certs.cert, key=certs.key, alpn=accepted))
+    client = client_context(ClientTls(ca=certs.ca, alpn=offered))
     ours, theirs = shake(client, server, certs.name)
     assert ours.selected_alpn_protocol() == theirs.selected_alpn_protocol() == selected
 
@@ -593,14 +589,12 @@ def test_pem_from_a_configuration_file(
     def inline(path: str) -> InlinePem:
         return InlinePem("-c: f: tls.x", Path(path).read_text())
 
-    server, identity = server_context(
-        cert=inline(certs.cert), key=inline(certs.key), name="", alpn=None,
-        client_ca=inline(certs.other_ca),
-    )  # fmt: skip
-    client = client_context(
-        ca=inline(certs.ca), skip_verify=False, pins=(), alpn=None, cert=inline(certs.other_cert),
-        key=inline(certs.other_key),
-    )  # fmt: skip
+    server, identity = server_context(ServerTls(
+        cert=inline(certs.cert), key=inline(certs.key), client_ca=inline(certs.other_ca)
+    ))
+    client = client_context(ClientTls(
+        ca=inline(certs.ca), cert=inline(certs.other_cert), key=inline(certs.other_key)
+    ))  # fmt: skip
     _, theirs = shake(client, server, certs.name)
     assert theirs.getpeercert()
     assert identity.description.startswith(f"certificate for {certs.name}")
@@ -644,7 +638,7 @@ def test_bad_authority(certs: Certs, tmp_path: Path, kind: str, reason: str) -> 
 
 
 def client_with(cert: str, key: str) -> ssl.SSLContext:
-    return client_context(ca="", skip_verify=True, pins=(), alpn=None, cert=cert, key=key)
+    return client_context(ClientTls(skip_verify=True, cert=cert, key=key))
 
 
 @pytest.mark.parametrize(
@@ -656,10 +650,9 @@ def client_with(cert: str, key: str) -> ssl.SSLContext:
 )
 def test_bad_authority_of_clients(certs: Certs, tmp_path: Path, kind: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
-        server_context(
-            cert=certs.cert, key=certs.key, name="", alpn=None,
-            client_ca=bad_file(kind, certs, tmp_path),
-        )  # fmt: skip
+        server_context(ServerTls(
+            cert=certs.cert, key=certs.key, client_ca=bad_file(kind, certs, tmp_path)
+        ))  # fmt: skip
 
 
 def test_bad_certificate_of_a_client(certs: Certs, tmp_path: Path) -> None:
@@ -670,9 +663,7 @@ def test_bad_certificate_of_a_client(certs: Certs, tmp_path: Path) -> None:
 
 
 def test_the_server_sees_the_clients_certificate(certs: Certs) -> None:
-    server, _ = server_context(
-        cert=certs.cert, key=certs.key, name="", alpn=None, client_ca=certs.other_ca
-    )
+    server, _ = server_context(ServerTls(cert=certs.cert, key=certs.key, client_ca=certs.other_ca))
     client = client_with(certs.other_cert, certs.other_key)
     _, theirs = shake(client, server, certs.name)
     expected = ssl.PEM_cert_to_DER_cert(Path(certs.other_cert).read_text())
@@ -683,7 +674,7 @@ def test_the_server_sees_the_clients_certificate(certs: Certs) -> None:
 
 
 def test_pin_takes_the_place_of_verification() -> None:
-    server, identity = server_context(cert="", key="", name="a.b", alpn=None)
+    server, identity = server_context(ServerTls(name="a.b"))
     assert identity.pin is not None
     client, _ = shake(client_of(pins=(identity.pin,)), server, "quite.different")
     der = client.getpeercert(binary_form=True)
@@ -694,7 +685,7 @@ def test_pin_takes_the_place_of_verification() -> None:
 
 
 def test_pin_does_not_replace_an_authority_that_was_given(certs: Certs) -> None:
-    server, identity = server_context(cert="", key="", name="a.b", alpn=None)
+    server, identity = server_context(ServerTls(name="a.b"))
     assert identity.pin is not None
     with pytest.raises(ssl.SSLCertVerificationError):
         shake(client_of(ca=certs.ca, pins=(identity.pin,)), server, "a.b")

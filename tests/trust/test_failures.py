@@ -11,6 +11,7 @@ import pytest
 from mtt.errors import Cause, PeerError
 from mtt.trust.certificates import client_context, server_context
 from mtt.trust.failures import tls_failure
+from mtt.trust.tls_options import ClientTls, ServerTls
 from tests.support.certs import Authority, Certs, pem
 
 
@@ -38,13 +39,11 @@ def failures(
 
 
 def client_of(ca: str = "", cert: str = "", key: str = "") -> ssl.SSLContext:
-    return client_context(ca=ca, skip_verify=False, pins=(), alpn=None, cert=cert, key=key)
+    return client_context(ClientTls(ca=ca, cert=cert, key=key))
 
 
 def server_of(cert: str = "", key: str = "", client_ca: str = "") -> ssl.SSLContext:
-    return server_context(
-        cert=cert, key=key, name="test.local", alpn=None, client_ca=client_ca
-    )[0]
+    return server_context(ServerTls(cert=cert, key=key, name="test.local", client_ca=client_ca))[0]
 
 
 def test_a_self_signed_certificate_and_its_alert_say_what_to_do(certs: Certs) -> None:

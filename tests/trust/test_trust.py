@@ -16,12 +16,14 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mtt.errors import StartError, UsageError
+from mtt.modes import ALPN_SITE
 from mtt.options.flags import parse_args
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.trust import reload
 from mtt.trust.certdir import kept_pair
 from mtt.trust.identity import Identity
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.trust.tls_options import ServerTls
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from mtt_mu_server.options import options as mu_options
 from mtt_mu_server.server import MultiUserServer
@@ -34,7 +36,7 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
 
 
 def kept(directory: Path, name: str = "") -> TlsFiles:
-    return server_tls(cert="", key="", cert_dir=str(directory), name=name, alpn=["http/1.1"])
+    return server_tls(ServerTls(cert_dir=str(directory), name=name, alpn=("http/1.1",)))
 
 
 def pin(files: TlsFiles) -> str:
@@ -169,7 +171,7 @@ class Pair:
         new.replace(path)
 
     def tls(self) -> TlsFiles:
-        return server_tls(cert=str(self.cert), key=str(self.key), alpn=["http/1.1"])
+        return server_tls(ServerTls(cert=str(self.cert), key=str(self.key), alpn=("http/1.1",)))
 
 
 @pytest.fixture
@@ -344,7 +346,7 @@ async def test_asked_for_the_files_are_read_at_once(
 
 
 async def test_what_has_no_files_is_not_looked_after() -> None:
-    files = server_tls(cert="", key="", alpn=["http/1.1"])
+    files = server_tls(ServerTls(alpn=("http/1.1",)))
     files.follow()
     assert len(asyncio.all_tasks()) == 1
     await files.close()
@@ -356,7 +358,7 @@ async def test_an_identity_in_memory_survives_a_change_of_its_client_authorities
     monkeypatch.setattr(reload, "CHECK_INTERVAL", 0.02)
     ca = tmp_path / "ca.pem"
     shutil.copy(certs.ca, ca)
-    files = server_tls(cert="", key="", client_ca=str(ca), alpn=["http/1.1"])
+    files = server_tls(ServerTls(client_ca=str(ca), alpn=("http/1.1",)))
     before, old = pin(files), files.context()
     files.follow()
     shutil.copy(certs.other_ca, ca)
@@ -407,13 +409,13 @@ def test_options_of_both_ends() -> None:
     client = client_options(
         parse_args(CLIENT_FLAGS, [*CLIENT, "-cert", "c", "-key", "k", "-tls-min", "1.3"])
     )
-    assert (client.cert, client.key, client.tls_min) == ("c", "k", "1.3")
+    assert (client.tls.cert, client.tls.key, client.tls.tls_min) == ("c", "k", "1.3")
     server = server_options(
         parse_args(SERVER_FLAGS, [*SERVER, "-cert-dir", "d", "-client-ca", "ca"])
     )
-    assert (server.cert_dir, server.client_ca, server.tls_min) == ("d", "ca", "1.2")
+    assert server.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2")
     many = mu_options(parse_args(MU_FLAGS, [*MU_SERVER, "-cert-dir", "d", "-client-ca", "ca"]))
-    assert (many.cert_dir, many.client_ca, many.tls_min) == ("d", "ca", "1.2")
+    assert many.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2", alpn=ALPN_SITE)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,112 @@
+"""Options about TLS: their table entries, and what they say as one value."""
+
+from __future__ import annotations
+
+from mtt.errors import UsageError
+from mtt.options.common import host_name
+from mtt.options.flags import Flag, Values, quoted
+from mtt.trust.tls_options import DEFAULT_TLS_MIN, TLS_VERSIONS, ClientTls, ServerTls
+
+CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
+            "and -key the server generates a self-signed certificate.", "FILE")
+KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
+CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the generated certificate and its key, "
+                "so that the pin survives restarts.", "DIR")
+CLIENT_CA = Flag("client-ca", "str", "PEM file with CA certificates, or with the clients' own; "
+                 "clients without a certificate issued by, or equal to, one of these are refused.",
+                 "FILE")
+TLS_MIN = Flag("tls-min", "str", "Lowest TLS version, 1.2 or 1.3.", "VERSION",
+               DEFAULT_TLS_MIN)
+CA = Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE")
+PIN = Flag("pin", "str", "Trust the server whose public key has this hash, which it prints at "
+           "start.", "sha256/BASE64", repeatable=True)
+SKIP_VERIFY = Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. "
+                   "Use -pin or -ca to trust a self-signed certificate.", weakens=True)
+DISABLE_TLS = Flag("disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.",
+                   weakens=True)
+CERT_NAME = Flag("n", "str", "Host name in the generated certificate; random if not given.",
+                 "NAME", may_be_empty=True)
+
+CLIENT_TLS_FLAGS = (
+    CA,
+    PIN,
+    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
+                  "-client-ca."),
+    KEY,
+    TLS_MIN,
+)  # fmt: skip
+SERVER_TLS_FLAGS = (CERT, KEY, CERT_DIR, CLIENT_CA, TLS_MIN, DISABLE_TLS, CERT_NAME)
+
+
+def given_client_tls(
+    values: Values, *, server_name: str, skip_verify: bool, alpn: tuple[str, ...] = ()
+) -> ClientTls:
+    """What CLIENT_TLS_FLAGS say. Raises UsageError."""
+    _certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
+    return ClientTls(
+        server_name=server_name,
+        ca=values["ca"],
+        pins=_pins(values["pin"]),
+        skip_verify=skip_verify,
+        cert=values["cert"],
+        key=values["key"],
+        alpn=alpn,
+        tls_min=_tls_min(values),
+    )
+
+
+def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | None:
+    """What SERVER_TLS_FLAGS say, None without TLS. Raises UsageError."""
+    _check_server_certificates(values)
+    tls = ServerTls(
+        cert=values["cert"],
+        key=values["key"],
+        cert_dir=values["cert-dir"],
+        name=host_name("-n", values["n"]) if values["n"] else "",
+        client_ca=values["client-ca"],
+        alpn=alpn,
+        tls_min=_tls_min(values),
+    )
+    return None if values["disable-tls"] else tls
+
+
+def _certificate_pair(values: Values, without: str) -> None:
+    """Raise UsageError if only one of -cert and -key was given; `without` says what none is for."""
+    for given, missing in (("cert", "key"), ("key", "cert")):
+        if values[given] and not values[missing]:
+            raise UsageError(
+                f"-{given} needs -{missing} with it; give both, or none {without}"
+            )
+
+
+def _check_server_certificates(values: Values) -> None:
+    """Raise UsageError if what a server was told about certificates contradicts itself."""
+    _certificate_pair(values, "to get a self-signed certificate")
+    if values["cert-dir"] and values["cert"]:
+        raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
+    if not values["disable-tls"]:
+        return
+    # Above all -client-ca: an operator who asks for certificates must not have an open door.
+    for flag in (CLIENT_CA, CERT_DIR, TLS_MIN):
+        if values[flag.name] != flag.default:
+            raise UsageError(f"-{flag.name} needs TLS, which -disable-tls turns off; remove one")
+    if values["cert"]:  # accepted, because the original accepts it
+        from mtt.log import logger  # logging is in the way of a plugin's start
+
+        logger.warning("-cert, -key: not used, because -disable-tls turns TLS off")
+
+
+def _tls_min(values: Values) -> str:
+    """What -tls-min says, one of TLS_VERSIONS. Raises UsageError."""
+    version: str = values["tls-min"]
+    if version not in TLS_VERSIONS:
+        raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")
+    return version
+
+
+def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if not texts:
+        return ()
+    from mtt.trust.identity import parse_pin
+
+    return tuple(parse_pin(text) for text in texts)
