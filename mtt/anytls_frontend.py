@@ -18,10 +18,12 @@ from mtt.address import peer_name
 from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.http import entrance, nginx
+from mtt.http.date import http_date
 from mtt.http.entrance import Entrance
 from mtt.http.fallback import SITE_TIME, Visit
+from mtt.http.limits import VISITORS
 from mtt.http.plain import visit_in_clear
-from mtt.http.server import HEAD_TIMEOUT, HttpServer, http_date
+from mtt.http.server import HttpServer
 from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.layers import linger
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
@@ -114,7 +116,7 @@ class AnyTlsFrontend(Generic[Who]):
         head = self._head(
             lambda error: self._failed(carrier, error),
             connected=connected if self._context is None else None,
-            silence_time=HEAD_TIMEOUT if self._fallback is None else SITE_TIME,
+            silence_time=VISITORS.head if self._fallback is None else SITE_TIME,
         )
         if self._context is None:
             return head
@@ -187,7 +189,8 @@ class AnyTlsFrontend(Generic[Who]):
             if received:
                 # At once, as nginx does at the first byte that cannot be in a method. To a client
                 # with a wrong password, too, whose user should not have to wait to hear of it.
-                transport.write(nginx.error_response(HttpError(400, str(error)), date=http_date()))
+                refusal = nginx.error_reply(HttpError(400, str(error)))
+                transport.write(nginx.encode(refusal, None, date=http_date(), close=True))
             linger.close(transport, eof_seen=eof, silent=eof)
 
     def _visit(
@@ -226,7 +229,6 @@ class AnyTlsFrontend(Generic[Who]):
 
         http = HttpServer(
             router,
-            _no_upgrade,
             as_nginx=True,
             on_failure=lambda error: self._failed(transport, error),
             on_end=lambda: self._pending.discard(transport),
@@ -263,10 +265,6 @@ class AnyTlsFrontend(Generic[Who]):
 
     def _count_cut(self) -> None:
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
-
-
-def _no_upgrade(*_: object) -> None:
-    raise AssertionError("every request gets a reply")
 
 
 def _no_destination(stream: asyncio.Transport, reason: str) -> None:

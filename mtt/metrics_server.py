@@ -8,6 +8,7 @@ from collections.abc import Callable
 from mtt.address import Endpoint, is_loopback
 from mtt.admission import Pending
 from mtt.http.access import Access
+from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.base import StreamProtocol
 from mtt.layers.holding import Holding, hand_over
@@ -19,8 +20,6 @@ from mtt.wire.http1 import Reply, Request, text_reply
 
 # Who watches has one or two connections. When there are more, the oldest has to go.
 MAX_CONNECTIONS = 64
-# Until a request is complete, from its first byte or the connection's beginning.
-HEAD_TIMEOUT = 10.0
 
 
 class MetricsServer:
@@ -74,9 +73,8 @@ class MetricsServer:
         self._connections.add(transport)
         http = HttpServer(
             self._answer,
-            _no_upgrade,
             on_end=lambda: self._connections.discard(transport),
-            head_timeout=HEAD_TIMEOUT,
+            limits=OPERATORS,
         )
         hand_over(transport, http)
 
@@ -92,7 +90,3 @@ class MetricsServer:
             return text_reply(200, "ok")
         headers = (("Cache-Control", "no-store"), ("Content-Type", CONTENT_TYPE))
         return Reply(200, headers, self._page().encode())
-
-
-def _no_upgrade(*_: object) -> None:
-    raise AssertionError("every request gets a reply")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 
 import pytest
 
@@ -20,12 +21,13 @@ DEADLINES = [
     ("mtt.layers.tls", "HANDSHAKE_TIME", 10, 10),
     ("mtt.layers.anytls_heads", "PREAMBLE_TIME", 10, 10),
     ("mtt.layers.anytls_heads", "DESTINATION_TIME", 10, 10),
-    ("mtt.http.server", "HEAD_TIMEOUT", 10, 60),
-    ("mtt.http.server", "KEEPALIVE_TIMEOUT", 60, 75),
+    ("mtt.http.limits", "VISITORS.head", 10, 60),
+    ("mtt.http.limits", "VISITORS.keepalive", 60, 75),
+    ("mtt.http.limits", "VISITORS.body", 60, 60),
     ("mtt.proxy.port", "HANDSHAKE_TIME", 10, 10),
-    ("mtt_mu_server.control", "HEAD_TIMEOUT", 10, 10),
-    ("mtt_mu_server.control", "BODY_TIMEOUT", 30, 30),
-    ("mtt_mu_server.control", "KEEPALIVE_TIMEOUT", 60, 60),
+    ("mtt.http.limits", "OPERATORS.head", 10, 10),
+    ("mtt.http.limits", "OPERATORS.keepalive", 60, 60),
+    ("mtt.http.limits", "OPERATORS.body", 30, 30),
     # Destinations and servers: the Go programs wait 10 s for a connection.
     ("mtt.net.dial", "CONNECT_TIMEOUT", 10, 10),
     ("mtt.net.resolve", "LOOKUP_TIMEOUT", 5, 5),
@@ -59,7 +61,7 @@ DEADLINES = [
 
 @pytest.mark.parametrize(("module", "name", "least", "most"), DEADLINES)
 def test_deadline(module: str, name: str, least: float, most: float) -> None:
-    value = getattr(importlib.import_module(module), name)
+    value = operator.attrgetter(name)(importlib.import_module(module))
     low, high = value if isinstance(value, tuple) else (value, value)
     assert least <= low <= high <= most
 
@@ -68,8 +70,7 @@ def test_deadline(module: str, name: str, least: float, most: float) -> None:
     ("of", "argument", "name"),
     [
         (TlsLayer, "handshake_time", "HANDSHAKE_TIME"),
-        (HttpServer, "head_timeout", "HEAD_TIMEOUT"),
-        (HttpServer, "keepalive_timeout", "KEEPALIVE_TIMEOUT"),
+        (HttpServer, "limits", "VISITORS"),
     ],
 )
 def test_deadlines_that_are_arguments_hold_by_default(of: type, argument: str, name: str) -> None:

@@ -1,1 +1,1 @@
-"""The server's HTTP side: upgrades, web visitors, who may ask."""
+"""The HTTP server: upgrades, web visitors, requests that coroutines answer, who may ask."""

@@ -10,52 +10,66 @@ from __future__ import annotations
 import re
 
 from mtt.wire import http1
-from mtt.wire.http1 import REASONS, HttpError, Reply, Request, encode_head
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import REASONS, Framing, HttpError, Reply, Request, encode_head
+from mtt.wire.upgrade import MAX_LINE
 
 PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port"
 _LINE = re.compile(rb"[A-Z_-]*(?:\Z| (?:\Z|/|[A-Za-z][A-Za-z0-9+.-]*(?:\Z|:(?:\Z|/(?:\Z|/)))))")
 _TOO_LARGE = "Request Header Or Cookie Too Large"
 
 
-def may_be_request(data: bytes | bytearray) -> bool:
-    """Whether nginx goes on reading what begins like this; else it answers 400 at once."""
-    return _LINE.match(data) is not None and http1.may_be_request(bytes(data))
+def is_begun(buffer: HeadBuffer) -> bool:
+    """Whether there is anything of a request; empty lines before it are dropped.
+
+    Raises HttpError (400) where nginx answers so at once, instead of reading on.
+    """
+    if buffer.startswith((b"\r", b"\n")):
+        buffer.drop(len(buffer) - len(buffer.lstrip(b"\r\n")))
+    line = bytes(buffer[:MAX_LINE])
+    if line and not (_LINE.match(line) and http1.may_be_request(line)):
+        raise HttpError(400, "no HTTP request")
+    return bool(line)
 
 
-def encode(reply: Reply, request: Request, *, date: str, close: bool) -> bytes:
+def encode(
+    reply: Reply,
+    request: Request | None,
+    *,
+    date: str,
+    close: bool,
+    framing: Framing | None = None,
+) -> bytes:
     """The response to `request`, as nginx passes it on. See `Reply.encode`."""
-    first = [(name, value) for name, value in reply.headers if name == "Content-Type"]
-    others = [each for each in reply.headers if each[0] not in ("Content-Type", "Connection")]
-    return _response(
-        reply.status,
-        [*first, ("Content-Length", f"{len(reply.body)}")],
-        others,
-        b"" if request.method == "HEAD" else reply.body,
-        date=date,
-        close=close,
-    )
+    if framing is None:
+        framing = (("Content-Length", str(len(reply.body))),)
+    headers = [
+        ("Server", "nginx"),
+        ("Date", date),
+        *(each for each in reply.headers if each[0] == "Content-Type"),
+        *framing,
+        ("Connection", "close" if close else "keep-alive"),
+        *(each for each in reply.headers if each[0] not in ("Content-Type", "Connection")),
+    ]
+    # Whatever the version of the request.
+    head = encode_head(f"HTTP/1.1 {reply.status} {REASONS[reply.status]}", headers)
+    is_head = request is not None and request.method == "HEAD"
+    return head if is_head else head + reply.body
 
 
-def error_response(error: HttpError, *, date: str) -> bytes:
+def error_reply(error: HttpError) -> Reply:
     """What nginx answers itself, before it closes the connection."""
     if error.status == 431:
-        return _error(400, _TOO_LARGE, date)
-    return _error(error.status, "", date)
+        return _page(400, _TOO_LARGE)
+    return _page(error.status, "")
 
 
 def plain_http_reply() -> Reply:
     """The answer to a request without TLS."""
-    headers = (("Content-Type", "text/html"), ("Connection", "close"))
-    return Reply(400, headers, _page(400, PLAIN_HTTP))
+    return _page(400, PLAIN_HTTP)
 
 
-def _error(status: int, reason: str, date: str) -> bytes:
-    page = _page(status, reason)
-    headers = [("Content-Type", "text/html"), ("Content-Length", f"{len(page)}")]
-    return _response(status, headers, [], page, date=date, close=True)
-
-
-def _page(status: int, reason: str) -> bytes:
+def _page(status: int, reason: str) -> Reply:
     heading = f"{status} {REASONS[status]}"
     title = f"{status} {reason}" if reason else heading
     lines = [
@@ -69,19 +83,5 @@ def _page(status: int, reason: str) -> bytes:
         "</html>",
         "",
     ]
-    return "\r\n".join(lines).encode()
-
-
-def _response(
-    status: int,
-    headers: list[tuple[str, str]],
-    others: list[tuple[str, str]],
-    body: bytes,
-    *,
-    date: str,
-    close: bool,
-) -> bytes:
-    connection = ("Connection", "close" if close else "keep-alive")
-    lines = [("Server", "nginx"), ("Date", date), *headers, connection, *others]
-    # Whatever the version of the request.
-    return encode_head(f"HTTP/1.1 {status} {REASONS[status]}", lines) + body
+    headers = (("Content-Type", "text/html"), ("Connection", "close"))
+    return Reply(status, headers, "\r\n".join(lines).encode())

@@ -152,10 +152,6 @@ def _never(transport: asyncio.Transport, received: bytes) -> None:
     raise AssertionError("no tunnel begins without TLS")
 
 
-def _no_upgrade(*_: object) -> None:
-    raise AssertionError("every request gets a reply")
-
-
 def visit_in_clear(
     transport: asyncio.Transport,
     received: bytes,
@@ -167,7 +163,6 @@ def visit_in_clear(
     if fallback is None:
         http = HttpServer(
             lambda request: nginx.plain_http_reply(),
-            _no_upgrade,
             as_nginx=True,
             on_end=lambda: pending.discard(transport),
         )

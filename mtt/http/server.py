@@ -7,34 +7,36 @@ buffer holds requests that came and were not served yet, at most `MAX_HEAD` and 
 stays in it, byte for byte, until it has been decided whose it is:
 
     data -> buffer -> head complete? -> router -> a reply: write it, drop the request, go on
-                                               -> none: check the handshake, write 101, hand over
+                                               -> None: check the handshake, write 101, hand over
 
-Serving never waits for anything, so requests are answered in their order within the turn in which
-they arrive. A client that sends requests and does not read the answers stops that: when the
-transport says `pause_writing`, nothing is served and nothing more is read.
+                                               -> a handler: see `mtt.http.exchange`
 
-One timer runs from the first to the last moment: `head_timeout` while a request is due or
-incomplete, `keepalive_timeout` between requests, which includes the rest of a body that nobody
-wants. The state ends by handing the transport over, to `on_upgrade` or to a lingering close.
+A reply waits for nothing, so requests are answered in their order within the turn in which they
+arrive; those behind one that has a handler wait for that. A client that sends requests and does not
+read the answers stops it all: when the transport says `pause_writing`, nothing is served and
+nothing more is read.
+
+One timer runs except while a handler does: `limits.head` while a request is due or incomplete,
+`limits.keepalive` between requests, which includes the rest of a body that nobody wants. The state
+ends by handing the transport over, to `on_upgrade` or to a lingering close.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
-from email.utils import formatdate
-from functools import lru_cache
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from mtt.errors import Cause, NetworkError, PeerError, describe
+from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.http import nginx
+from mtt.http.date import http_date
+from mtt.http.exchange import Exchange, ends_connection
+from mtt.http.limits import VISITORS, Limits
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import HttpError, Reply, Request, parse_request
+from mtt.wire.http1 import Framing, HttpError, Reply, Request, parse_request
 from mtt.wire.upgrade import (
-    MAX_LINE,
     Upgrade,
     UpgradeRefused,
     check_hidden_request,
@@ -42,31 +44,28 @@ from mtt.wire.upgrade import (
     switching_protocols,
 )
 
-# From accept, or from the first byte of a further request, until its head is complete; and between
-# requests. Both as nginx has it. Who waits is limited in number elsewhere (mtt.admission).
-HEAD_TIMEOUT = 60.0
-KEEPALIVE_TIMEOUT = 75.0
-
-# A body up to this size is read and dropped to keep the connection, as by Go's net/http: this
-# much is under way in any case when the answer gets there.
-MAX_DISCARD = 256 * 1024
-
-Router = Callable[[Request], Reply | None]
+Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
+Router = Callable[[Request], Reply | Handler | None]
 Fallback = Callable[[asyncio.Transport, bytes, bool], None]
 OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
+
+
+def _no_upgrade(*_: object) -> None:
+    raise AssertionError("every request gets an answer")
 
 
 class HttpServer(StreamProtocol):
     """Serves HTTP/1.x on one connection and hands it over when a WebSocket was agreed on.
 
     Args:
-        router: the reply to a request, or None for a request that may become a WebSocket.
+        router: the reply to a request, or what is awaited to answer it, or None for a request that
+            may become a WebSocket.
         on_upgrade: takes over the transport, with `set_protocol()`, after the 101 was written.
             The client has sent nothing beyond its request by then.
         protocols: WebSocket sub-protocols, the preferred one first.
         on_failure: called with the first thing that goes wrong, for a log: the peer broke a
-            protocol, got stuck or vanished. Not for connections that just end, nor for what the
-            router answers.
+            protocol, got stuck or vanished, or a handler raised an exception. Not for connections
+            that just end, nor for what the router answers.
         refusal: the answer to all that is no proper handshake for a path that has a tunnel. None
             for what Go answers, which tells that there is one.
         fallback: takes over, with what was received and whether that is all there will be, a
@@ -75,15 +74,18 @@ class HttpServer(StreamProtocol):
             unfinished head it gets at once. Both may still ask for a tunnel. With None it gets
             neither before its time is up.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; else as Go's net/http.
+        error_reply: the answer to what is no request, if it is neither of these.
         on_end: called once when this is over, by an upgrade or by the end of the connection.
-        head_timeout: seconds for one request head, see `HEAD_TIMEOUT`.
-        keepalive_timeout: seconds between requests, see `KEEPALIVE_TIMEOUT`.
+        on_lost: called once when the connection is closed, which may take a while longer.
+        limits: how long clients may take.
+        tasks: has the tasks of the handlers, for the owner to cancel.
     """
 
     __slots__ = (
-        "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_fallback", "_fallback_time",
-        "_head_timeout", "_in_head", "_keepalive_timeout", "_on_end", "_on_failure", "_on_upgrade",
-        "_paused", "_protocols", "_refusal", "_router", "_timer", "_transport",
+        "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_error_reply", "_exchange",
+        "_fallback", "_fallback_time", "_in_head", "_limits", "_on_end", "_on_failure", "_on_lost",
+        "_on_upgrade", "_paused", "_protocols", "_refusal", "_router", "_tasks", "_timer",
+        "_transport",
     )  # fmt: skip
 
     _transport: asyncio.Transport
@@ -91,17 +93,19 @@ class HttpServer(StreamProtocol):
     def __init__(
         self,
         router: Router,
-        on_upgrade: OnUpgrade,
+        on_upgrade: OnUpgrade = _no_upgrade,
         *,
         protocols: tuple[str, ...] = (),
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
         as_nginx: bool = False,
+        error_reply: Callable[[HttpError], Reply] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         on_end: Callable[[], object] | None = None,
-        head_timeout: float = HEAD_TIMEOUT,
-        keepalive_timeout: float = KEEPALIVE_TIMEOUT,
+        on_lost: Callable[[], object] | None = None,
+        limits: Limits = VISITORS,
+        tasks: set[asyncio.Task[None]] | None = None,
     ) -> None:
         self._router = router
         self._on_upgrade = on_upgrade
@@ -109,11 +113,14 @@ class HttpServer(StreamProtocol):
         self._refusal = refusal
         self._fallback = fallback
         self._as_nginx = as_nginx
+        self._error_reply = nginx.error_reply if as_nginx else error_reply
         self._fallback_time = fallback_time if fallback is not None else None
         self._on_failure = on_failure
         self._on_end = on_end
-        self._head_timeout = head_timeout
-        self._keepalive_timeout = keepalive_timeout
+        self._on_lost = on_lost
+        self._limits = limits
+        self._tasks = tasks
+        self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._buffer = HeadBuffer()
         self._body_left = 0  # bytes of a body still to drop
@@ -131,41 +138,57 @@ class HttpServer(StreamProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         eager = self._fallback_time
-        self._arm(self._head_timeout if eager is None else eager)
+        self._arm(self._limits.head if eager is None else eager)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
-        self._serve()
+        if self._exchange is not None:
+            self._exchange.received(len(data))
+        else:
+            self._serve()
 
     def eof_received(self) -> bool:
         self._eof = True
-        self._serve()
+        if self._exchange is not None:
+            self._exchange.end()
+        else:
+            self._serve()
         return True  # closing is up to us: an answer may still be on its way
 
     def pause_writing(self) -> None:
-        if not self._closed:  # else reading is the business of whoever takes over
+        if self._exchange is not None:
+            self._exchange.pause()
+        elif not self._closed:  # else reading is the business of whoever takes over
             self._paused = True
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._paused and not self._closed:
+        if self._exchange is not None:
+            self._exchange.resume()
+        elif self._paused and not self._closed:
             self._paused = False
             self._transport.resume_reading()
             self._serve()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self._closed and self._buffer:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._tell(exchange.lose())
+        elif not self._closed and self._buffer:
             text = f"in the middle of an HTTP request: {describe(exc)}"
             self._tell(NetworkError(text, cause=Cause.EOF))
         self._let_go()
+        if self._on_lost is not None:
+            self._on_lost()
+            self._on_lost = None
 
     # Requests.
 
     def _serve(self) -> None:
         """Serve what the buffer holds, as far as the client takes the answers."""
         try:
-            while not (self._closed or self._paused) and self._skip_body() and self._buffer:
-                if self._as_nginx and not self._is_begun():
+            while not (self._closed or self._paused or self._exchange) and self._skip_body():
+                if self._as_nginx and not nginx.is_begun(self._buffer):
                     break
                 is_ended = self._eof and self._as_nginx  # which says nothing to who leaves
                 end = self._buffer.head_end(of_request=not is_ended)
@@ -178,30 +201,17 @@ class HttpServer(StreamProtocol):
         except HttpError as error:
             if self._fall_back():
                 return
-            self._tell(error)
-            if self._as_nginx:
-                self._transport.write(nginx.error_response(error, date=http_date()))
-            else:
-                self._transport.write(error.answer)
-            self._close()
-        if self._eof and not (self._closed or self._paused):
+            self._refuse(error, error)
+        if self._eof and not (self._closed or self._paused or self._exchange):
             self._close()
 
     def _skip_body(self) -> bool:
-        """Drop what has come of the last request's body; whether that is all of it."""
+        """Drop what has come of the last request's body; whether anything is behind it."""
         if self._body_left:
             gone = min(self._body_left, len(self._buffer))
             self._buffer.drop(gone)
             self._body_left -= gone
-        return not self._body_left
-
-    def _is_begun(self) -> bool:
-        """Whether there is anything of a request, as nginx sees it. Raises HttpError."""
-        if self._buffer.startswith((b"\r", b"\n")):
-            self._buffer.drop(len(self._buffer) - len(self._buffer.lstrip(b"\r\n")))
-        if self._buffer and not nginx.may_be_request(self._buffer[:MAX_LINE]):
-            raise HttpError(400, "no HTTP request")
-        return bool(self._buffer)
+        return bool(self._buffer) and not self._body_left
 
     def _wait_for_rest(self) -> None:
         """A head has begun. Raises HttpError if that is all there will be."""
@@ -212,7 +222,7 @@ class HttpServer(StreamProtocol):
             raise HttpError(400, "the connection ended in the middle of a request head")
         elif not self._in_head:
             self._in_head = True
-            self._arm(self._head_timeout)
+            self._arm(self._limits.head)
 
     def _decide(self, request: Request, end: int) -> None:
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
@@ -235,7 +245,10 @@ class HttpServer(StreamProtocol):
             return
         assert reply is not None
         self._buffer.drop(end)
-        self._answer(request, reply)
+        if isinstance(reply, Reply):
+            self._answer(request, reply)
+        else:
+            self._handle(request, reply)
 
     @property
     def _hidden(self) -> bool:
@@ -274,20 +287,69 @@ class HttpServer(StreamProtocol):
         self._on_upgrade(self._transport, request, upgrade)
 
     def _answer(self, request: Request, reply: Reply) -> None:
-        # With Expect the client may or may not send the body after our answer, so what follows
-        # cannot be told from a request (RFC 9110, 10.1.1).
-        unclear = request.chunked or request.first("expect") is not None
-        too_much = request.content_length > MAX_DISCARD
-        close = unclear or too_much or reply.closes or not request.keep_alive
-        self._body_left = request.content_length
-        self._in_head = False
-        self._arm(self._keepalive_timeout)
-        if self._as_nginx:
-            self._transport.write(nginx.encode(reply, request, date=http_date(), close=close))
-        else:
-            self._transport.write(reply.encode(request, date=http_date(), close=close))
+        close = ends_connection(request) or reply.closes or not request.keep_alive
+        self._expect(request.content_length)
+        self._transport.write(self.encode(reply, request, close=close))
         if close:
             self._close()
+
+    def _expect(self, body_left: int) -> None:
+        """A further request may follow, behind so many bytes of the body of the last one."""
+        self._body_left = body_left
+        self._in_head = False
+        self._arm(self._limits.keepalive)
+
+    def _refuse(self, error: Exception, answer: HttpError) -> None:
+        """End the connection with an answer to what is not served, because of `error`."""
+        self._tell(error)
+        if self._error_reply is None:
+            self._transport.write(answer.answer)
+        else:
+            self._transport.write(self.encode(self._error_reply(answer), None, close=True))
+        self._close()
+
+    # Handlers.
+
+    def _handle(self, request: Request, handler: Handler) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._exchange = Exchange(
+            self, self._transport, request, self._buffer, ended=self._eof, limits=self._limits
+        )
+        self._exchange.start(handler, self._tasks)
+
+    def encode(
+        self,
+        reply: Reply,
+        request: Request | None,
+        *,
+        close: bool,
+        framing: Framing | None = None,
+    ) -> bytes:
+        encode = nginx.encode if self._as_nginx else Reply.encode
+        return encode(reply, request, date=http_date(), close=close, framing=framing)
+
+    def answered(self, exchange: Exchange, error: Exception | None) -> None:
+        self._exchange = None
+        if self._closed:
+            return
+        if error is None and not exchange.closes:
+            self._expect(exchange.body_left)
+            self._transport.resume_reading()
+            self._serve()
+        elif error is None:
+            self._close()
+        elif exchange.begun:  # it must not look complete
+            self._tell(error)
+            self._let_go()
+            linger.cut(self._transport, self.connection_lost)
+        elif isinstance(error, HttpError):
+            self._refuse(error, error)
+        elif isinstance(error, MttError):  # of the network
+            self._tell(error)
+            self._close()
+        else:
+            self._refuse(error, HttpError(500, "internal error"))
 
     # Ends.
 
@@ -303,12 +365,12 @@ class HttpServer(StreamProtocol):
             return
         is_slow = bool(self._buffer) and self._in_head
         if is_slow:
-            text = f"no complete HTTP request within {self._head_timeout:g} s"
+            text = f"no complete HTTP request within {self._limits.head:g} s"
             self._tell(NetworkError(text, cause=Cause.TIMEOUT))
         self._close(silent=is_slow)
 
-    def _tell(self, error: Exception) -> None:
-        if self._on_failure is not None:
+    def _tell(self, error: Exception | None) -> None:
+        if self._on_failure is not None and error is not None:
             self._on_failure(error)
             self._on_failure = None
 
@@ -333,14 +395,3 @@ class HttpServer(StreamProtocol):
         if self._on_end is not None:
             self._on_end()
         self._on_end = self._on_failure = None
-
-
-def http_date() -> str:
-    """The value of the Date header."""
-    return _text_of(int(time.time()))
-
-
-# Requests come many in a second, so the text is made once in each.
-@lru_cache(maxsize=1)
-def _text_of(now: int) -> str:
-    return formatdate(now, usegmt=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from email.utils import formatdate
 from typing import Protocol
 
 from mtt.address import host_port
 from mtt.errors import StuckError, describe
+from mtt.http.date import http_date
 from mtt.layers.base import Data
 from mtt.log import logger
 from mtt.outcome import Outcome
@@ -256,4 +255,4 @@ class Exchange:
 
 def encoded(request: Request, reply: Reply, *, close: bool) -> bytes:
     """An answer of the proxy itself."""
-    return reply.encode(request, date=formatdate(time.time(), usegmt=True), close=close)
+    return reply.encode(request, date=http_date(), close=close)

@@ -13,6 +13,7 @@ from anytls.server import Server
 from mtt import anytls_frontend
 from mtt.http import nginx
 from mtt.http import server as http_server
+from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers import anytls_heads
 from mtt.wire.http1 import HttpError
@@ -34,7 +35,9 @@ from tests.support.tunnels import (
 )
 
 NOW = "Thu, 01 Jan 2026 00:00:00 GMT"
-BAD_REQUEST = nginx.error_response(HttpError(400, ""), date=NOW)
+BAD_REQUEST = nginx.encode(
+    nginx.error_reply(HttpError(400, "")), None, date=NOW, close=True
+)
 NOTHING_HERE = b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\n"
 REQUEST = b"GET /a/long/path/for/more/than/a/hash HTTP/1.1\r\nHost: test.local\r\n\r\n"
 
@@ -141,7 +144,7 @@ async def test_visitors_who_are_slow_or_done_are_closed(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the web server's own deadlines."""
-    web = functools.partial(HttpServer, head_timeout=10, keepalive_timeout=10)
+    web = functools.partial(HttpServer, limits=VISITORS._replace(head=10, keepalive=10))
     monkeypatch.setattr(anytls_frontend, "HttpServer", web)
     waits(monkeypatch, preamble=NEVER)
     clock = Clock(monkeypatch, http_server)

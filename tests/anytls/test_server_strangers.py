@@ -15,6 +15,7 @@ from anytls.server import Server
 from mtt import anytls_frontend, relay
 from mtt.admission import Pending
 from mtt.http.fallback import SITE_TIME
+from mtt.http.limits import VISITORS
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_heads import ConnectionHead
 from tests.anytls.serving import empty, server_for
@@ -93,7 +94,7 @@ def has_heard(server: Server, data: bytes) -> bool:
 
 def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
-    monkeypatch.setattr(anytls_frontend, "HEAD_TIMEOUT", preamble)
+    monkeypatch.setattr(anytls_frontend, "VISITORS", VISITORS._replace(head=preamble))
 
 
 @pytest.mark.parametrize(

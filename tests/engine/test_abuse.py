@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mtt.http import entrance
+from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST
@@ -84,11 +85,11 @@ async def send(stranger: Tcp, data: bytes) -> None:
         await stranger.send(data)
 
 
-def shorten(monkeypatch: pytest.MonkeyPatch, cls: type, name: str, seconds: float) -> None:
+def shorten(monkeypatch: pytest.MonkeyPatch, cls: type, name: str, time: object) -> None:
     """Change the default of a time that `cls` takes as a keyword."""
     defaults: dict[str, Any] = cls.__init__.__kwdefaults__  # type: ignore[misc]
     assert name in defaults
-    monkeypatch.setitem(defaults, name, seconds)
+    monkeypatch.setitem(defaults, name, time)
 
 
 @in_every_mode
@@ -329,7 +330,7 @@ async def test_who_never_ends_his_handshake_is_cut(
 async def test_who_sends_a_request_head_byte_by_byte_is_cut(
     certs: Certs, short_linger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorten(monkeypatch, HttpServer, "head_timeout", 0.4)
+    shorten(monkeypatch, HttpServer, "limits", VISITORS._replace(head=0.4))
     with logged() as lines:
         async with (
             besieged("wss", certs) as server,

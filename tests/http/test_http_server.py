@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mtt.http.server import MAX_DISCARD, HttpServer
+from mtt.http.limits import MAX_DISCARD, VISITORS
+from mtt.http.server import HttpServer
 from mtt.layers.base import Data, LayerTransport, StreamProtocol
 from mtt.layers.reads import READ_SIZE
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, parse_response, text_reply
@@ -313,7 +314,7 @@ async def test_the_largest_head_there_may_be(excess: int, cut: int | None) -> No
 
 
 async def test_other_protocols_without_a_line_wait_for_the_time_limit() -> None:
-    connection = Connection(head_timeout=0.01)
+    connection = Connection(limits=VISITORS._replace(head=0.01))
     connection.send(b"\x16\x03\x01\x02\x00\x01")
     assert not connection.transport.closed
     await until(lambda: connection.transport.closed)
@@ -386,7 +387,7 @@ async def test_requests_before_an_end_are_served_when_the_client_reads_again() -
 
 
 async def test_a_silent_connection_is_closed_without_a_word() -> None:
-    connection = Connection(head_timeout=0.01)
+    connection = Connection(limits=VISITORS._replace(head=0.01))
     await until(lambda: connection.transport.closed)
     await connection.gone()
     assert connection.failures == []
@@ -395,7 +396,7 @@ async def test_a_silent_connection_is_closed_without_a_word() -> None:
 
 async def test_dripping_bytes_do_not_buy_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
-    connection = Connection(head_timeout=10, keepalive_timeout=30)
+    connection = Connection(limits=VISITORS._replace(head=10, keepalive=30))
     connection.send(GET)  # a further request has a limit of its own
 
     async def drip() -> None:
@@ -414,7 +415,7 @@ async def test_dripping_bytes_do_not_buy_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_an_idle_connection_is_closed_after_the_keep_alive_time() -> None:
-    connection = Connection(head_timeout=30, keepalive_timeout=0.01)
+    connection = Connection(limits=VISITORS._replace(head=30, keepalive=0.01))
     connection.send(GET)
     await until(lambda: connection.transport.closed)
     await connection.gone()
