@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
-from email.utils import formatdate
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mtt.address import peer_name
 from mtt.admission import MAX_PENDING, Pending
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
+from mtt.http.exchange import Exchange
+from mtt.http.limits import OPERATORS
+from mtt.http.server import HttpServer
 from mtt.layers import linger
 from mtt.layers.base import StreamProtocol
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
-from mtt.wire.http1 import REASONS, HttpError, Request
+from mtt.wire.http1 import Reply
 from mtt_mu_server import api
-from mtt_mu_server.channel import BodyTooLargeError, Channel
 from mtt_mu_server.turns import SMALL, CrowdedError, Turns
 
 # Connections that have not shown yet that they belong here, by a request that passes `Access`. A
@@ -35,48 +35,8 @@ MAX_STRANGERS = MAX_PENDING
 # Connections between two requests.
 MAX_IDLE = 256
 
-# Seconds from accept, or from the first byte of a further request, to the end of its head.
-HEAD_TIMEOUT = 10.0
-# For a body, of 2 MiB at most; and for the client to take an answer.
-BODY_TIMEOUT = 30.0
-# Between requests; the same as for the users' connections.
-KEEPALIVE_TIMEOUT = 60.0
-
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
-
-TOO_LARGE = 413
-
-_REASONS = REASONS | {
-    401: "Unauthorized",
-    TOO_LARGE: "Request Entity Too Large",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
-
-
-class Answer(NamedTuple):
-    """A response: its body in pieces, and header lines beyond the usual ones."""
-
-    status: int
-    body: list[bytes]
-    content_type: str = JSON
-    headers: tuple[str, ...] = ()
-
-    def head(self, *, http11: bool = True, close: bool) -> bytes:
-        """The head of the response, its lines in the order in which Go sends them."""
-        lines = [
-            f"HTTP/1.{int(http11)} {self.status} {_REASONS[self.status]}",
-            *self.headers,
-            f"Date: {formatdate(usegmt=True)}",
-            f"Content-Length: {sum(map(len, self.body))}",
-            f"Content-Type: {self.content_type}",
-        ]
-        if close and http11:
-            lines.append("Connection: close")
-        elif not close and not http11:
-            lines.append("Connection: keep-alive")
-        return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
 
 
 class Controller:
@@ -129,18 +89,24 @@ class Controller:
         """Cut all connections. A command that has begun is not answered any more."""
         for task in self._tasks:
             task.cancel()
+        for transport in list(self._transports):
+            linger.reset(transport)
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._turns.close()
-        for transport in list(self._transports):
-            linger.reset(transport)
 
     def _opened(self, transport: asyncio.Transport) -> None:
         if self._context is None:
             self._admit(transport)
-        task = asyncio.get_running_loop().create_task(self._serve(transport))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        http = HttpServer(
+            lambda request: self._serve,
+            error_reply=lambda error: _error(error.status, error.reason),
+            on_failure=lambda error: self._failed(transport, error),
+            on_lost=lambda: self._forget(transport),
+            limits=OPERATORS,
+            tasks=self._tasks,
+        )
+        hand_over(transport, http)
 
     def _admit(self, transport: asyncio.Transport) -> None:
         self._transports.add(transport)
@@ -151,103 +117,59 @@ class Controller:
         self._strangers.discard(transport)
         self._idle.discard(transport)
 
-    async def _serve(self, transport: asyncio.Transport) -> None:
-        channel = Channel(transport, lambda: self._forget(transport))
-        try:
-            await self._requests(channel)
-        except HttpError as error:
-            self._failed(transport, str(error))
-            answer = _error(error.status, error.reason)
-            channel.write(answer.head(close=True) + answer.body[0])
-        except (MttError, TimeoutError) as error:
-            self._failed(transport, describe(error))
-        except Exception as error:
+    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+        if isinstance(error, MttError):
+            self._failures.warning("controller: %s: %s", peer_name(transport), describe(error))
+        else:
             logger.error("controller: internal error: %s", describe(error))
-            logger.debug("where it happened:", exc_info=True)
+            logger.debug("where it happened:", exc_info=error)
 
-        if not channel.lost:
-            linger.close(transport, channel.connection_lost, eof_seen=channel.ended)
-
-    def _failed(self, transport: asyncio.Transport, reason: str) -> None:
-        self._failures.warning("controller: %s: %s", peer_name(transport), reason)
-
-    async def _requests(self, channel: Channel) -> None:
-        """Serve requests until the connection is to be closed."""
-        wait = HEAD_TIMEOUT
-        while True:
-            try:
-                async with asyncio.timeout(wait):
-                    if not await channel.begun():
-                        return
-            except TimeoutError:
-                return  # the ordinary end of a connection that is not used
-            async with asyncio.timeout(HEAD_TIMEOUT):
-                request = await channel.head()
-            if not await self._served(channel, request):
-                return
-            self._idle.add(channel.transport)
-            wait = KEEPALIVE_TIMEOUT
-            await asyncio.sleep(0)  # others have their turn between requests that came together
-
-    async def _served(self, channel: Channel, request: Request) -> bool:
-        """Answer `request`; whether another one may follow."""
-        # A body that is not read ends the connection: where the next request begins is unknown.
-        close = not request.keep_alive or request.has_body
+    async def _serve(self, exchange: Exchange) -> None:
+        """Answer a request."""
+        request, transport = exchange.request, exchange.transport
         refusal = self._access.refusal(request)
         if refusal is not None:
             status, reason = refusal
-            self._failed(channel.transport, reason)
-            challenge = ("WWW-Authenticate: Bearer",) if status == UNAUTHORIZED else ()
-            await self._send(channel, request, _error(status, reason, *challenge), close=True)
-            return False
-        self._strangers.discard(channel.transport)
-        self._idle.discard(channel.transport)
+            self._failures.warning("controller: %s: %s", peer_name(transport), reason)
+            challenge = (("WWW-Authenticate", "Bearer"),) if status == UNAUTHORIZED else ()
+            await exchange.answer(_error(status, reason, *challenge), close=True)
+            return
+        self._strangers.discard(transport)
+        self._idle.discard(transport)
         is_get = request.method in ("GET", "HEAD")
         if is_get and request.path == "/healthz":  # whatever else is going on
-            await self._send(channel, request, Answer(200, [b"ok\n"], TEXT), close=close)
-            return not close
-        large = is_get or request.chunked or request.content_length > SMALL
-        try:
-            async with self._turns.turn(channel, large=large):
-                if is_get and request.path == "/metrics":
-                    answer = Answer(200, *await self._metrics())
-                elif request.method == "POST":
-                    answer = await self._done(channel, request)
-                    close = not request.keep_alive or answer.status == TOO_LARGE
-                else:
-                    answer = _error(405, "method: a command is a POST", "Allow: POST")
-                await self._send(channel, request, answer, close=close)
-        except CrowdedError as error:
-            self._failed(channel.transport, str(error))
-            answer = _error(503, str(error), "Retry-After: 1")
-            await self._send(channel, request, answer, close=close)
-        return not close
+            await exchange.answer(Reply(200, body=b"ok\n", content_type=TEXT))
+        else:
+            large = is_get or request.chunked or request.content_length > SMALL
+            try:
+                async with self._turns.turn(exchange, large=large):
+                    await self._done(exchange)
+            except CrowdedError as error:
+                self._failed(transport, error)
+                await exchange.answer(_error(503, str(error), ("Retry-After", "1")))
+        if not exchange.closes:
+            self._idle.add(transport)
 
-    async def _done(self, channel: Channel, request: Request) -> Answer:
-        """Do the command of `request`."""
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT):
-                body = await channel.body(request, api.BODY_LIMIT)
-        except BodyTooLargeError:
-            return _error(TOO_LARGE, f"body: it must be smaller than {api.BODY_LIMIT} bytes")
-        status, text = await self._run(body)
-        return Answer(status, [text])
-
-    @staticmethod
-    async def _send(channel: Channel, request: Request, answer: Answer, *, close: bool) -> None:
-        head = answer.head(http11=request.version >= (1, 1), close=close)
-        async with asyncio.timeout(BODY_TIMEOUT):
-            if request.method == "HEAD":
-                channel.write(head)
-            elif len(answer.body) == 1:
-                channel.write(head + answer.body[0])
-            else:
-                channel.write(head)
-                for piece in answer.body:
-                    await channel.sent()
-                    channel.write(piece)
-            await channel.sent()
+    async def _done(self, exchange: Exchange) -> None:
+        """Do and answer what may take long."""
+        request = exchange.request
+        if request.method == "POST":
+            body = await exchange.body(api.BODY_LIMIT)
+            exchange.keeps_on = True  # a command that has begun is done
+            status, text = await self._run(body)
+            await exchange.answer(Reply(status, body=text, content_type=JSON))
+        elif request.method in ("GET", "HEAD") and request.path == "/metrics":
+            pieces, kind = await self._metrics()
+            head = Reply(200, content_type=kind)
+            await exchange.stream(head, _each(pieces), length=sum(map(len, pieces)))
+        else:
+            await exchange.answer(_error(405, "method: a command is a POST", ("Allow", "POST")))
 
 
-def _error(status: int, reason: str, *headers: str) -> Answer:
-    return Answer(status, [api.error_answer(reason)], headers=headers)
+async def _each(pieces: list[bytes]) -> AsyncGenerator[bytes, None]:
+    for piece in pieces:
+        yield piece
+
+
+def _error(status: int, reason: str, *headers: tuple[str, str]) -> Reply:
+    return Reply(status, headers, api.error_answer(reason), JSON)

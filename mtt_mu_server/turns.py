@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from mtt.errors import MttError
-from mtt_mu_server.channel import Channel
+from mtt.http.exchange import Exchange
 
 # Turns at a time, and how many of them large requests may have: 32 MiB of bodies.
 MAX_TURNS = 32
@@ -46,9 +46,9 @@ class Turns:
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def turn(self, channel: Channel, *, large: bool) -> AsyncIterator[None]:
-        """Wait for a turn to serve a request on `channel`, and have it. Raises CrowdedError."""
-        turn = _Turn(channel, large)
+    async def turn(self, exchange: Exchange, *, large: bool) -> AsyncIterator[None]:
+        """Wait for a turn to answer a request, and have it. Raises CrowdedError."""
+        turn = _Turn(exchange, large)
         if not self._waiting and self._is_free(turn):
             self._holders.add(turn)
         else:
@@ -106,24 +106,24 @@ class Turns:
         self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL, self._look)
         for holder in self._holders:
             if holder.has_stalled():
-                holder.channel.cut("stalled while other requests waited")
+                holder.exchange.cut("stalled while other requests waited")
 
 
 class _Turn:
-    __slots__ = ("_marked_at", "_moved", "channel", "large")
+    __slots__ = ("_marked_at", "_moved", "exchange", "large")
 
-    def __init__(self, channel: Channel, large: bool) -> None:
-        self.channel = channel
+    def __init__(self, exchange: Exchange, large: bool) -> None:
+        self.exchange = exchange
         self.large = large
         self.mark()
 
     def mark(self) -> None:
         """Measure from now on."""
-        self._moved = self.channel.moved
+        self._moved = self.exchange.moved
         self._marked_at = asyncio.get_running_loop().time()
 
     def has_stalled(self) -> bool:
         """Whether the client has kept the turn without need since the last mark."""
-        if not self.channel.waits or self.channel.moved - self._moved >= MIN_MOVED:
+        if not self.exchange.waits or self.exchange.moved - self._moved >= MIN_MOVED:
             self.mark()
         return asyncio.get_running_loop().time() - self._marked_at >= STALL_TIME

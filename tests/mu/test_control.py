@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from mtt.errors import StartError
+from mtt.http.limits import OPERATORS
+from mtt.http.server import HttpServer
 from mtt.layers.reads import LARGE_READ
 from mtt.wire.http1 import MAX_HEAD
 from mtt.wire.httpbody import MAX_LINE, MAX_TRAILERS
-from mtt_mu_server import channel, control, turns
+from mtt_mu_server import control, turns
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import Panel, multi_user_server
 from tests.support.certs import Certs
@@ -309,25 +311,24 @@ async def test_the_port_is_taken(certs: Certs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "sent"),
     [
-        ("HEAD_TIMEOUT", b""),
-        ("HEAD_TIMEOUT", b"POST / HTTP/1.1\r\nHost: loc"),
-        ("BODY_TIMEOUT", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"),
-        ("KEEPALIVE_TIMEOUT", post(PING)),
+        ("head", b""),
+        ("head", b"POST / HTTP/1.1\r\nHost: loc"),
+        ("body", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"),
+        ("keepalive", post(PING)),
     ],
 )
 async def test_slow_clients_are_closed(
     limit: str, sent: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for each in ("HEAD_TIMEOUT", "BODY_TIMEOUT", "KEEPALIVE_TIMEOUT"):
-        # Longer than any test, so none of the others does it.
-        monkeypatch.setattr(control, each, 0.1 if each == limit else 600.0)
+    patient = OPERATORS._make([600.0] * 3)  # longer than any test, so none of the others does it
+    monkeypatch.setattr(control, "OPERATORS", patient._replace(**{limit: 0.1}))
     async with multi_user_server(certs) as (_, panel):
         reader, writer = await panel.connect()
         writer.write(sent)
         await reader.read()
         writer.close()
         await writer.wait_closed()
-        monkeypatch.setattr(control, limit, 600.0)
+        monkeypatch.setattr(control, "OPERATORS", patient)
         assert await panel.command(9) == {"res": 1}
 
 
@@ -381,6 +382,7 @@ async def test_stalled_bodies_have_a_bound_in_sum(
     clock = Clock(monkeypatch, turns)
     big = closing(PING + b" " * (BODY_LIMIT // 2))
     half = BODY_LIMIT // 4
+    head = big.index(b"\r\n\r\n") + 4
     async with multi_user_server(certs) as (server, panel):
         stalled = [await panel.connect() for _ in range(80)]
         for _, writer in stalled:
@@ -389,9 +391,10 @@ async def test_stalled_bodies_have_a_bound_in_sum(
         assert controller is not None
 
         def received() -> list[int]:
-            channels = [transport.get_protocol() for transport in controller._transports]
-            assert all(isinstance(each, channel.Channel) for each in channels)
-            return [each._received for each in channels]  # type: ignore[attr-defined]
+            servers: list[Any] = [each.get_protocol() for each in controller._transports]
+            assert all(isinstance(each, HttpServer) for each in servers)
+            exchanges = [server._exchange for server in servers]
+            return [head + each._received if each is not None else 0 for each in exchanges]
 
         most = turns.MAX_LARGE_TURNS * half
         await eventually(lambda: sum(size == half for size in received()) == 16)
@@ -489,7 +492,7 @@ async def test_a_client_that_does_not_read_its_answers(certs: Certs) -> None:
         (transport,) = controller._transports
         assert transport.get_write_buffer_size() < 1_000_000
         held = transport.get_protocol()
-        assert isinstance(held, channel.Channel)
+        assert isinstance(held, HttpServer)
         assert len(held._buffer) <= 2 * LARGE_READ  # uvloop reads twice at a time
         writer.transport.abort()
         await eventually(lambda: not controller._transports)

@@ -65,3 +65,21 @@ async def test_commands(certs: Certs) -> None:
                     await connection.rest()
             await settled()
         assert not left
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+async def test_requests_that_are_given_up(reset: bool, certs: Certs) -> None:
+    async with multi_user_server(certs) as (server, panel):
+        controller = server._management.controller  # type: ignore[union-attr]
+        assert controller is not None
+        with collector_off() as left:
+            for _ in range(TIMES):
+                async with await connect(int(panel.address.rpartition(":")[2])) as connection:
+                    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+                    await connection.send(head + b"{")
+                    await eventually(lambda: controller._tasks)
+                    if reset:
+                        connection.reset()
+            await eventually(lambda: not controller._transports)
+            await settled()
+        assert not left

@@ -16,7 +16,7 @@ from tests.support.clock import Clock
 
 
 class Client:
-    """A channel as `Turns` sees it, and the task that serves it."""
+    """An exchange as `Turns` sees it, and the task that serves it."""
 
     def __init__(self, turns: Turns, *, large: bool = False) -> None:
         self.moved = 0
@@ -26,8 +26,8 @@ class Client:
         self.task = asyncio.create_task(self._serve(turns, large))
 
     async def _serve(self, turns: Turns, large: bool) -> None:
-        channel: Any = self
-        async with turns.turn(channel, large=large):
+        exchange: Any = self
+        async with turns.turn(exchange, large=large):
             self.served = True
             await self._over.wait()
 
