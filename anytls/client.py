@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from mtt import metrics
 from mtt.connector import CONNECT_TIME
 from mtt.errors import MttError
 from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
@@ -109,7 +109,7 @@ class Client(Service):
     def _sessions(self) -> Collection[Session]:
         return self._servers.sessions
 
-    async def _open(self, host: str, port: int) -> asyncio.Transport:
+    async def _open(self, host: str, port: int) -> StreamTransport:
         stream = await self._servers.open(addresses.encode(host, port))
         self.counters.streams += 1
         return stream

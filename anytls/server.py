@@ -15,6 +15,7 @@ from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
 from mtt.errors import DestinationError, NetworkError, UsageError
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
@@ -231,7 +232,7 @@ class Server(Service):
 
     # Visitors of the web site.
 
-    def _visit(self, stream: asyncio.Transport) -> None:
+    def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
         self._carry_to(stream, partial(self._fallback.connect, self._options.fallback, Holding))
 

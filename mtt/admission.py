@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.log import Throttle
 
 # Connections that have not proved anything yet: TLS handshakes and HTTP requests under way, and
@@ -38,33 +36,33 @@ class Pending:
         self._limit = limit
         self._what = what
         self._on_cut = on_cut
-        self._transports: dict[asyncio.Transport, None] = {}  # in the order of their coming
+        self._transports: dict[StreamTransport, None] = {}  # in the order of their coming
         self._full = Throttle()
 
     def __len__(self) -> int:
         return len(self._transports)
 
-    def add(self, transport: asyncio.Transport) -> None:
+    def add(self, transport: StreamTransport) -> None:
         self._transports[transport] = None
         if len(self._transports) > self._limit:
             oldest = next(iter(self._transports))
             self.discard(oldest)
             self._full.warning(f"more than {self._limit} {self._what}; the oldest was cut")
-            linger.reset(oldest)
+            oldest.abort()
             if self._on_cut is not None:
                 self._on_cut()
 
-    def __contains__(self, transport: asyncio.Transport) -> bool:
+    def __contains__(self, transport: StreamTransport) -> bool:
         return transport in self._transports
 
-    def discard(self, transport: asyncio.Transport) -> bool:
+    def discard(self, transport: StreamTransport) -> bool:
         """Forget one; whether it was still there."""
         return self._transports.pop(transport, self) is None
 
     def close(self) -> None:
         """Cut them all."""
         while self._transports:
-            linger.reset(self._transports.popitem()[0])
+            self._transports.popitem()[0].abort()
 
 
 class Admission:
@@ -117,7 +115,7 @@ class _Refused(StreamProtocol):
     __slots__ = ()
 
     def connection_made(self, transport: Any) -> None:
-        linger.reset(transport)
+        transport.abort()
 
     def data_received(self, data: Data) -> None:
         """Nobody listens."""

@@ -25,11 +25,10 @@ from mtt.http.limits import VISITORS
 from mtt.http.plain import visit_in_clear
 from mtt.http.server import HttpServer
 from mtt.http.watch import PreambleWatch, RequestWatch
-from mtt.layers import linger
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
@@ -74,7 +73,7 @@ class AnyTlsFrontend(Generic[Who]):
         context: Callable[[], ssl.SSLContext] | None,
         scheme: Scheme,
         alpn: Collection[str] = (),
-        fallback: Callable[[asyncio.Transport], None] | None = None,
+        fallback: Callable[[StreamTransport], None] | None = None,
         on_session: Callable[[Who, ServerSession], None] | None = None,
     ) -> None:
         self._serve = serve
@@ -106,9 +105,9 @@ class AnyTlsFrontend(Generic[Who]):
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
-        carrier: asyncio.Transport
+        carrier: StreamTransport
 
-        def connected(transport: asyncio.Transport) -> None:
+        def connected(transport: StreamTransport) -> None:
             nonlocal carrier
             carrier = transport
             self._pending.add(transport)
@@ -127,14 +126,14 @@ class AnyTlsFrontend(Generic[Who]):
         self._pending.add(tls)
         return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
 
-    def _visit_in_clear(self, transport: asyncio.Transport, received: bytes) -> None:
+    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
         visit_in_clear(transport, received, self._pending, self._fallback)
 
     def _head(
         self,
         failed: Callable[[Exception], None],
         *,
-        connected: Callable[[asyncio.Transport], None] | None = None,
+        connected: Callable[[StreamTransport], None] | None = None,
         silence_time: float | None = None,
     ) -> ConnectionHead[Who]:
         return ConnectionHead(
@@ -159,7 +158,7 @@ class AnyTlsFrontend(Generic[Who]):
         for session in list(self._sessions):
             session.abort()
 
-    def _known(self, transport: asyncio.Transport, who: Who, rest: bytes) -> None:
+    def _known(self, transport: StreamTransport, who: Who, rest: bytes) -> None:
         self._pending.discard(transport)
         session = ServerSession(
             lambda: self._accept_stream(who),
@@ -176,7 +175,7 @@ class AnyTlsFrontend(Generic[Who]):
             session.data_received(rest)
 
     def _stranger(
-        self, transport: asyncio.Transport, received: bytes, eof: bool, error: Exception
+        self, transport: StreamTransport, received: bytes, eof: bool, error: Exception
     ) -> None:
         if self._fallback is not None and (received or not eof):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
@@ -191,12 +190,15 @@ class AnyTlsFrontend(Generic[Who]):
                 # with a wrong password, too, whose user should not have to wait to hear of it.
                 refusal = nginx.error_reply(HttpError(400, str(error)))
                 transport.write(nginx.encode(refusal, None, date=http_date(), close=True))
-            linger.close(transport, eof_seen=eof, silent=eof)
+            if eof:
+                transport.close_silently()
+            else:
+                transport.close()
 
     def _visit(
         self,
-        fallback: Callable[[asyncio.Transport], None],
-        transport: asyncio.Transport,
+        fallback: Callable[[StreamTransport], None],
+        transport: StreamTransport,
         received: bytes,
         eof: bool,
     ) -> None:
@@ -205,7 +207,7 @@ class AnyTlsFrontend(Generic[Who]):
         def is_user(data: bytes) -> bool:
             return len(data) >= HASH_SIZE and self._find(data[:HASH_SIZE]) is not None
 
-        def resume(transport: asyncio.Transport, received: bytes) -> None:
+        def resume(transport: StreamTransport, received: bytes) -> None:
             head = self._head(lambda error: self._failed(transport, error))
             self._pending.add(transport)
             hold(transport, received)
@@ -219,7 +221,7 @@ class AnyTlsFrontend(Generic[Who]):
             on_settled=lambda: self._pending.discard(transport),
         ).start(transport, received, eof)
 
-    def _serve_http(self, transport: asyncio.Transport) -> None:
+    def _serve_http(self, transport: StreamTransport) -> None:
         """Be a web server without a page, as with -wss to paths that lead nowhere."""
 
         def router(request: Request) -> Reply:
@@ -238,7 +240,7 @@ class AnyTlsFrontend(Generic[Who]):
     def _accept_stream(self, who: Who) -> StreamHead:
         self._counters.streams += 1
 
-        def ready(stream: asyncio.Transport, host: str, port: int) -> None:
+        def ready(stream: StreamTransport, host: str, port: int) -> None:
             assert isinstance(stream, ServerStream)
             held = stream.get_protocol()
             if stream.is_over and isinstance(held, Holding) and not held.early:
@@ -258,7 +260,7 @@ class AnyTlsFrontend(Generic[Who]):
         elif error is not None:
             logger.debug("%s: %s", peer_name(session.lower), error)
 
-    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+    def _failed(self, transport: StreamTransport, error: Exception) -> None:
         if self._pending.discard(transport):  # not if we cut it
             self._counters.failed(error)
             self._failures.failure(transport, error)
@@ -267,13 +269,13 @@ class AnyTlsFrontend(Generic[Who]):
         self._counters.handshake_failures[Cause.OVERLOAD] += 1
 
 
-def _no_destination(stream: asyncio.Transport, reason: str) -> None:
+def _no_destination(stream: StreamTransport, reason: str) -> None:
     logger.debug("%s: a stream was closed: %s", peer_name(stream), reason)
 
 
 async def answered(
-    stream: ServerStream, connecting: Awaitable[asyncio.Transport]
-) -> asyncio.Transport:
+    stream: ServerStream, connecting: Awaitable[StreamTransport]
+) -> StreamTransport:
     """Wait for the connection to a stream's destination, and tell the client how it goes.
 
     Raises what `connecting` raises; the client knows then, and the stream is closed.
@@ -292,8 +294,8 @@ async def answered(
 
 
 def answered_at_once(
-    stream: ServerStream, far: asyncio.Transport | None
-) -> asyncio.Transport | None:
+    stream: ServerStream, far: StreamTransport | None
+) -> StreamTransport | None:
     """Tell the client that its destination is reached, if it is."""
     if far is not None:
         stream.acknowledge()

@@ -12,8 +12,7 @@ from mtt import metrics
 from mtt.address import peer_name
 from mtt.connector import CONNECT_TIME, Connector
 from mtt.errors import MttError, RefusedError
-from mtt.layers import linger
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.upgrade import UpgradeClient
@@ -90,7 +89,7 @@ class Client(Service):
             on_lost=self.counters.session_over,
         )
         self._anytls = self._anytls_pool() if options.anytls_password else None
-        self.waiting: set[asyncio.Transport] = set()  # applications that have not said a word
+        self.waiting: set[StreamTransport] = set()  # applications that have not said a word
         self.closed = False
 
     def _anytls_pool(self) -> AnyTlsPool:
@@ -143,7 +142,7 @@ class Client(Service):
         self.cleanup()
         self.closed = True
         for transport in list(self.waiting):
-            linger.reset(transport)
+            transport.abort()
         await self._pool.close()
         if self._anytls is not None:
             await self._anytls.close()
@@ -177,7 +176,7 @@ class Client(Service):
     def waits_for_first_byte(self) -> bool:
         return self._options.plugin
 
-    def application_ready(self, transport: asyncio.Transport) -> None:
+    def application_ready(self, transport: StreamTransport) -> None:
         """An application is there and wants a tunnel."""
         stream = self._open_at_once()
         if stream is not None:
@@ -191,7 +190,7 @@ class Client(Service):
             return self._anytls.open_at_once(ANYTLS_DESTINATION)
         return self._pool.open_at_once(Holding()) if self._options.mux else None
 
-    async def _carry(self, application: asyncio.Transport) -> None:
+    async def _carry(self, application: StreamTransport) -> None:
         if self._anytls is not None:
             # The application need not wait for the destination: it would not hear how that went.
             far = await self._anytls.open(ANYTLS_DESTINATION, wait=False)
@@ -201,7 +200,7 @@ class Client(Service):
         else:
             self._relay(application, await self._preconnected.get(), on_done=self._tunnel_over)
 
-    def _carry_by(self, application: asyncio.Transport, stream: MuxStream) -> None:
+    def _carry_by(self, application: StreamTransport, stream: MuxStream) -> None:
         self.counters.streams += 1
         self._relay(application, stream)
 
@@ -217,7 +216,7 @@ class Client(Service):
         self.counters.sessions += 1
         hand_over(transport, session)
 
-    async def _upgrade(self, transport: asyncio.Transport) -> asyncio.Transport:
+    async def _upgrade(self, transport: StreamTransport) -> StreamTransport:
         options = self._options
         protocol = SMUX_ON if options.mux else SMUX_OFF
         asking = UpgradeClient(transport, options.wss_path, options.tls.server_name, (protocol,))
@@ -246,7 +245,7 @@ class _Application(Holding):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         if self._client.closed:  # accepted in the very last moment
-            linger.reset(transport)
+            transport.abort()
         elif self._client.waits_for_first_byte:
             self._client.waiting.add(transport)
             self._timer = asyncio.get_running_loop().call_later(FIRST_BYTE_TIME, self._start)

@@ -9,6 +9,7 @@ from functools import partial
 
 from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
 from mtt.metrics import Counters
@@ -25,7 +26,7 @@ DIAL_TIME = 10.0
 CONNECT_TIME = 8.0
 
 # Makes of a TLS connection, held by a `Holding`, what is to be used. Raises MttError.
-Finish = Callable[[asyncio.Transport], Awaitable[asyncio.Transport]]
+Finish = Callable[[StreamTransport], Awaitable[StreamTransport]]
 
 
 class Connector:
@@ -78,7 +79,7 @@ class Connector:
         self._started = True
         self.tls.follow()
 
-    async def connect(self) -> asyncio.Transport:
+    async def connect(self) -> StreamTransport:
         """A new connection, held by a `Holding`.
 
         Raises PeerError or NetworkError, naming the server.

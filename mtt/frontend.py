@@ -9,7 +9,6 @@ is (an address, a user) is the business of the owner.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Callable, Collection
 from functools import partial
@@ -24,7 +23,7 @@ from mtt.http.fallback import SITE_TIME, Visit
 from mtt.http.plain import visit_in_clear
 from mtt.http.server import HttpServer
 from mtt.http.watch import RequestWatch
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.foreign import ForeignWebSocketLayer
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.smux import SmuxSession
@@ -63,7 +62,7 @@ class Frontend(Generic[Place]):
 
     def __init__(
         self,
-        serve: Callable[[asyncio.Transport, Place], None],
+        serve: Callable[[StreamTransport, Place], None],
         *,
         counters: Counters,
         context: Callable[[], ssl.SSLContext] | None,
@@ -71,7 +70,7 @@ class Frontend(Generic[Place]):
         place: Place | None = None,
         mux: bool = False,
         refusal: Reply | None = None,
-        fallback: Callable[[asyncio.Transport], None] | None = None,
+        fallback: Callable[[StreamTransport], None] | None = None,
         on_session: Callable[[Place, SmuxSession], None] | None = None,
     ) -> None:
         self._serve = serve
@@ -123,7 +122,7 @@ class Frontend(Generic[Place]):
             return tls
         return Entrance(tls, alpn=_ALPN, on_plain=self._visit_in_clear)
 
-    def _visit_in_clear(self, transport: asyncio.Transport, received: bytes) -> None:
+    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
         visit_in_clear(transport, received, self._pending, self._fallback)
 
     def close(self) -> None:
@@ -132,7 +131,7 @@ class Frontend(Generic[Place]):
         for session in list(self._sessions):
             session.abort()
 
-    def _opened(self, transport: asyncio.Transport) -> None:
+    def _opened(self, transport: StreamTransport) -> None:
         """The byte stream at the bottom is up."""
         if self._route is None:
             self._pending.discard(transport)
@@ -143,7 +142,7 @@ class Frontend(Generic[Place]):
 
     def _serve_http(
         self,
-        transport: asyncio.Transport,
+        transport: StreamTransport,
         route: Route[Place],
         received: bytes = b"",
         *,
@@ -164,7 +163,7 @@ class Frontend(Generic[Place]):
             found[:] = [answer]
             return None
 
-        def upgraded(transport: asyncio.Transport, request: Request, upgrade: Upgrade) -> None:
+        def upgraded(transport: StreamTransport, request: Request, upgrade: Upgrade) -> None:
             # Not asked for again: a place may be closed to newcomers from one moment to the next.
             (place,) = found
             mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
@@ -177,7 +176,7 @@ class Frontend(Generic[Place]):
                 return False
             return not isinstance(route(request), Reply)
 
-        def fall_back(transport: asyncio.Transport, received: bytes, eof: bool) -> None:
+        def fall_back(transport: StreamTransport, received: bytes, eof: bool) -> None:
             assert self._fallback is not None
             self._pending.add(transport)
             Visit(
@@ -192,10 +191,10 @@ class Frontend(Generic[Place]):
             if transport in self._pending:  # not if we cut it
                 self._failed(transport, error)
 
-        def go_on(transport: asyncio.Transport, received: bytes) -> None:
+        def go_on(transport: StreamTransport, received: bytes) -> None:
             self._serve_http(transport, route, received)
 
-        def refused(transport: asyncio.Transport, received: bytes) -> None:
+        def refused(transport: StreamTransport, received: bytes) -> None:
             self._serve_http(transport, route, received, is_refused=True)
 
         http = HttpServer(
@@ -215,7 +214,7 @@ class Frontend(Generic[Place]):
 
     def _start(
         self,
-        transport: asyncio.Transport,
+        transport: StreamTransport,
         mux: bool,
         place: Place,
         upgrade: Upgrade | None = None,
@@ -266,7 +265,7 @@ class Frontend(Generic[Place]):
             # Go clients close the connection under their last stream: nothing to report.
             logger.debug("%s: %s", peer_name(session.lower), error)
 
-    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+    def _failed(self, transport: StreamTransport, error: Exception) -> None:
         self._counters.failed(error)
         self._failures.failure(transport, error)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from mtt.address import Endpoint, is_loopback
@@ -10,7 +9,7 @@ from mtt.admission import Pending
 from mtt.http.access import Access
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
 from mtt.metrics import CONTENT_TYPE
@@ -69,7 +68,7 @@ class MetricsServer:
     def _accept(self) -> StreamProtocol:
         return Holding(self._opened)
 
-    def _opened(self, transport: asyncio.Transport) -> None:
+    def _opened(self, transport: StreamTransport) -> None:
         self._connections.add(transport)
         http = HttpServer(
             self._answer,

@@ -23,8 +23,7 @@ from asyncio import get_running_loop  # by name, for tests that have their own t
 from collections.abc import Awaitable, Callable
 
 from mtt.errors import MttError, NetworkError, describe
-from mtt.layers import linger
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.reuse import ReuseGuard, means_dead, slept_seconds
@@ -53,7 +52,7 @@ CALM_TIME = 120.0
 MOST_EARLY = 16 * 1024
 
 # Makes a connection, held by a `Holding`; raises MttError.
-Connect = Callable[[], Awaitable[asyncio.Transport]]
+Connect = Callable[[], Awaitable[StreamTransport]]
 
 
 class Preconnected:
@@ -99,7 +98,7 @@ class Preconnected:
         self._running = True
         self._refill()
 
-    async def get(self) -> asyncio.Transport:
+    async def get(self) -> StreamTransport:
         """A connection that waited, or a new one; a `Holding` has it. Raises as `connect` does."""
         transport = self._take()
         if transport is None:
@@ -130,16 +129,16 @@ class Preconnected:
         if self._dials:
             await asyncio.wait(self._dials)
         for waiting in list(self._ending):
-            linger.reset(waiting.lower)
+            waiting.lower.abort()
 
     # Taking.
 
-    def _take(self) -> asyncio.Transport | None:
+    def _take(self) -> StreamTransport | None:
         # The youngest first: the less it has waited, the less it can have suffered.
         for waiting in list(reversed(self._waiting)):
             if not (_now() < waiting.until and self._guard.admits(waiting)):
                 self._remove(waiting)
-                linger.reset(waiting.lower)
+                waiting.lower.abort()
             elif not waiting.has_news():
                 self._remove(waiting)
                 self.used += 1
@@ -178,7 +177,7 @@ class Preconnected:
         else:
             self._admit(transport, generation)
 
-    def _admit(self, transport: asyncio.Transport, generation: int) -> None:
+    def _admit(self, transport: StreamTransport, generation: int) -> None:
         holding = transport.get_protocol()
         assert isinstance(holding, Holding)
         if transport.is_closing():  # the Holding was told why, or will be
@@ -287,7 +286,7 @@ class _Waiting(Holding):
 
     __slots__ = ("_stock", "aged", "since", "timer", "until")
 
-    def __init__(self, stock: Preconnected, transport: asyncio.Transport, early: bytes) -> None:
+    def __init__(self, stock: Preconnected, transport: StreamTransport, early: bytes) -> None:
         super().__init__()
         self.transport = transport
         self.early = early
@@ -298,7 +297,7 @@ class _Waiting(Holding):
         self.timer: asyncio.TimerHandle | None = None
 
     @property
-    def lower(self) -> asyncio.Transport:
+    def lower(self) -> StreamTransport:
         """The connection, until it is lost."""
         assert self.transport is not None
         return self.transport

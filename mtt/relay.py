@@ -36,10 +36,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import StuckError, describe
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol, may_half_close, silent_seconds, unsent
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding
-from mtt.layers.tcp import SocketTransport
+from mtt.layers.kernel import silent_seconds
 
 # How long a connection to a Go server must be silent before the server is told of the end. Measured
 # with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -85,8 +84,8 @@ class Relay:
 
     def __init__(
         self,
-        near: asyncio.Transport,
-        far: asyncio.Transport,
+        near: StreamTransport,
+        far: StreamTransport,
         *,
         timeout: float,
         done: Callable[[Relay], None],
@@ -144,7 +143,7 @@ class Relay:
             self._close(reason)
         for leg in (self._near, self._far):
             if not leg.lost:
-                linger.reset(leg.transport)
+                leg.transport.abort()
 
     # Called by the legs.
 
@@ -154,7 +153,7 @@ class Relay:
         if self._closing:
             return
         ends_both = not leg.transport.can_write_eof()
-        if ends_both and leg is self._far and not self._told and unsent(leg.transport):
+        if ends_both and leg is self._far and not self._told and leg.transport.unsent():
             # A Go server. Not all that the application had sent has arrived there.
             self._cut("the server closed before it had received everything")
         elif other.eof or ends_both:
@@ -209,7 +208,7 @@ class Relay:
         self._close(reason)
         for leg in (self._near, self._far):
             if not leg.lost:
-                linger.close(leg.transport, leg.connection_lost, eof_seen=leg.eof)
+                leg.transport.close()
 
     def _cut(self, reason: str, stuck: _Leg | None = None) -> None:
         """Have both see a failure, after delivering what they have been given.
@@ -220,9 +219,9 @@ class Relay:
         for leg in (self._near, self._far):
             if not leg.lost:
                 if leg is stuck:
-                    linger.reset(leg.transport)
+                    leg.transport.abort()
                 else:
-                    linger.cut(leg.transport, leg.connection_lost)
+                    leg.transport.cut()
 
     def _cut_stuck(self, reason: str, stuck: _Leg | None = None) -> None:
         self.error = StuckError(reason)
@@ -236,7 +235,7 @@ class Relay:
     def _look_idle(self) -> None:
         now = self.loop.time()
         legs = [leg for leg in (self._near, self._far) if not leg.lost]
-        waiting = {leg: unsent(leg.transport) for leg in legs}
+        waiting = {leg: leg.transport.unsent() for leg in legs}
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
         count = self._near.received + self._far.received - sum(waiting.values())
         if count != self._counted:
@@ -289,7 +288,8 @@ class Relay:
         again.
         """
         other = ended.peer
-        if may_half_close(other.transport):
+        if other.transport.half_closes() is None:
+            other.transport.ask_half_close()
             return None
         if other is self._near:  # a client, and `ended` is the destination
             size = other.received - ended.answered
@@ -299,9 +299,9 @@ class Relay:
                 return other.heard + REQUEST_QUIET_TIME
             waiting = 0
         else:
-            waiting = unsent(other.transport)
+            waiting = other.transport.unsent()
         if not ended.lost:
-            waiting += unsent(ended.transport)  # while that is slow, the other is not read
+            waiting += ended.transport.unsent()  # while that is slow, the other is not read
         if waiting:
             self._sent_at = now
             if not ended.lost:
@@ -327,9 +327,9 @@ class Relay:
         other = ended.peer
         self._close("the peer did not end its side")
         if not other.lost:
-            linger.close(other.transport, other.connection_lost, eof_seen=other.eof)
+            other.transport.close()
         if not ended.lost:
-            linger.cut(ended.transport, ended.connection_lost)
+            ended.transport.cut()
 
 
 class _Leg(StreamProtocol):
@@ -343,7 +343,7 @@ class _Leg(StreamProtocol):
     peer: _Leg
     forward: Callable[[Data], Any]
 
-    def __init__(self, relay: Relay, transport: asyncio.Transport) -> None:
+    def __init__(self, relay: Relay, transport: StreamTransport) -> None:
         self.relay = relay
         self.transport = transport
         self.received = 0
@@ -355,10 +355,10 @@ class _Leg(StreamProtocol):
     def join(self, peer: _Leg, ours: bool) -> None:
         """Have `peer` for the other leg; `ours`: neither end of the tunnel is a Go peer's."""
         self.peer = peer
-        transport: Any = peer.transport
+        transport = peer.transport
         self.forward = transport.write if ours else self._note
-        self.borrows = getattr(transport, "borrows", False)
-        if isinstance(self.transport, SocketTransport) and getattr(transport, "shares", False):
+        self.borrows = transport.borrows
+        if transport.shares:
             self.transport.limit_reads()
 
     @property

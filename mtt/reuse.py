@@ -26,7 +26,8 @@ import time
 from typing import Protocol
 
 from mtt.errors import Cause, MttError, PeerError
-from mtt.layers.base import silent_seconds
+from mtt.layers.base import StreamTransport
+from mtt.layers.kernel import silent_seconds
 from mtt.net.sockets import source_address
 
 # A connection whose peer's kernel has owed an acknowledgement for so long gets nothing new: the
@@ -50,7 +51,7 @@ class Reusable(Protocol):
     """A connection of a pool."""
 
     @property
-    def lower(self) -> asyncio.Transport: ...
+    def lower(self) -> StreamTransport: ...
 
     @property
     def heard_at(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
 from mtt.frontend import Frontend
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.modes import ALPN_SITE, mode_name, server_alpn
@@ -158,13 +158,13 @@ class Server(Service):
     def _route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
-    def _serve(self, stream: asyncio.Transport, destination: Endpoint) -> None:
+    def _serve(self, stream: StreamTransport, destination: Endpoint) -> None:
         self._carry_to(
             stream,
             partial(self._dialer.connect, destination, Holding),
             at_once=partial(self._dialer.connect_at_once, destination, Holding),
         )
 
-    def _visit(self, stream: asyncio.Transport) -> None:
+    def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
         self._serve(stream, self._options.fallback)

@@ -13,10 +13,8 @@ from mtt import metrics
 from mtt.address import Endpoint, peer_name
 from mtt.admission import Admission
 from mtt.errors import MttError, PeerError, StuckError, describe
-from mtt.layers import linger
-from mtt.layers.base import unsent
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
-from mtt.layers.mux_stream import MuxStream
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.listen import Listener
 from mtt.process.eventloop import LagMeter
@@ -49,7 +47,7 @@ class Carried(Protocol):
 class Session(Protocol):
     """A multiplexed connection."""
 
-    lower: asyncio.Transport
+    lower: StreamTransport
 
     @property
     def open_streams(self) -> int: ...
@@ -221,7 +219,7 @@ class Service:
         over = True
         for session in list(self._sessions()):
             # What streams wrote last may still be on its way when they are gone.
-            if session.open_streams or unsent(session.lower):
+            if session.open_streams or session.lower.unsent():
                 over = False
             elif not self._tasks:  # one of them may be about to use it
                 session.close()
@@ -246,7 +244,7 @@ class Service:
         if self._reporter is not None:
             await self._reporter.close()
 
-    def _spawn(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, who: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
         """Run `work`, which looks after the connection `who`; if it fails, so does `who`.
 
         And if `who` dies while it is held, or is over without a byte, there is nothing left to work
@@ -254,22 +252,22 @@ class Service:
         """
         task = asyncio.get_running_loop().create_task(self._guarded(who, work))
         self._tasks.add(task)
-        _engage(who, 1)
+        who.engage(1)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            _engage(who, -1)
+            who.engage(-1)
             if task.cancelled():  # perhaps before it took its first step
                 work.close()
                 held = who.get_protocol()
                 if isinstance(held, Holding) and held.is_over:
                     who.close()
                 else:
-                    linger.reset(who)
+                    who.abort()
 
         task.add_done_callback(done)
 
-    async def _guarded(self, who: asyncio.Transport, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, who: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
         held = who.get_protocol()
         if isinstance(held, Holding):
             # Not before now: work that is cancelled before it begins has no chance to clean up.
@@ -280,37 +278,37 @@ class Service:
             await work
         except MttError as error:
             self._failures.warning("%s: %s", peer_name(who), error)
-            linger.reset(who)
+            who.abort()
         except Exception as error:
             self._faults.log(
                 ERROR, "%s: internal error: %s", peer_name(who), describe(error)
             )
             logger.debug("where it happened:", exc_info=True)
-            linger.reset(who)
+            who.abort()
         finally:
             if isinstance(held, Holding):
                 held.left = None  # a task that was cancelled refers to this frame
 
     def _carry_to(
         self,
-        near: asyncio.Transport,
-        connect: Callable[[], Awaitable[asyncio.Transport]],
+        near: StreamTransport,
+        connect: Callable[[], Awaitable[StreamTransport]],
         *,
-        at_once: Callable[[], asyncio.Transport | None] | None = None,
+        at_once: Callable[[], StreamTransport | None] | None = None,
     ) -> None:
         """Join `near` to what `connect` makes, if there is room for one more tunnel.
 
         `at_once` is asked first: it has the same without waiting, or None.
         """
         if not self._admission.has_room():
-            linger.reset(near)
+            near.abort()
         elif at_once is not None and (far := at_once()) is not None:
             self._relay(near, far)
         else:
             self._spawn(near, self._connected(near, connect))
 
     async def _connected(
-        self, near: asyncio.Transport, connect: Callable[[], Awaitable[asyncio.Transport]]
+        self, near: StreamTransport, connect: Callable[[], Awaitable[StreamTransport]]
     ) -> None:
         with self.counters.dialling():
             far = await connect()
@@ -318,8 +316,8 @@ class Service:
 
     def _relay(
         self,
-        near: asyncio.Transport,
-        far: asyncio.Transport,
+        near: StreamTransport,
+        far: StreamTransport,
         *,
         on_done: Callable[[Relay], None] | None = None,
     ) -> Relay:
@@ -330,7 +328,7 @@ class Service:
 
     def _own(
         self,
-        near: asyncio.Transport,
+        near: StreamTransport,
         make: Callable[[Callable[[_Carried], None]], _Carried],
         on_done: Callable[[_Carried], None] | None = None,
     ) -> _Carried:
@@ -340,19 +338,19 @@ class Service:
         # Not a function in here: with its cells that takes twice the memory.
         relay = make(partial(self._disown, near, name, on_done))
         self._relays.add(relay)
-        _engage(near, 1)
+        near.engage(1)
         self.counters.tunnels += 1
         return relay
 
     def _disown(
         self,
-        near: asyncio.Transport,
+        near: StreamTransport,
         name: str,
         on_done: Callable[[_Carried], None] | None,
         relay: _Carried,
     ) -> None:
         self._relays.discard(relay)
-        _engage(near, -1)
+        near.engage(-1)
         self.counters.bytes_up += relay.sent
         self.counters.bytes_down += relay.received
         seconds = asyncio.get_running_loop().time() - relay.started
@@ -370,9 +368,3 @@ def _cancel_of_this_task() -> Callable[[], object]:
     task = asyncio.current_task()
     assert task is not None
     return task.cancel
-
-
-def _engage(who: asyncio.Transport, count: int) -> None:
-    """Count what is being carried for the session of a stream, which limits it."""
-    if isinstance(who, MuxStream):
-        who.engage(count)

@@ -20,8 +20,7 @@ from mtt.http.access import UNAUTHORIZED, Access
 from mtt.http.exchange import Exchange
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
-from mtt.layers import linger
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
@@ -62,7 +61,7 @@ class Controller:
         self._metrics = metrics
         self._context = context
         self._tasks: set[asyncio.Task[None]] = set()
-        self._transports: set[asyncio.Transport] = set()
+        self._transports: set[StreamTransport] = set()
         self._strangers = Pending(
             MAX_STRANGERS, what="connections to the controller have not made a valid request yet"
         )
@@ -90,12 +89,12 @@ class Controller:
         for task in self._tasks:
             task.cancel()
         for transport in list(self._transports):
-            linger.reset(transport)
+            transport.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
         self._turns.close()
 
-    def _opened(self, transport: asyncio.Transport) -> None:
+    def _opened(self, transport: StreamTransport) -> None:
         if self._context is None:
             self._admit(transport)
         http = HttpServer(
@@ -108,16 +107,16 @@ class Controller:
         )
         hand_over(transport, http)
 
-    def _admit(self, transport: asyncio.Transport) -> None:
+    def _admit(self, transport: StreamTransport) -> None:
         self._transports.add(transport)
         self._strangers.add(transport)
 
-    def _forget(self, transport: asyncio.Transport) -> None:
+    def _forget(self, transport: StreamTransport) -> None:
         self._transports.discard(transport)
         self._strangers.discard(transport)
         self._idle.discard(transport)
 
-    def _failed(self, transport: asyncio.Transport, error: Exception) -> None:
+    def _failed(self, transport: StreamTransport, error: Exception) -> None:
         if isinstance(error, MttError):
             self._failures.warning("controller: %s: %s", peer_name(transport), describe(error))
         else:

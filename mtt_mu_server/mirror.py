@@ -16,6 +16,7 @@ from typing import Any
 
 from mtt.errors import StartError
 from mtt.hub import Reporter
+from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.process.link import Message
 from mtt_mu_server.lease import LeasedBucket
@@ -42,7 +43,7 @@ class MirroredTunnel(Tunnel):
 
     __slots__ = ("admission", "number")
 
-    def __init__(self, number: int, path: str, stream: asyncio.Transport | None) -> None:
+    def __init__(self, number: int, path: str, stream: StreamTransport | None) -> None:
         super().__init__(path, stream)
         self.number = number
         self.admission: asyncio.Future[bool] | None = None  # while the hub is asked
@@ -95,7 +96,7 @@ class Mirror(Reporter):
     def has_room(self, user: User) -> bool:
         return user.path not in self._full
 
-    def enter(self, user: User, stream: asyncio.Transport) -> Tunnel | None:
+    def enter(self, user: User, stream: StreamTransport) -> Tunnel | None:
         tunnel = MirroredTunnel(next(self._numbers), user.path, stream)
         self._tunnels[tunnel.number] = tunnel
         self._open[user.path] = self._open.get(user.path, 0) + 1

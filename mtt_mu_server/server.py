@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable, Collection
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
 from mtt.frontend import Frontend
-from mtt.layers import linger
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
@@ -176,26 +175,26 @@ class MultiUserServer(Service):
             return NOT_FOUND
         return user
 
-    def _serve(self, stream: asyncio.Transport, user: User) -> None:
+    def _serve(self, stream: StreamTransport, user: User) -> None:
         # A multiplexed connection outlives what was said when it began.
         known = self._users.find(user.path)
         room = self._admission.has_room()
         tunnel = self._users.enter(known, stream) if known is not None and room else None
         if known is None or tunnel is None:
             self._events.full += known is not None and room
-            linger.reset(stream)
+            stream.abort()
             return
         self._spawn(stream, self._carry(stream, known, tunnel))
 
-    async def _carry(self, stream: asyncio.Transport, user: User, tunnel: Tunnel) -> None:
+    async def _carry(self, stream: StreamTransport, user: User, tunnel: Tunnel) -> None:
         try:
             if not await self._users.admitted(tunnel):
                 self._events.full += 1
-                linger.reset(stream)
+                stream.abort()
                 return
             far = await self._dial(user)
             if tunnel.cut:
-                linger.reset(far)
+                far.abort()
                 return
             near = stream
             buckets: tuple[Tokens, Tokens] | None = self._users.buckets(user)
@@ -209,12 +208,12 @@ class MultiUserServer(Service):
             if tunnel.relay is None:
                 self._users.leave(tunnel)
 
-    def _visit(self, stream: asyncio.Transport) -> None:
+    def _visit(self, stream: StreamTransport) -> None:
         """Somebody who wants no tunnel gets to the web site."""
         assert self._options.fallback is not None
         self._carry_to(stream, partial(self._dialer.connect, self._options.fallback, Holding))
 
-    async def _dial(self, user: User) -> asyncio.Transport:
+    async def _dial(self, user: User) -> StreamTransport:
         try:
             return await self._dialer.connect(parse_endpoint("dst", user.dst), Holding)
         except NetworkError as error:
@@ -223,7 +222,7 @@ class MultiUserServer(Service):
             raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
 
 
-def _throttled(transport: asyncio.Transport, bucket: Tokens) -> Throttle:
+def _throttled(transport: StreamTransport, bucket: Tokens) -> Throttle:
     throttle = Throttle(bucket)
     throttle.start(transport)
     return throttle

@@ -19,10 +19,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mtt.layers import linger
-from mtt.layers.base import Data, Layer, may_half_close
+from mtt.layers.base import Data, Layer, StreamTransport
 from mtt.layers.holding import Holding
-from mtt.layers.tcp import SocketTransport
 
 # How much of what was not used may be caught up with later, in seconds of the rate: enough that
 # short requests do not feel the limit, and more than the timer is ever late.
@@ -124,6 +122,8 @@ class Throttle(Layer):
     What goes down passes untouched: the other direction has a throttle of its own.
     """
 
+    name = "rate limiter"
+
     __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost", "_paused")
 
     def __init__(self, bucket: Tokens) -> None:
@@ -135,11 +135,10 @@ class Throttle(Layer):
         self._lost: Callable[[], None] | None = None  # tells the loss of what is below
         self._closed = False  # by the protocol above
 
-    def start(self, transport: asyncio.Transport) -> None:
+    def start(self, transport: StreamTransport) -> None:
         """Take over `transport`. Whoever comes above uses `set_protocol()`."""
         held = transport.get_protocol()
-        if isinstance(transport, SocketTransport):
-            transport.limit_reads()  # a read waits here until there are tokens for it
+        transport.limit_reads()  # a read waits here until there are tokens for it
         error = held.error if isinstance(held, Holding) else None
         if error is None:  # else it calls nobody any more, and would only refer to us
             transport.set_protocol(self)
@@ -258,15 +257,12 @@ class Throttle(Layer):
         # one and end it while something is on its way.
         return super().unsent() + len(self._backlog)
 
-    def may_half_close(self) -> bool:
-        return may_half_close(self.lower)
+    def half_closes(self) -> bool | None:
+        return self.lower.half_closes()
 
     def write(self, data: Any) -> None:
         if not (self._closed or self._lost):
             self.lower.write(data)
-
-    def can_write_eof(self) -> bool:
-        return self.lower.can_write_eof()
 
     def write_eof(self) -> None:
         if not (self._closed or self._lost):
@@ -280,15 +276,15 @@ class Throttle(Layer):
             if lost is not None:
                 asyncio.get_running_loop().call_soon(lost)
             else:
-                linger.close(self.lower, self.connection_lost, eof_seen=self._eof)
+                self.lower.close()
 
     def cut(self) -> None:
         """Deliver what was written, then end the connection so that the peer sees a failure."""
-        self._end(lambda: linger.cut(self.lower, self.connection_lost))
+        self._end(lambda: self.lower.cut())
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
-        self._end(lambda: linger.reset(self.lower))
+        self._end(lambda: self.lower.abort())
 
     def _end(self, how: Callable[[], None]) -> None:
         lost = None if self._closed else self._lost

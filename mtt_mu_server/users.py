@@ -19,13 +19,12 @@ again, goes on with that tunnel.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from typing import Any, Protocol
 
-from mtt.layers import linger
+from mtt.layers.base import StreamTransport
 from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
 from mtt_mu_server.throttle import Bucket
 
@@ -66,7 +65,7 @@ class Tunnel:
 
     __slots__ = ("_stream", "cut", "path", "received", "relay", "sent")
 
-    def __init__(self, path: str, stream: asyncio.Transport | None) -> None:
+    def __init__(self, path: str, stream: StreamTransport | None) -> None:
         self.path = path
         self._stream = stream
         self.relay: Carrier | None = None  # None while the destination is being dialled
@@ -79,7 +78,7 @@ class Tunnel:
         if self.relay is not None:
             self.relay.abort(reason)
         elif self._stream is not None:
-            linger.reset(self._stream)
+            self._stream.abort()
 
 
 class Live:
@@ -141,7 +140,7 @@ class Users:
             return True
         return max(len(live.tunnels), len(live.sessions)) < user.max_conns
 
-    def enter(self, user: User, stream: asyncio.Transport | None) -> Tunnel | None:
+    def enter(self, user: User, stream: StreamTransport | None) -> Tunnel | None:
         """Admit the transport `stream`; None if the user has as many as allowed.
 
         Without a `stream` the tunnel's `relay` is for the caller to set at once.

@@ -392,11 +392,11 @@ async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime(
 async def test_end_waits_until_the_peer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(one_end_only, half_closing)
-    tunnel.near.undecided = True
+    tunnel.near.half_close = None
     tunnel.far.protocol.eof_received()
     await clock.passes(3 * QUIET)
     assert not tunnel.near.eof_written
-    tunnel.near.undecided = False
+    tunnel.near.half_close = False
     await clock.until(lambda: tunnel.near.eof_written)
     tunnel.relay.abort("")
     await tunnel.finish()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError
-from mtt.layers.base import LayerTransport
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.service import Service
 from tests.support.transports import FakeTransport
 
 
-class Lower(LayerTransport):
+class Lower(StreamTransport):
     """The connection of a session, with bytes that are still on their way."""
 
     def __init__(self, left: int) -> None:

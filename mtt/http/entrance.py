@@ -8,12 +8,11 @@ client's names. So they are read here, and the verdict is carried out by OpenSSL
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection
 from typing import Any
 
 from mtt.errors import Cause, PeerError
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.tls import TlsLayer
 from mtt.trust.certificates import ServerConnection
 from mtt.wire.client_hello import offered_alpn
@@ -43,14 +42,14 @@ class Entrance(StreamProtocol):
 
     __slots__ = ("_alpn", "_hello", "_on_plain", "_reads", "_tls", "_transport")
 
-    _transport: asyncio.Transport
+    _transport: StreamTransport
 
     def __init__(
         self,
         tls: TlsLayer,
         *,
         alpn: Collection[bytes],
-        on_plain: Callable[[asyncio.Transport, bytes], None],
+        on_plain: Callable[[StreamTransport, bytes], None],
     ) -> None:
         self._tls = tls
         self._alpn = alpn

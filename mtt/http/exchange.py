@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from mtt.errors import Cause, NetworkError
 from mtt.http.limits import MAX_DISCARD, Limits
-from mtt.layers import linger
+from mtt.layers.base import StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import Framing, HttpError, Reply, Request
 from mtt.wire.httpbody import Body
@@ -80,7 +80,7 @@ class Exchange:
     def __init__(
         self,
         connection: Connection,
-        transport: asyncio.Transport,
+        transport: StreamTransport,
         request: Request,
         buffer: HeadBuffer,
         *,
@@ -191,7 +191,7 @@ class Exchange:
     def cut(self, reason: str) -> None:
         """Reset the connection, for this reason."""
         self._cut_reason = reason
-        linger.reset(self.transport)
+        self.transport.abort()
 
     # For the connection.
 
@@ -255,7 +255,7 @@ class Exchange:
         self._task = None
         if task.cancelled():
             if not self._is_lost:
-                linger.reset(self.transport)
+                self.transport.abort()
             return
         error = task.exception()
         assert error is None or isinstance(error, Exception)

@@ -16,8 +16,7 @@ import asyncio
 from collections.abc import Callable
 
 from mtt.http.watch import Watch
-from mtt.layers import linger
-from mtt.layers.base import Data, Layer, Upper
+from mtt.layers.base import Data, Layer, StreamTransport, Upper
 from mtt.layers.holding import Holding
 
 # A connection on which nothing has come for so long after its handshakes is given to the site, so
@@ -43,6 +42,7 @@ class Visit(Layer):
     """
 
     borrows = True
+    name = "visit"
 
     __slots__ = (
         "_buffer", "_closed", "_eof", "_on_refused", "_on_settled", "_on_tunnel", "_over",
@@ -54,13 +54,13 @@ class Visit(Layer):
         upper: Upper,
         watch: Watch,
         *,
-        on_tunnel: Callable[[asyncio.Transport, bytes], None],
-        on_refused: Callable[[asyncio.Transport, bytes], None] | None,
+        on_tunnel: Callable[[StreamTransport, bytes], None],
+        on_refused: Callable[[StreamTransport, bytes], None] | None,
         on_settled: Callable[[], object],
     ) -> None:
         super().__init__(upper)
         self._watch = watch
-        self._on_tunnel: Callable[[asyncio.Transport, bytes], None] | None = on_tunnel
+        self._on_tunnel: Callable[[StreamTransport, bytes], None] | None = on_tunnel
         self._on_refused = on_refused
         self._on_settled: Callable[[], object] | None = on_settled
         self._buffer = b""  # what came while paused
@@ -71,7 +71,7 @@ class Visit(Layer):
         self._over = False  # the connection is not ours any more
         self._closed = False
 
-    def start(self, transport: asyncio.Transport, received: bytes, eof: bool) -> None:
+    def start(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
         """Take over `transport`, of which `received` has come already, and perhaps its end."""
         self._buffer = received
         self._eof = eof
@@ -114,7 +114,7 @@ class Visit(Layer):
             self.close()
 
     def _leave(
-        self, to: Callable[[asyncio.Transport, bytes], None] | None, received: bytes
+        self, to: Callable[[StreamTransport, bytes], None] | None, received: bytes
     ) -> None:
         """End the visit; the connection goes on elsewhere."""
         assert to is not None
@@ -166,7 +166,7 @@ class Visit(Layer):
             self._unanswered = False
             self.lower.write(data)
 
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         return not self._over
 
     def write_eof(self) -> None:
@@ -185,14 +185,16 @@ class Visit(Layer):
             self._closed = True
             # nginx says no close_notify to a visitor who has ended first, nor to one who was too
             # slow with a request.
-            silent = self._eof or self._unanswered
-            linger.close(self.lower, self.connection_lost, eof_seen=self._eof, silent=silent)
+            if self._eof or self._unanswered:
+                self.lower.close_silently()
+            else:
+                self.lower.close()
 
     def cut(self) -> None:
         if self._over or self._is_refused():
             self.abort()
         else:
-            linger.cut(self.lower, self.connection_lost)
+            self.lower.cut()
 
     def abort(self) -> None:
         if self._over:
@@ -201,7 +203,7 @@ class Visit(Layer):
             self._leave(self._on_refused, self._watch.unfinished + self._buffer)
             self.abort()
         else:
-            linger.reset(self.lower)
+            self.lower.abort()
 
     def _is_refused(self) -> bool:
         """Whether there was no site, and the visitor may want none."""

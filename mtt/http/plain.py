@@ -8,14 +8,13 @@ its page about bad requests becomes that answer. A site that is no nginx is left
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from mtt.admission import Pending
 from mtt.http import nginx
 from mtt.http.fallback import Visit
 from mtt.http.server import HttpServer
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamTransport, Upper
 from mtt.layers.holding import Holding, hand_over, hold
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request
 
@@ -148,15 +147,15 @@ def https_page(page: bytes, *, head_only: bool = False) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def _never(transport: asyncio.Transport, received: bytes) -> None:
+def _never(transport: StreamTransport, received: bytes) -> None:
     raise AssertionError("no tunnel begins without TLS")
 
 
 def visit_in_clear(
-    transport: asyncio.Transport,
+    transport: StreamTransport,
     received: bytes,
     pending: Pending,
-    fallback: Callable[[asyncio.Transport], None] | None,
+    fallback: Callable[[StreamTransport], None] | None,
 ) -> None:
     """Answer a visitor without TLS who has said this; `fallback` leads to the site, if any."""
     pending.add(transport)

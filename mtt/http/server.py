@@ -32,8 +32,7 @@ from mtt.http import nginx
 from mtt.http.date import http_date
 from mtt.http.exchange import Exchange, ends_connection
 from mtt.http.limits import VISITORS, Limits
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import Framing, HttpError, Reply, Request, parse_request
 from mtt.wire.upgrade import (
@@ -46,8 +45,8 @@ from mtt.wire.upgrade import (
 
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 Router = Callable[[Request], Reply | Handler | None]
-Fallback = Callable[[asyncio.Transport, bytes, bool], None]
-OnUpgrade = Callable[[asyncio.Transport, Request, Upgrade], None]
+Fallback = Callable[[StreamTransport, bytes, bool], None]
+OnUpgrade = Callable[[StreamTransport, Request, Upgrade], None]
 
 
 def _no_upgrade(*_: object) -> None:
@@ -88,7 +87,7 @@ class HttpServer(StreamProtocol):
         "_transport",
     )  # fmt: skip
 
-    _transport: asyncio.Transport
+    _transport: StreamTransport
 
     def __init__(
         self,
@@ -342,7 +341,7 @@ class HttpServer(StreamProtocol):
         elif exchange.begun:  # it must not look complete
             self._tell(error)
             self._let_go()
-            linger.cut(self._transport, self.connection_lost)
+            self._transport.cut()
         elif isinstance(error, HttpError):
             self._refuse(error, error)
         elif isinstance(error, MttError):  # of the network
@@ -377,13 +376,11 @@ class HttpServer(StreamProtocol):
     def _close(self, *, silent: bool = False) -> None:
         """Close after all answers were delivered, whatever else the client may be sending."""
         self._let_go()
-        linger.close(
-            self._transport,
-            self.connection_lost,
-            eof_seen=self._eof,
-            # nginx says no close_notify to who has ended first, and to who was too slow.
-            silent=self._as_nginx and (self._eof or silent),
-        )
+        if self._as_nginx and (self._eof or silent):
+            # nginx says no close_notify to a client that has ended first, or was too slow.
+            self._transport.close_silently()
+        else:
+            self._transport.close()
 
     def _let_go(self) -> None:
         """Be done with this connection: whatever happens to it now is none of our business."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hold
 from mtt.wire.addresses import AddressError
 from mtt.wire.addresses import decode as decode_address
@@ -49,10 +49,10 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         self,
         find: Callable[[bytes], Who | None],
         *,
-        known: Callable[[asyncio.Transport, Who, bytes], None],
-        stranger: Callable[[asyncio.Transport, bytes, bool, Exception], None],
+        known: Callable[[StreamTransport, Who, bytes], None],
+        stranger: Callable[[StreamTransport, bytes, bool, Exception], None],
         failed: Callable[[Exception], None],
-        connected: Callable[[asyncio.Transport], None] | None = None,
+        connected: Callable[[StreamTransport], None] | None = None,
         silence_time: float | None = None,
     ) -> None:
         self._connected = connected
@@ -62,7 +62,7 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         self._failed: Callable[[Exception], None] | None = failed
         self._reader: PreambleReader | None = PreambleReader()
         self._who: Who | None = None
-        self._transport: asyncio.Transport | None = None
+        self._transport: StreamTransport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._silence_time = PREAMBLE_TIME if silence_time is None else silence_time
 
@@ -156,15 +156,15 @@ class StreamHead(StreamProtocol):
 
     __slots__ = ("_buffer", "_failed", "_ready", "_timer", "_transport")
 
-    _transport: asyncio.Transport
+    _transport: StreamTransport
 
     def __init__(
         self,
-        ready: Callable[[asyncio.Transport, str, int], None],
-        failed: Callable[[asyncio.Transport, str], None],
+        ready: Callable[[StreamTransport, str, int], None],
+        failed: Callable[[StreamTransport, str], None],
     ) -> None:
         self._ready = ready
-        self._failed: Callable[[asyncio.Transport, str], None] | None = failed
+        self._failed: Callable[[StreamTransport, str], None] | None = failed
         self._buffer = b""  # less than an address
         self._timer: asyncio.TimerHandle | None = None
 

@@ -33,6 +33,8 @@ class Session(MuxSession, Protocol):
 class AnyTlsStream(MuxStream):
     """What the streams of both sides have in common."""
 
+    name = "AnyTLS stream"
+
     __slots__ = ()
 
     _session: Session
@@ -180,9 +182,9 @@ class ClientStream(AnyTlsStream):
         if not self._begin_mark:
             self._begin_mark = self._mark
 
-    def may_half_close(self) -> bool:
-        """Whether the server may yet say that it knows half-close."""
-        return self._session.may_half_close
+    def half_closes(self) -> bool | None:
+        session = self._session
+        return session.half_close or (None if session.may_half_close else False)
 
     def abort(self) -> None:
         """Cut the stream. Also as long as the question is open: others than our servers take an

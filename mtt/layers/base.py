@@ -2,11 +2,12 @@
 
 Theory of operation
 -------------------
-A connection is a stack. At the bottom is a socket (`tcp`); each layer above (TLS,
-WebSocket) is a *protocol* to the layer below it and a *transport* to the one above, both by
-asyncio's own contract. So any protocol runs on any stack, and nobody needs to know which.
+A connection is a stack. At the bottom is a socket (`tcp`); each layer above (TLS, WebSocket) is a
+*protocol* to the layer below it and a *transport* to the one above. All transports, that of the
+socket included, obey one contract, `StreamTransport`; all protocols obey `StreamProtocol`. Both
+extend asyncio's own. So any protocol runs on any stack, and none asks which it is.
 
-Data goes up as immutable bytes (`bytes`, or a `memoryview` of one); whoever keeps it longer
+Data goes up as immutable bytes (`bytes`, or a `memoryview` of one); a protocol that keeps it longer
 than the call copies it. Data goes down with `write()`, which takes it at once.
 
 Back-pressure goes down-up as `pause_writing` / `resume_writing` and up-down as
@@ -25,27 +26,13 @@ that is kept loses its traceback first: that refers to every frame it went throu
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import sys
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 Data = bytes | memoryview
 
-# struct tcp_info of <linux/tcp.h>: tcpi_probes, window probes without an answer so far;
-# tcpi_last_data_sent and tcpi_last_ack_recv, milliseconds ago; and the size up to there.
-_PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
-_TCP_INFO_SIZE = 60
-# tcpi_state, its first byte, as long as no FIN of ours is under way: ESTABLISHED and CLOSE_WAIT.
-_BEFORE_FIN = (1, 8)
-
-
-_LINUX = sys.platform.startswith("linux")
-
 
 class Upper(Protocol):
-    """What a layer needs of the protocol above it; see `StreamProtocol`."""
+    """What a transport needs of the protocol above it; see `StreamProtocol`."""
 
     borrows: bool
 
@@ -110,11 +97,15 @@ def without_traceback(exc: Exception | None) -> Exception | None:
     return exc if exc is None else exc.with_traceback(None)
 
 
-class LayerTransport(asyncio.Transport):
-    """The transport of a layer, as opposed to that of the socket at the bottom.
+class StreamTransport(asyncio.Transport):
+    """The transport of a byte stream: a socket, a layer, or a stream of a session.
 
-    `close()` of it delivers what was written however the peer behaves (see `linger`), `cut()`
-    delivers it and then makes the peer see a failure, and `abort()` does that at once.
+    There are three ways to end it. Each calls `connection_lost` of the protocol once, when the
+    stream is gone, and no other method of it any more:
+
+    * `close()`: deliver what was written, however the peer behaves (see `linger`), then end.
+    * `cut()`: deliver what was written, then have the peer see a failure.
+    * `abort()`: have the peer see a failure at once.
 
     `borrows`: it keeps nothing of what it is given. `shares`: others write to the same
     connection, and wait for as long as it takes to send what was written before.
@@ -124,27 +115,77 @@ class LayerTransport(asyncio.Transport):
 
     borrows: bool = False
     shares: ClassVar[bool] = False
+    name: ClassVar[str] = "stream"  # for `repr`
     upper: Upper
+
+    def __repr__(self) -> str:
+        """The stack of layers, from this one down to the socket, for logs and debuggers."""
+        return self.name
+
+    # Below and above.
+
+    @property
+    def bottom(self) -> StreamTransport:
+        """The socket at the bottom of the stack."""
+        return self
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.upper = protocol
+
+    def get_protocol(self) -> Any:
+        return self.upper
+
+    def _tell_lost(self, exc: Exception | None) -> None:
+        """Tell the protocol above that this is over, and let go of it."""
+        upper, self.upper = self.upper, GONE
+        upper.connection_lost(without_traceback(exc))
+
+    # Sending.
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
         """Write `data` behind the header of its frame, in one piece."""
         self.write(b"".join((head, data)))
 
+    def unsent(self) -> int:
+        """How many of the bytes written by the protocol above the peer's kernel has not
+        acknowledged yet."""
+        raise NotImplementedError
+
+    @property
+    def handed_over(self) -> int:
+        """Bytes given to the socket so far, in its own count."""
+        raise NotImplementedError
+
+    @property
+    def tail(self) -> int:
+        """How many of the last of these are not from the protocol above: see `SpeakingLayer`."""
+        return 0
+
+    def limit_reads(self) -> None:
+        """Read little at a time from the socket, if this is one, however fast it comes."""
+
+    # Ends.
+
+    def half_closes(self) -> bool | None:
+        """Whether both ends can end each direction by itself; None while that is not known."""
+        raise NotImplementedError
+
+    def ask_half_close(self) -> None:
+        """Ask the peer, if that helps, for what `half_closes` does not know yet."""
+
+    def can_write_eof(self) -> bool:
+        """Whether it is known that both ends can end each direction by itself."""
+        return self.half_closes() is True
+
     def close_silently(self) -> None:
         """As `close()`, without the last word that the layer owes its peer, if it has one."""
         self.close()
 
-    def unsent(self) -> int:
-        """See the function `unsent`."""
-        raise NotImplementedError
-
-    def may_half_close(self) -> bool:
-        """Whether `can_write_eof` may become true: the peer has not yet said what it knows."""
-        return False
-
     def cut(self) -> None:
         """Deliver what was written, then have the peer see a failure."""
         raise NotImplementedError
+
+    # The peer.
 
     def ask(self) -> bool:
         """Ask the peer's program for a sign of life; false if that is not possible."""
@@ -154,122 +195,30 @@ class LayerTransport(asyncio.Transport):
         """Whether the answer to the last question has come."""
         return False
 
-    def _tell_lost(self, exc: Exception | None) -> None:
-        """Tell the protocol above that this is over, and let go of it."""
-        upper, self.upper = self.upper, GONE
-        upper.connection_lost(without_traceback(exc))
+    def peer_is_ours(self) -> None:
+        """Learn that the peer's program is ours: it never leaves without saying so."""
+
+    def engage(self, count: int) -> None:
+        """Learn that something has begun (1) or ceased (-1) to carry what comes from here."""
 
 
-def framed_writer(transport: asyncio.WriteTransport) -> Callable[[bytes, Data | bytearray], None]:
-    """What writes data behind the header of its frame to `transport`, in one piece."""
-    if isinstance(transport, LayerTransport):
-        return transport.write_framed
-    return lambda head, data: transport.write(b"".join((head, data)))
-
-
-def unsent(transport: asyncio.WriteTransport) -> int:
-    """How many of the bytes written to `transport` the peer's kernel has not acknowledged yet."""
-    if isinstance(transport, LayerTransport):
-        return transport.unsent()
-    return transport.get_write_buffer_size() + _kernel_queue(transport)
-
-
-def may_half_close(transport: asyncio.BaseTransport) -> bool:
-    """See `LayerTransport.may_half_close`; a socket knows from the start."""
-    return isinstance(transport, LayerTransport) and transport.may_half_close()
-
-
-def silent_seconds(transport: asyncio.BaseTransport) -> float:
-    """For how long the peer's kernel has owed us an acknowledgement; 0 if it owes none.
-
-    A peer that merely does not read acknowledges our window probes and what we send again, one that
-    is gone does not. There may be two minutes between two of these, in which nothing is owed; and
-    a single probe may go without an answer, because kernels answer only two in a second.
-    Keepalive does not see that: it rests while there is something to retransmit, which goes on for
-    a quarter of an hour. (While nothing is under way it keeps the last acknowledgement young.)
-    Linux only, elsewhere always 0.
-    """
-    info = _tcp_info(transport) if _kernel_queue(transport) else None
-    if info is None:
-        return 0.0
-    sent, heard = (struct.unpack_from("I", info, at)[0] for at in (_LAST_DATA_SENT, _LAST_ACK_RECV))
-    return float(heard) / 1000 if sent < heard or info[_PROBES] > 1 else 0.0
-
-
-def stalled_seconds(transport: asyncio.BaseTransport) -> float | None:
-    """For how long nothing has been sent of what waits in the kernel: the peer does not read.
-
-    None where the system does not tell, other than Linux.
-    """
-    info = _tcp_info(transport)
-    if info is None:
-        return None
-    (sent,) = struct.unpack_from("I", info, _LAST_DATA_SENT)
-    return float(sent) / 1000 if _kernel_queue(transport) else 0.0
-
-
-def tells_acknowledged(transport: asyncio.BaseTransport) -> bool:
-    """Whether `unsent` counts what the peer's kernel has not acknowledged; false if, as on systems
-    other than Linux, it counts only what our own kernel has not taken."""
-    return _tcp_info(transport) is not None
-
-
-def _tcp_info(transport: asyncio.BaseTransport) -> bytes | None:
-    sock = transport.get_extra_info("socket")
-    if sock is None or not _LINUX:
-        return None
-    try:
-        return bytes(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE))
-    except OSError:  # closed, or not a TCP socket
-        return None
-
-
-def _kernel_queue(transport: asyncio.BaseTransport) -> int:
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.fileno() < 0:
-        return 0
-    try:
-        import fcntl  # Unix only
-        import select
-        import termios
-
-        poll = select.poll()
-        poll.register(sock.fileno(), 0)
-        if any(events & select.POLLERR for _, events in poll.poll(0)):
-            # Reset: the rest will never be sent. Nobody tells us once the peer's FIN has been
-            # read, because nobody watches the socket any more.
-            return 0
-        answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except (ImportError, OSError):
-        return 0
-    (count,) = struct.unpack("i", answer)
-    # Linux counts our own FIN as one byte.
-    return 0 if count == 1 and _has_sent_fin(sock) else int(count)
-
-
-def _has_sent_fin(sock: socket.socket) -> bool:
-    try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    except (OSError, AttributeError):  # not a TCP socket, not Linux
-        return True
-    return info[0] not in _BEFORE_FIN
-
-
-class Layer(StreamProtocol, LayerTransport):
+class Layer(StreamProtocol, StreamTransport):
     """A protocol to the transport below (`lower`) and a transport to the protocol above (`upper`).
 
     Subclasses override what they change; everything else passes straight through.
     """
 
-    __slots__ = ("lower", "written")
+    __slots__ = ("lower",)
 
-    lower: asyncio.Transport
-    written: int  # bytes handed to `lower` so far
+    lower: StreamTransport
 
     def __init__(self, upper: Upper) -> None:
         super().__init__()
         self.upper = upper
-        self.written = 0
+
+    def __repr__(self) -> str:
+        lower = getattr(self, "lower", None)
+        return self.name if lower is None else f"{self.name} over {lower!r}"
 
     # As a protocol, called from below.
 
@@ -286,18 +235,11 @@ class Layer(StreamProtocol, LayerTransport):
     def resume_writing(self) -> None:
         self.upper.resume_writing()
 
-    def _send(self, data: bytes) -> None:
-        """Hand `data` to the transport below."""
-        self.written += len(data)
-        self.lower.write(data)
-
     # As a transport, called from above.
 
-    def set_protocol(self, protocol: Any) -> None:
-        self.upper = protocol
-
-    def get_protocol(self) -> Any:
-        return self.upper
+    @property
+    def bottom(self) -> StreamTransport:
+        return self.lower.bottom
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self.lower.get_extra_info(name, default)
@@ -318,26 +260,24 @@ class Layer(StreamProtocol, LayerTransport):
         return self.lower.get_write_buffer_size()
 
     def unsent(self) -> int:
-        return unsent(self.lower)
+        return self.lower.unsent()
 
     @property
     def handed_over(self) -> int:
-        """Bytes given to the socket so far, in its own count."""
-        return self.lower.handed_over if isinstance(self.lower, Layer) else self.written
+        return self.lower.handed_over
 
     @property
     def tail(self) -> int:
-        """How many of the last of these are not from above: see `SpeakingLayer`."""
-        return self.lower.tail if isinstance(self.lower, Layer) else 0
+        return self.lower.tail
 
     def peer_is_ours(self) -> None:
-        """Learn that the peer's program is ours: it never leaves without saying so."""
-        if isinstance(self.lower, Layer):
-            self.lower.peer_is_ours()
+        self.lower.peer_is_ours()
 
-    def can_write_eof(self) -> bool:
-        """Whether both ends can end each direction by itself; false until that is known."""
+    def half_closes(self) -> bool | None:
         return False
+
+    def ask_half_close(self) -> None:
+        self.lower.ask_half_close()
 
     def write_eof(self) -> None:
         """Tell the peer that nothing more comes from us; if it cannot half-close, it closes."""
@@ -363,13 +303,13 @@ class SpeakingLayer(Layer):
 
     def _speak(self, data: bytes) -> None:
         """Hand `data` that is not from above to the transport below."""
-        before = self.handed_over
-        self._send(data)
-        self._tail += self.handed_over - before
+        before = self.lower.handed_over
+        self.lower.write(data)
+        self._tail += self.lower.handed_over - before
 
     @property
     def tail(self) -> int:
-        return self._tail + super().tail
+        return self._tail + self.lower.tail
 
     def unsent(self) -> int:
-        return max(0, unsent(self.lower) - self._tail)
+        return max(0, self.lower.unsent() - self._tail)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import NetworkError, again
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 
 
 class Holding(StreamProtocol):
@@ -31,19 +31,19 @@ class Holding(StreamProtocol):
 
     def __init__(
         self,
-        ready: Callable[[asyncio.Transport], None] | None = None,
+        ready: Callable[[StreamTransport], None] | None = None,
         failed: Callable[[Exception], None] | None = None,
     ) -> None:
         self._ready = ready
         self.failed = failed
         self.left: Callable[[], object] | None = None
-        self._opened: asyncio.Future[asyncio.Transport | None] | None = None  # None: it failed
-        self.transport: asyncio.Transport | None = None
+        self._opened: asyncio.Future[StreamTransport | None] | None = None  # None: it failed
+        self.transport: StreamTransport | None = None
         self.error: Exception | None = None
         self.early = b""
         self.eof = False
 
-    async def opened(self) -> asyncio.Transport:
+    async def opened(self) -> StreamTransport:
         """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
         transport = self.transport
         if transport is None and self.error is None:
@@ -110,7 +110,7 @@ class Holding(StreamProtocol):
         """Nobody writes yet."""
 
 
-def hold(transport: asyncio.Transport, early: bytes, *, eof: bool = False) -> None:
+def hold(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None:
     """Hold a transport of which somebody has read the beginning, and found it to be another's.
 
     `early` is what was read, `eof` whether the end was among it.
@@ -123,7 +123,7 @@ def hold(transport: asyncio.Transport, early: bytes, *, eof: bool = False) -> No
         holding.data_received(early)
 
 
-def hand_over(transport: asyncio.Transport, protocol: Any) -> None:
+def hand_over(transport: StreamTransport, protocol: Any) -> None:
     """Let `protocol` have a transport that is being held, as if it was new."""
     held = transport.get_protocol()
     transport.set_protocol(protocol)

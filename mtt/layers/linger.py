@@ -12,9 +12,9 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Callable
+from typing import Protocol
 
-from mtt.layers.base import LayerTransport, StreamProtocol, unsent
+from mtt.layers.base import Data, StreamProtocol, Upper
 
 # How often a closing connection is looked at.
 TICK = 0.5
@@ -31,112 +31,35 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
 _USUAL = struct.pack("ii", 0, 0)
 
 
-def reset(transport: asyncio.Transport) -> None:
-    """Abort `transport` so that the peer sees a failure (RST), not an ordinary end (FIN).
-
-    An application whose data was cut must not take what it got for the whole.
-    """
-    if isinstance(transport, LayerTransport):
-        transport.abort()  # resets what is at the bottom of its stack, if there is one yet
-        return
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        reset_on_close(sock)
-    transport.abort()
-
-
 def reset_on_close(sock: socket.socket, on: bool = True) -> None:
     """Have close() send RST, or FIN as it usually does."""
     with contextlib.suppress(OSError):  # not a TCP socket, or gone already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if on else _USUAL)
 
 
-def _ignore(exc: Exception | None) -> None:
-    """The default `on_lost`."""
+class Ends(Protocol):
+    """What is needed of a socket's transport to end it."""
+
+    def unsent(self) -> int: ...
+    def drain(self) -> None: ...
+    def drop(self) -> None: ...
+    def abort(self) -> None: ...
 
 
-def close(
-    transport: asyncio.Transport,
-    on_lost: Callable[[Exception | None], None] = _ignore,
-    *,
-    eof_seen: bool,
-    silent: bool = False,
-) -> None:
-    """Close `transport` after all that was written to it has been delivered.
+class Lingering(StreamProtocol):
+    """Stands above a socket that is being closed, in place of `protocol`, which hears of its end.
 
-    Takes over the transport; `on_lost`, the `connection_lost` of its protocol, is called once, when
-    the descriptor is closed, at the latest `STALL_TIME` after the peer stopped taking data.
-    `eof_seen`: the peer has sent FIN. `silent`: without the last word that a layer owes its peer.
+    Reads and discards until the peer closes, or time is up.
     """
-    if isinstance(transport, LayerTransport):
-        close = transport.close_silently if silent else transport.close
-        close()  # lingers by itself, at the bottom of its stack
-        return
-    if eof_seen and not transport.get_write_buffer_size():
-        # The rest is up to the kernel, and nothing is left to wait for.
-        transport.set_protocol(_Closing(on_lost))
-        transport.close()
-        return
-    transport.set_protocol(_Lingering(transport, on_lost))
-    if eof_seen:
-        transport.close()
-        return
-    transport.write_eof()
-    transport.resume_reading()
-
-
-def cut(
-    transport: asyncio.Transport, on_lost: Callable[[Exception | None], None] = _ignore
-) -> None:
-    """Have the peer see a failure, after all that was written to `transport` has been delivered.
-
-    The peer can neither take the stream for a whole one, nor send on in vain. Takes over the
-    transport as `close()` does, with the same `on_lost` and the same limits. What the peer still
-    sends is discarded.
-    """
-    if isinstance(transport, LayerTransport):
-        transport.cut()  # ends here, at the bottom of its stack
-        return
-    if not unsent(transport):
-        transport.set_protocol(_Closing(on_lost))
-        reset(transport)
-        return
-    transport.set_protocol(_Cutting(transport, on_lost))
-    transport.resume_reading()
-
-
-class _Closing(StreamProtocol):
-    """Waits for the socket to be closed."""
 
     borrows = True
-
-    __slots__ = ("_on_lost",)
-
-    def __init__(self, on_lost: Callable[[Exception | None], None]) -> None:
-        self._on_lost = on_lost
-
-    def data_received(self, data: bytes | memoryview) -> None:
-        pass
-
-    def eof_received(self) -> bool:
-        return False  # the transport sends what it still has and closes
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._on_lost(exc)
-
-
-class _Lingering(_Closing):
-    """Reads and discards until the peer closes, or time is up."""
-
     first_tick = TICK
 
-    __slots__ = ("_left", "_since", "_tick_time", "_timer", "_transport")
+    __slots__ = ("_left", "_protocol", "_since", "_tick_time", "_timer", "_transport")
 
-    def __init__(
-        self, transport: asyncio.Transport, on_lost: Callable[[Exception | None], None]
-    ) -> None:
-        super().__init__(on_lost)
+    def __init__(self, transport: Ends, protocol: Upper) -> None:
         self._transport = transport
+        self._protocol = protocol
         loop = asyncio.get_running_loop()
         self._since = loop.time()
         self._left: int | None = None  # not asked yet: most are gone before the first tick
@@ -144,12 +67,12 @@ class _Lingering(_Closing):
         self._timer = loop.call_later(self._tick_time, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        left = unsent(self._transport)
+        left = self._transport.unsent()
         if self._left is not None and left < self._left:
             self._since = loop.time()
         self._left = left
         if left and loop.time() - self._since >= STALL_TIME:
-            reset(self._transport)  # what is missing must not look like an ordinary end
+            self._transport.abort()  # what is missing must not look like an ordinary end
         elif not left and self._is_over(loop.time() - self._since):
             self._end()
         else:
@@ -161,14 +84,21 @@ class _Lingering(_Closing):
         return waited >= LINGER_TIME
 
     def _end(self) -> None:
-        self._transport.abort()
+        self._transport.drop()
+
+    def data_received(self, data: Data) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        self._transport.drain()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
-        super().connection_lost(exc)
+        self._protocol.connection_lost(exc)
 
 
-class _Cutting(_Lingering):
+class Cutting(Lingering):
     """Resets the connection as soon as the peer's kernel has all that was sent."""
 
     __slots__ = ()
@@ -182,4 +112,4 @@ class _Cutting(_Lingering):
         return True
 
     def _end(self) -> None:
-        reset(self._transport)
+        self._transport.abort()

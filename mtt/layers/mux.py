@@ -28,16 +28,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.arrivals import Arrivals
-from mtt.layers.base import (
-    Data,
-    Layer,
-    LayerTransport,
-    StreamProtocol,
-    framed_writer,
-    stalled_seconds,
-    tells_acknowledged,
-    unsent,
-)
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
+from mtt.layers.kernel import stalled_seconds, tells_acknowledged
 from mtt.layers.mux_stream import MuxStream
 
 # A session that takes nothing for so long gets no new streams, seconds: the peer does not read, and
@@ -67,17 +59,17 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     __slots__ = (
         "_ahead", "_answered", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_bottom",
-        "_finishing",
-        "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
-        "_streams", "_write_framed", "error", "lost", "lower", "write_paused", "writer", "written",
+        "_finishing", "_held", "_now", "_on_change", "_on_lost", "_paused_at",
+        "_queued", "_seen_at", "_stalled", "_streams", "error", "lost", "lower", "write_paused",
+        "writer", "written",
     )  # fmt: skip
 
     borrows = True
     name: ClassVar[str]  # for error messages
     psh: ClassVar[int]  # the command of a frame with a stream's data
 
-    lower: asyncio.Transport
-    _write_framed: Callable[[bytes, Data], None]  # to the connection
+    lower: StreamTransport
+    _bottom: StreamTransport  # the socket
 
     def __init__(
         self,
@@ -98,7 +90,6 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._ahead = b""  # frames that travel with what is sent next
         self._paused_at = 0.0  # when the connection was full
         self._stalled = False  # and nothing left for STALL_TIME; until it takes more again
-        self._bottom: Layer | None = None  # writes to the socket, if we do not
         self._ask_time = 0.0  # when the peer was asked for a sign of life
         self._ask_mark = 0  # what the socket had been given then, with the question
         self._asks_below = False  # whether it was the layer below that asked
@@ -176,24 +167,20 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     @property
     def handed_over(self) -> int:
         """Bytes that the socket has been given so far, in its own count (after TLS)."""
-        return self.written if self._bottom is None else self._bottom.written
+        return self._bottom.handed_over
 
     @property
     def acknowledged(self) -> int:
         """How many of these the peer's kernel has, as far as the system tells: see
         `tells_acknowledged`."""
         lower = self.lower
-        tail = lower.tail if isinstance(lower, Layer) else 0
-        return self.handed_over - tail - unsent(lower)
+        return self._bottom.handed_over - lower.tail - lower.unsent()
 
     # The protocol of the connection below.
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
-        below = transport
-        while isinstance(below, Layer):
-            self._bottom, below = below, below.lower
-        self._write_framed = framed_writer(transport)
+        self._bottom = transport.bottom
         self._seen_at = self._now()
         self._limit_unsent()
 
@@ -244,7 +231,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     def eof_received(self) -> bool:
         self._end(NetworkError(f"the {self.name} was closed by the peer", cause=Cause.EOF))
-        linger.close(self.lower, self.connection_lost, eof_seen=True)
+        self.lower.close()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -280,18 +267,16 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """Ask for a sign of life: of the peer's program if the layer below can ask for one,
         otherwise of its kernel, which acknowledges a frame that means nothing."""
         self._ask_time = self._now()
-        lower = self.lower
-        self._asks_below = isinstance(lower, LayerTransport) and lower.ask()
+        self._asks_below = self.lower.ask()
         if not (self._asks_below or self.write_paused):  # else enough is on its way already
             self._send_noop()
         self._ask_mark = self.handed_over
 
     def has_answered(self) -> bool:
         """Whether the peer has given the sign of life for which it was asked."""
-        lower = self.lower
-        if self._asks_below and isinstance(lower, LayerTransport):
-            return lower.has_answered()
-        if tells_acknowledged(lower):
+        if self._asks_below:
+            return self.lower.has_answered()
+        if tells_acknowledged(self.lower):
             return self.has_sent(self._ask_mark)
         return self._seen_at > self._ask_time + OLD_READ_TIME
 
@@ -336,7 +321,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         if self._ahead:
             head, self._ahead = self._ahead + head, b""
         self.written += len(head) + len(data)
-        self._write_framed(head, data)
+        self.lower.write_framed(head, data)
 
     def send_control(self, data: bytes) -> None:
         """Hand frames to the connection that are no data; a peer that reads none of them is cut."""
@@ -362,13 +347,13 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """End the session and all its streams; what was written is delivered."""
         if not self.lost:
             self._end(None)
-            linger.close(self.lower, self.connection_lost, eof_seen=False)
+            self.lower.close()
 
     def abort(self) -> None:
         """Cut the session."""
         if not self.lost:
             self._end(None)
-            linger.reset(self.lower)
+            self.lower.abort()
 
     def engage(self, count: int) -> None:
         """See `MuxStream`."""
@@ -410,12 +395,12 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """End the session because the peer broke its rules; what was written is delivered."""
         if not self.lost:
             self._end(exc)
-            linger.close(self.lower, self.connection_lost, eof_seen=False)
+            self.lower.close()
 
     def _cut(self, exc: Exception) -> None:
         """End the session because the peer is gone, or takes nothing any more."""
         self._end(exc)
-        linger.reset(self.lower)
+        self.lower.abort()
 
     def _end(self, exc: Exception | None) -> None:
         if self.lost:

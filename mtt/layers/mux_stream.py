@@ -6,13 +6,13 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
-from mtt.layers.base import Data, LayerTransport, Upper
+from mtt.layers.base import Data, StreamTransport, Upper
 
 
 class Session(Protocol):
     """What a stream needs of its session."""
 
-    lower: asyncio.Transport
+    lower: StreamTransport
     write_paused: bool
     writer: int
 
@@ -28,7 +28,7 @@ class Session(Protocol):
     def engage(self, count: int) -> None: ...
 
 
-class MuxStream(LayerTransport):
+class MuxStream(StreamTransport):
     """One stream: a transport for the protocol above, which gets `connection_made` at once."""
 
     borrows = True
@@ -193,8 +193,16 @@ class MuxStream(LayerTransport):
         if self._blocked() and not self._session.gone(self):
             protocol.pause_writing()
 
-    def get_protocol(self) -> Any:
-        return self.upper
+    def __repr__(self) -> str:
+        return f"{self.name} {self.id} over {self._session.lower!r}"
+
+    @property
+    def bottom(self) -> StreamTransport:
+        return self._session.lower.bottom
+
+    @property
+    def handed_over(self) -> int:
+        return self._session.handed_over
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._session.lower.get_extra_info(name, default)
@@ -232,7 +240,7 @@ class MuxStream(LayerTransport):
             self._send_data(data)
             self._mark = session.handed_over
 
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         return self._session.half_close
 
     def write_eof(self) -> None:

@@ -8,7 +8,7 @@ Receiving: a stream whose queue gets long tells the peer to stop the stream's se
 when it is empty. Only our own ends know this sign (a NOP with the stream's id). smux has no window,
 so for the others, and for what is on its way, there is the session's budget.
 
-Closing: whose ends are ours the connection below knows (`can_write_eof`). A Go peer answers FIN
+Closing: the connection below knows whether the peer is ours (`half_closes`). A Go peer answers FIN
 with FIN, and ignores an empty PSH. A stream counts against the peer's limit of streams until the
 peer has said FIN as well.
 
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import Data, LayerTransport, Upper
+from mtt.layers.base import Data, Upper
 from mtt.layers.mux import MuxSession
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux_stream import SmuxStream
@@ -84,7 +84,7 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     @property
     def half_close(self) -> bool:
-        return isinstance(self.lower, LayerTransport) and self.lower.can_write_eof()
+        return self.lower.half_closes() is True
 
     @property
     def receive_budget(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mtt.layers.base import Data, Upper, may_half_close
+from mtt.layers.base import Data, Upper
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
 from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, data_frames, frame, header
@@ -26,6 +26,7 @@ class SmuxStream(MuxStream):
     """One stream of a `SmuxSession`."""
 
     shares = True
+    name = "smux stream"
 
     __slots__ = ("_peer_stopped", "_stopped")
 
@@ -51,9 +52,11 @@ class SmuxStream(MuxStream):
     def _send_reset(self) -> None:
         self._session.send_control(frame(PSH, self.id))
 
-    def may_half_close(self) -> bool:
-        """Whether the connection below may yet find that the peer is ours."""
-        return may_half_close(self._session.lower)
+    def half_closes(self) -> bool | None:
+        return self._session.lower.half_closes()
+
+    def ask_half_close(self) -> None:
+        self._session.lower.ask_half_close()
 
     # Called by the session.
 

@@ -6,9 +6,9 @@ passes, because they may keep what `write()` is given. Here only what the kernel
 copied. And it behaves the same on asyncio's loop and on uvloop: when a socket is ready is told by
 `poller`.
 
-A transport is open until `close()` or a failure. What was written is still sent after `close()`,
-and dropped at a failure. Then `connection_lost` is called, in a turn of the loop of its own, and
-the socket is closed.
+A transport is open until `close()`, `cut()`, `abort()` or a failure. What was written is still sent
+after the first two (see `linger`), and dropped at the others. Then `connection_lost` is called, in
+a turn of the loop of its own, and the socket is closed.
 
 A failure to send is no reason to drop what has been received. The peer's last data may wait in the
 kernel, which holds them beyond a reset: they are read and handed up first, as fast as the protocol
@@ -23,7 +23,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from mtt.layers.base import Data, StreamProtocol, without_traceback
+from mtt.layers import linger
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
+from mtt.layers.kernel import kernel_queue
 from mtt.layers.poller import READ, WRITE, poller
 from mtt.layers.reads import LARGE_READ, Reads
 
@@ -43,23 +45,22 @@ MAX_PIECES = 16
 _GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 
-class SocketTransport(asyncio.Transport):
+class SocketTransport(StreamTransport):
     """Carries the bytes of `sock`, which it owns, for `protocol`, which is told in this very call.
 
     Args:
         sock: connected, not blocking.
         peer: the address at its other end, as the socket module has it, if it is known.
-
-    `borrows`: `write()` keeps nothing of what it is given.
     """
 
     __slots__ = (
-        "_closing", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller", "_protocol",
+        "_closing", "_draining", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller",
         "_read_eof", "_reads", "_send_error", "_sock", "_throttled", "_waiting", "_watched",
-        "_write_eof",
+        "_write_eof", "_written",
     )  # fmt: skip
 
     borrows = True
+    name = "socket"
 
     def __init__(self, sock: socket.socket, protocol: StreamProtocol, peer: Any = None) -> None:
         # Not what asyncio.Transport does: a dictionary for what is known of the connection.
@@ -68,7 +69,8 @@ class SocketTransport(asyncio.Transport):
         self._fd = sock.fileno()
         self._reads = Reads()
         self._peer = peer
-        self._protocol: Any = protocol
+        self.upper = protocol
+        self._written = 0  # bytes
         # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
         self._pieces: list[Data | bytearray] = []
         self._waiting = 0  # bytes in there
@@ -78,7 +80,9 @@ class SocketTransport(asyncio.Transport):
         self._watched = 0  # what the poller is to tell: READ, WRITE, both
         self._read_eof = self._write_eof = False
         self._send_error: OSError | None = None  # why nothing can be sent any more
-        self._closing = self._lost = False
+        self._closing = False  # by whom is above
+        self._draining = False  # and the descriptor is to be closed when all is sent
+        self._lost = False
         try:
             protocol.connection_made(self)
             if not (self._closing or self._paused):
@@ -140,7 +144,7 @@ class SocketTransport(asyncio.Transport):
         except OSError as error:
             self._fail(error)
             return
-        protocol = self._protocol
+        protocol = self.upper
         try:
             if count:
                 reads.took(count)
@@ -160,6 +164,7 @@ class SocketTransport(asyncio.Transport):
         """Send `data`, which is anything that consists of bytes."""
         if self._closing or self._write_eof:
             return
+        self._written += len(data)
         if self._pieces:
             self._keep(data, 0)
             return
@@ -190,7 +195,7 @@ class SocketTransport(asyncio.Transport):
         self._waiting += len(view)
         if self._waiting > HIGH_WATER and not self._throttled:
             self._throttled = True
-            self._tell(self._protocol.pause_writing)
+            self._tell(self.upper.pause_writing)
 
     def _writable(self) -> None:
         pieces = self._pieces
@@ -214,23 +219,34 @@ class SocketTransport(asyncio.Transport):
             pieces[0] = memoryview(pieces[0])[sent:]
         if not pieces:
             self._unwatch(WRITE)
-            if self._closing:
+            if self._draining:
                 self._lose(None)
             elif self._write_eof:
                 self._shut_down()
         if self._throttled and self._waiting <= LOW_WATER and not self._lost:
             self._throttled = False
-            self._tell(self._protocol.resume_writing)
+            self._tell(self.upper.resume_writing)
 
     def get_write_buffer_size(self) -> int:
         return self._waiting
 
-    def can_write_eof(self) -> bool:
+    def unsent(self) -> int:
+        return self._waiting + kernel_queue(self._sock)
+
+    @property
+    def handed_over(self) -> int:
+        return self._written
+
+    def half_closes(self) -> bool | None:
         return True
 
     def write_eof(self) -> None:
         """Send FIN behind what was written."""
-        if not (self._closing or self._write_eof):
+        if not self._closing:
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        if not self._write_eof:
             self._write_eof = True
             if not self._pieces:
                 self._shut_down()
@@ -243,7 +259,7 @@ class SocketTransport(asyncio.Transport):
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more; what has been received is still handed up if wanted."""
-        wanted = not (self._closing or self._read_eof) and self._protocol.wants_rest
+        wanted = not (self._closing or self._read_eof) and self.upper.wants_rest
         if not wanted or not self._has_more(error):
             self._fail(error)
             return
@@ -256,7 +272,7 @@ class SocketTransport(asyncio.Transport):
         self._loop.call_soon(self._read_out)
         if not self._throttled:
             self._throttled = True
-            self._tell(self._protocol.pause_writing)
+            self._tell(self.upper.pause_writing)
 
     def _has_more(self, error: OSError) -> bool:
         """Whether data, or the peer's end, are still to be read behind a failure to send."""
@@ -279,12 +295,12 @@ class SocketTransport(asyncio.Transport):
             return
         try:
             if data:
-                self._protocol.data_received(data)
+                self.upper.data_received(data)
                 self._loop.call_soon(self._read_out)
                 return
             if isinstance(error, BrokenPipeError):  # see _has_more
                 self._read_eof = True
-                self._protocol.eof_received()
+                self.upper.eof_received()
         except Exception as failure:
             self._broken(failure)
             return
@@ -296,16 +312,51 @@ class SocketTransport(asyncio.Transport):
         return self._closing
 
     def close(self) -> None:
-        """Close the socket when what was written has been sent."""
-        if not self._closing:
-            self._closing = True
-            self._unwatch(READ)
-            if not self._pieces:
-                self._lose(None)
+        """Deliver what was written, then close; see `linger`."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._send_error is not None:
+            self._fail(self._send_error)
+        elif self._read_eof and not self._pieces:
+            self._lose(None)  # the rest is up to the kernel, and there is nothing to wait for
+        else:
+            self.upper = linger.Lingering(self, self.upper)
+            if self._read_eof:
+                self._draining = True
+            else:
+                self._end_writing()
+                self._read_on()
+
+    def cut(self) -> None:
+        """Deliver what was written, then send RST."""
+        if self._closing or not self.unsent():
+            self.abort()
+            return
+        self._closing = True
+        self.upper = linger.Cutting(self, self.upper)
+        self._read_on()
 
     def abort(self) -> None:
+        """Send RST, and close the socket."""
+        linger.reset_on_close(self._sock)
+        self._fail(None)
+
+    def drain(self) -> None:
+        """Close the socket when what was written has been sent."""
+        self._draining = True
+        if not self._pieces:
+            self._lose(None)
+
+    def drop(self) -> None:
         """Close the socket."""
         self._fail(None)
+
+    def _read_on(self) -> None:
+        """Read, to be discarded, what still comes."""
+        self._paused = False
+        if not (self._read_eof or self._lost):
+            self._watch(READ)
 
     def _tell(self, what: Callable[[], object]) -> None:
         try:
@@ -318,7 +369,7 @@ class SocketTransport(asyncio.Transport):
         peer = self.get_extra_info("peername")
         whose = f"{peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "a local socket"
         message = f"internal error, which ends the connection with {whose}"
-        context = {"message": message, "exception": error, "protocol": self._protocol}
+        context = {"message": message, "exception": error, "protocol": self.upper}
         self._loop.call_exception_handler(context)
         self._fail(error)
 
@@ -329,28 +380,25 @@ class SocketTransport(asyncio.Transport):
         self._pieces.clear()
         self._waiting = 0
         self._closing = True
-        self._unwatch(READ | WRITE)
         self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:
         self._lost = True
+        self._unwatch(READ | WRITE)
         # Not now: whoever has us fail is in the middle of something.
         self._loop.call_soon(self._over, error)
 
     def _over(self, error: Exception | None) -> None:
-        protocol, self._protocol = self._protocol, None  # it refers to us
         try:
-            protocol.connection_lost(without_traceback(error))
+            self._tell_lost(error)
         finally:
             self._sock.close()
 
     # Who is there.
 
-    def set_protocol(self, protocol: Any) -> None:
-        self._protocol = protocol
-
-    def get_protocol(self) -> Any:
-        return self._protocol
+    def __repr__(self) -> str:
+        peer = self.get_extra_info("peername")
+        return f"TCP of {peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "local socket"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":

@@ -30,8 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers import linger
-from mtt.layers.base import Data, SpeakingLayer, Upper
+from mtt.layers.base import GONE, Data, SpeakingLayer, Upper
 from mtt.layers.records import Records
 from mtt.trust.failures import tls_failure
 
@@ -73,6 +72,7 @@ class TlsLayer(SpeakingLayer):
     """
 
     borrows = True
+    name = "TLS"
 
     __slots__ = (
         "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
@@ -120,7 +120,7 @@ class TlsLayer(SpeakingLayer):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if self._state == CLOSED:  # aborted between accept and this call
-            linger.reset(self.lower)
+            self.lower.abort()
         else:
             self._handshake()
 
@@ -144,11 +144,12 @@ class TlsLayer(SpeakingLayer):
         return True  # the socket is closed by us, after what is still to be sent
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._state == HANDSHAKE:
+            exc = self._cut_handshake()
         if self._state != CLOSED:
-            if self._state == HANDSHAKE:
-                exc = self._cut_handshake()
             self._closed()
-            self._tell_lost(exc or NetworkError("connection lost"))
+            exc = exc or NetworkError("connection lost")
+        self._tell_lost(exc)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -273,10 +274,10 @@ class TlsLayer(SpeakingLayer):
 
     def _answer(self) -> None:
         """Send what the peer's records ask for."""
-        before = self.written
+        before = self.lower.handed_over
         self._flush()
         if self._write_paused and not self._is_held:
-            self._answered += self.written - before
+            self._answered += self.lower.handed_over - before
             if self._is_held:
                 self.lower.pause_reading()
 
@@ -330,12 +331,12 @@ class TlsLayer(SpeakingLayer):
             self._fail(error)
             return
         self._tail = 0
-        self._send(encrypted)
+        self.lower.write(encrypted)
 
     def peer_is_ours(self) -> None:
         self._records.tracks = False  # see is_at_edge: where it leaves matters no more
 
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         """Whether the peer goes on sending after our end, or has shown that it goes on reading."""
         return self._half_close or self._half_closed
 
@@ -353,7 +354,7 @@ class TlsLayer(SpeakingLayer):
         if not self._write_eof:
             self._shut_down()
         self._closed()
-        linger.close(self.lower, self._tell_lost, eof_seen=self._records.ended)
+        self.lower.close()
 
     def close_silently(self) -> None:
         """As `close()`, without close_notify: some web servers leave so."""
@@ -370,18 +371,14 @@ class TlsLayer(SpeakingLayer):
         if self._write_eof:
             self.lower.write_eof()  # by that our own ends know at once that we take no more
         self._closed()
-        linger.cut(self.lower, self._tell_lost)
+        self.lower.cut()
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
-        if self._state == CLOSED:
-            if hasattr(self, "lower"):
-                linger.reset(self.lower)  # it may still linger, and reports when it is gone
-        else:
+        if self._state != CLOSED:
             self._closed()
-            if hasattr(self, "lower"):
-                linger.reset(self.lower)
-                asyncio.get_running_loop().call_soon(self._tell_lost, None)
+        if hasattr(self, "lower"):
+            self.lower.abort()  # which may still linger
 
     # Ends.
 
@@ -397,12 +394,13 @@ class TlsLayer(SpeakingLayer):
         handshake = self._state == HANDSHAKE
         self._flush()
         self._closed()
+        self.lower.set_protocol(GONE)  # its end tells nothing more
         if handshake and isinstance(error, PeerError):  # our own verdict, for which no alert is
-            linger.cut(self.lower)
+            self.lower.cut()
         elif handshake:
-            linger.close(self.lower, eof_seen=self._records.ended)
+            self.lower.close()
         else:
-            linger.reset(self.lower)
+            self.lower.abort()
         if isinstance(error, ssl.SSLError):
             error = tls_failure(error, server_side=self._records.ssl.server_side)
         asyncio.get_running_loop().call_soon(self._tell_lost, error)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hand_over
 from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
@@ -25,7 +25,7 @@ class UpgradeClient(StreamProtocol):
     )  # fmt: skip
 
     def __init__(
-        self, transport: asyncio.Transport, path: str, host: str, protocols: tuple[str, ...]
+        self, transport: StreamTransport, path: str, host: str, protocols: tuple[str, ...]
     ) -> None:
         self._transport = transport
         self._buffer = HeadBuffer()

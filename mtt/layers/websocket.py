@@ -20,11 +20,9 @@ import errno
 import os
 import random
 from collections.abc import Callable
-from typing import Any
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers import linger
-from mtt.layers.base import GONE, Data, LayerTransport, SpeakingLayer, Upper, framed_writer
+from mtt.layers.base import GONE, Data, SpeakingLayer, StreamTransport, Upper
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -82,15 +80,14 @@ class WebSocketLayer(SpeakingLayer):
     """
 
     borrows = True
+    name = "WebSocket"
 
     __slots__ = (
         "_alive_asked", "_alive_told", "_asked_at", "_check_timer", "_client", "_close_code",
         "_close_received", "_close_sent", "_closed", "_decoder", "_ended", "_greeted",
         "_half_close", "_heard", "_mask", "_now", "_paused", "_ping", "_ping_timer", "_read_eof",
-        "_scheduled", "_seen_at", "_stash", "_write_eof", "_write_framed",
+        "_scheduled", "_seen_at", "_stash", "_write_eof",
     )  # fmt: skip
-
-    _write_framed: Callable[[bytes, Data | bytearray], None]  # to the layer below
 
     def __init__(
         self,
@@ -127,7 +124,7 @@ class WebSocketLayer(SpeakingLayer):
         self._closed = False
         self._ended = False  # the connection below, by the peer
 
-    def start(self, transport: asyncio.Transport, early: bytes = b"") -> None:
+    def start(self, transport: StreamTransport, early: bytes = b"") -> None:
         """Take over `transport`, whose upgrade is complete; `early` came right behind it."""
         transport.set_protocol(self)
         self.connection_made(transport)
@@ -143,10 +140,6 @@ class WebSocketLayer(SpeakingLayer):
             transport.resume_reading()
 
     # The protocol of the layer below.
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._write_framed = framed_writer(transport)
 
     def data_received(self, data: Data) -> None:
         self._seen_at = self._now()
@@ -314,29 +307,31 @@ class WebSocketLayer(SpeakingLayer):
         mask = self._mask()
         self._tail = 0
         if mask is None or mask == NO_MASK:
-            head = frame_header(BINARY, len(head) + len(data), mask) + head
-            self.written += len(head) + len(data)
-            self._write_framed(head, data)
+            self.lower.write_framed(frame_header(BINARY, len(head) + len(data), mask) + head, data)
         else:
-            self._send(frame(BINARY, b"".join((head, data)), mask))
+            self.lower.write(frame(BINARY, b"".join((head, data)), mask))
 
-    def can_write_eof(self) -> bool:
-        """Whether the peer is one of ours; not any more when a close frame has ended it all."""
-        return self._half_close and self._greeted and not self._is_ending
+    def half_closes(self) -> bool | None:
+        """Whether the peer is one of ours; not any more when a close frame has ended it all.
+
+        Not known until its sign has come, or was due.
+        """
+        if not self._half_close or self._is_ending:
+            return False
+        if self._greeted:
+            return True
+        asked_at = self._asked_at
+        return None if asked_at is None or self._now() - asked_at < ANSWER_TIME else False
+
+    def ask_half_close(self) -> None:
+        if self._asked_at is None and self.half_closes() is None:
+            self._asked_at = self._now()
+            self._speak(frame(PING, _QUESTION, self._mask()))
 
     @property
     def _is_ending(self) -> bool:
         """Whether a close frame, or worse, has ended both directions."""
         return self._close_received or self._close_sent or self._closed
-
-    def may_half_close(self) -> bool:
-        """Whether the peer may yet turn out to be one of ours. The first to ask has it asked."""
-        if not self._half_close or self._greeted or self._is_ending:
-            return False
-        if self._asked_at is None:
-            self._asked_at = self._now()
-            self._speak(frame(PING, _QUESTION, self._mask()))
-        return self._now() - self._asked_at < ANSWER_TIME
 
     def write_eof(self) -> None:
         """Tell the peer that no more data comes from us.
@@ -357,7 +352,7 @@ class WebSocketLayer(SpeakingLayer):
             self._send_close()
             self._closed = True
             self._stop_pings()
-            linger.close(self.lower, self.connection_lost, eof_seen=self._ended)
+            self.lower.close()
 
     def cut(self) -> None:
         """Deliver what was written, then end the connection so that the peer sees a failure."""
@@ -368,12 +363,12 @@ class WebSocketLayer(SpeakingLayer):
             self._send_close()  # by that our own ends know that we take no more
         self._closed = True
         self._stop_pings()
-        linger.cut(self.lower, self.connection_lost)
+        self.lower.cut()
 
     def abort(self) -> None:
         """Cut the connection so that the peer sees a failure."""
         self._closed = True
-        linger.reset(self.lower)
+        self.lower.abort()
 
     def _send_close(self, reason: str = "") -> None:
         if not self._close_sent:
@@ -390,12 +385,11 @@ class WebSocketLayer(SpeakingLayer):
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
         self._stop_pings()
-        if reset or isinstance(self.lower, LayerTransport):
-            self.lower.set_protocol(GONE)  # before: a layer tells whom it has when it closes
+        self.lower.set_protocol(GONE)  # its end tells nothing more
         if reset:
-            linger.reset(self.lower)
+            self.lower.abort()
         else:
-            linger.close(self.lower, eof_seen=self._ended)
+            self.lower.close()
         asyncio.get_running_loop().call_soon(self._tell_lost, error)
 
     def ask(self) -> bool:

@@ -16,7 +16,7 @@ from time import monotonic
 from mtt.address import Endpoint
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers import linger
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.tcp import SocketTransport
 from mtt.net.resolve import Address, Protect, Resolver, literal
 from mtt.net.sockets import tune
@@ -69,7 +69,7 @@ class Dialer:
 
     async def connect(
         self, endpoint: Endpoint, protocol_factory: ProtocolFactory
-    ) -> asyncio.Transport:
+    ) -> StreamTransport:
         """Connect to the address of the endpoint that answers first; an empty host is this machine.
 
         The protocol is made after the connection stands. Raises NetworkError naming the endpoint

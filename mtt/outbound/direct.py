@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from mtt.address import Endpoint, host_port
 from mtt.errors import DestinationError, NetworkError
+from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
@@ -36,7 +36,7 @@ class DirectDialer:
         self._allows = allows
         self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
 
-    async def connect(self, host: str, port: int) -> asyncio.Transport:
+    async def connect(self, host: str, port: int) -> StreamTransport:
         """Connect to `host` (IP literal or name) and `port`; the protocol is a Holding.
 
         Raises DestinationError.

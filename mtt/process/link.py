@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import describe
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.tcp import SocketTransport
 from mtt.log import logger
 
@@ -39,7 +39,7 @@ class Link(StreamProtocol):
     def __init__(self, hear: Callable[[Message], object], lost: Callable[[], object]) -> None:
         self._hear = hear
         self._lost = lost
-        self._transport: asyncio.Transport | None = None
+        self._transport: StreamTransport | None = None
         self._buffer = b""
         self._room: asyncio.Future[None] | None = None  # while the other end is behind
         self._over: asyncio.Future[None] | None = None  # while we close

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from mtt.address import peer_name
 from mtt.errors import NetworkError, describe
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
 from mtt.wire.addresses import AddressError
@@ -54,7 +54,7 @@ class Association(asyncio.DatagramProtocol):
     """
 
     def __init__(
-        self, control: asyncio.Transport, port: int = 0, *, idle_time: float = IDLE_TIME
+        self, control: StreamTransport, port: int = 0, *, idle_time: float = IDLE_TIME
     ) -> None:
         self._control = control
         self._client_ip = ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 from mtt.address import host_port
 from mtt.errors import StuckError, describe
 from mtt.http.date import http_date
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamTransport
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.origin import IdleOrigins, Origin
@@ -48,7 +47,7 @@ class Client(Protocol):
     def open(self, host: str, port: int) -> None:
         """Open a connection, and tell the exchange by `opened` or `not_opened`."""
 
-    def attached(self, transport: asyncio.Transport) -> None:
+    def attached(self, transport: StreamTransport) -> None:
         """The request goes there."""
 
     def flow(self) -> None:
@@ -60,7 +59,7 @@ class Client(Protocol):
     def cut(self, error: Exception) -> None:
         """The answer was cut."""
 
-    def upgraded(self, far: asyncio.Transport, rest: bytes, eof: bool) -> None:
+    def upgraded(self, far: StreamTransport, rest: bytes, eof: bool) -> None:
         """The answer was 101: join the client to `far`, from which `rest` has come already."""
 
 
@@ -176,7 +175,7 @@ class Exchange:
 
     # The connection that was asked for.
 
-    def opened(self, transport: asyncio.Transport) -> None:
+    def opened(self, transport: StreamTransport) -> None:
         """It is there, held."""
         self._reused = False
         origin = Origin(transport, (self._asked.host, self._asked.port))

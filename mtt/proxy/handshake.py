@@ -16,8 +16,7 @@ from typing import Any, Protocol
 
 from mtt.address import peer_name
 from mtt.errors import Cause, NetworkError, NothingSaidError, describe
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hold
 from mtt.outcome import Outcome
 from mtt.proxy import http
@@ -31,9 +30,9 @@ class Owner(http.Owner, Protocol):
 
     has_udp: bool
 
-    def begun(self, transport: asyncio.Transport) -> None: ...
-    def over(self, transport: asyncio.Transport) -> None: ...
-    def associate(self, near: asyncio.Transport, port: int) -> None: ...
+    def begun(self, transport: StreamTransport) -> None: ...
+    def over(self, transport: StreamTransport) -> None: ...
+    def associate(self, near: StreamTransport, port: int) -> None: ...
 
 
 class ProxyHandshake(StreamProtocol):
@@ -41,7 +40,7 @@ class ProxyHandshake(StreamProtocol):
 
     __slots__ = ("_buffer", "_closed", "_deadline", "_owner", "_step", "_timer", "_transport")
 
-    _transport: asyncio.Transport
+    _transport: StreamTransport
 
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
@@ -166,7 +165,7 @@ class ProxyHandshake(StreamProtocol):
         del self._buffer[:end]
         self._step = step
 
-    def _hand_over(self, end: int) -> asyncio.Transport:
+    def _hand_over(self, end: int) -> StreamTransport:
         """The connection for whoever serves the request, which is the buffer up to `end`."""
         transport, rest = self._transport, bytes(self._buffer[end:])
         self._let_go()
@@ -183,7 +182,7 @@ class ProxyHandshake(StreamProtocol):
         self._let_go()
         if answer:
             self._transport.write(answer)
-        linger.close(self._transport, eof_seen=False)
+        self._transport.close()
 
     def _tell(self, error: Exception) -> None:
         self._owner.tell(peer_name(self._transport), error)

@@ -27,10 +27,9 @@ from typing import Any, Protocol
 
 from mtt.address import peer_name
 from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol, silent_seconds, unsent
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hold
-from mtt.layers.tcp import SocketTransport
+from mtt.layers.kernel import silent_seconds
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
@@ -57,17 +56,17 @@ class Owner(Protocol):
     has_login: bool
     draining: bool
 
-    def idle(self, connection: HttpConnection, transport: asyncio.Transport) -> None: ...
-    def busy(self, connection: HttpConnection, transport: asyncio.Transport) -> None: ...
+    def idle(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
+    def busy(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
     def accepts(self, user: bytes, password: bytes) -> bool: ...
-    def carry(self, connection: HttpConnection, transport: asyncio.Transport) -> None: ...
+    def carry(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
     def open(
-        self, connection: HttpConnection, transport: asyncio.Transport, host: str, port: int
+        self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
     ) -> None: ...
     def connect(
-        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None: ...
-    def join(self, near: asyncio.Transport, far: asyncio.Transport) -> None: ...
+    def join(self, near: StreamTransport, far: StreamTransport) -> None: ...
     def tell(self, name: str, error: Exception) -> None: ...
 
 
@@ -93,7 +92,7 @@ class HttpConnection(StreamProtocol):
         "error", "full", "origins", "over", "reason", "received", "sent", "started", "task",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner, transport: asyncio.Transport, deadline: float) -> None:
+    def __init__(self, owner: Owner, transport: StreamTransport, deadline: float) -> None:
         self._owner = owner
         self._near = transport
         self._takes_views = bool(getattr(transport, "borrows", False))
@@ -131,7 +130,7 @@ class HttpConnection(StreamProtocol):
         """Cut it."""
         if not self.over:
             self._end(reason)
-            linger.reset(self._near)
+            self._near.abort()
 
     # The protocol of the client's connection.
 
@@ -250,11 +249,11 @@ class HttpConnection(StreamProtocol):
 
     # For the owner, about the connection that was asked for.
 
-    def opened(self, transport: asyncio.Transport) -> None:
+    def opened(self, transport: StreamTransport) -> None:
         """It is there, held."""
         self.task = None
         if self._exchange is None:
-            linger.reset(transport)
+            transport.abort()
         else:
             self._exchange.opened(transport)
 
@@ -285,8 +284,8 @@ class HttpConnection(StreamProtocol):
     def open(self, host: str, port: int) -> None:
         self._owner.open(self, self._near, host, port)
 
-    def attached(self, transport: asyncio.Transport) -> None:
-        if isinstance(self._near, SocketTransport) and getattr(transport, "shares", False):
+    def attached(self, transport: StreamTransport) -> None:
+        if transport.shares:
             self._near.limit_reads()
 
     def flow(self) -> None:
@@ -312,9 +311,9 @@ class HttpConnection(StreamProtocol):
         self.error = error
         if not self.over:
             self._end(describe(error))
-            linger.cut(self._near)  # behind what has come of the answer
+            self._near.cut()  # behind what has come of the answer
 
-    def upgraded(self, far: asyncio.Transport, rest: bytes, eof: bool) -> None:
+    def upgraded(self, far: StreamTransport, rest: bytes, eof: bool) -> None:
         near, ahead, near_eof = self._near, bytes(self._buffer), self._eof
         self._exchange = None
         self._end("upgraded")
@@ -337,7 +336,7 @@ class HttpConnection(StreamProtocol):
         """End the connection after all that was written."""
         if not self.over:
             self._end(reason)
-            linger.close(self._near, eof_seen=self._eof)
+            self._near.close()
 
     def _end(self, reason: str) -> None:
         """Let go of everything but the client's connection."""
@@ -399,7 +398,7 @@ class HttpConnection(StreamProtocol):
         ends = [self._near]
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
-        waiting = sum(map(unsent, ends))
+        waiting = sum(end.unsent() for end in ends)
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
         count = self.sent + self.received - waiting
         if count != self._counted:

@@ -6,8 +6,7 @@ import asyncio
 from typing import Protocol
 
 from mtt.errors import PeerError
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError
@@ -67,7 +66,7 @@ class Origin(StreamProtocol):
         "full", "key", "transport", "usable",
     )  # fmt: skip
 
-    def __init__(self, transport: asyncio.Transport, key: tuple[str, int]) -> None:
+    def __init__(self, transport: StreamTransport, key: tuple[str, int]) -> None:
         self.transport = transport
         self.key = key
         self.eof = False
@@ -85,7 +84,7 @@ class Origin(StreamProtocol):
         self._idle_since = 0.0
         self._keep_time = KEEP_TIME
         self._proven = False
-        self._takes_views = bool(getattr(transport, "borrows", False))
+        self._takes_views = transport.borrows
 
     def take_over(self) -> None:
         """Begin to be its protocol. It is not `usable` if it has ended, or spoke first."""
@@ -131,12 +130,12 @@ class Origin(StreamProtocol):
     def close(self) -> None:
         """End it; what was sent is delivered."""
         self._let_go()
-        linger.close(self.transport, eof_seen=self.eof)
+        self.transport.close()
 
     def abort(self) -> None:
         """Cut it, so that an incomplete request does not look complete."""
         self._let_go()
-        linger.reset(self.transport)
+        self.transport.abort()
 
     def _let_go(self) -> None:
         self.usable = False
@@ -259,7 +258,7 @@ class Origin(StreamProtocol):
         self._let_go()
         self._body = self._answer = None
         if not self._lost:
-            linger.reset(self.transport)
+            self.transport.abort()
         if asking is not None:
             asking.failed(error, silent=not self._heard)
 

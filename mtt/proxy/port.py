@@ -17,9 +17,7 @@ from typing import Any, NamedTuple
 from mtt.address import peer_name
 from mtt.admission import Pending
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
-from mtt.layers import linger
-from mtt.layers.base import StreamProtocol
-from mtt.layers.holding import Holding
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
@@ -73,13 +71,13 @@ class ProxyPort:
 
     def __init__(
         self,
-        open: Callable[[str, int], Awaitable[asyncio.Transport]],
-        relay: Callable[[asyncio.Transport, asyncio.Transport], object],
+        open: Callable[[str, int], Awaitable[StreamTransport]],
+        relay: Callable[[StreamTransport, StreamTransport], object],
         own: Callable[
-            [asyncio.Transport, Callable[[Callable[[HttpConnection], None]], HttpConnection]],
+            [StreamTransport, Callable[[Callable[[HttpConnection], None]], HttpConnection]],
             object,
         ],
-        spawn: Callable[[asyncio.Transport, Coroutine[Any, Any, None]], object],
+        spawn: Callable[[StreamTransport, Coroutine[Any, Any, None]], object],
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
         logins: Collection[Login] = (),
@@ -128,24 +126,24 @@ class ProxyPort:
 
     # Called by the handshakes and the connections of HTTP clients.
 
-    def begun(self, transport: asyncio.Transport) -> None:
+    def begun(self, transport: StreamTransport) -> None:
         if self._closed:  # accepted in the very last moment
-            linger.reset(transport)
+            transport.abort()
         else:
             self._handshakes.add(transport)
 
-    def over(self, transport: asyncio.Transport) -> None:
+    def over(self, transport: StreamTransport) -> None:
         self._handshakes.discard(transport)
 
-    def idle(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+    def idle(self, connection: HttpConnection, transport: StreamTransport) -> None:
         self._idle.add(connection)
         self.begun(transport)
 
-    def busy(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+    def busy(self, connection: HttpConnection, transport: StreamTransport) -> None:
         self._idle.discard(connection)
         self.over(transport)
 
-    def carry(self, connection: HttpConnection, transport: asyncio.Transport) -> None:
+    def carry(self, connection: HttpConnection, transport: StreamTransport) -> None:
         """Look after a connection from its first request on."""
 
         def make(done: Callable[[HttpConnection], None]) -> HttpConnection:
@@ -154,12 +152,12 @@ class ProxyPort:
 
         self._own(transport, make)
 
-    def join(self, near: asyncio.Transport, far: asyncio.Transport) -> None:
+    def join(self, near: StreamTransport, far: StreamTransport) -> None:
         """Relay between a client and a stream that has been opened for it."""
         self._relay(near, far)
 
     def open(
-        self, connection: HttpConnection, transport: asyncio.Transport, host: str, port: int
+        self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
     ) -> None:
         """Open a stream for `connection`, which has `transport`."""
         self._spawn(transport, self._open_for(connection, transport, host, port))
@@ -179,19 +177,19 @@ class ProxyPort:
             logger.debug("%s: %s", name, describe(error))
 
     def connect(
-        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         """Open what was asked for, answer with `success` or a `failure`, and relay."""
         self._spawn(near, self._connect(near, host, port, success, failure))
 
-    def associate(self, near: asyncio.Transport, port: int) -> None:
+    def associate(self, near: StreamTransport, port: int) -> None:
         """Serve a UDP ASSOCIATE; `port` is where the client says that it sends from."""
         self._spawn(near, self._associate(near, port))
 
     # The work.
 
     async def _connect(
-        self, near: asyncio.Transport, host: str, port: int, success: bytes, failure: Failure
+        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         try:
             far = await self._open(host, port)
@@ -203,7 +201,7 @@ class ProxyPort:
         self._relay(near, far)
 
     async def _open_for(
-        self, connection: HttpConnection, near: asyncio.Transport, host: str, port: int
+        self, connection: HttpConnection, near: StreamTransport, host: str, port: int
     ) -> None:
         if connection.over:
             return
@@ -219,7 +217,7 @@ class ProxyPort:
         else:
             connection.opened(far)
 
-    async def _associate(self, near: asyncio.Transport, port: int) -> None:
+    async def _associate(self, near: StreamTransport, port: int) -> None:
         assert self._open_packets is not None
         association = Association(near, port, idle_time=self._udp_idle_time)
         self.associations += 1
@@ -241,14 +239,14 @@ class ProxyPort:
             association.close()
 
 
-    def _refuse(self, near: asyncio.Transport, error: MttError, failure: Failure) -> None:
+    def _refuse(self, near: StreamTransport, error: MttError, failure: Failure) -> None:
         """Answer that a request failed, and close."""
         outcome = self._outcome(near, error)
         if not near.is_closing():
             near.write(failure(outcome))
             _close(near)
 
-    def _outcome(self, near: asyncio.Transport, error: MttError) -> Outcome:
+    def _outcome(self, near: StreamTransport, error: MttError) -> Outcome:
         """What a client is told of `error`; the log gets all of it."""
         # A destination that does not answer is routine, a server is not.
         if isinstance(error, DestinationError):
@@ -258,7 +256,5 @@ class ProxyPort:
         return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
 
 
-def _close(near: asyncio.Transport) -> None:
-    holding = near.get_protocol()
-    eof_seen = isinstance(holding, Holding) and holding.eof
-    linger.close(near, eof_seen=eof_seen)
+def _close(near: StreamTransport) -> None:
+    near.close()

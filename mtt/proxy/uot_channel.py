@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from logging import DEBUG
 from typing import Any, Protocol
 
 from mtt.address import host_port
 from mtt.errors import PeerError
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.metrics import Counters
@@ -36,7 +34,7 @@ class UotChannel(StreamProtocol):
     __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_drops", "_stream")
 
     def __init__(
-        self, stream: asyncio.Transport, association: Receiver, counters: Counters
+        self, stream: StreamTransport, association: Receiver, counters: Counters
     ) -> None:
         self._stream = stream
         self._association: Receiver | None = association  # until it is over
@@ -86,7 +84,7 @@ class UotChannel(StreamProtocol):
             datagrams = self._decoder.feed(data)
         except uot.UotError as error:
             self._association = None
-            linger.reset(self._stream)
+            self._stream.abort()
             association.lost(PeerError(f"UDP over TCP: {error}"))
             return
         for host, port, payload in datagrams:

@@ -14,8 +14,7 @@ from typing import Any
 
 from mtt.address import host_port, peer_name
 from mtt.errors import PeerError, describe
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.net.resolve import Resolver
@@ -50,7 +49,7 @@ class UotRelay(StreamProtocol):
 
     def __init__(
         self,
-        stream: asyncio.Transport,
+        stream: StreamTransport,
         version: int,
         *,
         acknowledge: Callable[[Outcome], object],
@@ -99,7 +98,7 @@ class UotRelay(StreamProtocol):
         """Cut it so that the client sees a failure."""
         self._let_go(reason)
         if not self._lost:
-            linger.reset(self._stream)
+            self._stream.abort()
 
     # The protocol of the stream.
 

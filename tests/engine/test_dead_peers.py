@@ -18,7 +18,7 @@ import pytest
 from mtt import anytls_sessions, connector, relay, reuse
 from mtt.client import Client
 from mtt.layers import anytls_client, smux, websocket
-from mtt.layers.base import silent_seconds
+from mtt.layers.kernel import silent_seconds
 from mtt.net import sockets
 from mtt.server import Server
 from tests.support.certs import Certs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.tcp import SocketTransport
 from mtt.relay import Relay
@@ -103,29 +103,26 @@ async def _send_all(end: Tcp) -> None:
     await end.finish()
 
 
-class Clogged(asyncio.Transport):
+class Clogged(StreamTransport):
     """A transport whose other side does not read, for now."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.protocol: Any = None
+        self.upper: Any = None
         self.written = bytearray()
         self.finished = False
         self.paused = False
 
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
     def write(self, data: Data | bytearray) -> None:
         if not self.written:
-            self.protocol.pause_writing()
+            self.upper.pause_writing()
         self.written += data
 
-    def get_protocol(self) -> Any:
-        return self.protocol
-
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         return True
+
+    def unsent(self) -> int:
+        return 0
 
     def write_eof(self) -> None:
         self.finished = True
@@ -143,7 +140,10 @@ class Clogged(asyncio.Transport):
         return 0
 
     def close(self) -> None:
-        asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
+        asyncio.get_running_loop().call_soon(self.upper.connection_lost, None)
+
+    def cut(self) -> None:
+        self.close()
 
     def abort(self) -> None:
         self.close()
@@ -171,11 +171,11 @@ async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_mo
         application.close()
         assert len(far.written) < len(upload)
         while not far.paused:  # writing to the application has failed
-            far.protocol.data_received(b"thank you")
+            far.upper.data_received(b"thank you")
             await asyncio.sleep(0.01)
         assert len(far.written) < len(upload)
         assert not done.is_set()
-        far.protocol.resume_writing()
+        far.upper.resume_writing()
         await done.wait()
         assert far.written == upload
         assert far.finished

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from mtt.address import parse_endpoint
 from mtt.http.limits import MAX_DISCARD, VISITORS
 from mtt.http.server import HttpServer
-from mtt.layers.base import Data, LayerTransport, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.reads import READ_SIZE
+from mtt.net.listen import bind
+from mtt.net.resolve import Resolver
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, parse_response, text_reply
 from mtt.wire.servemux import ServeMux
 from mtt.wire.upgrade import Upgrade, switching_protocols
@@ -26,7 +29,7 @@ PROTOCOLS = ("smux_on", "smux_off")
 WS = ServeMux("/ws").route
 
 
-class MemoryTransport(LayerTransport):
+class MemoryTransport(StreamTransport):
     """What an HttpServer sees of a connection, and what it did to it."""
 
     def __init__(self, protocol: Any) -> None:
@@ -477,12 +480,12 @@ async def serving(
             servers.append(made)
         return made
 
-    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+    server = await bind(parse_endpoint("-b", "127.0.0.1:0"), "", resolver=Resolver())
+    server.serve(make)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield int(server.addresses[0].rpartition(":")[2])
     finally:
         server.close()
-        await server.wait_closed()
 
 
 async def with_client(

@@ -335,9 +335,9 @@ async def test_a_guess_at_the_version_ends_no_wait_for_half_close(
     stream.watch()
     await clock.passes(anytls_stream.QUESTION_TIME + 0.1)
     assert client.server.version == 1
-    assert stream.may_half_close()
+    assert stream.half_closes() is None
     other = Client(client.server, half_close=True)
-    assert not other.stream()[1].may_half_close()
+    assert other.stream()[1].half_closes() is not None
     client.feed(OWN)
     assert stream.can_write_eof()
     await client.over()
@@ -521,15 +521,15 @@ async def test_whether_there_is_half_close_is_open_until_the_server_may_have_sai
     foreign.server.version = 2  # of another session
     known.server.version = 1  # of another session, too
     streams = [client.stream()[1] for client in clients]
-    assert [stream.may_half_close() for stream in streams] == [True, True, False, True]
+    assert [stream.half_closes() is None for stream in streams] == [True, True, False, True]
     ours.feed(OWN)
     foreign.feed(GREETING)
-    assert [stream.may_half_close() for stream in streams] == [False, False, False, True]
+    assert [stream.half_closes() is None for stream in streams] == [False, False, False, True]
     assert [stream.can_write_eof() for stream in streams] == [True, False, False, False]
     monkeypatch.setattr(anytls_client, "SETTINGS_TIME", 0.0)
-    assert not streams[3].may_half_close()
+    assert streams[3].half_closes() is not None
     clients.append(Client())
-    assert not clients[4].stream()[1].may_half_close()  # nobody was asked
+    assert clients[4].stream()[1].half_closes() is not None  # nobody was asked
     for client in clients:
         await client.over()
 

@@ -15,6 +15,7 @@ from mtt.errors import MttError, PeerError
 from mtt.layers.anytls import RECEIVE_BUDGET
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
+from mtt.layers.tcp import SocketTransport
 from mtt.layers.tls import TlsLayer
 from mtt.relay import Relay
 from mtt.wire.anytls import FIN, HEADER_SIZE, PSH, SETTINGS, SYN, PreambleReader, frame
@@ -131,13 +132,14 @@ async def test_every_padded_record_is_a_record_of_tls(
         "tests.support.stacks.ServerSession", lambda accept: ServerSession(accept, scheme=scheme)
     )
     wire: dict[TlsLayer, bytes] = {}
-    send = TlsLayer._send
+    write = SocketTransport.write
 
-    def tapped(layer: TlsLayer, data: bytes) -> None:
+    def tapped(transport: SocketTransport, data: bytes) -> None:
+        layer = transport.get_protocol()
         wire[layer] = wire.get(layer, b"") + data
-        send(layer, data)
+        write(transport, data)
 
-    monkeypatch.setattr(TlsLayer, "_send", tapped)
+    monkeypatch.setattr(SocketTransport, "write", tapped)
     stack = Stack("anytls-tls", ("tls", "anytls"), version=ssl.TLSVersion.TLSv1_3)
     async with stack.open(certs) as (client, server):
         client.transport.write(b"x" * 100)

@@ -15,7 +15,6 @@ from contextlib import AbstractAsyncContextManager
 import pytest
 
 from mtt.layers import anytls, linger
-from mtt.layers.base import unsent
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import STOP_AT, SmuxStream
@@ -67,7 +66,7 @@ async def check_back_pressure(stack: Stack, open_pair: Open) -> None:
             assert receiver.recorder.data == before, "data in spite of pause_reading"
             assert sender.recorder.pauses
             if not isinstance(sender.transport, SmuxStream):  # whose peer tells it to stop
-                assert unsent(sender.transport) > 0
+                assert sender.transport.unsent() > 0
             receiver.transport.resume_reading()
             assert receiver.transport.is_reading()
             await receiver.recorder.received(len(written))
@@ -259,7 +258,7 @@ async def check_after_close(stack: Stack, open_pair: Open) -> None:
                 transport.write(bytearray(b"late"))
             transport.pause_reading()
             transport.resume_reading()
-            assert unsent(transport) == 0
+            assert transport.unsent() == 0
             if stack.layers and transport.can_write_eof():
                 transport.write_eof()
             transport.close()

@@ -10,9 +10,8 @@ import socket
 import pytest
 
 from mtt.layers import linger
-from mtt.layers.base import unsent
 from tests.support.clock import Clock
-from tests.support.transports import FakeLayer, FakeTransport, Recorder, attach, raw_peer, turns
+from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, turns
 
 
 async def drain(sock: socket.socket) -> bytes:
@@ -24,7 +23,7 @@ async def drain(sock: socket.socket) -> bytes:
 
 
 def close(recorder: Recorder) -> None:
-    linger.close(recorder.transport, recorder.connection_lost, eof_seen=recorder.eof)
+    recorder.transport.close()
 
 
 # Ordinary ends.
@@ -73,39 +72,49 @@ async def test_a_peer_that_has_ended_is_not_waited_for() -> None:
         assert len(await drain(sock)) == 300_000
         assert recorder.lost  # that was no FIN alone
         assert await recorder.ended() is None
-        linger.reset(recorder.transport)  # asyncio's own abort() would raise here
+        recorder.transport.abort()  # asyncio's own abort() would raise here
 
 
 @pytest.mark.parametrize("eof_seen", [False, True])
 async def test_close_takes_over_the_transport(eof_seen: bool) -> None:
     recorder = Recorder()
-    transport = FakeTransport(recorder)
-    heard: list[Exception | None] = []
-    linger.close(transport, heard.append, eof_seen=eof_seen)
-    transport.lose(None)
-    await turns()
-    assert heard == [None]
-    assert not recorder.lost
+    async with raw_peer(recorder, small=True) as sock:
+        if eof_seen:
+            sock.shutdown(socket.SHUT_WR)
+            await recorder.at_eof()
+        recorder.transport.write(bytes(500_000))
+        close(recorder)
+        if not eof_seen:
+            sock.send(b"late")
+        assert len(await drain(sock)) == 500_000
+        sock.close()
+        assert await recorder.ended() is None
+        assert not recorder.data
+        assert recorder.eof is eof_seen
 
 
-async def test_close_reads_on_though_reading_was_paused() -> None:
-    transport = FakeTransport()
-    transport.pause_reading()
-    linger.close(transport, eof_seen=False)
-    assert transport.eof_written
-    assert transport.reading  # or the peer's FIN would not be seen
-    transport.lose(None)
-    await turns()
+async def test_close_reads_on_though_reading_was_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch)  # which stands still: nothing but the peer's FIN ends this
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        recorder.transport.pause_reading()
+        close(recorder)
+        assert await drain(sock) == b""
+        sock.close()
+        await recorder.ended()
 
 
 async def test_nothing_watches_a_peer_that_has_ended_and_has_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(linger, "_Lingering", None)
-    transport = FakeTransport()
-    linger.close(transport, eof_seen=True)
-    assert transport.closing
-    await turns()
+    monkeypatch.setattr(linger, "Lingering", None)
+    recorder = Recorder()
+    async with raw_peer(recorder) as sock:
+        sock.shutdown(socket.SHUT_WR)
+        await recorder.at_eof()
+        close(recorder)
+        assert recorder.transport.is_closing()
+        await recorder.ended()
 
 
 async def test_closing_twice_or_after_the_end_of_writing() -> None:
@@ -122,7 +131,7 @@ async def test_closing_twice_or_after_the_end_of_writing() -> None:
 async def test_a_connection_that_is_closing_already() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
-        recorder.transport.abort()
+        recorder.transport.drop()
         close(recorder)
         assert await recorder.ended() is None
         assert await drain(sock) == b""
@@ -180,7 +189,7 @@ async def test_a_peer_that_does_not_read_is_cut(monkeypatch: pytest.MonkeyPatch)
     async with raw_peer(recorder, small=True) as sock:
         recorder.transport.write(b"w" * 2_000_000)
         close(recorder)
-        assert unsent(recorder.transport) > 1_000_000
+        assert recorder.transport.unsent() > 1_000_000
         assert await recorder.ended() is None
         # What is missing must not look like an ordinary end.
         with pytest.raises(ConnectionResetError):
@@ -246,11 +255,11 @@ async def test_a_connection_that_was_reset_behind_its_end_has_nothing_to_send() 
         recorder.transport.pause_reading()
         sock.close()
         assert not recorder.lost
-        assert unsent(recorder.transport) == 0
+        assert recorder.transport.unsent() == 0
 
 
 async def test_no_timer_is_left_behind() -> None:
-    lingering = linger._Lingering(FakeTransport(), lambda exc: None)
+    lingering = linger.Lingering(FakeTransport(), Recorder())
     lingering.connection_lost(None)
     assert lingering._timer.cancelled()
 
@@ -263,8 +272,8 @@ async def test_the_peer_sees_a_reset_as_a_failure(pending: int) -> None:
     recorder = Recorder()
     async with raw_peer(recorder, small=True) as sock:
         recorder.transport.write(b"v" * pending)
-        linger.reset(recorder.transport)
-        linger.reset(recorder.transport)
+        recorder.transport.abort()
+        recorder.transport.abort()
         assert await recorder.ended() is None
         with pytest.raises(ConnectionResetError):
             await drain(sock)
@@ -276,9 +285,9 @@ async def test_reset_of_what_lingers() -> None:
         recorder.transport.write(b"u" * 2_000_000)
         close(recorder)
         await turns()
-        linger.reset(recorder.transport)
+        recorder.transport.abort()
         await recorder.ended()
-        linger.reset(recorder.transport)
+        recorder.transport.abort()
         with pytest.raises(ConnectionResetError):
             await drain(sock)
 
@@ -291,26 +300,9 @@ async def test_a_unix_socket_has_no_reset_and_needs_none() -> None:
         transport = attach(near, recorder)
         transport.write(b"said")
         assert await asyncio.get_running_loop().sock_recv(far, 10) == b"said"
-        linger.reset(transport)
+        transport.abort()
         await recorder.ended()
         assert await drain(far) == b""
-
-
-# Layers look after themselves.
-
-
-async def test_a_layer_is_told_only() -> None:
-    recorder = Recorder()
-    lower = FakeLayer(recorder)
-    linger.close(lower, recorder.connection_lost, eof_seen=False)
-    await recorder.ended()
-    assert not lower.aborted
-    assert lower.protocol is recorder
-    recorder = Recorder()
-    lower = FakeLayer(recorder)
-    linger.reset(lower)
-    await recorder.ended()
-    assert lower.aborted
 
 
 # Cuts.
@@ -321,7 +313,7 @@ async def test_cut_delivers_everything_first() -> None:
     recorder = Recorder()
     async with raw_peer(recorder, small=True) as sock:
         recorder.transport.write(data)
-        linger.cut(recorder.transport, recorder.connection_lost)
+        recorder.transport.cut()
         received = bytearray()
         with pytest.raises(ConnectionResetError):
             while piece := await asyncio.get_running_loop().sock_recv(sock, 20_000):
@@ -337,9 +329,9 @@ async def test_cut_of_a_connection_with_nothing_unsent_is_immediate(eof: bool) -
         recorder.transport.write(b"x")
         if eof:
             recorder.transport.write_eof()
-        while unsent(recorder.transport):
+        while recorder.transport.unsent():
             await turns()
-        linger.cut(recorder.transport, recorder.connection_lost)
+        recorder.transport.cut()
         await turns(2)
         assert recorder.lost
         assert sock.recv(10) == b"x"
@@ -353,7 +345,7 @@ async def test_cut_gives_up_on_a_peer_that_does_not_read(monkeypatch: pytest.Mon
     recorder = Recorder()
     async with raw_peer(recorder, small=True):
         recorder.transport.write(bytes(500_000))
-        linger.cut(recorder.transport, recorder.connection_lost)
+        recorder.transport.cut()
         start = clock.now
         await clock.until(lambda: recorder.lost)
         assert clock.now - start >= linger.STALL_TIME
@@ -364,11 +356,11 @@ async def test_one_unacknowledged_byte_is_unsent_before_and_behind_a_fin() -> No
     async with raw_peer(recorder, small=True) as sock:
         while not recorder.transport.get_write_buffer_size():
             recorder.transport.write(bytes(10_000))
-        assert unsent(recorder.transport) > recorder.transport.get_write_buffer_size()
-        while unsent(recorder.transport):
+        assert recorder.transport.unsent() > recorder.transport.get_write_buffer_size()
+        while recorder.transport.unsent():
             with contextlib.suppress(BlockingIOError):
                 sock.recv(100_000)
             await turns()
         recorder.transport.write_eof()
         await turns()
-        assert not unsent(recorder.transport)
+        assert not recorder.transport.unsent()

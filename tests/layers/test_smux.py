@@ -10,7 +10,6 @@ import pytest
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger
 from mtt.layers import smux as layer
-from mtt.layers.base import unsent
 from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
@@ -332,13 +331,13 @@ async def test_unsent_counts_up_to_a_streams_own_last_byte() -> None:
     one, other = session.open_stream(Recorder()), session.open_stream(Recorder())
     one.write(bytes(1000))
     lower.buffered = 1008
-    assert unsent(one) == 1008
+    assert one.unsent() == 1008
     other.write(bytes(5000))
     lower.buffered = 6016
-    assert unsent(one) == 1008
+    assert one.unsent() == 1008
     lower.buffered = 5008
-    assert unsent(one) == 0
-    assert unsent(other) == 5008
+    assert one.unsent() == 0
+    assert other.unsent() == 5008
     await finished(session)
 
 
@@ -385,9 +384,9 @@ async def test_streams_end_each_direction_as_the_connection_can(half_close: bool
     server = Server(half_close=half_close)
     _, stream = server.open(3)
     assert stream.can_write_eof() is half_close
-    assert not stream.may_half_close()
-    server.lower.undecided = True
-    assert stream.may_half_close()
+    assert stream.half_closes() is half_close
+    server.lower.half_close = None
+    assert stream.half_closes() is None
     await finished(server.session)
 
 

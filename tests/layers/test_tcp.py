@@ -52,10 +52,17 @@ async def test_a_connection_that_ends_at_once(end: str) -> None:
         transport = SocketTransport(near, recorder, ("192.0.2.1", 5))
         assert transport.is_closing()
         assert not recorder.lost
+        if end == "close":
+            assert await at_end(far)
+            far.shutdown(socket.SHUT_WR)
         assert await recorder.ended() is reason
         await turns(1)
         assert near.fileno() < 0
-        assert await at_end(far)
+        if end == "abort":
+            with pytest.raises(ConnectionResetError):
+                await at_end(far)
+        else:
+            assert await at_end(far)
     assert found == [reason] * (end == "exception")
     assert transport.get_extra_info("socket") is near
     assert transport.get_extra_info("peername") == ("192.0.2.1", 5)

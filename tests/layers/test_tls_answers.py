@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from mtt.layers.base import unsent
 from mtt.layers.tls import ANSWERS_LIMIT
 from tests.layers.test_tls import V13, Peer
 from tests.support.certs import Certs
@@ -101,12 +100,12 @@ async def test_answers_are_not_unsent_data(certs: Certs, tmp_path: Path) -> None
         one.transport.take()
         one.ask(10)
         one.transport.buffered = len(one.transport.sent)
-        assert unsent(one.layer) == 0
+        assert one.layer.unsent() == 0
         one.layer.write(bytes(1000))
         one.transport.buffered = size = len(one.transport.sent)
-        assert unsent(one.layer) == size
+        assert one.layer.unsent() == size
         one.ask(10)
         one.transport.buffered = len(one.transport.sent)
-        assert unsent(one.layer) == size
+        assert one.layer.unsent() == size
         one.transport.buffered -= size
-        assert unsent(one.layer) == 0
+        assert one.layer.unsent() == 0

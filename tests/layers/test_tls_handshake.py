@@ -346,9 +346,9 @@ async def test_the_end_of_the_handshake_travels_with_the_first_data(
 
     async def write_at_once() -> int:
         transport = await holding.opened()
-        before = one.written
+        before = one.handed_over
         transport.write(early)
-        return one.written - before
+        return one.handed_over - before
 
     writing = asyncio.get_running_loop().create_task(write_at_once())
     async with joined(one, other):
@@ -377,8 +377,8 @@ async def test_abort_in_the_middle(certs: Certs) -> None:
 
 async def test_abort_before_there_is_a_connection(certs: Certs) -> None:
     layer, recorder = server(certs)
-    linger.reset(layer)
-    linger.reset(layer)
+    layer.abort()
+    layer.abort()
     layer.close()
     transport = FakeTransport(layer)
     layer.connection_made(transport)

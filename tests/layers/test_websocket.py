@@ -9,7 +9,6 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import websocket
-from mtt.layers.base import unsent
 from mtt.layers.websocket import CONTROL_BACKLOG, WebSocketLayer
 from mtt.wire.websocket import (
     BINARY,
@@ -167,15 +166,15 @@ async def test_pongs_are_not_unsent_data(lower: type[FakeTransport]) -> None:
     server = Side(lower=lower)
     server.feed(up(PING, b"1"))
     server.lower.buffered = len(server.lower.sent)
-    assert unsent(server.layer) == 0
+    assert server.layer.unsent() == 0
     server.layer.write(b"data")
     server.lower.buffered = size = len(server.lower.sent)
-    assert unsent(server.layer) == size
+    assert server.layer.unsent() == size
     server.feed(up(PING, b"2"))
     server.lower.buffered = len(server.lower.sent)
-    assert unsent(server.layer) == size
+    assert server.layer.unsent() == size
     server.lower.buffered -= size
-    assert unsent(server.layer) == 0
+    assert server.layer.unsent() == 0
     await server.over()
 
 
@@ -364,7 +363,8 @@ async def test_the_ends_get_to_know_each_other() -> None:
     client.layer.write(b"before")
     client.feed(server.lower.take())
     assert client.layer.can_write_eof()
-    assert server.layer.may_half_close()
+    server.layer.ask_half_close()
+    assert server.layer.half_closes() is None
     client.layer.write(b"behind")
     server.feed(client.lower.take())
     assert server.layer.can_write_eof()
@@ -390,27 +390,28 @@ async def test_the_ends_get_to_know_each_other() -> None:
 async def test_a_peer_is_asked_once_when_its_greeting_is_wanted(client: bool) -> None:
     side = Side(client=client, half_close=True)
     side.lower.take()
-    assert not side.layer.can_write_eof()
+    assert side.layer.half_closes() is None
     assert side.said() == []
-    assert side.layer.may_half_close()
-    assert side.layer.may_half_close()
+    side.layer.ask_half_close()
+    side.layer.ask_half_close()
+    assert side.layer.half_closes() is None
     assert side.said() == [(PING, QUESTION)]
     assert side.layer.unsent() == 0
     key = None if client else NO_MASK
     side.feed(frame(PONG, b"another", key))
-    assert side.layer.may_half_close()
+    assert side.layer.half_closes() is None
     side.feed(frame(PONG, QUESTION, key))
-    assert not side.layer.may_half_close()
+    assert side.layer.half_closes() is not None
     assert not side.layer.can_write_eof()
     await side.over()
 
 
 async def test_a_greeting_that_comes_late() -> None:
     side = Side(client=True, half_close=True)
-    assert side.layer.may_half_close()
+    side.layer.ask_half_close()
     side.feed(frame(TEXT, b""))
     assert side.layer.can_write_eof()
-    assert not side.layer.may_half_close()
+    assert side.layer.half_closes() is not None
     assert side.said() == [(PING, QUESTION), (TEXT, b"")]
     await side.over()
 
@@ -418,7 +419,8 @@ async def test_a_greeting_that_comes_late() -> None:
 async def test_a_question_is_not_open_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "ANSWER_TIME", 0.0)
     side = Side(client=True, half_close=True)
-    assert not side.layer.may_half_close()
+    side.layer.ask_half_close()
+    assert side.layer.half_closes() is False
     await side.over()
 
 

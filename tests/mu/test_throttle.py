@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.base import LayerTransport, StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tcp import SocketTransport
 from mtt_mu_server import throttle
@@ -26,7 +26,7 @@ from tests.support.transports import raw_peer
 INEXACT = 1e-6
 
 
-class Below(LayerTransport):
+class Below(StreamTransport):
     """The transport under a throttle."""
 
     def __init__(self) -> None:
@@ -34,13 +34,7 @@ class Below(LayerTransport):
         self.reading = False
         self.calls: list[str] = []
         self.sent = b""
-        self.protocol: Any = None
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def get_protocol(self) -> Any:
-        return self.protocol
+        self.upper: Any = None
 
     def pause_reading(self) -> None:
         self.reading = False
@@ -57,7 +51,7 @@ class Below(LayerTransport):
     def write(self, data: Any) -> None:
         self.sent += data
 
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         return True
 
     def write_eof(self) -> None:
@@ -284,7 +278,7 @@ async def test_what_came_before_it_took_over_is_not_lost() -> None:
     below, layer, above = Below(), Throttle(Bucket(4000)), Above()
     held = Holding()
     held.early = b"early"
-    below.protocol = held
+    below.upper = held
     layer.start(below)
     layer.set_protocol(above)
     layer.resume_reading()
@@ -302,7 +296,7 @@ def held_below(early: bytes, *, eof: bool, error: Exception | None = None) -> Be
         holding.data_received(early)
     if eof:
         holding.eof_received()
-    below.protocol = holding
+    below.upper = holding
     if error is not None:
         holding.connection_lost(error)
     return below
@@ -334,7 +328,7 @@ async def test_a_loss_before_it_took_over_comes_after_what_waits() -> None:
     layer.start(below)
     hand_over(layer, above)
     assert not layer.is_closing()
-    assert below.protocol is not layer  # which would be a cycle of references
+    assert below.upper is not layer  # which would be a cycle of references
     await above.had("eof", "lost gone")
     assert len(above.data) == 6000
     assert layer.is_closing()

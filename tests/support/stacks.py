@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtt.layers import linger
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
@@ -66,10 +65,10 @@ class End:
 
     def close(self) -> None:
         """Close as the relay does: deliver everything, then say the end."""
-        linger.close(self.transport, self.recorder.connection_lost, eof_seen=self.recorder.eof)
+        self.transport.close()
 
     def abort(self) -> None:
-        linger.reset(self.transport)
+        self.transport.abort()
 
     async def send(self, data: bytes, rng: random.Random | None = None) -> None:
         """Write `data` in pieces of random sizes, minding back-pressure."""
@@ -142,7 +141,7 @@ class Stack:
             for end in ends:
                 for session in end.sessions:
                     session.abort()
-                linger.reset(end.tcp)
+                end.tcp.abort()
             await turns()
 
     def _protocol(

@@ -8,8 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from mtt.layers import linger
-from mtt.layers.base import Data, LayerTransport, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.tcp import SocketTransport
 
 # Kernel buffers of clogged connections: small, so that they fill at once. Linux doubles them.
@@ -111,16 +110,19 @@ class Recorder(StreamProtocol):
         self._changed.set()
 
 
-class FakeTransport(asyncio.Transport):
+class FakeTransport(StreamTransport):
     """The bottom of a stack without a socket.
 
     `sent` is what was written. `buffered` is what `get_write_buffer_size` says; nothing is ever
     on its way unless a test claims so.
+
+    Args:
+        half_close: what `half_closes` says.
     """
 
-    def __init__(self, protocol: Any = None) -> None:
+    def __init__(self, protocol: Any = None, *, half_close: bool | None = True) -> None:
         super().__init__()
-        self.protocol = protocol
+        self.upper = protocol
         self.sent = bytearray()
         self.writes: list[bytes] = []
         self.buffered = 0
@@ -128,19 +130,18 @@ class FakeTransport(asyncio.Transport):
         self.closing = False
         self.aborted = self.was_cut = False
         self.eof_written = False
-        self.half_close = True
+        self.half_close = half_close
+        self.written = 0
+
+    @property
+    def protocol(self) -> Any:
+        return self.upper
 
     def take(self) -> bytes:
         """What was written since the last time."""
         sent = bytes(self.sent)
         self.sent.clear()
         return sent
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def get_protocol(self) -> Any:
-        return self.protocol
 
     def is_closing(self) -> bool:
         return self.closing
@@ -157,51 +158,60 @@ class FakeTransport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return self.buffered
 
+    def unsent(self) -> int:
+        return self.buffered
+
+    @property
+    def handed_over(self) -> int:
+        return self.written
+
     def write(self, data: Any) -> None:
         # Memory that may be used again must not get here, unless this says that it borrows.
         assert memoryview(data).readonly
-        assert not self.eof_written, "written after the end"
         if not self.closing:
+            assert not self.eof_written, "written after the end"
+            self.written += len(data)
             self.sent += data
             self.writes.append(bytes(data))
 
-    def can_write_eof(self) -> bool:
+    def half_closes(self) -> bool | None:
         return self.half_close
 
     def write_eof(self) -> None:
         self.eof_written = True
 
     def close(self) -> None:
+        if not self.closing:
+            self.eof_written = self.reading = True  # what still comes is discarded
+        self.lose(None)
+
+    def cut(self) -> None:
+        self.was_cut = True
+        self.aborted = not self.buffered  # else that comes later
         self.lose(None)
 
     def abort(self) -> None:
         self.aborted = True
         self.lose(None)
 
+    def drain(self) -> None:
+        self.lose(None)
+
+    def drop(self) -> None:
+        self.lose(None)
+
     def lose(self, exc: Exception | None) -> None:
         """End the connection, as the event loop does it: one turn later."""
         if not self.closing:
             self.closing = True
-            asyncio.get_running_loop().call_soon(lambda: self.protocol.connection_lost(exc))
+            asyncio.get_running_loop().call_soon(lambda: self.upper.connection_lost(exc))
 
 
-class FakeLayer(FakeTransport, LayerTransport):
-    """The same as a layer of ours, which can pass on a half-close or not."""
+class FakeLayer(FakeTransport):
+    """The same as a layer, which as a rule cannot pass on a half-close."""
 
-    def __init__(self, protocol: Any = None, *, half_close: bool = False) -> None:
-        super().__init__(protocol)
-        self.half_close = half_close
-        self.undecided = False  # may_half_close
-
-    def unsent(self) -> int:
-        return self.buffered
-
-    def may_half_close(self) -> bool:
-        return self.undecided
-
-    def cut(self) -> None:
-        self.was_cut = True
-        self.lose(None)
+    def __init__(self, protocol: Any = None, *, half_close: bool | None = False) -> None:
+        super().__init__(protocol, half_close=half_close)
 
 
 def tcp_sockets(*, small: bool = False) -> tuple[socket.socket, socket.socket]:
@@ -236,5 +246,5 @@ async def raw_peer(protocol: Any, *, small: bool = False) -> AsyncIterator[socke
         yield far
     finally:
         far.close()
-        linger.reset(transport)
+        transport.abort()
         await turns()
