@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import UsageError
-from mtt.wire.addresses import AddressError, unbracketed
+from mtt.wire.addresses import unbracketed
 
 if TYPE_CHECKING:
     import asyncio
@@ -99,7 +99,7 @@ def endpoint(hosts: str, port: str) -> Endpoint:
         host = host.strip()
         try:
             bare = unbracketed(host)
-        except AddressError:
+        except ValueError:
             inner = _shown(host[1:].removesuffix("]"))
             raise ValueError(f"{inner} is not an IPv6 address") from None
         if ":" in bare and not is_ip(bare):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from mtt.address import is_ip, is_loopback
-from mtt.wire.addresses import AddressError, unbracketed
+from mtt.wire.addresses import unbracketed
 from mtt.wire.http1 import Request
 
 FORBIDDEN, UNAUTHORIZED = 403, 401
@@ -55,7 +55,7 @@ class Access:
         host = re.sub(r":[0-9]*$", "", authority).lower()
         try:
             host = unbracketed(host)
-        except AddressError:
+        except ValueError:
             return False
         if host in ("", "localhost") or host in self._hosts or is_loopback(host):
             return True  # without a name only HTTP/1.0 and hand-made requests come

@@ -15,7 +15,7 @@ from mtt.errors import Cause, PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.tls import TlsLayer
 from mtt.trust.certificates import ServerConnection
-from mtt.wire.client_hello import offered_alpn
+from mtt.wire.client_hello import ClientHelloError, offered_alpn
 from mtt.wire.http1 import may_be_request
 
 # As long as nginx waits (client_header_timeout). The number of connections that wait is limited.
@@ -69,7 +69,7 @@ class Entrance(StreamProtocol):
         self._reads += 1
         try:
             offered = offered_alpn(self._hello) if self._reads <= MAX_READS else []
-        except ValueError:  # OpenSSL has something to say about it
+        except ClientHelloError:  # OpenSSL has something to say about it
             offered = []
         if offered is not None:
             if offered and self._alpn and not any(name in self._alpn for name in offered):

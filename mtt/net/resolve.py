@@ -242,7 +242,7 @@ class Resolver:
             except asyncio.CancelledError:  # by _stop
                 ttl = min(ttl, SYSTEM_TTL)  # ask for the missing half again before long
                 reasons.append(f"no answer within {LOOKUP_TIMEOUT:g} s")
-            except (OSError, MttError, dns.DnsError) as error:
+            except (OSError, MttError, ValueError) as error:  # ValueError: no name for DNS
                 reasons.append(describe(error))
             else:
                 if texts:
@@ -257,7 +257,8 @@ class Resolver:
     async def _query(self, host: str, qtype: int) -> tuple[tuple[str, ...], int]:
         """One question to the DNS server: IP literals, maybe none, and their TTL in seconds.
 
-        Raises OSError, NetworkError or DnsError (RcodeError when the server says no).
+        Raises OSError, NetworkError, DnsError (RcodeError when the server says no), or ValueError
+        for a name that DNS cannot carry.
         """
         assert self._server is not None
         query = dns.build_query(secrets.randbelow(1 << 16), host, qtype)

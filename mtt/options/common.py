@@ -9,7 +9,7 @@ from typing import Any
 from mtt.address import Endpoint, is_ip, parse_endpoint
 from mtt.errors import UsageError
 from mtt.options.flags import Flag, Values, defaults, quoted
-from mtt.wire.addresses import AddressError, unbracketed
+from mtt.wire.addresses import unbracketed
 
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
@@ -150,7 +150,7 @@ def host_name(option: str, name: str) -> str:
         if is_ip(bare):
             return bare.partition("%")[0]
         ascii_name = name if name.isascii() else name.encode("idna").decode("ascii")
-    except (AddressError, UnicodeError):
+    except ValueError:
         ascii_name = ""
     ascii_name = ascii_name.removesuffix(".")
     if not _HOST_NAME.fullmatch(ascii_name):

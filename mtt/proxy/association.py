@@ -23,7 +23,6 @@ from mtt.errors import NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
-from mtt.wire.addresses import AddressError
 from mtt.wire.socks import SocksError, datagram_header, parse_datagram
 
 # RFC 4787 (REQ-5) asks NATs for 2 minutes at least, and recommends 5.
@@ -132,7 +131,7 @@ class Association(asyncio.DatagramProtocol):
             return
         try:
             header = datagram_header(host, port)
-        except AddressError as error:
+        except ValueError as error:
             self._drop(str(error))
             return
         self._active = self._loop.time()

@@ -12,7 +12,6 @@ from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.metrics import Counters
 from mtt.wire import uot
-from mtt.wire.addresses import AddressError
 
 
 class Receiver(Protocol):
@@ -60,7 +59,7 @@ class UotChannel(StreamProtocol):
                 return
         try:
             datagram = uot.encode_datagram(payload, host, port)
-        except (AddressError, uot.UotError) as error:
+        except ValueError as error:
             self._drop(host, port, str(error))
             return
         self._counters.bytes_up += len(payload)

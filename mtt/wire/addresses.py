@@ -15,6 +15,8 @@ import ipaddress
 from functools import lru_cache
 from typing import NamedTuple
 
+from mtt.wire.errors import WireError
+
 Data = bytes | memoryview
 
 
@@ -38,8 +40,8 @@ MAX_SIZE = 1 + 1 + MAX_NAME + 2
 _CACHED = 512
 
 
-class AddressError(ValueError):
-    """Bytes that are no address, or a host or port that cannot be written as one."""
+class AddressError(WireError):
+    """Bytes that are no address."""
 
 
 @lru_cache(maxsize=_CACHED)
@@ -64,20 +66,20 @@ def _packed(host: str) -> bytes | None:
 def unbracketed(host: str) -> str:
     """`host` without the brackets in which IPv6 literals stand before a port (RFC 3986, 3.2.2).
 
-    Other hosts are returned as they are. Raises AddressError if brackets hold anything else.
+    Other hosts are returned as they are. Raises ValueError if brackets hold anything else.
     """
     if host[:1] != "[":
         return host
     literal = host[1:-1]
     if host[-1:] != "]" or ":" not in literal or _packed(literal) is None:
-        raise AddressError("no IPv6 address in the brackets")
+        raise ValueError("no IPv6 address in the brackets")
     return literal
 
 
 def _check_name(name: str) -> None:
     # A name with a NUL, a blank or a line break resolves nowhere and would only spoil logs.
     if not name.isprintable() or " " in name:
-        raise AddressError("a domain name with blanks or control characters")
+        raise ValueError("a domain name with blanks or control characters")
 
 
 def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
@@ -85,11 +87,11 @@ def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
 
     Brackets around an IPv6 literal are left out.
 
-    Raises AddressError when the host is empty, longer than 255 bytes or holds blanks or control
+    Raises ValueError when the host is empty, longer than 255 bytes or holds blanks or control
     characters, or the port is none.
     """
     if not 0 <= port <= 0xFFFF:
-        raise AddressError(f"{port} is not a port")
+        raise ValueError(f"{port} is not a port")
     host = unbracketed(host)
     packed = _packed(host)
     if packed is not None:
@@ -98,9 +100,9 @@ def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
     try:
         name = host.encode()
     except UnicodeEncodeError:
-        raise AddressError("a domain name that is no text") from None
+        raise ValueError("a domain name that is no text") from None
     if not 0 < len(name) <= MAX_NAME:
-        raise AddressError(f"a domain name has 1 to {MAX_NAME} bytes")
+        raise ValueError(f"a domain name has 1 to {MAX_NAME} bytes")
     _check_name(host)
     return b"%c%c%b%b" % (types.domain, len(name), name, port.to_bytes(2, "big"))
 
@@ -148,8 +150,11 @@ def _name(raw: bytes, allow_empty: bool) -> str:
         name = raw.decode()
     except UnicodeDecodeError:
         raise AddressError("a domain name that is not UTF-8") from None
-    packed = _packed(unbracketed(name))
-    if packed is not None:
-        return _literal(packed)
-    _check_name(name)
+    try:
+        packed = _packed(unbracketed(name))
+        if packed is not None:
+            return _literal(packed)
+        _check_name(name)
+    except ValueError as error:
+        raise AddressError(str(error)) from None
     return name

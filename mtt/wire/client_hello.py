@@ -6,6 +6,8 @@ RFC 7301, 3.1).
 
 from __future__ import annotations
 
+from mtt.wire.errors import WireError
+
 # A ClientHello with a post-quantum key share has 2 KiB.
 MAX_SIZE = 16 * 1024
 
@@ -14,22 +16,26 @@ _CLIENT_HELLO = 1
 _ALPN = 16
 
 
+class ClientHelloError(WireError):
+    """What is no ClientHello."""
+
+
 def offered_alpn(records: bytes | bytearray) -> list[bytes] | None:
     """The names in the ClientHello at the beginning of `records`; none if it has no ALPN.
 
-    Returns None as long as it is not complete. Raises ValueError for what is no ClientHello.
+    Returns None as long as it is not complete. Raises ClientHelloError for what is no ClientHello.
     """
     message = bytearray()
     at = 0
     while at + 5 <= len(records):
         if records[at] != _HANDSHAKE or len(records) > MAX_SIZE:
-            raise ValueError("no handshake message, or too many bytes")
+            raise ClientHelloError("no handshake message, or too many bytes")
         size = int.from_bytes(records[at + 3 : at + 5], "big")
         message += records[at + 5 : at + 5 + size]
         at += 5 + size
         if len(message) >= 4:
             if message[0] != _CLIENT_HELLO:
-                raise ValueError("no ClientHello")
+                raise ClientHelloError("no ClientHello")
             end = 4 + int.from_bytes(message[1:4], "big")
             if len(message) >= end:
                 return _names(bytes(message[4:end]))
@@ -43,7 +49,7 @@ def _names(hello: bytes) -> list[bytes]:
         at += 2 + int.from_bytes(hello[at : at + 2], "big")  # cipher suites
         at += 1 + hello[at]  # compression methods
     except IndexError:
-        raise ValueError("a ClientHello that is cut short") from None
+        raise ClientHelloError("a ClientHello that is cut short") from None
     at += 2  # the size of all extensions
     while at + 4 <= len(hello):
         kind = int.from_bytes(hello[at : at + 2], "big")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import struct
 
+from mtt.wire.errors import WireError
+
 TYPE_A = 1
 TYPE_AAAA = 28
 
@@ -47,8 +49,8 @@ _Name = tuple[bytes, ...]
 Answer = tuple[tuple[str, ...], int, bool]
 
 
-class DnsError(ValueError):
-    """A name that DNS cannot carry, or a message that is no answer to the query."""
+class DnsError(WireError):
+    """A message that is no answer to the query."""
 
 
 class RcodeError(DnsError):
@@ -63,34 +65,34 @@ def encode_name(name: str) -> bytes:
     """A host name on the wire: labels with their lengths, then a zero (RFC 1035, 3.1).
 
     Names beyond ASCII go through IDNA; one dot at the end is allowed.
-    Raises DnsError when the name is empty, too long, or holds an empty or too long label.
+    Raises ValueError when the name is empty, too long, or holds an empty or too long label.
     """
     text = name.removesuffix(".")
     # The length comes first: the idna codec needs quadratic time for long input.
     if not text or len(text) > MAX_NAME - 2:
-        raise DnsError(f"a host name has 1 to {MAX_NAME - 2} characters")
+        raise ValueError(f"a host name has 1 to {MAX_NAME - 2} characters")
     try:
         labels = (text if text.isascii() else text.encode("idna").decode("ascii")).split(".")
     except UnicodeError:
-        raise DnsError("IDNA cannot encode the host name") from None
+        raise ValueError("IDNA cannot encode the host name") from None
     wire = bytearray()
     for label in labels:
         if not 1 <= len(label) <= MAX_LABEL:
-            raise DnsError(f"a label of a host name has 1 to {MAX_LABEL} characters")
+            raise ValueError(f"a label of a host name has 1 to {MAX_LABEL} characters")
         if not label.isprintable() or " " in label:
-            raise DnsError("a host name holds no blanks and no control characters")
+            raise ValueError("a host name holds no blanks and no control characters")
         wire.append(len(label))
         wire += label.encode("ascii")
     wire.append(0)
     if len(wire) > MAX_NAME:
-        raise DnsError(f"a host name has 1 to {MAX_NAME - 2} characters")
+        raise ValueError(f"a host name has 1 to {MAX_NAME - 2} characters")
     return bytes(wire)
 
 
 def build_query(query_id: int, name: str, qtype: int) -> bytes:
     """A recursive query for the records of type `TYPE_A` or `TYPE_AAAA` of a host name.
 
-    `query_id` has 16 bits and should be unpredictable (RFC 5452). Raises DnsError on a bad name.
+    `query_id` has 16 bits and should be unpredictable (RFC 5452). Raises ValueError on a bad name.
     """
     header = _HEADER.pack(query_id, _RECURSION_DESIRED, 1, 0, 0, 0)
     return header + encode_name(name) + _QUESTION_END.pack(qtype, _CLASS_IN)

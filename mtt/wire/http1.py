@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from mtt.errors import Cause, PeerError
+from mtt.errors import Cause
+from mtt.wire.errors import WireError
 
 # Go allows 1 MiB, nginx 32 KiB in four buffers. Cookies and the headers that CDNs add stay far
 # below; and this much may wait in memory for every connection that has not shown who it is.
@@ -69,7 +70,7 @@ _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _LENGTH = re.compile(r"[0-9]{1,18}")  # below 2**63, as in Go
 
 
-class HttpError(PeerError):
+class HttpError(WireError):
     """A head that is not served; `answer` is what to send before closing the connection.
 
     `status`: the status of the answer; 502 for a bad response, which nobody gets an answer to.

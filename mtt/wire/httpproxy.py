@@ -13,7 +13,6 @@ from urllib.parse import unquote_to_bytes
 
 from mtt.outcome import Outcome
 from mtt.wire import addresses
-from mtt.wire.addresses import AddressError
 from mtt.wire.http1 import HttpError, Reply, Request, parse_request, text_reply
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import asks_for_upgrade, forwarded_request
@@ -94,7 +93,7 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
     try:
         # There and back: one form of every address, as from SOCKS clients.
         address = addresses.decode(addresses.encode(host, port))
-    except AddressError:
+    except ValueError:
         address = None
     if address is None:
         raise HttpError(400, "malformed host in the request target", public=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mtt.wire.anytls import HASH_SIZE, HEADER_SIZE, WASTE, frame, integer
+from mtt.wire.errors import WireError
 from mtt.wire.frames import Data
 
 # Draws an integer: at least the first argument, less than the second.
@@ -46,7 +47,7 @@ _MAX_STOP = 0xFFFFFFFF  # a uint32 in the reference, where -1 would be that
 _EXAMPLES = "write it like stop=8, 0=30-30 or 2=400-500,c,500-1000"
 
 
-class SchemeError(ValueError):
+class SchemeError(WireError):
     """A scheme that is none, or that would break or flood a connection; `str()` names the line."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from mtt.wire.errors import WireError
 from mtt.wire.foreign import LONGEST, advice
 from mtt.wire.frames import Data, framed
 
@@ -25,7 +26,7 @@ _HEADER = Struct("<BBHI")
 HEADER_SIZE = _HEADER.size
 
 
-class SmuxError(Exception):
+class SmuxError(WireError):
     """The peer does not speak smux version 1.
 
     Attributes:

@@ -12,10 +12,10 @@ name by an IP of 0.0.0.x (SOCKS 4A: A Simple Extension to SOCKS 4 Protocol, Ying
 
 from __future__ import annotations
 
-from mtt.errors import PeerError
 from mtt.outcome import Outcome
 from mtt.wire import addresses
 from mtt.wire.addresses import MAX_NAME, AddressError
+from mtt.wire.errors import WireError
 
 VERSION4, VERSION5 = 4, 5  # the first byte of a connection
 CONNECT, UDP_ASSOCIATE = 1, 3  # BIND (2) is of no use to anybody any more
@@ -46,7 +46,7 @@ _REPLIES = {
 COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 7, 8
 
 
-class SocksError(PeerError):
+class SocksError(WireError):
     """A message that is not served; `answer` is what to send before closing the connection."""
 
     def __init__(self, text: str, answer: bytes = b"") -> None:
@@ -177,5 +177,5 @@ def parse_datagram(data: bytes) -> tuple[str, int, int]:
 
 
 def datagram_header(host: str, port: int) -> bytes:
-    """What precedes the payload of a datagram from `host`. Raises AddressError."""
+    """What precedes the payload of a datagram from `host`. Raises ValueError."""
     return _DATAGRAM + addresses.encode(host, port)

@@ -17,6 +17,7 @@ from functools import lru_cache
 from mtt.wire.addresses import MAX_SIZE, UOT, AddressError
 from mtt.wire.addresses import decode as decode_address
 from mtt.wire.addresses import encode as encode_address
+from mtt.wire.errors import WireError
 
 Data = bytes | memoryview
 
@@ -37,7 +38,7 @@ _CACHED = 512
 MAX_HELD = MAX_SIZE + 2 + MAX_DATAGRAM
 
 
-class UotError(ValueError):
+class UotError(WireError):
     """The peer does not speak UDP over TCP, or a datagram does not fit into it."""
 
 
@@ -85,15 +86,15 @@ def encode_request(host: str, port: int, *, connect: bool) -> bytes:
 
 
 def encode_datagram(payload: Data, host: str, port: int) -> bytes:
-    """One datagram with its address. Raises UotError when it is too long, AddressError."""
+    """One datagram with its address. Raises ValueError when that or the size cannot be sent."""
     return encode_address(host, port, UOT) + encode_connected(payload)
 
 
 def encode_connected(payload: Data) -> bytes:
-    """One datagram after a request to connect. Raises UotError when it is too long."""
+    """One datagram after a request to connect. Raises ValueError when it is too long."""
     size = len(payload)
     if size > MAX_DATAGRAM:
-        raise UotError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM} at most")
+        raise ValueError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM} at most")
     return size.to_bytes(2, "big") + payload
 
 

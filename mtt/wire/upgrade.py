@@ -12,7 +12,8 @@ import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
 
-from mtt.errors import Cause, PeerError
+from mtt.errors import Cause
+from mtt.wire.errors import WireError
 from mtt.wire.http1 import Reply, Request, Response, is_host, text_reply
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
@@ -35,13 +36,13 @@ _BODY = (b"content-length", b"transfer-encoding")
 _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
 
 
-class UpgradeError(PeerError):
+class UpgradeError(WireError):
     """The server did not upgrade the connection, or not to what was asked for."""
 
     cause = Cause.HTTP
 
 
-class UpgradeRefused(PeerError):
+class UpgradeRefused(WireError):
     """A request that is no proper opening handshake; `reply` is the answer to it."""
 
     cause = Cause.HTTP

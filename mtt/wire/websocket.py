@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from struct import Struct
 
+from mtt.wire.errors import WireError
+
 Data = bytes | memoryview
 
 CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
@@ -38,7 +40,7 @@ NO_MASK = b"\0\0\0\0"
 _TRANSLATE_FROM = 256
 
 
-class WebSocketError(Exception):
+class WebSocketError(WireError):
     """The peer broke RFC 6455; `str()` goes into the close frame with code 1002.
 
     Attributes:

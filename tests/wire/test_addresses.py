@@ -105,7 +105,7 @@ def test_an_empty_name_where_the_address_does_not_matter() -> None:
     ],
 )
 def test_what_cannot_be_sent(host: str, port: int, words: str) -> None:
-    with pytest.raises(AddressError, match=words):
+    with pytest.raises(ValueError, match=words):
         encode(host, port)
 
 

@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from mtt.wire.client_hello import offered_alpn
+from mtt.wire.client_hello import ClientHelloError, offered_alpn
 
 
 def hello(*names: str) -> bytes:
@@ -50,7 +50,7 @@ def test_records_may_be_of_any_size() -> None:
     ids=["text", "data", "other message", "cut short", "endless"],
 )  # fmt: skip
 def test_what_is_no_client_hello(said: bytes) -> None:
-    with pytest.raises(ValueError, match=r"Hello|handshake"):
+    with pytest.raises(ClientHelloError, match=r"Hello|handshake"):
         offered_alpn(said)
 
 
@@ -61,5 +61,5 @@ def test_noise_never_fails_otherwise() -> None:
             noise = bytes(said[:at]) + bytes([value]) + bytes(said[at + 1 :])
             try:
                 offered_alpn(noise)
-            except ValueError:
+            except ClientHelloError:
                 continue
