@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
-from anytls.udp import UOT_DESTINATION, GoChannel
 from anytls.upstreams import Upstreams
 from mtt import metrics
 from mtt.connector import CONNECT_TIME
@@ -20,9 +19,9 @@ from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
 from mtt.proxy.port import Login, ProxyPort
-from mtt.proxy.uot_channel import UotChannel
+from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.service import Service, Session
-from mtt.wire import addresses
+from mtt.wire import addresses, uot
 
 if TYPE_CHECKING:
     from mtt.hub import MetricsHub
@@ -122,7 +121,7 @@ class Client(Service):
         return GoChannel(channel, association, self._open_uot, self.counters)
 
     async def _open_uot(self) -> ClientStream:
-        stream = await self._servers.open(UOT_DESTINATION)
+        stream = await self._servers.open(uot.DESTINATION)
         self.counters.streams += 1
         return stream
 

@@ -85,6 +85,12 @@ def encode_request(host: str, port: int, *, connect: bool) -> bytes:
     return bytes((connect,)) + encode_address(host, port)
 
 
+# What a stream of a client begins with: destination and request. No peer is named, so datagrams go
+# anywhere. The reference sends the request with the first datagram, and cannot know until then
+# whether there is UDP.
+DESTINATION = encode_address(MAGIC, 0) + encode_request("0.0.0.0", 0, connect=False)
+
+
 def encode_datagram(payload: Data, host: str, port: int) -> bytes:
     """One datagram with its address. Raises ValueError when that or the size cannot be sent."""
     return encode_address(host, port, UOT) + encode_connected(payload)
