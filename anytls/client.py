@@ -116,7 +116,7 @@ class Client(Service):
     async def _open_packets(self, association: Association) -> UotChannel | GoChannel:
         stream = await self._open_uot()
         channel = UotChannel(stream, association, self.counters)
-        if stream.can_write_eof():  # the server is ours
+        if stream.half_closes():  # the server is ours
             return channel
         return GoChannel(channel, association, self._open_uot, self.counters)
 

@@ -9,7 +9,7 @@ any stack of layers relays to any other.
 How a tunnel ends:
 
 * A direction ends with the end of its source. If the other transport can say so without closing
-  (`can_write_eof`), it does, and the opposite direction goes on: half-close.
+  (`half_closes`), it does, and the opposite direction goes on: half-close.
 * The end of a transport that has no half-close is the end of both directions. What it sent is
   delivered, then both are closed.
 * A transport that has no half-close belongs to a Go peer, which closes both directions when it is
@@ -105,7 +105,7 @@ class Relay:
         self._sent_at = 0.0  # when something was last seen to be still on its way to it
         self._orphaned = 0  # what a Go server had sent when the application was lost
         self._near, self._far = _Leg(self, near), _Leg(self, far)
-        ours = near.can_write_eof() and far.can_write_eof()
+        ours = bool(near.half_closes() and far.half_closes())
         self._near.join(self._far, ours)
         self._far.join(self._near, ours)
         self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
@@ -152,13 +152,13 @@ class Relay:
         other = leg.peer
         if self._closing:
             return
-        ends_both = not leg.transport.can_write_eof()
+        ends_both = not leg.transport.half_closes()
         if ends_both and leg is self._far and not self._told and leg.transport.unsent():
             # A Go server. Not all that the application had sent has arrived there.
             self._cut("the server closed before it had received everything")
         elif other.eof or ends_both:
             self._finish("done")
-        elif other.transport.can_write_eof():
+        elif other.transport.half_closes():
             other.transport.write_eof()
         else:
             self._sent_at = self.started
@@ -176,7 +176,7 @@ class Relay:
                 else:
                     self.error = exc
                     self._cut(f"{self._name(leg)} end: {describe(exc)}")
-            elif other.transport.can_write_eof():
+            elif other.transport.half_closes():
                 self._cut(f"{self._name(leg)} end: takes no more data")
             elif other is self._near:
                 self._finish("done")
@@ -260,7 +260,7 @@ class Relay:
     def _look_quiet(self, ended: _Leg) -> None:
         """Pass on the end of `ended` to a peer without half-close when nothing is on its way."""
         other = ended.peer
-        if other.transport.can_write_eof():  # it has only just made itself known as one of ours
+        if other.transport.half_closes():  # it has only just made itself known as one of ours
             if ended.lost:
                 self._cut(f"{self._name(ended)} end: takes no more data")
             else:
@@ -374,7 +374,7 @@ class _Leg(StreamProtocol):
         peer: Any = self.peer
         self.answered = peer.received
         self.heard = self.relay.loop.time()
-        if self.transport.can_write_eof() and peer.transport.can_write_eof():
+        if self.transport.half_closes() and peer.transport.half_closes():
             self.forward = peer.transport.write  # the peer has made itself known as ours
         peer.transport.write(data)
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
-from logging import ERROR
+from logging import DEBUG, ERROR
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mtt import metrics
@@ -333,10 +333,10 @@ class Service:
         on_done: Callable[[_Carried], None] | None = None,
     ) -> _Carried:
         """What `make` makes to carry bytes for `near`; what that is given it calls at its end."""
-        name = peer_name(near)
-        logger.debug("%s: open", name)
+        if logger.isEnabledFor(DEBUG):  # who it is need not be found out otherwise
+            logger.debug("%s: open", peer_name(near))
         # Not a function in here: with its cells that takes twice the memory.
-        relay = make(partial(self._disown, near, name, on_done))
+        relay = make(partial(self._disown, near, on_done))
         self._relays.add(relay)
         near.engage(1)
         self.counters.tunnels += 1
@@ -345,7 +345,6 @@ class Service:
     def _disown(
         self,
         near: StreamTransport,
-        name: str,
         on_done: Callable[[_Carried], None] | None,
         relay: _Carried,
     ) -> None:
@@ -353,13 +352,14 @@ class Service:
         near.engage(-1)
         self.counters.bytes_up += relay.sent
         self.counters.bytes_down += relay.received
-        seconds = asyncio.get_running_loop().time() - relay.started
-        logger.debug(
-            "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
-            name, seconds, relay.sent, relay.received, relay.reason,
-        )  # fmt: skip
+        if logger.isEnabledFor(DEBUG):
+            seconds = asyncio.get_running_loop().time() - relay.started
+            logger.debug(
+                "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
+                peer_name(near), seconds, relay.sent, relay.received, relay.reason,
+            )  # fmt: skip
         if isinstance(relay.error, self._news):
-            self._cuts.warning("%s: %s", name, relay.error)
+            self._cuts.warning("%s: %s", peer_name(near), relay.error)
         if on_done is not None:
             on_done(relay)
 

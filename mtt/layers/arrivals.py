@@ -10,8 +10,7 @@ When the session ends, those that the peer has ended with FIN before still begin
 from __future__ import annotations
 
 import asyncio
-
-from mtt.layers.mux_stream import MuxStream
+from typing import Protocol
 
 # To connect takes 0.1 to 0.2 ms: a turn stays below a few milliseconds.
 STREAMS_A_TURN = 16
@@ -19,6 +18,17 @@ STREAMS_A_TURN = 16
 # client opens 16 at most, and one that uses a session for many streams one by one has a few that
 # are not quite over.
 MAX_CARRIED = 256
+
+
+class Stream(Protocol):
+    """What is needed of a stream that the peer has opened."""
+
+    @property
+    def is_over(self) -> bool: ...
+    def begin(self) -> None: ...
+    def is_closing(self) -> bool: ...
+    def pause_reading(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Arrivals:
@@ -34,9 +44,9 @@ class Arrivals:
         self._carried = 0
         self._scheduled = False
         # A session has 256 streams at most, and an empty deque takes 600 bytes.
-        self.waiting: list[MuxStream] = []
+        self.waiting: list[Stream] = []
 
-    def add(self, stream: MuxStream) -> None:
+    def add(self, stream: Stream) -> None:
         """A stream has been opened; `admit` is to be called before the turn is over."""
         stream.pause_reading()
         self.waiting.append(stream)

@@ -92,11 +92,6 @@ class _Gone(StreamProtocol):
 GONE = _Gone()
 
 
-def without_traceback(exc: Exception | None) -> Exception | None:
-    """`exc`, to be kept: the traceback refers to every frame it went through."""
-    return exc if exc is None else exc.with_traceback(None)
-
-
 class StreamTransport(asyncio.Transport):
     """The transport of a byte stream: a socket, a layer, or a stream of a session.
 
@@ -136,9 +131,12 @@ class StreamTransport(asyncio.Transport):
         return self.upper
 
     def _tell_lost(self, exc: Exception | None) -> None:
-        """Tell the protocol above that this is over, and let go of it."""
+        """Tell the protocol above that this is over, and let go of it.
+
+        Without the traceback, which refers to every frame that `exc` went through: it may be kept.
+        """
         upper, self.upper = self.upper, GONE
-        upper.connection_lost(without_traceback(exc))
+        upper.connection_lost(exc if exc is None else exc.with_traceback(None))
 
     # Sending.
 
@@ -174,7 +172,7 @@ class StreamTransport(asyncio.Transport):
         """Ask the peer, if that helps, for what `half_closes` does not know yet."""
 
     def can_write_eof(self) -> bool:
-        """Whether it is known that both ends can end each direction by itself."""
+        """As asyncio has it; what is ours asks `half_closes`."""
         return self.half_closes() is True
 
     def close_silently(self) -> None:

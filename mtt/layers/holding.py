@@ -66,7 +66,7 @@ class Holding(StreamProtocol):
         """Whether nothing is to be carried: the peer has ended both directions, without a byte."""
         transport = self.transport
         return (
-            self.eof and not self.early and transport is not None and not transport.can_write_eof()
+            self.eof and not self.early and transport is not None and not transport.half_closes()
         )
 
     def connection_made(self, transport: Any) -> None:

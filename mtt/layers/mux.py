@@ -58,10 +58,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_answered", "_arrivals", "_ask_mark", "_ask_time", "_asks_below", "_bottom",
-        "_finishing", "_held", "_now", "_on_change", "_on_lost", "_paused_at",
-        "_queued", "_seen_at", "_stalled", "_streams", "error", "lost", "lower", "write_paused",
-        "writer", "written",
+        "_ahead", "_answered", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing",
+        "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
+        "_streams", "arrivals", "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
     borrows = True
@@ -80,7 +79,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._on_change = on_change
         self._on_lost = on_lost
         self._streams: dict[int, Stream] = {}
-        self._arrivals: Arrivals | None = None  # once the peer has opened a stream
+        self.arrivals: Arrivals | None = None  # once the peer has opened a stream
         # Closed by us, the peer's FIN is still to come: when that was.
         self._finishing: dict[int, float] = {}
         self._queued = 0
@@ -221,7 +220,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                     stream.receive_reset()
                 else:
                     stream.give_up()
-        arrivals = self._arrivals
+        arrivals = self.arrivals
         if arrivals is not None and arrivals.waiting:
             arrivals.admit()
 
@@ -355,11 +354,6 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             self._end(None)
             self.lower.abort()
 
-    def engage(self, count: int) -> None:
-        """See `MuxStream`."""
-        if self._arrivals is not None:
-            self._arrivals.engage(count)
-
     def _made(self, stream: Stream) -> None:
         """We have opened a stream."""
         self._streams[stream.id] = stream
@@ -368,9 +362,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def _arrived(self, stream: Stream) -> None:
         """The peer has opened a stream."""
         self._streams[stream.id] = stream
-        if self._arrivals is None:
-            self._arrivals = Arrivals()
-        self._arrivals.add(stream)
+        if self.arrivals is None:
+            self.arrivals = Arrivals()
+        self.arrivals.add(stream)
 
     def _fin_received(self, stream_id: int) -> None:
         stream = self._streams.get(stream_id)

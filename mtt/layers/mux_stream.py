@@ -6,6 +6,7 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
+from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import Data, StreamTransport, Upper
 
 
@@ -15,6 +16,7 @@ class Session(Protocol):
     lower: StreamTransport
     write_paused: bool
     writer: int
+    arrivals: Arrivals | None
 
     @property
     def half_close(self) -> bool: ...
@@ -25,7 +27,6 @@ class Session(Protocol):
     def gone(self, stream: Any) -> bool: ...
     def finish(self, stream: Any, *, eof_seen: bool, say_fin: bool) -> None: ...
     def queued(self, size: int) -> None: ...
-    def engage(self, count: int) -> None: ...
 
 
 class MuxStream(StreamTransport):
@@ -178,8 +179,9 @@ class MuxStream(StreamTransport):
         return self._eof and not self._queue and not self._session.half_close
 
     def engage(self, count: int) -> None:
-        """Tell the session that something has begun (1) or ceased (-1) to carry what it brings."""
-        self._session.engage(count)
+        arrivals = self._session.arrivals
+        if arrivals is not None:
+            arrivals.engage(count)
 
     # The transport of the protocol above.
 

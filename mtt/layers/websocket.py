@@ -340,7 +340,7 @@ class WebSocketLayer(SpeakingLayer):
         have sent so far.
         """
         if not (self._write_eof or self._closed):
-            if self.can_write_eof():
+            if self.half_closes():
                 self._sign()
             else:
                 self._send_close()

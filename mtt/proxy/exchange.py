@@ -123,7 +123,7 @@ class Exchange:
         decide whether there is still somebody to answer.
         """
         self._closes = True
-        if self.origin is not None and self.origin.transport.can_write_eof():
+        if self.origin is not None and self.origin.transport.half_closes():
             self.origin.transport.write_eof()
 
     def abort(self) -> None:

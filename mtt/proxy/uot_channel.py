@@ -55,7 +55,7 @@ class UotChannel(StreamProtocol):
         if self._clogged:
             self._drop(host, port, "the server does not take them")
             return
-        if not self._stream.can_write_eof():  # the server is not ours
+        if not self._stream.half_closes():  # the server is not ours
             why = uot.unfit_for_go(host, port)
             if not why and len(payload) > uot.MAX_FOREIGN:
                 why = f"a Go server takes {uot.MAX_FOREIGN} bytes, not {len(payload)}"

@@ -155,7 +155,7 @@ class UotRelay(StreamProtocol):
     # Called by the socket.
 
     def deliver(self, host: str, port: int, payload: memoryview) -> None:
-        if len(payload) > MAX_FOREIGN and not self._stream.can_write_eof():  # it is not ours
+        if len(payload) > MAX_FOREIGN and not self._stream.half_closes():  # it is not ours
             self.dropped(
                 f"from {host_port(host, port)}", len(payload), "Go clients cannot take that"
             )
