@@ -18,7 +18,7 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
-from mtt.proxy.port import Login, ProxyPort
+from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.service import Service, Session
 from mtt.wire import addresses, uot
@@ -52,7 +52,7 @@ class Client(Service):
             self._spawn,
             open_packets=self._open_packets,
             idle_time=options.timeout,
-            logins=[Login(user.name, user.password) for user in options.users],
+            users=options.users,
         )
 
     async def bind(self) -> None:

@@ -48,7 +48,8 @@ from mtt.options.process import PROCESS_FLAGS, part_of
 from mtt.options.tls import CLIENT_TLS_FLAGS, SERVER_TLS_FLAGS, SKIP_VERIFY, given_server_tls
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
-from mtt.users.file import User, checked_user, read_users
+from mtt.users.file import checked_user, read_users
+from mtt.users.user import User
 
 # Where the reference listens.
 DEFAULT_LOCAL = f"{LOOPBACK}:1080"

@@ -27,7 +27,8 @@ from mtt.proxy.uot_relay import UotRelay
 from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.users.accounts import Account, Accounts
-from mtt.users.file import User, read_users
+from mtt.users.file import read_users
+from mtt.users.user import User
 from mtt.wire import uot
 from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme

@@ -16,7 +16,8 @@ from mtt.options.anytls import checked_min_idle, checked_password, checked_schem
 from mtt.options.common import host_name
 from mtt.options.flags import Values
 from mtt.trust.pem import PemSource
-from mtt.users.file import User, check_unique, checked_user
+from mtt.users.file import check_unique, checked_user
+from mtt.users.user import User
 
 # Types of inbounds whose clients our local port serves as well.
 LOCAL_TYPES = ("mixed", "socks", "http")

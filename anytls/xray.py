@@ -17,7 +17,8 @@ from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 from mtt.trust.pem import PemSource
-from mtt.users.file import User, check_unique, checked_user
+from mtt.users.file import check_unique, checked_user
+from mtt.users.user import User
 
 # Protocols of inbounds whose clients our local port serves as well.
 LOCAL_PROTOCOLS = ("mixed", "socks", "http")

@@ -10,9 +10,8 @@ requests, of which each may go elsewhere, are the business of `http`.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from typing import Any, NamedTuple
+from typing import Any
 
 from mtt.address import peer_name
 from mtt.admission import Pending
@@ -23,6 +22,7 @@ from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.http import Failure, HttpConnection
+from mtt.users.user import User
 from mtt.wire import socks
 
 # From accept to the complete request. Applications ask at once; a browser that connects ahead of
@@ -32,20 +32,6 @@ HANDSHAKE_TIME = 10.0
 EXCHANGE_IDLE_TIME = 300.0
 # UDP ports that clients hold at the same time, each with a stream to the server.
 MAX_ASSOCIATIONS = 256
-
-
-class Login(NamedTuple):
-    """A user and a password, of which SOCKS has room for 255 bytes each."""
-
-    user: str
-    password: str
-
-    def accepts(self, user: bytes, password: bytes) -> bool:
-        """Whether these are they; how long that takes does not tell which byte is wrong."""
-        # No `and`: that would tell whether the user is right.
-        return hmac.compare_digest(user, self.user.encode()) & hmac.compare_digest(
-            password, self.password.encode()
-        )
 
 
 class ProxyPort:
@@ -63,7 +49,7 @@ class ProxyPort:
             does its task.
         open_packets: makes the channel for an association, to which that calls `deliver()` and
             `lost()`. Raises as `open`. None for no UDP.
-        logins: one of which clients have to show, empty for nothing.
+        users: one of whom clients have to be, empty for no login.
         handshake_time: seconds, see HANDSHAKE_TIME.
         idle_time: seconds, see EXCHANGE_IDLE_TIME.
         udp_idle_time: seconds, see association.IDLE_TIME.
@@ -80,7 +66,7 @@ class ProxyPort:
         spawn: Callable[[StreamTransport, Coroutine[Any, Any, None]], object],
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
-        logins: Collection[Login] = (),
+        users: Collection[User] = (),
         handshake_time: float = HANDSHAKE_TIME,
         idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
@@ -90,7 +76,7 @@ class ProxyPort:
         self._own = own
         self._spawn = spawn
         self._open_packets = open_packets
-        self._logins = tuple(logins)
+        self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
         self._idle: set[HttpConnection] = set()  # those that wait for a request
@@ -102,7 +88,7 @@ class ProxyPort:
         self.handshake_time = handshake_time
         self.idle_time = idle_time
         self.has_udp = open_packets is not None
-        self.has_login = bool(self._logins)
+        self.has_login = bool(self._users)
 
     @property
     def pending(self) -> int:
@@ -165,7 +151,7 @@ class ProxyPort:
     def accepts(self, user: bytes, password: bytes) -> bool:
         """Whether a client may ask for something."""
         # All of them are compared: how long that takes does not tell which one it was.
-        verdicts = [login.accepts(user, password) for login in self._logins]
+        verdicts = [known.accepts(user, password) for known in self._users]
         return not verdicts or any(verdicts)
 
     def tell(self, name: str, error: Exception) -> None:

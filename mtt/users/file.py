@@ -9,7 +9,6 @@ object `{"name": ..., "password": ...}`, a list of those, or an object that has 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 from mtt.errors import UsageError
@@ -17,20 +16,13 @@ from mtt.files import read_text
 from mtt.options.anytls import checked_password
 from mtt.options.flags import quoted
 from mtt.options.json_text import parse_json
+from mtt.users.user import User
 
 # Bytes. 100 000 users, which take less than a second to read.
 MAX_USERS_FILE = 8 << 20
 
 # A name stands in logs and metrics, and in the logins of SOCKS (RFC 1929: 255 bytes).
 MAX_NAME = 255
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """Somebody with a password."""
-
-    name: str
-    password: str = field(repr=False)
 
 
 def read_users(option: str, path: str) -> tuple[User, ...]:

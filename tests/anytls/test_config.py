@@ -16,7 +16,7 @@ from anytls.json_file import MAX_CONFIG
 from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.trust.pem import InlinePem
-from mtt.users.file import User
+from mtt.users.user import User
 
 # https://sing-box.sagernet.org/configuration/outbound/anytls, with the TLS that it needs.
 OUTBOUND = """

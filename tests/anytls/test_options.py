@@ -27,7 +27,8 @@ from mtt.options.anytls import (
 from mtt.options.common import MUX, WSS
 from mtt.options.flags import defaults, parse_args, usage
 from mtt.trust.tls_options import ServerTls
-from mtt.users.file import User, read_users
+from mtt.users.file import read_users
+from mtt.users.user import User
 from plugin.options import parse_options
 
 PIN = "sha256/2ZVxVcFhUQvu9y9vcDVqlFsJkMwpbHUnQ+gpCVyHt5k="

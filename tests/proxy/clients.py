@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from mtt.proxy.port import Login
+from mtt.users.user import User
 
-USER = Login("user", "pässword")
+USER = User("user", "pässword")
 
 
 def reply5(code: int) -> bytes:
@@ -31,8 +31,8 @@ def socks5(port: int, host: str = IP) -> tuple[bytes, bytes]:
     return said, b"\5\0" + reply5(0)
 
 
-def socks5_login(port: int, login: Login = USER) -> tuple[bytes, bytes]:
-    user, password = login.user.encode(), login.password.encode()
+def socks5_login(port: int, login: User = USER) -> tuple[bytes, bytes]:
+    user, password = login.name.encode(), login.password.encode()
     said = b"\5\2\0\2" + b"\1%c%b%c%b" % (len(user), user, len(password), password)
     return said + socks5(port)[0][3:], b"\5\2" + b"\1\0" + reply5(0)
 

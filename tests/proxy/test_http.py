@@ -413,7 +413,7 @@ async def test_a_bad_request_is_refused_after_the_answer_to_a_good_one(
 
 
 async def test_every_request_needs_the_password() -> None:
-    async with site(logins=[USER]) as there, await there.client() as client:
+    async with site(users=[USER]) as there, await there.client() as client:
         await client.send(
             there.request("/1", "Proxy-Authorization: Basic dXNlcjpww6Rzc3dvcmQ=")
             + there.request("/2")

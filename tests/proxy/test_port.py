@@ -10,7 +10,7 @@ import pytest
 
 from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError
 from mtt.outcome import Outcome
-from mtt.proxy.port import Login
+from mtt.users.user import User
 from mtt.wire.http1 import MAX_HEAD
 from tests.proxy.clients import (
     FAILURE4,
@@ -221,9 +221,9 @@ async def test_what_is_refused(name: str, caplog: pytest.LogCaptureFixture) -> N
 # Users.
 
 
-@pytest.mark.parametrize("logins", [[USER], [Login("other", "pw"), USER, Login("third", "")]])
-async def test_the_right_user_gets_in(logins: list[Login]) -> None:
-    async with serving(echo) as destination, direct_proxy(logins=logins) as proxy:
+@pytest.mark.parametrize("users", [[USER], [User("other", "pw"), USER, User("third", "")]])
+async def test_the_right_user_gets_in(users: list[User]) -> None:
+    async with serving(echo) as destination, direct_proxy(users=users) as proxy:
         authorization = "Proxy-Authorization: Basic dXNlcjpww6Rzc3dvcmQ="
         for said, answer in (
             socks5_login(destination.port),
@@ -234,9 +234,9 @@ async def test_the_right_user_gets_in(logins: list[Login]) -> None:
                 assert await client.exactly(len(answer) + 5) == answer + b"hello"
 
 
-@pytest.mark.parametrize("user", [Login("user", "passw0rd"), Login("", ""), Login("x", "pässword")])
-async def test_others_do_not(user: Login, caplog: pytest.LogCaptureFixture) -> None:
-    async with direct_proxy(logins=[USER]) as proxy:
+@pytest.mark.parametrize("user", [User("user", "passw0rd"), User("", ""), User("x", "pässword")])
+async def test_others_do_not(user: User, caplog: pytest.LogCaptureFixture) -> None:
+    async with direct_proxy(users=[USER]) as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(socks5_login(1, user)[0])
             assert await client.rest() == b"\5\2\1\1"
@@ -252,7 +252,7 @@ async def test_others_do_not(user: Login, caplog: pytest.LogCaptureFixture) -> N
 
 
 async def test_http_clients_are_asked_for_their_user() -> None:
-    async with direct_proxy(logins=[USER]) as proxy:
+    async with direct_proxy(users=[USER]) as proxy:
         wrong = "Proxy-Authorization: Basic dXNlcjpwYXNz"
         for said in (
             http_connect(1)[0],

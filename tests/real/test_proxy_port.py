@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from mtt.proxy.port import Login
+from mtt.users.user import User
 from tests.proxy.direct import direct_proxy, port_of
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, SIZE, Destination, Site, digest, payload
 from tests.support.processes import run
 from tests.support.programs import require_package, require_program
 
-USER = Login("user", "pass:wörd")
+USER = User("user", "pass:wörd")
 # curl wants them percent-encoded in a URL.
 IN_URL = "user:pass%3Aw%C3%B6rd@"
 
@@ -67,7 +67,7 @@ async def test_curl(name: str, site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", WITH_LOGIN)
 async def test_curl_with_user_and_password(name: str, site: Site) -> None:
-    async with direct_proxy(logins=[USER]) as proxy:
+    async with direct_proxy(users=[USER]) as proxy:
         given = options(WITH_LOGIN[name], port_of(proxy))
         assert await curl(*given, f"http://{site.address}/") == PAGE
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mtt.errors import UsageError
-from mtt.users.file import User, read_users
+from mtt.users.file import read_users
+from mtt.users.user import User
 
 
 def written(path: Path, content: str) -> str:
