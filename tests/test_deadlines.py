@@ -12,6 +12,8 @@ import operator
 
 import pytest
 
+from mtt.http import entrance
+from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
 
@@ -64,6 +66,11 @@ def test_deadline(module: str, name: str, least: float, most: float) -> None:
     value = operator.attrgetter(name)(importlib.import_module(module))
     low, high = value if isinstance(value, tuple) else (value, value)
     assert least <= low <= high <= most
+
+
+def test_probers_wait_as_long_as_at_an_nginx() -> None:
+    assert entrance.HANDSHAKE_TIME == VISITORS.head == 60  # client_header_timeout
+    assert VISITORS.keepalive == 75  # keepalive_timeout
 
 
 @pytest.mark.parametrize(

@@ -334,7 +334,9 @@ def test_rules_and_scheme(tmp_path: Path) -> None:
         server("-p", "x", "-padding-scheme", str(scheme))
 
 
-def test_the_servers_file_and_what_ranks_above_it(tmp_path: Path) -> None:
+def test_the_servers_file_and_what_ranks_above_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = written(tmp_path / "config.json", {
         "type": "anytls", "listen": "::", "listen_port": 443,
         "users": [{"name": "a", "password": "pa"}], "padding_scheme": ["stop=1"],
@@ -346,6 +348,9 @@ def test_the_servers_file_and_what_ranks_above_it(tmp_path: Path) -> None:
     assert options.tls == ServerTls(cert="/c", key="/k", alpn=ALPN_SITE)
     # Visitors see a site of HTTP/1.1; clients that have no other name than h2 are served.
     assert options.alpn_ignored == ("h2",)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("alpn: h2: not used: ")
 
     scheme = written(tmp_path / "scheme", "stop=3")
     options = server("-c", config, "-l", ":1", "-p", "mine", "-padding-scheme", scheme,

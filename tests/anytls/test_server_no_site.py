@@ -16,6 +16,7 @@ from mtt.http import server as http_server
 from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers import anytls_heads
+from mtt.layers import tls as tls_layer
 from mtt.wire.http1 import HttpError
 from tests.anytls.serving import empty, server_for
 from tests.anytls.test_server_strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, waits
@@ -29,6 +30,7 @@ from tests.support.gopeer import tls_connect
 from tests.support.metrics import failures, parse, short
 from tests.support.tunnels import (
     SOON,
+    connect,
     eventually,
     logged,
     port_of,
@@ -229,3 +231,19 @@ async def test_a_web_visitor_who_leaves_is_let_go_at_once(certs: Certs) -> None:
         visitor.reset()
         await eventually(lambda: empty(server))
         assert failures(short(parse(server.metrics_page()))) == {"eof": 1, "path": 1}
+
+
+async def test_silence_lasts_as_long_as_at_an_nginx(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before TLS and after its handshake."""
+    clock = Clock(monkeypatch, anytls_heads, tls_layer)
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        for connecting in (connect(port_of(server)), tls_connect(port_of(server), certs)):
+            async with await connecting as silent:
+                await eventually(lambda: server._frontend.pending == 1)
+                await clock.passes(59.9)
+                assert server._frontend.pending == 1
+                await clock.passes(0.2)
+                assert await silent.rest() == b""
+            await eventually(lambda: empty(server))

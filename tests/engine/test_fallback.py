@@ -13,6 +13,7 @@ import pytest
 from mtt.http import server as http_server
 from mtt.http.fallback import SITE_TIME
 from mtt.http.server import HttpServer
+from mtt.layers import tls as tls_layer
 from mtt.server import Server
 from mtt.wire import upgrade
 from mtt.wire.upgrade import MAX_LINE
@@ -291,6 +292,29 @@ async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> No
         await eventually(lambda: empty(server))
 
 
+async def test_visitor_who_ends_first_hears_no_close_notify(certs: Certs) -> None:
+    """As from nginx."""
+
+    async def serve(connection: Tcp) -> None:
+        assert await connection.rest() == GET
+        await connection.send(Site.ANSWER)
+
+    async with (
+        asyncio.timeout(SOON),
+        serving(serve) as web,
+        server_at(
+            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
+        ) as server,
+    ):
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(GET)
+            await visitor.finish()
+            assert await visitor.exactly(len(Site.ANSWER)) == Site.ANSWER
+            with pytest.raises(ssl.SSLEOFError):
+                await visitor.read()
+        await eventually(lambda: empty(server))
+
+
 async def test_requests_of_one_connection_go_to_the_site_until_one_begins_a_tunnel(
     certs: Certs,
 ) -> None:
@@ -381,6 +405,22 @@ async def test_visitors_count_for_max_conns(certs: Certs) -> None:
         assert site.visits == 2
 
 
+async def test_without_a_site_every_answer_is_that_of_an_nginx(certs: Certs) -> None:
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at("wss", there.port, certs, **{"wss-path": PATH}) as server,
+    ):
+        async with await tls_connect(port_of(server), certs) as visitor:
+            await visitor.send(GET)
+            answer = await visitor.until(b"404 page not found\n")
+            assert answer.startswith(b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\n")
+            await visitor.send(b"no request\r\n")
+            answer = await visitor.until(b"</html>\r\n")
+            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
+        await eventually(lambda: empty(server))
+
+
 # Without TLS, and with names for ALPN that no web server of ours has.
 
 SENT_TO_HTTPS = b"The plain HTTP request was sent to HTTPS port"
@@ -444,4 +484,22 @@ async def test_visitor_with_other_alpn_names_only_gets_the_alert(
             await asyncio.open_connection(
                 "127.0.0.1", port_of(server), ssl=context, server_hostname=certs.name
             )
+        await eventually(lambda: empty(server))
+
+
+async def test_silence_before_tls_lasts_as_long_as_at_an_nginx(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, tls_layer)
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at("wss", there.port, certs) as server,
+    ):
+        async with await connect(port_of(server)) as silent:
+            await eventually(lambda: server._frontend.pending == 1)
+            await clock.passes(59.9)
+            assert server._frontend.pending == 1
+            await clock.passes(0.2)
+            assert await silent.rest() == b""
         await eventually(lambda: empty(server))

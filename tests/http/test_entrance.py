@@ -1,13 +1,19 @@
-"""The first byte of a connection: what is TLS, and what is for the web server without it."""
+"""The beginning of a connection: TLS or not, and ALPN names of which none is the server's."""
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
 
-from mtt.http.entrance import Entrance
-from tests.support.transports import FakeTransport
+from mtt.http.entrance import MAX_READS, Entrance
+from mtt.layers.tls import TlsLayer
+from mtt.trust.certificates import server_context
+from mtt.trust.tls_options import ServerTls
+from tests.support.certs import Certs
+from tests.support.contexts import bare_context
+from tests.support.transports import FakeTransport, Recorder, turns
 
 
 class Tls:
@@ -47,3 +53,29 @@ async def test_first_byte_tells_tls_from_the_rest(said: bytes, is_tls: bool) -> 
     entrance.data_received(said)
     assert (tls.received, plain) == ((said, []) if is_tls else (b"", [said]))
     assert len(tls.errors) == (not is_tls)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "is_judged"), [(1, True), (2, True), (MAX_READS, True), (MAX_READS + 1, False)]
+)
+async def test_hello_with_other_alpn_names_may_come_in_pieces(
+    pieces: int, is_judged: bool, certs: Certs
+) -> None:
+    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    outgoing = ssl.MemoryBIO()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=certs.name).do_handshake()
+    hello = outgoing.read()
+    site, _ = server_context(ServerTls(cert=certs.cert, key=certs.key, alpn=("http/1.1",)))
+    tls = TlsLayer(Recorder(), site, server_side=True)
+    transport = FakeTransport()
+    entrance = Entrance(tls, alpn=[b"http/1.1"], on_plain=lambda *_: None)
+    transport.set_protocol(entrance)
+    entrance.connection_made(transport)
+    for at in range(pieces):
+        piece = hello[at:] if at == pieces - 1 else hello[at : at + 1]
+        transport.get_protocol().data_received(piece)
+    assert (transport.sent == bytes.fromhex("15 03 03 00 02 02 78")) == is_judged
+    tls.abort()
+    await turns()
