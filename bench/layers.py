@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bench.certs import SERVER_NAME, Certs
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
@@ -47,7 +47,7 @@ STACKS = {
 }
 
 
-class Pipe(asyncio.Transport):
+class Pipe(StreamTransport):
     """One end of a connection that is a list."""
 
     def __init__(self, protocol: Any) -> None:
@@ -60,6 +60,16 @@ class Pipe(asyncio.Transport):
 
     def set_protocol(self, protocol: Any) -> None:
         self.protocol = protocol
+
+    def unsent(self) -> int:
+        return 0
+
+    @property
+    def handed_over(self) -> int:
+        return 0
+
+    def half_closes(self) -> bool | None:
+        return False
 
     def deliver_to(self, far: Pipe) -> None:
         """Give `far` what was written here, as a socket would: one read after the other."""
@@ -84,6 +94,7 @@ class Pipe(asyncio.Transport):
     def resume_reading(self) -> None: ...
     def close(self) -> None: ...
     def abort(self) -> None: ...
+    def cut(self) -> None: ...
 
 
 class Sink(StreamProtocol):

@@ -565,4 +565,5 @@ def test_one_worker_is_no_reason_to_look_for_more() -> None:
         check=True,
     )  # fmt: skip
     loaded = set(re.findall(r"mtt\.[\w.]+", done.stdout))
-    assert loaded == {"mtt.process.eventloop", "mtt.process.runtime", "mtt.process.systemd"}
+    needed = ("command", "early", "eventloop", "runtime", "systemd")
+    assert loaded == {f"mtt.process.{name}" for name in needed}
