@@ -26,7 +26,7 @@ from mtt.errors import Cause, NetworkError
 from mtt.http.limits import MAX_DISCARD, Limits
 from mtt.layers.base import StreamTransport
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import Framing, HttpError, Reply, Request
+from mtt.wire.http1 import HttpError, Reply, Request
 from mtt.wire.httpbody import Body
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -36,17 +36,12 @@ class Connection(Protocol):
     """What an exchange needs of its connection."""
 
     def encode(
-        self,
-        reply: Reply,
-        request: Request | None,
-        *,
-        close: bool,
-        framing: Framing | None = None,
+        self, reply: Reply, request: Request | None, *, close: bool, streams: bool = False
     ) -> bytes:
         """See `Reply.encode`."""
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
-        """The handler is done with it, or has failed."""
+        """The handler has returned, or raised `error`."""
 
 
 def ends_connection(request: Request) -> bool:
@@ -69,12 +64,14 @@ class Exchange:
         keeps_on: whether the handler goes on when the connection dies.
         begun: a part of the answer has been sent.
         closes: the connection ends with the answer; known when that has begun.
+        full: the client has to take what was written first.
+        unread: the body of the request, as far as it is still to come.
     """
 
     __slots__ = (
-        "_body", "_body_begun", "_buffer", "_connection", "_cut_reason", "_ended", "_full",
-        "_is_lost", "_is_whole", "_limits", "_reads", "_received", "_task", "_waiter", "_written",
-        "begun", "closes", "keeps_on", "request", "transport",
+        "_buffer", "_connection", "_cut_reason", "_is_lost", "_is_whole", "_limits", "_received",
+        "_task", "_waiter", "_written", "begun", "closes", "ended", "full", "keeps_on", "request",
+        "transport", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -89,21 +86,17 @@ class Exchange:
     ) -> None:
         self.request = request
         self.transport = transport
-        self.keeps_on = False
-        self.begun = self.closes = False
-        self._is_whole = False  # all of the answer has been sent
+        self.keeps_on = self.begun = self.closes = self.full = False
+        self.ended = ended
+        self.unread = Body(request.content_length, chunked=request.chunked)
         self._connection = connection
         self._buffer = buffer
         self._limits = limits
-        self._body = Body(request.content_length, chunked=request.chunked)
-        self._body_begun = False
-        self._ended = ended
-        self._full = False  # the client has to take what was written first
+        self._is_whole = False  # all of the answer has been sent
         self._is_lost = False
         self._cut_reason = ""
         self._received = len(buffer)  # bytes
         self._written = 0
-        self._reads = False
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -114,24 +107,25 @@ class Exchange:
 
         Raises HttpError, 413 if it has `limit` bytes or more, and NetworkError.
         """
-        request, framing, buffer = self.request, self._body, self._buffer
+        request, body, buffer = self.request, self.unread, self._buffer
+        too_large = HttpError(413, f"body: it must be smaller than {limit} bytes")
         if request.content_length >= limit:
-            raise _too_large(limit)
-        self._body_begun = True
-        if not (framing.over or buffer) and _expects_continue(request):
+            raise too_large
+        asks = request.version >= (1, 1) and "100-continue" in request.tokens("expect")
+        if asks and not (body.over or buffer):
             self._write(_CONTINUE)  # curl waits a second for this before it sends a large body
         content = bytearray()
-        try:
-            async with asyncio.timeout(self._limits.body):
-                while not framing.over:
-                    if not buffer:
-                        await self._more()
-                    buffer.drop(framing.take(buffer, content))
-                    if len(content) + framing.left >= limit:
-                        raise _too_large(limit)
-        except TimeoutError:
-            text = f"no complete request body within {self._limits.body:g} s"
-            raise NetworkError(text, cause=Cause.TIMEOUT) from None
+        deadline = self._deadline()
+        while not body.over:
+            if not buffer:
+                if self.ended:
+                    text = "the client ended in the middle of a request"
+                    raise NetworkError(text, cause=Cause.EOF)
+                self.transport.resume_reading()
+                await self._wait(deadline, "no complete request body")
+            buffer.drop(body.take(buffer, content))
+            if len(content) + body.left >= limit:
+                raise too_large
         return bytes(content)
 
     async def answer(self, reply: Reply, *, close: bool = False) -> None:
@@ -139,40 +133,24 @@ class Exchange:
 
         `close`: end the connection with it, even if nothing else asks for that.
         """
-        self._begin(reply, None, close=close)
+        self._begin(reply, close=close)
         await self._taken()
         self._is_whole = True
 
-    async def stream(
-        self,
-        reply: Reply,
-        pieces: AsyncGenerator[bytes, None],
-        *,
-        length: int | None = None,
-        close: bool = False,
-    ) -> None:
-        """Answer with the head of `reply` and a body of `pieces`, each taken by the client before
-        the next one is asked for. Raises NetworkError, and what `pieces` raises.
+    async def stream(self, reply: Reply, pieces: AsyncGenerator[bytes, None]) -> None:
+        """Answer with the head of `reply` and a body of `pieces`.
 
-        `length`: of all pieces, if that is known.
+        Each piece is asked for when the client has taken the one before. Raises NetworkError, and
+        what `pieces` raises.
         """
-        chunked = length is None and self.request.version >= (1, 1)
-        framing: Framing = ()
-        if length is not None:
-            framing = (("Content-Length", str(length)),)
-        elif chunked:
-            framing = (("Transfer-Encoding", "chunked"),)
+        chunked = self.request.version >= (1, 1)
         async with aclosing(pieces):
-            self._begin(reply, framing, close=close or not framing)
+            self._begin(reply, close=not chunked, streams=True)
             if self.request.method != "HEAD":
-                sent = 0
                 async for piece in pieces:
-                    sent += len(piece)
                     if piece:
                         self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                         await self._taken()
-                if length not in (None, sent):
-                    raise ValueError(f"{sent} bytes of an answer with {length}")
                 if chunked:
                     self._write(b"0\r\n\r\n")
         await self._taken()
@@ -201,43 +179,29 @@ class Exchange:
         tasks: set[asyncio.Task[None]] | None,
     ) -> None:
         """Run the handler, in a task that is one of `tasks` meanwhile."""
-        self._task = task = asyncio.get_running_loop().create_task(self._run(handler))
+        self._task = task = asyncio.get_running_loop().create_task(handler(self))
         if tasks is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         task.add_done_callback(self._over)
 
-    @property
-    def body_left(self) -> int:
-        """Bytes of the body that are still to come."""
-        return 0 if self._body.over else self._body.left
-
     def received(self, size: int) -> None:
         """So many bytes have come into the buffer."""
         self._received += size
-        if not self._reads or self._waiter is None or self._waiter.done():
+        if self.full or self._waiter is None or self._waiter.done():
             self.transport.pause_reading()
-        self._wake()
+        self.wake()
 
-    def end(self) -> None:
-        """Nothing more will come."""
-        self._ended = True
-        self._wake()
-
-    def pause(self) -> None:
-        """The client has to take what was written first."""
-        self._full = True
-
-    def resume(self) -> None:
-        """The client has taken it."""
-        self._full = False
-        self._wake()
+    def wake(self) -> None:
+        """Something has happened at the client's end."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def lose(self) -> NetworkError | None:
         """The connection is gone; returns the reason, None if the owner has cut it."""
         task = self._task
         self._is_lost = True
-        self._wake()
+        self.wake()
         if task is None or task.cancelling():
             return None
         if not self.keeps_on:
@@ -246,11 +210,6 @@ class Exchange:
 
     # Internals.
 
-    async def _run(self, handler: Callable[[Exchange], Coroutine[Any, Any, None]]) -> None:
-        await handler(self)
-        if not self._is_whole:
-            raise RuntimeError("the handler has given no answer")
-
     def _over(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if task.cancelled():
@@ -258,14 +217,16 @@ class Exchange:
                 self.transport.abort()
             return
         error = task.exception()
+        if error is None and not self._is_whole:
+            error = RuntimeError("the handler has given no answer")
         assert error is None or isinstance(error, Exception)
         self._connection.answered(self, error)
 
-    def _begin(self, reply: Reply, framing: Framing | None, *, close: bool) -> None:
+    def _begin(self, reply: Reply, *, close: bool, streams: bool = False) -> None:
         request = self.request
-        blocked = not self._body.over and (self._body_begun or ends_connection(request))
+        blocked = not self.unread.over and ends_connection(request)
         self.closes = close or reply.closes or not request.keep_alive or blocked
-        self._write(self._connection.encode(reply, request, close=self.closes, framing=framing))
+        self._write(self._connection.encode(reply, request, close=self.closes, streams=streams))
         self.begun = True
 
     def _write(self, data: bytes) -> None:
@@ -274,51 +235,29 @@ class Exchange:
         self._written += len(data)
         self.transport.write(data)
 
-    async def _more(self) -> None:
-        """Wait for something to come into the buffer."""
-        if self._ended:
-            raise NetworkError("the client ended in the middle of a request", cause=Cause.EOF)
-        self.transport.resume_reading()
-        self._reads = True
-        try:
-            await self._wait()
-        finally:
-            self._reads = False
-
     async def _taken(self) -> None:
         """Wait until the client has taken enough of what was written."""
-        if not self._full:
-            return
-        try:
-            async with asyncio.timeout(self._limits.body):
-                while self._full:
-                    await self._wait()
-        except TimeoutError:
-            text = f"the client took nothing of its answer within {self._limits.body:g} s"
-            raise NetworkError(text, cause=Cause.TIMEOUT) from None
+        deadline = self._deadline()
+        while self.full:
+            await self._wait(deadline, "the client took nothing of its answer")
 
-    async def _wait(self) -> None:
-        """Wait for something to happen at the client's end."""
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._limits.body
+
+    async def _wait(self, deadline: float, failure: str) -> None:
+        """Wait for the client; `failure` is what to say after the deadline."""
         self._waiter = asyncio.get_running_loop().create_future()
         try:
-            await self._waiter
+            async with asyncio.timeout_at(deadline):
+                await self._waiter
+        except TimeoutError:
+            text = f"{failure} within {self._limits.body:g} s"
+            raise NetworkError(text, cause=Cause.TIMEOUT) from None
         finally:
             self._waiter = None
         if self._is_lost:
             raise self._gone()
 
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
     def _gone(self) -> NetworkError:
         reason = self._cut_reason or "the client left before it was answered"
         return NetworkError(reason, cause=Cause.EOF)
-
-
-def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"body: it must be smaller than {limit} bytes")
-
-
-def _expects_continue(request: Request) -> bool:
-    return request.version >= (1, 1) and "100-continue" in request.tokens("expect")

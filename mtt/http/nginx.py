@@ -11,7 +11,7 @@ import re
 
 from mtt.wire import http1
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import REASONS, Framing, HttpError, Reply, Request, encode_head
+from mtt.wire.http1 import REASONS, HttpError, Reply, Request, encode_head
 from mtt.wire.upgrade import MAX_LINE
 
 PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port"
@@ -33,16 +33,13 @@ def is_begun(buffer: HeadBuffer) -> bool:
 
 
 def encode(
-    reply: Reply,
-    request: Request | None,
-    *,
-    date: str,
-    close: bool,
-    framing: Framing | None = None,
+    reply: Reply, request: Request | None, *, date: str, close: bool, streams: bool = False
 ) -> bytes:
     """The response to `request`, as nginx passes it on. See `Reply.encode`."""
-    if framing is None:
-        framing = (("Content-Length", str(len(reply.body))),)
+    framing = [("Content-Length", str(len(reply.body)))]
+    if streams:
+        http11 = request is not None and request.version >= (1, 1)
+        framing = [("Transfer-Encoding", "chunked")] if http11 else []
     headers = [
         ("Server", "nginx"),
         ("Date", date),

@@ -8,7 +8,6 @@ stays in it, byte for byte, until it has been decided whose it is:
 
     data -> buffer -> head complete? -> router -> a reply: write it, drop the request, go on
                                                -> None: check the handshake, write 101, hand over
-
                                                -> a handler: see `mtt.http.exchange`
 
 A reply waits for nothing, so requests are answered in their order within the turn in which they
@@ -34,7 +33,7 @@ from mtt.http.exchange import Exchange, ends_connection
 from mtt.http.limits import VISITORS, Limits
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import Framing, HttpError, Reply, Request, parse_request
+from mtt.wire.http1 import HttpError, Reply, Request, parse_request
 from mtt.wire.upgrade import (
     Upgrade,
     UpgradeRefused,
@@ -149,21 +148,23 @@ class HttpServer(StreamProtocol):
     def eof_received(self) -> bool:
         self._eof = True
         if self._exchange is not None:
-            self._exchange.end()
+            self._exchange.ended = True
+            self._exchange.wake()
         else:
             self._serve()
         return True  # closing is up to us: an answer may still be on its way
 
     def pause_writing(self) -> None:
         if self._exchange is not None:
-            self._exchange.pause()
+            self._exchange.full = True
         elif not self._closed:  # else reading is the business of whoever takes over
             self._paused = True
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         if self._exchange is not None:
-            self._exchange.resume()
+            self._exchange.full = False
+            self._exchange.wake()
         elif self._paused and not self._closed:
             self._paused = False
             self._transport.resume_reading()
@@ -318,22 +319,17 @@ class HttpServer(StreamProtocol):
         self._exchange.start(handler, self._tasks)
 
     def encode(
-        self,
-        reply: Reply,
-        request: Request | None,
-        *,
-        close: bool,
-        framing: Framing | None = None,
+        self, reply: Reply, request: Request | None, *, close: bool, streams: bool = False
     ) -> bytes:
         encode = nginx.encode if self._as_nginx else Reply.encode
-        return encode(reply, request, date=http_date(), close=close, framing=framing)
+        return encode(reply, request, date=http_date(), close=close, streams=streams)
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
         self._exchange = None
         if self._closed:
             return
         if error is None and not exchange.closes:
-            self._expect(exchange.body_left)
+            self._expect(exchange.unread.left)
             self._transport.resume_reading()
             self._serve()
         elif error is None:

@@ -48,8 +48,6 @@ REASONS = {
 }
 
 Headers = list[tuple[str, str]]
-# The headers that tell where a body ends which comes behind its head in pieces.
-Framing = tuple[tuple[str, str], ...]
 
 # None of these can backtrack more than a step, so no input makes them slow.
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -173,21 +171,22 @@ class Reply(NamedTuple):
         return ("Connection", "close") in self.headers
 
     def encode(
-        self, request: Request | None, *, date: str, close: bool, framing: Framing | None = None
+        self, request: Request | None, *, date: str, close: bool, streams: bool = False
     ) -> bytes:
         """The response to `request`, with its own headers first, as Go's net/http writes it.
 
         `request`: None for what could not be read as one. `date`: the value of the Date header.
-        `close`: say that the connection ends with this. `framing`: that of another body, which
-        follows. A HEAD request gets the same head without the body (RFC 9110, 9.3.2).
+        `close`: say that the connection ends with this. `streams`: another body follows, in chunks
+        if the client knows them. A HEAD request gets the same head alone (RFC 9110, 9.3.2).
         """
         http11 = request is None or request.version >= (1, 1)
         is_head = request is not None and request.method == "HEAD"
         headers = [*self.headers, ("Date", date)]
+        if streams:
+            headers += [("Transfer-Encoding", "chunked")] if http11 else []
         # For HEAD, an empty body may mean that nobody made one: Go then states no length.
-        if framing is None and (self.body or not is_head):
-            framing = (("Content-Length", str(len(self.body))),)
-        headers += framing or ()
+        elif self.body or not is_head:
+            headers.append(("Content-Length", str(len(self.body))))
         if self.content_type:
             headers.append(("Content-Type", self.content_type))
         if close and http11 and not self.closes:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from mtt.errors import Cause
 from mtt.wire.errors import WireError
-from mtt.wire.http1 import Reply, Request, Response, is_host, text_reply
+from mtt.wire.http1 import REASONS, Reply, Request, Response, is_host, text_reply
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
@@ -54,9 +54,8 @@ class UpgradeRefused(WireError):
     @property
     def reply(self) -> Reply:
         """An ordinary response, after which the connection may go on."""
-        text = {400: "Bad Request", 403: "Forbidden", 405: "Method Not Allowed"}[self.status]
         # Spelled as Go makes header names canonical, unlike in the requests.
-        return text_reply(self.status, text, ("Sec-Websocket-Version", "13"))
+        return text_reply(self.status, REASONS[self.status], ("Sec-Websocket-Version", "13"))
 
 
 class Upgrade(NamedTuple):

@@ -25,7 +25,7 @@ from tests.mu.panel import Panel, multi_user_server
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.contexts import trusting_context
-from tests.support.tunnels import eventually, logged
+from tests.support.tunnels import connect, eventually, logged
 
 PING = b'{"opt":9}'
 TOKEN = "0123456789abcdef-._~+/="
@@ -477,6 +477,45 @@ async def test_a_panel_that_leaves_has_its_command_done(certs: Certs) -> None:
         writer.close()
         await writer.wait_closed()
         await eventually(lambda: "/a" in server._users)
+
+
+async def test_a_command_that_has_begun_is_done_whatever_becomes_of_its_client(
+    certs: Certs,
+) -> None:
+    async with multi_user_server(certs) as (server, panel):
+        controller = server._management.controller
+        assert controller is not None
+        begun, going_on, done = (asyncio.Event() for _ in range(3))
+
+        async def run(body: bytes) -> tuple[int, bytes]:
+            begun.set()
+            await going_on.wait()
+            done.set()
+            return 200, b"{}"
+
+        controller._run = run
+        async with await connect(int(panel.address.rpartition(":")[2])) as client:
+            await client.send(post(PING))
+            await begun.wait()
+            client.reset()
+        await eventually(lambda: not controller._transports)
+        assert controller._turns._holders  # what it has in memory counts as long as it is there
+        going_on.set()
+        await done.wait()
+        await eventually(lambda: not controller._turns._holders)
+
+
+async def test_connections_that_end_are_not_idle(certs: Certs) -> None:
+    async with multi_user_server(certs) as (server, panel):
+        controller = server._management.controller
+        assert controller is not None
+        for request, idle in ((post(PING), 1), (closing(PING), 0)):
+            async with await connect(int(panel.address.rpartition(":")[2])) as client:
+                await client.send(request)
+                assert await client.until(b"}") != b""
+                await eventually(lambda: not controller._tasks)
+                assert (len(controller._transports), len(controller._idle)) == (1, idle)
+            await eventually(lambda: not controller._transports)
 
 
 async def test_a_client_that_does_not_read_its_answers(certs: Certs) -> None:
