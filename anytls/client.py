@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
 from anytls.upstreams import Upstreams
-from mtt import metrics
-from mtt.connector import CONNECT_TIME
 from mtt.errors import MttError
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import StreamTransport
@@ -17,14 +15,16 @@ from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
+from mtt.observe import metrics
+from mtt.outbound.connector import CONNECT_TIME
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
-from mtt.service import Service, Session
+from mtt.tunnels.service import Service, Session
 from mtt.wire import addresses, uot
 
 if TYPE_CHECKING:
-    from mtt.hub import MetricsHub
+    from mtt.observe.hub import MetricsHub
 
 # How many servers the line at the start names.
 SHOWN = 3

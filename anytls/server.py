@@ -9,10 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from anytls.options import ServerOptions
-from mtt import metrics
 from mtt.address import host_port, peer_name
-from mtt.anytls_frontend import ANSWER_TIME, AnyTlsFrontend, answered
 from mtt.errors import DestinationError, NetworkError, UsageError
+from mtt.inbound.anytls_front import ANSWER_TIME, AnyTlsFrontend, answered
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamTransport
@@ -21,11 +20,12 @@ from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
+from mtt.observe import metrics
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
-from mtt.service import Carried, Service
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.tunnels.service import Carried, Service
 from mtt.users.accounts import Account, Accounts
 from mtt.users.file import read_users
 from mtt.users.user import User
@@ -34,7 +34,7 @@ from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
 
 if TYPE_CHECKING:
-    from mtt.hub import MetricsHub
+    from mtt.observe.hub import MetricsHub
 
 # The web site of -fallback is near; one that needs longer to accept is not there.
 FALLBACK_TIME = 10.0

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from anytls.servers import ServerChoice
-from mtt.anytls_sessions import AnyTlsPool
-from mtt.connector import Connector
 from mtt.errors import describe
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import hand_over
 from mtt.log import logger
-from mtt.metrics import Counters
 from mtt.net.dial import Dialer
+from mtt.observe.metrics import Counters
 from mtt.options.anytls import PoolOptions
+from mtt.outbound.anytls_pool import AnyTlsPool
 from mtt.outbound.balancer import Balancer
+from mtt.outbound.connector import Connector
 from mtt.trust.reload import TlsFiles
 from mtt.wire.anytls import password_hash
 

@@ -8,9 +8,7 @@ from dataclasses import replace
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
-from mtt import metrics
 from mtt.address import peer_name
-from mtt.connector import CONNECT_TIME, Connector
 from mtt.errors import MttError, RefusedError
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding, hand_over
@@ -22,15 +20,17 @@ from mtt.modes import SMUX_OFF, SMUX_ON, alpn, mode_name
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
+from mtt.observe import metrics
 from mtt.options.tunnel import ClientOptions
-from mtt.preconnect import Preconnected
-from mtt.relay import Relay
-from mtt.service import Service, Session
-from mtt.sessions import SessionPool
+from mtt.outbound.connector import CONNECT_TIME, Connector
+from mtt.outbound.preconnect import Preconnected
+from mtt.outbound.smux_pool import SessionPool
+from mtt.tunnels.relay import Relay
+from mtt.tunnels.service import Service, Session
 
 if TYPE_CHECKING:
-    from mtt.anytls_sessions import AnyTlsPool
-    from mtt.hub import MetricsHub
+    from mtt.observe.hub import MetricsHub
+    from mtt.outbound.anytls_pool import AnyTlsPool
 
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
@@ -93,7 +93,7 @@ class Client(Service):
         self.closed = False
 
     def _anytls_pool(self) -> AnyTlsPool:
-        from mtt.anytls_sessions import AnyTlsPool  # not needed by other modes
+        from mtt.outbound.anytls_pool import AnyTlsPool  # not needed by other modes
         from mtt.wire.anytls import password_hash
 
         options = self._options

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
-from mtt.frontend import Frontend
+from mtt.inbound.tunnel_front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
@@ -17,15 +17,15 @@ from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ServerOptions
-from mtt.service import Service, Session
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.tunnels.service import Service, Session
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 
 if TYPE_CHECKING:
-    from mtt.anytls_frontend import AnyTlsFrontend
-    from mtt.hub import MetricsHub
+    from mtt.inbound.anytls_front import AnyTlsFrontend
     from mtt.layers.anytls_stream import ServerStream
+    from mtt.observe.hub import MetricsHub
 
 # The destination is near; one that needs longer to accept is not there.
 DESTINATION_TIME = 10.0
@@ -67,7 +67,7 @@ class Server(Service):
         )
 
     def _anytls_frontend(self, tls: TlsFiles) -> AnyTlsFrontend[Endpoint]:
-        from mtt.anytls_frontend import (  # not needed by other modes
+        from mtt.inbound.anytls_front import (  # not needed by other modes
             AnyTlsFrontend,
             answered,
             answered_at_once,

@@ -14,7 +14,6 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from mtt.address import peer_name
-from mtt.admission import MAX_PENDING, Pending
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, Access
 from mtt.http.exchange import Exchange
@@ -24,6 +23,7 @@ from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
+from mtt.net.admission import MAX_PENDING, Pending
 from mtt.wire.http1 import Reply
 from mtt_mu_server import api
 from mtt_mu_server.turns import SMALL, CrowdedError, Turns

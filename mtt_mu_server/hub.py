@@ -10,9 +10,9 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 
-from mtt.hub import Member, WorkerHub
 from mtt.log import logger
 from mtt.net.resolve import Resolver
+from mtt.observe.hub import Member, WorkerHub
 from mtt.process.link import Message, encode
 from mtt_mu_server.lease import Lessee
 from mtt_mu_server.management import Management

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mtt_mu_server.throttle import Bucket, Throttle
+from mtt.tunnels.throttle import Bucket, Throttle
 
 
 class LeasedBucket:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from mtt.http.access import Access
 from mtt.log import logger
-from mtt.metrics import CONTENT_TYPE
 from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
+from mtt.observe.metrics import CONTENT_TYPE
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt_mu_server import metrics
 from mtt_mu_server.commands import Commands, Spread, in_slices

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
-from mtt.metrics import DOWN, UP, Values, header, labels, metric, sample
+from mtt.observe.metrics import DOWN, UP, Values, header, labels, metric, sample
 from mtt_mu_server.records import fingerprint
 from mtt_mu_server.users import Users
 

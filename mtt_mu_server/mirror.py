@@ -15,9 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import StartError
-from mtt.hub import Reporter
 from mtt.layers.base import StreamTransport
 from mtt.log import logger
+from mtt.observe.hub import Reporter
 from mtt.process.link import Message
 from mtt_mu_server.lease import LeasedBucket
 from mtt_mu_server.metrics import Events

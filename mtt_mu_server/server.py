@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
-from mtt.frontend import Frontend
+from mtt.inbound.tunnel_front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
@@ -19,9 +19,10 @@ from mtt.modes import mode_name
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
-from mtt.process.eventloop import LagMeter
-from mtt.service import Service
+from mtt.observe.lag import LagMeter
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.tunnels.service import Service
+from mtt.tunnels.throttle import Throttle, Tokens
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
@@ -29,7 +30,6 @@ from mtt_mu_server.management import Management
 from mtt_mu_server.mirror import Mirror
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.records import User, fingerprint
-from mtt_mu_server.throttle import Throttle, Tokens
 from mtt_mu_server.users import Tunnel, Users
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from itertools import islice
 from typing import Any, Protocol
 
 from mtt.layers.base import StreamTransport
+from mtt.tunnels.throttle import Bucket
 from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
-from mtt_mu_server.throttle import Bucket
 
 # Work that yields to let others have a turn.
 Steps = Generator[None, None, None]

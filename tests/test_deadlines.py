@@ -33,15 +33,15 @@ DEADLINES = [
     # Destinations and servers: the Go programs wait 10 s for a connection.
     ("mtt.net.dial", "CONNECT_TIMEOUT", 10, 10),
     ("mtt.net.resolve", "LOOKUP_TIMEOUT", 5, 5),
-    ("mtt.connector", "DIAL_TIME", 10, 10),
-    ("mtt.connector", "CONNECT_TIME", 8, 8),
+    ("mtt.outbound.connector", "DIAL_TIME", 10, 10),
+    ("mtt.outbound.connector", "CONNECT_TIME", 8, 8),
     ("mtt.server", "DESTINATION_TIME", 10, 10),
     ("mtt_mu_server.server", "DESTINATION_TIME", 10, 10),
     ("mtt.layers.anytls_stream", "SYNACK_TIME", 20, 20),
     # Dead peers: README promises to find them within 80 s. Go peers give us 70 s at least, and
     # proxies 60 s, so a sign of life comes every 30 s.
-    ("mtt.relay", "DEAD_TIME", 60, 60),
-    ("mtt.relay", "LOOK_TIME", 10, 10),
+    ("mtt.tunnels.relay", "DEAD_TIME", 60, 60),
+    ("mtt.tunnels.relay", "LOOK_TIME", 10, 10),
     ("mtt.layers.smux", "DEAD_TIME", 70, 70),
     ("mtt.layers.smux", "CHECK_INTERVAL", 10, 10),
     ("mtt.layers.smux", "NOP_INTERVAL", 24, 30),
@@ -51,12 +51,12 @@ DEADLINES = [
     # Ends: two ends of a tunnel close at once, and a slow reader has time.
     ("mtt.layers.linger", "LINGER_TIME", 2, 2),
     ("mtt.layers.linger", "STALL_TIME", 30, 30),
-    ("mtt.relay", "QUIET_TIME", 1, 1),
-    ("mtt.relay", "ORPHAN_TIME", 5, 5),
-    ("mtt.relay", "END_TIME", 2, 2),
+    ("mtt.tunnels.relay", "QUIET_TIME", 1, 1),
+    ("mtt.tunnels.relay", "ORPHAN_TIME", 5, 5),
+    ("mtt.tunnels.relay", "END_TIME", 2, 2),
     ("mtt.process.runtime", "CLOSE_LIMIT", 5, 5),
     # Idle sessions.
-    ("mtt.sessions", "IDLE_TIME", 30, 30),
+    ("mtt.outbound.smux_pool", "IDLE_TIME", 30, 30),
     ("mtt.proxy.association", "IDLE_TIME", 300, 300),
 ]
 

@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     body: float
 
 
-# As with nginx. The number of those that wait is limited elsewhere (mtt.admission).
+# As with nginx. The number of those that wait is limited elsewhere (mtt.net.admission).
 VISITORS = Limits(head=60.0, keepalive=75.0, body=60.0)
 # Panels and monitors, which are near and few.
 OPERATORS = Limits(head=10.0, keepalive=60.0, body=30.0)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mtt.admission import Pending
 from mtt.http import nginx
 from mtt.http.fallback import Visit
 from mtt.http.server import HttpServer
 from mtt.layers.base import Data, StreamTransport, Upper
 from mtt.layers.holding import Holding, hand_over, hold
+from mtt.net.admission import Pending
 from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request
 
 # Answered with 400 at once: by nginx, Apache and Go, whether or not the request has a Host.

@@ -260,7 +260,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         """Whether the peer's kernel has all of what had been `handed_over` at `mark`."""
         return self.acknowledged >= mark
 
-    # For owners that want to use it again, see `mtt.reuse`.
+    # For owners that want to use it again, see `mtt.outbound.reuse`.
 
     def ask(self) -> None:
         """Ask for a sign of life: of the peer's program if the layer below can ask for one,

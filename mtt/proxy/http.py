@@ -34,7 +34,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
-from mtt.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
+from mtt.tunnels.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Request

@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any
 
 from mtt.address import peer_name
-from mtt.admission import Pending
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.net.admission import Pending
 from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake

@@ -12,7 +12,7 @@ from mtt.errors import MttError, PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.holding import hand_over
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.metrics import Counters
+from mtt.observe.metrics import Counters
 from mtt.wire import uot
 
 # Of a `GoChannel`: datagrams that wait for the stream for IPv6, and seconds until it is tried again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mtt.metrics import DOWN, UP, Values, labels, metric
+from mtt.observe.metrics import DOWN, UP, Values, labels, metric
 from mtt.trust.passwords import Passwords
 
 # Users with lines of their own on the page of metrics: those that came first. A line costs 100

@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from anytls.server import Server
-from mtt import relay
 from mtt.layers import anytls_heads, anytls_stream
+from mtt.tunnels import relay
 from tests.anytls.proxying import client_for, reply_of
 from tests.anytls.serving import empty, server_for
 from tests.anytls.test_client import GENERAL, nothing_open

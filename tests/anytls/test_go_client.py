@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from mtt import relay
+from mtt.tunnels import relay
 from tests.anytls.serving import empty, server_for
 from tests.support.anytlspeer import FIN, PASSWORD, PSH, SYN, SYNACK, address, frame, peer_connect
 from tests.support.certs import Certs

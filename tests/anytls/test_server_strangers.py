@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from anytls.server import Server
-from mtt import anytls_frontend, relay
-from mtt.admission import Pending
 from mtt.http.fallback import SITE_TIME
 from mtt.http.limits import VISITORS
+from mtt.inbound import anytls_front
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_heads import ConnectionHead
+from mtt.net.admission import Pending
+from mtt.tunnels import relay
 from tests.anytls.serving import empty, server_for
 from tests.support.anytlspeer import (
     FIN,
@@ -94,7 +95,7 @@ def has_heard(server: Server, data: bytes) -> bool:
 
 def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
-    monkeypatch.setattr(anytls_frontend, "VISITORS", VISITORS._replace(head=preamble))
+    monkeypatch.setattr(anytls_front, "VISITORS", VISITORS._replace(head=preamble))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
     """Slow-loris: the oldest ones have to go when there are too many, and all when it is time."""
     waits(monkeypatch, preamble=10)
     clock = Clock(monkeypatch, anytls_heads)
-    monkeypatch.setattr(anytls_frontend, "Pending", partial(Pending, 4))
+    monkeypatch.setattr(anytls_front, "Pending", partial(Pending, 4))
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         slow = [await tls_connect(port_of(server), certs) for _ in range(8)]
         await eventually(lambda: server._frontend.pending == 4)

@@ -6,10 +6,10 @@ import socket
 
 import pytest
 
-from mtt import relay
 from mtt.layers import linger
 from mtt.net import dial, listen
 from mtt.net.sockets import tune
+from mtt.tunnels import relay
 from tests.support.tunnels import SMALL, shrink
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mtt import relay
 from mtt.layers import linger
-from mtt.service import Service
+from mtt.tunnels import relay
+from mtt.tunnels.service import Service
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy
 from tests.support.gopeer import FIN, PSH, SYN, peer_connect, smux_frame, smux_read

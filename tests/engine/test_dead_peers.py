@@ -15,12 +15,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from mtt import anytls_sessions, connector, relay, reuse
 from mtt.client import Client
 from mtt.layers import anytls_client, smux, websocket
 from mtt.layers.kernel import silent_seconds
 from mtt.net import sockets
+from mtt.outbound import anytls_pool, connector, reuse
 from mtt.server import Server
+from mtt.tunnels import relay
 from tests.support.certs import Certs
 from tests.support.faults import ELSEWHERE, FaultProxy, drop_packets, take_packets
 from tests.support.gopeer import PING, ws_connect
@@ -68,8 +69,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smux, "DEAD_TIME", DEAD)
     monkeypatch.setattr(anytls_client, "HEART_INTERVAL", OFTEN)
     monkeypatch.setattr(anytls_client, "HEART_TIME", DEAD)
-    monkeypatch.setattr(anytls_sessions, "CHECK_INTERVAL", 2 * DEAD)
-    monkeypatch.setattr(anytls_sessions, "SHORTEST", 60.0)  # what is shorter becomes the other
+    monkeypatch.setattr(anytls_pool, "CHECK_INTERVAL", 2 * DEAD)
+    monkeypatch.setattr(anytls_pool, "SHORTEST", 60.0)  # what is shorter becomes the other
     monkeypatch.setattr(connector, "DIAL_TIME", 1.0)
     # The kernel counts in seconds.
     monkeypatch.setattr(sockets, "KEEPALIVE_IDLE", 1)

@@ -11,7 +11,7 @@ import pytest
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.tcp import SocketTransport
-from mtt.relay import Relay
+from mtt.tunnels.relay import Relay
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     MODES,

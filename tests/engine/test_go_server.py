@@ -12,7 +12,7 @@ import pytest
 from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
 from mtt.options.tunnel import MAX_STREAM_LIMIT
-from mtt.relay import END_TIME, QUIET_TIME
+from mtt.tunnels.relay import END_TIME, QUIET_TIME
 from tests.support.certs import Certs
 from tests.support.gopeer import CLOSE_1000, vector
 from tests.support.goserver import MAX_STREAMS, go_server

@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from mtt import relay
+from mtt.tunnels import relay
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy, Line
 from tests.support.gopeer import tls_connect

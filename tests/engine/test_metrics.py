@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from mtt import admission, connector
 from mtt.client import Client
 from mtt.errors import StartError
 from mtt.layers import tls
+from mtt.net import admission
+from mtt.outbound import connector
 from mtt.server import Server
 from tests.support.certs import Certs
 from tests.support.metrics import check_with_promtool, failures, get, parse, scrape

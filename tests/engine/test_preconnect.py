@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from mtt import preconnect
 from mtt.client import Client
 from mtt.errors import Cause
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
-from mtt.preconnect import MOST_DIALS
+from mtt.outbound import preconnect
+from mtt.outbound.preconnect import MOST_DIALS
 from plugin.options import parse_options
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy

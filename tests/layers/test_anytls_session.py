@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from mtt import relay
 from mtt.errors import MttError, PeerError
 from mtt.layers.anytls import RECEIVE_BUDGET
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.tcp import SocketTransport
 from mtt.layers.tls import TlsLayer
-from mtt.relay import Relay
+from mtt.tunnels import relay
+from mtt.tunnels.relay import Relay
 from mtt.wire.anytls import FIN, HEADER_SIZE, PSH, SETTINGS, SYN, PreambleReader, frame
 from mtt.wire.padding import DEFAULT, Scheme
 from tests.support.certs import Certs

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
-from mtt_mu_server import throttle
+from mtt.tunnels import throttle
+from mtt.tunnels.throttle import BURST_TIME, TICK, Bucket
 from mtt_mu_server.lease import LeasedBucket, Lessee
-from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket
 from tests.support.clock import Clock
 
 

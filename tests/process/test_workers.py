@@ -435,7 +435,7 @@ def test_signals_during_the_start(processes: Processes) -> None:
 def test_metrics_are_those_of_all_and_never_fall(
     processes: Processes, echo: Echo, loop: str
 ) -> None:
-    often = {"mtt.hub.REPORT_INTERVAL": 0.1}
+    often = {"mtt.observe.hub.REPORT_INTERVAL": 0.1}
     server = Server(processes, echo, "-metrics", "0", "-loop", loop, constants=often)
     address = server.process.expect(r"metrics on (\S+)")[1]
     url = f"http://{address}/metrics"
@@ -558,7 +558,7 @@ def test_one_worker_is_no_reason_to_look_for_more() -> None:
     code = (
         "import sys, mtt_server, mtt.server, mtt.process.runtime\n"
         "print([name for name in sys.modules if name.startswith('mtt.process.')"
-        " or name == 'mtt.hub'])"
+        " or name == 'mtt.observe.hub'])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=SOON,

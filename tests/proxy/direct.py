@@ -16,7 +16,7 @@ from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
-from mtt.service import Service
+from mtt.tunnels.service import Service
 
 
 class DirectProxy(Service):

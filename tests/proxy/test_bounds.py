@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from mtt import admission
 from mtt.errors import DestinationError, NetworkError
 from mtt.log import FAILURE_BURST
+from mtt.net import admission
 from mtt.outcome import Outcome
 from mtt.proxy import handshake, http
 from mtt.proxy import port as proxy_port

@@ -11,7 +11,7 @@ from mtt.errors import DestinationError
 from mtt.outcome import Outcome
 from mtt.proxy import http, origin
 from mtt.proxy.exchange import MAX_AHEAD, MAX_REPLAY
-from mtt.relay import LOOK_TIME
+from mtt.tunnels.relay import LOOK_TIME
 from mtt.wire.http1 import MAX_HEAD
 from tests.proxy.clients import USER, http_connect
 from tests.proxy.origins import OK, ok, read_answer, site

@@ -152,7 +152,8 @@ class Processes:
     ) -> Process:
         """Start one of our own commands, such as `mtt-client`.
 
-        `constants`: other values for constants of our modules, such as {"mtt.hub.INTERVAL": 0.1}.
+        `constants`: other values for constants of our modules, such as
+        {"mtt.observe.hub.INTERVAL": 0.1}.
         """
         program = changed_command(name, constants) if constants else command(name)
         process = self.start(*program, *argv, cwd=ROOT)

@@ -21,12 +21,13 @@ from typing import Any, Self
 
 import pytest
 
-from mtt import anytls_sessions, relay, reuse
 from mtt.client import Client
 from mtt.layers import anytls, anytls_client, linger, mux, smux, websocket
 from mtt.options.tunnel import client_options, server_options
+from mtt.outbound import anytls_pool, reuse
 from mtt.server import Server
-from mtt.service import Service
+from mtt.tunnels import relay
+from mtt.tunnels.service import Service
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 
@@ -317,7 +318,7 @@ def clock_of_tunnels(monkeypatch: pytest.MonkeyPatch) -> Clock:
     Dialling and handshakes go by the real one.
     """
     layers = anytls, anytls_client, linger, mux, smux, websocket
-    return Clock(monkeypatch, relay, reuse, anytls_sessions, *layers)
+    return Clock(monkeypatch, relay, reuse, anytls_pool, *layers)
 
 
 async def settled() -> None:

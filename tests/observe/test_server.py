@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from mtt import metrics_server
 from mtt.address import Endpoint
 from mtt.errors import StartError
-from mtt.metrics import CONTENT_TYPE
-from mtt.metrics_server import MetricsServer
 from mtt.net.resolve import Resolver
+from mtt.observe import server as metrics_server
+from mtt.observe.metrics import CONTENT_TYPE
+from mtt.observe.server import MetricsServer
 from tests.support.metrics import ask, get
 from tests.support.tunnels import connect, logged
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mtt.address import Endpoint, is_loopback
-from mtt.admission import Pending
 from mtt.http.access import Access
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
-from mtt.metrics import CONTENT_TYPE
+from mtt.net.admission import Pending
 from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
+from mtt.observe.metrics import CONTENT_TYPE
 from mtt.wire.http1 import Reply, Request, text_reply
 
 # Who watches has one or two connections. When there are more, the oldest has to go.

@@ -11,7 +11,7 @@ transport sees neither FIN nor RST. What the destination says at once (the banne
 is kept for the application.
 
 No data is ever sent twice. A connection that dies the moment it is taken is the application's
-failure, as any other that breaks; what can be known before is looked at before (`mtt.reuse`).
+failure, as any other that breaks; what can be known before is looked at before (see `reuse`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
-from mtt.reuse import ReuseGuard, means_dead, slept_seconds
+from mtt.outbound.reuse import ReuseGuard, means_dead, slept_seconds
 
 # The shortest time after which somebody on the way usually ends an idle connection is 60 s: the
 # multi-user server, nginx in front of a server, shadowsocks behind it. The application gets what is

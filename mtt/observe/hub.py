@@ -13,9 +13,9 @@ from typing import Any, Generic, TypeVar
 
 from mtt.address import Endpoint
 from mtt.log import logger
-from mtt.metrics_server import MetricsServer
-from mtt.metrics_sum import Page, total
 from mtt.net.resolve import Resolver
+from mtt.observe.server import MetricsServer
+from mtt.observe.sums import Page, total
 from mtt.process.link import Link, Message
 from mtt.process.runtime import Hub
 

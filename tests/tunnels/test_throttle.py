@@ -17,8 +17,8 @@ import pytest
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tcp import SocketTransport
-from mtt_mu_server import throttle
-from mtt_mu_server.throttle import BURST_TIME, TICK, Bucket, Throttle
+from mtt.tunnels import throttle
+from mtt.tunnels.throttle import BURST_TIME, TICK, Bucket, Throttle
 from tests.support.clock import Clock
 from tests.support.transports import raw_peer
 

@@ -9,22 +9,22 @@ from functools import partial
 from logging import DEBUG, ERROR
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from mtt import metrics
 from mtt.address import Endpoint, peer_name
-from mtt.admission import Admission
 from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.net.admission import Admission
 from mtt.net.listen import Listener
-from mtt.process.eventloop import LagMeter
-from mtt.relay import Relay
+from mtt.observe import metrics
+from mtt.observe.lag import LagMeter
 from mtt.trust.reload import TlsFiles
+from mtt.tunnels.relay import Relay
 
 if TYPE_CHECKING:
-    from mtt.hub import MetricsHub, Reporter
-    from mtt.metrics_server import MetricsServer
     from mtt.net.resolve import Resolver
+    from mtt.observe.hub import MetricsHub, Reporter
+    from mtt.observe.server import MetricsServer
 
 # Seconds between two looks at what is left when the service is to end: a blink for a person.
 DRAIN_TICK = 0.05
@@ -167,14 +167,14 @@ class Service:
     ) -> None:
         """Start what -metrics asks for, if it does. Raises StartError, all listening stopped."""
         if self._hub is not None:
-            from mtt.hub import Reporter
+            from mtt.observe.hub import Reporter
 
             self._lag = LagMeter()
             self._reporter = Reporter(self.metrics_page)
             await self._reporter.connect(self._hub)
         if self._is_worker or (endpoint is None and not unix_path):
             return
-        from mtt.metrics_server import MetricsServer  # not for a plugin that must listen at once
+        from mtt.observe.server import MetricsServer  # not for a plugin that must listen at once
 
         self._metrics_server = MetricsServer(self.metrics_page)
         try:
@@ -197,7 +197,7 @@ class Service:
         """What serves -metrics for several workers, if it is asked for."""
         if endpoint is None and not unix_path:
             return None
-        from mtt.hub import MetricsHub
+        from mtt.observe.hub import MetricsHub
 
         return MetricsHub(endpoint, unix_path)
 

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Generic, TypeVar
 
 from mtt.address import peer_name
-from mtt.admission import Pending
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.http import entrance, nginx
 from mtt.http.date import http_date
@@ -32,7 +31,8 @@ from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.metrics import Counters
+from mtt.net.admission import Pending
+from mtt.observe.metrics import Counters
 from mtt.wire.anytls import HASH_SIZE
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from mtt import reuse
 from mtt.errors import Cause, NetworkError, PeerError
 from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
-from mtt.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, means_dead
+from mtt.outbound import reuse
+from mtt.outbound.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, means_dead
 from tests.support.clock import Clock
 from tests.support.faults import drop_packets, take_packets
 from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns

@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from mtt import relay as module
 from mtt.layers import linger
 from mtt.layers.holding import Holding
-from mtt.relay import Relay
+from mtt.tunnels import relay as module
+from mtt.tunnels.relay import Relay
 from tests.support.certs import Certs
 from tests.support.stacks import Stack
 from tests.support.transports import attach, tcp_sockets, turns

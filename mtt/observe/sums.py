@@ -14,7 +14,7 @@ _LASTING = ("counter", "histogram")
 
 
 class Page:
-    """The samples of a page as `mtt.metrics` makes them; more can be added."""
+    """The samples of a page as `mtt.observe.metrics` makes them; more can be added."""
 
     def __init__(self, text: str = "") -> None:
         self._headers: dict[str, str] = {}  # by the metric's name, in the order of the page

@@ -9,7 +9,7 @@ import pytest
 from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
-from mtt.service import Service
+from mtt.tunnels.service import Service
 from tests.support.transports import FakeTransport
 
 

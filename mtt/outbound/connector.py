@@ -12,8 +12,8 @@ from mtt.errors import Cause, MttError, NetworkError, PeerError
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.tls import TlsLayer
-from mtt.metrics import Counters
 from mtt.net.dial import Dialer
+from mtt.observe.metrics import Counters
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
 from mtt.trust.reload import Loaded, TlsFiles

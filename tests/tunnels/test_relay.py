@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from mtt import relay as module
 from mtt.errors import NetworkError
 from mtt.layers.holding import Holding
 from mtt.layers.tcp import SocketTransport
-from mtt.relay import Relay
+from mtt.tunnels import relay as module
+from mtt.tunnels.relay import Relay
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, FakeTransport, raw_peer, turns
 

@@ -10,7 +10,7 @@ from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
-from mtt.reuse import ReuseGuard, means_dead
+from mtt.outbound.reuse import ReuseGuard, means_dead
 
 # As all AnyTLS clients have them: how often idle sessions are looked at, and for how long one is
 # idle before it may be closed; how many idle ones are kept nevertheless.

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from mtt.address import peer_name
-from mtt.admission import Pending
 from mtt.errors import Cause, PeerError
 from mtt.http import entrance
 from mtt.http.entrance import Entrance
@@ -30,8 +29,9 @@ from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.metrics import Counters
 from mtt.modes import ALPN_SITE, PREFERENCE, SMUX_ON
+from mtt.net.admission import Pending
+from mtt.observe.metrics import Counters
 from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key

@@ -6,12 +6,13 @@ import asyncio
 
 import pytest
 
-from mtt import reuse, sessions
 from mtt.errors import NetworkError, PeerError
 from mtt.layers.mux import OLD_READ_TIME, STALL_TIME
 from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
-from mtt.sessions import SessionPool
+from mtt.outbound import reuse
+from mtt.outbound import smux_pool as sessions
+from mtt.outbound.smux_pool import SessionPool
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns

@@ -17,9 +17,9 @@ from mtt.errors import (
     PeerError,
     RefusedError,
 )
-from mtt.metrics import Counters, Histogram, Now, labels, metric, page
-from mtt.process import eventloop
-from mtt.process.eventloop import LAG_INTERVAL, LagMeter
+from mtt.observe import lag as module
+from mtt.observe.lag import LAG_INTERVAL, LagMeter
+from mtt.observe.metrics import Counters, Histogram, Now, labels, metric, page
 from mtt.trust.failures import tls_cause
 from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
@@ -127,9 +127,9 @@ async def test_the_page() -> None:
 
 
 async def test_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, eventloop)
+    clock = Clock(monkeypatch, module)
     busy = 0.0
-    monkeypatch.setattr(eventloop, "time", SimpleNamespace(monotonic=lambda: clock.now + busy))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now + busy))
     lag = LagMeter()
     busy = LAG_INTERVAL + 0.3  # holds up the loop, whose own clock may stand still meanwhile
     during = parse(lag.lines())

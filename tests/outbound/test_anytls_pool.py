@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from mtt import anytls_sessions, reuse
-from mtt.anytls_sessions import AnyTlsPool
 from mtt.errors import DestinationError, NetworkError, PeerError
 from mtt.layers import anytls_client
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding, hand_over
+from mtt.outbound import anytls_pool as anytls_sessions
+from mtt.outbound import reuse
+from mtt.outbound.anytls_pool import AnyTlsPool
 from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     FIN,

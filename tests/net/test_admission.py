@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtt.admission import Admission, Pending
+from mtt.net.admission import Admission, Pending
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     SOON,

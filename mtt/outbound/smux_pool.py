@@ -9,7 +9,7 @@ from mtt.errors import NetworkError
 from mtt.layers.base import Upper
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
-from mtt.reuse import ReuseGuard, means_dead
+from mtt.outbound.reuse import ReuseGuard, means_dead
 
 # A session without streams waits this long for the next one, which then costs no handshake; some
 # are kept for longer (`warm`).

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from mtt import preconnect, reuse
 from mtt.errors import NetworkError, PeerError, RefusedError
 from mtt.layers.base import Layer
 from mtt.layers.holding import Holding
-from mtt.preconnect import (
+from mtt.outbound import preconnect, reuse
+from mtt.outbound.preconnect import (
     CALM_TIME,
     FIRST_RETRY,
     LAST_RETRY,

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from mtt import metrics
-from mtt.metrics import Counters, Histogram, Now, metric
-from mtt.metrics_sum import Page, total
+from mtt.observe import metrics
+from mtt.observe.metrics import Counters, Histogram, Now, metric
+from mtt.observe.sums import Page, total
 from tests.support.metrics import parse, short
 
 

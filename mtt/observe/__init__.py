@@ -1,0 +1,1 @@
+"""How a service is doing: metrics, and what serves them."""

@@ -1,0 +1,1 @@
+"""Tunnels that are open: relays between two streams, and what owns them."""
