@@ -356,6 +356,25 @@ async def test_a_refusal_before_the_body_ends_the_connection() -> None:
         assert answer.endswith(b"\r\nConnection: close\r\n\r\nno")
 
 
+async def test_a_request_that_stays_incomplete_looks_cut_to_the_origin() -> None:
+    ends: list[str] = []
+
+    async def serve(connection: Tcp, _head: bytes) -> bool:
+        await connection.send(b"HTTP/1.1 417 No\r\nContent-Length: 2\r\n\r\nno")
+        try:
+            await connection.rest()
+            ends.append("end")
+        except ConnectionResetError:
+            ends.append("reset")
+        return True
+
+    async with site(serve) as there, await there.client() as client:
+        await client.send(there.request("/", "Content-Length: 5", method="PUT"))
+        await client.rest()
+        await eventually(lambda: ends)
+        assert ends == ["reset"]
+
+
 @pytest.mark.parametrize("reads", [0, 100_000])
 async def test_an_origin_that_answers_and_closes_during_an_upload(reads: int) -> None:
     """Its answer arrives, whatever its reset does to the rest of the upload."""
