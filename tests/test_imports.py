@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 ENGINE = "mtt"
 PLUGIN = "plugin"
 PROGRAMS = ("mtt_client", "mtt_server", "mtt_mu_server", "anytls", PLUGIN)
+TOOLS = ("bench", "soak", "tools", "tests")
 MAY_BE_PLUGINS = ("mtt_client", "mtt_server")
 
 # What a codec may know of the engine, and what it has no use for: it is pure.
@@ -142,6 +143,11 @@ def test_engine_knows_no_program() -> None:
         each for each in IMPORTS
         if room(each.importer).startswith(ENGINE + ".") and room(each.imported) in PROGRAMS
     ]  # fmt: skip
+    assert not wrong, shown(wrong)
+
+
+def test_source_knows_no_tools() -> None:
+    wrong = [each for each in IMPORTS if room(each.imported) in TOOLS]
     assert not wrong, shown(wrong)
 
 
