@@ -15,7 +15,6 @@ from anytls.tls_fields import IGNORE_FINGERPRINT
 from mtt.address import Endpoint, is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
-from mtt.modes import ALPN_SITE
 from mtt.options.anytls import (
     DEFAULT_POOL,
     PADDING_SCHEME,
@@ -50,6 +49,7 @@ from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
 from mtt.users.file import checked_user, read_users
 from mtt.users.user import User
+from mtt.wire import alpn
 
 # Where the reference listens.
 DEFAULT_LOCAL = f"{LOOPBACK}:1080"
@@ -263,7 +263,7 @@ def _server_alpn(values: Values) -> tuple[tuple[str, ...], tuple[str, ...]]:
         logger.warning(
             "alpn: %s: not used: the web site that visitors see speaks HTTP/1.1", ", ".join(ignored)
         )
-    return tuple(name for name in names if name not in ignored) or ALPN_SITE, ignored
+    return tuple(name for name in names if name not in ignored) or alpn.SITE, ignored
 
 
 def _is_own(host: str) -> bool:

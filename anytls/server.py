@@ -235,7 +235,7 @@ class Server(Service):
 
     def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
-        self._carry_to(stream, partial(self._fallback.connect, self._options.fallback, Holding))
+        self.carry(stream, partial(self._fallback.connect, self._options.fallback, Holding))
 
 
 def _hashed(users: Iterable[User]) -> dict[str, bytes]:

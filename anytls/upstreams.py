@@ -8,7 +8,6 @@ from anytls.servers import ServerChoice
 from mtt.errors import describe
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.holding import hand_over
 from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.observe.metrics import Counters
@@ -29,14 +28,10 @@ class Upstream:
         self.name = str(choice.address)
         self.connector = Connector(choice.address, dialer, counters, choice.tls)
         self.pool = AnyTlsPool(
-            self._connect,
+            self.connector.carry,
             password_hash(choice.password),
-            min_idle=options.min_idle,
-            warm=options.warm,
-            check_interval=options.check_interval,
-            idle_timeout=options.idle_timeout,
-            reuse=options.reuse,
             on_lost=self._lost,
+            **options._asdict(),
         )
         self._counters = counters
 
@@ -49,11 +44,6 @@ class Upstream:
         if error is not None:
             # No news: whoever needs one finds out, and servers may well end idle sessions.
             logger.debug("%s: %s", self.name, describe(error))
-
-    async def _connect(self, session: ClientSession) -> None:
-        transport = await self.connector.connect()
-        self._counters.sessions += 1
-        hand_over(transport, session)
 
 
 class Upstreams:

@@ -10,9 +10,9 @@ import ssl
 import time
 
 from bench.certs import SERVER_NAME, Certs
-from mtt.modes import alpn
 from mtt.trust import certificates
 from mtt.trust.tls_options import ClientTls, ServerTls
+from mtt.wire import alpn
 
 FULL = "bare handshake"
 RESUMED = "bare handshake, resumed"
@@ -33,7 +33,7 @@ class Clock:
 
 def measure_handshake(certs: Certs, *, resumed: bool, count: int) -> dict[str, float]:
     """CPU microseconds of each side for one handshake, mean of `count`."""
-    names = alpn(wss=False)
+    names = alpn.STREAM
     client = certificates.client_context(ClientTls(ca=certs.ca, alpn=names))
     server, _ = certificates.server_context(ServerTls(cert=certs.cert, key=certs.key, alpn=names))
     session = handshake(client, server, None, Clock(), Clock())

@@ -19,9 +19,9 @@ from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
-from mtt.modes import alpn
 from mtt.trust import certificates
 from mtt.trust.tls_options import ClientTls, ServerTls
+from mtt.wire import alpn
 
 SMALL = 100  # bytes: a key stroke, a game's update, the head of a reply
 _SETTLE_TURNS = 20  # of the event loop, until both ends of a stack are up
@@ -177,7 +177,7 @@ def _build(stack: Stack, certs: Certs, sink: Sink, client: bool) -> Any:
 
 
 def _tls(upper: Any, client: bool, certs: Certs) -> TlsLayer:
-    names = alpn(wss=False)
+    names = alpn.STREAM
     if client:
         context = certificates.client_context(ClientTls(ca=certs.ca, alpn=names))
         return TlsLayer(upper, context, server_side=False, server_name=SERVER_NAME)

@@ -9,37 +9,27 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from mtt.address import peer_name
-from mtt.errors import MttError, RefusedError
+from mtt.errors import MttError
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding, hand_over
-from mtt.layers.mux_stream import MuxStream
-from mtt.layers.upgrade import UpgradeClient
-from mtt.layers.websocket import WebSocketLayer
+from mtt.layers.holding import Holding
 from mtt.log import logger
-from mtt.modes import SMUX_OFF, SMUX_ON, alpn, mode_name
+from mtt.modes import MODES
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
-from mtt.observe import metrics
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
-from mtt.outbound.preconnect import Preconnected
-from mtt.outbound.smux_pool import SessionPool
+from mtt.outbound.upstream import Session
 from mtt.tunnels.relay import Relay
-from mtt.tunnels.service import Service, Session
+from mtt.tunnels.service import Service
 
 if TYPE_CHECKING:
     from mtt.observe.hub import MetricsHub
-    from mtt.outbound.anytls_pool import AnyTlsPool
 
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
 # and closing again, which must not reach the server.
 FIRST_BYTE_TIME = 0.3
-
-# Where streams of AnyTLS lead, for a server that does not care: tunnel.invalid, port 1, a name that
-# never exists (RFC 6761), so that a proxy, if that is what the server is, says so.
-ANYTLS_DESTINATION = b"\3\x0etunnel.invalid\0\1"
 
 Protect = Callable[[socket], Awaitable[None]]
 
@@ -60,53 +50,22 @@ class Client(Service):
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
         self._resolver = Resolver(options.fallback_dns, protect)
+        mode = MODES[options.mode]
         self._connector = Connector(
             options.server,
             Dialer(
                 self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
             ),
             self.counters,
-            replace(
-                options.tls,
-                alpn=alpn(wss=options.wss, anytls=bool(options.anytls_password)),
-            ),
-            half_close=not options.wss,
-            finish=self._upgrade if options.wss else None,
-            on_change=lambda: self._preconnected.renew(),
+            replace(options.tls, alpn=mode.client_alpn),
+            half_close=mode.half_close,
+            finish=mode.upgrade(options),
+            on_change=lambda: self._upstream.renew(),
         )
         self._tls_files = (self._connector.tls,)
-        self._preconnected = Preconnected(
-            self._connector.connect,
-            options.preconnect,
-            timeout=options.timeout,
-            on_lost=self._count_refusal,
-        )
-        self._pool = SessionPool(
-            self._connect_session,
-            options.mux_max_stream,
-            warm=options.mux_warm,
-            idle_time=options.mux_idle,
-            on_lost=self.counters.session_over,
-        )
-        self._anytls = self._anytls_pool() if options.anytls_password else None
+        self._upstream = mode.upstream(options, self._connector, self.counters)
         self.waiting: set[StreamTransport] = set()  # applications that have not said a word
         self.closed = False
-
-    def _anytls_pool(self) -> AnyTlsPool:
-        from mtt.outbound.anytls_pool import AnyTlsPool  # not needed by other modes
-        from mtt.wire.anytls import password_hash
-
-        options = self._options
-        return AnyTlsPool(
-            self._connect_session,
-            password_hash(options.anytls_password),
-            min_idle=options.pool.min_idle,
-            warm=options.pool.warm,
-            check_interval=options.pool.check_interval,
-            idle_timeout=options.pool.idle_timeout,
-            reuse=options.pool.reuse,
-            on_lost=self.counters.session_over,
-        )
 
     async def bind(self) -> None:
         options = self._options
@@ -120,16 +79,14 @@ class Client(Service):
         await self._listen(lambda: _Application(self))
         await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
         self._connector.start()
-        self._preconnected.start()
-        if self._anytls is not None:
-            self._anytls.start()
+        self._upstream.start()
 
     def announce(self) -> None:
         options = self._options
         logger.info(
             "listening on %s, %s to %s as %s%s",
             ", ".join(self.addresses),
-            mode_name(wss=options.wss, mux=options.mux, anytls=bool(options.anytls_password)),
+            options.mode,
             options.server,
             options.tls.server_name,
             " (NOT VERIFIED)" if options.tls.skip_verify else "",
@@ -143,34 +100,21 @@ class Client(Service):
         self.closed = True
         for transport in list(self.waiting):
             transport.abort()
-        await self._pool.close()
-        if self._anytls is not None:
-            await self._anytls.close()
-        await self._preconnected.close()
+        await self._upstream.close()
         await super().close()
 
     async def drain(self) -> None:
-        self._preconnected.stop()
+        self._upstream.stop()
         await super().drain()
 
     def metrics_page(self) -> str:
-        return (
-            super().metrics_page()
-            + metrics.metric(
-                "mtt_waiting_connections", "gauge", "Connections of -preconnect that wait.",
-                len(self._preconnected),
-            )
-            + metrics.metric(
-                "mtt_waiting_connections_used_total", "counter", "Tunnels that had one of them.",
-                self._preconnected.used,
-            )
-        )  # fmt: skip
+        return super().metrics_page() + self._upstream.metrics()
 
     def _count_handshakes(self) -> int:
         return self._connector.connecting
 
     def _sessions(self) -> Collection[Session]:
-        return self._pool.sessions if self._anytls is None else self._anytls.sessions
+        return self._upstream.sessions
 
     @property
     def waits_for_first_byte(self) -> bool:
@@ -178,58 +122,21 @@ class Client(Service):
 
     def application_ready(self, transport: StreamTransport) -> None:
         """An application is there and wants a tunnel."""
-        stream = self._open_at_once()
+        stream = self._upstream.open_at_once()
         if stream is not None:
             self._carry_by(transport, stream)
         else:
             self._spawn(transport, self._carry(transport))
 
-    def _open_at_once(self) -> MuxStream | None:
-        """A stream on a session there is: as a rule there is one, and nothing to wait for."""
-        if self._anytls is not None:
-            return self._anytls.open_at_once(ANYTLS_DESTINATION)
-        return self._pool.open_at_once(Holding()) if self._options.mux else None
-
     async def _carry(self, application: StreamTransport) -> None:
-        if self._anytls is not None:
-            # The application need not wait for the destination: it would not hear how that went.
-            far = await self._anytls.open(ANYTLS_DESTINATION, wait=False)
-            self._carry_by(application, far)
-        elif self._options.mux:
-            self._carry_by(application, await self._pool.open_stream(Holding()))
-        else:
-            self._relay(application, await self._preconnected.get(), on_done=self._tunnel_over)
+        self._carry_by(application, await self._upstream.open())
 
-    def _carry_by(self, application: StreamTransport, stream: MuxStream) -> None:
-        self.counters.streams += 1
-        self._relay(application, stream)
+    def _carry_by(self, application: StreamTransport, stream: StreamTransport) -> None:
+        self.counters.streams += self._upstream.is_multiplexed
+        self._relay(application, stream, on_done=self._tunnel_over)
 
     def _tunnel_over(self, relay: Relay) -> None:
-        self._count_refusal(relay.error)
-
-    def _count_refusal(self, error: Exception | None) -> None:
-        if isinstance(error, RefusedError):  # TLS 1.3 tells us when we think we are in
-            self.counters.failed(error)
-
-    async def _connect_session(self, session: asyncio.BaseProtocol) -> None:
-        transport = await self._connector.connect()
-        self.counters.sessions += 1
-        hand_over(transport, session)
-
-    async def _upgrade(self, transport: StreamTransport) -> StreamTransport:
-        options = self._options
-        protocol = SMUX_ON if options.mux else SMUX_OFF
-        asking = UpgradeClient(transport, options.wss_path, options.tls.server_name, (protocol,))
-        behind = await asking.answered()
-        layer = WebSocketLayer(
-            Holding(),
-            client=True,
-            random_mask=options.wss_mask,
-            half_close=True,
-            ping=not options.mux,
-        )
-        layer.start(transport, behind)
-        return layer
+        self._upstream.ended(relay.error)
 
 
 class _Application(Holding):

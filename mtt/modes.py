@@ -1,37 +1,292 @@
-"""The ways a tunnel can look, and what each says in the handshakes."""
+"""The modes of the tunnel: one row each, with how it gets out and how it comes in.
+
+    mode      options      on top of TLS                 streams
+    tls                    nothing                       one per connection
+    wss       -wss         WebSocket                     one per connection
+    mux       -mux         nothing                       smux
+    wss+mux   -wss -mux    WebSocket                     smux
+    anytls    -anytls      nothing                       AnyTLS
+
+A new mode is a codec in `wire`, a layer or session in `layers`, and a row here. Only what a mode
+needs is imported: a plugin must listen at once.
+"""
 
 from __future__ import annotations
 
-# WebSocket sub-protocols: the client's choice of plain or multiplexed, the server's preference
-# in this order (the original does the same).
-SMUX_ON = "smux_on"
-SMUX_OFF = "smux_off"
-PREFERENCE = (SMUX_ON, SMUX_OFF)
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
-# What ordinary browsers offer, and servers choose from. A WebSocket needs HTTP/1.1, and with AnyTLS
-# strangers may get a web site that speaks no other. Where no HTTP follows the name means nothing,
-# but that one was agreed upon tells two ends of ours from the Go programs, which never do that in
-# this mode (see TlsLayer's half_close).
-ALPN_WEBSOCKET = ("http/1.1",)
-# What nginx selects from without HTTP/2: for servers that show themselves as web sites.
-ALPN_SITE = ("http/1.1", "http/1.0", "http/0.9")
-ALPN_STREAM = ("h2", "http/1.1")
+from mtt.wire import alpn
 
+if TYPE_CHECKING:
+    import ssl
 
-def alpn(*, wss: bool, anytls: bool = False) -> tuple[str, ...]:
-    """The ALPN names for a mode (RFC 7301), preferred one first."""
-    return ALPN_WEBSOCKET if wss or anytls else ALPN_STREAM
+    from mtt.address import Endpoint
+    from mtt.layers.base import StreamProtocol, StreamTransport
+    from mtt.observe.metrics import Counters
+    from mtt.options.tunnel import ClientOptions, ServerOptions
+    from mtt.outbound.connector import Connector, Finish
+    from mtt.outbound.upstream import Session, Upstream
+    from mtt.wire.http1 import Reply, Request
 
 
-def server_alpn(*, wss: bool, anytls: bool = False) -> tuple[str, ...]:
-    """The same for a server."""
-    return ALPN_SITE if wss or anytls else ALPN_STREAM
+    MakeContext = Callable[[], ssl.SSLContext]
 
 
-def mode_name(*, wss: bool, mux: bool, anytls: bool = False, tls: bool = True) -> str:
-    """The mode for people: `tls`, `wss`, `mux`, `wss+mux` or `anytls`."""
-    parts = (("wss", wss), ("mux", mux), ("anytls", anytls))
-    name = "+".join(part for part, on in parts if on)
+class Front(Protocol):
+    """From accepted connections to the streams that they carry."""
+
+    @property
+    def pending(self) -> int:
+        """How many connections are no tunnel yet."""
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The multiplexed connections that are up."""
+
+    @property
+    def idle(self) -> int:
+        """How many of these carry nothing that is counted otherwise."""
+
+    def accept(self) -> StreamProtocol:
+        """The protocol of a new connection."""
+
+    def close(self) -> None:
+        """Cut what has not become a stream, and all sessions."""
+
+
+class Owner(Protocol):
+    """What a front needs of the server."""
+
+    counters: Counters
+
+    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Carry a stream, held, to its destination."""
+
+    def route(self, request: Request) -> Endpoint | Reply:
+        """Where a WebSocket request leads."""
+
+    def visit(self, stream: StreamTransport) -> None:
+        """Carry the stream of a visitor, held, to the fallback site."""
+
+    async def connect(self, destination: Endpoint) -> StreamTransport:
+        """A connection to a destination, held."""
+
+    def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
+        """The same if there is nothing to wait for."""
+
+    def carry(
+        self,
+        stream: StreamTransport,
+        connect: Callable[[], Awaitable[StreamTransport]],
+        at_once: Callable[[], StreamTransport | None],
+    ) -> None:
+        """Carry a stream, held, to what `connect` makes; `at_once` is asked first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One mode.
+
+    Attributes:
+        name: for people, and in tests and benchmarks.
+        options: what selects it on the command line, of client and server.
+        client_alpn, server_alpn: what the TLS handshake offers and selects from.
+        half_close: see TlsLayer.
+        upgrade: what a client puts on top of TLS.
+        upstream: how a client gets out, given what makes connections.
+        front: how a server takes connections, given what makes TLS contexts, if it does TLS.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    client_alpn: tuple[str, ...]
+    server_alpn: tuple[str, ...]
+    half_close: bool
+    upgrade: Callable[[ClientOptions], Finish | None]
+    upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
+    front: Callable[[ServerOptions, MakeContext | None, Owner], Front]
+
+
+def _no_upgrade(_options: ClientOptions) -> None:
+    return None
+
+
+def _websocket(options: ClientOptions) -> Finish:
+    from mtt.layers.holding import Holding
+    from mtt.layers.upgrade import UpgradeClient
+    from mtt.layers.websocket import WebSocketLayer
+    from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
+
+    async def upgrade(transport: StreamTransport) -> StreamTransport:
+        protocol = SMUX_ON if options.mux else SMUX_OFF
+        server_name = options.tls.server_name
+        asking = UpgradeClient(transport, options.wss_path, server_name, (protocol,))
+        behind = await asking.answered()
+        layer = WebSocketLayer(
+            Holding(),
+            client=True,
+            random_mask=options.wss_mask,
+            half_close=True,
+            ping=not options.mux,
+        )
+        layer.start(transport, behind)
+        return layer
+
+    return upgrade
+
+
+def _connections(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
+    from mtt.outbound.preconnect import Preconnected
+
+    return Preconnected(
+        connector.connect,
+        options.preconnect,
+        timeout=options.timeout,
+        on_lost=counters.connection_over,
+    )
+
+
+def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
+    from mtt.outbound.smux_pool import SessionPool
+
+    return SessionPool(
+        connector.carry,
+        options.mux_max_stream,
+        warm=options.mux_warm,
+        idle_time=options.mux_idle,
+        on_lost=counters.session_over,
+    )
+
+
+def _anytls(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
+    from mtt.outbound.anytls_pool import AnyTlsPool
+    from mtt.outbound.anytls_tunnel import AnyTlsTunnel
+    from mtt.wire.anytls import password_hash
+
+    pool = AnyTlsPool(
+        connector.carry,
+        password_hash(options.anytls_password),
+        on_lost=counters.session_over,
+        **options.pool._asdict(),
+    )
+    return AnyTlsTunnel(pool)
+
+
+def _stream_front(
+    options: ServerOptions, context: MakeContext | None, owner: Owner, *, mux: bool
+) -> Front:
+    from mtt.inbound.tunnel_front import Frontend
+
+    return Frontend(
+        owner.serve,
+        counters=owner.counters,
+        context=context,
+        place=options.destination,
+        mux=mux,
+    )
+
+
+def _websocket_front(
+    options: ServerOptions, context: MakeContext | None, owner: Owner, *, mux: bool
+) -> Front:
+    from mtt.inbound.tunnel_front import Frontend
+
+    return Frontend(
+        owner.serve,
+        counters=owner.counters,
+        context=context,
+        route=owner.route,
+        mux=mux,
+        fallback=owner.visit if options.fallback is not None else None,
+    )
+
+
+def _anytls_front(options: ServerOptions, context: MakeContext | None, owner: Owner) -> Front:
+    from mtt.inbound.anytls_front import AnyTlsFrontend, answered, answered_at_once
+    from mtt.layers.anytls_stream import ServerStream
+    from mtt.trust.passwords import Passwords
+    from mtt.wire.anytls import password_hash
+    from mtt.wire.padding import DEFAULT, Scheme
+
+    def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
+        # Wherever the client asks it to lead.
+        owner.carry(
+            stream,
+            lambda: answered(stream, owner.connect(destination)),
+            lambda: answered_at_once(stream, owner.connect_at_once(destination)),
+        )
+
+    return AnyTlsFrontend(
+        serve,
+        find=Passwords([(password_hash(options.anytls_password), options.destination)]).find,
+        counters=owner.counters,
+        context=context,
+        scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
+        alpn=alpn.SITE,
+        fallback=owner.visit if options.fallback is not None else None,
+    )
+
+
+_TABLE = (
+    Mode(
+        name="tls",
+        options=(),
+        client_alpn=alpn.STREAM,
+        server_alpn=alpn.STREAM,
+        half_close=True,
+        upgrade=_no_upgrade,
+        upstream=_connections,
+        front=partial(_stream_front, mux=False),
+    ),
+    Mode(
+        name="wss",
+        options=("wss",),
+        client_alpn=alpn.WEBSOCKET,
+        server_alpn=alpn.SITE,
+        half_close=False,
+        upgrade=_websocket,
+        upstream=_connections,
+        front=partial(_websocket_front, mux=False),
+    ),
+    Mode(
+        name="mux",
+        options=("mux",),
+        client_alpn=alpn.STREAM,
+        server_alpn=alpn.STREAM,
+        half_close=True,
+        upgrade=_no_upgrade,
+        upstream=_smux,
+        front=partial(_stream_front, mux=True),
+    ),
+    Mode(
+        name="wss+mux",
+        options=("wss", "mux"),
+        client_alpn=alpn.WEBSOCKET,
+        server_alpn=alpn.SITE,
+        half_close=False,
+        upgrade=_websocket,
+        upstream=_smux,
+        front=partial(_websocket_front, mux=True),
+    ),
+    Mode(
+        name="anytls",
+        options=("anytls",),
+        client_alpn=alpn.WEBSOCKET,
+        server_alpn=alpn.SITE,
+        half_close=True,
+        upgrade=_no_upgrade,
+        upstream=_anytls,
+        front=_anytls_front,
+    ),
+)
+MODES = {mode.name: mode for mode in _TABLE}
+
+
+def described(mode: str, *, tls: bool = True) -> str:
+    """A server's mode for people, where a proxy in front may do TLS."""
     if tls:
-        return name or "tls"
-    return f"{name} without TLS" if name else "plain TCP"
+        return mode
+    return "plain TCP" if mode == "tls" else f"{mode} without TLS"

@@ -8,11 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
-from mtt.inbound.tunnel_front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
-from mtt.modes import ALPN_SITE, mode_name, server_alpn
+from mtt.modes import MODES, described
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
@@ -23,8 +22,6 @@ from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 
 if TYPE_CHECKING:
-    from mtt.inbound.anytls_front import AnyTlsFrontend
-    from mtt.layers.anytls_stream import ServerStream
     from mtt.observe.hub import MetricsHub
 
 # The destination is near; one that needs longer to accept is not there.
@@ -41,63 +38,15 @@ class Server(Service):
         super().__init__(timeout=options.timeout, max_conns=options.max_conns)
         self._options = options
         self._tls: TlsFiles | None = None
+        mode = MODES[options.mode]
         if options.tls is not None:
-            names = server_alpn(wss=options.wss, anytls=bool(options.anytls_password))
-            self._tls = server_tls(replace(options.tls, alpn=names))
+            self._tls = server_tls(replace(options.tls, alpn=mode.server_alpn))
             self._tls_files = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
-        self._frontend = (
-            self._anytls_frontend(self._tls)
-            if self._tls is not None and options.anytls_password
-            else self._tunnel_frontend()
-        )
-
-    def _tunnel_frontend(self) -> Frontend[Endpoint]:
-        options = self._options
-        return Frontend(
-            self._serve,
-            counters=self.counters,
-            context=self._tls.context if self._tls is not None else None,
-            route=self._route if options.wss else None,
-            place=options.destination,
-            mux=options.mux,
-            fallback=self._visit if options.fallback is not None else None,
-        )
-
-    def _anytls_frontend(self, tls: TlsFiles) -> AnyTlsFrontend[Endpoint]:
-        from mtt.inbound.anytls_front import (  # not needed by other modes
-            AnyTlsFrontend,
-            answered,
-            answered_at_once,
-        )
-        from mtt.trust.passwords import Passwords
-        from mtt.wire.anytls import password_hash
-        from mtt.wire.padding import DEFAULT, Scheme
-
-        options = self._options
-        password = password_hash(options.anytls_password)
-
-        def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
-            # Wherever the client asks it to lead.
-            self._carry_to(
-                stream,
-                lambda: answered(stream, self._dialer.connect(destination, Holding)),
-                at_once=lambda: answered_at_once(
-                    stream, self._dialer.connect_at_once(destination, Holding)
-                ),
-            )
-
-        return AnyTlsFrontend(
-            serve,
-            find=Passwords([(password, options.destination)]).find,
-            counters=self.counters,
-            context=tls.context,
-            scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
-            alpn=ALPN_SITE,
-            fallback=self._visit if options.fallback is not None else None,
-        )
+        context = self._tls.context if self._tls is not None else None
+        self._frontend = mode.front(options, context, self)
 
     async def bind(self) -> None:
         options = self._options
@@ -123,12 +72,7 @@ class Server(Service):
         logger.info(
             "listening on %s, %s, for %s%s",
             ", ".join(self.addresses),
-            mode_name(
-                wss=options.wss,
-                mux=options.mux,
-                anytls=bool(options.anytls_password),
-                tls=tls is not None,
-            ),
+            described(options.mode, tls=tls is not None),
             options.destination,
             f"; {tls.description}" if tls is not None else "",
         )
@@ -144,10 +88,7 @@ class Server(Service):
         await super().close()
 
     def _count_connections(self) -> int:
-        sessions = self._sessions()  # those may be idle, and cost something
-        if self._options.anytls_password:  # each is for one tunnel, and counts with that
-            sessions = [session for session in sessions if not session.open_streams]
-        return self.tunnels + len(sessions)
+        return self.tunnels + self._frontend.idle  # idle sessions cost something, too
 
     def _count_handshakes(self) -> int:
         return self._frontend.pending
@@ -155,16 +96,22 @@ class Server(Service):
     def _sessions(self) -> Collection[Session]:
         return self._frontend.sessions
 
-    def _route(self, request: Request) -> Endpoint | Reply:
+    # For the front.
+
+    def route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
-    def _serve(self, stream: StreamTransport, destination: Endpoint) -> None:
-        self._carry_to(
-            stream,
-            partial(self._dialer.connect, destination, Holding),
-            at_once=partial(self._dialer.connect_at_once, destination, Holding),
+    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
+        self.carry(
+            stream, partial(self.connect, destination), partial(self.connect_at_once, destination)
         )
 
-    def _visit(self, stream: StreamTransport) -> None:
+    def visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
-        self._serve(stream, self._options.fallback)
+        self.serve(stream, self._options.fallback)
+
+    async def connect(self, destination: Endpoint) -> StreamTransport:
+        return await self._dialer.connect(destination, Holding)
+
+    def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
+        return self._dialer.connect_at_once(destination, Holding)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
-from mtt.modes import alpn, server_alpn
 from mtt.options.common import (
     BIND,
     BIND_UNIX,
@@ -28,6 +27,7 @@ from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS, part_of
 from mtt.options.tls import SERVER_TLS_FLAGS, given_server_tls
 from mtt.trust.tls_options import ServerTls
+from mtt.wire import alpn
 from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     else:
         controller, controller_unix = _controller(values, lacking)
         hosts = controller.hosts if controller is not None else ()
-    tls = given_server_tls(values, server_alpn(wss=True))
+    tls = given_server_tls(values, alpn.SITE)
     return MultiUserOptions(
         handed=handed,
         bind=bind,
@@ -133,7 +133,7 @@ def _controller_tls(values: Values) -> ServerTls | None:
     return ServerTls(
         cert=values["c-cert"],
         key=values["c-key"],
-        alpn=alpn(wss=True),
+        alpn=alpn.WEBSOCKET,
         tls_min=values["tls-min"],
         options=("-c-cert", "-c-key"),
     )

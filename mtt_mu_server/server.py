@@ -15,7 +15,7 @@ from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.log import logger
-from mtt.modes import mode_name
+from mtt.modes import described
 from mtt.net.dial import Dialer
 from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
@@ -115,7 +115,7 @@ class MultiUserServer(Service):
         logger.info(
             "listening on %s, %s%s%s",
             ", ".join(self.addresses),
-            mode_name(wss=True, mux=options.mux, tls=tls is not None),
+            described("wss+mux" if options.mux else "wss", tls=tls is not None),
             f", for {management.describe()}" if management is not None and managed else "",
             f"; {tls.description}" if tls is not None else "",
         )
@@ -211,7 +211,7 @@ class MultiUserServer(Service):
     def _visit(self, stream: StreamTransport) -> None:
         """Somebody who wants no tunnel gets to the web site."""
         assert self._options.fallback is not None
-        self._carry_to(stream, partial(self._dialer.connect, self._options.fallback, Holding))
+        self.carry(stream, partial(self._dialer.connect, self._options.fallback, Holding))
 
     async def _dial(self, user: User) -> StreamTransport:
         try:

@@ -29,14 +29,21 @@ from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.modes import ALPN_SITE, PREFERENCE, SMUX_ON
 from mtt.net.admission import Pending
 from mtt.observe.metrics import Counters
+from mtt.wire import alpn
 from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
 from mtt.wire.http1 import Reply, Request
-from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
+from mtt.wire.upgrade import (
+    PREFERENCE,
+    SMUX_ON,
+    Upgrade,
+    UpgradeRefused,
+    check_hidden_request,
+    is_own_key,
+)
 
-_ALPN = [name.encode() for name in ALPN_SITE]
+_ALPN = [name.encode() for name in alpn.SITE]
 
 Place = TypeVar("Place")
 # Where a WebSocket request leads, or the reply to a request that leads nowhere.
@@ -96,6 +103,11 @@ class Frontend(Generic[Place]):
     def sessions(self) -> Collection[SmuxSession]:
         """The mux sessions that are up."""
         return self._sessions
+
+    @property
+    def idle(self) -> int:
+        """All of those: each may be idle, and costs something."""
+        return len(self._sessions)
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""

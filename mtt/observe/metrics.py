@@ -115,11 +115,15 @@ class Counters:
             self.dial_failures += 1
             raise
 
-    def session_over(self, error: Exception | None) -> None:
-        """A mux session has ended."""
+    def connection_over(self, error: Exception | None) -> None:
+        """A connection to the server has ended."""
         if isinstance(error, RefusedError):  # TLS 1.3 tells the client when it thinks it is in
             self.failed(error)
-        elif isinstance(error, PeerError):
+
+    def session_over(self, error: Exception | None) -> None:
+        """A mux session has ended."""
+        self.connection_over(error)
+        if isinstance(error, PeerError) and not isinstance(error, RefusedError):
             self.session_failures += 1
 
 

@@ -158,6 +158,11 @@ class ClientOptions:
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
     plugin: bool = False  # started by shadowsocks
 
+    @property
+    def mode(self) -> str:
+        """The name of the mode, as in `mtt.modes`."""
+        return mode_name(wss=self.wss, mux=self.mux, anytls=bool(self.anytls_password))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
@@ -180,6 +185,17 @@ class ServerOptions:
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
     plugin: bool = False  # started by shadowsocks
+
+    @property
+    def mode(self) -> str:
+        """The name of the mode, as in `mtt.modes`."""
+        return mode_name(wss=self.wss, mux=self.mux, anytls=bool(self.anytls_password))
+
+
+def mode_name(*, wss: bool, mux: bool, anytls: bool = False) -> str:
+    """The name of the mode with these options: `tls`, `wss`, `mux`, `wss+mux` or `anytls`."""
+    parts = (("wss", wss), ("mux", mux), ("anytls", anytls))
+    return "+".join(part for part, on in parts if on) or "tls"
 
 
 def client_options(

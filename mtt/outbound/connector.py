@@ -10,7 +10,7 @@ from functools import partial
 from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.net.dial import Dialer
 from mtt.observe.metrics import Counters
@@ -78,6 +78,12 @@ class Connector:
         certificates.finish_client_context(self.tls.context(), pins=self._options.pins)
         self._started = True
         self.tls.follow()
+
+    async def carry(self, session: asyncio.BaseProtocol) -> None:
+        """Put a session on a new connection. Raises as `connect` does."""
+        transport = await self.connect()
+        self._counters.sessions += 1
+        hand_over(transport, session)
 
     async def connect(self) -> StreamTransport:
         """A new connection, held by a `Holding`.

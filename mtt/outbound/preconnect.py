@@ -20,13 +20,14 @@ import asyncio
 import random
 import select
 from asyncio import get_running_loop  # by name, for tests that have their own time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.outbound.reuse import ReuseGuard, means_dead, slept_seconds
+from mtt.outbound.upstream import Session, waiting_metrics
 
 # The shortest time after which somebody on the way usually ends an idle connection is 60 s: the
 # multi-user server, nginx in front of a server, shadowsocks behind it. The application gets what is
@@ -60,10 +61,15 @@ class Preconnected:
 
     Args:
         connect: makes one.
-        size: how many; with 0 every `get()` is a `connect()`.
+        size: how many; with 0 every `open()` is a `connect()`.
         timeout: seconds after which idle tunnels are closed.
         on_lost: called with the reason when a waiting connection ends, None for an orderly end.
+
+    Attributes:
+        used: how many waiting connections were taken so far.
     """
+
+    is_multiplexed = False
 
     def __init__(
         self,
@@ -77,7 +83,7 @@ class Preconnected:
         self._size = size
         self._longest = min(LONGEST_WAIT, PART_OF_TIMEOUT * timeout)
         self._on_lost = on_lost
-        self.used = 0  # how many were taken so far
+        self.used = 0
         self._running = False
         self._generation = 0  # see renew()
         self._waiting: dict[_Waiting, None] = {}  # the oldest first
@@ -98,14 +104,38 @@ class Preconnected:
         self._running = True
         self._refill()
 
-    async def get(self) -> StreamTransport:
-        """A connection that waited, or a new one; a `Holding` has it. Raises as `connect` does."""
-        transport = self._take()
+    @property
+    def sessions(self) -> Collection[Session]:
+        return ()
+
+    def open_at_once(self) -> StreamTransport | None:
+        """A connection that waited."""
+        # The youngest first: the less it has waited, the less it can have suffered.
+        for waiting in list(reversed(self._waiting)):
+            if not (_now() < waiting.until and self._guard.admits(waiting)):
+                self._remove(waiting)
+                waiting.lower.abort()
+            elif not waiting.has_news():
+                self._remove(waiting)
+                self.used += 1
+                self._refill()
+                return waiting.lower
+        self._refill()
+        return None
+
+    async def open(self) -> StreamTransport:
+        """A connection that waited, or a new one. Raises as `connect` does."""
+        transport = self.open_at_once()
         if transport is None:
             transport = await self._connect()
             if self._unreachable:  # not any more
                 self._try_again()
         return transport
+
+    def ended(self, error: Exception | None) -> None:
+        """In TLS 1.3 a server refuses a client that believes to be connected."""
+        if self._on_lost is not None:
+            self._on_lost(error)
 
     def renew(self) -> None:
         """Give up what waits and make it anew: certificates have changed."""
@@ -115,7 +145,7 @@ class Preconnected:
         self._try_again()
 
     def stop(self) -> None:
-        """Close what waits, and make no more; `get()` goes on."""
+        """Close what waits, and make no more; `open()` goes on."""
         self._running = False
         self._stop_retry()
         for task in self._dials:
@@ -131,21 +161,8 @@ class Preconnected:
         for waiting in list(self._ending):
             waiting.lower.abort()
 
-    # Taking.
-
-    def _take(self) -> StreamTransport | None:
-        # The youngest first: the less it has waited, the less it can have suffered.
-        for waiting in list(reversed(self._waiting)):
-            if not (_now() < waiting.until and self._guard.admits(waiting)):
-                self._remove(waiting)
-                waiting.lower.abort()
-            elif not waiting.has_news():
-                self._remove(waiting)
-                self.used += 1
-                self._refill()
-                return waiting.lower
-        self._refill()
-        return None
+    def metrics(self) -> str:
+        return waiting_metrics(len(self), self.used)
 
     # Making.
 
@@ -224,7 +241,7 @@ class Preconnected:
         self._ending.add(waiting)
         waiting.lower.close()
 
-    def ended(self, waiting: _Waiting, error: Exception | None) -> bool:
+    def lost(self, waiting: _Waiting, error: Exception | None) -> bool:
         """The peer has ended `waiting`, or it broke; whether it was still one of ours."""
         if waiting not in self._waiting:
             return False
@@ -330,14 +347,14 @@ class _Waiting(Holding):
             self.lower.pause_reading()
 
     def eof_received(self) -> bool:
-        if not self._stock.ended(self, None):  # it is somebody's already
+        if not self._stock.lost(self, None):  # it is somebody's already
             return super().eof_received()
         self._stock.closing(self)
         return False  # closes it
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stock.ended(self, exc)
+        self._stock.lost(self, exc)
         self._stock.gone(self)
 
 

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Upper
+from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.outbound.reuse import ReuseGuard, means_dead
+from mtt.outbound.upstream import Pool
 
 # A session without streams waits this long for the next one, which then costs no handshake; some
 # are kept for longer (`warm`).
@@ -27,7 +29,7 @@ MOST_STREAMS = 15
 Connect = Callable[[SmuxSession], Awaitable[None]]
 
 
-class SessionPool:
+class SessionPool(Pool):
     """Opens streams on as few sessions as the limit of streams per session allows.
 
     Args:
@@ -61,11 +63,15 @@ class SessionPool:
         """The sessions that are up."""
         return self._sessions.keys()
 
-    async def open_stream(self, upper: Upper) -> SmuxStream:
-        """Open a stream for `upper`, on a session there is or on a new one.
+    def start(self) -> None:
+        """Nothing is made before it is needed."""
+
+    async def open(self, upper: Upper | None = None) -> SmuxStream:
+        """Open a stream for `upper`, or held, on a session there is or on a new one.
 
         Raises what `connect` raises, and NetworkError if the new session ends at once.
         """
+        upper = upper or Holding()
         stream = self.open_at_once(upper)
         while stream is None:
             session = await self._wait_for_session()
@@ -73,15 +79,17 @@ class SessionPool:
             stream = self._open_on((session, *self._sessions), upper)
         return stream
 
-    def open_at_once(self, upper: Upper) -> SmuxStream | None:
-        """Open a stream for `upper` on a session there is, None if none has room."""
+    def open_at_once(self, upper: Upper | None = None) -> SmuxStream | None:
+        """Open a stream for `upper`, or held, on a session there is, None if none has room."""
         return self._open_on(self._sessions, upper)
 
-    def _open_on(self, sessions: Iterable[SmuxSession], upper: Upper) -> SmuxStream | None:
+    def _open_on(
+        self, sessions: Iterable[SmuxSession], upper: Upper | None
+    ) -> SmuxStream | None:
         for session in sessions:
             if self._has_room(session) and session.healthy and self._guard.admits(session):
                 self._keep(session)
-                return session.open_stream(upper)
+                return session.open_stream(upper or Holding())
         return None
 
     async def close(self) -> None:

@@ -289,11 +289,10 @@ class Service:
             if isinstance(held, Holding):
                 held.left = None  # a task that was cancelled refers to this frame
 
-    def _carry_to(
+    def carry(
         self,
         near: StreamTransport,
         connect: Callable[[], Awaitable[StreamTransport]],
-        *,
         at_once: Callable[[], StreamTransport | None] | None = None,
     ) -> None:
         """Join `near` to what `connect` makes, if there is room for one more tunnel.

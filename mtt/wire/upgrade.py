@@ -22,6 +22,12 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _NOT_PATH = re.compile(rb"[^A-Za-z0-9!$&'()*+,/:;=@\[\]._~%-]|%(?![0-9A-Fa-f]{2})")
 _NOT_QUERY = re.compile(rb"[^\x21-\x7e]")
 
+# Sub-protocols of the tunnel: the client's choice of plain or multiplexed, the server's preference
+# in this order (the original does the same).
+SMUX_ON = "smux_on"
+SMUX_OFF = "smux_off"
+PREFERENCE = (SMUX_ON, SMUX_OFF)
+
 # How every opening handshake begins.
 METHOD = b"GET "
 # Of a head that comes in pieces: what nginx has room for.

@@ -15,7 +15,6 @@ from anytls.options import client_options as checked_client
 from anytls.options import server_options as checked_server
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.modes import ALPN_SITE
 from mtt.options.anytls import (
     DEFAULT_POOL,
     TUNNEL_CLIENT_FLAGS,
@@ -29,6 +28,7 @@ from mtt.options.flags import defaults, parse_args, usage
 from mtt.trust.tls_options import ServerTls
 from mtt.users.file import read_users
 from mtt.users.user import User
+from mtt.wire import alpn
 from plugin.options import parse_options
 
 PIN = "sha256/2ZVxVcFhUQvu9y9vcDVqlFsJkMwpbHUnQ+gpCVyHt5k="
@@ -86,7 +86,7 @@ def test_defaults_of_the_server() -> None:
     assert options.bind == Endpoint(("0.0.0.0",), 8443)
     assert options.users == (User("default", "secret"),)
     assert (options.padding_scheme, options.users_file) == (b"", "")
-    assert options.tls == ServerTls(alpn=ALPN_SITE)
+    assert options.tls == ServerTls(alpn=alpn.SITE)
     assert not options.policy.allows("127.0.0.1", 80)
     assert options.policy.allows("8.8.8.8", 80)
     assert (options.timeout, options.udp_timeout) == (300, 300)
@@ -345,7 +345,7 @@ def test_the_servers_file_and_what_ranks_above_it(
     options = server("-c", config)
     assert options.bind == Endpoint(("",), 443)
     assert (options.users, options.padding_scheme) == ((User("a", "pa"),), b"stop=1")
-    assert options.tls == ServerTls(cert="/c", key="/k", alpn=ALPN_SITE)
+    assert options.tls == ServerTls(cert="/c", key="/k", alpn=alpn.SITE)
     # Visitors see a site of HTTP/1.1; clients that have no other name than h2 are served.
     assert options.alpn_ignored == ("h2",)
     (record,) = caplog.records
@@ -357,7 +357,7 @@ def test_the_servers_file_and_what_ranks_above_it(
                      "-cert-dir", "/d", "-alpn", "")  # fmt: skip
     assert options.bind == Endpoint(("",), 1)
     assert (options.users, options.padding_scheme) == ((User("default", "mine"),), b"stop=3")
-    assert options.tls == ServerTls(cert_dir="/d", alpn=ALPN_SITE)
+    assert options.tls == ServerTls(cert_dir="/d", alpn=alpn.SITE)
     assert options.alpn_ignored == ()
     users = written(tmp_path / "users", "b:pb")
     assert server("-c", config, "-users", users).users == (User("b", "pb"),)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from mtt.client import ANYTLS_DESTINATION
 from mtt.errors import UsageError
 from mtt.layers import anytls_heads, anytls_stream
 from mtt.options.tunnel import client_options, server_options
+from mtt.outbound.anytls_tunnel import DESTINATION as ANYTLS_DESTINATION
 from mtt.wire.addresses import decode
 from tests.support.anytlspeer import (
     PSH,
@@ -96,10 +96,10 @@ async def test_a_session_is_used_again(certs: Certs) -> None:
         server_at("anytls", there.port, certs) as server,
         client_of("anytls", port_of(server), certs) as client,
     ):
-        assert client._anytls is not None
+        assert client._upstream._pool is not None
         for _ in range(5):
             await check_works(port_of(client))
-            await eventually(lambda: client._anytls and client._anytls.idle == 1)
+            await eventually(lambda: client._upstream._pool and client._upstream._pool.idle == 1)
         assert client.counters.sessions == server.counters.sessions == 1
         assert client.counters.streams == 5
 
@@ -110,7 +110,7 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
         server_at("anytls", there.port, certs) as server,
         client_of("anytls", port_of(server), certs, warm=2) as client,
     ):
-        pool = client._anytls
+        pool = client._upstream._pool
         await eventually(lambda: pool and pool.idle == 2 and pool._newest_idle())
         await check_works(port_of(client))
         assert client.counters.sessions == 2

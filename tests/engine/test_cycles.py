@@ -338,14 +338,14 @@ async def test_connections_made_in_advance(mode: str, taken: bool, certs: Certs)
         both(mode, certs) as pair,
         client_of(mode, port_of(pair.server), certs, preconnect=TIMES) as client,
     ):
-        await eventually(lambda: len(client._preconnected) == TIMES)
+        await eventually(lambda: len(client._upstream) == TIMES)
         with collector_off() as left:
             if taken:
                 async with await connect(port_of(client)) as application:
                     await application.send(b"hello")
-                    await eventually(lambda: client._preconnected.used)
+                    await eventually(lambda: client._upstream.used)
             await pair.server.close()
-            await eventually(lambda: not (len(client._preconnected) or client.tunnels))
+            await eventually(lambda: not (len(client._upstream) or client.tunnels))
             await client.close()
             await pair.over()
         assert not left

@@ -220,7 +220,7 @@ async def test_new_connections_avoid_a_session_that_owes_an_answer(
         (session,) = client._sessions()
         await proxy.vanish()
         await application.send(b"are you there?")
-        await eventually(lambda: not client._pool._guard.admits(session))
+        await eventually(lambda: not client._upstream._guard.admits(session))
         # Only for new connections: the old one is lost for good.
         take_packets(proxy._listener)
         proxy.up.set()

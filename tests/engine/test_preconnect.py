@@ -66,7 +66,7 @@ async def prepared(mode: str, server: int, certs: Certs, **options: Any) -> Asyn
 
 
 def full(client: Client, size: int = SIZE) -> bool:
-    return len(client._preconnected) == size and not client._connector.connecting
+    return len(client._upstream) == size and not client._connector.connecting
 
 
 async def welcome(connection: Tcp) -> None:
@@ -132,7 +132,7 @@ async def test_the_first_byte_of_a_connection_takes_one_round_trip(
                     assert await application.exactly(5) == b"hello"
                     used = [turns for turns in recording.turns[: SIZE + 1] if turns]
                     assert used == ["ud"]
-                assert client._preconnected.used == 1
+                assert client._upstream.used == 1
                 await eventually(lambda: full(client))
 
 
@@ -150,7 +150,7 @@ async def test_a_burst_of_applications(
             await asyncio.gather(
                 *(check_works(port_of(client), bytes([n]) * 100_000) for n in range(4 * SIZE))
             )
-        assert SIZE <= client._preconnected.used < 8 * SIZE
+        assert SIZE <= client._upstream.used < 8 * SIZE
         await eventually(lambda: full(client) and empty(client))
 
 
@@ -162,14 +162,14 @@ async def test_what_the_destination_said_is_delivered(mode: str, far: str, certs
         server_of(far, mode, there.port, certs) as port,
         prepared(mode, port, certs) as client,
     ):
-        waiting = client._preconnected._waiting
+        waiting = client._upstream._waiting
         await eventually(lambda: all(one.early == BANNER for one in waiting))
         for _ in range(2 * SIZE):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
                 assert await application.exactly(len(BANNER)) == BANNER
                 await application.send(b"x")
                 assert await application.exactly(1) == b"x"
-        assert client._preconnected.used >= SIZE
+        assert client._upstream.used >= SIZE
 
 
 @in_both_modes
@@ -186,12 +186,12 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
         server_at(mode, there.port, certs) as server,
         prepared(mode, port_of(server), certs, preconnect=1) as client,
     ):
-        (waiting,) = client._preconnected._waiting
+        (waiting,) = client._upstream._waiting
         await eventually(lambda: not waiting.lower.is_reading())
         assert len(waiting.early) < 200_000
         async with await connect(port_of(client)) as application:
             received = await application.rest()
-        assert client._preconnected.used == 1
+        assert client._upstream.used == 1
         assert received == message
 
 
@@ -214,20 +214,20 @@ async def test_a_server_that_dies_and_returns(
             proxy.target = 0
             with logged() as lines:
                 await server.aclose()
-                await eventually(lambda: not len(client._preconnected))
-                await eventually(lambda: client._preconnected._retry)
+                await eventually(lambda: not len(client._upstream))
+                await eventually(lambda: client._upstream._retry)
                 for _ in range(3):
                     await is_cut(port_of(client))
             assert len([line for line in lines if "-preconnect" in line]) == 1
             assert len([line for line in lines if line.startswith("WARNING")]) == 3
             assert proxy.count - before <= 3 + 3 * MOST_DIALS
-            assert client._preconnected.used == 1
+            assert client._upstream.used == 1
             async with server_of(far, mode, there.port, certs) as port:
                 proxy.target = port
                 await check_works(port_of(client))
                 await eventually(lambda: full(client))  # by the next try
                 await check_works(port_of(client))
-                assert client._preconnected.used == 2
+                assert client._upstream.used == 2
 
 
 @in_both_modes
@@ -244,14 +244,14 @@ async def test_a_destination_that_ends_idle_connections_at_once(mode: str, certs
         server_at(mode, there.port, certs) as server,
         client_of(mode, port_of(server), certs, preconnect=20) as client,
     ):
-        await eventually(lambda: client._preconnected._retry)
-        await eventually(lambda: not client._connector.connecting and not len(client._preconnected))
+        await eventually(lambda: client._upstream._retry)
+        await eventually(lambda: not client._connector.connecting and not len(client._upstream))
         before = there.count
         assert before <= 3 * MOST_DIALS
         for _ in range(3):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
                 assert await application.rest() == b"Tuesday\r\n"
-        assert client._preconnected.used == 0
+        assert client._upstream.used == 0
         assert there.count - before <= 3 + 3 * MOST_DIALS
 
 
@@ -275,7 +275,7 @@ async def test_old_ones_are_replaced(
     ):
         await eventually(lambda: len(ends) >= 3 * SIZE)
         assert set(ends) == {b""}
-        assert len(client._preconnected) >= SIZE - 1
+        assert len(client._upstream) >= SIZE - 1
         assert len(accepted) - len(ends) <= SIZE + MOST_DIALS + 1
         assert client.counters.dial_failures == 0
 
@@ -293,7 +293,7 @@ async def test_shutting_down_leaves_nothing(mode: str, certs: Certs) -> None:
             for _ in range(moment):
                 await asyncio.sleep(0.001)
             await client.close()
-            assert not len(client._preconnected)
+            assert not len(client._upstream)
             assert not client._connector.connecting
         await eventually(lambda: empty(server) and not proxy.open)
 
@@ -319,7 +319,7 @@ async def test_draining_closes_what_waits_and_keeps_what_is_used(
             assert await application.exactly(1) == b"x"
             drained = asyncio.create_task(client.drain())
             await eventually(lambda: server.tunnels == 1)
-            assert not len(client._preconnected) and not drained.done()
+            assert not len(client._upstream) and not drained.done()
             await application.send(b"y")
             assert await application.exactly(1) == b"y"
         await drained
@@ -333,15 +333,15 @@ async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> No
         server_at(mode, there.port, certs) as server,
         prepared(mode, port_of(server), certs) as client,
     ):
-        before = set(client._preconnected._waiting)
+        before = set(client._upstream._waiting)
         client.reload()
-        await eventually(lambda: before.isdisjoint(client._preconnected._waiting))
+        await eventually(lambda: before.isdisjoint(client._upstream._waiting))
         await eventually(lambda: full(client))
         context = client._connector.tls.context()
-        for waiting in client._preconnected._waiting:
+        for waiting in client._upstream._waiting:
             assert waiting.lower.get_extra_info("ssl_object").context is context
         await check_works(port_of(client))
-        assert client._preconnected.used == 1
+        assert client._upstream.used == 1
 
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])
@@ -353,9 +353,9 @@ async def test_a_server_that_refuses_us(mode: str, certs: Certs) -> None:
     ):
         with logged() as lines:
             async with client_of(mode, port_of(server), certs, preconnect=5) as client:
-                await eventually(lambda: client._preconnected._retry)
+                await eventually(lambda: client._upstream._retry)
                 await eventually(lambda: not client._connector.connecting)
-                await eventually(lambda: not len(client._preconnected))
+                await eventually(lambda: not len(client._upstream))
                 refused = client.counters.handshake_failures[Cause.CERTIFICATE]
                 assert 1 <= refused <= 2 * MOST_DIALS
         told = [line for line in lines if "the server wants a client certificate" in line]
@@ -374,7 +374,7 @@ async def test_as_a_plugin(certs: Certs) -> None:
         await check_works(port_of(client))
         (await connect(port_of(client))).close()  # a check by shadowsocks takes none
         await eventually(lambda: not client.waiting and full(client))
-        assert client._preconnected.used == 1
+        assert client._upstream.used == 1
 
 
 async def test_the_metrics(certs: Certs) -> None:

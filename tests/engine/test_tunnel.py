@@ -143,7 +143,7 @@ async def test_nothing_is_kept_of_tunnels_that_are_over(
         for _ in range(3):
             await check_works(port_of(client))
         await eventually(lambda: not (client._tasks or client._relays))
-        await (client._anytls or client._pool).close()  # an idle session is kept on purpose
+        await client._upstream.close()  # an idle session is kept on purpose
         await eventually(lambda: empty(client) and empty(server))
 
 

@@ -14,10 +14,10 @@ import pytest
 from mtt import __version__
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.modes import ALPN_SITE
 from mtt.options.flags import parse_args
 from mtt.process.command import Start
 from mtt.trust.tls_options import ServerTls
+from mtt.wire import alpn
 from mtt_mu_server.__main__ import COMMAND, service
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer
@@ -34,7 +34,7 @@ def test_defaults() -> None:
     assert checked.bind == Endpoint(("",), 443)
     assert checked.controller == Endpoint(("127.0.0.1",), 8080)
     assert not (checked.mux or checked.db or checked.metrics_users)
-    assert checked.tls == ServerTls(alpn=ALPN_SITE)
+    assert checked.tls == ServerTls(alpn=alpn.SITE)
 
 
 def test_all_flags_of_the_original_are_there() -> None:

@@ -128,7 +128,7 @@ class Network:
         await turns()
 
     async def take(self) -> FakeLayer:
-        transport = await self.stock.get()
+        transport = await self.stock.open()
         assert isinstance(transport, FakeLayer)
         return transport
 
@@ -457,7 +457,7 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
             others[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         others[0].close()
     # Not a turn of the loop from there to here, or it would have seen it.
-    transport = await stock.get()
+    transport = await stock.open()
     assert transport is not waiting.lower
     while how == "data" and not waiting.early:
         await asyncio.sleep(0)

@@ -43,7 +43,7 @@ class Network:
         self.lowers.append(lower)
 
     async def open(self, count: int = 1) -> list[SmuxStream]:
-        return [await self.pool.open_stream(Recorder()) for _ in range(count)]
+        return [await self.pool.open(Recorder()) for _ in range(count)]
 
     async def close(self) -> None:
         await self.pool.close()
@@ -94,7 +94,7 @@ async def test_at_once_or_not_at_all() -> None:
 async def test_those_who_come_together_share_a_dial() -> None:
     network = Network()
     network.allowed.clear()
-    waiting = [asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(MAX + 1)]
+    waiting = [asyncio.create_task(network.pool.open(Recorder())) for _ in range(MAX + 1)]
     await turns()
     assert network.dials == 2
     network.allowed.set()
@@ -109,7 +109,7 @@ async def test_a_failed_dial_is_told_to_all_who_wait() -> None:
     network = Network()
     network.allowed.clear()
     network.error = PeerError("certificate not accepted")
-    waiting = [asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(MAX)]
+    waiting = [asyncio.create_task(network.pool.open(Recorder())) for _ in range(MAX)]
     await turns()
     network.allowed.set()
     for task in waiting:
@@ -125,7 +125,7 @@ async def test_a_failed_dial_is_told_to_all_who_wait() -> None:
 async def test_one_who_leaves_does_not_take_the_dial_with_him() -> None:
     network = Network()
     network.allowed.clear()
-    leaving, staying = (asyncio.create_task(network.pool.open_stream(Recorder())) for _ in range(2))
+    leaving, staying = (asyncio.create_task(network.pool.open(Recorder())) for _ in range(2))
     await turns()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -140,7 +140,7 @@ async def test_a_dial_that_fails_when_nobody_waits_any_more() -> None:
     network = Network()
     network.allowed.clear()
     network.error = NetworkError("refused")
-    task = asyncio.create_task(network.pool.open_stream(Recorder()))
+    task = asyncio.create_task(network.pool.open(Recorder()))
     await turns()
     task.cancel()
     await asyncio.wait([task])
@@ -155,7 +155,7 @@ async def test_a_session_that_nobody_waits_for_any_more_is_retired(
     clock = Clock(monkeypatch)
     network = Network()
     network.allowed.clear()
-    task = asyncio.create_task(network.pool.open_stream(Recorder()))
+    task = asyncio.create_task(network.pool.open(Recorder()))
     await turns()
     task.cancel()
     await asyncio.wait([task])
@@ -387,7 +387,7 @@ async def test_close_cuts_sessions_and_dials() -> None:
     (stream,) = await network.open()
     network.allowed.clear()
     await network.open(MAX - 1)
-    waiting = asyncio.create_task(network.pool.open_stream(Recorder()))
+    waiting = asyncio.create_task(network.pool.open(Recorder()))
     await turns()
     assert network.dials == 2
     await network.close()

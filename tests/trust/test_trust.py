@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mtt.errors import StartError, UsageError
-from mtt.modes import ALPN_SITE
 from mtt.options.flags import parse_args
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.trust import reload
@@ -24,6 +23,7 @@ from mtt.trust.certdir import kept_pair
 from mtt.trust.identity import Identity
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.trust.tls_options import ServerTls
+from mtt.wire import alpn
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from mtt_mu_server.options import options as mu_options
 from mtt_mu_server.server import MultiUserServer
@@ -415,7 +415,7 @@ def test_options_of_both_ends() -> None:
     )
     assert server.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2")
     many = mu_options(parse_args(MU_FLAGS, [*MU_SERVER, "-cert-dir", "d", "-client-ca", "ca"]))
-    assert many.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2", alpn=ALPN_SITE)
+    assert many.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2", alpn=alpn.SITE)
 
 
 @pytest.mark.parametrize(
