@@ -458,6 +458,7 @@ def test_what_an_outbound_cannot_have(
         ({"padding_scheme": ["stop=8", "1=0-10"]}, "padding_scheme", "line 2"),
         ({"padding_scheme": "stop=8\r\n"}, "padding_scheme", "CR"),
         ({"padding_scheme": ["stop=8", "0:100"]}, "padding_scheme", "like stop=8, 0=30-30"),
+        ({"padding_scheme": ["stop=8", "x=100"]}, "padding_scheme", "like stop=8, 0=30-30"),
         ({"tls": TLS | {"acme": {"domain": ["x"]}}}, "tls.acme", "certbot"),
         ({"tls": TLS | {"key": ["-----BEGIN"]}}, "tls.certificate_path", "missing"),
         ({"tls": TLS | {"certificate": "x"}}, "tls.key_path", "missing; certificate needs it"),
