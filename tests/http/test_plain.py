@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.http.plain import _PlainWatch, https_page
+from mtt.http.plain import PlainVisit, _PlainWatch, https_page
+from tests.support.transports import FakeTransport, Recorder, turns
 
 GET = b"GET /a HTTP/1.1\r\nHost: test.local\r\n"
 BAD = b"Host: a/b\r\n\r\n"
@@ -75,3 +76,32 @@ def test_other_pages_stay_as_they_are(page: bytes) -> None:
     assert https_page(page.partition(b"\r\n\r\n")[0] + b"\r\n\r\n", head_only=True).startswith(
         page.partition(b"Content-Length")[0]
     )
+
+
+HEAD = GET.replace(b"GET", b"HEAD") + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "page", "is_changed"),
+    [
+        (GET + b"\r\n", PAGE + BODY, True),
+        (HEAD, PAGE, True),
+        # nginx refuses these for what they are, with TLS as well.
+        (b"GET /a HTTP/1.1\r\n\r\n", PAGE + BODY, False),
+        (b"TRACE /a HTTP/1.1\r\nHost: test.local\r\n\r\n", PAGE + BODY, False),
+        (b"\0\1\2", PAGE + BODY, False),
+    ],
+)
+async def test_visitor_hears_of_https_for_good_requests_only(
+    said: bytes, page: bytes, is_changed: bool
+) -> None:
+    transport = FakeTransport()
+    visit = PlainVisit(Recorder(), on_settled=lambda: None)
+    visit.start(transport, said, False)
+    visit.write(page)
+    visit.close()
+    changed = https_page(page, head_only=page == PAGE)
+    assert changed != page
+    assert transport.sent == (changed if is_changed else page)
+    transport.lose(None)
+    await turns()
