@@ -159,7 +159,8 @@ class Controller:
             await exchange.answer(Reply(status, body=text, content_type=JSON))
         elif request.method in ("GET", "HEAD") and request.path == "/metrics":
             pieces, kind = await self._metrics()
-            await exchange.stream(Reply(200, content_type=kind), _each(pieces))
+            length = sum(map(len, pieces))
+            await exchange.stream(Reply(200, content_type=kind), _each(pieces), length)
         else:
             await exchange.answer(_error(405, "method: a command is a POST", ("Allow", "POST")))
 

@@ -36,7 +36,7 @@ class Connection(Protocol):
     """What an exchange needs of its connection."""
 
     def encode(
-        self, reply: Reply, request: Request | None, *, close: bool, streams: bool = False
+        self, reply: Reply, request: Request | None, *, close: bool, follows: int | None = 0
     ) -> bytes:
         """See `Reply.encode`."""
 
@@ -137,20 +137,26 @@ class Exchange:
         await self._taken()
         self._is_whole = True
 
-    async def stream(self, reply: Reply, pieces: AsyncGenerator[bytes, None]) -> None:
-        """Answer with the head of `reply` and a body of `pieces`.
+    async def stream(
+        self, reply: Reply, pieces: AsyncGenerator[bytes, None], length: int | None = None
+    ) -> None:
+        """Answer with the head of `reply` and a body of `pieces`, `length` bytes if that is known.
 
         Each piece is asked for when the client has taken the one before. Raises NetworkError, and
         what `pieces` raises.
         """
-        chunked = self.request.version >= (1, 1)
+        chunked = length is None and self.request.version >= (1, 1)
         async with aclosing(pieces):
-            self._begin(reply, close=not chunked, streams=True)
+            self._begin(reply, close=length is None and not chunked, follows=length)
             if self.request.method != "HEAD":
+                sent = 0
                 async for piece in pieces:
+                    sent += len(piece)
                     if piece:
                         self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                         await self._taken()
+                if length not in (None, sent):
+                    raise ValueError(f"an answer of {length} bytes has {sent}")
                 if chunked:
                     self._write(b"0\r\n\r\n")
         await self._taken()
@@ -222,11 +228,11 @@ class Exchange:
         assert error is None or isinstance(error, Exception)
         self._connection.answered(self, error)
 
-    def _begin(self, reply: Reply, *, close: bool, streams: bool = False) -> None:
+    def _begin(self, reply: Reply, *, close: bool, follows: int | None = 0) -> None:
         request = self.request
         blocked = not self.unread.over and ends_connection(request)
         self.closes = close or reply.closes or not request.keep_alive or blocked
-        self._write(self._connection.encode(reply, request, close=self.closes, streams=streams))
+        self._write(self._connection.encode(reply, request, close=self.closes, follows=follows))
         self.begun = True
 
     def _write(self, data: bytes) -> None:

@@ -33,11 +33,11 @@ def is_begun(buffer: HeadBuffer) -> bool:
 
 
 def encode(
-    reply: Reply, request: Request | None, *, date: str, close: bool, streams: bool = False
+    reply: Reply, request: Request | None, *, date: str, close: bool, follows: int | None = 0
 ) -> bytes:
     """The response to `request`, as nginx passes it on. See `Reply.encode`."""
-    framing = [("Content-Length", str(len(reply.body)))]
-    if streams:
+    framing = [("Content-Length", str(follows or len(reply.body)))]
+    if follows is None:
         http11 = request is not None and request.version >= (1, 1)
         framing = [("Transfer-Encoding", "chunked")] if http11 else []
     headers = [

@@ -319,10 +319,10 @@ class HttpServer(StreamProtocol):
         self._exchange.start(handler, self._tasks)
 
     def encode(
-        self, reply: Reply, request: Request | None, *, close: bool, streams: bool = False
+        self, reply: Reply, request: Request | None, *, close: bool, follows: int | None = 0
     ) -> bytes:
         encode = nginx.encode if self._as_nginx else Reply.encode
-        return encode(reply, request, date=http_date(), close=close, streams=streams)
+        return encode(reply, request, date=http_date(), close=close, follows=follows)
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
         self._exchange = None

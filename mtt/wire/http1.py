@@ -171,22 +171,22 @@ class Reply(NamedTuple):
         return ("Connection", "close") in self.headers
 
     def encode(
-        self, request: Request | None, *, date: str, close: bool, streams: bool = False
+        self, request: Request | None, *, date: str, close: bool, follows: int | None = 0
     ) -> bytes:
         """The response to `request`, with its own headers first, as Go's net/http writes it.
 
         `request`: None for what could not be read as one. `date`: the value of the Date header.
-        `close`: say that the connection ends with this. `streams`: another body follows, in chunks
-        if the client knows them. A HEAD request gets the same head alone (RFC 9110, 9.3.2).
+        `close`: say that the connection ends with this. `follows`: the length of another body that
+        follows, None for chunks. A HEAD request gets the same head alone (RFC 9110, 9.3.2).
         """
         http11 = request is None or request.version >= (1, 1)
         is_head = request is not None and request.method == "HEAD"
         headers = [*self.headers, ("Date", date)]
-        if streams:
+        if follows is None:  # older clients know no chunks: the body ends with the connection
             headers += [("Transfer-Encoding", "chunked")] if http11 else []
         # For HEAD, an empty body may mean that nobody made one: Go then states no length.
-        elif self.body or not is_head:
-            headers.append(("Content-Length", str(len(self.body))))
+        elif (length := follows or len(self.body)) or not is_head:
+            headers.append(("Content-Length", str(length)))
         if self.content_type:
             headers.append(("Content-Type", self.content_type))
         if close and http11 and not self.closes:

@@ -451,6 +451,32 @@ async def test_an_answer_of_unknown_length(request_: bytes, framing: bytes, body
     assert client.failures == []
 
 
+@pytest.mark.parametrize("as_nginx", [False, True])
+async def test_an_answer_of_known_length(as_nginx: bool) -> None:
+    async def stream(exchange: Exchange) -> None:
+        await exchange.stream(Reply(200), pieces(b"hello", b"you"), 8)
+
+    client = Client(stream, as_nginx=as_nginx)
+    answers = await client.send(GET + GET)
+    assert bodies(answers) == [b"helloyou"] * 2
+    assert (b"\r\nServer: nginx\r\n" in answers) is as_nginx
+    head = await client.send(GET.replace(b"GET", b"HEAD"))
+    assert b"\r\nContent-Length: 8\r\n" in head
+    assert head.endswith(b"\r\n\r\n")
+    await client.leave()
+
+
+@pytest.mark.parametrize("length", [7, 9])
+async def test_a_wrong_length_cuts_the_connection(length: int) -> None:
+    async def stream(exchange: Exchange) -> None:
+        await exchange.stream(Reply(200), pieces(b"hello", b"you"), length)
+
+    client = Client(stream)
+    await client.send(GET)
+    assert client.transport.was_cut
+    assert len(client.failures) == 1
+
+
 async def test_an_answer_in_pieces_as_by_nginx() -> None:
     async def stream(exchange: Exchange) -> None:
         await exchange.stream(Reply(200, (("Content-Type", "x/y"),)), pieces(b"hello"))
