@@ -45,8 +45,8 @@ class Visit(Layer):
     name = "visit"
 
     __slots__ = (
-        "_buffer", "_closed", "_eof", "_on_refused", "_on_settled", "_on_tunnel", "_over",
-        "_paused", "_scheduled", "_unanswered", "_watch",
+        "_buffer", "_closed", "_eof", "_eof_told", "_on_refused", "_on_settled", "_on_tunnel",
+        "_over", "_paused", "_scheduled", "_unanswered", "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,7 @@ class Visit(Layer):
         self._paused = False
         self._scheduled = False
         self._eof = False
+        self._eof_told = False
         self._over = False  # the connection is not ours any more
         self._closed = False
 
@@ -110,8 +111,8 @@ class Visit(Layer):
             return
         if self._watch.is_committed:
             self._settle()
-        if self._eof and not self._over and not self.upper.eof_received():
-            self.close()
+        if self._eof and not self._over:
+            self._end()
 
     def _leave(
         self, to: Callable[[StreamTransport, bytes], None] | None, received: bytes
@@ -120,7 +121,7 @@ class Visit(Layer):
         assert to is not None
         self._over = True
         self._let_go()
-        self.upper.eof_received()
+        self._end()
         to(self.lower, received)
 
     def _settle(self) -> None:
@@ -172,11 +173,15 @@ class Visit(Layer):
     def write_eof(self) -> None:
         if not (self._closed or self.is_closing()):
             self.close()
+            # Nothing more is read from a visitor who has been told of the end.
             asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
-        """Nothing more is read from a visitor who has been told of the end."""
-        self.upper.eof_received()
+        """Tell the relay, once, that nothing more comes from the visitor."""
+        if not self._eof_told:
+            self._eof_told = True
+            if not self.upper.eof_received():
+                self.close()
 
     def close(self) -> None:
         if self._over:

@@ -221,7 +221,7 @@ class MuxStream(StreamTransport):
     def resume_reading(self) -> None:
         if self._paused:
             self._paused = False
-            if self._queue or self._eof:
+            if self._has_more or self._reset or self._survives is not None:
                 self._deliver_soon()
 
     def get_write_buffer_size(self) -> int:

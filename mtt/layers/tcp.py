@@ -398,7 +398,10 @@ class SocketTransport(StreamTransport):
 
     def __repr__(self) -> str:
         peer = self.get_extra_info("peername")
-        return f"TCP of {peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "local socket"
+        if isinstance(peer, tuple):
+            return f"TCP of {peer[0]} port {peer[1]}"
+        # A closed one does not tell its peer any more.
+        return "TCP" if self._sock.family in (socket.AF_INET, socket.AF_INET6) else "local socket"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":

@@ -7,22 +7,30 @@ for the socket at the bottom, and for every layer and stack of layers above it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 
 import pytest
 
 from mtt.layers import anytls, linger
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import RECEIVE_BUDGET
-from mtt.layers.smux_stream import STOP_AT, SmuxStream
+from mtt.layers.smux_stream import STOP_AT
 from tests.support.certs import Certs
 from tests.support.stacks import STACKS, End, Stack
 from tests.support.transports import turns
 
-Open = Callable[[bool], AbstractAsyncContextManager[tuple[End, End]]]
+
+class Open(Protocol):
+    def __call__(
+        self, small: bool, *, greeted: bool = True
+    ) -> AbstractAsyncContextManager[tuple[End, End]]: ...
+
+
 Check = Callable[[Stack, Open], Awaitable[None]]
 
 
@@ -34,6 +42,8 @@ def capacity(stack: Stack) -> int:
         limit += STOP_AT if stack.half_close else RECEIVE_BUDGET
     if "anytls" in stack.layers:
         limit += anytls.RECEIVE_BUDGET
+    if "throttle" in stack.layers:
+        limit += READ_SIZE
     return limit
 
 
@@ -65,7 +75,7 @@ async def check_back_pressure(stack: Stack, open_pair: Open) -> None:
             written = await sender.clog(capacity(stack))
             assert receiver.recorder.data == before, "data in spite of pause_reading"
             assert sender.recorder.pauses
-            if not isinstance(sender.transport, SmuxStream):  # whose peer tells it to stop
+            if not (stack.half_close and "smux" in stack.layers):  # whose peer tells it to stop
                 assert sender.transport.unsent() > 0
             receiver.transport.resume_reading()
             assert receiver.transport.is_reading()
@@ -220,6 +230,28 @@ async def check_abort_of_clogged(stack: Stack, open_pair: Open) -> None:
             assert not server.recorder.eof
 
 
+async def check_loss_behind_a_pause(stack: Stack, open_pair: Open) -> None:
+    """A reader that pauses at each piece, the last one too, hears of the loss behind it."""
+    for how in (lambda end: end.transport.abort(), lambda end: end.tcp.abort()):
+        async with open_pair(False) as (client, server):
+            transport = server.transport
+            transport.pause_reading()
+            client.transport.write(bytes(50_000))
+            await turns()
+            how(client)
+            await turns()
+
+            def pause(_piece: bytes, transport: Any = transport) -> None:
+                transport.pause_reading()
+                asyncio.get_running_loop().call_later(0.001, transport.resume_reading)
+
+            server.recorder.on_data = pause
+            transport.resume_reading()
+            recorder = server.recorder
+            await recorder.until(lambda: recorder.lost or recorder.eof)  # noqa: B023
+            assert recorder.lost or not stack.knows_failure
+
+
 async def check_write_eof(stack: Stack, open_pair: Open) -> None:
     """Where there is half-close, each direction ends by itself; else the end is that of both."""
     data = random.Random(10).randbytes(400_000)
@@ -227,6 +259,9 @@ async def check_write_eof(stack: Stack, open_pair: Open) -> None:
         assert client.transport.can_write_eof() is stack.half_close
         assert server.transport.can_write_eof() is stack.half_close
         if not stack.half_close:
+            return
+        if stack.ends_both:
+            await check_end_of_site(client, server, data)
             return
         for sender, receiver in ((client, server), (server, client)):
             await sender.send(data)
@@ -240,6 +275,21 @@ async def check_write_eof(stack: Stack, open_pair: Open) -> None:
         server.close()
         assert await client.recorder.ended() is None
         assert await server.recorder.ended() is None
+
+
+async def check_end_of_site(client: End, server: End, data: bytes) -> None:
+    """A visitor may end first and is still answered; the site's end is that of both."""
+    client.transport.write_eof()
+    await server.recorder.at_eof()
+    await server.send(data)
+    server.transport.write_eof()
+    server.transport.write_eof()
+    server.transport.write(b"late")
+    assert server.transport.is_closing()
+    # Without close_notify, as nginx leaves a visitor who has ended first.
+    assert await client.recorder.ended() is not None
+    assert client.recorder.data == data
+    await server.recorder.ended()
 
 
 async def check_after_close(stack: Stack, open_pair: Open) -> None:
@@ -283,6 +333,152 @@ async def check_kinds_of_data(stack: Stack, open_pair: Open) -> None:
         assert client.transport.get_extra_info("peername") == server.tcp.get_extra_info("sockname")
 
 
+class Ending:
+    """Ends a transport with `how`, in the middle of data that come."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+        self.__name__ = f"check_{how}_in_the_middle"
+
+    async def __call__(self, stack: Stack, open_pair: Open) -> None:
+        """connection_lost comes once, nothing comes behind it, and nothing up from the end on."""
+        async with open_pair(True) as (client, server):
+            recorder = client.recorder
+            ended = bytearray()
+
+            def end(_piece: bytes) -> None:
+                getattr(client.transport, self.how)()
+                ended[:] = recorder.data
+                client.transport.pause_reading()
+                client.transport.resume_reading()
+                client.transport.write(b"late")
+
+            recorder.on_data = end
+            server.transport.write(random.Random(13).randbytes(200_000))
+            server.transport.write_eof()
+            await recorder.until(lambda: ended)
+            server.abort()
+            await recorder.ended()
+            told, pauses = recorder.calls, recorder.pauses
+            for again in (client.transport.close, client.transport.cut, client.transport.abort):
+                again()
+            client.transport.pause_reading()
+            client.transport.resume_reading()
+            await turns()
+            assert recorder.data == ended
+            assert (recorder.calls, recorder.pauses) == (told, pauses)
+            assert client.transport.is_closing()
+
+
+async def check_cut_delivers(stack: Stack, open_pair: Open) -> None:
+    """cut() delivers what was written before the peer sees a failure."""
+    data = random.Random(14).randbytes(100_000)
+    async with open_pair(False) as (client, server):
+        client.transport.write(data)
+        client.transport.cut()
+        assert client.transport.is_closing()
+        client.transport.write(b"late")
+        await server.recorder.received(len(data))
+        if stack.knows_failure:
+            assert await server.recorder.ended() is not None
+            assert not server.recorder.eof
+        else:
+            await server.recorder.at_eof()
+        assert server.recorder.data == data
+        await client.recorder.ended()
+
+
+async def check_half_close_is_asked_once(stack: Stack, open_pair: Open) -> None:
+    """half_closes() sends nothing; ask_half_close() asks once, and nothing when it is known."""
+    async with open_pair(False, greeted=False) as (client, server):
+        for end in (client, server):
+            bottom = end.transport.bottom
+            sent = bottom.handed_over
+            for _ in range(3):
+                assert end.transport.half_closes() in (stack.half_close, None)
+                assert end.transport.can_write_eof() in (stack.half_close, False)
+            assert bottom.handed_over == sent
+            is_known = end.transport.half_closes() is not None
+            end.transport.ask_half_close()
+            asked = bottom.handed_over
+            assert asked == sent or not is_known
+            end.transport.ask_half_close()
+            assert bottom.handed_over == asked
+            assert end.transport.unsent() == 0  # nothing that the protocol above has written
+        await turns(100)
+        for end in (client, server):
+            assert end.transport.half_closes() is stack.half_close
+            sent = end.transport.bottom.handed_over
+            end.transport.ask_half_close()
+            assert end.transport.half_closes() is stack.half_close
+            assert end.transport.bottom.handed_over == sent
+            assert not end.recorder.data
+
+
+async def check_counts(stack: Stack, open_pair: Open) -> None:
+    """`handed_over` is the socket's count; `unsent` is of what was written, until it is there."""
+    async with open_pair(False) as (client, server):
+        for end, other in ((client, server), (server, client)):
+            transport = end.transport
+            assert transport.bottom is end.tcp
+            written = 0
+            for size in (1, 100, 40_000):
+                before = transport.handed_over
+                transport.write(bytes(size))
+                written += size
+                assert transport.handed_over >= before + size
+                assert transport.handed_over == end.tcp.handed_over
+                # With what the layers put around it: padding, above all.
+                assert transport.unsent() <= written + (4000 if "anytls" in stack.layers else 500)
+            await other.recorder.received(written)
+            while transport.unsent():
+                await asyncio.sleep(0)
+            # What the other one has not read, or has not written yet, does not count.
+            other.transport.write(b"x")
+            assert transport.unsent() == 0
+
+
+NAMES = {
+    "tls": "TLS",
+    "websocket": "WebSocket",
+    "smux": "smux stream",
+    "anytls": "AnyTLS stream",
+    "throttle": "rate limiter",
+    "visit": "visit",
+}
+
+
+async def check_repr(stack: Stack, open_pair: Open) -> None:
+    """repr() shows the whole stack, from its top to the socket, whatever its state."""
+
+    def check(end: End) -> None:
+        layers = [layer for layer in stack.layers if layer != "visit" or end is server]
+        shown = repr(end.transport).split(" over ")
+        assert len(shown) == len(layers) + 1
+        for layer, text in zip(reversed(layers), shown, strict=False):
+            assert text.startswith(NAMES[layer])
+        assert shown[-1].startswith("TCP")
+
+    async with open_pair(False) as (client, server):
+        for step in (
+            lambda: None,
+            client.transport.pause_reading,
+            client.transport.write_eof,
+            client.transport.close,
+            server.transport.close,
+        ):
+            step()
+            check(client)
+            check(server)
+            await turns()
+            check(client)
+            check(server)
+        await client.recorder.ended()
+        await server.recorder.ended()
+        check(client)
+        check(server)
+
+
 CHECKS: list[Check] = [
     check_exchange,
     check_back_pressure,
@@ -294,9 +490,15 @@ CHECKS: list[Check] = [
     check_last_data_when_writing_fails,
     check_abort,
     check_abort_of_clogged,
+    check_loss_behind_a_pause,
     check_write_eof,
     check_after_close,
     check_kinds_of_data,
+    *(Ending(how) for how in ("close", "cut", "abort")),
+    check_cut_delivers,
+    check_half_close_is_asked_once,
+    check_counts,
+    check_repr,
 ]
 
 
@@ -307,4 +509,10 @@ async def test_check_transport(
 ) -> None:
     # Both ends close here: what waits for this time does not see the other one's end.
     monkeypatch.setattr(linger, "LINGER_TIME", 1000.0)
-    await check(stack, lambda small: stack.open(certs, small=small))
+    await check(stack, functools.partial(_open, stack, certs))
+
+
+def _open(
+    stack: Stack, certs: Certs, small: bool, *, greeted: bool = True
+) -> AbstractAsyncContextManager[tuple[End, End]]:
+    return stack.open(certs, small=small, greeted=greeted)

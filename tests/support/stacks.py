@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtt.http.fallback import Visit
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
@@ -18,6 +19,7 @@ from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
+from mtt.tunnels.throttle import Throttle, Waiting
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
@@ -106,7 +108,7 @@ class Stack:
     """A way to build both ends of a connection.
 
     Attributes:
-        layers: from the bottom up, of "tls", "websocket", "smux", "anytls".
+        layers: from the bottom up, of "tls", "websocket", "smux", "anytls", "throttle", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -121,9 +123,17 @@ class Stack:
         """Whether the peer can tell abort() from close(); foreign smux and AnyTLS cannot say it."""
         return self.half_close or not {"smux", "anytls"}.intersection(self.layers)
 
+    @property
+    def ends_both(self) -> bool:
+        """Whether the server's end of data is the end of both directions, as that of a web server
+        is to its visitors."""
+        return "visit" in self.layers
+
     @contextlib.asynccontextmanager
-    async def open(self, certs: Certs, *, small: bool = False) -> AsyncIterator[tuple[End, End]]:
-        """Both ends, the client's first."""
+    async def open(
+        self, certs: Certs, *, small: bool = False, greeted: bool = True
+    ) -> AsyncIterator[tuple[End, End]]:
+        """Both ends, the client's first; unless `greeted`, they need not know each other yet."""
         ends: list[End] = []
         socks = tcp_sockets(small=small)
         try:
@@ -134,7 +144,7 @@ class Stack:
                 ends.append(End(recorder, attach(sock, protocol), sessions))
             for end in ends:
                 await end.recorder.opened()
-                while self.half_close and not end.transport.can_write_eof():
+                while greeted and self.half_close and not end.transport.can_write_eof():
                     await asyncio.sleep(0)  # WebSocket ends greet each other first
             yield ends[0], ends[1]
         finally:
@@ -155,6 +165,10 @@ class Stack:
                 upper = _anytls(upper, sessions, client, self.half_close)
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
+            elif layer == "throttle":
+                upper = _throttle(upper)
+            elif layer == "visit":
+                upper = upper if client else _visit(upper)
             else:
                 context = (client_context if client else server_context)(
                     certs, self.version, ["http/1.1"]
@@ -172,6 +186,75 @@ class Stack:
 def _websocket(upper: Any, client: bool, half_close: bool) -> Holding:
     layer = WebSocketLayer(upper, client=client, half_close=half_close)
     return Holding(layer.start)
+
+
+class _Drops:
+    """Tokens that come in drops, one drop in each turn of the event loop."""
+
+    drop = 50_000
+
+    def __init__(self) -> None:
+        self._left = self.drop
+        self._waiting: dict[Waiting, None] = {}
+        self._serving = False
+
+    def take(self, wanted: int) -> int:
+        granted = 0 if self._waiting else min(wanted, self._left)
+        self._left -= granted
+        self._serve_soon()
+        return granted
+
+    def wait(self, throttle: Waiting) -> None:
+        self._waiting[throttle] = None
+        self._serve_soon()
+
+    def leave(self, throttle: Waiting) -> None:
+        self._waiting.pop(throttle, None)
+
+    def _serve_soon(self) -> None:
+        if not self._serving:
+            self._serving = True
+            asyncio.get_running_loop().call_soon(self._serve)
+
+    def _serve(self) -> None:
+        self._serving = False
+        self._left = self.drop
+        for throttle in list(self._waiting):
+            del self._waiting[throttle]
+            self._left -= throttle.pass_on(self._left)
+            break
+
+
+def _throttle(upper: Any) -> Holding:
+    def ready(transport: Any) -> None:
+        layer = Throttle(_Drops())
+        layer.start(transport)
+        hand_over(layer, upper)
+
+    return Holding(ready)
+
+
+class _AllPasses:
+    """Watches a visitor who wants no tunnel."""
+
+    unfinished = b""
+    is_committed = True
+
+    def take(self, data: bytes, eof: bool) -> tuple[bytes, bytes | None]:
+        return data, None
+
+
+def _visit(upper: Any) -> Holding:
+    def ready(transport: Any) -> None:
+        Visit(
+            upper, _AllPasses(), on_tunnel=_never, on_refused=None, on_settled=lambda: None
+        ).start(transport, b"", False)
+
+    return Holding(ready)
+
+
+def _never(transport: Any, received: bytes) -> None:
+    raise AssertionError("no tunnel begins here")
 
 
 def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
@@ -253,4 +336,9 @@ STACKS = [
     Stack("anytls-tls-foreign", ("tls", "anytls"), half_close=False),
     Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
     Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
+    Stack("throttle-tcp", ("throttle",)),
+    Stack("throttle-tls", ("tls", "throttle")),
+    Stack("throttle-websocket-tls", ("tls", "websocket", "throttle")),
+    Stack("throttle-smux-tls", ("tls", "smux", "throttle")),
+    Stack("visit-tls", ("tls", "visit")),
 ]
