@@ -159,6 +159,20 @@ async def test_data_received_before_a_failed_write_come_first(paused: bool, fin:
         assert recorder.ends == (1 if fin else 0)
 
 
+async def test_close_behind_a_failed_write_tells_of_the_failure() -> None:
+    recorder = Told()
+    recorder.begin = SocketTransport.pause_reading
+    async with raw_peer(recorder) as far:
+        far.sendall(b"unread")
+        reset(far)
+        while not recorder.pauses:
+            recorder.transport.write(b"in vain")
+            await asyncio.sleep(0)
+        recorder.transport.close()
+        assert isinstance(await recorder.ended(), ConnectionResetError)
+        assert not recorder.data
+
+
 async def test_end_of_a_silent_peer_comes_before_a_failed_write() -> None:
     recorder = Told()
     recorder.begin = SocketTransport.pause_reading
