@@ -252,9 +252,10 @@ class Exchange:
 
     async def _wait(self, deadline: float, failure: str) -> None:
         """Wait for the client; `failure` is what to say after the deadline."""
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(deadline - loop.time()):
                 await self._waiter
         except TimeoutError:
             text = f"{failure} within {self._limits.body:g} s"

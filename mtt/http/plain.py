@@ -16,7 +16,8 @@ from mtt.http.server import HttpServer
 from mtt.layers.base import Data, StreamTransport, Upper
 from mtt.layers.holding import Holding, hand_over, hold
 from mtt.net.admission import Pending
-from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
 # Answered with 400 at once: by nginx, Apache and Go, whether or not the request has a Host.
 _BAD = b"Host: a/b\r\n\r\n"
@@ -41,7 +42,7 @@ class _PlainWatch:
     __slots__ = ("_head", "_over", "_passed", "is_committed", "is_head", "is_valid")
 
     def __init__(self) -> None:
-        self._head = bytearray()
+        self._head = HeadBuffer()
         self._passed = 0
         self._over = False
         self.is_committed = False
@@ -66,7 +67,7 @@ class _PlainWatch:
         line_end = head.find(b"\n")
         if line_end >= 0 and b" HTTP/" not in head[:line_end]:
             return self._end(len(head[:line_end].removesuffix(b"\r")), _NO_VERSION)
-        end = find_head_end(head, self._passed)
+        end = head.find_end()
         if end >= 0:
             self._judge(bytes(head[:end]))
             # The empty line is two bytes or one.

@@ -228,14 +228,19 @@ class HttpServer(StreamProtocol):
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
         reply = self._router(request)
         early = len(self._buffer) > end or request.has_body
+        # Whether requests that are no proper handshake must not learn that there are tunnels.
+        hidden = self._refusal is not None or self._fallback is not None
         try:
-            # Where nobody may learn which paths exist, also when there is nothing to upgrade to:
-            # a check of the handshake takes a few microseconds, and would tell them apart.
-            upgrade = self._check(request, early) if reply is None or self._hidden else None
+            upgrade: Upgrade | None = None
+            if hidden:
+                # Whatever it asks for: a check takes microseconds, which would tell paths apart.
+                upgrade = check_hidden_request(request, self._protocols, early=early)
+            elif reply is None:
+                upgrade = check_request(request, self._protocols)
         except UpgradeRefused as refused:
             if reply is None:
                 reply = self._refusal or refused.reply
-                if not self._hidden:
+                if not hidden:
                     self._tell(refused)
         else:
             if reply is None and upgrade is not None:
@@ -249,17 +254,6 @@ class HttpServer(StreamProtocol):
             self._answer(request, reply)
         else:
             self._handle(request, reply)
-
-    @property
-    def _hidden(self) -> bool:
-        """Whether a request that is no proper handshake must not learn that there are tunnels."""
-        return self._refusal is not None or self._fallback is not None
-
-    def _check(self, request: Request, early: bool) -> Upgrade:
-        """The upgrade that `request` asks for. Raises UpgradeRefused."""
-        if self._hidden:
-            return check_hidden_request(request, self._protocols, early=early)
-        return check_request(request, self._protocols)
 
     def _fall_back(self) -> bool:
         """Give the connection to the fallback if there is one."""

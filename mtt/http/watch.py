@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mtt.wire.http1 import MAX_HEAD, HttpError, Request, find_head_end, parse_request
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import MAX_HEAD, HttpError, Request, parse_request
 from mtt.wire.upgrade import METHOD, RequestBeginning
 
 
@@ -41,8 +42,8 @@ class RequestWatch:
     """
 
     __slots__ = (
-        "_beginning", "_body_left", "_head", "_is_held", "_is_tunnel", "_passed", "_scanned",
-        "_unseen", "is_committed",
+        "_beginning", "_body_left", "_head", "_is_held", "_is_tunnel", "_passed", "_unseen",
+        "is_committed",
     )  # fmt: skip
 
     def __init__(self, is_tunnel: Callable[[Request, bool], bool] | None) -> None:
@@ -54,9 +55,8 @@ class RequestWatch:
 
     def _begin(self) -> None:
         """Expect a request."""
-        self._head = bytearray()
+        self._head = HeadBuffer()
         self._passed = 0  # bytes of it that the site has got
-        self._scanned = 0  # bytes of it that hold no end of a head
         self._is_held = self._is_tunnel is not None
         self._beginning = RequestBeginning()
 
@@ -72,7 +72,7 @@ class RequestWatch:
             passed += data[:size]
             self._head += data[size:]
             data = b""
-            end = find_head_end(self._head, self._scanned)
+            end = self._head.find_end()
             if end < 0 or end > MAX_HEAD:
                 passed += self._pass_beginning()
                 break
@@ -91,7 +91,6 @@ class RequestWatch:
     def _pass_beginning(self) -> bytes:
         """What the site gets of an unfinished head."""
         head = self._head
-        self._scanned = len(head)
         if len(head) > MAX_HEAD or not (self._is_held and self._beginning.goes_on(head)):
             self._is_held = False
         limit = min(len(head), len(METHOD)) if self._is_held else len(head)

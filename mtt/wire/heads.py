@@ -17,21 +17,28 @@ class HeadBuffer(bytearray):
         super().__init__()
         self._scanned = 0  # bytes that hold no end of a head
 
+    def find_end(self) -> int:
+        """The index behind the head at the beginning, however long; -1 if it has not come yet."""
+        end = find_head_end(self, self._scanned)
+        if end < 0:
+            self._scanned = len(self)
+        return end
+
     def head_end(self, *, of_request: bool = False) -> int:
-        """The index behind the head at the beginning, -1 if it has not come yet.
+        """As `find_end`, for a head that is wanted.
 
         Raises HttpError, 431 above MAX_HEAD; with `of_request` also as soon as the first line
         shows that this is no request: clients of other protocols wait for an answer to theirs.
         """
-        end = find_head_end(self, self._scanned)
+        scanned = self._scanned
+        end = self.find_end()
         if 0 <= end <= MAX_HEAD:
             return end
         line_end = self.find(b"\n")
-        if of_request and line_end >= self._scanned:
+        if of_request and line_end >= scanned:
             parse_request_line(bytes(self[:line_end]).removesuffix(b"\r"))
         if len(self) > MAX_HEAD:
             raise HttpError(431, f"the head is larger than {MAX_HEAD} bytes")
-        self._scanned = len(self)
         return -1
 
     def take(self, size: int) -> bytes:
