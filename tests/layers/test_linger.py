@@ -75,6 +75,20 @@ async def test_a_peer_that_has_ended_is_not_waited_for() -> None:
         recorder.transport.abort()  # asyncio's own abort() would raise here
 
 
+async def test_a_peer_that_ends_while_it_is_waited_for_gets_all() -> None:
+    data = random.Random(74).randbytes(300_000)
+    recorder = Recorder()
+    async with raw_peer(recorder, small=True) as sock:
+        recorder.transport.write(data)
+        close(recorder)
+        sock.shutdown(socket.SHUT_WR)
+        await turns()
+        assert not recorder.lost
+        assert await drain(sock) == data
+        assert recorder.lost  # that was no FIN alone
+        assert recorder.error is None
+
+
 @pytest.mark.parametrize("eof_seen", [False, True])
 async def test_close_takes_over_the_transport(eof_seen: bool) -> None:
     recorder = Recorder()
