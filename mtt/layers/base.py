@@ -149,6 +149,11 @@ class StreamTransport(asyncio.Transport):
         acknowledged yet."""
         raise NotImplementedError
 
+    def held_back(self) -> int:
+        """How many bytes from the peer wait here although the protocol above would take them: a
+        rate limit's. Above zero, the stream is slow, not quiet."""
+        return 0
+
     @property
     def handed_over(self) -> int:
         """Bytes given to the socket so far, in its own count."""
@@ -259,6 +264,9 @@ class Layer(StreamProtocol, StreamTransport):
 
     def unsent(self) -> int:
         return self.lower.unsent()
+
+    def held_back(self) -> int:
+        return self.lower.held_back()
 
     @property
     def handed_over(self) -> int:

@@ -398,7 +398,7 @@ class HttpConnection(StreamProtocol):
         ends = [self._near]
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
-        waiting = sum(end.unsent() for end in ends)
+        waiting = sum(end.unsent() + end.held_back() for end in ends)
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
         count = self.sent + self.received - waiting
         if count != self._counted:

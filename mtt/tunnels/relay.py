@@ -235,7 +235,7 @@ class Relay:
     def _look_idle(self) -> None:
         now = self.loop.time()
         legs = [leg for leg in (self._near, self._far) if not leg.lost]
-        waiting = {leg: leg.transport.unsent() for leg in legs}
+        waiting = {leg: _on_its_way(leg) for leg in legs}
         # What leaves counts as well: a slow reader may live on our buffers for a long time.
         count = self._near.received + self._far.received - sum(waiting.values())
         if count != self._counted:
@@ -299,9 +299,9 @@ class Relay:
                 return other.heard + REQUEST_QUIET_TIME
             waiting = 0
         else:
-            waiting = other.transport.unsent()
+            waiting = _on_its_way(other)
         if not ended.lost:
-            waiting += ended.transport.unsent()  # while that is slow, the other is not read
+            waiting += _on_its_way(ended)  # while that is slow, the other is not read
         if waiting:
             self._sent_at = now
             if not ended.lost:
@@ -401,6 +401,11 @@ class _Leg(StreamProtocol):
         """The relay is over: leave no circle of references behind."""
         self.forward = _ignore
         del self.relay, self.peer, self.transport
+
+
+def _on_its_way(leg: _Leg) -> int:
+    """Bytes that have been written to `leg`, or taken from it, and have not got there yet."""
+    return leg.transport.unsent() + leg.transport.held_back()
 
 
 def _ignore(_: object) -> None:

@@ -252,10 +252,8 @@ class Throttle(Layer):
         elif not self._closed:
             self.lower.resume_reading()
 
-    def unsent(self) -> int:
-        # With what still has to pass from below: a relay must not take a slow stream for a quiet
-        # one and end it while something is on its way.
-        return super().unsent() + len(self._backlog)
+    def held_back(self) -> int:
+        return len(self._backlog) + self.lower.held_back()
 
     def half_closes(self) -> bool | None:
         return self.lower.half_closes()

@@ -125,7 +125,7 @@ async def test_the_rest_waits_and_nothing_is_read_meanwhile(
     burst = int(40_000 * BURST_TIME)
     assert len(above.data) == burst
     assert not below.reading
-    assert layer.unsent() == 256 * 80 - burst
+    assert (layer.held_back(), layer.unsent()) == (256 * 80 - burst, 0)
     await clock.until(lambda: len(above.data) == 256 * 80)
     ideal = (256 * 80 - burst) / 40_000
     assert ideal - INEXACT <= clock.now - start <= ideal + TICK
@@ -243,7 +243,7 @@ async def test_ends_from_above(how: str) -> None:
     assert below.calls == [how]
     assert layer.is_closing()
     assert not bucket._waiting
-    assert (layer.backlog, layer.unsent()) == (0, 0)
+    assert (layer.held_back(), layer.unsent()) == (0, 0)
     layer.connection_lost(None)
     assert above.events == ["lost None"]
     assert len(above.data) == size
