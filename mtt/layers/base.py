@@ -106,12 +106,17 @@ class StreamTransport(asyncio.Transport):
     connection, and wait for as long as it takes to send what was written before.
     """
 
-    __slots__ = ("upper",)
+    __slots__ = ("upper", "write_paused")
 
     borrows: bool = False
     shares: ClassVar[bool] = False
     name: ClassVar[str] = "stream"  # for `repr`
     upper: Upper
+    write_paused: bool  # the protocol above has been told to pause writing
+
+    def __init__(self) -> None:
+        # Without asyncio's, which makes a dictionary for what is known of the connection.
+        self.write_paused = False
 
     def __repr__(self) -> str:
         """The stack of layers, from this one down to the socket, for logs and debuggers."""
@@ -119,13 +124,19 @@ class StreamTransport(asyncio.Transport):
 
     # Below and above.
 
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return default
+
     @property
     def bottom(self) -> StreamTransport:
         """The socket at the bottom of the stack."""
         return self
 
     def set_protocol(self, protocol: Any) -> None:
+        """Hand the stream over; `protocol` is told at once if nothing can be taken now."""
         self.upper = protocol
+        if self.write_paused:
+            protocol.pause_writing()
 
     def get_protocol(self) -> Any:
         return self.upper
@@ -135,7 +146,7 @@ class StreamTransport(asyncio.Transport):
 
         Without the traceback, which refers to every frame that `exc` went through: it may be kept.
         """
-        upper, self.upper = self.upper, GONE
+        upper, self.upper, self.write_paused = self.upper, GONE, False
         upper.connection_lost(exc if exc is None else exc.with_traceback(None))
 
     # Sending.
@@ -233,9 +244,11 @@ class Layer(StreamProtocol, StreamTransport):
         self.lower = transport
 
     def pause_writing(self) -> None:
+        self.write_paused = True
         self.upper.pause_writing()
 
     def resume_writing(self) -> None:
+        self.write_paused = False
         self.upper.resume_writing()
 
     # As a transport, called from above.

@@ -55,15 +55,15 @@ class SocketTransport(StreamTransport):
 
     __slots__ = (
         "_closing", "_draining", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller",
-        "_read_eof", "_reads", "_send_error", "_sock", "_throttled", "_waiting", "_watched",
-        "_write_eof", "_written",
+        "_read_eof", "_reads", "_send_error", "_sock", "_waiting", "_watched", "_write_eof",
+        "_written",
     )  # fmt: skip
 
     borrows = True
     name = "socket"
 
     def __init__(self, sock: socket.socket, protocol: StreamProtocol, peer: Any = None) -> None:
-        # Not what asyncio.Transport does: a dictionary for what is known of the connection.
+        self.write_paused = False  # without a call of super().__init__, which does no more
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
@@ -74,7 +74,6 @@ class SocketTransport(StreamTransport):
         # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
         self._pieces: list[Data | bytearray] = []
         self._waiting = 0  # bytes in there
-        self._throttled = False  # the protocol has been told to pause
         self._paused = False
         self._poller = poller()
         self._watched = 0  # what the poller is to tell: READ, WRITE, both
@@ -193,8 +192,8 @@ class SocketTransport(StreamTransport):
         else:
             pieces.append(bytearray(view))
         self._waiting += len(view)
-        if self._waiting > HIGH_WATER and not self._throttled:
-            self._throttled = True
+        if self._waiting > HIGH_WATER and not self.write_paused:
+            self.write_paused = True
             self._tell(self.upper.pause_writing)
 
     def _writable(self) -> None:
@@ -223,8 +222,8 @@ class SocketTransport(StreamTransport):
                 self._lose(None)
             elif self._write_eof:
                 self._shut_down()
-        if self._throttled and self._waiting <= LOW_WATER and not self._lost:
-            self._throttled = False
+        if self.write_paused and self._waiting <= LOW_WATER and not self._lost:
+            self.write_paused = False
             self._tell(self.upper.resume_writing)
 
     def get_write_buffer_size(self) -> int:
@@ -270,8 +269,8 @@ class SocketTransport(StreamTransport):
         self._send_error = error
         # Not now: the caller is in the middle of something.
         self._loop.call_soon(self._read_out)
-        if not self._throttled:
-            self._throttled = True
+        if not self.write_paused:
+            self.write_paused = True
             self._tell(self.upper.pause_writing)
 
     def _has_more(self, error: OSError) -> bool:

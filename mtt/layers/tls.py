@@ -77,7 +77,6 @@ class TlsLayer(SpeakingLayer):
     __slots__ = (
         "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
         "_pumping", "_records", "_state", "_streams", "_timer", "_verify", "_write_eof",
-        "_write_paused",
     )  # fmt: skip
 
     def __init__(
@@ -108,7 +107,6 @@ class TlsLayer(SpeakingLayer):
         self._pumping = False
         self._eof_told = False
         self._write_eof = False
-        self._write_paused = False  # the transport below cannot take more
         self._answered = 0  # bytes of our own that were sent all the same
         self._timer: asyncio.TimerHandle | None = None
         if handshake_time is not None:
@@ -152,12 +150,12 @@ class TlsLayer(SpeakingLayer):
         self._tell_lost(exc)
 
     def pause_writing(self) -> None:
-        self._write_paused = True
+        self.write_paused = True
         if self._state == OPEN:
             self.upper.pause_writing()
 
     def resume_writing(self) -> None:
-        was_held, self._write_paused, self._answered = self._is_held, False, 0
+        was_held, self.write_paused, self._answered = self._is_held, False, 0
         if self._state == OPEN:
             if was_held and not self._paused:
                 self.lower.resume_reading()
@@ -276,7 +274,7 @@ class TlsLayer(SpeakingLayer):
         """Send what the peer's records ask for."""
         before = self.lower.handed_over
         self._flush()
-        if self._write_paused and not self._is_held:
+        if self.write_paused and not self._is_held:
             self._answered += self.lower.handed_over - before
             if self._is_held:
                 self.lower.pause_reading()

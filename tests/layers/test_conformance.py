@@ -22,7 +22,7 @@ from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import STOP_AT
 from tests.support.certs import Certs
 from tests.support.stacks import STACKS, End, Stack
-from tests.support.transports import turns
+from tests.support.transports import Recorder, turns
 
 
 class Open(Protocol):
@@ -82,6 +82,22 @@ async def check_back_pressure(stack: Stack, open_pair: Open) -> None:
             await receiver.recorder.received(len(written))
             assert receiver.recorder.data == before + written
             await sender.recorder.can_write()
+
+
+async def check_take_over_of_clogged(stack: Stack, open_pair: Open) -> None:
+    """Who takes over a transport that can take nothing is told so, and when it can again."""
+    async with open_pair(True) as (client, server):
+        server.transport.pause_reading()
+        await client.clog(capacity(stack))
+        assert not client.recorder.writable
+        successor = Recorder()
+        client.transport.set_protocol(successor)
+        assert not successor.writable
+        server.transport.resume_reading()
+        await successor.can_write()
+        other = Recorder()
+        client.transport.set_protocol(other)
+        assert other.writable
 
 
 async def check_pauses(stack: Stack, open_pair: Open) -> None:
@@ -482,6 +498,7 @@ async def check_repr(stack: Stack, open_pair: Open) -> None:
 CHECKS: list[Check] = [
     check_exchange,
     check_back_pressure,
+    check_take_over_of_clogged,
     check_pauses,
     check_close_while_paused,
     check_close_delivers,
