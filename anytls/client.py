@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
 from anytls.upstreams import Upstreams
-from mtt.errors import MttError
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.net.dial import Dialer
-from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.observe import metrics
+from mtt.observe.endpoint import MetricsEndpoint
+from mtt.observe.metrics import Counters
 from mtt.outbound.connector import CONNECT_TIME
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
-from mtt.tunnels.service import Service, Session
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import CLIENT_NEWS, OpenTunnels
+from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
 
 if TYPE_CHECKING:
-    from mtt.observe.hub import MetricsHub
+    pass
 
 # How many servers the line at the start names.
 SHOWN = 3
@@ -36,36 +37,34 @@ class Client(Service):
     Raises UsageError when the TLS options cannot work.
     """
 
-    _news = (MttError,)  # also that the server is gone
-
     def __init__(self, options: ClientOptions) -> None:
-        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
+        resolver = Resolver()
+        super().__init__(
+            Listening(options.bind, resolver=resolver, descriptors=options.sockets),
+            OpenTunnels(
+                Counters(), timeout=options.timeout, max_conns=options.max_conns, news=CLIENT_NEWS
+            ),
+            sessions=lambda: self._servers.sessions,
+            pending=lambda: self._servers.connecting,
+        )
         self._options = options
-        self._resolver = Resolver()
-        dialer = Dialer(self._resolver, timeout=CONNECT_TIME)
+        dialer = Dialer(resolver, timeout=CONNECT_TIME)
         self._servers = Upstreams(options.servers, options.pool, dialer, self.counters)
-        self._tls_files = self._servers.files
+        self.certificates = self._servers.files
         self._proxy = ProxyPort(
             self._open,
-            self._relay,
-            self._own,
-            self._spawn,
+            self.open_tunnels,
             open_packets=self._open_packets,
             idle_time=options.timeout,
             users=options.users,
         )
-
-    async def bind(self) -> None:
-        options = self._options
-        self._listener = await bind(
-            options.bind, "", resolver=self._resolver, descriptors=options.sockets
+        self.endpoint = MetricsEndpoint(
+            self.metrics_page, options.metrics, options.metrics_unix, resolver
         )
 
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
-        options = self._options
-        await self._listen(self._proxy.accept)
-        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
+        await self.serve(self._proxy.accept)
         self._servers.start()
 
     def announce(self) -> None:
@@ -75,9 +74,6 @@ class Client(Service):
             "listening on %s, SOCKS and HTTP, anytls to %s%s",
             ", ".join(self.addresses), ", ".join(map(_described, servers[:SHOWN])), more,
         )  # fmt: skip
-
-    def hub(self) -> MetricsHub | None:
-        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
 
     async def drain(self) -> None:
         self._proxy.drain()
@@ -101,12 +97,6 @@ class Client(Service):
                 self._proxy.associations,
             )
         )  # fmt: skip
-
-    def _count_handshakes(self) -> int:
-        return self._servers.connecting
-
-    def _sessions(self) -> Collection[Session]:
-        return self._servers.sessions
 
     async def _open(self, host: str, port: int) -> StreamTransport:
         stream = await self._servers.open(addresses.encode(host, port))

@@ -18,14 +18,17 @@ from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
-from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
 from mtt.observe import metrics
+from mtt.observe.endpoint import MetricsEndpoint
+from mtt.observe.metrics import Counters
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
 from mtt.trust.reload import TlsFiles, server_tls
-from mtt.tunnels.service import Carried, Service
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import Carried, OpenTunnels
+from mtt.tunnels.service import Service
 from mtt.users.accounts import Account, Accounts
 from mtt.users.file import read_users
 from mtt.users.user import User
@@ -34,7 +37,7 @@ from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
 
 if TYPE_CHECKING:
-    from mtt.observe.hub import MetricsHub
+    pass
 
 # The web site of -fallback is near; one that needs longer to accept is not there.
 FALLBACK_TIME = 10.0
@@ -52,17 +55,32 @@ class Server(Service):
     """
 
     def __init__(self, options: ServerOptions) -> None:
-        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
+        self._resolver = Resolver()
+        super().__init__(
+            Listening(
+                options.bind,
+                resolver=self._resolver,
+                descriptors=options.sockets,
+                fast_open=options.fast_open,
+            ),
+            OpenTunnels(
+                Counters(),
+                timeout=options.timeout,
+                max_conns=options.max_conns,
+                idle=lambda: self._frontend.idle,
+            ),
+            sessions=lambda: self._frontend.sessions,
+            pending=lambda: self._frontend.pending,
+        )
         self._options = options
         self._tls: TlsFiles | None = None
         if options.tls is not None:
             self._tls = server_tls(options.tls)
-            self._tls_files = (self._tls,)
+            self.certificates = (self._tls,)
         self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to where clients must not go
         self._denials = Throttle(DENIALS_SHOWN)
-        self._resolver = Resolver()
         self._outbound = DirectDialer(self._resolver, options.policy.allows)
         self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
         self._frontend = AnyTlsFrontend[Account](
@@ -75,23 +93,14 @@ class Server(Service):
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
         )
-
-    async def bind(self) -> None:
-        options = self._options
-        self._listener = await bind(
-            options.bind,
-            "",
-            resolver=self._resolver,
-            fast_open=options.fast_open,
-            descriptors=options.sockets,
+        self.endpoint = MetricsEndpoint(
+            self.metrics_page, options.metrics, options.metrics_unix, self._resolver
         )
 
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
-        options = self._options
         use_threads()
-        await self._listen(self._frontend.accept)
-        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
+        await self.serve(self._frontend.accept)
         if self._tls is not None:
             self._tls.follow()
 
@@ -103,9 +112,6 @@ class Server(Service):
         )  # fmt: skip
         if self._tls is not None:
             self._tls.warn()
-
-    def hub(self) -> MetricsHub | None:
-        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
 
     async def close(self) -> None:
         self.cleanup()
@@ -170,7 +176,7 @@ class Server(Service):
     # Streams.
 
     def _serve(self, stream: ServerStream, account: Account, host: str, port: int) -> None:
-        if not self._admission.has_room():
+        if not self.open_tunnels.admission.has_room():
             stream.acknowledge(Outcome.GENERAL_FAILURE)
             stream.close()
             return
@@ -178,7 +184,7 @@ class Server(Service):
         if version:
             self._carry_datagrams(stream, account, version)
         else:
-            self._spawn(stream, self._carry(stream, account, host, port))
+            self.open_tunnels.spawn(stream, self._carry(stream, account, host, port))
 
     async def _carry(self, stream: ServerStream, account: Account, host: str, port: int) -> None:
         try:
@@ -192,7 +198,7 @@ class Server(Service):
             # Where users fail to get to is their business.
             logger.debug("%s: %s", peer_name(stream), error)
             return
-        self._begin(account, self._relay(stream, far, on_done=account.end))
+        self._begin(account, self.open_tunnels.relay(stream, far, on_done=account.end))
 
     def _log_denied(
         self, kind: str, stream: ServerStream, account: Account, host: str, port: int
@@ -204,7 +210,7 @@ class Server(Service):
 
     def _carry_datagrams(self, stream: ServerStream, account: Account, version: int) -> None:
         try:
-            relay = self._own(
+            relay = self.open_tunnels.own(
                 stream,
                 lambda done: UotRelay(
                     stream,
@@ -220,7 +226,7 @@ class Server(Service):
                 account.end,
             )
         except NetworkError as error:
-            self._failures.warning("%s: %s", peer_name(stream), error)
+            self.open_tunnels.failed(stream, error)
             stream.acknowledge(Outcome.GENERAL_FAILURE)
             stream.close()
             return
@@ -235,7 +241,8 @@ class Server(Service):
 
     def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
-        self.carry(stream, partial(self._fallback.connect, self._options.fallback, Holding))
+        site = self._options.fallback
+        self.open_tunnels.carry(stream, partial(self._fallback.connect, site, Holding))
 
 
 def _hashed(users: Iterable[User]) -> dict[str, bytes]:

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from mtt.address import peer_name
-from mtt.errors import MttError
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
 from mtt.modes import MODES
 from mtt.net.dial import Dialer
-from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
+from mtt.observe.endpoint import MetricsEndpoint
+from mtt.observe.metrics import Counters
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
-from mtt.outbound.upstream import Session
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import CLIENT_NEWS, OpenTunnels
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
 
 if TYPE_CHECKING:
-    from mtt.observe.hub import MetricsHub
+    pass
 
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
@@ -44,40 +45,38 @@ class Client(Service):
     Raises UsageError when the TLS options cannot work.
     """
 
-    _news = (MttError,)  # also that the server is gone
-
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
-        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
+        resolver = Resolver(options.fallback_dns, protect)
+        super().__init__(
+            Listening(options.bind, resolver=resolver, descriptors=options.sockets),
+            OpenTunnels(
+                Counters(), timeout=options.timeout, max_conns=options.max_conns, news=CLIENT_NEWS
+            ),
+            sessions=lambda: self._upstream.sessions,
+            pending=lambda: self._connector.connecting,
+        )
         self._options = options
-        self._resolver = Resolver(options.fallback_dns, protect)
         mode = MODES[options.mode]
         self._connector = Connector(
             options.server,
-            Dialer(
-                self._resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
-            ),
+            Dialer(resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect),
             self.counters,
             replace(options.tls, alpn=mode.client_alpn),
             half_close=mode.half_close,
             finish=mode.upgrade(options),
             on_change=lambda: self._upstream.renew(),
         )
-        self._tls_files = (self._connector.tls,)
+        self.certificates = (self._connector.tls,)
         self._upstream = mode.upstream(options, self._connector, self.counters)
+        self.endpoint = MetricsEndpoint(
+            self.metrics_page, options.metrics, options.metrics_unix, resolver
+        )
         self.waiting: set[StreamTransport] = set()  # applications that have not said a word
         self.closed = False
 
-    async def bind(self) -> None:
-        options = self._options
-        self._listener = await bind(
-            options.bind, "", resolver=self._resolver, descriptors=options.sockets
-        )
-
     async def start(self) -> None:
         """Listen. Raises StartError when that is not possible."""
-        options = self._options
-        await self._listen(lambda: _Application(self))
-        await self._serve_metrics(options.metrics, options.metrics_unix, self._resolver)
+        await self.serve(lambda: _Application(self))
         self._connector.start()
         self._upstream.start()
 
@@ -91,9 +90,6 @@ class Client(Service):
             options.tls.server_name,
             " (NOT VERIFIED)" if options.tls.skip_verify else "",
         )
-
-    def hub(self) -> MetricsHub | None:
-        return self._metrics_hub(self._options.metrics, self._options.metrics_unix)
 
     async def close(self) -> None:
         self.cleanup()
@@ -110,12 +106,6 @@ class Client(Service):
     def metrics_page(self) -> str:
         return super().metrics_page() + self._upstream.metrics()
 
-    def _count_handshakes(self) -> int:
-        return self._connector.connecting
-
-    def _sessions(self) -> Collection[Session]:
-        return self._upstream.sessions
-
     @property
     def waits_for_first_byte(self) -> bool:
         return self._options.plugin
@@ -126,14 +116,14 @@ class Client(Service):
         if stream is not None:
             self._carry_by(transport, stream)
         else:
-            self._spawn(transport, self._carry(transport))
+            self.open_tunnels.spawn(transport, self._carry(transport))
 
     async def _carry(self, application: StreamTransport) -> None:
         self._carry_by(application, await self._upstream.open())
 
     def _carry_by(self, application: StreamTransport, stream: StreamTransport) -> None:
         self.counters.streams += self._upstream.is_multiplexed
-        self._relay(application, stream, on_done=self._tunnel_over)
+        self.open_tunnels.relay(application, stream, on_done=self._tunnel_over)
 
     def _tunnel_over(self, relay: Relay) -> None:
         self._upstream.ended(relay.error)

@@ -13,7 +13,7 @@ needs is imported: a plugin must listen at once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtt.options.tunnel import ClientOptions, ServerOptions
     from mtt.outbound.connector import Connector, Finish
     from mtt.outbound.upstream import Session, Upstream
+    from mtt.tunnels.open_tunnels import OpenTunnels
     from mtt.wire.http1 import Reply, Request
 
 
@@ -61,8 +62,9 @@ class Owner(Protocol):
     """What a front needs of the server."""
 
     counters: Counters
+    open_tunnels: OpenTunnels
 
-    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
+    def lead(self, stream: StreamTransport, destination: Endpoint) -> None:
         """Carry a stream, held, to its destination."""
 
     def route(self, request: Request) -> Endpoint | Reply:
@@ -76,14 +78,6 @@ class Owner(Protocol):
 
     def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
         """The same if there is nothing to wait for."""
-
-    def carry(
-        self,
-        stream: StreamTransport,
-        connect: Callable[[], Awaitable[StreamTransport]],
-        at_once: Callable[[], StreamTransport | None],
-    ) -> None:
-        """Carry a stream, held, to what `connect` makes; `at_once` is asked first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +175,7 @@ def _stream_front(
     from mtt.inbound.tunnel_front import Frontend
 
     return Frontend(
-        owner.serve,
+        owner.lead,
         counters=owner.counters,
         context=context,
         place=options.destination,
@@ -195,7 +189,7 @@ def _websocket_front(
     from mtt.inbound.tunnel_front import Frontend
 
     return Frontend(
-        owner.serve,
+        owner.lead,
         counters=owner.counters,
         context=context,
         route=owner.route,
@@ -213,7 +207,7 @@ def _anytls_front(options: ServerOptions, context: MakeContext | None, owner: Ow
 
     def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
         # Wherever the client asks it to lead.
-        owner.carry(
+        owner.open_tunnels.carry(
             stream,
             lambda: answered(stream, owner.connect(destination)),
             lambda: answered_at_once(stream, owner.connect_at_once(destination)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,14 @@ from mtt.errors import NetworkError
 from mtt.inbound.tunnel_front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
-from mtt.layers.smux import SmuxSession
 from mtt.log import logger
 from mtt.modes import described
 from mtt.net.dial import Dialer
-from mtt.net.listen import bind
 from mtt.net.resolve import Resolver, use_threads
-from mtt.observe.lag import LagMeter
+from mtt.observe.metrics import Counters
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 from mtt.tunnels.throttle import Throttle, Tokens
 from mtt.wire.http1 import Reply, Request
@@ -47,17 +47,35 @@ class MultiUserServer(Service):
     """
 
     def __init__(self, options: MultiUserOptions) -> None:
-        super().__init__(timeout=options.timeout, max_conns=options.max_conns)
+        self._resolver = Resolver()
+        super().__init__(
+            Listening(
+                options.bind,
+                options.bind_unix,
+                resolver=self._resolver,
+                descriptors=options.handed.tunnel,
+                fast_open=options.fast_open,
+            ),
+            OpenTunnels(
+                Counters(),
+                timeout=options.timeout,
+                max_conns=options.max_conns,
+                idle=lambda: self._frontend.idle,
+            ),
+            sessions=lambda: self._frontend.sessions,
+            pending=lambda: self._frontend.pending,
+        )
         self._options = options
         self._tls: TlsFiles | None = None
         if options.tls is not None:
             self._tls = server_tls(options.tls)
         self._users: Users | Mirror = Users()
+        self._to_hub: socket.socket | None = None  # of a worker
+        self._mirror: Mirror | None = None  # of a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
             options, self._users, self._events, self.metrics_page
         )
-        self._resolver = Resolver()
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         self._frontend = Frontend[User](
             self._serve,
@@ -70,22 +88,12 @@ class MultiUserServer(Service):
             on_session=lambda user, session: self._users.session_changed(user.path, session),
         )
         own = (self._tls, self._management.tls)
-        self._tls_files = tuple(files for files in own if files is not None)
+        self.certificates = tuple(files for files in own if files is not None)
 
     @property
     def controller_addresses(self) -> list[str]:
         """Where the controller listens, with the real port when port 0 was asked for."""
         return self._management.addresses if self._management is not None else []
-
-    async def bind(self) -> None:
-        options = self._options
-        self._listener = await bind(
-            options.bind,
-            options.bind_unix,
-            resolver=self._resolver,
-            fast_open=options.fast_open,
-            descriptors=options.handed.tunnel,
-        )
 
     async def start(self) -> None:
         """Read the database and listen. Raises StartError when that is not possible."""
@@ -94,9 +102,10 @@ class MultiUserServer(Service):
         try:
             if management is not None:
                 await management.load()
-            elif self._hub is not None and isinstance(self._users, Mirror):
-                await self._users.connect(self._hub)
-            await self._listen(self._frontend.accept)
+            elif self._mirror is not None:
+                assert self._to_hub is not None
+                await self._mirror.connect(self._to_hub)
+            await self.serve(self._frontend.accept)
             if management is not None:
                 await management.start(self._resolver)
         except BaseException:
@@ -104,8 +113,8 @@ class MultiUserServer(Service):
             if management is not None:
                 await management.close()
             raise
-        self._lag = LagMeter()
-        for files in self._tls_files:
+        self.lag.start()
+        for files in self.certificates:
             files.follow()
 
     def announce(self) -> None:
@@ -133,9 +142,10 @@ class MultiUserServer(Service):
         super().join(hub, is_heavy)
         if hub is None:  # this is where the hub will be
             return
-        self._users = self._reporter = Mirror(self.metrics_page, self._events)
+        self._to_hub = hub
+        self._users = self._mirror = Mirror(self.metrics_page, self._events)
         self._management = None
-        self._tls_files = (self._tls,) if self._tls is not None else ()
+        self.certificates = (self._tls,) if self._tls is not None else ()
         for descriptor in self._options.handed.control:
             os.close(descriptor)
 
@@ -150,17 +160,10 @@ class MultiUserServer(Service):
             await self._management.stop()
         self._frontend.close()
         await super().close()
+        if self._mirror is not None:
+            await self._mirror.close()
         if self._management is not None:
             await self._management.close()
-
-    def _count_connections(self) -> int:
-        return self.tunnels + len(self._sessions())  # those may be idle, and cost something
-
-    def _count_handshakes(self) -> int:
-        return self._frontend.pending
-
-    def _sessions(self) -> Collection[SmuxSession]:
-        return self._frontend.sessions
 
     # Users' connections.
 
@@ -178,13 +181,13 @@ class MultiUserServer(Service):
     def _serve(self, stream: StreamTransport, user: User) -> None:
         # A multiplexed connection outlives what was said when it began.
         known = self._users.find(user.path)
-        room = self._admission.has_room()
+        room = self.open_tunnels.admission.has_room()
         tunnel = self._users.enter(known, stream) if known is not None and room else None
         if known is None or tunnel is None:
             self._events.full += known is not None and room
             stream.abort()
             return
-        self._spawn(stream, self._carry(stream, known, tunnel))
+        self.open_tunnels.spawn(stream, self._carry(stream, known, tunnel))
 
     async def _carry(self, stream: StreamTransport, user: User, tunnel: Tunnel) -> None:
         try:
@@ -203,7 +206,9 @@ class MultiUserServer(Service):
                     _throttled(end, bucket)
                     for end, bucket in zip((near, far), buckets, strict=True)
                 )
-            tunnel.relay = self._relay(near, far, on_done=lambda _: self._users.leave(tunnel))
+            tunnel.relay = self.open_tunnels.relay(
+                near, far, on_done=lambda _: self._users.leave(tunnel)
+            )
         finally:
             if tunnel.relay is None:
                 self._users.leave(tunnel)
@@ -211,7 +216,8 @@ class MultiUserServer(Service):
     def _visit(self, stream: StreamTransport) -> None:
         """Somebody who wants no tunnel gets to the web site."""
         assert self._options.fallback is not None
-        self.carry(stream, partial(self._dialer.connect, self._options.fallback, Holding))
+        site = self._options.fallback
+        self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Holding))
 
     async def _dial(self, user: User) -> StreamTransport:
         try:

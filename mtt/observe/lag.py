@@ -16,18 +16,27 @@ LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class LagMeter:
-    """Measures how much later than due the running loop calls a timer, from now until `stop()`."""
+    """Measures how late the running loop calls a timer, from `start()` to `stop()`."""
 
     def __init__(self) -> None:
         self._histogram = Histogram(LAG_BOUNDS)
         self._most = 0.0
-        self._schedule()
+        self._due = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        if self._timer is None:
+            self._schedule()
 
     def stop(self) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def lines(self) -> str:
-        """The metrics. What was most is forgotten with that."""
+        """The metrics, none unless it runs. What was most is forgotten with that."""
+        if self._timer is None:
+            return ""
         self._measure()  # also what is going on at this moment
         most, self._most = self._most, 0.0
         return self._histogram.lines(

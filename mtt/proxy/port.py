@@ -10,8 +10,7 @@ requests, of which each may go elsewhere, are the business of `http`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection
 
 from mtt.address import peer_name
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
@@ -22,6 +21,7 @@ from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.http import Failure, HttpConnection
+from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.users.user import User
 from mtt.wire import socks
 
@@ -41,12 +41,7 @@ class ProxyPort:
         open: connects to a host (IP literal or name, unresolved) and port. Raises
             DestinationError with the reason if the destination is known not to be reachable,
             other MttErrors if who should try cannot be asked.
-        relay: joins the client's transport and the one of `open`, and owns both.
-        own: has a `Carried` made for the client's transport, and cuts it at the end
-            (`Service._own`).
-        spawn: runs the work for a connection as a task that is cancelled at the end, and resets
-            the connection when the work fails (`Service._spawn`). While an association lives, so
-            does its task.
+        tunnels: owns what is carried for clients. While a UDP association lives, so does a task.
         open_packets: makes the channel for an association, to which that calls `deliver()` and
             `lost()`. Raises as `open`. None for no UDP.
         users: one of whom clients have to be, empty for no login.
@@ -58,12 +53,7 @@ class ProxyPort:
     def __init__(
         self,
         open: Callable[[str, int], Awaitable[StreamTransport]],
-        relay: Callable[[StreamTransport, StreamTransport], object],
-        own: Callable[
-            [StreamTransport, Callable[[Callable[[HttpConnection], None]], HttpConnection]],
-            object,
-        ],
-        spawn: Callable[[StreamTransport, Coroutine[Any, Any, None]], object],
+        tunnels: OpenTunnels,
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
         users: Collection[User] = (),
@@ -72,9 +62,7 @@ class ProxyPort:
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
         self._open = open
-        self._relay = relay
-        self._own = own
-        self._spawn = spawn
+        self._tunnels = tunnels
         self._open_packets = open_packets
         self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
@@ -136,17 +124,17 @@ class ProxyPort:
             connection.done = done
             return connection
 
-        self._own(transport, make)
+        self._tunnels.own(transport, make)
 
     def join(self, near: StreamTransport, far: StreamTransport) -> None:
         """Relay between a client and a stream that has been opened for it."""
-        self._relay(near, far)
+        self._tunnels.relay(near, far)
 
     def open(
         self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
     ) -> None:
         """Open a stream for `connection`, which has `transport`."""
-        self._spawn(transport, self._open_for(connection, transport, host, port))
+        self._tunnels.spawn(transport, self._open_for(connection, transport, host, port))
 
     def accepts(self, user: bytes, password: bytes) -> bool:
         """Whether a client may ask for something."""
@@ -166,11 +154,11 @@ class ProxyPort:
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         """Open what was asked for, answer with `success` or a `failure`, and relay."""
-        self._spawn(near, self._connect(near, host, port, success, failure))
+        self._tunnels.spawn(near, self._connect(near, host, port, success, failure))
 
     def associate(self, near: StreamTransport, port: int) -> None:
         """Serve a UDP ASSOCIATE; `port` is where the client says that it sends from."""
-        self._spawn(near, self._associate(near, port))
+        self._tunnels.spawn(near, self._associate(near, port))
 
     # The work.
 
@@ -184,7 +172,7 @@ class ProxyPort:
             return
         if success and not near.is_closing():
             near.write(success)
-        self._relay(near, far)
+        self._tunnels.relay(near, far)
 
     async def _open_for(
         self, connection: HttpConnection, near: StreamTransport, host: str, port: int

@@ -95,7 +95,7 @@ async def test_certificates_are_read_again(certs: Certs, tmp_path: Path) -> None
         client_for(certs, port_of(server), ca=str(ca)) as client,
     ):
         assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
-        (files,) = client._tls_files
+        (files,) = client.certificates
         before = files.context()
         ca.write_bytes(Path(certs.ca).read_bytes())
         client.reload()

@@ -238,7 +238,7 @@ async def test_after_a_network_change_the_next_connection_dials_anew(
         far_apart(mode, there.port, certs) as (_, proxy, client),
     ):
         await check_works(port_of(client))
-        await eventually(lambda: not client._relays)
+        await eventually(lambda: not client.open_tunnels.open)
         await proxy.vanish()
         take_packets(proxy._listener)  # only connections of the old network are dead
         proxy.up.set()

@@ -262,7 +262,7 @@ async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(mode: str, certs: 
                 await go.send(smux_frame(SYN, stream))
                 assert await smux_read(go) == (FIN, stream, b"")
             await go.send(smux_frame(FIN, 3) + smux_frame(FIN, 5))
-            await eventually(lambda: not server._tasks)
+            await eventually(lambda: not server.open_tunnels.opening)
         else:
             with maybe_reset():
                 assert await go.rest() == b""

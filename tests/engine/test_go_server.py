@@ -145,7 +145,7 @@ async def _acknowledged_upload(how: str, mode: str, certs: Certs) -> None:
             application.close()
         await eventually(lambda: len(received) == len(MEGABYTE))
         assert received == MEGABYTE, mode
-        await eventually(lambda: not client._relays)
+        await eventually(lambda: not client.open_tunnels.open)
 
 
 @in_every_go_mode
@@ -268,7 +268,7 @@ async def test_streams_that_the_server_never_ends_do_not_use_up_the_tunnel(
             application = await connect(port)
             await application.send(b"x")
             await application.finish()
-            await eventually(lambda: client._relays)
+            await eventually(lambda: client.open_tunnels.open)
             await settled()
             await clock.passes(2 * QUIET_TIME + END_TIME)
             with pytest.raises(ConnectionResetError):  # no reply is not an empty reply

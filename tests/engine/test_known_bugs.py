@@ -79,14 +79,14 @@ async def test_a_close_frame_amid_a_stalled_download_does_not_stop_the_server(
                 async with await ws_connect(port_of(server), certs, "smux_off") as go:
                     await eventually(lambda: _stalled(server))
                     go.sock.shutdown(1)
-            await eventually(lambda: not server._relays)
+            await eventually(lambda: not server.open_tunnels.open)
             async with await ws_connect(port_of(server), certs, "smux_off") as go:
                 assert await go.exactly(1000) == bytes(1000)
     assert not [line for line in lines if "ERROR" in line]
 
 
 def _stalled(server: Server) -> bool:
-    return any(not relay._far.transport.is_reading() for relay in server._relays)
+    return any(not relay._far.transport.is_reading() for relay in server.open_tunnels._carried)
 
 
 @in_every_mode

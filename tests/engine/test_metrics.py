@@ -177,7 +177,7 @@ async def test_what_max_conns_refuses_is_counted(mode: str, certs: Certs) -> Non
         client_of(mode, port_of(server), certs, **METRICS, **{"max-conns": 1}) as client,
         await connect(port_of(client)),
     ):
-        await eventually(lambda: client._relays)
+        await eventually(lambda: client.open_tunnels.open)
         for _ in range(3):
             await lost(port_of(client))
         samples = await scrape(address(client))
@@ -380,7 +380,7 @@ async def test_ends_in_different_modes(certs: Certs) -> None:
 async def test_without_the_option_there_is_nothing(certs: Certs) -> None:
     async with listening() as there, server_at("tls", there.port, certs) as server:
         assert not server.metrics_addresses
-        assert server._lag is None
+        assert not server.lag.lines()
 
 
 async def test_a_unix_socket_goes_with_the_service(certs: Certs, tmp_path: Path) -> None:

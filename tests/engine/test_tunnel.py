@@ -142,7 +142,7 @@ async def test_nothing_is_kept_of_tunnels_that_are_over(
     ):
         for _ in range(3):
             await check_works(port_of(client))
-        await eventually(lambda: not (client._tasks or client._relays))
+        await eventually(lambda: not len(client.open_tunnels))
         await client._upstream.close()  # an idle session is kept on purpose
         await eventually(lambda: empty(client) and empty(server))
 
@@ -229,14 +229,15 @@ async def test_a_tunnel_that_breaks_says_why_and_a_reset_application_does_not(
             await (await there.accept()).exactly(1)
             with logged() as lines:
                 application.reset()
-                await eventually(lambda: not client._relays and not server._relays)
+                ends = client.open_tunnels, server.open_tunnels
+                await eventually(lambda: not any(end.open for end in ends))
             assert not lines
         async with await connect(port_of(client)) as application:
             await application.send(b"x")
             await (await there.accept()).exactly(1)
             with logged() as lines:
                 server._frontend.close()
-                await eventually(lambda: not client._relays)
+                await eventually(lambda: not client.open_tunnels.open)
             assert len([line for line in lines if line.startswith("WARNING")]) == 1, lines
 
 

@@ -134,7 +134,7 @@ async def test_metrics_of_the_engine(metrics_users: bool, certs: Certs) -> None:
         async with await connect(port_of(server)) as plain:
             await plain.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await plain.rest()
-        await eventually(lambda: not server._relays)
+        await eventually(lambda: not server.open_tunnels.open)
         page = await get(panel, "/metrics")
         samples = short(parse(page.decode()))
         assert failures(samples) == {"path": 1, "plaintext_http": 1}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from mtt.client import Client
 from mtt.layers.smux import SmuxSession
 from mtt_mu_server import management
 from tests.mu.panel import multi_user_server
@@ -106,7 +105,7 @@ async def test_a_rate_holds_for_all_connections_together(mode: str, certs: Certs
             server._users.settle("/a")
             assert server._users.bytes_up <= rate * (time.monotonic() - start) + rate * 0.25 + 1
         await asyncio.gather(*uploads)
-        await eventually(lambda: not server._relays)
+        await eventually(lambda: not server.open_tunnels.open)
         assert server._users.bytes_up == size * streams
         assert time.monotonic() - start >= (size * streams - rate * 0.25) / rate * 0.98
 
@@ -184,7 +183,7 @@ async def test_sessions_without_streams_are_bounded(certs: Certs) -> None:
         for started in clients:
             session = SmuxSession()
             try:
-                await Client._connect_session(started, session)
+                await started._connector.carry(session)
             except Exception as error:
                 assert "404" in str(error)
             else:

@@ -53,7 +53,7 @@ async def test_each_user_gets_to_its_own_destination(mode: str, certs: Certs) ->
                     assert await application.exactly(100_001) == name + message
 
         await asyncio.gather(talk(one, b"A"), talk(two, b"B"), talk(one, b"A"), talk(two, b"B"))
-        await eventually(lambda: not server._relays)
+        await eventually(lambda: not server.open_tunnels.open)
         used = await panel.statistics("/one")
         assert (used["bytes_up"], used["bytes_down"]) == (1_000_000, 1_000_010)
         assert (used["total_conns"], used["open_conns"]) == (10, 0)

@@ -56,8 +56,7 @@ async def ended(application: Tcp) -> None:
 
 
 def empty(server: MultiUserServer) -> bool:
-    held: list[Any] = [server._tasks, server._relays, server._users._live,
-                       server._frontend._sessions]  # fmt: skip
+    held: list[Any] = [server.open_tunnels, server._users._live, server._frontend._sessions]
     return not any(held)
 
 

@@ -101,7 +101,8 @@ async def test_connections_beyond_max_conns_are_reset_until_others_end(
             assert [line for line in lines if "-max-conns" in line]
             await two.finish()
             assert await two.rest() == b""
-            await eventually(lambda: len(client._relays) == 1 and len(server._relays) == 1)
+            ends = client.open_tunnels, server.open_tunnels
+            await eventually(lambda: all(end.open == 1 for end in ends))
             await check_works(port)
 
 

@@ -117,6 +117,7 @@ def test_failures_to_dial() -> None:
 
 async def test_the_page() -> None:
     lag = LagMeter()
+    lag.start()
     text = page(Counters(), NOTHING) + lag.lines()
     lag.stop()
     samples = parse(text)
@@ -131,6 +132,7 @@ async def test_lag_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = 0.0
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now + busy))
     lag = LagMeter()
+    lag.start()
     busy = LAG_INTERVAL + 0.3  # holds up the loop, whose own clock may stand still meanwhile
     during = parse(lag.lines())
     clock.now, busy = clock.now + busy, 0.0

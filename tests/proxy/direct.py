@@ -12,10 +12,12 @@ from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.net.dial import Dialer
-from mtt.net.listen import listen
 from mtt.net.resolve import Resolver
+from mtt.observe.metrics import Counters
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 
 
@@ -26,8 +28,12 @@ class DirectProxy(Service):
     """
 
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
-        super().__init__(timeout=20)
-        self._host = host
+        super().__init__(
+            Listening(Endpoint((host,), 0), resolver=Resolver()),
+            OpenTunnels(Counters(), timeout=20),
+            sessions=lambda: (),
+            pending=lambda: 0,
+        )
         self._dialer = Dialer(Resolver(), timeout=10)
         self.names = {"echo.test"}
         self.asked: list[tuple[str, int]] = []
@@ -35,13 +41,10 @@ class DirectProxy(Service):
         self.gate = asyncio.Event()
         self.gate.set()
         self.channels: list[EchoChannel] = []
-        self.proxy = ProxyPort(self._open, self._relay, self._own, self._spawn, **options)
+        self.proxy = ProxyPort(self._open, self.open_tunnels, **options)
 
     async def start(self) -> None:
-        self._listener = await listen(
-            Endpoint((self._host,), 0), "", self._admission.guard(self.proxy.accept),
-            resolver=Resolver(),
-        )  # fmt: skip
+        await self.serve(self.proxy.accept)
 
     async def close(self) -> None:
         self.cleanup()

@@ -33,7 +33,7 @@ class Site:
     @property
     def connection(self) -> HttpConnection:
         """The one of the only client, which has asked for something."""
-        (connection,) = self.proxy._relays
+        (connection,) = self.proxy.open_tunnels._carried
         assert isinstance(connection, HttpConnection)
         return connection
 

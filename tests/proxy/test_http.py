@@ -628,6 +628,6 @@ async def test_a_client_that_has_ended_while_its_origin_is_dialled() -> None:
         there.proxy.gate.clear()
         await client.send(there.request("/"))
         await client.finish()
-        await eventually(lambda: there.proxy._relays and there.connection._eof)
+        await eventually(lambda: there.proxy.open_tunnels._carried and there.connection._eof)
         there.proxy.gate.set()
         assert (await client.rest()).endswith(b"\r\nConnection: close\r\n\r\nok")

@@ -332,7 +332,7 @@ async def settled() -> None:
 
 def empty(service: Client | Server) -> bool:
     """Whether the service holds nothing any more of the connections it had."""
-    held: list[Any] = [service._tasks, service._relays]
+    held: list[Any] = [service.open_tunnels]
     if isinstance(service, Server):
         held += [service._frontend._pending, service._frontend._sessions]
     return not any(held)

@@ -381,7 +381,7 @@ async def test_the_multi_user_server_follows_all_its_files(
     }  # fmt: skip
     server = MultiUserServer(mu_options(given))
     await server.start()
-    before = [files.context() for files in server._tls_files]
+    before = [files.context() for files in server.certificates]
     assert [context.verify_mode for context in before] == [ssl.CERT_REQUIRED, ssl.CERT_NONE]
     with logged() as lines:
         pair.key.write_bytes(b"junk")
@@ -390,7 +390,7 @@ async def test_the_multi_user_server_follows_all_its_files(
         for key in (pair.key, control_key):
             pair.put(key, certs.key)
         await eventually(
-            lambda: not any(files.context() in before for files in server._tls_files)
+            lambda: not any(files.context() in before for files in server.certificates)
         )
     await server.close()
     assert sorted(line.partition(" has ")[0].partition("use: ")[2] for line in lines[:2]) == [

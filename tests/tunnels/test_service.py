@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -9,6 +8,10 @@ import pytest
 from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
+from mtt.net.resolve import Resolver
+from mtt.observe.metrics import Counters
+from mtt.tunnels.listening import Listening
+from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 from tests.support.transports import FakeTransport
 
@@ -41,11 +44,12 @@ class Session:
 
 class Sessions(Service):
     def __init__(self, *sessions: Session) -> None:
-        super().__init__(timeout=1.0)
-        self.sessions = sessions
-
-    def _sessions(self) -> Collection[Any]:
-        return [session for session in self.sessions if not session.closed]
+        super().__init__(
+            Listening(None, resolver=Resolver()),
+            OpenTunnels(Counters(), timeout=1.0),
+            sessions=lambda: [session for session in sessions if not session.closed],
+            pending=lambda: 0,
+        )
 
 
 async def turns() -> None:
@@ -80,7 +84,7 @@ async def test_a_tunnel_being_opened_counts_and_keeps_its_session() -> None:
     async def dial() -> None:
         await dialled.wait()
 
-    service._spawn(Lower(0), dial())
+    service.open_tunnels.spawn(Lower(0), dial())
     assert service.tunnels == 1
     draining = asyncio.create_task(service.drain())
     await turns()
@@ -112,7 +116,7 @@ async def test_work_for_a_connection_that_is_cut_ends_with_it(
         finally:
             ends.append("cleaned up")
 
-    service._spawn(connection, dial())
+    service.open_tunnels.spawn(connection, dial())
     if begun:
         await asyncio.sleep(0)
     if eof:
