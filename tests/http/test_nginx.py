@@ -1,0 +1,40 @@
+"""Where nginx answers what is no request at once, instead of reading on."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtt.http.nginx import is_begun
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.http1 import HttpError
+
+
+def buffer(data: bytes) -> HeadBuffer:
+    made = HeadBuffer()
+    made += data
+    return made
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"G", b"GET", b"GET ", b"GET /", b"GET / HT", b"\r\n\nGET /a", b"X-Y_Z /", b"GET http",
+     b"GET http:", b"GET http:/", b"GET http://a/"],
+)  # fmt: skip
+def test_what_may_become_a_request_is_waited_for(data: bytes) -> None:
+    assert is_begun(buffer(data))
+
+
+@pytest.mark.parametrize("data", [b"", b"\r", b"\r\n\n"])
+def test_empty_lines_begin_nothing(data: bytes) -> None:
+    assert not is_begun(buffer(data))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"get", b"\x00", b"GET\t", b"GET *", b"GET 1", b"GET http;", b"GET http:a", b"GET http:/a",
+     b"\r\nGET ?", b"SSH-2.0\r\n"],
+)  # fmt: skip
+def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
+    with pytest.raises(HttpError) as raised:
+        is_begun(buffer(data))
+    assert raised.value.status == 400
