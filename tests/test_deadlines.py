@@ -42,11 +42,9 @@ DEADLINES = [
     # proxies 60 s, so a sign of life comes every 30 s.
     ("mtt.tunnels.relay", "DEAD_TIME", 60, 60),
     ("mtt.tunnels.relay", "LOOK_TIME", 10, 10),
-    ("mtt.layers.smux", "DEAD_TIME", 70, 70),
-    ("mtt.layers.smux", "CHECK_INTERVAL", 10, 10),
-    ("mtt.layers.smux", "NOP_INTERVAL", 24, 30),
-    ("mtt.layers.websocket", "DEAD_TIME", 70, 70),
-    ("mtt.layers.websocket", "CHECK_INTERVAL", 10, 10),
+    ("mtt.layers.keepalive", "DEAD_TIME", 70, 70),
+    ("mtt.layers.keepalive", "CHECK_INTERVAL", 10, 10),
+    ("mtt.layers.keepalive", "INTERVAL", 24, 30),
     ("mtt.layers.anytls_client", "HEART_TIME", 5, 5),
     # Ends: two ends of a tunnel close at once, and a slow reader has time.
     ("mtt.layers.linger", "LINGER_TIME", 2, 2),

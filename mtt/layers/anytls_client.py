@@ -12,6 +12,7 @@ from mtt.errors import NetworkError, PeerError, again, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, Upper
+from mtt.layers.keepalive import Keepalive
 from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,
@@ -36,9 +37,6 @@ from mtt.wire.padding import DEFAULT, Padder, RandRange, Scheme, SchemeError
 
 # What we call ourselves; the protocol asks third parties to be truthful.
 CLIENT = f"mos-tls-tunnel/{__version__}"
-# How often an idle session is asked for a sign of life: a little less than the 30 s after which
-# home routers forget the quickest, and never the same, because a clockwork rhythm is a fingerprint.
-HEART_INTERVAL = (24.0, 30.0)
 # Who does not answer within this time is gone: a round trip, and what was lost sent again twice.
 HEART_TIME = 5.0
 # Who has not answered after this time gets no new stream.
@@ -107,7 +105,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
     """
 
     __slots__ = (
-        "_asked_at", "_beat_answered", "_beat_timer", "_client", "_dead_timer", "_hashed",
+        "_asked_at", "_beat_answered", "_client", "_dead_timer", "_hashed", "_keepalive",
         "_known_version", "_next_id", "_offer_half_close", "_padder", "_preface", "_randrange",
         "_server", "_settings_at", "_stall_timer", "_updates",
     )  # fmt: skip
@@ -137,7 +135,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._updates = 0  # of the padding scheme
         self._asked_at = 0.0
         self._beat_answered: bool | None = None  # since `ask`; None if that asked otherwise
-        self._beat_timer: asyncio.TimerHandle | None = None
+        self._keepalive: Keepalive | None = None
         self._dead_timer: asyncio.TimerHandle | None = None  # runs while an answer is due
         self._stall_timer: asyncio.TimerHandle | None = None  # see _end_stall
 
@@ -186,7 +184,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         super().connection_made(transport)
         padding = self._server.scheme.padding0(self._randrange)
         self.send(preamble(self._hashed, padding))
-        self._schedule_beat()
+        self._keepalive = Keepalive(self)
 
     def eof_received(self) -> bool:
         if self._is_unheard:
@@ -334,7 +332,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self._dead_timer = loop.call_later(HEART_TIME, self._dead)
             self.control(HEART_REQUEST, 0)
 
-    def question_if_idle(self) -> None:
+    def keep_alive(self) -> None:
         """Ask, if there is no stream, and it is known that the server answers."""
         if self.idle_since is not None and self.version >= VERSION:
             self.question()
@@ -355,17 +353,10 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self._server.version = 0
         self._cut(NetworkError("the AnyTLS session is dead: no sign of life from the server"))
 
-    def _schedule_beat(self) -> None:
-        self._beat_timer = asyncio.get_running_loop().call_later(
-            random.uniform(*HEART_INTERVAL), self._beat
-        )
-
-    def _beat(self) -> None:
-        self.question_if_idle()
-        self._schedule_beat()
-
     def _forget(self) -> None:
-        for timer in (self._beat_timer, self._dead_timer, self._stall_timer):
+        if self._keepalive is not None:
+            self._keepalive.stop()
+        for timer in (self._dead_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        self._beat_timer = self._dead_timer = self._stall_timer = None
+        self._dead_timer = self._stall_timer = None

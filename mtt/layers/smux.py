@@ -19,12 +19,12 @@ while is dead, unless it was us who did not read.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers.base import Data, Upper
+from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux_stream import SmuxStream
@@ -35,12 +35,6 @@ from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, frame
 RECEIVE_BUDGET = 1024 * 1024
 # The same when it can: room for what is on its way when it is told, on a fast and long line.
 OWN_BUDGET = 4 * 1024 * 1024
-# The Go peers send a NOP every 30 s. A little less and never the same: a peer's check must not
-# fall between two of ours, and a clockwork rhythm is a fingerprint.
-NOP_INTERVAL = (24.0, 30.0)
-# No frame for so long and the peer is gone. Go peers give us between 70 and 140 s.
-DEAD_TIME = 70.0
-CHECK_INTERVAL = 10.0
 # A session with a NOP overdue gets no new streams.
 STALE_TIME = 35.0
 # Streams of one session. Clients open at most 16; the rest is room for foreign ones.
@@ -62,7 +56,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         on_lost: called once when the session is over, with the reason (None: closed by us).
     """
 
-    __slots__ = ("_accept", "_check_timer", "_decoder", "_next_id", "_nop_timer")
+    __slots__ = ("_accept", "_decoder", "_keepalive", "_next_id")
 
     name: ClassVar[str] = "mux session"
     psh: ClassVar[int] = PSH
@@ -79,8 +73,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         self._accept = accept
         self._decoder = Decoder()
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
-        self._nop_timer: asyncio.TimerHandle | None = None
-        self._check_timer: asyncio.TimerHandle | None = None
+        self._keepalive: Keepalive | None = None
 
     @property
     def half_close(self) -> bool:
@@ -104,8 +97,7 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._schedule_nop()
-        self._schedule_check()
+        self._keepalive = Keepalive(self, self)
 
     def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
         try:
@@ -163,32 +155,21 @@ class SmuxSession(MuxSession[SmuxStream]):
         self.send_control(frame(PSH, stream_id))
 
     def _forget(self) -> None:
-        for timer in (self._nop_timer, self._check_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._keepalive is not None:
+            self._keepalive.stop()
         self._accept = None
 
-    # Keepalive.
+    # For the keepalive.
 
-    def _schedule_nop(self) -> None:
-        self._nop_timer = asyncio.get_running_loop().call_later(
-            random.uniform(*NOP_INTERVAL), self._send_nop
-        )
-
-    def _send_nop(self) -> None:
-        if not self.write_paused:  # otherwise enough is on its way already
+    def keep_alive(self) -> None:
+        if not self.write_paused:
             self._send_noop()
-        self._schedule_nop()
 
     def _send_noop(self) -> None:
         self.send(frame(NOP, 0))
 
-    def _schedule_check(self) -> None:
-        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
+    def silent_since(self) -> float | None:
+        return None if self._held else self._seen_at
 
-    def _check(self) -> None:
-        silence = self._now() - self._seen_at
-        if silence >= DEAD_TIME and not self._held:
-            self._cut(NetworkError("the mux session is dead: no sign of life from the peer"))
-            return
-        self._schedule_check()
+    def peer_is_dead(self) -> None:
+        self._cut(NetworkError("the mux session is dead: no sign of life from the peer"))

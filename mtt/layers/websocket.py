@@ -18,11 +18,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import random
 from collections.abc import Callable
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers.base import GONE, Data, SpeakingLayer, StreamTransport, Upper
+from mtt.layers.keepalive import Keepalive
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -45,15 +45,6 @@ from mtt.wire.websocket import (
 # A peer that pings but does not read gets no more pongs while this much waits to be sent
 # (RFC 6455, 5.5.3, lets us answer the latest ping only).
 CONTROL_BACKLOG = 64 * 1024
-
-# Web servers and CDNs cut WebSockets on which nothing moves for 60 s; and a peer that is gone shows
-# only when something is sent to it. Never quite the same time: a clockwork rhythm is a fingerprint.
-PING_INTERVAL = (24.0, 30.0)
-# Behind a proxy TCP does not tell that the peer is gone. One of ours pings as we do: when nothing
-# came for so long, two pings and some more, it is, which is noticed one CHECK_INTERVAL later at the
-# latest.
-DEAD_TIME = 70.0
-CHECK_INTERVAL = 10.0
 
 # What our question about half-close says, which the answer repeats, and for how long we wait for
 # that: longer than some retransmissions take. (Who answers no pings does not speak RFC 6455.)
@@ -83,10 +74,10 @@ class WebSocketLayer(SpeakingLayer):
     name = "WebSocket"
 
     __slots__ = (
-        "_alive_asked", "_alive_told", "_asked_at", "_check_timer", "_client", "_close_code",
-        "_close_received", "_close_sent", "_closed", "_decoder", "_ended", "_greeted",
-        "_half_close", "_heard", "_mask", "_now", "_paused", "_ping", "_ping_timer", "_read_eof",
-        "_scheduled", "_seen_at", "_stash", "_write_eof",
+        "_alive_asked", "_alive_told", "_asked_at", "_client", "_close_code", "_close_received",
+        "_close_sent", "_closed", "_decoder", "_ended", "_greeted", "_half_close", "_heard",
+        "_keepalive", "_mask", "_now", "_paused", "_ping", "_read_eof", "_scheduled", "_seen_at",
+        "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -100,8 +91,7 @@ class WebSocketLayer(SpeakingLayer):
     ) -> None:
         super().__init__(upper)
         self._ping = ping
-        self._ping_timer: asyncio.TimerHandle | None = None
-        self._check_timer: asyncio.TimerHandle | None = None
+        self._keepalive: Keepalive | None = None
         self._client = client
         self._half_close = half_close
         self._greeted = False  # the peer's first sign has come
@@ -131,8 +121,7 @@ class WebSocketLayer(SpeakingLayer):
         if self._half_close and not self._client:
             self._sign()
         if self._ping:
-            self._schedule_ping()
-            self._schedule_check()
+            self._keepalive = Keepalive(self, self)
         self.upper.connection_made(self)
         if early:
             self.data_received(early)
@@ -401,30 +390,23 @@ class WebSocketLayer(SpeakingLayer):
     def has_answered(self) -> bool:
         return self._alive_told == self._alive_asked
 
-    def _schedule_ping(self) -> None:
-        self._ping_timer = asyncio.get_running_loop().call_later(
-            random.uniform(*PING_INTERVAL), self._send_ping
-        )
+    # For the keepalive, which a multiplexed session above has for itself.
 
-    def _send_ping(self) -> None:
-        if not self.lower.get_write_buffer_size():  # otherwise enough is on its way already
+    def keep_alive(self) -> None:
+        if not self.lower.get_write_buffer_size():
             self._speak(frame(PING, b"", self._mask()))
-        self._schedule_ping()
 
-    def _schedule_check(self) -> None:
-        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
+    def silent_since(self) -> float | None:
+        # Only our own ends are known to send signs of life as we do.
+        return self._seen_at if self._greeted and not self._paused else None
 
-    def _check(self) -> None:
-        silence = self._now() - self._seen_at
-        if self._greeted and not self._paused and silence >= DEAD_TIME:
-            self._fail(NetworkError("no sign of life from the peer"), reset=True)
-        else:
-            self._schedule_check()
+    def peer_is_dead(self) -> None:
+        self._fail(NetworkError("no sign of life from the peer"), reset=True)
 
     def _stop_pings(self) -> None:
-        for timer in (self._ping_timer, self._check_timer):
-            if timer is not None:
-                timer.cancel()
+        if self._keepalive is not None:
+            self._keepalive.stop()
+            self._keepalive = None
 
 
 def _no_key() -> None:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from mtt.client import Client
-from mtt.layers import anytls_client, smux, websocket
+from mtt.layers import anytls_client, keepalive
 from mtt.layers.kernel import silent_seconds
 from mtt.net import sockets
 from mtt.outbound import anytls_pool, connector, reuse
@@ -61,13 +61,9 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds instead of minutes."""
     monkeypatch.setattr(relay, "DEAD_TIME", DEAD)
     monkeypatch.setattr(relay, "LOOK_TIME", 0.1)
-    monkeypatch.setattr(websocket, "PING_INTERVAL", OFTEN)
-    monkeypatch.setattr(websocket, "CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(websocket, "DEAD_TIME", DEAD)
-    monkeypatch.setattr(smux, "NOP_INTERVAL", OFTEN)
-    monkeypatch.setattr(smux, "CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(smux, "DEAD_TIME", DEAD)
-    monkeypatch.setattr(anytls_client, "HEART_INTERVAL", OFTEN)
+    monkeypatch.setattr(keepalive, "INTERVAL", OFTEN)
+    monkeypatch.setattr(keepalive, "CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(keepalive, "DEAD_TIME", DEAD)
     monkeypatch.setattr(anytls_client, "HEART_TIME", DEAD)
     monkeypatch.setattr(anytls_pool, "CHECK_INTERVAL", 2 * DEAD)
     monkeypatch.setattr(anytls_pool, "SHORTEST", 60.0)  # what is shorter becomes the other
@@ -149,10 +145,8 @@ async def test_a_peer_is_gone_behind_a_proxy_that_is_not(
 
 def test_how_long_it_takes_in_earnest() -> None:
     """What README promises: 80 seconds. In between, a live peer is asked twice."""
-    for layer in (websocket, smux):
-        assert layer.DEAD_TIME + layer.CHECK_INTERVAL == 80.0
-    assert 2 * websocket.PING_INTERVAL[1] < websocket.DEAD_TIME
-    assert 2 * smux.NOP_INTERVAL[1] < smux.DEAD_TIME
+    assert keepalive.DEAD_TIME + keepalive.CHECK_INTERVAL == 80.0
+    assert 2 * keepalive.INTERVAL[1] < keepalive.DEAD_TIME
     assert relay.DEAD_TIME + relay.LOOK_TIME <= 80.0
     idle = sockets.KEEPALIVE_IDLE + sockets.KEEPALIVE_PROBES * sockets.KEEPALIVE_INTERVAL
     assert idle <= 80.0
@@ -164,20 +158,19 @@ async def test_a_silent_peer_is_noticed_one_interval_late_at_most(
 ) -> None:
     """However rarely the peer is asked."""
     clock = clock_of_tunnels(monkeypatch)
-    monkeypatch.setattr(websocket, "PING_INTERVAL", (3600.0, 3600.0))
-    monkeypatch.setattr(smux, "NOP_INTERVAL", (3600.0, 3600.0))
+    monkeypatch.setattr(keepalive, "INTERVAL", (3600.0, 3600.0))
     async with (
         serving(echo) as there,
         far_apart(mode, there.port, certs) as (_, _, client),
         await connect(port_of(client)) as application,
     ):
-        await clock.passes(websocket.CHECK_INTERVAL / 3)
+        await clock.passes(keepalive.CHECK_INTERVAL / 3)
         await application.send(b"x")
         assert await application.exactly(1) == b"x"
         reading = asyncio.create_task(application.rest())
-        await clock.passes(websocket.DEAD_TIME - 0.1)
+        await clock.passes(keepalive.DEAD_TIME - 0.1)
         assert not reading.done()
-        await clock.passes(websocket.CHECK_INTERVAL + 0.2)
+        await clock.passes(keepalive.CHECK_INTERVAL + 0.2)
         with pytest.raises(ConnectionResetError):
             await reading
 
@@ -198,7 +191,7 @@ async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
             }
             size = 300_000
             await ends[b"1"].send(bytes(size))
-            await clock.passes(3 * smux.DEAD_TIME)
+            await clock.passes(3 * keepalive.DEAD_TIME)
             await ends[b"0"].send(b"still there")
             assert await idle.exactly(11) == b"still there"
             assert len(await lazy.exactly(size)) == size

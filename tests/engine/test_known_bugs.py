@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mtt.errors import StartError
-from mtt.layers import smux
+from mtt.layers import keepalive
 from mtt.options.tunnel import server_options
 from mtt.server import Server
 from tests.net.fake_dns import fake_dns, holding
@@ -120,7 +120,7 @@ async def test_a_stalled_stream_does_not_get_the_session_killed(
     ):
         far = await there.accept()
         sent = await fill(far)
-        await clock.passes(3 * smux.DEAD_TIME)
+        await clock.passes(3 * keepalive.DEAD_TIME)
         assert await application.exactly(len(sent)) == sent
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers import smux as layer
+from mtt.layers import keepalive
 from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
@@ -178,12 +178,12 @@ async def test_nops_are_sent_unless_the_connection_is_full(
     clock = Clock(monkeypatch)
     session, lower = client()
     session.pause_writing()
-    await clock.passes(2 * layer.NOP_INTERVAL[1])
+    await clock.passes(2 * keepalive.INTERVAL[1])
     assert not lower.sent
     session.resume_writing()
     for _ in range(3):
         session.data_received(frame(NOP, 0))  # the peer lives
-        await clock.passes(layer.NOP_INTERVAL[1])
+        await clock.passes(keepalive.INTERVAL[1])
     assert lower.take()[:24] == 3 * frame(NOP, 0)
     await finished(session)
 
@@ -200,7 +200,7 @@ async def test_a_silent_peer_is_dead_and_a_talking_one_is_not(
     paused.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(RECEIVE_BUDGET // 65535 + 1)))
     for _ in range(30):  # twice as long as the silent one is given, and some
         talking.feed(frame(NOP, 0))
-        await clock.passes(layer.CHECK_INTERVAL / 2)
+        await clock.passes(keepalive.CHECK_INTERVAL / 2)
     assert isinstance(silent.lost[0], NetworkError)
     assert silent.lower.aborted
     assert upper.error is silent.lost[0]

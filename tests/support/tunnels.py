@@ -22,7 +22,7 @@ from typing import Any, Self
 import pytest
 
 from mtt.client import Client
-from mtt.layers import anytls, anytls_client, linger, mux, smux, websocket
+from mtt.layers import anytls, anytls_client, keepalive, linger, mux, smux, websocket
 from mtt.options.tunnel import client_options, server_options
 from mtt.outbound import anytls_pool, reuse
 from mtt.server import Server
@@ -317,7 +317,7 @@ def clock_of_tunnels(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     Dialling and handshakes go by the real one.
     """
-    layers = anytls, anytls_client, linger, mux, smux, websocket
+    layers = anytls, anytls_client, keepalive, linger, mux, smux, websocket
     return Clock(monkeypatch, relay, reuse, anytls_pool, *layers)
 
 
