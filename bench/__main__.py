@@ -45,10 +45,12 @@ from bench.peers import NAMES, STUNNEL, V2RAY, V2RAY_MUX
 from bench.processes import BenchError
 from bench.results import PATH, Store, commit, machine
 from bench.rows import Bench, Cell, Row, all_subjects
-from bench.subjects import MODES, Subject
+from bench.subjects import Subject
+from mtt.modes import MODES
 
 # A quick run: our modes on the default loop, and one peer for each.
-QUICK_SUBJECTS = (*MODES, STUNNEL, V2RAY, V2RAY_MUX)
+ORIGINAL = [mode.name for mode in MODES.values() if mode.is_original]
+QUICK_SUBJECTS = (*ORIGINAL, STUNNEL, V2RAY, V2RAY_MUX)
 
 # Load average of the last minute, above which others take a noticeable share of the cores.
 BUSY = 0.5

@@ -22,15 +22,10 @@ from bench.processes import (
     clean_environment,
     free_port,
 )
+from mtt import modes
 
-MODES: dict[str, tuple[str, ...]] = {
-    "tls": (),
-    "wss": ("-wss",),
-    "mux": ("-mux",),
-    "wss+mux": ("-wss", "-mux"),
-}
-# Not on each loop, and between fixed addresses like the others.
-ANYTLS: dict[str, tuple[str, ...]] = {"anytls": ("-anytls", "-p", "bench")}
+MODES = {name: mode.command_line("bench") for name, mode in modes.MODES.items()}
+# The event loops. On the second one only modes of the original are measured.
 LOOPS = ("asyncio", "uvloop")
 
 # Streams per mux session, of us and of peers, unless a row wants another number: our default.
@@ -162,7 +157,9 @@ def our_subjects() -> list[Subject]:
                 missing = "the commands have no option -loop"
             elif importlib.util.find_spec("uvloop") is None:
                 missing = "uvloop is not installed: pip install uvloop"
-        for mode, mode_flags in (MODES | ANYTLS if loop == "asyncio" else MODES).items():
+        for mode, mode_flags in MODES.items():
+            if loop != "asyncio" and not modes.MODES[mode].is_original:
+                continue
             subjects.append(
                 Subject(
                     name=mode if loop == "asyncio" else f"{mode} {loop}",

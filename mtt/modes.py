@@ -87,6 +87,9 @@ class Mode:
     Attributes:
         name: for people, and in tests and benchmarks.
         options: what selects it on the command line, of client and server.
+        has_password: whether both ends need one (-p).
+        is_original: whether the Go programs have it.
+        has_sessions: whether streams share connections.
         client_alpn, server_alpn: what the TLS handshake offers and selects from.
         half_close: see TlsLayer.
         upgrade: what a client puts on top of TLS.
@@ -96,12 +99,20 @@ class Mode:
 
     name: str
     options: tuple[str, ...]
+    has_password: bool = False
+    is_original: bool = True
+    has_sessions: bool = False
     client_alpn: tuple[str, ...]
     server_alpn: tuple[str, ...]
     half_close: bool
     upgrade: Callable[[ClientOptions], Finish | None]
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     front: Callable[[ServerOptions, MakeContext | None, Owner], Front]
+
+    def command_line(self, password: str) -> tuple[str, ...]:
+        """The options as arguments, for either end."""
+        arguments = tuple(f"-{option}" for option in self.options)
+        return (*arguments, "-p", password) if self.has_password else arguments
 
 
 def _no_upgrade(_options: ClientOptions) -> None:
@@ -248,6 +259,7 @@ _TABLE = (
     Mode(
         name="mux",
         options=("mux",),
+        has_sessions=True,
         client_alpn=alpn.STREAM,
         server_alpn=alpn.STREAM,
         half_close=True,
@@ -258,6 +270,7 @@ _TABLE = (
     Mode(
         name="wss+mux",
         options=("wss", "mux"),
+        has_sessions=True,
         client_alpn=alpn.WEBSOCKET,
         server_alpn=alpn.SITE,
         half_close=False,
@@ -268,6 +281,9 @@ _TABLE = (
     Mode(
         name="anytls",
         options=("anytls",),
+        has_password=True,
+        is_original=False,
+        has_sessions=True,
         client_alpn=alpn.WEBSOCKET,
         server_alpn=alpn.SITE,
         half_close=True,

@@ -15,18 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from mtt import modes
 from soak.anytls_parsers import PASSWORD
 from soak.report import Broken
 from tests.support.certs import Certs
 
 TOP = Path(__file__).resolve().parent.parent
-MODES = {
-    "tls": (),
-    "wss": ("-wss",),
-    "mux": ("-mux",),
-    "wss+mux": ("-wss", "-mux"),
-    "anytls": ("-anytls", "-p", PASSWORD),
-}
+MODES = {name: mode.command_line(PASSWORD) for name, mode in modes.MODES.items()}
 # Sessions beyond those that are kept warm are to go while we look.
 IDLE = {
     "mux": ("-mux-idle", "1s"),

@@ -26,12 +26,11 @@ from typing import Any, NamedTuple
 
 from mtt.address import Endpoint, host_port, parse_endpoint, parse_port
 from mtt.errors import MttError, UsageError, describe
+from mtt.modes import MODES
 
 TOP = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 SERVER_NAME = "demo.local"
-MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux"),
-         "anytls": ("-anytls", "-p", "demo")}  # fmt: skip
 
 LISTENING = re.compile(r"listening on (\S+:\d+)")
 PIN = re.compile(r"pin (sha256/[A-Za-z0-9+/=]+)")
@@ -186,7 +185,7 @@ async def program(name: str, script: str, *arguments: str) -> AsyncIterator[Prog
 
 async def demo(settings: Settings) -> None:
     """Run until cancelled. Raises DemoError when one of the programs fails."""
-    flags = MODES[settings.mode]
+    flags = MODES[settings.mode].command_line("demo")
     async with contextlib.AsyncExitStack() as stack:
         destination = str(settings.destination or stack.enter_context(web_page()))
         server = await stack.enter_async_context(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from mtt import modes
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.metrics import parse, short
@@ -45,8 +46,7 @@ from tests.support.workers import (
     workers_with_tunnels,
 )
 
-MODES = {"tls": (), "wss": ("-wss",), "mux": ("-mux",), "wss+mux": ("-wss", "-mux"),
-         "anytls": ("-anytls", "-p", "a-password")}  # fmt: skip
+MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 

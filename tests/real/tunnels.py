@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mtt import modes
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, listening
 
-MODES = {
-    "tls": (),
-    "wss": ("-wss",),
-    "mux": ("-mux",),
-    "wss+mux": ("-wss", "-mux"),
-    "anytls": ("-anytls", "-p", "a-password"),
-}
+MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 
 
 def start_server(

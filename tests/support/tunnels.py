@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import pytest
 
+from mtt import modes
 from mtt.client import Client
 from mtt.layers import anytls, anytls_client, keepalive, linger, mux, smux, websocket
 from mtt.options.tunnel import client_options, server_options
@@ -31,9 +32,9 @@ from mtt.tunnels.service import Service
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 
-GO_MODES = ("tls", "wss", "mux", "wss+mux")  # those of the original
-MODES = (*GO_MODES, "anytls")
-SESSION_MODES = ("mux", "wss+mux", "anytls")
+MODES = tuple(modes.MODES)
+GO_MODES = tuple(mode.name for mode in modes.MODES.values() if mode.is_original)
+SESSION_MODES = tuple(mode.name for mode in modes.MODES.values() if mode.has_sessions)
 in_every_mode = pytest.mark.parametrize("mode", MODES)
 in_every_go_mode = pytest.mark.parametrize("mode", GO_MODES)
 
@@ -54,10 +55,12 @@ RESET = struct.pack("ii", 1, 0)
 
 def flags(mode: str) -> dict[str, Any]:
     """The command line options of a mode, for either end."""
-    if mode == "anytls":
-        # None is kept: tests count what they have asked for.
-        return {"anytls": True, "p": PASSWORD, "m": 0}
-    return {"wss": "wss" in mode, "mux": "mux" in mode}
+    row = modes.MODES[mode]
+    given: dict[str, Any] = dict.fromkeys(row.options, True)
+    if row.has_password:
+        # No idle session is kept: tests count what they have asked for.
+        given |= {"p": PASSWORD, "m": 0}
+    return given
 
 
 class Tcp:
