@@ -114,10 +114,9 @@ def _serve(
     command: Command, values: Values, process: ProcessOptions, environ: Mapping[str, str]
 ) -> int:
     """Run `command` by itself, maybe for systemd."""
-    from mtt import log
     from mtt.process.systemd import ServiceManager, inherited_sockets
 
-    log.setup(process.log_level, command.name, process.log_format)
+    _begin(command, process)
     service = command.service(values, Start(sockets=inherited_sockets(environ)))
 
     manager = ServiceManager(environ)
@@ -135,9 +134,7 @@ def _serve_plugin(
     command: Command, values: Values, process: ProcessOptions, plugin: Plugin
 ) -> int:
     """Run `command` as a plugin. What systemd may have told its parent is not meant for us."""
-    from mtt import log
-
-    log.setup(process.log_level, command.name, process.log_format)
+    _begin(command, process)
     service = command.service(values, Start(plugin=True))
 
     if process.workers > 1:
@@ -148,6 +145,15 @@ def _serve_plugin(
     from mtt.process import runtime
 
     return runtime.run(service, options=process, plugin=True, watch=plugin.watch)
+
+
+def _begin(command: Command, process: ProcessOptions) -> None:
+    """Set up what is the process's, and so not for a program that embeds a service."""
+    from mtt import log
+    from mtt.trust import child
+
+    log.setup(process.log_level, command.name, process.log_format)
+    child.allow()
 
 
 def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> int:

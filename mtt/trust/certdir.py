@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtt.errors import StartError, UsageError, describe
+from mtt.trust import child
 from mtt.trust.identity import Identity
 from mtt.trust.selfsigned import self_signed
 
@@ -65,7 +66,7 @@ def _make(cert: Path, key: Path, name: str) -> None:
     """Write a certificate, and before that a key if there is none."""
     old_key = key.read_bytes() if key.exists() else b""
     try:
-        certificate_pem, key_pem = self_signed(name, old_key)
+        certificate_pem, key_pem = child.run(self_signed, name, old_key)
     except ValueError as error:
         raise UsageError(
             f"-cert-dir: {key} is no key to make a certificate for ({describe(error)}); restore "

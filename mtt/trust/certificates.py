@@ -10,12 +10,17 @@ from __future__ import annotations
 import importlib.util
 import ssl
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from mtt.errors import UsageError, describe
+from mtt.trust import child
 from mtt.trust.chain import ordered
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource, labelled, memory_file, pem_path, read_pem
 from mtt.trust.tls_options import TLS_VERSIONS, ClientTls, ServerTls
+
+if TYPE_CHECKING:
+    from mtt.trust.selfsigned import SelfSigned
 
 VERSIONS = dict(zip(TLS_VERSIONS, (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), strict=True))
 
@@ -50,12 +55,12 @@ class ServerConnection(ssl.SSLObject):
 
 
 def server_context(
-    tls: ServerTls, made: tuple[bytes, bytes] | None = None
+    tls: ServerTls, made: SelfSigned | None = None
 ) -> tuple[ssl.SSLContext, Identity]:
     """The TLS context of a server, and who it is.
 
-    Without a certificate a self-signed one is made in memory, unless it was `made` before:
-    certificate and key, PEM. `cert_dir` is not looked at.
+    Without a certificate a self-signed one is made in memory, unless it was `made` before.
+    `cert_dir` is not looked at.
 
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
@@ -82,11 +87,11 @@ def server_context(
         in_use, in_order = _load_files(context, tls.cert, tls.key, tls.options)
         return context, Identity(in_use, path=str(tls.cert), in_order=in_order)
     if made is None:
-        from mtt.trust.selfsigned import self_signed
+        from mtt.trust.selfsigned import new_identity
 
-        made = self_signed(tls.name)
-    _load_memory(context, *made)
-    return context, Identity(made[0])
+        made = new_identity(tls.name)
+    _load_memory(context, made.certificate, made.key)
+    return context, Identity(made.certificate, words=made.words)
 
 
 def client_context(tls: ClientTls) -> ssl.SSLContext:
@@ -173,7 +178,7 @@ def _load_files(
         if b"PRIVATE KEY-----" not in key_pem:
             raise UsageError(f"{key_label} has no PEM private key in it") from None
         if reason in MISMATCHES:
-            reordered = ordered(certificate_pem, key_pem)
+            reordered = child.run(ordered, certificate_pem, key_pem)
             if reordered is not None:
                 with memory_file(reordered) as cert_path, pem_path(key) as key_path:
                     context.load_cert_chain(cert_path, key_path, password)

@@ -11,9 +11,10 @@ import base64
 import datetime
 import functools
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import Cause, PeerError, UsageError
+from mtt.trust import child
 from mtt.trust.chain import chain, is_ordered
 
 if TYPE_CHECKING:
@@ -26,6 +27,18 @@ PIN_LENGTH = 44  # characters of Base64 for 32 bytes
 NAMES_SHOWN = 3
 
 
+class Words(NamedTuple):
+    """What there is to say about a certificate."""
+
+    description: str  # one line: the names and the last day of validity, or "self-signed for NAME"
+    warnings: tuple[str, ...] = ()  # what makes clients refuse it, as lines for the log
+    names: tuple[str, ...] = ()  # the DNS names and addresses that it is for, where readable
+    # What `-pin` takes: "sha256/" and the Base64 of the SHA-256 of the public key, hashed as a
+    # SubjectPublicKeyInfo (RFC 7469, section 2.4), so that the pin outlives a renewed certificate.
+    # None when `cryptography` is missing or does not know the key.
+    pin: str | None = None
+
+
 class Identity:
     """The certificate that a server presents, in words for its start log.
 
@@ -33,83 +46,97 @@ class Identity:
     certificate from a file, ask after listening has begun.
     """
 
-    def __init__(self, certificate_pem: bytes, *, path: str = "", in_order: bool = True) -> None:
+    def __init__(
+        self,
+        certificate_pem: bytes,
+        *,
+        path: str = "",
+        in_order: bool = True,
+        words: Words | None = None,
+    ) -> None:
         """`certificate_pem` starts with the server's own certificate, read from `path`.
 
         Without a path it was made here and is self-signed. `in_order`: so it does in the file.
+        `words` are known already.
         """
-        self._pem = certificate_pem
-        self._path = path
-        self._in_order = in_order
+        self._source = certificate_pem, path, in_order
+        if words is not None:
+            self.words = words
 
     @functools.cached_property
+    def words(self) -> Words:
+        return Words(*child.run(describe, *self._source))
+
+    @property
     def description(self) -> str:
-        """One line: the names and the last day of validity, or "self-signed for NAME"."""
-        certificate = self._certificate
-        if certificate is None:
-            return f"certificate from {self._path}"
-        names = _names(certificate)
-        shown = ", ".join(names[:NAMES_SHOWN]) or "nobody"
-        if len(names) > NAMES_SHOWN:
-            shown += f" and {len(names) - NAMES_SHOWN} more"
-        if not self._path:
-            return f"self-signed for {shown}"
-        expiry = _expiry(certificate)
-        verb = "expired on" if expiry < datetime.datetime.now(datetime.UTC) else "valid until"
-        return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
+        return self.words.description
 
-    @functools.cached_property
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """What makes clients refuse the certificate, as lines for the log."""
-        try:
-            certificates = chain(self._pem) if self._path else []
-        except (ImportError, ValueError):
-            return ()
-        found = []
-        if not (self._in_order and is_ordered(certificates)):
-            found.append(
-                f"the certificates in {self._path} are in the wrong order; put the server's own "
-                "first, and behind each the one of its issuer"
-            )
-        now = datetime.datetime.now(datetime.UTC)
-        for number, certificate in enumerate(certificates, 1):
-            which = "the certificate" if number == 1 else f"certificate {number}"
-            start, expiry = _start(certificate), _expiry(certificate)
-            if expiry < now:
-                found.append(
-                    f"{which} in {self._path} expired on {expiry:%Y-%m-%d}, so clients refuse it; "
-                    "renew it"
-                )
-            elif now < start:
-                found.append(
-                    f"{which} in {self._path} is not valid before {start:%Y-%m-%d %H:%M} UTC, so "
-                    "clients refuse it; check the clock"
-                )
-        return tuple(found)
+        return self.words.warnings
 
-    @functools.cached_property
+    @property
     def names(self) -> tuple[str, ...]:
-        """The DNS names and addresses that the certificate is for, where they can be read."""
-        return () if self._certificate is None else tuple(_names(self._certificate))
+        return self.words.names
 
-    @functools.cached_property
+    @property
     def pin(self) -> str | None:
-        """What `-pin` takes: "sha256/" and the Base64 of the SHA-256 of the public key.
+        return self.words.pin
 
-        The key is hashed as a SubjectPublicKeyInfo (RFC 7469, section 2.4), so the pin outlives
-        a renewed certificate. None when `cryptography` is missing or does not know the key.
-        """
-        return None if self._certificate is None else _pin(self._certificate)
 
-    @functools.cached_property
-    def _certificate(self) -> x509.Certificate | None:
-        try:
-            from cryptography import x509
+def describe(
+    pem: bytes, path: str = "", in_order: bool = True
+) -> tuple[str, tuple[str, ...], tuple[str, ...], str | None]:
+    """The `Words` about a certificate, see `Identity`, as a plain tuple."""
+    try:
+        from cryptography import x509
 
-            return x509.load_pem_x509_certificate(self._pem)
-        except (ImportError, ValueError):
-            # OpenSSL has accepted it already; a stricter parser must not stop the server.
-            return None
+        certificate = x509.load_pem_x509_certificate(pem)
+    except (ImportError, ValueError):
+        # OpenSSL has accepted it already; a stricter parser must not stop the server.
+        return f"certificate from {path}", (), (), None
+    names = tuple(_names(certificate))
+    warnings = _warnings(pem, path, in_order) if path else ()
+    return _description(certificate, names, path), warnings, names, _pin(certificate)
+
+
+def _description(certificate: x509.Certificate, names: tuple[str, ...], path: str) -> str:
+    shown = ", ".join(names[:NAMES_SHOWN]) or "nobody"
+    if len(names) > NAMES_SHOWN:
+        shown += f" and {len(names) - NAMES_SHOWN} more"
+    if not path:
+        return f"self-signed for {shown}"
+    expiry = _expiry(certificate)
+    verb = "expired on" if expiry < datetime.datetime.now(datetime.UTC) else "valid until"
+    return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
+
+
+def _warnings(pem: bytes, path: str, in_order: bool) -> tuple[str, ...]:
+    try:
+        certificates = chain(pem)
+    except ValueError:
+        return ()
+    found = []
+    if not (in_order and is_ordered(certificates)):
+        found.append(
+            f"the certificates in {path} are in the wrong order; put the server's own "
+            "first, and behind each the one of its issuer"
+        )
+    now = datetime.datetime.now(datetime.UTC)
+    for number, certificate in enumerate(certificates, 1):
+        which = "the certificate" if number == 1 else f"certificate {number}"
+        start, expiry = _start(certificate), _expiry(certificate)
+        if expiry < now:
+            found.append(
+                f"{which} in {path} expired on {expiry:%Y-%m-%d}, so clients refuse it; "
+                "renew it"
+            )
+        elif now < start:
+            found.append(
+                f"{which} in {path} is not valid before {start:%Y-%m-%d %H:%M} UTC, so "
+                "clients refuse it; check the clock"
+            )
+    return tuple(found)
 
 
 def parse_pin(text: str) -> str:

@@ -14,6 +14,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mtt.errors import MttError, UsageError
 from mtt.log import logger
@@ -21,6 +22,9 @@ from mtt.trust import certificates
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource
 from mtt.trust.tls_options import ServerTls
+
+if TYPE_CHECKING:
+    from mtt.trust.selfsigned import SelfSigned
 
 # Seconds between two looks at the files, and how long they must have been left alone before they
 # are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
@@ -132,7 +136,7 @@ class TlsFiles:
     def _load_and_describe(self) -> Loaded:
         context, identity = self._load()
         if identity is not None:  # decoded here and kept, not in the loop's time
-            identity.description, identity.pin, identity.warnings  # noqa: B018
+            identity.words  # noqa: B018
         return context, identity
 
     def _state(self) -> _State:
@@ -152,7 +156,7 @@ def server_tls(tls: ServerTls) -> TlsFiles:
 
     With `cert_dir` the self-signed identity is the one kept there. Raises UsageError or StartError.
     """
-    made: tuple[bytes, bytes] | None = None
+    made: SelfSigned | None = None
     kept = tls.cert_dir
     if kept:
         from mtt.trust.certdir import kept_pair
@@ -160,9 +164,9 @@ def server_tls(tls: ServerTls) -> TlsFiles:
         cert, key = kept_pair(kept, tls.name)
         tls = replace(tls, cert=cert, key=key, options=("-cert-dir", "-cert-dir"))
     elif not tls.cert and not tls.key:
-        from mtt.trust.selfsigned import self_signed
+        from mtt.trust.selfsigned import new_identity
 
-        made = self_signed(tls.name)  # once: who we are does not change with -client-ca
+        made = new_identity(tls.name)  # once: who we are does not change with -client-ca
 
     try:
         return TlsFiles(

@@ -9,9 +9,12 @@ import datetime
 import ipaddress
 import secrets
 import string
+from typing import Any, NamedTuple
 
 from mtt.address import is_ip
 from mtt.errors import UsageError
+from mtt.trust import child
+from mtt.trust.identity import Words, describe
 
 # As the original does: there is nobody to renew it.
 SELF_SIGNED_DAYS = 3652
@@ -21,6 +24,25 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 
 # The longest commonName that X.509 allows (RFC 5280, appendix A: ub-common-name).
 COMMON_NAME_LIMIT = 64
+
+
+class SelfSigned(NamedTuple):
+    """A certificate and its key, PEM, and what there is to say about it."""
+
+    certificate: bytes
+    key: bytes
+    words: Words
+
+
+def new_identity(name: str) -> SelfSigned:
+    """A new self-signed certificate for `name`. Raises UsageError, see `self_signed()`."""
+    certificate, key, words = child.run(_self_signed_in_words, name)
+    return SelfSigned(certificate, key, Words(*words))
+
+
+def _self_signed_in_words(name: str) -> tuple[bytes, bytes, tuple[Any, ...]]:
+    certificate, key = self_signed(name)
+    return certificate, key, describe(certificate)
 
 
 def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
