@@ -419,4 +419,5 @@ class TlsLayer(SpeakingLayer):
     def _flush(self) -> None:
         data = self._records.outgoing.read()
         if data:
-            self._speak(data)
+            self.lower.write(data)
+            self._tail += len(data)  # what the socket counts: it is right below

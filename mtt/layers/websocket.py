@@ -305,7 +305,7 @@ class WebSocketLayer(SpeakingLayer):
 
         Not known until its sign has come, or was due.
         """
-        if not self._half_close or self._is_ending:
+        if not self._half_close or self._close_received or self._close_sent or self._closed:
             return False
         if self._greeted:
             return True
@@ -316,11 +316,6 @@ class WebSocketLayer(SpeakingLayer):
         if self._asked_at is None and self.half_closes() is None:
             self._asked_at = self._now()
             self._speak(frame(PING, _QUESTION, self._mask()))
-
-    @property
-    def _is_ending(self) -> bool:
-        """Whether a close frame, or worse, has ended both directions."""
-        return self._close_received or self._close_sent or self._closed
 
     def write_eof(self) -> None:
         """Tell the peer that no more data comes from us.
