@@ -16,8 +16,9 @@ import asyncio
 from collections.abc import Callable
 
 from mtt.http.watch import Watch
-from mtt.layers.base import Data, Layer, StreamTransport, Upper
+from mtt.layers.base import Data, StreamTransport, Upper
 from mtt.layers.holding import Holding
+from mtt.layers.layer import Layer
 
 # A connection on which nothing has come for so long after its handshakes is given to the site, so
 # that the site's clock decides how long silence may last. Clients send a tunnel's request right
@@ -46,7 +47,7 @@ class Visit(Layer):
 
     __slots__ = (
         "_buffer", "_closed", "_eof", "_eof_told", "_on_refused", "_on_settled", "_on_tunnel",
-        "_over", "_paused", "_scheduled", "_unanswered", "_watch",
+        "_over", "_unanswered", "_watch",
     )  # fmt: skip
 
     def __init__(
@@ -65,8 +66,6 @@ class Visit(Layer):
         self._on_settled: Callable[[], object] | None = on_settled
         self._buffer = b""  # what came while paused
         self._unanswered = False  # a request has begun, and the site has said nothing since
-        self._paused = False
-        self._scheduled = False
         self._eof = False
         self._eof_told = False
         self._over = False  # the connection is not ours any more
@@ -79,19 +78,19 @@ class Visit(Layer):
         transport.set_protocol(self)
         self.connection_made(transport)
         self.upper.connection_made(self)
-        self._resume()
+        self._go_on()
 
     # The protocol of the layer below.
 
     def data_received(self, data: Data) -> None:
-        if self._paused:
+        if self._paused or self._buffer:
             self._buffer += data
         else:
             self._pass_on(bytes(data))
 
     def eof_received(self) -> bool:
         self._eof = True
-        if not self._paused:
+        if not (self._paused or self._buffer):
             self._pass_on(b"")
         return True
 
@@ -138,29 +137,22 @@ class Visit(Layer):
     def is_closing(self) -> bool:
         return self._over or self.lower.is_closing()
 
-    def is_reading(self) -> bool:
-        return not self._paused
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._buffer) or (self._eof and not self._eof_told)
 
-    def pause_reading(self) -> None:
-        self._paused = True
+    def _deliver(self) -> None:
+        if self._has_more and not (self._over or self._closed):
+            data, self._buffer = self._buffer, b""
+            self._pass_on(data)
+
+    def _pause_below(self) -> None:
         if not self._over:
             self.lower.pause_reading()
 
-    def resume_reading(self) -> None:
-        if self._paused:
-            self._paused = False
-            if not self._scheduled:
-                self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._resume)
-
-    def _resume(self) -> None:
-        self._scheduled = False
-        if not (self._paused or self._over or self._closed):
-            if self._buffer or self._eof:
-                data, self._buffer = self._buffer, b""
-                self._pass_on(data)
-            if not (self._paused or self._over):
-                self.lower.resume_reading()
+    def _resume_below(self) -> None:
+        if not self._over:
+            self.lower.resume_reading()
 
     def write(self, data: Data | bytearray) -> None:
         if not self._over:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import Data, StreamTransport, Upper
+from mtt.layers.pausable import Pausable
 
 
 class Session(Protocol):
@@ -29,14 +30,14 @@ class Session(Protocol):
     def queued(self, size: int) -> None: ...
 
 
-class MuxStream(StreamTransport):
+class MuxStream(Pausable):
     """One stream: a transport for the protocol above, which gets `connection_made` at once."""
 
     borrows = True
 
     __slots__ = (
-        "_eof", "_eof_told", "_mark", "_paused", "_queue", "_reset", "_scheduled", "_session",
-        "_survives", "_write_eof", "begun", "id",
+        "_eof", "_eof_told", "_mark", "_queue", "_reset", "_session", "_survives", "_write_eof",
+        "begun", "id",
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
@@ -45,9 +46,8 @@ class MuxStream(StreamTransport):
         self.id = stream_id
         self.upper = upper
         self.begun = False
-        self._paused = False
+        self._paused = self._scheduled = False
         self._queue = bytearray()  # what came while the upper had paused
-        self._scheduled = False
         self._survives: Exception | None = None  # what ended the session before we were read out
         self._reset = False  # the peer has reset the stream before we were read out
         self._eof = False  # the peer has sent FIN
@@ -115,7 +115,7 @@ class MuxStream(StreamTransport):
 
         Until then the stream keeps its place in the session: those are counted.
         """
-        if not self._has_more:
+        if not self._owes:
             self._end_by_reset()
         elif not self._reset:
             self._reset = True
@@ -123,9 +123,13 @@ class MuxStream(StreamTransport):
             self.upper.pause_writing()
 
     @property
-    def _has_more(self) -> bool:
+    def _owes(self) -> bool:
         """Whether something that the peer has sent is still to be handed up."""
         return bool(self._queue) or (self._eof and not self._eof_told)
+
+    @property
+    def _has_more(self) -> bool:
+        return self._owes or self._reset or self._survives is not None
 
     def _end_by_reset(self) -> None:
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
@@ -135,7 +139,7 @@ class MuxStream(StreamTransport):
 
     def session_ended(self, exc: Exception | None) -> None:
         """The session is over. What the peer has sent before it failed is still handed up."""
-        if exc is not None and self._has_more:
+        if exc is not None and self._owes:
             self._survives = exc
             self.upper.pause_writing()
         else:
@@ -143,7 +147,6 @@ class MuxStream(StreamTransport):
 
     def _deliver(self) -> None:
         """Hand up what is queued, then the end."""
-        self._scheduled = False
         if self._paused or self.is_closing():
             return
         if self._queue:
@@ -154,19 +157,13 @@ class MuxStream(StreamTransport):
             self._eof_told = True
             if not self.upper.eof_received():
                 self.close()
-        if self._paused or self._has_more:
+        if self._paused or self._owes:
             return
         if self._survives is not None:
             exc, self._survives = self._survives, None
             self._tell_lost(exc)
         elif self._reset and not self._session.gone(self):
             self._end_by_reset()
-
-    def _deliver_soon(self) -> None:
-        """Not here and now: the caller may be in the middle of something."""
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._deliver)
 
     def _drop_queue(self) -> None:
         size = len(self._queue)
@@ -211,18 +208,6 @@ class MuxStream(StreamTransport):
 
     def is_closing(self) -> bool:
         return self._survives is None and self._session.gone(self)
-
-    def is_reading(self) -> bool:
-        return not self._paused
-
-    def pause_reading(self) -> None:
-        self._paused = True
-
-    def resume_reading(self) -> None:
-        if self._paused:
-            self._paused = False
-            if self._has_more or self._reset or self._survives is not None:
-                self._deliver_soon()
 
     def get_write_buffer_size(self) -> int:
         """The connection's buffer: streams have none of their own."""

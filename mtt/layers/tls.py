@@ -30,7 +30,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import GONE, Data, SpeakingLayer, Upper
+from mtt.layers.base import GONE, Data, Upper
+from mtt.layers.layer import SpeakingLayer
 from mtt.layers.records import Records
 from mtt.trust.failures import tls_failure
 
@@ -75,8 +76,8 @@ class TlsLayer(SpeakingLayer):
     name = "TLS"
 
     __slots__ = (
-        "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_paused",
-        "_pumping", "_records", "_state", "_streams", "_timer", "_verify", "_write_eof",
+        "_answered", "_eof_told", "_half_close", "_half_closed", "_heard", "_on_end", "_pumping",
+        "_records", "_state", "_streams", "_timer", "_verify", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -103,7 +104,6 @@ class TlsLayer(SpeakingLayer):
         self._half_close = False  # agreed upon
         self._half_closed = False  # not agreed upon, but the peer has done it
         self._heard = False
-        self._paused = False
         self._pumping = False
         self._eof_told = False
         self._write_eof = False
@@ -294,25 +294,19 @@ class TlsLayer(SpeakingLayer):
     def is_closing(self) -> bool:
         return self._state == CLOSED
 
-    def is_reading(self) -> bool:
-        return not self._paused
+    @property
+    def _has_more(self) -> bool:
+        return self._state != CLOSED  # only OpenSSL knows
 
-    def pause_reading(self) -> None:
-        self._paused = True
+    def _deliver(self) -> None:
+        self._pump()
+
+    def _pause_below(self) -> None:
         if self._state != CLOSED:
             self.lower.pause_reading()
 
-    def resume_reading(self) -> None:
-        if self._paused:
-            self._paused = False
-            if self._state != CLOSED:
-                # Not here and now: the caller may be in the middle of something.
-                asyncio.get_running_loop().call_soon(self._resume)
-
-    def _resume(self) -> None:
-        """What is here already comes first: the connection below may be about to be lost."""
-        self._pump()
-        if self._state != CLOSED and not (self._paused or self._is_held):
+    def _resume_below(self) -> None:
+        if self._state != CLOSED and not self._is_held:
             self.lower.resume_reading()
 
     def write(self, data: Data | bytearray) -> None:

@@ -21,8 +21,9 @@ import os
 from collections.abc import Callable
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import GONE, Data, SpeakingLayer, StreamTransport, Upper
+from mtt.layers.base import GONE, Data, StreamTransport, Upper
 from mtt.layers.keepalive import Keepalive
+from mtt.layers.layer import SpeakingLayer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -76,8 +77,7 @@ class WebSocketLayer(SpeakingLayer):
     __slots__ = (
         "_alive_asked", "_alive_told", "_asked_at", "_client", "_close_code", "_close_received",
         "_close_sent", "_closed", "_decoder", "_ended", "_greeted", "_half_close", "_heard",
-        "_keepalive", "_mask", "_now", "_paused", "_ping", "_read_eof", "_scheduled", "_seen_at",
-        "_stash", "_write_eof",
+        "_keepalive", "_mask", "_now", "_ping", "_read_eof", "_seen_at", "_stash", "_write_eof",
     )  # fmt: skip
 
     def __init__(
@@ -103,8 +103,6 @@ class WebSocketLayer(SpeakingLayer):
         self._decoder = Decoder(masked=not client)
         self._mask: Callable[[], bytes | None]
         self._mask = (_random_key if random_mask else _zero_key) if client else _no_key
-        self._paused = False
-        self._scheduled = False
         self._now = asyncio.get_running_loop().time
         self._seen_at = self._now()  # when something came, or could again
         self._stash = b""
@@ -135,9 +133,9 @@ class WebSocketLayer(SpeakingLayer):
         if self._paused or self._stash:
             self._stash += data  # at most what the layer below had in hand when it was paused
             return
-        self._deliver(data)
+        self._take(data)
 
-    def _deliver(self, data: Data) -> None:
+    def _take(self, data: Data) -> None:
         if self._closed or self._close_received:
             return
         violation = ""
@@ -258,33 +256,21 @@ class WebSocketLayer(SpeakingLayer):
     def is_closing(self) -> bool:
         return self._closed
 
-    def is_reading(self) -> bool:
-        return not self._paused
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._stash)
 
-    def pause_reading(self) -> None:
-        self._paused = True
+    def _deliver(self) -> None:
+        data, self._stash = self._stash, b""
+        self._take(data)
+
+    def _pause_below(self) -> None:
         if not self._closed:  # the connection below lingers, and must see the peer's end
             self.lower.pause_reading()
 
-    def resume_reading(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._seen_at = self._now()
-            if self._stash:
-                if not self._scheduled:
-                    self._scheduled = True
-                    asyncio.get_running_loop().call_soon(self._unstash)
-            else:
-                self.lower.resume_reading()
-
-    def _unstash(self) -> None:
-        self._scheduled = False
-        if not self._paused:
-            data, self._stash = self._stash, b""
-            if data:
-                self._deliver(data)
-            if not self._paused:
-                self.lower.resume_reading()
+    def _resume_below(self) -> None:
+        self._seen_at = self._now()
+        self.lower.resume_reading()
 
     def write(self, data: Data | bytearray) -> None:
         """Send `data` as one binary message."""
@@ -393,7 +379,8 @@ class WebSocketLayer(SpeakingLayer):
 
     def silent_since(self) -> float | None:
         # Only our own ends are known to send signs of life as we do.
-        return self._seen_at if self._greeted and not self._paused else None
+        reads = not (self._paused or self._stash)
+        return self._seen_at if self._greeted and reads else None
 
     def peer_is_dead(self) -> None:
         self._fail(NetworkError("no sign of life from the peer"), reset=True)

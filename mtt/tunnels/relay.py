@@ -379,9 +379,8 @@ class _Leg(StreamProtocol):
         peer.transport.write(data)
 
     def eof_received(self) -> bool:
-        if not self.eof:  # a visit to the web site repeats it when it is resumed
-            self.eof = True
-            self.relay.leg_ended(self)
+        self.eof = True
+        self.relay.leg_ended(self)
         return True
 
     def pause_writing(self) -> None:

@@ -19,8 +19,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from mtt.layers.base import Data, Layer, StreamTransport
+from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding
+from mtt.layers.layer import Layer
 
 # How much of what was not used may be caught up with later, in seconds of the rate: enough that
 # short requests do not feel the limit, and more than the timer is ever late.
@@ -124,7 +125,7 @@ class Throttle(Layer):
 
     name = "rate limiter"
 
-    __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost", "_paused")
+    __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost")
 
     def __init__(self, bucket: Tokens) -> None:
         super().__init__(Holding())
@@ -235,21 +236,21 @@ class Throttle(Layer):
     def is_closing(self) -> bool:
         return self._closed or (self._lost is None and self.lower.is_closing())
 
-    def is_reading(self) -> bool:
-        return not self._paused
+    @property
+    def _has_more(self) -> bool:
+        return bool(self._backlog)
 
-    def pause_reading(self) -> None:
-        self._paused = True
+    def _deliver_soon(self) -> None:
+        self._bucket.wait(self)  # which is to say when
+
+    def _pause_below(self) -> None:
         if self._backlog:
             self._bucket.leave(self)
         else:
             self.lower.pause_reading()
 
-    def resume_reading(self) -> None:
-        self._paused = False
-        if self._backlog:
-            self._bucket.wait(self)
-        elif not self._closed:
+    def _resume_below(self) -> None:
+        if not self._closed:
             self.lower.resume_reading()
 
     def held_back(self) -> int:

@@ -79,6 +79,7 @@ async def check_back_pressure(stack: Stack, open_pair: Open) -> None:
                 assert sender.transport.unsent() > 0
             receiver.transport.resume_reading()
             assert receiver.transport.is_reading()
+            assert receiver.recorder.data == before, "data inside of resume_reading"
             await receiver.recorder.received(len(written))
             assert receiver.recorder.data == before + written
             await sender.recorder.can_write()

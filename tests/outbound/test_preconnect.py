@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError, PeerError, RefusedError
-from mtt.layers.base import Layer
 from mtt.layers.holding import Holding
+from mtt.layers.layer import Layer
 from mtt.outbound import preconnect, reuse
 from mtt.outbound.preconnect import (
     CALM_TIME,
