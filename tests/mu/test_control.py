@@ -162,6 +162,26 @@ async def test_a_client_that_asks_before_it_sends(certs: Certs) -> None:
         await writer.wait_closed()
 
 
+async def test_a_small_body_that_is_not_wanted_is_dropped(certs: Certs) -> None:
+    async with multi_user_server(certs) as (_, panel):
+        unwanted = post(b"body").replace(b"POST", b"PUT")
+        healthy = post(b"body", target="/healthz").replace(b"POST", b"GET")
+        answers = await panel.exchange(unwanted + healthy + closing(PING))
+        found = re.findall(rb"HTTP/1.1 (\d+) ", answers)
+        assert found == [b"405", b"200", b"200"]
+        assert answers.endswith(b'{"res":1}')
+
+
+async def test_an_end_in_the_middle_of_a_head_is_a_bad_request(certs: Certs) -> None:
+    async with (
+        multi_user_server(certs) as (_, panel),
+        await connect(int(panel.address.rpartition(":")[2])) as client,
+    ):
+        await client.send(post(PING)[:20])
+        await client.finish()
+        assert status(await client.rest()) == 400
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "HEAD", "DELETE", "OPTIONS"])
 async def test_a_command_is_a_post(method: str, certs: Certs) -> None:
     request = f"{method} / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
