@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
 from anytls.options import ServerOptions
 from mtt.address import host_port, peer_name
 from mtt.errors import DestinationError, NetworkError, UsageError
-from mtt.inbound.anytls_front import ANSWER_TIME, AnyTlsFrontend, answered
+from mtt.inbound.anytls_answer import ANSWER_TIME, answered
+from mtt.inbound.anytls_reader import AnyTlsReader
+from mtt.inbound.front import Frontend
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamTransport
@@ -83,13 +85,16 @@ class Server(Service):
         self._denials = Throttle(DENIALS_SHOWN)
         self._outbound = DirectDialer(self._resolver, options.policy.allows)
         self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
-        self._frontend = AnyTlsFrontend[Account](
+        reader = AnyTlsReader(
             self._serve,
             find=self._accounts.find,
-            counters=self.counters,
-            context=self._tls.context if self._tls is not None else None,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
             alpn=(*options.tls.alpn, *options.alpn_ignored) if options.tls is not None else (),
+        )
+        self._frontend = Frontend(
+            reader,
+            counters=self.counters,
+            context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
         )
@@ -155,15 +160,6 @@ class Server(Service):
         self._accounts.saw(account)
 
     # What counts.
-
-    def _count_connections(self) -> int:
-        return self.tunnels + self._frontend.idle  # those cost something, too
-
-    def _count_handshakes(self) -> int:
-        return self._frontend.pending
-
-    def _sessions(self) -> Collection[ServerSession]:
-        return self._frontend.sessions
 
     def metrics_page(self) -> str:
         denied = metrics.metric(

@@ -13,55 +13,27 @@ needs is imported: a plugin must listen at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mtt.wire import alpn
 
 if TYPE_CHECKING:
-    import ssl
-
     from mtt.address import Endpoint
-    from mtt.layers.base import StreamProtocol, StreamTransport
+    from mtt.inbound.front import HeadReader
+    from mtt.layers.base import StreamTransport
     from mtt.observe.metrics import Counters
     from mtt.options.tunnel import ClientOptions, ServerOptions
     from mtt.outbound.connector import Connector, Finish
-    from mtt.outbound.upstream import Session, Upstream
+    from mtt.outbound.upstream import Upstream
     from mtt.tunnels.open_tunnels import OpenTunnels
     from mtt.wire.http1 import Reply, Request
 
 
-    MakeContext = Callable[[], ssl.SSLContext]
-
-
-class Front(Protocol):
-    """From accepted connections to the streams that they carry."""
-
-    @property
-    def pending(self) -> int:
-        """How many connections are no tunnel yet."""
-
-    @property
-    def sessions(self) -> Collection[Session]:
-        """The multiplexed connections that are up."""
-
-    @property
-    def idle(self) -> int:
-        """How many of these carry nothing that is counted otherwise."""
-
-    def accept(self) -> StreamProtocol:
-        """The protocol of a new connection."""
-
-    def close(self) -> None:
-        """Cut what has not become a stream, and all sessions."""
-
-
 class Owner(Protocol):
-    """What a front needs of the server."""
+    """What the reader of a server's connections needs of the server."""
 
-    counters: Counters
     open_tunnels: OpenTunnels
 
     def lead(self, stream: StreamTransport, destination: Endpoint) -> None:
@@ -69,9 +41,6 @@ class Owner(Protocol):
 
     def route(self, request: Request) -> Endpoint | Reply:
         """Where a WebSocket request leads."""
-
-    def visit(self, stream: StreamTransport) -> None:
-        """Carry the stream of a visitor, held, to the fallback site."""
 
     async def connect(self, destination: Endpoint) -> StreamTransport:
         """A connection to a destination, held."""
@@ -94,7 +63,7 @@ class Mode:
         half_close: see TlsLayer.
         upgrade: what a client puts on top of TLS.
         upstream: how a client gets out, given what makes connections.
-        front: how a server takes connections, given what makes TLS contexts, if it does TLS.
+        reader: what reads the beginning of a server's connections.
     """
 
     name: str
@@ -107,7 +76,7 @@ class Mode:
     half_close: bool
     upgrade: Callable[[ClientOptions], Finish | None]
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
-    front: Callable[[ServerOptions, MakeContext | None, Owner], Front]
+    reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
 
     def command_line(self, password: str) -> tuple[str, ...]:
         """The options as arguments, for either end."""
@@ -180,37 +149,20 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
     return AnyTlsTunnel(pool)
 
 
-def _stream_front(
-    options: ServerOptions, context: MakeContext | None, owner: Owner, *, mux: bool
-) -> Front:
-    from mtt.inbound.tunnel_front import Frontend
+def _tunnel_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
+    from mtt.inbound.tunnel_reader import TunnelReader
 
-    return Frontend(
+    return TunnelReader(
         owner.lead,
-        counters=owner.counters,
-        context=context,
+        route=owner.route if options.wss else None,
         place=options.destination,
-        mux=mux,
+        mux=options.mux,
     )
 
 
-def _websocket_front(
-    options: ServerOptions, context: MakeContext | None, owner: Owner, *, mux: bool
-) -> Front:
-    from mtt.inbound.tunnel_front import Frontend
-
-    return Frontend(
-        owner.lead,
-        counters=owner.counters,
-        context=context,
-        route=owner.route,
-        mux=mux,
-        fallback=owner.visit if options.fallback is not None else None,
-    )
-
-
-def _anytls_front(options: ServerOptions, context: MakeContext | None, owner: Owner) -> Front:
-    from mtt.inbound.anytls_front import AnyTlsFrontend, answered, answered_at_once
+def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
+    from mtt.inbound.anytls_answer import answered, answered_at_once
+    from mtt.inbound.anytls_reader import AnyTlsReader
     from mtt.layers.anytls_stream import ServerStream
     from mtt.trust.passwords import Passwords
     from mtt.wire.anytls import password_hash
@@ -224,14 +176,11 @@ def _anytls_front(options: ServerOptions, context: MakeContext | None, owner: Ow
             lambda: answered_at_once(stream, owner.connect_at_once(destination)),
         )
 
-    return AnyTlsFrontend(
+    return AnyTlsReader(
         serve,
         find=Passwords([(password_hash(options.anytls_password), options.destination)]).find,
-        counters=owner.counters,
-        context=context,
         scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
         alpn=alpn.SITE,
-        fallback=owner.visit if options.fallback is not None else None,
     )
 
 
@@ -244,7 +193,7 @@ _TABLE = (
         half_close=True,
         upgrade=_no_upgrade,
         upstream=_connections,
-        front=partial(_stream_front, mux=False),
+        reader=_tunnel_reader,
     ),
     Mode(
         name="wss",
@@ -254,7 +203,7 @@ _TABLE = (
         half_close=False,
         upgrade=_websocket,
         upstream=_connections,
-        front=partial(_websocket_front, mux=False),
+        reader=_tunnel_reader,
     ),
     Mode(
         name="mux",
@@ -265,7 +214,7 @@ _TABLE = (
         half_close=True,
         upgrade=_no_upgrade,
         upstream=_smux,
-        front=partial(_stream_front, mux=True),
+        reader=_tunnel_reader,
     ),
     Mode(
         name="wss+mux",
@@ -276,7 +225,7 @@ _TABLE = (
         half_close=False,
         upgrade=_websocket,
         upstream=_smux,
-        front=partial(_websocket_front, mux=True),
+        reader=_tunnel_reader,
     ),
     Mode(
         name="anytls",
@@ -289,7 +238,7 @@ _TABLE = (
         half_close=True,
         upgrade=_no_upgrade,
         upstream=_anytls,
-        front=_anytls_front,
+        reader=_anytls_reader,
     ),
 )
 MODES = {mode.name: mode for mode in _TABLE}

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
+from mtt.inbound.front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
@@ -63,8 +64,12 @@ class Server(Service):
             self.certificates = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._dialer = Dialer(resolver, timeout=DESTINATION_TIME)
-        context = self._tls.context if self._tls is not None else None
-        self._frontend = mode.front(options, context, self)
+        self._frontend = Frontend(
+            mode.reader(options, self),
+            counters=self.counters,
+            context=self._tls.context if self._tls is not None else None,
+            fallback=self._visit if options.fallback is not None else None,
+        )
         self.endpoint = MetricsEndpoint(
             self.metrics_page, options.metrics, options.metrics_unix, resolver
         )
@@ -93,7 +98,11 @@ class Server(Service):
         self._frontend.close()
         await super().close()
 
-    # For the front.
+    def _visit(self, stream: StreamTransport) -> None:
+        assert self._options.fallback is not None
+        self.lead(stream, self._options.fallback)
+
+    # For what reads the heads.
 
     def route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
@@ -102,10 +111,6 @@ class Server(Service):
         self.open_tunnels.carry(
             stream, partial(self.connect, destination), partial(self.connect_at_once, destination)
         )
-
-    def visit(self, stream: StreamTransport) -> None:
-        assert self._options.fallback is not None
-        self.lead(stream, self._options.fallback)
 
     async def connect(self, destination: Endpoint) -> StreamTransport:
         return await self._dialer.connect(destination, Holding)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
-from mtt.inbound.tunnel_front import Frontend
+from mtt.inbound.front import Frontend
+from mtt.inbound.tunnel_reader import TunnelReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
@@ -77,13 +78,16 @@ class MultiUserServer(Service):
             options, self._users, self._events, self.metrics_page
         )
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
-        self._frontend = Frontend[User](
+        reader = TunnelReader(
             self._serve,
-            counters=self.counters,
-            context=self._tls.context if self._tls is not None else None,
             route=self._route,
             mux=options.mux,
             refusal=NOT_FOUND,  # as for unknown paths, or it would tell which ones exist
+        )
+        self._frontend = Frontend(
+            reader,
+            counters=self.counters,
+            context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
             on_session=lambda user, session: self._users.session_changed(user.path, session),
         )

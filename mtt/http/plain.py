@@ -12,10 +12,7 @@ from collections.abc import Callable
 
 from mtt.http import nginx
 from mtt.http.fallback import Visit
-from mtt.http.server import HttpServer
 from mtt.layers.base import Data, StreamTransport, Upper
-from mtt.layers.holding import Holding, hand_over, hold
-from mtt.net.admission import Pending
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
@@ -150,24 +147,3 @@ def https_page(page: bytes, *, head_only: bool = False) -> bytes:
 
 def _never(transport: StreamTransport, received: bytes) -> None:
     raise AssertionError("no tunnel begins without TLS")
-
-
-def visit_in_clear(
-    transport: StreamTransport,
-    received: bytes,
-    pending: Pending,
-    fallback: Callable[[StreamTransport], None] | None,
-) -> None:
-    """Answer a visitor without TLS who has said this; `fallback` leads to the site, if any."""
-    pending.add(transport)
-    if fallback is None:
-        http = HttpServer(
-            lambda request: nginx.plain_http_reply(),
-            as_nginx=True,
-            on_end=lambda: pending.discard(transport),
-        )
-        hold(transport, received)
-        hand_over(transport, http)
-        return
-    visit = PlainVisit(Holding(fallback), on_settled=lambda: pending.discard(transport))
-    visit.start(transport, received, False)

@@ -34,16 +34,17 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         known: gets the transport, the user and the bytes behind the preamble.
         stranger: gets the transport of anybody else as soon as that is clear, what it was that
             came, and whether that was the end; and what is wrong about it, for a log.
-        failed: called if the connection is lost before that.
-        connected: called with the transport when there is one.
+        failed: gets the transport and the reason if the connection is lost before that.
         silence_time: seconds until a connection that says nothing is a stranger's, if not as many
             as for a preamble.
     """
 
     __slots__ = (
-        "_connected", "_deadline", "_failed", "_find", "_known", "_reader", "_silence_time",
-        "_stranger", "_transport", "_who",
+        "_deadline", "_failed", "_find", "_known", "_reader", "_silence_time", "_stranger",
+        "_transport", "_who",
     )  # fmt: skip
+
+    _transport: StreamTransport
 
     def __init__(
         self,
@@ -51,25 +52,20 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         *,
         known: Callable[[StreamTransport, Who, bytes], None],
         stranger: Callable[[StreamTransport, bytes, bool, Exception], None],
-        failed: Callable[[Exception], None],
-        connected: Callable[[StreamTransport], None] | None = None,
+        failed: Callable[[StreamTransport, Exception], None],
         silence_time: float | None = None,
     ) -> None:
-        self._connected = connected
         self._find = find
         self._known = known
         self._stranger = stranger
-        self._failed: Callable[[Exception], None] | None = failed
+        self._failed: Callable[[StreamTransport, Exception], None] | None = failed
         self._reader: PreambleReader | None = PreambleReader()
         self._who: Who | None = None
-        self._transport: StreamTransport | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._silence_time = PREAMBLE_TIME if silence_time is None else silence_time
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
-        if self._connected is not None:
-            self._connected(transport)
         self._arm(self._silence_time)
 
     def data_received(self, data: Data) -> None:
@@ -77,20 +73,21 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
         if reader is None:
             return
         reader.feed(data)
-        if self._who is None:
+        is_new = self._who is None
+        if is_new:
             # All clients write the preamble in one record of TLS, and a record arrives whole. So
             # less than a hash is none, and gets its answer as early as from any web server.
             self._who = self._find(reader.hash) if reader.hash is not None else None
             if self._who is None:
                 self._is_stranger()
                 return
-            self._arm(PREAMBLE_TIME)
         rest = reader.rest
         if rest is not None:
-            transport, who, known = self._transport, self._who, self._known
             self._let_go()
-            assert transport is not None
-            known(transport, who, rest)
+            assert self._who is not None
+            self._known(self._transport, self._who, rest)
+        elif is_new:
+            self._arm(PREAMBLE_TIME)
 
     def eof_received(self) -> bool:
         if self._reader is not None:
@@ -99,13 +96,10 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         failed = self._failed
-        if failed is None:
-            return
-        error = exc
-        if error is None or self._transport is not None:  # after the handshake of TLS
+        if failed is not None:
             error = self._verdict(Cause.EOF)
-        self._let_go()
-        failed(error)
+            self._let_go()
+            failed(self._transport, error)
 
     def pause_writing(self) -> None:
         """Nothing is written."""
@@ -121,10 +115,10 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
 
     def _hand_over(self, cause: Cause) -> None:
         """Be done with a stranger, whom `cause` has brought to light."""
-        transport, reader, error = self._transport, self._reader, self._verdict(cause)
-        assert transport is not None and reader is not None
+        reader, error = self._reader, self._verdict(cause)
+        assert reader is not None
         self._let_go()
-        self._stranger(transport, reader.received, cause is Cause.EOF, error)
+        self._stranger(self._transport, reader.received, cause is Cause.EOF, error)
 
     def _verdict(self, cause: Cause) -> Exception:
         """What is wrong with a stranger."""
@@ -143,7 +137,7 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
     def _let_go(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._reader = self._failed = self._connected = None
+        self._reader = self._failed = None
 
 
 class StreamHead(StreamProtocol):

@@ -112,7 +112,7 @@ async def test_a_destination_that_answers_later_than_the_server_waits(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client is told of a success in time, and a failure after that ends the connection."""
-    monkeypatch.setattr("mtt.inbound.anytls_front.ANSWER_TIME", 0.1)
+    monkeypatch.setattr("mtt.inbound.anytls_answer.ANSWER_TIME", 0.1)
     async with server_for(certs) as server, client_for(certs, port_of(server)) as client:
         known = asyncio.Event()
 

@@ -14,7 +14,7 @@ from mtt.http import nginx
 from mtt.http import server as http_server
 from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
-from mtt.inbound import anytls_front
+from mtt.inbound import anytls_reader
 from mtt.layers import anytls_heads
 from mtt.layers import tls as tls_layer
 from mtt.wire.http1 import HttpError
@@ -46,7 +46,7 @@ REQUEST = b"GET /a/long/path/for/more/than/a/hash HTTP/1.1\r\nHost: test.local\r
 
 @pytest.fixture(autouse=True)
 def one_date(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (http_server, anytls_front):
+    for module in (http_server, anytls_reader):
         monkeypatch.setattr(module, "http_date", lambda: NOW)
 
 
@@ -138,7 +138,7 @@ async def test_a_request_may_come_slowly(
 
 def is_web(server: Server) -> bool:
     """Whether its only connection is a web visitor's."""
-    pending: Any = server._frontend._pending._transports
+    pending: Any = server._frontend.handshakes._transports
     return [type(tls.upper) for tls in pending] == [HttpServer]
 
 
@@ -147,7 +147,7 @@ async def test_visitors_who_are_slow_or_done_are_closed(
 ) -> None:
     """By the web server's own deadlines."""
     web = functools.partial(HttpServer, limits=VISITORS._replace(head=10, keepalive=10))
-    monkeypatch.setattr(anytls_front, "HttpServer", web)
+    monkeypatch.setattr(anytls_reader, "HttpServer", web)
     waits(monkeypatch, preamble=NEVER)
     clock = Clock(monkeypatch, http_server)
     async with asyncio.timeout(SOON), server_for(certs) as server:

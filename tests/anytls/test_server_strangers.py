@@ -14,7 +14,7 @@ import pytest
 from anytls.server import Server
 from mtt.http.fallback import SITE_TIME
 from mtt.http.limits import VISITORS
-from mtt.inbound import anytls_front
+from mtt.inbound import anytls_reader, front
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_heads import ConnectionHead
 from mtt.net.admission import Pending
@@ -88,14 +88,14 @@ async def in_front_of_a_site(certs: Certs) -> AsyncIterator[tuple[Server, Site]]
 
 def has_heard(server: Server, data: bytes) -> bool:
     """Whether somebody has said so much without showing who it is."""
-    pending: Any = server._frontend._pending._transports
+    pending: Any = server._frontend.handshakes._transports
     readers = [tls.upper._reader for tls in pending if isinstance(tls.upper, ConnectionHead)]
     return any(reader is not None and reader.received == data for reader in readers)
 
 
 def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
-    monkeypatch.setattr(anytls_front, "VISITORS", VISITORS._replace(head=preamble))
+    monkeypatch.setattr(anytls_reader, "VISITORS", VISITORS._replace(head=preamble))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
     """Slow-loris: the oldest ones have to go when there are too many, and all when it is time."""
     waits(monkeypatch, preamble=10)
     clock = Clock(monkeypatch, anytls_heads)
-    monkeypatch.setattr(anytls_front, "Pending", partial(Pending, 4))
+    monkeypatch.setattr(front, "Pending", partial(Pending, 4))
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         slow = [await tls_connect(port_of(server), certs) for _ in range(8)]
         await eventually(lambda: server._frontend.pending == 4)

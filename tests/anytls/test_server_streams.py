@@ -17,7 +17,7 @@ from anytls import server
 from anytls.server import DENIALS_SHOWN, Server
 from mtt.address import Endpoint
 from mtt.errors import DestinationError
-from mtt.inbound import anytls_front
+from mtt.inbound import anytls_answer
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.layers.holding import Holding
@@ -313,7 +313,7 @@ def slow_dial(server: Server, then: Callable[[], Awaitable[asyncio.Transport]]) 
 async def test_a_slow_destination_is_acknowledged_before_the_client_gives_up_its_session(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anytls_front, "ANSWER_TIME", 0.1)
+    monkeypatch.setattr(anytls_answer, "ANSWER_TIME", 0.1)
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         dial = server._outbound._dialer.connect
         go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Holding))
@@ -328,7 +328,7 @@ async def test_a_slow_destination_is_acknowledged_before_the_client_gives_up_its
 async def test_one_that_fails_after_that_is_an_end_without_a_byte(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anytls_front, "ANSWER_TIME", 0.1)
+    monkeypatch.setattr(anytls_answer, "ANSWER_TIME", 0.1)
 
     async def fail() -> asyncio.Transport:
         raise DestinationError(Outcome.TIMED_OUT)

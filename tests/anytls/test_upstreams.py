@@ -35,7 +35,7 @@ async def test_servers_are_tried_in_turn(certs: Certs) -> None:
             server_for(certs) as server,
             client_for(certs, dead, port_of(stranger), port_of(server)) as client,
         ):
-            stranger._frontend._fallback = lambda transport: transport.close()
+            stranger._frontend.fallback = lambda transport: transport.close()
             for _ in range(5):
                 await check_echo(client, there.port)
             # Those that failed rest, so that nobody waits for them again.

@@ -264,7 +264,7 @@ async def test_slow_tunnel_is_served_when_the_site_is_down(
 
 def is_web(server: Server) -> bool:
     """Whether all that is no tunnel yet is waited for, without the site."""
-    pending: Any = server._frontend._pending._transports
+    pending: Any = server._frontend.handshakes._transports
     return bool(pending) and all(type(each.get_protocol()) is HttpServer for each in pending)
 
 

@@ -337,7 +337,7 @@ def empty(service: Client | Server) -> bool:
     """Whether the service holds nothing any more of the connections it had."""
     held: list[Any] = [service.open_tunnels]
     if isinstance(service, Server):
-        held += [service._frontend._pending, service._frontend._sessions]
+        held += [service._frontend.handshakes, service._frontend._sessions]
     return not any(held)
 
 

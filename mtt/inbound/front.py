@@ -1,0 +1,213 @@
+"""The front of a server: from an accepted connection to the streams that it carries.
+
+    TCP -> TLS (unless a proxy in front does it) -> head -> stream, or session of streams
+            `-> visitor without TLS                  `-> visitor
+
+A `HeadReader` reads what a connection begins with and decides what follows. The front owns the
+rest: the number of handshakes under way, failures and their log lines, visits to the fallback
+site, and the sessions that are up.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from mtt.address import peer_name
+from mtt.errors import Cause, PeerError
+from mtt.http import entrance, nginx
+from mtt.http.entrance import Entrance
+from mtt.http.fallback import Visit
+from mtt.http.plain import PlainVisit
+from mtt.http.server import HttpServer
+from mtt.http.watch import Watch
+from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.holding import Holding, hand_over, hold
+from mtt.layers.mux import MuxSession
+from mtt.layers.tls import TlsLayer
+from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.net.admission import Pending
+from mtt.observe.metrics import Counters
+from mtt.wire.http1 import Reply
+
+Who = TypeVar("Who")  # the user of a session, or the place that it leads to
+Session = TypeVar("Session", bound=MuxSession[Any])
+# Gets the connection of a visitor who may want a tunnel after all, and what was received.
+Resume = Callable[[StreamTransport, bytes], None]
+
+
+class HeadReader(Generic[Who, Session]):
+    """Reads what connections begin with, and hands their streams to the server.
+
+    Attributes:
+        front: the front that it reads for; set by the front.
+        alpn: the ALPN names of a port that imitates a web server. Clients that offer only others
+            are refused. None for a port that imitates nothing.
+        counts_sessions: whether a session with open streams counts as one more connection.
+    """
+
+    front: Frontend[Who, Session]
+    alpn: Collection[str] | None
+    counts_sessions: bool
+
+    def read(self, transport: StreamTransport) -> None:
+        """Take over a connection after its TLS handshake.
+
+        Without a further head it leaves `front.handshakes` at once. Else it has to be there until
+        the head is complete; without TLS it is not there yet.
+        """
+        raise NotImplementedError
+
+
+class Frontend(Generic[Who, Session]):
+    """Turns accepted connections into streams.
+
+    Args:
+        reader: reads what the connections begin with.
+        counters: where failures, sessions and streams are counted.
+        context: called for the TLS context of each connection, None to go without.
+        fallback: gets the stream of every visitor who does not ask for a tunnel, held, to be
+            relayed to a web site. Without it visitors find a web server that has no page.
+        on_session: called with the user or place of every session when it begins and once more
+            when it is over (`session.lost`).
+
+    Attributes:
+        handshakes: connections that are not tunnels yet.
+    """
+
+    def __init__(
+        self,
+        reader: HeadReader[Who, Session],
+        *,
+        counters: Counters,
+        context: Callable[[], ssl.SSLContext] | None,
+        fallback: Callable[[StreamTransport], None] | None = None,
+        on_session: Callable[[Who, Session], None] | None = None,
+    ) -> None:
+        reader.front = self
+        self._reader = reader
+        self._alpn = None if reader.alpn is None else [name.encode() for name in reader.alpn]
+        self.counters = counters
+        self._context = context
+        self.fallback = fallback
+        self._on_session = on_session
+        self.handshakes = Pending(on_cut=self._count_cut)
+        self._failures = Throttle(FAILURE_BURST)
+        self._sessions: dict[Session, Who] = {}
+
+    @property
+    def pending(self) -> int:
+        """Number of connections that are not tunnels yet."""
+        return len(self.handshakes)
+
+    @property
+    def sessions(self) -> Collection[Session]:
+        """The sessions that are up."""
+        return self._sessions.keys()
+
+    @property
+    def idle(self) -> int:
+        """Number of sessions that count as connections besides the open tunnels."""
+        if self._reader.counts_sessions:
+            return len(self._sessions)
+        return sum(not session.open_streams for session in self._sessions)
+
+    def accept(self) -> StreamProtocol:
+        """The protocol for a new connection (a protocol factory of asyncio)."""
+        holding = Holding(self._reader.read)
+        if self._context is None:
+            return holding
+        if self._alpn is None:
+            tls = TlsLayer(holding, self._context(), server_side=True, half_close=True)
+        else:
+            tls = TlsLayer(
+                holding, self._context(), server_side=True, handshake_time=entrance.HANDSHAKE_TIME
+            )
+        holding.failed = partial(self.give_up, tls)
+        self.handshakes.add(tls)
+        if self._alpn is None:
+            return tls
+        return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
+
+    def cut(self, is_unwanted: Callable[[Who], bool]) -> int:
+        """Cut the sessions of some users, with all their streams. Returns how many."""
+        cut = [session for session, who in self._sessions.items() if is_unwanted(who)]
+        for session in cut:
+            session.abort()
+        return len(cut)
+
+    def close(self) -> None:
+        """Cut all handshakes and all sessions."""
+        self.handshakes.close()
+        self.cut(lambda who: True)
+
+    # Failures.
+
+    def failed(self, transport: StreamTransport, error: Exception) -> None:
+        """Count and log a failed handshake, unless the connection was cut to make room."""
+        if transport in self.handshakes:
+            self.counters.failed(error)
+            self._failures.failure(transport, error)
+
+    def give_up(self, transport: StreamTransport, error: Exception) -> None:
+        """The same for a connection that cannot become a tunnel any more."""
+        self.failed(transport, error)
+        self.handshakes.discard(transport)
+
+    def _count_cut(self) -> None:
+        self.counters.handshake_failures[Cause.OVERLOAD] += 1
+
+    # Visitors.
+
+    def visit(
+        self, transport: StreamTransport, watch: Watch, on_tunnel: Resume, on_refused: Resume | None
+    ) -> Visit:
+        """A visit to the fallback site, for the caller to start."""
+        assert self.fallback is not None
+        self.handshakes.add(transport)
+        return Visit(
+            Holding(self.fallback),
+            watch,
+            on_tunnel=on_tunnel,
+            on_refused=on_refused,
+            on_settled=partial(self.handshakes.discard, transport),
+        )
+
+    def answers(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
+        """Count and log the reply to a visitor, where there is no fallback site."""
+        self.counters.handshake_failures[Cause.PATH] += 1
+        # Without the path: it may be somebody's secret with a typing error.
+        logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
+
+    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
+        """Answer a visitor without TLS."""
+        self.handshakes.add(transport)
+        done = partial(self.handshakes.discard, transport)
+        if self.fallback is not None:
+            PlainVisit(Holding(self.fallback), on_settled=done).start(transport, received, False)
+        else:
+            reply = nginx.plain_http_reply()
+            hold(transport, received)
+            hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))
+
+    # Sessions.
+
+    def begin(self, session: Session, who: Who) -> None:
+        """Register a session. At its end it calls `session_lost`."""
+        self._sessions[session] = who
+        self.counters.sessions += 1
+        if self._on_session is not None:
+            self._on_session(who, session)
+
+    def session_lost(self, session: Session, error: Exception | None) -> None:
+        who = self._sessions.pop(session)
+        if self._on_session is not None:
+            self._on_session(who, session)
+        self.counters.session_over(error)
+        if isinstance(error, PeerError):
+            self._failures.failure(session.lower, error)
+        elif error is not None:
+            # Go clients close the connection under their last stream: nothing to report.
+            logger.debug("%s: %s", peer_name(session.lower), error)
