@@ -14,13 +14,12 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.observe import metrics
 from mtt.observe.endpoint import MetricsEndpoint
-from mtt.observe.metrics import Counters
 from mtt.outbound.connector import CONNECT_TIME
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import CLIENT_NEWS, OpenTunnels
+from mtt.tunnels.open_tunnels import CLIENT_NEWS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
 
@@ -41,9 +40,9 @@ class Client(Service):
         resolver = Resolver()
         super().__init__(
             Listening(options.bind, resolver=resolver, descriptors=options.sockets),
-            OpenTunnels(
-                Counters(), timeout=options.timeout, max_conns=options.max_conns, news=CLIENT_NEWS
-            ),
+            timeout=options.timeout,
+            max_conns=options.max_conns,
+            news=CLIENT_NEWS,
             sessions=lambda: self._servers.sessions,
             pending=lambda: self._servers.connecting,
         )

@@ -23,13 +23,12 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.observe import metrics
 from mtt.observe.endpoint import MetricsEndpoint
-from mtt.observe.metrics import Counters
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import Carried, OpenTunnels
+from mtt.tunnels.open_tunnels import Carried
 from mtt.tunnels.service import Service
 from mtt.users.accounts import Account, Accounts
 from mtt.users.file import read_users
@@ -65,12 +64,9 @@ class Server(Service):
                 descriptors=options.sockets,
                 fast_open=options.fast_open,
             ),
-            OpenTunnels(
-                Counters(),
-                timeout=options.timeout,
-                max_conns=options.max_conns,
-                idle=lambda: self._frontend.idle,
-            ),
+            timeout=options.timeout,
+            max_conns=options.max_conns,
+            idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
         )

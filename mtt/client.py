@@ -16,11 +16,10 @@ from mtt.modes import MODES
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.observe.endpoint import MetricsEndpoint
-from mtt.observe.metrics import Counters
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import CLIENT_NEWS, OpenTunnels
+from mtt.tunnels.open_tunnels import CLIENT_NEWS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
 
@@ -49,9 +48,9 @@ class Client(Service):
         resolver = Resolver(options.fallback_dns, protect)
         super().__init__(
             Listening(options.bind, resolver=resolver, descriptors=options.sockets),
-            OpenTunnels(
-                Counters(), timeout=options.timeout, max_conns=options.max_conns, news=CLIENT_NEWS
-            ),
+            timeout=options.timeout,
+            max_conns=options.max_conns,
+            news=CLIENT_NEWS,
             sessions=lambda: self._upstream.sessions,
             pending=lambda: self._connector.connecting,
         )

@@ -15,11 +15,9 @@ from mtt.modes import MODES, described
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.observe.endpoint import MetricsEndpoint
-from mtt.observe.metrics import Counters
 from mtt.options.tunnel import ServerOptions
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
@@ -47,12 +45,9 @@ class Server(Service):
                 descriptors=options.sockets,
                 fast_open=options.fast_open,
             ),
-            OpenTunnels(
-                Counters(),
-                timeout=options.timeout,
-                max_conns=options.max_conns,
-                idle=lambda: self._frontend.idle,
-            ),
+            timeout=options.timeout,
+            max_conns=options.max_conns,
+            idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
         )

@@ -18,10 +18,8 @@ from mtt.log import logger
 from mtt.modes import described
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
-from mtt.observe.metrics import Counters
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 from mtt.tunnels.throttle import Throttle, Tokens
 from mtt.wire.http1 import Reply, Request
@@ -57,12 +55,9 @@ class MultiUserServer(Service):
                 descriptors=options.handed.tunnel,
                 fast_open=options.fast_open,
             ),
-            OpenTunnels(
-                Counters(),
-                timeout=options.timeout,
-                max_conns=options.max_conns,
-                idle=lambda: self._frontend.idle,
-            ),
+            timeout=options.timeout,
+            max_conns=options.max_conns,
+            idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
         )

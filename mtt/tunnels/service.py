@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
+from mtt.errors import MttError
 from mtt.log import logger
 from mtt.observe import metrics
 from mtt.observe.endpoint import MetricsEndpoint
@@ -23,7 +24,7 @@ from mtt.outbound.upstream import Session
 from mtt.process.runtime import Hub
 from mtt.trust.reload import TlsFiles
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import OpenTunnels
+from mtt.tunnels.open_tunnels import SERVER_NEWS, OpenTunnels
 
 # Seconds between two looks at what is left when the service is to end: a blink for a person.
 DRAIN_TICK = 0.05
@@ -33,7 +34,8 @@ class Service:
     """What all programs do alike, see `mtt.process.runtime.Service`.
 
     Args:
-        listening, open_tunnels: its parts.
+        listening: where it listens.
+        timeout, max_conns, idle, news: see OpenTunnels.
         sessions: the multiplexed connections there are.
         pending: how many connections between the two ends are no tunnel yet.
 
@@ -46,16 +48,20 @@ class Service:
     def __init__(
         self,
         listening: Listening,
-        open_tunnels: OpenTunnels,
         *,
+        timeout: float,
+        max_conns: int = 0,
+        idle: Callable[[], int] = lambda: 0,
+        news: tuple[type[MttError], ...] = SERVER_NEWS,
         sessions: Callable[[], Collection[Session]],
         pending: Callable[[], int],
-        certificates: Iterable[TlsFiles] = (),
     ) -> None:
         self.listening = listening
-        self.open_tunnels = open_tunnels
-        self.counters = open_tunnels.counters
-        self.certificates = tuple(certificates)
+        self.counters = metrics.Counters()
+        self.open_tunnels = OpenTunnels(
+            self.counters, timeout=timeout, max_conns=max_conns, idle=idle, news=news
+        )
+        self.certificates: tuple[TlsFiles, ...] = ()
         self.endpoint: MetricsEndpoint | None = None
         self.lag = LagMeter()
         self._sessions = sessions

@@ -13,11 +13,9 @@ from mtt.layers.base import Data
 from mtt.layers.holding import Holding
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
-from mtt.observe.metrics import Counters
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 
 
@@ -30,7 +28,7 @@ class DirectProxy(Service):
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         super().__init__(
             Listening(Endpoint((host,), 0), resolver=Resolver()),
-            OpenTunnels(Counters(), timeout=20),
+            timeout=20,
             sessions=lambda: (),
             pending=lambda: 0,
         )

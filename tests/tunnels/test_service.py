@@ -9,9 +9,7 @@ from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.net.resolve import Resolver
-from mtt.observe.metrics import Counters
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.tunnels.service import Service
 from tests.support.transports import FakeTransport
 
@@ -46,7 +44,7 @@ class Sessions(Service):
     def __init__(self, *sessions: Session) -> None:
         super().__init__(
             Listening(None, resolver=Resolver()),
-            OpenTunnels(Counters(), timeout=1.0),
+            timeout=1.0,
             sessions=lambda: [session for session in sessions if not session.closed],
             pending=lambda: 0,
         )
