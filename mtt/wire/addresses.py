@@ -1,12 +1,12 @@
-"""Addresses on the wire: what SOCKS5 (RFC 1928, 5), AnyTLS and UDP over TCP name a peer by.
+"""Addresses on the wire, as in SOCKS5 (RFC 1928, 5), AnyTLS and UDP over TCP.
 
     u8 type | 4 bytes, 16 bytes, or u8 length and a name | u16 port
 
-Big-endian. An address is a host and a port here: the host is an IP literal in its usual form,
-without brackets, or a domain name, which goes over the wire as UTF-8 and is for whoever resolves
-it to judge. IPv6 addresses with an IPv4 address mapped into them (RFC 4291, 2.5.5.2) are that
-IPv4 address, and names that are IP literals are addresses, also in brackets, as some clients send
-them: whoever filters by address must see what will be connected to.
+Big-endian. An address here is a host and a port. The host is an IP literal in canonical form,
+without brackets, or a domain name, which is UTF-8 on the wire and is validated by the resolver.
+IPv4-mapped IPv6 addresses (RFC 4291, 2.5.5.2) become IPv4 addresses, and names that are IP
+literals, with or without brackets, become addresses, as some clients send them: rules about
+addresses must see the address that will be dialled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Data = bytes | memoryview
 
 
 class Types(NamedTuple):
-    """The numbers of the three types of addresses."""
+    """Type numbers of the three kinds of address."""
 
     ipv4: int
     domain: int
@@ -29,19 +29,19 @@ class Types(NamedTuple):
 
 
 SOCKS = Types(ipv4=1, domain=3, ipv6=4)  # RFC 1928, 5
-# Datagrams of UDP over TCP have numbers of their own (uot.AddrParser of github.com/sagernet/sing).
+# UDP over TCP has its own numbers in datagrams (uot.AddrParser of github.com/sagernet/sing).
 UOT = Types(ipv4=0, domain=2, ipv6=1)
 
-MAX_NAME = 255  # bytes: what its length field can say
+MAX_NAME = 255  # bytes: the maximum of the length field
 MAX_SIZE = 1 + 1 + MAX_NAME + 2
 
-# Datagrams carry the same few addresses over and over; this many are kept in wire form. They are
-# 255 bytes long at most, so the caches are small.
+# Entries per cache: datagrams repeat the same few addresses. An entry has at most 255 bytes, so the
+# caches stay small.
 _CACHED = 512
 
 
 class AddressError(WireError):
-    """Bytes that are no address."""
+    """The bytes are not an address."""
 
 
 @lru_cache(maxsize=_CACHED)
@@ -53,20 +53,20 @@ def _literal(packed: bytes) -> str:
 
 @lru_cache(maxsize=_CACHED)
 def _packed(host: str) -> bytes | None:
-    """`host` as 4 or 16 bytes, None if it is no IP literal."""
+    """`host` as 4 or 16 bytes; None if it is not an IP literal."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
-    # A zone ("%eth0") means nothing to another machine, and is left out.
+    # A zone ("%eth0") has no meaning on another machine, so it is dropped.
     mapped = getattr(address, "ipv4_mapped", None)
     return address.packed if mapped is None else bytes(mapped.packed)
 
 
 def unbracketed(host: str) -> str:
-    """`host` without the brackets in which IPv6 literals stand before a port (RFC 3986, 3.2.2).
+    """`host` without the brackets around an IPv6 literal (RFC 3986, 3.2.2).
 
-    Other hosts are returned as they are. Raises ValueError if brackets hold anything else.
+    Other hosts are returned unchanged. Raises ValueError if the brackets hold anything else.
     """
     if host[:1] != "[":
         return host
@@ -77,18 +77,18 @@ def unbracketed(host: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    # A name with a NUL, a blank or a line break resolves nowhere and would only spoil logs.
+    # A name with a NUL, a space or a line break never resolves and would corrupt log lines.
     if not name.isprintable() or " " in name:
-        raise ValueError("a domain name with blanks or control characters")
+        raise ValueError("a domain name with spaces or control characters")
 
 
 def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
     """`host` (IP literal or name) and `port` on the wire.
 
-    Brackets around an IPv6 literal are left out.
+    Brackets around an IPv6 literal are dropped.
 
-    Raises ValueError when the host is empty, longer than 255 bytes or holds blanks or control
-    characters, or the port is none.
+    Raises ValueError if the host is empty, longer than 255 bytes, or contains spaces or control
+    characters, or if the port is out of range.
     """
     if not 0 <= port <= 0xFFFF:
         raise ValueError(f"{port} is not a port")
@@ -100,7 +100,7 @@ def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
     try:
         name = host.encode()
     except UnicodeEncodeError:
-        raise ValueError("a domain name that is no text") from None
+        raise ValueError("a domain name that is not valid Unicode") from None
     if not 0 < len(name) <= MAX_NAME:
         raise ValueError(f"a domain name has 1 to {MAX_NAME} bytes")
     _check_name(host)
@@ -110,13 +110,13 @@ def encode(host: str, port: int, types: Types = SOCKS) -> bytes:
 def decode(
     data: Data, at: int = 0, types: Types = SOCKS, *, allow_empty: bool = False
 ) -> tuple[str, int, int] | None:
-    """The address at offset `at` of `data`: host, port, and the offset behind it.
+    """The address at offset `at` of `data`: host, port, and the offset after it.
 
-    Returns None as long as it is incomplete, which is at most MAX_SIZE - 1 bytes long. An empty
+    Returns None while the address is incomplete, that is, for at most MAX_SIZE - 1 bytes. An empty
     name, which some peers send where the address does not matter, is an error unless
-    `allow_empty` (to a resolver it would mean this very machine).
+    `allow_empty`: a resolver would take it for the local machine.
 
-    Raises AddressError on an unknown type and on a name that is none.
+    Raises AddressError on an unknown type or an invalid name.
     """
     left = len(data) - at
     if left < 1:

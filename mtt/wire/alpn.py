@@ -1,14 +1,14 @@
-"""The names that TLS handshakes offer and select (ALPN, RFC 7301), the preferred one first.
+"""ALPN names that TLS handshakes offer and select (RFC 7301), in order of preference.
 
-They are those of ordinary browsers and web servers. A WebSocket needs HTTP/1.1, and with AnyTLS
-strangers may get a web site that speaks no other. Where no HTTP follows, the name means nothing;
-but the agreement on one tells two ends of ours from the Go programs, which never agree on any in
-these modes (see TlsLayer's `half_close`).
+The names are those of ordinary browsers and web servers. WebSocket needs HTTP/1.1, and so does the
+fallback site of AnyTLS servers. Where no HTTP follows, the name itself has no meaning, but an
+agreed name shows that the peer is this program: the Go programs never agree on one in these modes
+(see `half_close` of TlsLayer).
 """
 
 from __future__ import annotations
 
 WEBSOCKET = ("http/1.1",)
-# What nginx selects from without HTTP/2: for servers that show themselves as web sites.
+# What nginx without HTTP/2 selects from: for servers with a fallback site.
 SITE = ("http/1.1", "http/1.0", "http/0.9")
 STREAM = ("h2", "http/1.1")

@@ -1,13 +1,14 @@
 """Frames, settings and the preamble of AnyTLS, versions 1 and 2 (github.com/anytls/anytls-go).
 
-    preamble   SHA-256 of the password | u16 length | so many zeros
+    preamble   SHA-256 of the password | u16 length | padding, zeros
     frame      u8 command | u32 stream id | u16 length | data
 
-Big-endian. The client sends the preamble, then frames; the server answers with frames alone.
-There is no window: flow control is the receiver that stops reading the connection.
+Big-endian. The client sends the preamble, then frames; the server sends frames only. The protocol
+has no window: the receiver applies flow control by not reading the connection.
 
-The reference loses its place when a command carries data that should not, or is unknown; the
-decoder here skips them, as the length says. So any bytes are frames, and decoding cannot fail.
+The reference implementation loses frame sync on unknown commands, and on data in commands that
+carry none. This decoder skips such data by its length, so any bytes are valid frames and decoding
+cannot fail.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ VERSION = 2
 WASTE, SYN, PSH, FIN, SETTINGS, ALERT, UPDATE_PADDING = range(7)
 SYNACK, HEART_REQUEST, HEART_RESPONSE, SERVER_SETTINGS = range(7, 11)  # version 2
 
-# Data in one PSH frame that we send. The length field allows 65535, but no peer has ever seen
-# more than the 32 KiB that the reference copies at once.
+# Data in one sent PSH frame. The length field allows 65535, but the reference never sends more than
+# the 32 KiB that it copies at once, so larger frames are untested with peers.
 MAX_PAYLOAD = 32768
 MAX_LENGTH = 0xFFFF  # of the data of any frame
 
@@ -36,17 +37,17 @@ HEADER_SIZE = _HEADER.size
 _WHOLE = frozenset((SETTINGS, ALERT, UPDATE_PADDING, SYNACK, SERVER_SETTINGS))
 _BARE = frozenset((SYN, FIN, HEART_REQUEST, HEART_RESPONSE))
 
-# What the reference says, in an Alert, to a client that opens a stream first.
+# The reference's Alert to a client that opens a stream before it sends settings.
 NO_SETTINGS = b"client did not send its settings"
 
-# Keys kept of a peer's settings: three are known, and 64 KiB could hold 20 thousand.
+# Settings kept of a peer: three keys are known, and a frame of 64 KiB could hold 20 thousand.
 MAX_SETTINGS = 32
 
 HASH_SIZE = 32
 _PREAMBLE_SIZE = HASH_SIZE + 2
 
-# What a SYNACK of ours says of a destination. It is fixed: what the system or the resolver says is
-# nobody's business outside.
+# SYNACK texts about a destination. They are fixed: error texts of the system or the resolver would
+# leak internals to clients.
 _SYNACKS = {
     Outcome.SUCCEEDED: b"",
     Outcome.GENERAL_FAILURE: b"the connection failed",
@@ -56,8 +57,8 @@ _SYNACKS = {
     Outcome.CONNECTION_REFUSED: b"connection refused",
     Outcome.TIMED_OUT: b"timed out",
 }
-# What is in those of others: Go's texts by way of syscall, net and context, strerror() texts, and
-# ours.
+# Phrases in other servers' SYNACK texts: those of Go's syscall, net and context, strerror() texts,
+# and the ones above.
 _WORDS = (
     ("connection refused", Outcome.CONNECTION_REFUSED),
     ("network is unreachable", Outcome.NETWORK_UNREACHABLE),
@@ -66,7 +67,7 @@ _WORDS = (
     ("host is unreachable", Outcome.HOST_UNREACHABLE),
     ("host is down", Outcome.HOST_UNREACHABLE),
     ("host unreachable", Outcome.HOST_UNREACHABLE),
-    ("no such host", Outcome.HOST_UNREACHABLE),  # a name that does not resolve
+    ("no such host", Outcome.HOST_UNREACHABLE),  # the name does not resolve
     ("not allowed", Outcome.NOT_ALLOWED),
     ("not permitted", Outcome.NOT_ALLOWED),
     ("permission denied", Outcome.NOT_ALLOWED),
@@ -80,7 +81,7 @@ _SHOWN = 200  # characters of a peer's text in a log line
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:
-    """The header of a frame with `size` bytes, at most MAX_LENGTH, behind it."""
+    """The header of a frame with `size` bytes of data, at most MAX_LENGTH."""
     return _HEADER.pack(command, stream_id, size)
 
 
@@ -93,54 +94,54 @@ def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
 
 
 def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
-    """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
+    """`data` as PSH frames of at most `most` bytes (up to MAX_LENGTH), for one write."""
     return framed(data, most, lambda size: header(PSH, stream_id, size))
 
 
 class Decoder:
     """Turns received bytes into events `(command, stream id, payload)`.
 
-    PSH events carry a piece of the stream's data as it arrives, a view of what was fed; an empty
-    PSH frame gives b"". Frames up to `whole` bytes come in one piece, unless `release` asks for
-    the part that has arrived. SETTINGS, ALERT, UPDATE_PADDING, SYNACK and SERVER_SETTINGS carry
-    their whole data as bytes; SYN, FIN and the heartbeats carry b"", and whatever the peer put
-    into them is skipped. Waste and unknown commands give nothing.
+    PSH events carry the stream's data as it arrives, as views of the bytes fed; an empty PSH frame
+    carries b"". PSH frames of up to `whole` bytes come in one piece, unless `release` asks for the
+    part that has arrived. SETTINGS, ALERT, UPDATE_PADDING, SYNACK and SERVER_SETTINGS carry all
+    their data as bytes. SYN, FIN and the heartbeats carry b""; data in them is skipped. Waste and
+    unknown commands produce no event.
 
-    It holds one unfinished frame at most, that is MAX_LENGTH bytes.
+    Holds at most one incomplete frame, that is, MAX_LENGTH bytes.
 
     Args:
-        whole: size of the data of a PSH frame from 0 to MAX_LENGTH.
+        whole: maximum data of a PSH frame returned in one piece, from 0 to MAX_LENGTH.
     """
 
     __slots__ = ("_command", "_head", "_id", "_left", "_passed", "_whole", "_whole_limit")
 
     def __init__(self, *, whole: int = 0) -> None:
         self._whole_limit = whole
-        self._passed = False  # a piece of the current PSH frame has been given
-        self._head = b""  # an unfinished header
+        self._passed = False  # part of the current PSH frame has been returned
+        self._head = b""  # an incomplete header
         self._command = WASTE  # of the current frame
         self._id = 0
-        self._left = 0  # data bytes of it still to come
-        self._whole = bytearray()  # its data so far, if it is handed out whole
+        self._left = 0  # data bytes of that frame still to come
+        self._whole = bytearray()  # its data so far, if it is returned in one piece
 
     @property
     def at_boundary(self) -> bool:
-        """Whether everything received so far made whole frames."""
+        """Whether the bytes received so far end at a frame boundary."""
         return not (self._head or self._left)
 
     @property
     def held(self) -> int:
-        """Bytes of an unfinished PSH frame that are not given yet."""
+        """Bytes held back of an incomplete PSH frame."""
         return len(self._whole) if self._command == PSH else 0
 
     def release(self) -> tuple[int, Data]:
-        """Give them, if there are any: stream and data. The rest of the frame comes in pieces."""
+        """The held bytes: stream and data. The rest of the frame then comes in pieces."""
         held, self._whole = bytes(self._whole), bytearray()
         self._passed = True
         return self._id, held
 
     def feed(self, data: Data) -> list[tuple[int, int, Data]]:
-        """Take what was received and return the events in it."""
+        """Decode received bytes and return their events."""
         view = memoryview(data)
         events: list[tuple[int, int, Data]] = []
         at, end = 0, len(view)
@@ -188,7 +189,7 @@ class Decoder:
                 self._begin(events)
 
     def _begin(self, events: list[tuple[int, int, Data]]) -> None:
-        """Add what there is to say of a frame before its data: all, if it has none."""
+        """Add the event of a frame that needs no data; frames with data follow later."""
         command = self._command
         if command in _BARE or (not self._left and (command == PSH or command in _WHOLE)):
             events.append((command, self._id, b""))
@@ -200,7 +201,7 @@ class Decoder:
 def encode_settings(settings: Mapping[str, str]) -> bytes:
     """The data of a Settings or ServerSettings frame, in the order given.
 
-    Raises ValueError for a key or value that would be read as something else.
+    Raises ValueError for a key or value that would not survive parsing.
     """
     for key, value in settings.items():
         if "=" in key or "\n" in key or "\n" in value:
@@ -224,9 +225,9 @@ def server_settings() -> bytes:
 
 
 def parse_settings(data: bytes) -> dict[str, str]:
-    """The settings in the data of a frame: the first MAX_SETTINGS of them, last duplicate wins.
+    """The settings in a frame's data: the first MAX_SETTINGS keys; the last duplicate wins.
 
-    Lines without `=` are ignored, bytes that are not UTF-8 replaced.
+    Lines without `=` are ignored; invalid UTF-8 is replaced.
     """
     settings: dict[str, str] = {}
     for line in data.decode(errors="replace").split("\n"):
@@ -237,12 +238,12 @@ def parse_settings(data: bytes) -> dict[str, str]:
 
 
 def version_of(settings: Mapping[str, str]) -> int:
-    """The version `v` that a peer announces; 0, that is version 1, if it is none."""
+    """The version `v` that a peer announces; 0, meaning version 1, if it is missing or invalid."""
     return max(0, integer(settings.get("v", "")) or 0)
 
 
 def integer(text: str) -> int | None:
-    """`text` as Go's strconv reads a decimal integer of 64 bits, None if it is none."""
+    """`text` as a 64-bit decimal integer by the rules of Go's strconv; None if it is not one."""
     if len(text) > 64 or not _INTEGER.fullmatch(text):
         return None
     number = int(text)
@@ -255,13 +256,13 @@ def synack(outcome: Outcome) -> bytes:
 
 
 def outcome_from_text(text: str) -> Outcome:
-    """What best fits the text of a SYNACK for a destination that the server did not reach."""
+    """The outcome that best matches a SYNACK text about a failed destination."""
     text = text.lower()
     return next((outcome for words, outcome in _WORDS if words in text), Outcome.GENERAL_FAILURE)
 
 
 def shown(text: bytes) -> str:
-    """What a peer says in an Alert or SYNACK, fit for a line of a log."""
+    """The text of an Alert or SYNACK, printable and short enough for a log line."""
     words = text[: 4 * _SHOWN].decode(errors="replace")
     words = "".join(c if c.isprintable() else " " for c in words)
     return words if len(words) <= _SHOWN else words[: _SHOWN - 3] + "..."
@@ -271,12 +272,12 @@ def shown(text: bytes) -> str:
 
 
 def password_hash(password: str) -> bytes:
-    """What a client shows instead of its password. Whoever knows it needs no password."""
+    """What a client sends instead of its password. It is as secret as the password."""
     return hashlib.sha256(password.encode()).digest()
 
 
 def preamble(hashed: bytes, padding: int) -> bytes:
-    """What a client sends first. It must go out as one TLS record: the reference reads but once.
+    """The client's first bytes. Send them in one TLS record: the reference reads only once.
 
     Args:
         hashed: the `password_hash`.
@@ -288,17 +289,17 @@ def preamble(hashed: bytes, padding: int) -> bytes:
 
 
 class PreambleReader:
-    """Reads a preamble, in however many pieces, and keeps them for a fallback.
+    """Reads a preamble in pieces of any size and keeps them for the fallback site.
 
-    After each `feed`, first look at `hash`: as soon as it is there, the user is known or it is
-    none, whatever follows. Only then `rest` counts.
+    After each `feed`, check `hash` first: once it is set, it decides whether the client has a
+    password, whatever follows. Use `rest` only after that.
 
-    There is no telling earlier whether it will be a user's: comparing what is there with the
-    beginnings of the users' hashes would, by when the server answers, give them away byte by
-    byte, and a hash is as good as a password.
+    The hash is never compared before it is complete. Comparing a prefix with the users' hashes
+    would reveal them byte by byte through the time of the server's answer, and a hash is as good
+    as a password.
 
-    Without a hash it holds less than HASH_SIZE bytes; with one, the preamble (at most 34 + 65535
-    bytes) and what came with its last piece.
+    Without a hash this holds less than HASH_SIZE bytes; with one, the preamble (at most 34 + 65535
+    bytes) and the bytes received along with its end.
     """
 
     __slots__ = ("_data",)
@@ -307,22 +308,22 @@ class PreambleReader:
         self._data = bytearray()
 
     def feed(self, data: Data) -> None:
-        """Take what was received."""
+        """Add received bytes."""
         self._data += data
 
     @property
     def received(self) -> bytes:
-        """Everything so far, as a fallback must get it."""
+        """All bytes so far, for the fallback site."""
         return bytes(self._data)
 
     @property
     def hash(self) -> bytes | None:
-        """What should be a `password_hash`, None as long as it is incomplete."""
+        """The received `password_hash`, unverified; None while it is incomplete."""
         return bytes(self._data[:HASH_SIZE]) if len(self._data) >= HASH_SIZE else None
 
     @property
     def rest(self) -> bytes | None:
-        """The frames behind the preamble, None as long as the preamble is incomplete."""
+        """The frames after the preamble; None while the preamble is incomplete."""
         if len(self._data) < _PREAMBLE_SIZE:
             return None
         size = _PREAMBLE_SIZE + int.from_bytes(self._data[HASH_SIZE:_PREAMBLE_SIZE], "big")

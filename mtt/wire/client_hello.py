@@ -1,6 +1,6 @@
-"""The one thing in a ClientHello that `ssl` does not tell a server: which ALPN names are on offer.
+"""The ALPN names that a ClientHello offers; `ssl` does not tell a server.
 
-Everything else is OpenSSL's business, and so is whatever is malformed (RFC 8446, 4.1.2 and 5.1;
+Everything else, malformed messages included, is left to OpenSSL (RFC 8446, 4.1.2 and 5.1;
 RFC 7301, 3.1).
 """
 
@@ -17,13 +17,13 @@ _ALPN = 16
 
 
 class ClientHelloError(WireError):
-    """What is no ClientHello."""
+    """The bytes are not a ClientHello."""
 
 
 def offered_alpn(records: bytes | bytearray) -> list[bytes] | None:
-    """The names in the ClientHello at the beginning of `records`; none if it has no ALPN.
+    """The ALPN names in the ClientHello at the start of `records`; empty if it has none.
 
-    Returns None as long as it is not complete. Raises ClientHelloError for what is no ClientHello.
+    Returns None while the ClientHello is incomplete. Raises ClientHelloError if it is not one.
     """
     message = bytearray()
     at = 0
@@ -50,7 +50,7 @@ def _names(hello: bytes) -> list[bytes]:
         at += 1 + hello[at]  # compression methods
     except IndexError:
         raise ClientHelloError("a ClientHello that is cut short") from None
-    at += 2  # the size of all extensions
+    at += 2  # total size of the extensions
     while at + 4 <= len(hello):
         kind = int.from_bytes(hello[at : at + 2], "big")
         size = int.from_bytes(hello[at + 2 : at + 4], "big")

@@ -1,7 +1,7 @@
-"""DNS messages, as much as a stub resolver for addresses needs (RFC 1035, RFC 3596).
+"""DNS messages for a stub resolver of addresses (RFC 1035, RFC 3596).
 
-A query asks one question for A or AAAA records of class IN. There is no EDNS: the answers
-are short, and one that does not fit into 512 bytes is marked truncated and fetched over TCP.
+A query asks one question for A or AAAA records of class IN. There is no EDNS: answers are short,
+and an answer above 512 bytes is marked truncated and fetched over TCP.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TYPE_AAAA = 28
 _TYPE_CNAME = 5
 _CLASS_IN = 1
 
-_HEADER = struct.Struct("!6H")  # id, flags, and the number of records of the four sections
+_HEADER = struct.Struct("!6H")  # id, flags, record counts of the four sections
 _QUESTION_END = struct.Struct("!HH")  # type, class
 _RECORD = struct.Struct("!HHIH")  # type, class, TTL in seconds, length of the data
 
@@ -36,10 +36,10 @@ _RCODES = {  # RFC 1035, 4.1.1
 }
 
 MAX_LABEL = 63  # RFC 1035, 2.3.4
-MAX_NAME = 255  # the same, counted in octets on the wire, the closing zero included
+MAX_NAME = 255  # RFC 1035, 2.3.4: octets on the wire, including the final zero
 
-# What follows bounds the work that a hostile answer (64 KiB over TCP) can cause. Real answers
-# hold a handful of records, and a name cannot need more pointers than it has labels.
+# These limits bound the work that a hostile answer (64 KiB over TCP) can cause. Real answers have a
+# handful of records, and a name needs no more pointers than it has labels.
 MAX_POINTERS = 127
 MAX_RECORDS = 256
 MAX_ADDRESSES = 64
@@ -50,11 +50,11 @@ Answer = tuple[tuple[str, ...], int, bool]
 
 
 class DnsError(WireError):
-    """A message that is no answer to the query."""
+    """The message is not an answer to the query."""
 
 
 class RcodeError(DnsError):
-    """The server answered the query, with an error instead of records."""
+    """The server answered the query with an error code."""
 
     def __init__(self, rcode: int) -> None:
         super().__init__(_RCODES.get(rcode, f"it answers with error code {rcode}"))
@@ -62,13 +62,13 @@ class RcodeError(DnsError):
 
 
 def encode_name(name: str) -> bytes:
-    """A host name on the wire: labels with their lengths, then a zero (RFC 1035, 3.1).
+    """A host name on the wire: length-prefixed labels, then a zero (RFC 1035, 3.1).
 
-    Names beyond ASCII go through IDNA; one dot at the end is allowed.
-    Raises ValueError when the name is empty, too long, or holds an empty or too long label.
+    Non-ASCII names are encoded with IDNA; one trailing dot is allowed.
+    Raises ValueError if the name is empty or too long, or has an empty or overlong label.
     """
     text = name.removesuffix(".")
-    # The length comes first: the idna codec needs quadratic time for long input.
+    # Check the length first: the idna codec takes quadratic time.
     if not text or len(text) > MAX_NAME - 2:
         raise ValueError(f"a host name has 1 to {MAX_NAME - 2} characters")
     try:
@@ -80,7 +80,7 @@ def encode_name(name: str) -> bytes:
         if not 1 <= len(label) <= MAX_LABEL:
             raise ValueError(f"a label of a host name has 1 to {MAX_LABEL} characters")
         if not label.isprintable() or " " in label:
-            raise ValueError("a host name holds no blanks and no control characters")
+            raise ValueError("a host name has no spaces and no control characters")
         wire.append(len(label))
         wire += label.encode("ascii")
     wire.append(0)
@@ -99,14 +99,14 @@ def build_query(query_id: int, name: str, qtype: int) -> bytes:
 
 
 def parse_response(query: bytes, data: bytes) -> Answer:
-    """Find the addresses that `data` gives as the answer to `query`, along its CNAMEs.
+    """Find the addresses that `data` gives as the answer to `query`, following its CNAMEs.
 
-    Returns (addresses, ttl, truncated): IP literals in the order of the answer, the smallest
-    TTL in seconds along the way, and whether to ask again over TCP (there is nothing else then).
-    No addresses means that the name has none of this type.
+    Returns (addresses, ttl, truncated): IP literals in the order of the answer, the smallest TTL on
+    the CNAME chain in seconds, and whether to ask again over TCP (then without addresses). No
+    addresses otherwise means that the name has none of this type.
 
-    Raises RcodeError when the server answers with an error, and DnsError when `data` is
-    malformed or belongs to another query (RFC 5452, 9.1: both are to be ignored over UDP).
+    Raises RcodeError if the server answers with an error, and DnsError if `data` is malformed or
+    belongs to another query (RFC 5452, 9.1: ignore both over UDP).
     """
     try:
         return _parse_response(query, data)
@@ -118,7 +118,7 @@ def _parse_response(query: bytes, data: bytes) -> Answer:
     query_id, flags, questions, answers, _, _ = _HEADER.unpack_from(data)
     if query_id != _HEADER.unpack_from(query)[0] or not flags & _RESPONSE or flags & _OPCODE:
         raise DnsError("the message does not answer this query")
-    # Names compare without regard to case; lengths and the two types are no letters in ASCII.
+    # Names compare case-insensitively; lengths and the two types are not ASCII letters.
     question = query[_HEADER.size :]
     at = len(query)
     if questions != 1 or data[_HEADER.size : at].lower() != question.lower():
@@ -159,7 +159,7 @@ def _follow(
     aliases: dict[_Name, tuple[_Name, int]],
     found: dict[_Name, list[tuple[bytes, int]]],
 ) -> Answer:
-    """Walk from the name asked for to its addresses; records beside this way do not count."""
+    """Follow the CNAMEs from the queried name to its addresses; ignore all other records."""
     ttls = []
     for _ in range(MAX_ALIASES + 1):
         if name in found:
@@ -174,10 +174,10 @@ def _follow(
 
 
 def _read_name(data: bytes, at: int) -> tuple[_Name, int]:
-    """The labels of the name at offset `at`, in lower case, and the offset behind the name.
+    """The labels of the name at offset `at`, in lower case, and the offset after the name.
 
-    A compression pointer (RFC 1035, 4.1.4) must lead to before the piece that it ends: that is
-    all that an encoder can produce, and a loop is impossible.
+    A compression pointer (RFC 1035, 4.1.4) must point before the piece that it ends: encoders
+    produce no other, and it makes loops impossible.
     """
     labels = []
     size = 1

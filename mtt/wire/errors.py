@@ -1,4 +1,4 @@
-"""What a codec raises when the bytes of a peer break its protocol."""
+"""The base class of codec errors: a peer's bytes break the protocol."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mtt.errors import PeerError
 
 
 class WireError(PeerError):
-    """The peer broke a protocol: each codec has a class of its own, which says how.
+    """The peer broke a protocol. Each codec has its own subclass.
 
-    What this program cannot put on the wire is a ValueError instead.
+    Values that this program cannot encode raise ValueError instead.
     """

@@ -1,14 +1,14 @@
-"""What other programs say where they expect another server than ours: to name them in the log."""
+"""Recognises peers that speak another protocol, so that the log can name them and the fix."""
 
 from __future__ import annotations
 
 import re
 
-# The first frame of v2ray-plugin's client with its mux, which is on by default. Mux.Cool of V2Ray:
-# length of the metadata, session 1, status New, with data or without, TCP, and 127.0.0.1:0 for the
-# destination. No 14 other bytes are taken for it.
+# The first frame of a v2ray-plugin client with mux, which is on by default. V2Ray's Mux.Cool:
+# metadata length, session 1, status New, with or without data, TCP, destination 127.0.0.1:0.
+# All 14 bytes must match.
 _V2RAY_PLUGIN_MUX = re.compile(rb"\x00\x0c\x00\x01\x01[\x00\x01]\x01\x00\x00\x01\x7f\x00\x00\x01")
-# How many bytes are looked at.
+# Bytes needed to recognise a peer.
 LONGEST = 14
 
 V2RAY_PLUGIN_MUX = (
@@ -16,17 +16,17 @@ V2RAY_PLUGIN_MUX = (
     "mux=0 in the client's plugin options"
 )
 
-# First letters of HTTP's methods, and of its answers.
+# First letters of HTTP methods and of `HTTP/1.1` status lines.
 _HTTP = b"GPHDOCT"
 
 
 def is_v2ray_plugin_mux(first: bytes) -> bool:
-    """Whether a stream that begins with `first` is from a v2ray-plugin with its mux."""
+    """Whether a stream that begins with `first` comes from a v2ray-plugin client with mux."""
     return _V2RAY_PLUGIN_MUX.match(first) is not None
 
 
 def advice(first: bytes) -> str:
-    """What to do about a peer that should have spoken smux and begins with `first`."""
+    """The fix for a peer that should speak smux but sends `first`, for an error text."""
     if is_v2ray_plugin_mux(first):
         return V2RAY_PLUGIN_MUX
     if first[:1] == b"\2":

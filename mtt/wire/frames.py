@@ -1,4 +1,4 @@
-"""What the framings of multiplexed connections share."""
+"""Framing shared by the multiplexing protocols."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Data = bytes | memoryview
 
 
 def framed(data: Data, most: int, header: Callable[[int], bytes]) -> bytes:
-    """`data` in frames of at most `most` bytes, each behind its `header(size)`, for one write."""
+    """`data` as frames of at most `most` bytes, each after its `header(size)`, for one write."""
     size = len(data)
     if size <= most:
         return header(size) + data

@@ -1,4 +1,4 @@
-"""Where the next head ends in what has come of a connection, for requests and responses alike."""
+"""A receive buffer that finds the end of the next HTTP head, of a request or a response."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from mtt.wire.http1 import MAX_HEAD, HttpError, find_head_end, parse_request_lin
 
 
 class HeadBuffer(bytearray):
-    """What has come and was not taken yet. No byte of it is searched twice.
+    """Bytes received and not yet consumed. No byte is searched twice.
 
-    Take from it with `take` and `drop` alone.
+    Remove bytes only with `take` and `drop`.
     """
 
     __slots__ = ("_scanned",)
 
     def __init__(self) -> None:
         super().__init__()
-        self._scanned = 0  # bytes that hold no end of a head
+        self._scanned = 0  # bytes already searched without finding the end of a head
 
     def find_end(self) -> int:
-        """The index behind the head at the beginning, however long; -1 if it has not come yet."""
+        """The index after the head at the start of the buffer, of any size; -1 if incomplete."""
         end = find_head_end(self, self._scanned)
         if end < 0:
             self._scanned = len(self)
         return end
 
     def head_end(self, *, of_request: bool = False) -> int:
-        """As `find_end`, for a head that is wanted.
+        """As `find_end`, with the limit MAX_HEAD.
 
-        Raises HttpError, 431 above MAX_HEAD; with `of_request` also as soon as the first line
-        shows that this is no request: clients of other protocols wait for an answer to theirs.
+        Raises HttpError with 431 above MAX_HEAD. With `of_request`, also raises as soon as the
+        first line is not a request line: a client of another protocol may send only that and wait.
         """
         scanned = self._scanned
         end = self.find_end()
@@ -42,12 +42,12 @@ class HeadBuffer(bytearray):
         return -1
 
     def take(self, size: int) -> bytes:
-        """Take the first `size` bytes."""
+        """Remove and return the first `size` bytes."""
         taken = bytes(self[:size])
         self.drop(size)
         return taken
 
     def drop(self, size: int) -> None:
-        """Drop the first `size` bytes."""
+        """Discard the first `size` bytes."""
         del self[:size]
         self._scanned = 0

@@ -1,14 +1,14 @@
 """HTTP/1.x heads: requests and responses in, replies out (RFC 9110, RFC 9112).
 
-Only heads: a tunnel has no use for bodies. Where the RFC leaves a choice this does what Go's
-net/http does, the server of the original, because a web server that answers like no other one
-gives itself away. It is stricter in one place: whatever two servers could frame differently
-(request smuggling, RFC 9112, 6.3 and 11.2) is refused.
+Bodies are in `httpbody`. Where the RFC leaves a choice, this follows Go's net/http, the server of
+the original: a web server with unique answers is easy to fingerprint. It is stricter in one point:
+messages that two servers could frame differently (request smuggling, RFC 9112, 6.3 and 11.2) are
+refused.
 
-Text: methods, targets and paths are `str` by UTF-8 with `surrogateescape`, as Python decodes a
-command line, so every byte sequence has exactly one spelling and can be compared to an option.
-Header values are `str` by Latin-1: opaque octets (RFC 9110, 5.5), and no letter beyond ASCII
-lower-cases to an ASCII one.
+Methods, targets and paths are decoded as UTF-8 with `surrogateescape`, as Python decodes a command
+line, so every byte sequence has exactly one `str` and can be compared to an option. Header values
+are decoded as Latin-1: they are opaque octets (RFC 9110, 5.5), and no letter beyond ASCII
+lower-cases to an ASCII letter.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from urllib.parse import unquote_to_bytes
 from mtt.errors import Cause
 from mtt.wire.errors import WireError
 
-# Go allows 1 MiB, nginx 32 KiB in four buffers. Cookies and the headers that CDNs add stay far
-# below; and this much may wait in memory for every connection that has not shown who it is.
+# Go allows 1 MiB, nginx 32 KiB in four buffers. Cookies and headers added by CDNs stay far below.
+# Every unauthenticated connection may hold this much memory.
 MAX_HEAD = 32 * 1024
 
-# As Go spells them; http.HTTPStatus changed some with Python 3.13.
+# Go's spelling; http.HTTPStatus changed some phrases in Python 3.13.
 REASONS = {
     101: "Switching Protocols",
     200: "OK",
@@ -49,13 +49,13 @@ REASONS = {
 
 Headers = list[tuple[str, str]]
 
-# None of these can backtrack more than a step, so no input makes them slow.
+# None of these patterns backtracks more than one step, so no input makes them slow.
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
 _REQUEST_LINE = re.compile(
     rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])"
 )
-# Whether all of the line is there or not.
+# A whole request line or a prefix of one.
 _REQUEST_LINE_BEGINS = re.compile(
     rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: [^\x00-\x1f\x7f]*)?(?:\r?\n|\r?\Z)"
 )
@@ -69,10 +69,10 @@ _LENGTH = re.compile(r"[0-9]{1,18}")  # below 2**63, as in Go
 
 
 class HttpError(WireError):
-    """A head that is not served; `answer` is what to send before closing the connection.
+    """The head is refused; send `answer`, then close the connection.
 
-    `status`: the status of the answer; 502 for a bad response, which nobody gets an answer to.
-    `reason`: why, for a log; the peer sees it only if `public`, which is where Go tells it.
+    `status`: the status of the answer; 502 for an invalid response, which gets no answer.
+    `reason`: the cause, for the log. The peer sees it only if `public`, which is where Go shows it.
     """
 
     cause = Cause.HTTP
@@ -85,7 +85,7 @@ class HttpError(WireError):
 
     @property
     def answer(self) -> bytes:
-        """The whole response: no date, no length, exactly what Go writes past its handlers."""
+        """The whole response, without date or length: what Go writes outside its handlers."""
         line = f"{self.status} {REASONS[self.status]}"
         if self.public:
             line += f": {self.reason}"
@@ -98,10 +98,10 @@ class HttpError(WireError):
 class _Head:
     version: tuple[int, int]
     headers: Headers  # names in lower case, order and repetitions kept
-    spelled: list[str] = field(default_factory=list)  # the names of these as they were received
+    spelled: list[str] = field(default_factory=list)  # their names as received
 
     def first(self, name: str) -> str | None:
-        """The value of the first header called `name` (in lower case), None if there is none."""
+        """The value of the first header called `name` (in lower case), or None."""
         return next((value for key, value in self.headers if key == name), None)
 
     def elements(self, name: str) -> list[str]:
@@ -110,12 +110,12 @@ class _Head:
         return [element for parts in lists for part in parts if (element := part.strip(" \t"))]
 
     def tokens(self, name: str) -> list[str]:
-        """The elements of these lists in lower case, for tokens that match in any case."""
+        """As `elements`, in lower case, for case-insensitive tokens."""
         return [element.lower() for element in self.elements(name)]
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the sender expects to use the connection again (RFC 9112, 9.3)."""
+        """Whether the sender keeps the connection open afterwards (RFC 9112, 9.3)."""
         options = self.tokens("connection")
         if "close" in options:
             return False
@@ -126,10 +126,10 @@ class _Head:
 class Request(_Head):
     """The head of a request.
 
-    `target` is as received; `path` is its path, percent-decoded once as a whole (`%2F` becomes a
-    slash, `+` stays), empty for a CONNECT to a host, `*` for the server as such; `query` is what
-    follows the first `?`, as received. `host` is the authority of an absolute target, else the
-    Host header, else empty. `content_length` is 0 without one.
+    `target` is as received. `path` is its path, percent-decoded once as a whole (`%2F` becomes a
+    slash, `+` stays); empty for a CONNECT to a host, `*` for the server itself. `query` is the part
+    after the first `?`, as received. `host` is the authority of an absolute target, else the Host
+    header, else empty. `content_length` is 0 if the request has none.
     """
 
     method: str
@@ -142,7 +142,7 @@ class Request(_Head):
 
     @property
     def has_body(self) -> bool:
-        """Whether body bytes follow the head."""
+        """Whether a body follows the head."""
         return self.chunked or self.content_length > 0
 
 
@@ -155,9 +155,9 @@ class Response(_Head):
 
 
 class Reply(NamedTuple):
-    """What a server has to say; `encode` makes it a response to one particular request.
+    """A server's answer; `encode` turns it into the response to a particular request.
 
-    `headers`: in the order of their names, as Go sends them. `content_type`: one that Go adds.
+    `headers`: sorted by name, as Go sends them. `content_type`: one that Go would add by itself.
     """
 
     status: int
@@ -167,24 +167,24 @@ class Reply(NamedTuple):
 
     @property
     def closes(self) -> bool:
-        """Whether this reply is the last on its connection, however the client wishes."""
+        """Whether this reply is the last on its connection, whatever the client asks for."""
         return ("Connection", "close") in self.headers
 
     def encode(
         self, request: Request | None, *, date: str, close: bool, follows: int | None = 0
     ) -> bytes:
-        """The response to `request`, with its own headers first, as Go's net/http writes it.
+        """The response to `request`, the reply's own headers first, as Go's net/http writes it.
 
-        `request`: None for what could not be read as one. `date`: the value of the Date header.
-        `close`: say that the connection ends with this. `follows`: the length of another body that
-        follows, None for chunks. A HEAD request gets the same head alone (RFC 9110, 9.3.2).
+        `request`: None if it could not be parsed. `date`: the value of the Date header. `close`:
+        announce that the connection closes. `follows`: the length of a body sent separately, None
+        for chunks. A HEAD request gets the same head only (RFC 9110, 9.3.2).
         """
         http11 = request is None or request.version >= (1, 1)
         is_head = request is not None and request.method == "HEAD"
         headers = [*self.headers, ("Date", date)]
-        if follows is None:  # older clients know no chunks: the body ends with the connection
+        if follows is None:  # HTTP/1.0 has no chunks: the body ends with the connection
             headers += [("Transfer-Encoding", "chunked")] if http11 else []
-        # For HEAD, an empty body may mean that nobody made one: Go then states no length.
+        # For HEAD, an empty body may mean that none was produced: Go then states no length.
         elif (length := follows or len(self.body)) or not is_head:
             headers.append(("Content-Length", str(length)))
         if self.content_type:
@@ -198,13 +198,13 @@ class Reply(NamedTuple):
 
 
 def encode_head(start: str, headers: Iterable[tuple[str, str]]) -> bytes:
-    """The head of a response whose first line is `start`."""
+    """The head of a response with the status line `start`."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
     return f"{start}\r\n{lines}\r\n".encode("latin-1")
 
 
 def text_reply(status: int, text: str, *extra: tuple[str, str]) -> Reply:
-    """A one-line text as Go's `http.Error` sends it; `extra` are further headers."""
+    """A one-line text as sent by Go's `http.Error`; `extra`: more headers."""
     headers = [
         ("Content-Type", "text/plain; charset=utf-8"),
         ("X-Content-Type-Options", "nosniff"),
@@ -214,30 +214,30 @@ def text_reply(status: int, text: str, *extra: tuple[str, str]) -> Reply:
 
 
 def find_head_end(buffer: bytes | bytearray, start: int = 0) -> int:
-    """The index behind the empty line that ends a head, -1 if it has not come yet.
+    """The index after the empty line that ends a head; -1 if it has not arrived.
 
-    `start`: how many bytes an earlier call has seen in vain. Lines may end in a bare LF, which
-    RFC 9112 (2.2) permits a recipient and Go does.
+    `start`: number of bytes already searched by an earlier call. Lines may end in a bare LF, which
+    RFC 9112 (2.2) permits a recipient to accept, and Go does.
     """
     found = _HEAD_END.search(buffer, max(0, start - 2))
     return found.end() if found else -1
 
 
 def is_host(value: str) -> bool:
-    """Whether `value` may stand in a Host header."""
+    """Whether `value` is allowed in a Host header."""
     return not _NOT_HOST.search(value)
 
 
 def may_be_request(data: bytes) -> bool:
-    """Whether `data`, be it the beginning of a line only, looks like a request line at first sight.
+    """Whether `data` looks like a request line or a prefix of one.
 
-    `parse_request_line` judges whole lines, and more strictly.
+    `parse_request_line` checks whole lines, and more strictly.
     """
     return _REQUEST_LINE_BEGINS.match(data) is not None
 
 
 def parse_request_line(line: bytes) -> tuple[str, bytes, tuple[int, int]]:
-    """Method, target and version from the first line, without its line end.
+    """Method, target and version from the first line, which has no line end.
 
     Raises HttpError: 400 if it is not HTTP, 505 if it is not HTTP/1.x.
     """
@@ -253,10 +253,10 @@ def parse_request_line(line: bytes) -> tuple[str, bytes, tuple[int, int]]:
 def parse_request(head: bytes, *, userinfo: bool = False) -> Request:
     """A `Request` from a head that ends where `find_head_end` says.
 
-    `userinfo`: whether the Host header may begin with `user:password@`, as clients of proxies copy
-    it from their URI.
+    `userinfo`: whether the Host header may start with `user:password@`, which clients of proxies
+    copy from their URI.
 
-    Raises HttpError with the status that Go's net/http answers, and nothing else.
+    Raises only HttpError, with the status that Go's net/http answers with.
     """
     line, headers, spelled = _split(head, 400)
     method, target, version = parse_request_line(line)
@@ -301,10 +301,10 @@ def parse_response(head: bytes) -> Response:
 
 
 def response_framing(method: str, response: Response) -> tuple[bool, int | None]:
-    """Whether the body of a response to a `method` request is chunked, and else its length.
+    """Whether the body of a response to a `method` request is chunked, and otherwise its length.
 
-    None for the length: it ends with the connection (RFC 9112, 6.3). Raises HttpError (502) where
-    two recipients could see different ends.
+    A length of None: the body ends with the connection (RFC 9112, 6.3). Raises HttpError (502) if
+    two recipients could disagree on the end.
     """
     status = response.status
     if status < 200 or status == 204:
@@ -338,7 +338,7 @@ def _split(head: bytes, status: int) -> tuple[bytes, Headers, list[str]]:
         if not colon or _NOT_VALUE.search(value):
             raise HttpError(status, "malformed header line")
         if not _TOKEN.fullmatch(name):
-            # Go lets a blank in the name through its first check: `Host : x` gets told why.
+            # Go's first check accepts a space in the name, so `Host : x` gets the public reason.
             blank = bool(_TOKEN.fullmatch(name.replace(b" ", b"")))
             raise HttpError(status, "invalid header name", public=blank)
         spelled.append(name.decode("ascii"))
@@ -376,7 +376,7 @@ def _framing(
 ) -> tuple[bool, int | None]:
     """Whether the body is chunked, and its Content-Length (RFC 9112, 6.1-6.3).
 
-    Raises HttpError with `status`; with 501 where that is meant for such a request.
+    Raises HttpError with `status`, or with 501 for an unknown transfer coding in a request.
     """
     codings = [value for name, value in headers if name == "transfer-encoding"]
     lengths = {value for name, value in headers if name == "content-length"}
@@ -384,7 +384,8 @@ def _framing(
         if [coding.lower() for coding in codings] != ["chunked"]:
             unsupported = 501 if status == 400 else status
             raise HttpError(unsupported, "unsupported transfer encoding")
-        # Go takes these two. Servers disagree on them, so a front proxy could be smuggled past.
+        # Go accepts the next two. Servers disagree on them, which allows request smuggling past a
+        # front proxy.
         if lengths:
             raise HttpError(status, "both Transfer-Encoding and Content-Length")
         if version < (1, 1):

@@ -1,8 +1,8 @@
 """Where the body of an HTTP/1.1 message ends (RFC 9112, 6 and 7.1).
 
-Bodies are forwarded as they are, chunks and trailers included, so nothing is decoded here but their
-framing. It is stricter than it has to be: where the next server or client could see another end,
-something could be slipped past us.
+Bodies are forwarded unchanged, chunks and trailers included, so only the framing is decoded. The
+parser is stricter than the RFC requires: a body whose end the next server or client sees elsewhere
+allows request smuggling.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ Data = bytes | bytearray | memoryview
 MAX_LINE = 8192
 # Bytes of all trailers together; they are headers.
 MAX_TRAILERS = MAX_HEAD
-# The lines between chunks are this short, and are looked for in a copy.
+# Lines between chunks are usually below this, so a copy of this size is searched first.
 _SHORT_LINE = 32
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?\r\n")
 _TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\r\n\0]*\r\n")
-# These decide about the message itself, and a recipient that merges trailers into headers would
-# decide anew (RFC 9110, 6.5.1).
+# These determine framing and routing; a recipient that merges trailers into headers would decide
+# both anew (RFC 9110, 6.5.1).
 _NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})
 
 
@@ -31,13 +31,13 @@ class Body:
     """Finds the end of a body.
 
     Args:
-        length: its bytes; None if it goes on until the connection ends, or is chunked.
-        chunked: whether it is.
-        status: of the HttpError if it is malformed: 400 for a request, 502 for a response.
+        length: size in bytes; None if the body ends with the connection, or is chunked.
+        chunked: whether the body is chunked.
+        status: status of the HttpError for a malformed body: 400 for a request, 502 for a response.
 
     Attributes:
-        left: bytes that are missing of it, or of this chunk of it, as far as that is known.
-        over: whether all of it has been taken.
+        left: bytes still to come of the body, or of the current chunk, as far as known.
+        over: whether the whole body has been consumed.
     """
 
     __slots__ = ("_chunked", "_line", "_status", "_trailers", "_wanted", "left", "over")
@@ -46,27 +46,28 @@ class Body:
         self.left = length or 0
         self._chunked = chunked
         self._status = status
-        self._line = b""  # what has come of a line
-        self._trailers = 0  # bytes of them
-        # What is due: "all" there is, "data", or a line: "size", "end" (of a chunk), "trailer".
+        self._line = b""  # an incomplete line
+        self._trailers = 0  # bytes of trailers so far
+        # Expected next: "all" (until the connection ends), "data", or a line: "size", "end" (of a
+        # chunk), "trailer".
         self._wanted = "size" if chunked else "all" if length is None else "data"
         self.over = length == 0 and not chunked
 
     @property
     def ends_with_connection(self) -> bool:
-        """Whether nothing else tells where it ends."""
+        """Whether the body ends only with the connection."""
         return self._wanted == "all"
 
     @property
     def chunked(self) -> bool:
-        """Whether it consists of chunks."""
+        """Whether the body is chunked."""
         return self._chunked
 
     def take(self, data: Data, content: bytearray | None = None) -> int:
-        """How many bytes of `data`, from its start, belong to the body.
+        """The number of bytes at the start of `data` that belong to the body.
 
-        What is in them besides the framing of chunks is appended to `content`. Raises HttpError:
-        `status`, or 431 for too many trailers of a request.
+        Appends them, without chunk framing, to `content`. Raises HttpError with `status`, or with
+        431 for too many trailers in a request.
         """
         at, size = 0, len(data)
         while at < size and not self.over:
@@ -88,7 +89,7 @@ class Body:
         return at
 
     def _take_line(self, data: Data, at: int) -> int:
-        """Take a line, or what has come of it; returns the number of its bytes."""
+        """Consume a line or the part received so far, and return its size in bytes."""
         piece = bytes(data[at : at + _SHORT_LINE])
         end = piece.find(b"\n") + 1
         if not end and len(data) - at > len(piece):

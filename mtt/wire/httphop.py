@@ -1,7 +1,7 @@
-"""Heads of HTTP messages as a proxy passes them on: what is of one connection only stays behind.
+"""Heads of HTTP messages as a proxy forwards them, without hop-by-hop headers.
 
-RFC 9110, 7.6.1: Connection, what it names, and the headers that have always been about a connection
-are replaced by the proxy's own. There is no Via, for it would tell every web site of the proxy.
+RFC 9110, 7.6.1: the proxy replaces Connection, the headers it names, and the known hop-by-hop
+headers with its own. It adds no Via, which would reveal the proxy to every web site.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _OF_ONE_CONNECTION = frozenset({
     "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
     "te", "upgrade",
 })  # fmt: skip
-# Needed to find the end of a message, whatever Connection says of it.
+# Kept even if Connection names them: they determine the end of a message.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 _OF_CHUNKS = frozenset({"transfer-encoding", "trailer"})
-# A connection that becomes HTTP/2 carries requests for others as well, which its client takes for
-# something between itself and the proxy.
+# An HTTP/2 connection carries requests for other servers too, and the client would take the upgrade
+# for one between itself and the proxy.
 _NEVER_UPGRADED_TO = frozenset({"h2", "h2c"})
 _TIMEOUT = re.compile(r"(?:^|[,; ])timeout *= *\"?([0-9]{1,6})", re.IGNORECASE)
 
 
 def is_persistent(request: Request) -> bool:
-    """Whether the connection with a proxy's client may go on after the answer to `request`.
+    """Whether the connection to a proxy's client persists after the response to `request`.
 
-    Not for HTTP/1.0: what such a client says about that may be meant for someone behind another
-    proxy, which has passed it on (RFC 9112, 9.3).
+    Never for HTTP/1.0: another proxy may have forwarded such a client's keep-alive unchanged
+    (RFC 9112, 9.3).
     """
     return (
         request.version >= (1, 1)
@@ -46,7 +46,7 @@ def is_persistent(request: Request) -> bool:
 
 
 def asks_for_upgrade(request: Request) -> bool:
-    """Whether `request` asks for another protocol, such as WebSocket, that may be tunnelled."""
+    """Whether `request` asks for a protocol, such as WebSocket, that can be tunnelled."""
     wanted = {name.partition("/")[0] for name in request.tokens("upgrade")}
     return (
         request.version >= (1, 1)
@@ -61,14 +61,14 @@ def forwarded_request(
 ) -> bytes:
     """The head of `request` for the server of its URI.
 
-    `authority` replaces the Host header (RFC 9112, 3.2.2), and `authorization` becomes an
-    Authorization header if there is none.
+    `authority` replaces the Host header (RFC 9112, 3.2.2). `authorization` becomes the
+    Authorization header unless the request has one.
     """
     upgrade = asks_for_upgrade(request)
     dropped = {"host"}
     options = ["Upgrade" if upgrade else "keep-alive" if is_persistent(request) else "close"]
     if request.version < (1, 1):
-        dropped.add("expect")  # its client would not understand the answer (RFC 9110, 10.1.1)
+        dropped.add("expect")  # the client would not understand a 100 (RFC 9110, 10.1.1)
     kept = {"upgrade"} if upgrade else set()
     lines = [
         f"{request.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape"),
@@ -77,7 +77,7 @@ def forwarded_request(
     ]
     if authorization and request.first("authorization") is None:
         lines.append(f"Authorization: {authorization}".encode("latin-1"))
-    if "trailers" in request.tokens("te"):  # the trailers pass, if the client wants any
+    if "trailers" in request.tokens("te"):  # trailers are forwarded if the client wants them
         lines.append(b"TE: trailers")
         options.insert(0, "TE")
     lines.append(f"Connection: {', '.join(options)}".encode("ascii"))
@@ -85,11 +85,11 @@ def forwarded_request(
 
 
 class Answer(NamedTuple):
-    """The head of a response, and what follows from it.
+    """The head of a response and its consequences.
 
-    `interim`: another response follows (1xx, but not 101). `reusable`: the server keeps its
-    connection when `body` is over, `says_so` if it has said that, and `keep_time` for how many
-    seconds (None if it did not say).
+    `interim`: another response follows (1xx, but not 101). `reusable`: the server keeps the
+    connection open after `body`; `says_so` if it said so explicitly, and `keep_time` for how many
+    seconds (None if not stated).
     """
 
     response: Response
@@ -130,18 +130,18 @@ def parse_answer(head: bytes, method: str) -> Answer:
 def forwarded_answer(answer: Answer, *, close: bool, unchunked: bool = False) -> bytes:
     """The head of a response for the client.
 
-    `close`: the connection with the client ends behind it. `unchunked`: the body goes without the
-    framing of chunks.
+    `close`: the connection to the client ends after it. `unchunked`: the body is sent without
+    chunk framing.
     """
     response = answer.response
     dropped: set[str] = set()
     kept: set[str] = set()
     options: list[str] = []
     if response.status < 200 or response.status == 204:
-        dropped |= _FRAMING  # there is no body, whatever they say (RFC 9110, 8.6)
+        dropped |= _FRAMING  # there is no body, whatever these headers say (RFC 9110, 8.6)
     elif unchunked:
         dropped |= _OF_CHUNKS
-    if response.status in (101, 426):  # what it is changed to, or has to be
+    if response.status in (101, 426):  # Upgrade names the new or the required protocol
         kept.add("upgrade")
         options.append("Upgrade")
     if close and not answer.interim and response.status != 101:
@@ -160,16 +160,17 @@ def forwarded_answer(answer: Answer, *, close: bool, unchunked: bool = False) ->
 def _end_to_end(
     headers: Headers, spelled: list[str], options: list[str], dropped: set[str], kept: set[str]
 ) -> list[bytes]:
-    """The lines of the headers that are passed on, spelled as they were received.
+    """The lines of the forwarded headers, spelled as received.
 
-    `options`: the names in Connection. `dropped`: further names. `kept`: these stay all the same.
+    `options`: the names in Connection. `dropped`: further names to drop. `kept`: names to keep even
+    if listed in the other two.
     """
     unwanted = ((_OF_ONE_CONNECTION | set(options)) - _FRAMING - kept) | dropped
     lines = []
     lengths = 0
     for (name, value), shown in zip(headers, spelled, strict=True):
         lengths += name == "content-length"
-        # Of equal lengths one is enough (RFC 9110, 8.6).
+        # Equal lengths are merged into one (RFC 9110, 8.6).
         if name not in unwanted and not (name == "content-length" and lengths > 1):
             lines.append(f"{shown}: {value}".encode("latin-1"))
     return lines

@@ -1,7 +1,7 @@
-"""HTTP as a proxy speaks it to its clients (RFC 9110, 7; RFC 9112, 3.2).
+"""HTTP between a proxy and its clients (RFC 9110, 7; RFC 9112, 3.2).
 
-Two kinds of requests: CONNECT, after which bytes pass unseen, and those for an absolute URI, which
-are forwarded (`httphop`).
+There are two kinds of requests: CONNECT, which opens a tunnel, and requests for an absolute URI,
+which are forwarded (`httphop`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mtt.wire.httphop import asks_for_upgrade, forwarded_request
 
 CONNECTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
-# A fragment is for the client alone (RFC 9110, 4.2.5); some send it all the same.
+# A fragment is for the client only (RFC 9110, 4.2.5), but some clients send it.
 _FRAGMENT = re.compile(rb"([^ \r\n]* [^ #\r\n]*)#[^ \r\n]*")
 _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
-# No zone in an IPv6 address: it is of this machine (RFC 6874, 1).
+# IPv6 zones are refused: they are local to the client's machine (RFC 6874, 1).
 _AUTHORITY = re.compile(r"(\[[^\[\]%]*\]|[^:\[\]@/?#]*)(?::([0-9]*))?")
 _IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 # The status when a destination was not reached, 502 otherwise.
@@ -30,11 +30,11 @@ _STATUS = {Outcome.NOT_ALLOWED: 403, Outcome.TIMED_OUT: 504}
 
 
 class ProxyRequest(NamedTuple):
-    """Where a request goes.
+    """A request and its destination.
 
-    `head` is what the destination gets to read first: nothing for a CONNECT. `body` finds the end
-    of what else belongs to the request, None for a CONNECT, where everything does. `upgrade`: the
-    destination is asked to change the protocol.
+    `head`: the head to forward to the destination; empty for a CONNECT. `body`: finds the end of
+    the request's body; None for a CONNECT, where all further bytes belong to the tunnel.
+    `upgrade`: the request asks the destination for another protocol.
     """
 
     request: Request
@@ -46,12 +46,12 @@ class ProxyRequest(NamedTuple):
 
     @property
     def is_idempotent(self) -> bool:
-        """Whether it may be sent again when it is not known to have arrived (RFC 9110, 9.2.2)."""
+        """Whether it may be retried if its delivery is uncertain (RFC 9110, 9.2.2)."""
         return self.request.method in _IDEMPOTENT
 
 
 def parse(head: bytes) -> ProxyRequest:
-    """A request to a proxy from a head that ends where `http1.find_head_end` says.
+    """A request to a proxy, from a head that ends where `http1.find_head_end` says.
 
     Raises HttpError.
     """
@@ -82,7 +82,7 @@ def parse(head: bytes) -> ProxyRequest:
 
 
 def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
-    """Host and port; for no default port (0) it must be there. Raises HttpError."""
+    """Host and port; with a `default_port` of 0 the port is required. Raises HttpError."""
     found = _AUTHORITY.fullmatch(authority)
     if not found:
         raise HttpError(400, "malformed host in the request target", public=True)
@@ -91,7 +91,7 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
     if not 0 < port <= 0xFFFF:
         raise HttpError(400, "malformed port in the request target", public=True)
     try:
-        # There and back: one form of every address, as from SOCKS clients.
+        # Encode and decode: gives the canonical form of every address, as from SOCKS clients.
         address = addresses.decode(addresses.encode(host, port))
     except ValueError:
         address = None
@@ -101,15 +101,15 @@ def _split_authority(authority: str, default_port: int) -> tuple[str, int]:
 
 
 def _target(request: Request, rest: str) -> str:
-    """What the server gets as its target; `rest` is the URI behind the authority."""
+    """The request target for the server; `rest` is the URI after the authority."""
     if not rest and request.method == "OPTIONS":
         return "*"  # RFC 9112, 3.2.4
     return rest if rest.startswith("/") else "/" + rest
 
 
 def _basic(userinfo: str) -> str:
-    """The value of the Authorization header that says the same as a URI's `user:password`."""
-    # Deprecated (RFC 9110, 4.2.4), but wget, urllib and people's scripts leave it in the URI.
+    """The Authorization value equivalent to a URI's `user:password`."""
+    # Deprecated (RFC 9110, 4.2.4), but wget, urllib and users' scripts leave it in the URI.
     user, _, password = userinfo.partition(":")
     raw = [unquote_to_bytes(part.encode("utf-8", "surrogateescape")) for part in (user, password)]
     if b":" in raw[0]:  # the password would begin there (RFC 7617, 2)
@@ -118,7 +118,7 @@ def _basic(userinfo: str) -> str:
 
 
 def login(request: Request) -> tuple[bytes, bytes] | None:
-    """User and password that a client shows its proxy (RFC 7617), None without usable ones."""
+    """The client's user and password for the proxy (RFC 7617); None if missing or malformed."""
     scheme, _, encoded = (request.first("proxy-authorization") or "").partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -130,11 +130,11 @@ def login(request: Request) -> tuple[bytes, bytes] | None:
 
 
 def login_wanted() -> Reply:
-    """The answer to who has shown no user and password, or wrong ones."""
+    """The answer to a client with missing or wrong credentials."""
     challenge = ("Proxy-Authenticate", 'Basic realm="proxy", charset="UTF-8"')
     return text_reply(407, "this proxy wants a user and a password", challenge)
 
 
 def failure(outcome: Outcome) -> Reply:
-    """The answer when the destination was not reached."""
+    """The answer if the destination could not be reached."""
     return text_reply(_STATUS.get(outcome, 502), outcome.text)

@@ -1,13 +1,13 @@
-"""Padding of AnyTLS: how a client's first packets are cut and filled up.
+"""AnyTLS padding: how a client splits and pads its first packets.
 
-A scheme is a text that the server hands to its clients, lines of `key=value`:
+A scheme is a text of `key=value` lines that the server sends to its clients:
 
-    stop=8                      from the 8th packet on nothing is done
+    stop=8                      packets from number 8 on are left alone
     0=30-30                     padding of the preamble
     2=400-500,c,500-1000        sizes of the TLS records of packet 2
 
-A size `a-b` is drawn from a to b - 1, or is a if both are the same. `c` ends the packet if all of
-it is sent. What else stands there the reference skips without a word.
+A size `a-b` is a random number from a to b - 1, or a if both are equal. `c` ends the packet if all
+its data is sent. The reference silently skips anything else.
 
 A packet is one write to the session, counted from 1; packet 0 is the preamble.
 """
@@ -22,37 +22,37 @@ from mtt.wire.anytls import HASH_SIZE, HEADER_SIZE, WASTE, frame, integer
 from mtt.wire.errors import WireError
 from mtt.wire.frames import Data
 
-# Draws an integer: at least the first argument, less than the second.
-# `random.SystemRandom().randrange` is meant; sizes that can be foretold would be a fingerprint.
+# Returns a random integer from the first argument up to, but excluding, the second. Use
+# `random.SystemRandom().randrange`: predictable sizes would be a fingerprint.
 RandRange = Callable[[int, int], int]
 
 CHECK = -1  # `c` among the sizes of a packet
 
-# A record of TLS holds 16384 bytes, and one of waste alone has a header of 7 on top of its size.
-# Beyond 65535 the reference would lose its place: the length of a frame has 16 bits.
+# A TLS record holds 16384 bytes, and a record of waste alone adds a header of 7 bytes to its size.
+# Beyond 65535 the reference would lose frame sync: the length of a frame has 16 bits.
 MAX_SIZE = 16384 - HEADER_SIZE
-# The Go server reads the preamble, hash and length and padding, with one read of 16384 bytes.
+# The Go server reads the preamble (hash, length, padding) in one read of 16384 bytes.
 MAX_PADDING0 = 16384 - HASH_SIZE - 2
 
-# What a server can make its clients send and keep. A packet costs no more than a frame of the
-# largest size does, and all of them together MAX_LINES times that; schemes in use have about
-# 10 lines, 10 segments and 150 bytes.
+# Bounds on what a server can make its clients send and store. A packet costs no more than the
+# largest frame, and a scheme MAX_LINES times that. Schemes in use have about 10 lines, 10 segments
+# and 150 bytes.
 MAX_SCHEME = 16384  # bytes
 MAX_LINES = 256
-MAX_SEGMENTS = 128  # of a line
+MAX_SEGMENTS = 128  # per line
 MAX_PACKET = 65535  # bytes, all sizes of a line together
 
-_MAX_STOP = 0xFFFFFFFF  # a uint32 in the reference, where -1 would be that
+_MAX_STOP = 0xFFFFFFFF  # a uint32 in the reference, which reads -1 as this
 
 _EXAMPLES = "write it like stop=8, 0=30-30 or 2=400-500,c,500-1000"
 
 
 class SchemeError(WireError):
-    """A scheme that is none, or that would break or flood a connection; `str()` names the line."""
+    """An invalid scheme, or one that would break or flood a connection; `str()` names the line."""
 
 
 def _quoted(text: str) -> str:
-    """What somebody wrote, as far as it fits into a line."""
+    """The operator's text, shortened to fit a line."""
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
@@ -61,26 +61,26 @@ class Scheme:
     """A padding scheme."""
 
     raw: bytes
-    """The text, exactly as the server has it: `md5` is over these bytes."""
+    """The text exactly as the server sent it; `md5` covers these bytes."""
     md5: str
-    """Lower-case hexadecimal MD5, by which client and server see whether they have the same."""
+    """Lower-case hexadecimal MD5, by which client and server compare their schemes."""
     stop: int
     """The number of the first packet that is left alone."""
     packets: dict[int, tuple[tuple[int, int], ...]]
-    """For a packet its segments: smallest and largest size, or CHECK twice."""
+    """The segments of each packet: smallest and largest size, or CHECK twice."""
 
     @classmethod
     def parse(cls, raw: bytes, *, strict: bool = False) -> Scheme:
-        """Read a scheme.
+        """Parse a scheme.
 
         Args:
-            raw: the text. UTF-8 is not required, only that what counts is ASCII.
-            strict: what the reference skips is an error, unless it is an empty line or one that
-                begins with `#`: for a file of our own, where it is a mistake. A scheme from a
-                server is read without, and if it is refused, the one before stays.
+            raw: the text; keys and sizes are ASCII, the rest need not be UTF-8.
+            strict: reject what the reference skips, except empty lines and lines that begin with
+                `#`: in the operator's own file it is a mistake. Schemes from a server are parsed
+                without `strict`; if one is rejected, the previous scheme stays in use.
 
-        Raises SchemeError: there is no `stop`; a size or the scheme is beyond the limits above;
-        the preamble would have no size, or one that a Go server does not take.
+        Raises SchemeError if `stop` is missing, if a size or the scheme exceeds the limits above,
+        or if the preamble has no size or one that a Go server does not accept.
         """
         if len(raw) > MAX_SCHEME:
             raise SchemeError(f"a padding scheme has at most {MAX_SCHEME} bytes, not {len(raw)}")
@@ -105,25 +105,25 @@ class Scheme:
         return cls(raw, md5, _stop(*values["stop"]), packets)
 
     def generate(self, packet: int, randrange: RandRange) -> list[int]:
-        """The sizes of one packet's records, CHECK where it may end; none if it is left alone."""
+        """Record sizes of one packet, CHECK where it may end; empty if it is left alone."""
         return [
             low if low == high else randrange(low, high + 1)
             for low, high in self.packets.get(packet, ())
         ]
 
     def padding0(self, randrange: RandRange) -> int:
-        """Bytes of padding for a preamble."""
+        """Padding of a preamble, in bytes."""
         sizes = self.generate(0, randrange)
         return sizes[0] if sizes else 0
 
 
 def _is_packet(key: str) -> bool:
-    # As decimal numbers are written: the reference would not find packet 7 under "07".
+    # Canonical decimals only: the reference does not find packet 7 under "07".
     return key.isascii() and key.isdigit() and len(key) <= 10 and str(int(key)) == key
 
 
 def _check_line(number: int, line: str, key: str, values: dict[str, tuple[int, str]]) -> None:
-    """Raise SchemeError on a line that nobody would look at."""
+    """Raise SchemeError on a line that a client would ignore."""
     if line.endswith("\r"):
         raise SchemeError(f"line {number} ends with CR and LF: save the file with LF alone")
     if key == line:
@@ -177,7 +177,7 @@ def _segment(text: str) -> tuple[int, int] | None:
     if first is None or second is None or min(first, second) <= 0:
         return None
     low, high = sorted((first, second))
-    # The upper end does not belong to the range (rand.Int in the reference).
+    # The upper end is exclusive (rand.Int in the reference).
     return (low, low) if low == high else (low, high - 1)
 
 
@@ -186,7 +186,7 @@ def _check_size(number: int, text: str, size: int, limit: int) -> None:
         raise SchemeError(f"line {number}: {_quoted(text)} is too large; {limit} bytes at most")
 
 
-# What clients begin with, without a newline at the end.
+# The scheme that clients start with; no trailing newline.
 DEFAULT = Scheme.parse(
     b"stop=8\n"
     b"0=30-30\n"
@@ -202,10 +202,10 @@ DEFAULT = Scheme.parse(
 
 
 class Padder:
-    """Cuts and fills up the packets of one session of a client.
+    """Splits and pads the packets of one client session.
 
     Args:
-        scheme: the one to begin with.
+        scheme: the initial scheme.
         randrange: the source of random sizes.
     """
 
@@ -213,18 +213,18 @@ class Padder:
 
     def __init__(self, scheme: Scheme, randrange: RandRange) -> None:
         self.scheme = scheme
-        """May be replaced at any time; the count goes on."""
+        """May be replaced at any time; the packet count continues."""
         self.active = True
-        """Whether `write` has still something to do; once it has not, it never will again."""
+        """Whether `write` still pads; once False, it stays False."""
         self._packet = 0
         self._randrange = randrange
 
     def write(self, data: Data) -> list[Data]:
-        """One packet as records: each must become one write to TLS.
+        """Split one packet into records; write each to TLS separately.
 
         Args:
-            data: whole frames. The first packet is Settings, SYN and the first PSH together; then
-                each frame is a packet. Must not be empty.
+            data: whole frames, not empty. The first packet is Settings, SYN and the first PSH
+                together; after that, each frame is a packet.
         """
         if not self.active:
             return [data]
@@ -243,7 +243,7 @@ class Padder:
                 data = data[size:]
             elif left:
                 padding = size - left - HEADER_SIZE
-                # With no room for a header, the record stays shorter than it should be.
+                # Without room for a waste header, the record stays short.
                 if padding > 0:
                     data = b"".join((data, frame(WASTE, 0, bytes(padding))))
                 records.append(data)

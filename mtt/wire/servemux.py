@@ -1,7 +1,7 @@
-"""Which paths reach the tunnel: the rules of Go's `http.ServeMux`, before Go 1.22, for one pattern.
+"""Which paths reach the tunnel: the rules of Go's `http.ServeMux` before Go 1.22, for one pattern.
 
-Users of the original know them by heart: `/` matches everything, `/ws` only itself, `/ws/` all
-below it and redirects `/ws`. Web frameworks and proxies were configured around the redirects.
+Users of the original rely on them: `/` matches everything, `/ws` only itself, and `/ws/` everything
+below it, with a redirect from `/ws`. Web frameworks and proxies depend on the redirects.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from mtt.wire.http1 import Reply, Request, text_reply
 
 NOT_FOUND = text_reply(404, "404 page not found")
 
-# What net/url leaves alone in a path; all else becomes %XX.
+# net/url percent-encodes these bytes in a path.
 _ESCAPED = re.compile(rb"[^A-Za-z0-9$&+,/:;=@._~-]")
 _NOT_ASCII = re.compile(rb"[\x80-\xff]")
-# html.escape() writes the quotes differently.
+# html.escape() encodes the quotes differently.
 _HTML = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&#34;", "'": "&#39;"})
 
 
 class ServeMux:
     """A multiplexer with one entry.
 
-    `pattern`: a path, compared to percent-decoded request paths; with a slash at its end it
-    stands for everything below as well. Raises ValueError if it has no slash at its start: Go
-    would take it for a host name, which nobody has ever meant.
+    `pattern`: a path, compared to percent-decoded request paths; with a trailing slash it also
+    matches everything below it. Raises ValueError without a leading slash: Go would take the
+    pattern for a host name, which is never what the operator means.
     """
 
     __slots__ = ("_pattern",)
@@ -35,12 +35,12 @@ class ServeMux:
         self._pattern = pattern
 
     def route(self, request: Request) -> Reply | None:
-        """None if `request` reaches the entry, else the redirect or the error to answer."""
+        """None if `request` matches the pattern, otherwise the redirect or error to answer with."""
         if request.target == "*":
-            if request.method == "OPTIONS":  # a ping for the server (RFC 9110, 9.3.7)
+            if request.method == "OPTIONS":  # a ping of the server itself (RFC 9110, 9.3.7)
                 return Reply(200)
             return Reply(400, (("Connection", "close"),))
-        # CONNECT paths are not made canonical, but they get the redirect to the subtree.
+        # Go does not clean CONNECT paths, but redirects them to the subtree.
         path = request.path if request.method == "CONNECT" else clean_path(request.path)
         if path and not path.endswith("/") and path + "/" == self._pattern:
             return _redirect(request, path + "/")
@@ -51,9 +51,9 @@ class ServeMux:
 
 
 def clean_path(path: str) -> str:
-    """`path` without empty, `.` and `..` segments, rooted; a slash at its end stays.
+    """`path` without empty, `.` and `..` segments, rooted; a trailing slash is kept.
 
-    Not posixpath.normpath(): that one keeps two leading slashes, and some versions stop at NUL.
+    posixpath.normpath() keeps two leading slashes, and some versions stop at NUL.
     """
     kept: list[str] = []
     for segment in path.split("/"):
@@ -66,7 +66,7 @@ def clean_path(path: str) -> str:
 
 
 def _redirect(request: Request, path: str) -> Reply:
-    """301 to `path`, relative to the same host, with the query of the request."""
+    """A 301 to `path` on the same host, with the query of the request."""
     url = _percent(_ESCAPED, path, b"%%%02X")
     if request.query:
         url += "?" + request.query

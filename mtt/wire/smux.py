@@ -2,9 +2,9 @@
 
     u8 version = 1 | u8 command | u16 length | u32 stream id | payload (PSH only)
 
-Little-endian. There is no acknowledgement, no reset and no window: flow control is the receiver
-that stops reading the connection. The decoder hands out payload as it arrives, so a frame may
-come in pieces and nothing but an unfinished header is buffered.
+Little-endian. The protocol has no acknowledgement, no reset and no window: the receiver applies
+flow control by not reading the connection. The decoder returns payload as it arrives, so a frame
+may come in pieces, and only an incomplete header is buffered.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtt.wire.frames import Data, framed
 VERSION = 1
 SYN, FIN, PSH, NOP = 0, 1, 2, 3
 
-# What the Go peers are configured to send. They accept up to the 65535 of the length field.
+# The frame size that the Go peers are configured to send. They accept up to MAX_LENGTH.
 MAX_PAYLOAD = 16384
 MAX_LENGTH = 0xFFFF
 
@@ -30,14 +30,14 @@ class SmuxError(WireError):
     """The peer does not speak smux version 1.
 
     Attributes:
-        events: what came before that in the same piece.
+        events: the events decoded from the same data before the error.
     """
 
     events: list[tuple[int, int, Data]]
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:
-    """The header of a frame with `size` bytes, at most MAX_LENGTH, behind it."""
+    """The header of a frame with `size` bytes of payload, at most MAX_LENGTH."""
     return _HEADER.pack(VERSION, command, size, stream_id)
 
 
@@ -47,35 +47,35 @@ def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
 
 
 def data_frames(stream_id: int, data: Data, most: int = MAX_PAYLOAD) -> bytes:
-    """`data` as PSH frames with `most` bytes at most (up to MAX_LENGTH), ready for one write."""
+    """`data` as PSH frames of at most `most` bytes (up to MAX_LENGTH), for one write."""
     return framed(data, most, lambda size: header(PSH, stream_id, size))
 
 
 class Decoder:
     """Turns received bytes into events `(command, stream id, payload)`.
 
-    PSH events carry a piece of the stream's data, a view of what was fed; the other commands
-    carry b"", as does an empty PSH frame, which is no data.
+    PSH events carry a piece of the stream's data, as a view of the bytes fed. The other commands
+    and empty PSH frames carry b"".
     """
 
     __slots__ = ("_head", "_id", "_left")
 
     def __init__(self) -> None:
-        self._head = b""  # an unfinished header
+        self._head = b""  # an incomplete header
         self._id = 0  # stream of the current PSH frame
-        self._left = 0  # payload bytes of it still to come
+        self._left = 0  # payload bytes of that frame still to come
 
     @property
     def at_boundary(self) -> bool:
-        """Whether everything received so far made whole frames."""
+        """Whether the bytes received so far end at a frame boundary."""
         return not (self._head or self._left)
 
     def feed(self, data: Data) -> list[tuple[int, int, Data]]:
-        """Take what was received and return the events in it.
+        """Decode received bytes and return their events.
 
-        Raises SmuxError on a wrong version, an unknown command, or a length where none may be
-        (later smux versions refuse that too; the one in the Go peers would lose its place). The
-        error has the events before that, and the decoder must not be used any more.
+        Raises SmuxError on a wrong version, an unknown command, or a length in a frame that has no
+        payload (later smux versions refuse that too; the one in the Go peers loses frame sync).
+        The error carries the preceding events; do not use the decoder after it.
         """
         if self._head:
             data = self._head + data

@@ -1,13 +1,13 @@
-"""SOCKS as a server speaks it: version 5 (RFC 1928, RFC 1929), versions 4 and 4a.
+"""The server side of SOCKS: version 5 (RFC 1928, RFC 1929), versions 4 and 4a.
 
     5:  05 n methods            -> 05 method
         01 n user n password    -> 01 status                    (if the method is 2)
         05 command 00 address   -> 05 reply 00 address
     4:  04 command port ip user 00 [name 00]  -> 00 reply port ip
 
-Parsers get all that came and was not used yet, and return what they found with the offset behind
-it, or None as long as it is incomplete. No message is longer than MAX_MESSAGE. Version 4a marks a
-name by an IP of 0.0.0.x (SOCKS 4A: A Simple Extension to SOCKS 4 Protocol, Ying-Da Lee).
+Parsers take all unconsumed bytes and return the message with the offset after it, or None while it
+is incomplete. No message is longer than MAX_MESSAGE. Version 4a marks a name by the IP address
+0.0.0.x (SOCKS 4A: A Simple Extension to SOCKS 4 Protocol, Ying-Da Lee).
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from mtt.wire.addresses import MAX_NAME, AddressError
 from mtt.wire.errors import WireError
 
 VERSION4, VERSION5 = 4, 5  # the first byte of a connection
-CONNECT, UDP_ASSOCIATE = 1, 3  # BIND (2) is of no use to anybody any more
+CONNECT, UDP_ASSOCIATE = 1, 3  # BIND (2) is obsolete and not supported
 NO_LOGIN, LOGIN, NO_METHOD = 0, 2, 0xFF
 
-# SOCKS 4 sets no limit to the user's name, which nobody reads; identd (RFC 1413) has 512, and
-# real ones are as long as a login.
+# SOCKS 4 sets no limit to the user name, which is ignored here; identd (RFC 1413) allows 512, and
+# real names are as short as a login.
 MAX_USER = 255
-# The longest request there is, one of version 4a; login (513) and request of 5 (262) are shorter.
+# The longest message is a request of version 4a; version 5's login (513) and request (262) are
+# shorter.
 MAX_MESSAGE = 8 + MAX_USER + 1 + MAX_NAME + 1
 
-# Of a datagram from or to the client, before its address: two zeros and the number of a fragment.
+# Precedes the address of a datagram from or to the client: two zeros and the fragment number.
 _DATAGRAM = b"\0\0\0"
 
 
-# The replies of version 5 (RFC 1928, 6) to requests that were tried. All proxies use "TTL expired"
-# (6) for connections that timed out.
+# Version 5 replies (RFC 1928, 6) to requests that were attempted. Proxies commonly use "TTL
+# expired" (6) for connections that timed out.
 _REPLIES = {
     Outcome.SUCCEEDED: 0,
     Outcome.GENERAL_FAILURE: 1,
@@ -42,12 +43,12 @@ _REPLIES = {
     Outcome.CONNECTION_REFUSED: 5,
     Outcome.TIMED_OUT: 6,
 }
-# Its replies to requests that are not tried.
+# Version 5 replies to requests that are not attempted.
 COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 7, 8
 
 
 class SocksError(WireError):
-    """A message that is not served; `answer` is what to send before closing the connection."""
+    """The message is refused; send `answer`, then close the connection."""
 
     def __init__(self, text: str, answer: bytes = b"") -> None:
         super().__init__(text)
@@ -58,7 +59,7 @@ class SocksError(WireError):
 
 
 def parse_methods(data: bytes) -> tuple[bytes, int] | None:
-    """The methods of authentication that a client offers, one byte each."""
+    """The authentication methods that a client offers, one byte each."""
     if len(data) < 2 or len(data) < 2 + data[1]:
         return None
     end = 2 + data[1]
@@ -66,7 +67,7 @@ def parse_methods(data: bytes) -> tuple[bytes, int] | None:
 
 
 def method_reply(method: int) -> bytes:
-    """The method chosen; after NO_METHOD the connection is closed."""
+    """The chosen method; close the connection after NO_METHOD."""
     return b"\x05%c" % method
 
 
@@ -84,7 +85,7 @@ def parse_login(data: bytes) -> tuple[bytes, bytes, int] | None:
 
 
 def login_reply(good: bool) -> bytes:
-    """Whether user and password are right; after a no the connection is closed."""
+    """The answer to a login; close the connection if it is not `good`."""
     return b"\x01\x00" if good else b"\x01\x01"
 
 
@@ -112,12 +113,12 @@ def parse_request(data: bytes) -> tuple[int, str, int, int] | None:
 
 
 def reply5(outcome: Outcome, host: str = "0.0.0.0", port: int = 0) -> bytes:
-    """The answer to a request; the address is where datagrams go, or nobody's business."""
+    """The answer to a request; the address is the UDP relay's, or 0.0.0.0 to reveal nothing."""
     return b"\x05%c\x00" % _REPLIES[outcome] + addresses.encode(host, port)
 
 
 def refusal5(reply: int) -> bytes:
-    """The answer to a request that is not tried: one of the replies *_NOT_SUPPORTED."""
+    """The answer to a request that is not attempted: one of the *_NOT_SUPPORTED replies."""
     return b"\x05%c\x00" % reply + addresses.encode("0.0.0.0", 0)
 
 
@@ -125,7 +126,7 @@ def refusal5(reply: int) -> bytes:
 
 
 def parse_request4(data: bytes) -> tuple[int, str, int, int] | None:
-    """Command, host, port and end; the user's name is of no interest. Raises SocksError."""
+    """Command, host, port and end; the user name is ignored. Raises SocksError."""
     if len(data) < 9:
         return None
     end = _end_of_text(data, 8, MAX_USER)
@@ -143,12 +144,12 @@ def parse_request4(data: bytes) -> tuple[int, str, int, int] | None:
         address = addresses.decode(wire + data[2:4])
     except AddressError as error:
         raise SocksError(f"a SOCKS request with {error}", reply4(False)) from None
-    assert address is not None  # it was put together here
+    assert address is not None  # it was built above
     return data[1], address[0], port, end
 
 
 def _end_of_text(data: bytes, at: int, limit: int) -> int:
-    """The offset behind the zero that ends a text, -1 if it has not come. Raises SocksError."""
+    """The offset after the zero that ends a text; -1 if incomplete. Raises SocksError."""
     end = data.find(b"\0", at, at + limit + 1)
     if end < 0 and len(data) > at + limit:
         raise SocksError(f"a SOCKS request with a text of more than {limit} bytes", reply4(False))
@@ -156,7 +157,7 @@ def _end_of_text(data: bytes, at: int, limit: int) -> int:
 
 
 def reply4(granted: bool) -> bytes:
-    """The answer to a request; there is only one way to say no that is not about identd."""
+    """The answer to a request: 91 is the only refusal that is not about identd."""
     return b"\0%c\0\0\0\0\0\0" % (0x5A if granted else 0x5B)
 
 
@@ -164,7 +165,7 @@ def reply4(granted: bool) -> bytes:
 
 
 def parse_datagram(data: bytes) -> tuple[str, int, int]:
-    """Destination and the offset of the payload. Raises SocksError: it has to be dropped."""
+    """Destination and offset of the payload. Raises SocksError if it must be dropped."""
     try:
         address = addresses.decode(data, len(_DATAGRAM))
     except AddressError as error:
@@ -172,10 +173,10 @@ def parse_datagram(data: bytes) -> tuple[str, int, int]:
     if address is None:
         raise SocksError("an incomplete header")
     if data[2]:
-        raise SocksError("a fragment")  # optional (RFC 1928, 7), and nobody sends them
+        raise SocksError("a fragment")  # support is optional (RFC 1928, 7); clients send none
     return address
 
 
 def datagram_header(host: str, port: int) -> bytes:
-    """What precedes the payload of a datagram from `host`. Raises ValueError."""
+    """The header before the payload of a datagram from `host`. Raises ValueError."""
     return _DATAGRAM + addresses.encode(host, port)

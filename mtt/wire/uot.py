@@ -1,11 +1,11 @@
 """UDP over TCP, versions 1 and 2 (uot of github.com/sagernet/sing): datagrams on a stream.
 
-    request    u8 connect | address            version 2, client to server, once at the beginning
-    datagram   address | u16 length | payload  the address is left out after a request to connect
+    request    u8 connect | address            version 2, client to server, once, first
+    datagram   address | u16 length | payload  no address after a request to connect
 
-Big-endian. The request's address has the types of SOCKS5, the datagrams' have others. To the
-server an address says where to, to the client where from. A stream carries UDP if its destination
-is one of two names that do not exist.
+Big-endian. Requests use the address types of SOCKS5; datagrams have their own. An address is the
+destination towards the server, and the source towards the client. A stream carries UDP if its
+destination is one of two reserved names.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ MAGIC = "sp.v2.udp-over-tcp.arpa"
 LEGACY_MAGIC = "sp.udp-over-tcp.arpa"
 _VERSIONS = {MAGIC: 2, LEGACY_MAGIC: 1}
 
-# The most that UDP can carry: 65535 less its own header of 8 bytes (over IPv4 it is 65507, and
-# the system refuses more).
+# The UDP maximum: 65535 less the header of 8 bytes (65507 over IPv4, where the system refuses
+# more).
 MAX_DATAGRAM = 65527
-# The Go programs read datagrams into 16 KiB, and end the stream over a larger one.
+# The Go programs read datagrams into 16 KiB, and end the stream on a larger one.
 MAX_FOREIGN = 16 * 1024
 
-# Peers that are asked about again and again: of each the answer of `unfit_for_go`.
+# Cached answers of `unfit_for_go`: the same few destinations are checked for every datagram.
 _CACHED = 512
 
-# Address, length and payload: no decoder holds more than that.
+# Address, length and payload: the most that a decoder holds.
 MAX_HELD = MAX_SIZE + 2 + MAX_DATAGRAM
 
 
 class UotError(WireError):
-    """The peer does not speak UDP over TCP, or a datagram does not fit into it."""
+    """The peer does not speak UDP over TCP, or a datagram is too large for it."""
 
 
-# A name as Go's resolver takes it: anything else it does not even look up.
+# A name that Go's resolver accepts; it does not look up any other.
 _LABEL = "[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\.?$)(?=.*[A-Za-z_-])(?:{_LABEL}\.)*{_LABEL}\.?")
 
@@ -51,7 +51,7 @@ _NAME = re.compile(rf"(?=.{{1,253}}\.?$)(?=.*[A-Za-z_-])(?:{_LABEL}\.)*{_LABEL}\
 def unfit_for_go(host: str, port: int) -> str:
     """Why a Go server cannot send a datagram to `host` (IP literal or name) and `port`, or "".
 
-    It ends the stream over one that it cannot send, with all others in it.
+    A Go server ends the whole stream, with all its destinations, on a datagram it cannot send.
     """
     if port == 0:
         return "there is no port 0"
@@ -60,7 +60,7 @@ def unfit_for_go(host: str, port: int) -> str:
     except ValueError:
         return "" if _NAME.fullmatch(host) else "it is not a domain name"
     address = getattr(address, "ipv4_mapped", None) or address
-    # ::/8 is reserved as well, and has addresses of hosts in it.
+    # For IPv6, is_reserved includes ::/8, which contains host addresses.
     other = address.is_reserved if address.version == 4 else address.is_link_local
     if other or address.is_multicast or address.is_unspecified:
         return "it is not the address of a host"
@@ -68,7 +68,7 @@ def unfit_for_go(host: str, port: int) -> str:
 
 
 def version(host: str) -> int:
-    """The version of UDP over TCP that a stream to `host` speaks, 0 if it is just a stream."""
+    """The UDP over TCP version of a stream to `host`; 0 for an ordinary stream."""
     return _VERSIONS.get(host.lower(), 0)
 
 
@@ -76,28 +76,28 @@ def encode_request(host: str, port: int, *, connect: bool) -> bytes:
     """The request of version 2.
 
     Args:
-        host: what to send to with `connect`; without, anything (0.0.0.0 for one).
+        host: the only destination with `connect`; otherwise ignored (0.0.0.0, for example).
         port: likewise.
-        connect: whether all datagrams go there, and come from there, and carry no address.
+        connect: whether all datagrams go to and come from `host`, and carry no address.
 
     Raises AddressError.
     """
     return bytes((connect,)) + encode_address(host, port)
 
 
-# What a stream of a client begins with: destination and request. No peer is named, so datagrams go
-# anywhere. The reference sends the request with the first datagram, and cannot know until then
-# whether there is UDP.
+# The start of a client's stream: destination and request. It names no peer, so datagrams may go
+# anywhere. The reference sends the request with the first datagram, because it does not know until
+# then whether UDP is used.
 DESTINATION = encode_address(MAGIC, 0) + encode_request("0.0.0.0", 0, connect=False)
 
 
 def encode_datagram(payload: Data, host: str, port: int) -> bytes:
-    """One datagram with its address. Raises ValueError when that or the size cannot be sent."""
+    """One datagram with its address. Raises ValueError if the address or size is invalid."""
     return encode_address(host, port, UOT) + encode_connected(payload)
 
 
 def encode_connected(payload: Data) -> bytes:
-    """One datagram after a request to connect. Raises ValueError when it is too long."""
+    """One datagram after a request to connect. Raises ValueError if it is too long."""
     size = len(payload)
     if size > MAX_DATAGRAM:
         raise ValueError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM} at most")
@@ -107,34 +107,35 @@ def encode_connected(payload: Data) -> bytes:
 class Decoder:
     """Turns a stream's data into datagrams `(host, port, payload)`.
 
-    Payloads are views of what was fed where that is possible.
+    Payloads are views of the bytes fed where possible.
 
     Args:
-        request: whether a request comes first (on a server, version 2); `request` has it then.
-        peer: what the client asked to connect to, if so; datagrams have no address then, and
-            get this one.
+        request: whether a request comes first (on a server, version 2). The attribute `request`
+            then holds it.
+        peer: the address that the client asked to connect to, if any. Datagrams then carry no
+            address, and are returned with this one.
     """
 
     __slots__ = ("_awaits_request", "_held", "_need", "_peer", "request")
 
     def __init__(self, *, request: bool = False, peer: tuple[str, int] | None = None) -> None:
         self.request: tuple[bool, str, int] | None = None
-        """Connect, host, port; the host may be empty without connect. None until it is read."""
+        """Connect, host, port; the host may be empty without connect. None until received."""
         self._awaits_request = request
         self._peer = peer
-        self._held = bytearray()  # an unfinished request or datagram
-        self._need = 1  # bytes of it worth another look
+        self._held = bytearray()  # an incomplete request or datagram
+        self._need = 1  # bytes of it needed before parsing again
 
     @property
     def at_boundary(self) -> bool:
-        """Whether everything received so far made a whole request and whole datagrams."""
+        """Whether the bytes received so far end after the request or a whole datagram."""
         return not (self._held or self._awaits_request)
 
     def feed(self, data: Data) -> list[tuple[str, int, Data]]:
-        """Take what was received and return the datagrams in it.
+        """Decode received bytes and return the datagrams in them.
 
-        Raises UotError on a bad address, and on a length that no datagram has; what came before
-        it in `data` is lost, and the decoder must not be used any more.
+        Raises UotError on an invalid address or length. Datagrams before it in `data` are lost; do
+        not use the decoder after it.
         """
         if self._held:
             self._held += data
@@ -151,7 +152,7 @@ class Decoder:
         return found
 
     def _parse(self, data: memoryview, found: list[tuple[str, int, Data]]) -> int:
-        """Find whole datagrams; returns the offset of the unfinished one, and sets `_need`."""
+        """Find whole datagrams, set `_need`, and return the offset of the incomplete one."""
         at, end = 0, len(data)
         if self._awaits_request:
             self._need = end + 1

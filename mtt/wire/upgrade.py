@@ -1,8 +1,8 @@
-"""The opening handshake of WebSocket (RFC 6455, 4), for both ends.
+"""The opening handshake of WebSocket (RFC 6455, 4), client and server.
 
-The client sends what Go's net/http with gorilla/websocket sends, so neither a peer nor an observer
-can tell it from the original; the same goes for the server. Both accept what gorilla accepts, and
-wherever a header is a list, any legal form of it: further elements, repeated lines (RFC 9110, 5.3).
+Both send what Go's net/http with gorilla/websocket sends, so neither a peer nor an observer can
+tell them from the original. Both accept what gorilla accepts, and any legal form of a list header:
+additional elements, repeated lines (RFC 9110, 5.3).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _NOT_PATH = re.compile(rb"[^A-Za-z0-9!$&'()*+,/:;=@\[\]._~%-]|%(?![0-9A-Fa-f]{2})")
 _NOT_QUERY = re.compile(rb"[^\x21-\x7e]")
 
-# Sub-protocols of the tunnel: the client's choice of plain or multiplexed, the server's preference
-# in this order (the original does the same).
+# Subprotocols of the tunnel: the client chooses plain or multiplexed; the server prefers them in
+# this order, like the original.
 SMUX_ON = "smux_on"
 SMUX_OFF = "smux_off"
 PREFERENCE = (SMUX_ON, SMUX_OFF)
 
-# How every opening handshake begins.
+# The first bytes of every opening handshake.
 METHOD = b"GET "
-# Of a head that comes in pieces: what nginx has room for.
+# Longest line of a head that arrives in pieces: nginx's limit.
 MAX_LINE = 8192
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -43,13 +43,13 @@ _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
 
 
 class UpgradeError(WireError):
-    """The server did not upgrade the connection, or not to what was asked for."""
+    """The server did not upgrade the connection, or upgraded it to something else."""
 
     cause = Cause.HTTP
 
 
 class UpgradeRefused(WireError):
-    """A request that is no proper opening handshake; `reply` is the answer to it."""
+    """The request is not a valid opening handshake; `reply` is the answer."""
 
     cause = Cause.HTTP
 
@@ -59,33 +59,33 @@ class UpgradeRefused(WireError):
 
     @property
     def reply(self) -> Reply:
-        """An ordinary response, after which the connection may go on."""
-        # Spelled as Go makes header names canonical, unlike in the requests.
+        """An ordinary response; the connection may stay open after it."""
+        # Go canonicalises the header name in responses, but not in requests.
         return text_reply(self.status, REASONS[self.status], ("Sec-Websocket-Version", "13"))
 
 
 class Upgrade(NamedTuple):
-    """A proper opening handshake: the client's key, and the sub-protocol that was agreed on."""
+    """A valid opening handshake: the client's key and the agreed subprotocol."""
 
     key: str
     protocol: str | None
 
 
 class RequestBeginning:
-    """Judges whether an unfinished head may still become an opening handshake.
+    """Checks whether an incomplete head may still become an opening handshake.
 
-    It refuses what web servers refuse, at the same byte, and whatever no client sends: absolute
+    It refuses what web servers refuse, at the same byte, and what no client sends: absolute
     targets, folded lines, a body.
     """
 
     __slots__ = ("_at", "_has_host")
 
     def __init__(self) -> None:
-        self._at = 0  # where the first line begins that is not complete
+        self._at = 0  # start of the first incomplete line
         self._has_host = False
 
     def goes_on(self, head: bytes | bytearray) -> bool:
-        """Whether this may be the beginning; `head` has only grown since the last time."""
+        """Whether `head` may become a handshake; it only grows from call to call."""
         while (end := head.find(b"\n", self._at)) >= 0:
             line = bytes(head[self._at : end])
             if not (self._is_field(line) if self._at else _is_request_line(line + b"\n")):
@@ -108,7 +108,7 @@ class RequestBeginning:
 
 
 def _is_request_line(line: bytes) -> bool:
-    """Whether this is the request line of an opening handshake, or the beginning of one."""
+    """Whether `line` is the request line of an opening handshake, or a prefix of one."""
     target, _, version = line[len(METHOD) :].partition(b" ")
     return (
         METHOD.startswith(line[: len(METHOD)])
@@ -127,15 +127,15 @@ def accept_key(key: str) -> str:
 
 
 def own_key(noise: bytes) -> str:
-    """A Sec-WebSocket-Key by which our server knows our client; to all others it is random.
+    """A Sec-WebSocket-Key that this program's server recognises; to others it looks random.
 
-    `noise`: 12 random bytes. The last 4 of the 16 follow from them.
+    `noise`: 12 random bytes. The last 4 of the 16 are derived from them.
     """
     return b64encode(noise + _own_mark(noise)).decode("ascii")
 
 
 def is_own_key(key: str) -> bool:
-    """Whether `key` is from `own_key()`; one in 4 billion others looks as if."""
+    """Whether `key` is from `own_key()`; one in 4 billion other keys matches by chance."""
     try:
         raw = b64decode(key, validate=True)
     except ValueError:
@@ -150,10 +150,10 @@ def _own_mark(noise: bytes) -> bytes:
 def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> bytes:
     """The client's request.
 
-    `path`: as in a URL: a missing slash at the start is added, a `?query` is sent, a `#fragment`
-    is not, and what may not stand in a request is percent-encoded. `host`: a name in ASCII or an
-    IP literal without brackets (an IPv6 one gets them here, its zone is left out, RFC 6874).
-    `key`: 16 random bytes in Base64. `protocols`: sub-protocols on offer, the preferred first.
+    `path`: as in a URL: a missing leading slash is added, a `?query` is sent, a `#fragment` is not,
+    and bytes that a request cannot carry are percent-encoded. `host`: an ASCII name or an IP
+    literal without brackets (IPv6 gets them here, and its zone is dropped, RFC 6874). `key`: 16
+    random bytes in Base64. `protocols`: subprotocols to offer, the preferred one first.
     """
     target, question, query = path.partition("#")[0].partition("?")
     if not target.startswith("/"):
@@ -175,10 +175,10 @@ def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> 
 
 
 def check_response(response: Response, key: str) -> str | None:
-    """The sub-protocol that the server chose, None if it named none.
+    """The subprotocol that the server chose; None if it named none.
 
-    Whether that one was on offer is left to the caller: the original never looks. Raises
-    UpgradeError unless the response is the proper answer to a request with `key`.
+    The caller checks whether it was offered; the original does not. Raises UpgradeError unless the
+    response is a valid answer to a request with `key`.
     """
     if response.status != 101:
         raise UpgradeError(
@@ -187,23 +187,23 @@ def check_response(response: Response, key: str) -> str | None:
         )
     if "websocket" not in response.tokens("upgrade"):
         raise UpgradeError("the server switched to another protocol than WebSocket")
-    # A list: proxies on the way add `keep-alive` to it, or a line of their own.
+    # A list: proxies on the way add `keep-alive` to it, or a second line.
     if "upgrade" not in response.tokens("connection"):
         raise UpgradeError("the server's 101 response lacks the header `Connection: Upgrade`")
     if response.first("sec-websocket-accept") != accept_key(key):
         raise UpgradeError("the server's Sec-WebSocket-Accept does not fit the request")
     extensions = response.tokens("sec-websocket-extensions")
-    # It would change the meaning of every frame. Others are ignored, as gorilla does.
+    # It would change the meaning of every frame. Other extensions are ignored, as in gorilla.
     if any(name.partition(";")[0].strip() == "permessage-deflate" for name in extensions):
-        raise UpgradeError("the server switched compression on, which nobody asked for")
+        raise UpgradeError("the server enabled compression, which the client did not offer")
     return response.first("sec-websocket-protocol") or None
 
 
 def check_request(request: Request, preference: tuple[str, ...] = ()) -> Upgrade:
     """The `Upgrade` that a client asks for.
 
-    `preference`: the sub-protocols of the server; the first that the client offers too is agreed
-    on. Raises UpgradeRefused; the order of the checks is gorilla's and decides the status.
+    `preference`: the server's subprotocols; the first that the client also offers is agreed on.
+    Raises UpgradeRefused. The checks are in gorilla's order, which decides the status.
     """
     if "upgrade" not in request.tokens("connection"):
         raise UpgradeRefused(400, "no token `upgrade` in the Connection header")
@@ -226,10 +226,10 @@ def check_request(request: Request, preference: tuple[str, ...] = ()) -> Upgrade
 def check_hidden_request(
     request: Request, preference: tuple[str, ...] = (), *, early: bool
 ) -> Upgrade:
-    """As `check_request`, where nobody may learn that there is a WebSocket.
+    """As `check_request`, for servers that hide the WebSocket from probes.
 
-    HTTP/1.0 and bytes right behind the request (`early`), which the original treats in ways that
-    no web server does, are refused like everything else.
+    HTTP/1.0 and bytes sent with the request (`early`) are refused as well: the original treats
+    them in ways that no web server does.
     """
     if request.version < (1, 1):
         raise UpgradeRefused(400, "HTTP/1.0")
@@ -239,7 +239,7 @@ def check_hidden_request(
 
 
 def switching_protocols(key: str, protocol: str | None) -> bytes:
-    """The server's response to a proper request."""
+    """The server's response to a valid request."""
     negotiated = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
     return (
         "HTTP/1.1 101 Switching Protocols\r\n"
@@ -251,7 +251,7 @@ def switching_protocols(key: str, protocol: str | None) -> bytes:
 
 
 def _origin_host(origin: str) -> str:
-    """`host[:port]` of an origin in lower case, empty for `null` and the like."""
+    """`host[:port]` of an origin in lower case; empty for `null` and other opaque origins."""
     found = _ORIGIN.match(origin)
     return found[1].rpartition("@")[2].lower() if found else ""
 

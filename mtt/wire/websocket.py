@@ -1,8 +1,8 @@
-"""WebSocket frames (RFC 6455, section 5), as a tunnel uses them.
+"""WebSocket frames (RFC 6455, section 5) for a tunnel.
 
-A tunnel is a byte stream, so the decoder hands out payload as it arrives, whatever the frame and
-message boundaries, and text messages count as data like binary ones (the Go peers do the same).
-Nothing is buffered but an unfinished header and control frames, which are at most 125 bytes long.
+A tunnel is a byte stream, so the decoder returns payload as it arrives, regardless of frame and
+message boundaries, and treats text messages like binary ones (as the Go peers do). It buffers only
+an incomplete header and control frames, which have at most 125 bytes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MAX_CONTROL = 125  # RFC 6455, 5.5
 # No length limit for data frames: their payload is streamed. The top bit must be 0 (5.2).
 _MAX_LENGTH = 1 << 63
 
-# The length forms of a header (5.2): in the second byte itself, or in what follows it. With the
-# masking key behind it, or without.
+# The three length forms of a header (5.2): in the second byte, or in 2 or 8 bytes after it. Each
+# with or without a masking key at the end.
 _TINY, _SHORT, _LONG = Struct(">BB"), Struct(">BBH"), Struct(">BBQ")
 _TINY_MASKED, _SHORT_MASKED, _LONG_MASKED = Struct(">BB4s"), Struct(">BBH4s"), Struct(">BBQ4s")
 _LENGTH16, _LENGTH64, _KEY = Struct(">H"), Struct(">Q"), Struct("4s")
@@ -36,7 +36,7 @@ _LENGTH16, _LENGTH64, _KEY = Struct(">H"), Struct(">Q"), Struct("4s")
 _WHOLE = 0x80 | BINARY
 
 NO_MASK = b"\0\0\0\0"
-# XOR of long payloads goes through bytes.translate; below this size one big integer is quicker.
+# Payloads from this size on are XORed with bytes.translate; below, one big integer is faster.
 _TRANSLATE_FROM = 256
 
 
@@ -44,7 +44,7 @@ class WebSocketError(WireError):
     """The peer broke RFC 6455; `str()` goes into the close frame with code 1002.
 
     Attributes:
-        events: what came before that in the same piece.
+        events: the events decoded from the same data before the error.
     """
 
     events: list[tuple[int, Data]]
@@ -54,9 +54,9 @@ def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
     """The header of one unfragmented frame, with the shortest length form (5.2).
 
     Args:
-        opcode: what the frame is.
-        length: payload bytes.
-        mask: the masking key of a client's frame (4 bytes), None for a server's.
+        opcode: the type of the frame.
+        length: payload size in bytes.
+        mask: masking key of a client's frame (4 bytes); None for a server's.
     """
     first = 0x80 | opcode
     if mask is None:
@@ -73,7 +73,7 @@ def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
 
 
 def frame(opcode: int, payload: Data, mask: bytes | None = None) -> bytes:
-    """One whole frame, payload masked with `mask`."""
+    """One frame with its payload, masked with `mask`."""
     head = frame_header(opcode, len(payload), mask)
     if mask is None or mask == NO_MASK:
         return head + payload
@@ -93,7 +93,7 @@ def _table(byte: int) -> bytes:
 
 
 def xor(data: Data, key: bytes, offset: int = 0) -> bytes:
-    """Mask or unmask `data`, which begins `offset` bytes into its frame (5.3)."""
+    """Mask or unmask `data`, which starts `offset` bytes into its frame (5.3)."""
     if offset:
         turn = offset % 4
         key = key[turn:] + key[:turn]
@@ -127,8 +127,9 @@ class Decoder:
     """Turns received bytes into events.
 
     Events are tuples `(opcode, payload)`: BINARY with a piece of the tunnel's byte stream (a view
-    of the given data where that is possible), or CLOSE, PING, PONG with a whole control payload.
-    An empty text message carries no data, and gives TEXT: our own ends use it as a sign.
+    of the given data where possible), or CLOSE, PING, PONG with a whole control payload. An empty
+    text message carries no data and gives TEXT: this program sends it as its greeting and as a
+    half-close.
 
     Args:
         masked: whether the peer must mask its frames (True on a server, 5.1).
@@ -138,24 +139,24 @@ class Decoder:
 
     def __init__(self, *, masked: bool) -> None:
         self._masked = masked
-        self._head = b""  # an unfinished header
+        self._head = b""  # an incomplete header
         self._opcode = 0
         self._left = 0  # payload bytes of the current frame still to come
         self._key = NO_MASK
         self._offset = 0  # payload bytes of the current frame already seen
-        self._control = b""  # an unfinished control payload
-        self._open = False  # a fragmented message is under way
+        self._control = b""  # an incomplete control payload
+        self._open = False  # inside a fragmented message
 
     @property
     def at_boundary(self) -> bool:
-        """Whether everything received so far made whole frames."""
+        """Whether the bytes received so far end at a frame boundary."""
         return not (self._head or self._left)
 
     def feed(self, data: Data) -> list[tuple[int, Data]]:
-        """Take what was received and return the events in it.
+        """Decode received bytes and return their events.
 
-        Raises WebSocketError when the peer broke the protocol, with the events before that. The
-        decoder must not be used any more then.
+        Raises WebSocketError, with the preceding events, if the peer breaks the protocol. Do not
+        use the decoder after it.
         """
         events: list[tuple[int, Data]] = []
         if self._head:
@@ -208,7 +209,7 @@ class Decoder:
         self._control = b""
 
     def _parse_header(self, data: memoryview, at: int, end: int) -> int:
-        """Begin the frame at `at`; returns the size of its header, 0 if it is incomplete."""
+        """Begin the frame at `at` and return the size of its header; 0 if it is incomplete."""
         first = data[at]
         if first != _WHOLE or self._open:
             self._check(first)
@@ -243,7 +244,7 @@ class Decoder:
         return size
 
     def _check(self, first: int) -> None:
-        """Whether a frame may begin with this byte, here. Raises WebSocketError if not."""
+        """Raise WebSocketError if a frame must not start with this byte here."""
         opcode = first & 0x0F
         final = first & 0x80
         if first & 0x70:

@@ -166,7 +166,7 @@ async def test_answers_that_cannot_be_delivered_are_dropped(
             association.deliver("192.0.2.7", 7, b"x" * 65527)  # too large with a header
             await dropped(caplog, "message too long")
             association.deliver("no name", 7, b"")
-            await dropped(caplog, "a domain name with blanks")
+            await dropped(caplog, "a domain name with spaces")
             association.pause_writing()
             association.deliver("192.0.2.7", 7, b"")
             await dropped(caplog, "the client does not take them")

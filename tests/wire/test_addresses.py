@@ -21,7 +21,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("types", "host", "port", "wire"), GOOD)
-def test_both_ways(types: Types, host: str, port: int, wire: str) -> None:
+def test_encode_and_decode_round_trip(types: Types, host: str, port: int, wire: str) -> None:
     data = bytes.fromhex(wire)
     assert encode(host, port, types) == data
     assert decode(data, 0, types) == (host, port, len(data))
@@ -71,7 +71,7 @@ REFUSED = [
     ("not UTF-8", "0302fffe0050", "UTF-8"),
     ("a NUL", "030361006200" + "50", "control"),
     ("a line break", b"\3\3a\nb\0\x50".hex(), "control"),
-    ("a blank", b"\3\3a b\0\x50".hex(), "blanks"),
+    ("a space", b"\3\3a b\0\x50".hex(), "spaces"),
     ("a name in brackets", b"\3\3[a]\0\x50".hex(), "brackets"),
     ("IPv4 in brackets", b"\3\x0b[127.0.0.1]\0\x50".hex(), "brackets"),
     ("half a bracket", b"\3\4[::1\0\x50".hex(), "brackets"),
@@ -81,7 +81,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("wire", "words"), [row[1:] for row in REFUSED],
                          ids=[row[0] for row in REFUSED])  # fmt: skip
-def test_what_is_refused(wire: str, words: str) -> None:
+def test_invalid_bytes_are_refused(wire: str, words: str) -> None:
     with pytest.raises(AddressError, match=words):
         decode(bytes.fromhex(wire))
 
@@ -96,20 +96,20 @@ def test_an_empty_name_where_the_address_does_not_matter() -> None:
         ("", 80, "1 to 255"),
         ("a" * 256, 80, "1 to 255"),
         ("ü" * 128, 80, "1 to 255"),
-        ("a b", 80, "blanks"),
+        ("a b", 80, "spaces"),
         ("[a]", 80, "brackets"),
         ("a\r\nb", 80, "control"),
-        ("a\udcff", 80, "no text"),
+        ("a\udcff", 80, "not valid Unicode"),
         ("a", -1, "-1 is not a port"),
         ("a", 65536, "65536 is not a port"),
     ],
 )
-def test_what_cannot_be_sent(host: str, port: int, words: str) -> None:
+def test_invalid_addresses_are_not_encoded(host: str, port: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         encode(host, port)
 
 
-def test_noise_gives_an_address_or_the_one_error() -> None:
+def test_noise_gives_an_address_or_address_error() -> None:
     rng = random.Random(31)
     found = missing = refused = 0
     for _ in range(4000):

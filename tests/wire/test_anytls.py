@@ -104,7 +104,7 @@ def test_data_that_fits_into_one_frame(size: int, kind: type) -> None:
 
 @pytest.mark.parametrize("most", [MAX_PAYLOAD, MAX_LENGTH])
 @pytest.mark.parametrize("more", [1, MAX_PAYLOAD, MAX_PAYLOAD + 1, 200_000])
-def test_data_that_does_not(more: int, most: int) -> None:
+def test_data_that_needs_several_frames(more: int, most: int) -> None:
     size = most + more
     data = random.Random(size).randbytes(size)
     frames = data_frames(9, memoryview(data), most)
@@ -114,7 +114,7 @@ def test_data_that_does_not(more: int, most: int) -> None:
     assert len(frames) - size == HEADER_SIZE * -(-size // most)
 
 
-def test_frames_are_as_large_as_the_reference_sends_them_unless_told_otherwise() -> None:
+def test_default_frame_size_is_that_of_the_reference() -> None:
     assert data_frames(9, bytes(MAX_LENGTH)) == data_frames(9, bytes(MAX_LENGTH), MAX_PAYLOAD)
 
 
@@ -264,7 +264,7 @@ def test_settings_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"a=": "b"}, {"a\n": "b"}, {"a": "b\nv=1"}])
-def test_settings_cannot_hold_everything(settings: dict[str, str]) -> None:
+def test_unencodable_settings_are_refused(settings: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="settings cannot hold"):
         encode_settings(settings)
 
@@ -282,13 +282,13 @@ def test_the_version_is_a_number_as_go_reads_it(value: str, version: int) -> Non
     assert version_of({"v": value}) == version
 
 
-def test_no_version_is_none() -> None:
+def test_missing_version_is_version_1() -> None:
     assert version_of({}) == 0
     assert integer("-9223372036854775808") == -(2**63)
     assert integer("-9223372036854775809") is None
 
 
-def test_what_a_peer_says_fits_into_a_line() -> None:
+def test_peer_texts_fit_into_a_log_line() -> None:
     assert shown(b"no route to host") == "no route to host"
     assert shown(b"a\r\nb\x1b[31m\0\xff\xe2\x80\xae") == "a  b [31m \ufffd "
     assert len(shown(b"x" * MAX_LENGTH)) == 200
@@ -307,7 +307,7 @@ def test_the_hash() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 1, 30, 255, 256, MAX_LENGTH])
-def test_a_preamble_both_ways(padding: int) -> None:
+def test_preamble_round_trip(padding: int) -> None:
     data = preamble(HASHED, padding)
     assert data == HASHED + bytes((padding >> 8, padding & 255)) + bytes(padding)
     reader = PreambleReader()
@@ -321,7 +321,7 @@ def test_a_preamble_both_ways(padding: int) -> None:
 
 
 @pytest.mark.parametrize("padding", [-1, MAX_LENGTH + 1])
-def test_padding_that_no_preamble_holds(padding: int) -> None:
+def test_too_much_preamble_padding_is_refused(padding: int) -> None:
     with pytest.raises(ValueError, match="0 to 65535"):
         preamble(HASHED, padding)
 

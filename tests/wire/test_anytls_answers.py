@@ -23,11 +23,11 @@ from mtt.wire.anytls import outcome_from_text, synack
         ("", Outcome.GENERAL_FAILURE),
     ],
 )
-def test_what_servers_say(text: str, outcome: Outcome) -> None:
+def test_synack_texts_of_servers(text: str, outcome: Outcome) -> None:
     assert outcome_from_text(text) is outcome
 
 
-def test_our_own_words_are_understood() -> None:
+def test_own_synack_texts_are_understood() -> None:
     assert synack(Outcome.SUCCEEDED) == b""
     for outcome in list(Outcome)[1:]:
         assert outcome_from_text(synack(outcome).decode()) is outcome

@@ -119,7 +119,7 @@ def test_there_are_recordings() -> None:
 
 @pytest.mark.parametrize("direction", ["c2s", "s2c"])
 @pytest.mark.parametrize("events", CONNECTIONS)
-def test_frames_are_those_of_the_notes(events: list[dict[str, Any]], direction: str) -> None:
+def test_recorded_frames_match_the_notes(events: list[dict[str, Any]], direction: str) -> None:
     data = frames_of(events, direction)
     expected = noted(events, direction)
     found = decode(data)
@@ -234,7 +234,7 @@ class Observed:
 
 
 @pytest.mark.parametrize("events", PADDED_CONNECTIONS)
-def test_every_padded_record_is_byte_for_byte_the_recorded_one(
+def test_padded_records_match_the_recording(
     events: list[dict[str, Any]],
 ) -> None:
     data = frames_of(events, "c2s")
@@ -344,7 +344,7 @@ def test_a_client_of_version_1() -> None:
     assert sent == addresses.encode("127.0.0.1", 46253) + b"v1 client"
 
 
-def test_what_the_server_says_of_failures() -> None:
+def test_recorded_synacks_of_failures() -> None:
     (events,) = connections("x-anytls-syn-before-settings")
     assert decode(frames_of(events, "s2c")) == [(ALERT, 0, NO_SETTINGS)]
     (events,) = connections("x-anytls-dial-failure")

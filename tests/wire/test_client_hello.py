@@ -49,12 +49,12 @@ def test_records_may_be_of_any_size() -> None:
     ],
     ids=["text", "data", "other message", "cut short", "endless"],
 )  # fmt: skip
-def test_what_is_no_client_hello(said: bytes) -> None:
+def test_other_bytes_are_refused(said: bytes) -> None:
     with pytest.raises(ClientHelloError, match=r"Hello|handshake"):
         offered_alpn(said)
 
 
-def test_noise_never_fails_otherwise() -> None:
+def test_noise_raises_only_client_hello_error() -> None:
     said = bytearray(hello("h2", "http/1.1"))
     for at in range(len(said)):
         for value in (0, 0xFF, said[at] ^ 1):

@@ -28,7 +28,7 @@ def errors_of(module: str) -> list[type[Exception]]:
 FAMILY = [error for module in MODULES for error in errors_of(module)]
 
 
-def test_one_family() -> None:
+def test_codec_errors_share_a_base_class() -> None:
     assert len(FAMILY) > 10
     for error in FAMILY:
         assert issubclass(error, WireError), error
@@ -37,7 +37,7 @@ def test_one_family() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_codecs_raise_nothing_else(module: str) -> None:
+def test_codecs_raise_only_wire_errors(module: str) -> None:
     raised = _raised(inspect.getsource(importlib.import_module(module)))
     assert raised <= {*(error.__name__ for error in FAMILY), "ValueError"}
 

@@ -22,7 +22,7 @@ def test_heads_in_pieces_are_taken_one_by_one(size: int) -> None:
     assert not buffer
 
 
-def test_what_was_dropped_does_not_hide_the_next_head() -> None:
+def test_next_head_is_found_after_drop() -> None:
     buffer = HeadBuffer()
     buffer += GET[:-1]
     assert buffer.head_end() == -1

@@ -43,7 +43,7 @@ def get(*lines: str, target: str = "/", version: str = "1.1", method: str = "GET
 # Finding the end of a head.
 
 
-def test_the_end_of_a_head_is_found_whole_and_byte_by_byte_and_before_trailing_data() -> None:
+def test_head_end_is_found_whole_in_pieces_and_before_more_data() -> None:
     for path in WSS_VECTORS:
         for head in handshake(path):
             assert find_head_end(head) == len(head)
@@ -219,7 +219,7 @@ SMUGGLED = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_no_request_is_refused_in_go_s_words(name: str) -> None:
+def test_invalid_requests_are_refused_as_by_go(name: str) -> None:
     head, status, told = BAD[name]
     with pytest.raises(HttpError) as caught:
         parse_request(head)
@@ -245,7 +245,7 @@ def test_transfer_encoding_in_http_1_0_is_refused() -> None:
         get("Transfer-Encoding: chunked", version="1.0")
 
 
-def test_the_words_for_an_unknown_transfer_encoding_and_a_large_head() -> None:
+def test_answers_to_unknown_transfer_encoding_and_large_head() -> None:
     assert HttpError(501, "x").answer == (
         b"HTTP/1.1 501 Not Implemented\r\nContent-Type: text/plain; charset=utf-8\r\n"
         b"Connection: close\r\n\r\nUnsupported transfer encoding"
@@ -286,7 +286,7 @@ def test_a_response_needs_no_reason() -> None:
         b"HTTP/1.1 200 OK\r\n",
     ],
 )
-def test_what_is_no_response_is_refused(head: bytes) -> None:
+def test_invalid_responses_are_refused(head: bytes) -> None:
     with pytest.raises(HttpError) as caught:
         parse_response(head)
     assert caught.value.status == 502
@@ -376,7 +376,7 @@ def test_any_bytes_are_a_request_or_an_error() -> None:
     "filling",
     [b" ", b"\t", b"a", b":", b"%", b"%41", b"\n ", b"\r\n\t", b"a:\n", b",", b"@", b"/.", b"\r"],
 )
-def test_no_filling_of_a_head_makes_the_parser_slow(filling: bytes) -> None:
+def test_parsing_takes_linear_time(filling: bytes) -> None:
     bulk = (filling * MAX_HEAD)[:MAX_HEAD]
     started = time.process_time()
     for head in (bulk, b"GET " + bulk, b"GET / HTTP/1.1\r\nHost: a\r\nX:" + bulk + b"\0"):
@@ -408,5 +408,5 @@ def test_no_filling_of_a_head_makes_the_parser_slow(filling: bytes) -> None:
         (b"GET / \rHTTP/1.1\r\n", False),
     ],
 )
-def test_what_may_be_a_request_at_first_sight(data: bytes, expected: bool) -> None:
+def test_may_be_request_accepts_prefixes(data: bytes, expected: bool) -> None:
     assert may_be_request(data) is expected

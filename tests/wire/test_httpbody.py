@@ -77,7 +77,7 @@ def test_the_end_of_a_body(length: int | None, chunked: bool, body: bytes) -> No
         b"0\r\nHost: b\r\n",
     ],
 )
-def test_a_body_whose_end_others_could_see_elsewhere(body: bytes) -> None:
+def test_ambiguous_body_framing_is_refused(body: bytes) -> None:
     with pytest.raises(HttpError) as raised:
         Body(None, chunked=True).take(body)
     assert raised.value.status == 400

@@ -14,7 +14,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def test_what_is_of_one_connection_stays_behind() -> None:
+def test_hop_by_hop_headers_are_dropped() -> None:
     answer = parse_answer(
         head(
             "HTTP/1.1 200 Very OK", "ETag: x", "Connection: close, X-Mine", "x-mine: 1",
@@ -106,7 +106,7 @@ def test_where_the_body_ends(method: str, status: int, lines: list[str], end: st
         ["no colon"],
     ],
 )
-def test_framing_that_two_recipients_could_see_differently(lines: list[str]) -> None:
+def test_ambiguous_framing_is_refused(lines: list[str]) -> None:
     with pytest.raises(HttpError) as raised:
         parse_answer(head("HTTP/1.1 200 OK", *lines), "GET")
     assert raised.value.status == 502
@@ -120,7 +120,7 @@ def test_chunks_of_http_1_0_are_refused() -> None:
 @pytest.mark.parametrize(
     "first", ["HTTP/1.1 20 OK", "HTTP/1.1 2000", "HTTP/1.1 099 X", "ICY 200 OK", "HTTP/1.1", ""]
 )
-def test_what_is_no_answer(first: str) -> None:
+def test_invalid_responses_are_refused(first: str) -> None:
     with pytest.raises(HttpError) as raised:
         parse_answer(head(first), "GET")
     assert raised.value.status == 502
@@ -157,7 +157,7 @@ def test_an_upgrade_is_passed_on() -> None:
     )
 
 
-def test_an_interim_answer_says_nothing_of_the_connection() -> None:
+def test_interim_responses_do_not_affect_persistence() -> None:
     answer = parse_answer(head("HTTP/1.1 103 Hints", "Link: </x>", "Connection: close"), "GET")
     assert forwarded_answer(answer, close=True) == head("HTTP/1.1 103 Hints", "Link: </x>")
 

@@ -105,7 +105,7 @@ def test_an_authorization_header_precedes_user_and_password_in_a_uri() -> None:
     assert b"uthorization" not in parse(head("GET http://@a/ HTTP/1.1", "Host: a")).head
 
 
-def test_what_was_meant_for_the_proxy_stays_here() -> None:
+def test_proxy_headers_are_not_forwarded() -> None:
     asked = parse(
         head(
             "POST http://a/ HTTP/1.1", "Host: a", "X-One: 1", "connection: X-Mine, keep-alive",
@@ -179,7 +179,7 @@ def test_repeated_lines_are_one_list() -> None:
         ("1.1", ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: x"]),
     ],
 )
-def test_an_upgrade_that_is_none_for_the_origin(version: str, lines: list[str]) -> None:
+def test_invalid_upgrades_are_not_forwarded(version: str, lines: list[str]) -> None:
     asked = parse(head(f"GET http://a/ HTTP/{version}", "Host: a", *lines))
     assert not asked.upgrade
     assert b"pgrade" not in asked.head
@@ -245,7 +245,7 @@ def test_bytes_that_are_no_text_pass_unchanged() -> None:
         "CONNECT * HTTP/1.1",
     ],
 )
-def test_what_is_no_request_to_a_proxy(first: str) -> None:
+def test_invalid_proxy_requests_are_refused(first: str) -> None:
     with pytest.raises(HttpError) as raised:
         parse(head(first, "Host: a"))
     assert raised.value.status == 400
@@ -264,7 +264,7 @@ def test_what_is_no_request_to_a_proxy(first: str) -> None:
         ["Host: b"],
     ],
 )
-def test_framing_that_two_servers_could_see_differently(lines: list[str]) -> None:
+def test_ambiguous_framing_is_refused(lines: list[str]) -> None:
     with pytest.raises(HttpError):
         parse(head("POST http://a/ HTTP/1.1", "Host: a", *lines))
     with pytest.raises(HttpError):
@@ -302,14 +302,14 @@ def test_user_and_password(value: str, found: tuple[bytes, bytes] | None) -> Non
     assert login(request(f"Proxy-Authorization: {value}")) == found
 
 
-def test_nobody() -> None:
+def test_unusable_credentials() -> None:
     assert login(request("Authorization: Basic dXNlcjpwYXNz")) is None
 
 
 # Answers.
 
 
-def test_the_answer_to_who_is_not_known() -> None:
+def test_answer_to_missing_credentials() -> None:
     answer = login_wanted().encode(request(), date=DATE, close=True)
     assert answer.startswith(b"HTTP/1.1 407 Proxy Authentication Required\r\n")
     assert b'\r\nProxy-Authenticate: Basic realm="proxy"' in answer
@@ -327,7 +327,7 @@ def test_the_answer_to_who_is_not_known() -> None:
         (Outcome.TIMED_OUT, b"504 Gateway Timeout"),
     ],
 )
-def test_the_answer_when_a_destination_is_not_reached(outcome: Outcome, status: bytes) -> None:
+def test_answer_for_a_failed_destination(outcome: Outcome, status: bytes) -> None:
     answer = failure(outcome).encode(request(), date=DATE, close=True)
     assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
     assert answer.endswith(b"\r\n\r\n" + outcome.text.encode() + b"\n")

@@ -122,7 +122,7 @@ def test_lines() -> None:
     assert Scheme.parse(b"stop=8\n0=0-9,7-7,8-8").padding0(lowest) == 7
 
 
-def test_a_file_of_our_own_may_have_comments() -> None:
+def test_scheme_files_may_have_comments() -> None:
     text = b"# sizes of packets\n#3=4-4\n\nstop=8\n3=5-5\n"
     assert Scheme.parse(text, strict=True).packets == {3: ((5, 5),)}
     assert Scheme.parse(text).packets == {3: ((5, 5),)}
@@ -143,7 +143,7 @@ STRICT = [
 
 
 @pytest.mark.parametrize(("text", "words"), STRICT)
-def test_mistakes_in_a_file_of_our_own(text: bytes, words: str) -> None:
+def test_mistakes_in_scheme_files(text: bytes, words: str) -> None:
     with pytest.raises(SchemeError, match=words):
         Scheme.parse(text, strict=True)
 
@@ -174,7 +174,7 @@ BROKEN = [
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(("text", "words"), [row[1:] for row in BROKEN],
                          ids=[row[0] for row in BROKEN])  # fmt: skip
-def test_what_would_break_or_flood_a_connection(text: bytes, words: str, strict: bool) -> None:
+def test_harmful_schemes_are_refused(text: bytes, words: str, strict: bool) -> None:
     if strict and (b"\r" in text or b"0=0-9" in text):
         words = "line"  # the mistake is named earlier
     with pytest.raises(SchemeError, match=words) as caught:
@@ -239,7 +239,7 @@ def unpadded(stream: bytes) -> bytes:
     return out
 
 
-def test_padding_ends_for_ever() -> None:
+def test_padding_stays_ended() -> None:
     data = frame(PSH, 1, b"packet")
     padder = Padder(Scheme.parse(b"stop=3\n1=50-50\n2=60-60\n3=70-70"), lowest)
     assert [list(map(len, padder.write(data))) for _ in range(2)] == [[50], [60]]
@@ -277,7 +277,7 @@ def test_packets_without_a_line_count_as_well() -> None:
 # Noise.
 
 
-def test_any_scheme_is_read_or_refused_and_keeps_what_is_sent() -> None:
+def test_random_schemes_are_refused_or_preserve_the_data() -> None:
     rng = random.Random(62)
     read = refused = 0
     for _ in range(1500):

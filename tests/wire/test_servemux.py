@@ -94,7 +94,7 @@ def test_the_page_of_a_redirect() -> None:
     assert route("/", "//ws", "POST") == Reply(301, (("Location", "/ws"),))
 
 
-def test_connect_is_not_made_clean() -> None:
+def test_connect_paths_are_not_cleaned() -> None:
     assert route("/ws", "//ws", "CONNECT") == NOT_FOUND
     assert route("/", "//ws", "CONNECT") is None
     assert location("/ws/", "/ws", "CONNECT") == "/ws/"

@@ -81,7 +81,7 @@ def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, directi
     assert decode(bytewise(stream)) == joined(events)
 
 
-def test_what_was_said_in_the_recording() -> None:
+def test_recorded_conversation() -> None:
     assert decode([stream_of(PLAIN[0], "c2s")]) == [
         (SYN, 3, b""),
         (PSH, 3, b"stream one"),
@@ -127,7 +127,7 @@ def test_data_that_fits_into_one_frame(size: int, kind: type) -> None:
 
 @pytest.mark.parametrize("most", [MAX_PAYLOAD, MAX_LENGTH])
 @pytest.mark.parametrize("more", [1, MAX_PAYLOAD, MAX_PAYLOAD + 1, 200_000])
-def test_data_that_does_not(more: int, most: int) -> None:
+def test_data_that_needs_several_frames(more: int, most: int) -> None:
     size = most + more
     data = random.Random(size).randbytes(size)
     frames = data_frames(9, memoryview(data), most)
@@ -137,7 +137,7 @@ def test_data_that_does_not(more: int, most: int) -> None:
     assert len(frames) - size == HEADER_SIZE * -(-size // most)
 
 
-def test_frames_are_as_large_as_the_original_sends_them_unless_told_otherwise() -> None:
+def test_default_frame_size_is_that_of_the_original() -> None:
     assert data_frames(9, bytes(MAX_LENGTH)) == data_frames(9, bytes(MAX_LENGTH), MAX_PAYLOAD)
 
 
@@ -223,7 +223,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
-def test_each_broken_rule_is_refused_whole_and_byte_by_byte(stream: str, words: str) -> None:
+def test_violations_are_refused_whole_and_in_pieces(stream: str, words: str) -> None:
     data = bytes.fromhex(stream)
     for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
         decoder = Decoder()
@@ -235,7 +235,7 @@ def test_each_broken_rule_is_refused_whole_and_byte_by_byte(stream: str, words: 
 # Noise.
 
 
-def test_noise_gives_events_or_the_one_error() -> None:
+def test_noise_gives_events_or_smux_error() -> None:
     rng = random.Random(23)
     refused = accepted = 0
     for _ in range(2500):

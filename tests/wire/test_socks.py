@@ -60,7 +60,7 @@ GOOD: list[tuple[Parser, str, tuple[Any, ...]]] = [
 
 
 @pytest.mark.parametrize(("parse", "wire", "found"), GOOD)
-def test_a_message_whole_and_byte_by_byte_and_before_trailing_data(
+def test_message_is_parsed_whole_in_pieces_and_before_more_data(
     parse: Parser, wire: str, found: tuple[Any, ...]
 ) -> None:
     message = bytes.fromhex(wire)
@@ -81,14 +81,14 @@ BAD: list[tuple[Parser, str, str, str]] = [
     (parse_request, "05010003" "03" + b"a\nb".hex() + "0050", "control", "0501" + NO),
     (parse_request, "05010003" "02fffe" "0050", "UTF-8", "0501" + NO),
     (parse_request4, "0401" "0050" "00000001" "00" "00", "empty domain", "005b" + "00" * 6),
-    (parse_request4, "0401" "0050" "00000001" "00" + b"a b\0".hex(), "blanks", "005b" + "00" * 6),
+    (parse_request4, "0401" "0050" "00000001" "00" + b"a b\0".hex(), "spaces", "005b" + "00" * 6),
     (parse_request4, "0401" "0050" "7f000001" + "75" * 256, "255 bytes", "005b" + "00" * 6),
     (parse_request4, "0401" "0050" "00000001" "00" + "61" * 256, "255 bytes", "005b" + "00" * 6),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("parse", "wire", "words", "answer"), BAD)
-def test_what_is_refused_and_with_which_answer(
+def test_refused_messages_and_their_answers(
     parse: Parser, wire: str, words: str, answer: str
 ) -> None:
     with pytest.raises(SocksError, match=words) as raised:
@@ -163,7 +163,7 @@ def test_the_header_of_a_datagram_for_the_client() -> None:
         assert parse_datagram(header + b"payload") == (host, port, len(header))
 
 
-def test_noise_gives_a_message_or_the_one_error() -> None:
+def test_noise_gives_a_message_or_socks_error() -> None:
     rng = random.Random(4)
     parsers: list[tuple[Parser, bytes]] = [
         (parse_methods, b"\5"), (parse_login, b"\1"), (parse_request, b"\5\1\0"),

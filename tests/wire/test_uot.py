@@ -69,7 +69,7 @@ def test_datagrams_with_addresses() -> None:
     assert decoder.request == (False, "0.0.0.0", 0)
 
 
-def test_datagrams_without() -> None:
+def test_datagrams_without_addresses() -> None:
     payloads = [b"one", b"", bytes(3000), b"two"]
     data = b"".join(map(encode_connected, payloads))
     expected = [("192.0.2.1", 53, payload) for payload in payloads]
@@ -129,7 +129,7 @@ def test_the_largest_datagram() -> None:
 
 
 @pytest.mark.parametrize("encode", [encode_connected, lambda data: encode_datagram(data, "a", 1)])
-def test_a_larger_one_is_refused_before_it_is_sent(encode: Any) -> None:
+def test_oversized_datagram_is_not_encoded(encode: Any) -> None:
     with pytest.raises(ValueError, match="65528 bytes; UDP carries 65527"):
         encode(bytes(MAX_DATAGRAM + 1))
 
@@ -145,7 +145,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("wire", "peer", "words"), [row[1:] for row in REFUSED],
                          ids=[row[0] for row in REFUSED])  # fmt: skip
-def test_what_is_refused_whole_and_byte_by_byte(wire: str, peer: Any, words: str) -> None:
+def test_violations_are_refused_whole_and_in_pieces(wire: str, peer: Any, words: str) -> None:
     data = bytes.fromhex(wire)
     with pytest.raises(UotError, match=words):
         Decoder(peer=peer).feed(data + b"trailing")
@@ -159,7 +159,7 @@ def test_a_request_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
-def test_what_cannot_be_written(port: int) -> None:
+def test_invalid_datagrams_are_not_encoded(port: int) -> None:
     with pytest.raises(ValueError, match="not a port"):
         encode_datagram(b"", "a", port)
     with pytest.raises(ValueError, match="not a port"):
@@ -170,7 +170,7 @@ def test_what_cannot_be_written(port: int) -> None:
     "host", ["192.0.2.1", "127.0.0.1", "::1", "2001:db8::1", "::ffff:192.0.2.1", "a", "a.b.test.",
              "_srv.x-y.test", "1.2.3.test"],
 )  # fmt: skip
-def test_what_a_go_server_can_send(host: str) -> None:
+def test_destinations_that_a_go_server_accepts(host: str) -> None:
     assert unfit_for_go(host, 1) == ""
     assert unfit_for_go(host, 0)
 
@@ -180,7 +180,7 @@ def test_what_a_go_server_can_send(host: str) -> None:
              "::ffff:240.0.0.1", "::", "fe80::1", "ff02::fb", "no_name-.test", "two..dots",
              "1.2.3", ""],
 )  # fmt: skip
-def test_what_a_go_server_cannot_send(host: str) -> None:
+def test_destinations_that_a_go_server_refuses(host: str) -> None:
     assert unfit_for_go(host, 53)
 
 
@@ -199,7 +199,7 @@ def test_one_byte_at_a_time_is_not_quadratic() -> None:
     assert 1 < len(looks) < 20
 
 
-def test_noise_gives_datagrams_or_the_one_error() -> None:
+def test_noise_gives_datagrams_or_uot_error() -> None:
     rng = random.Random(52)
     refused = accepted = 0
     for _ in range(2500):

@@ -112,7 +112,7 @@ def response(**changed: str | None) -> Response:
         ({"sec_websocket_extensions": "x-unknown; permessage-deflate"}, None),
     ],
 )
-def test_proper_responses(changed: dict[str, str], protocol: str | None) -> None:
+def test_valid_responses(changed: dict[str, str], protocol: str | None) -> None:
     assert upgrade.check_response(response(**changed), KEY) == protocol
 
 
@@ -130,7 +130,7 @@ def test_proper_responses(changed: dict[str, str], protocol: str | None) -> None
         ({"sec_websocket_extensions": "x, PerMessage-Deflate ;a=b"}, "compression"),
     ],
 )
-def test_improper_responses(changed: dict[str, str | None], words: str) -> None:
+def test_invalid_responses(changed: dict[str, str | None], words: str) -> None:
     with pytest.raises(UpgradeError, match=words):
         upgrade.check_response(response(**changed), KEY)
 
@@ -180,7 +180,7 @@ def asked(
         asked(Origin="https://test.local/x", target="http://test.local/"),
     ],
 )
-def test_proper_requests(proper: Request) -> None:
+def test_valid_requests(proper: Request) -> None:
     assert upgrade.check_request(proper, PREFERENCE) == Upgrade(KEY, None)
 
 
@@ -219,7 +219,7 @@ def test_the_key_may_have_any_length() -> None:
         (asked(Origin="null", Sec_WebSocket_Key=None), 403),
     ],
 )
-def test_improper_requests(improper: Request, status: int) -> None:
+def test_invalid_requests(improper: Request, status: int) -> None:
     with pytest.raises(UpgradeRefused) as caught:
         upgrade.check_request(improper, PREFERENCE)
     text = {400: b"Bad Request\n", 403: b"Forbidden\n", 405: b"Method Not Allowed\n"}[status]
@@ -279,7 +279,7 @@ PLAIN = b"GET /ws HTTP/1.1\r\nHost: test.local\r\n"
     [upgrade.request("/secret", "test.local", KEY, ("smux_on", "smux_off")), FORWARDED],
     ids=["client", "proxy"],
 )
-def test_every_beginning_of_a_handshake_may_become_one(head: bytes) -> None:
+def test_every_prefix_of_a_handshake_is_accepted(head: bytes) -> None:
     beginning = upgrade.RequestBeginning()
     for end in range(len(head)):
         assert beginning.goes_on(head[:end]), head[:end]
@@ -306,7 +306,7 @@ def test_the_longest_lines_of_a_handshake(excess: int) -> None:
         b"GET /" + b"a" * (upgrade.MAX_LINE - 4), PLAIN + b"A:" + b" " * (upgrade.MAX_LINE - 1),
     ],
 )  # fmt: skip
-def test_beginning_that_cannot_become_a_handshake_is_known_at_its_last_byte(head: bytes) -> None:
+def test_invalid_prefix_is_refused_at_its_last_byte(head: bytes) -> None:
     beginning = upgrade.RequestBeginning()
     assert beginning.goes_on(head[:-1])
     assert not beginning.goes_on(head)

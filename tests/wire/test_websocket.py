@@ -104,7 +104,7 @@ def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, directi
     assert decode(bytewise(stream), masked=masked) == decode([stream], masked=masked)
 
 
-def test_what_was_said_in_the_recorded_echo() -> None:
+def test_recorded_echo_conversation() -> None:
     path = next(path for path in VECTORS if path.stem.startswith("b-"))
     said = b"hello" + 126 * b"P" + 1500 * b"Q"
     assert decode([frames_of(path, "s2c")], masked=False)[0] == (BINARY, said)
@@ -250,7 +250,7 @@ def test_text_is_data_unless_the_whole_message_is_empty(stream: str, events: lis
     assert decode(bytewise(bytes.fromhex(stream)), masked=False) == events
 
 
-def test_a_header_may_be_longer_than_need_be() -> None:
+def test_longer_length_forms_are_accepted() -> None:
     # Only senders must use the shortest form as far as any receiver of this field cares.
     assert decode([b"\x82\x7e\x00\x03abc"], masked=False) == [(BINARY, b"abc")]
     assert decode([b"\x82\x7f" + bytes(7) + b"\x03abc"], masked=False) == [(BINARY, b"abc")]
@@ -283,7 +283,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
-def test_each_broken_rule_is_refused_whole_and_byte_by_byte(stream: str, words: str) -> None:
+def test_violations_are_refused_whole_and_in_pieces(stream: str, words: str) -> None:
     data = bytes.fromhex(stream)
     for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
         decoder = Decoder(masked=False)
@@ -317,7 +317,7 @@ def test_a_long_reason_fits_into_a_control_frame() -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2999, 5000, 65535])
-def test_close_codes_that_may_not(code: int) -> None:
+def test_close_codes_that_may_not_be_sent(code: int) -> None:
     with pytest.raises(WebSocketError, match="close code"):
         parse_close(code.to_bytes(2, "big"))
 
@@ -338,7 +338,7 @@ def test_a_close_reason_is_utf8(reason: bytes) -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_noise_gives_events_or_the_one_error(masked: bool) -> None:
+def test_noise_gives_events_or_websocket_error(masked: bool) -> None:
     rng = random.Random(12)
     refused = accepted = 0
     for _ in range(3000):
