@@ -1,3 +1,23 @@
-"""The engine of mos-tls-tunnel: wire formats, transport layers, relay, client and server."""
+"""The engine of mos-tls-tunnel: wire formats, transport layers, relay, client and server.
 
-__version__ = "0.1.0"
+Programs that embed the tunnel need no more than the names here, see docs/embedding.md. What is
+behind them is imported when one of them is used.
+"""
+
+from typing import TYPE_CHECKING
+
+from mtt.version import __version__
+
+__all__ = ["Client", "MttError", "Server", "StartError", "UsageError", "__version__"]
+
+if TYPE_CHECKING:
+    from mtt.api import Client, Server
+    from mtt.errors import MttError, StartError, UsageError
+else:
+
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mtt import api, errors
+
+        return getattr(errors if name.endswith("Error") else api, name)

@@ -7,12 +7,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from mtt import __version__
 from mtt.errors import NetworkError, PeerError, again, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, Upper
 from mtt.layers.keepalive import Keepalive
+from mtt.version import __version__
 from mtt.wire.anytls import (
     FIN,
     HEART_REQUEST,

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from mtt import __version__
 from mtt.errors import MttError, UsageError
 from mtt.options.flags import Flag, Values, parse_args, usage
 from mtt.options.process import ProcessOptions, process_options
+from mtt.version import __version__
 
 # Shadowsocks-libev uses a plugin's port without waiting for it: what is imported here and by the
 # commands is in the way of -h, of errors and of listening. asyncio comes with the service.

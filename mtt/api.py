@@ -1,0 +1,266 @@
+"""Client and server for programs that embed the tunnel in their own event loop: docs/embedding.md.
+
+They are what the commands run, without the process around it: no signals, no log handlers, no child
+processes. Keyword arguments stand for the commands' options, are checked as these are, and named as
+they are unless that is a single letter or an abbreviation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, Required, Self, TypedDict, TypeVar, Unpack
+
+from mtt import client, server
+from mtt.errors import StartError, UsageError
+from mtt.modes import MODES
+from mtt.options.flags import Flag, Values
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
+
+_Service = TypeVar("_Service", "client.Client", "server.Server")
+
+Path = str | os.PathLike[str]
+
+# The options behind keyword arguments, where they have other names; elsewhere an underscore stands
+# for a dash.
+_OPTIONS = {
+    "listen": "b",
+    "listen_unix": "bind-unix",
+    "destination": "d",
+    "server": "s",
+    "server_name": "n",
+    "certificate_name": "n",
+    "skip_verify": "sv",
+    "password": "p",
+    "min_idle": "m",
+    "disable_reuse": "dr",
+}
+
+# An option in the text of an error, but not in what the user wrote.
+_OPTION = re.compile(r"(?<![\w/.'\"-])-([a-zA-Z][\w-]*)")
+
+# What values are in Python, by the kind of the option. Durations are seconds.
+_TYPES: dict[str, type[Any]] = {"bool": bool, "int": int, "duration": float, "str": str}
+
+
+class CommonKeywords(TypedDict, total=False):
+    """The keyword arguments of both ends. None stands for an option that is not given."""
+
+    listen: str | None  # "host:port"; port 0 draws a free one
+    mode: str  # "tls" (the default), "wss", "mux", "wss+mux" or "anytls"
+    cert: Path | None
+    key: Path | None
+    tls_min: str | None
+    wss_path: str | None
+    password: str | None
+    password_file: Path | None
+    timeout: float | None
+    max_conns: int | None
+    fast_open: bool
+    metrics: str | None
+
+
+class ClientKeywords(CommonKeywords, total=False):
+    """The keyword arguments of a client."""
+
+    server: Required[str]  # "host:port"
+    server_name: str | None
+    ca: Path | None
+    pin: str | tuple[str, ...] | None
+    skip_verify: bool
+    wss_mask: bool
+    mux_max_stream: int | None
+    mux_warm: int | None
+    mux_idle: float | None
+    preconnect: int | None
+    min_idle: int | None
+    warm: int | None
+    idle_check: float | None
+    idle_timeout: float | None
+    disable_reuse: bool
+    fallback_dns: str | None
+
+
+class ServerKeywords(CommonKeywords, total=False):
+    """The keyword arguments of a server."""
+
+    destination: Required[str]  # "host:port"
+    listen_unix: Path | None
+    cert_dir: Path | None
+    certificate_name: str | None
+    client_ca: Path | None
+    disable_tls: bool
+    fallback: str | None
+    padding_scheme: Path | None
+
+
+CLIENT_KEYWORDS = ClientKeywords.__required_keys__ | ClientKeywords.__optional_keys__
+SERVER_KEYWORDS = ServerKeywords.__required_keys__ | ServerKeywords.__optional_keys__
+
+
+def option_of(keyword: str) -> str:
+    """The name of the option that a keyword argument, except `mode`, stands for."""
+    return _OPTIONS.get(keyword) or keyword.replace("_", "-")
+
+
+def _values(keywords: Mapping[str, Any], known: frozenset[str], flags: Sequence[Flag]) -> Values:
+    """What `keywords`, of which there are those `known`, say about `flags`.
+
+    Raises TypeError and UsageError.
+    """
+    by_name = {flag.name: flag for flag in flags}
+    values: Values = {}
+    for keyword, value in keywords.items():
+        if keyword not in known:
+            raise TypeError(f"unexpected keyword argument {keyword!r}")
+        if keyword == "mode":
+            if value not in MODES:
+                raise UsageError(f"mode: {value!r} is none of {', '.join(MODES)}")
+            values |= dict.fromkeys(MODES[value].options, True)
+        elif value is not None:
+            flag = by_name[option_of(keyword)]
+            values[flag.name] = _value(keyword, flag, value)
+    return values
+
+
+def _value(keyword: str, flag: Flag, value: Any) -> Any:
+    """`value` as option tables have it. Raises TypeError."""
+    if flag.repeatable:
+        several = (value,) if isinstance(value, str) else tuple(value)
+        return tuple(_value(keyword, flag._replace(repeatable=False), each) for each in several)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    wanted = _TYPES[flag.kind]
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise TypeError(f"{keyword} is of type {wanted.__name__}, not {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def _errors_name(keywords: frozenset[str]) -> Iterator[None]:
+    """Errors inside name `keywords`, where the commands' errors name options."""
+    names = {option_of(keyword): keyword for keyword in keywords}
+    names |= {option: f'mode "{option}"' for mode in MODES.values() for option in mode.options}
+    try:
+        yield
+    except (UsageError, StartError) as error:
+        text = _OPTION.sub(lambda found: names.get(found[1], found[0]), str(error))
+        raise type(error)(text) from error.__cause__
+
+
+class _Embedded(Generic[_Service]):
+    """One run of a service: from `start()`, or the beginning of an `async with`, to `close()`."""
+
+    _keywords: frozenset[str]
+
+    def __init__(self) -> None:
+        self._service: _Service | None = None
+        self._used = False
+
+    def _make(self) -> _Service:
+        raise NotImplementedError
+
+    async def start(self) -> None:
+        """Listen, and serve in the background.
+
+        Raises StartError (no permission, port in use) or UsageError (a certificate cannot be used);
+        nothing is left behind then.
+        """
+        if self._used:
+            raise RuntimeError("it has been started before; make another one")
+        self._used = True
+        with _errors_name(self._keywords):
+            service = self._make()
+            try:
+                await service.start()
+            except BaseException:
+                await service.close()
+                raise
+        self._service = service
+
+    async def drain(self) -> None:
+        """Stop listening and wait until the last tunnel has ended, however long that takes."""
+        if self._service is not None:
+            await self._service.drain()
+
+    async def close(self) -> None:
+        """Stop listening and cut all tunnels. Does nothing when called again."""
+        service, self._service = self._service, None
+        if service is not None:
+            await service.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def reload(self) -> None:
+        """Read certificates and keys again; it happens in the background, and the log tells how."""
+        self._running().reload()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens: "host:port" with the real port, or the path of a unix socket."""
+        return tuple(self._running().addresses)
+
+    @property
+    def metrics_addresses(self) -> tuple[str, ...]:
+        """Where metrics are served; empty without `metrics`."""
+        return tuple(self._running().metrics_addresses)
+
+    @property
+    def tunnels(self) -> int:
+        """How many tunnels are open or being opened."""
+        return self._running().tunnels
+
+    def _running(self) -> _Service:
+        if self._service is None:
+            raise RuntimeError("it is not running: use `async with`, or `start()` it first")
+        return self._service
+
+
+class Client(_Embedded["client.Client"]):
+    """Listens for connections and carries each to a server, as mtt-client does.
+
+    Raises UsageError for options that cannot work; nothing else happens before `start()`.
+    """
+
+    _keywords = CLIENT_KEYWORDS
+
+    def __init__(self, **options: Unpack[ClientKeywords]) -> None:
+        super().__init__()
+        with _errors_name(self._keywords):
+            self._options = client_options(_values(options, self._keywords, CLIENT_FLAGS))
+
+    def _make(self) -> client.Client:
+        return client.Client(self._options)
+
+
+class Server(_Embedded["server.Server"]):
+    """Takes the tunnels of clients and connects each to a destination, as mtt-server does.
+
+    Raises UsageError for options that cannot work; nothing else happens before `start()`.
+    """
+
+    _keywords = SERVER_KEYWORDS
+
+    def __init__(self, **options: Unpack[ServerKeywords]) -> None:
+        super().__init__()
+        with _errors_name(self._keywords):
+            self._options = server_options(_values(options, self._keywords, SERVER_FLAGS))
+
+    def _make(self) -> server.Server:
+        return server.Server(self._options)
+
+    @property
+    def pin(self) -> str | None:
+        """What a client takes as `pin`, once the server runs; None without TLS."""
+        files = self._running().certificates
+        identity = files[0].identity if files else None
+        return identity.pin if identity is not None else None
