@@ -1,4 +1,4 @@
-"""The results as a picture for the README, drawn by matplotlib where it is installed."""
+"""The results as a picture for docs/performance.md, drawn by matplotlib where it is installed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from soak.report import Broken, say
 from soak.talk import LOOPBACK
 from tests.support.faults import ELSEWHERE, FaultProxy
 
-# What README promises, and some more for the machine.
+# What docs/differences.md promises, and some more for the machine.
 NOTICE_TIME = 80.0 + 10.0
 # A new connection when the network is there again: a dial that is under way must fail first.
 RETURN_TIME = 25.0

@@ -38,8 +38,8 @@ DEADLINES = [
     ("mtt.server", "DESTINATION_TIME", 10, 10),
     ("mtt_mu_server.server", "DESTINATION_TIME", 10, 10),
     ("mtt.layers.anytls_stream", "SYNACK_TIME", 20, 20),
-    # Dead peers: README promises to find them within 80 s. Go peers give us 70 s at least, and
-    # proxies 60 s, so a sign of life comes every 30 s.
+    # Dead peers: docs/differences.md promises to find them within 80 s. Go peers give us 70 s at
+    # least, and proxies 60 s, so a sign of life comes every 30 s.
     ("mtt.tunnels.relay", "DEAD_TIME", 60, 60),
     ("mtt.tunnels.relay", "LOOK_TIME", 10, 10),
     ("mtt.layers.keepalive", "DEAD_TIME", 70, 70),

@@ -144,7 +144,7 @@ async def test_a_peer_is_gone_behind_a_proxy_that_is_not(
 
 
 def test_how_long_it_takes_in_earnest() -> None:
-    """What README promises: 80 seconds. In between, a live peer is asked twice."""
+    """What docs/differences.md promises: 80 seconds. In between, a live peer is asked twice."""
     assert keepalive.DEAD_TIME + keepalive.CHECK_INTERVAL == 80.0
     assert 2 * keepalive.INTERVAL[1] < keepalive.DEAD_TIME
     assert relay.DEAD_TIME + relay.LOOK_TIME <= 80.0

@@ -29,7 +29,7 @@ error_log stderr notice;
 events {{ }}
 """
 
-# As the README tells users to configure it, apart from the temporary directories. Without
+# As docs/nginx.md tells users to configure it, apart from the temporary directories. Without
 # "keepalive" nginx would use HTTP/1.1 connections to mtt-server once each.
 WEBSOCKET = """
 http {{

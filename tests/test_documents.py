@@ -1,0 +1,157 @@
+"""The documents tell the truth: options, messages, links and paths in them exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from anytls.options import CLIENT_FLAGS as ANYTLS_CLIENT
+from anytls.options import SERVER_FLAGS as ANYTLS_SERVER
+from mtt.modes import MODES
+from mtt.options.flags import Flag
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
+from mtt_mu_server.options import FLAGS as MULTI_USER
+from plugin.options import parse_options
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPTION = re.compile(r"`-([A-Za-z][\w-]*)[^`]*`")
+LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
+FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
+
+# In the table of messages, but not ours: what OpenSSL, the system and shadowsocks say.
+FOREIGN = {
+    "self-signed certificate", "unable to get local issuer certificate", "Hostname mismatch",
+    "tlsv1 alert unknown ca", "peer did not return a certificate", "http request",
+    "wrong version number", "tlsv1 alert protocol version", "unsupported protocol",
+    "address already in use", "connection refused", "SIGKILL", "plugin service exit unexpectedly",
+}  # fmt: skip
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a heading, up to the next one of its level or above."""
+    level = heading.count("#")
+    rest = text.split(f"\n{heading}\n", 1)[1]
+    return re.split(rf"\n#{{1,{level}}} ", rest)[0]
+
+
+def table(text: str) -> dict[str, tuple[bool, bool]]:
+    """The options in the first table of `text`: whether client and server have them."""
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("| `-"):
+            cells = [cell.strip() for cell in line.replace("\\|", "").split("|")]
+            for name in OPTION.findall(cells[1]):
+                found[name] = (cells[2] == "yes", cells[3] == "yes")
+    return found
+
+
+def names(flags: Sequence[Flag]) -> set[str]:
+    return {flag.name for flag in flags} - {"help"}
+
+
+def of(found: dict[str, tuple[bool, bool]], end: int) -> set[str]:
+    return {name for name, ends in found.items() if ends[end]}
+
+
+def test_options_of_the_tunnel_are_in_the_table() -> None:
+    found = table(section(read("docs/options.md"), "## mtt-client and mtt-server"))
+    assert of(found, 0) == names(CLIENT_FLAGS)
+    assert of(found, 1) == names(SERVER_FLAGS)
+
+
+def test_options_of_the_multi_user_server_are_listed() -> None:
+    text = section(read("docs/options.md"), "## mtt-mu-server")
+    sentence = re.search(r"It also has (.*?)\s+of mtt-server\.\n", text, re.S)
+    assert sentence is not None
+    shared = set(OPTION.findall(sentence[1]))
+    assert shared <= names(SERVER_FLAGS)
+    assert set(table(text)) | shared == names(MULTI_USER)
+
+
+def test_options_of_anytls_are_in_the_table() -> None:
+    text = section(read("docs/options.md"), "## anytls-client and anytls-server")
+    found = table(text)
+    sentence = re.search(r"both have (.*?) of the tunnel,\s+and the\s+server (.*?)\.\n", text, re.S)
+    assert sentence is not None
+    both, server = (set(OPTION.findall(part)) for part in sentence.groups())
+    tunnel = {"version", "h"}  # of every command
+    assert of(found, 0) | both | tunnel == names(ANYTLS_CLIENT)
+    assert of(found, 1) | both | server | tunnel == names(ANYTLS_SERVER)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/shadowsocks.md"])
+@pytest.mark.parametrize("plugin", ["mtt-client", "mtt-server"])
+def test_plugin_options_in_documents_are_options(plugin: str, document: str) -> None:
+    pattern = rf'"plugin": "[^"]*{plugin}",\s+"plugin_opts": "([^"]+)"'
+    (text,) = re.findall(pattern, read(document))
+    assert parse_options(CLIENT_FLAGS if plugin == "mtt-client" else SERVER_FLAGS, text)
+
+
+def test_readme_lists_all_modes() -> None:
+    (modes,) = re.findall(r"selects another mode \(([^)]+)\)", read("README.md"))
+    assert modes.split(", ") == list(MODES)
+
+
+def test_messages_to_troubleshoot_are_in_the_source() -> None:
+    texts = "\n".join(_texts())
+    rows = re.findall(r"^\| (.*?) \| ", read("docs/troubleshooting.md"), re.M)
+    messages = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    parts = [
+        part
+        for message in messages
+        if not re.fullmatch(r"-\w+", message)  # an option that brings the message up
+        for part in map(str.strip, re.split(r"\.\.\.|[:;,()]|\b\d+\b", message))
+        if len(part) > 2 and part not in FOREIGN
+    ]
+    assert len(parts) > 25
+    assert [part for part in parts if not _is_made_of(part, texts)] == []
+
+
+def _is_made_of(message: str, texts: str) -> bool:
+    """Whether `message` is in the source, or two texts with a space between them are."""
+    words = message.split()
+    halves = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+    return message in texts or any(
+        left in texts and (right in texts or right in FOREIGN) for left, right in halves
+    )
+
+
+def _texts() -> Iterator[str]:
+    """All texts in the source; what is put into an f-string is left out."""
+    for package in ("mtt", "anytls", "plugin", "mtt_mu_server"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(
+                        str(part.value) if isinstance(part, ast.Constant) else "\n"
+                        for part in node.values
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for match in LINK.finditer(FENCED.sub("", document.read_text())):
+        path, _, anchor = (match[1] or match[2]).partition("#")
+        if "://" in path:
+            continue
+        target = (document.parent / path).resolve() if path else document
+        assert target.is_relative_to(ROOT), path
+        assert target.is_file(), path
+        if anchor:
+            assert anchor in _anchors(target.read_text()), f"{path}#{anchor}"
+
+
+def _anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
