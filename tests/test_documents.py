@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from mtt.options.flags import Flag
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt_mu_server.options import FLAGS as MULTI_USER
 from plugin.options import parse_options
+from tests.test_imports import ENGINE, FILES, RUNTIME, room
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,3 +157,51 @@ def test_links_lead_somewhere(document: Path) -> None:
 def _anchors(text: str) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.M)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_paths_in_the_architecture_exist() -> None:
+    names = re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.cfg))`", read("docs/architecture.md"))
+    assert len(set(names)) > 50
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
+    text = section(read("docs/architecture.md"), "## The rooms")
+    floor = {
+        name.removesuffix(".py").rstrip("/").replace("/", "."): number
+        for number, row in enumerate(re.findall(r"^\| (`.*?) \|", text, re.M))
+        for name in re.findall(r"`([^`]+)`", row)
+    }
+    assert {room(module) for module in FILES} - {ENGINE} == set(floor)
+    up = [
+        str(each)
+        for each in RUNTIME
+        if floor.get(room(each.importer), 0) > floor.get(room(each.imported), len(floor))
+    ]
+    assert up == []
+
+
+@pytest.mark.parametrize(
+    ("module", "constant", "row"),
+    [
+        ("mtt.layers.tcp", "HIGH_WATER", "| socket, "),
+        ("mtt.layers.tcp", "LOW_WATER", "| socket, "),
+        ("mtt.layers.smux", "RECEIVE_BUDGET", "| smux session "),
+        ("mtt.layers.smux", "OWN_BUDGET", "| smux session "),
+        ("mtt.layers.smux_stream", "STOP_AT", "| smux session "),
+        ("mtt.layers.anytls", "RECEIVE_BUDGET", "| AnyTLS session "),
+        ("mtt.layers.mux", "UNSENT_LIMIT", "| multiplexed connection, "),
+        ("mtt.layers.tls", "ANSWERS_LIMIT", "| answers "),
+        ("mtt.layers.websocket", "CONTROL_BACKLOG", "| answers "),
+        ("mtt.layers.mux", "ANSWERS_LIMIT", "| answers "),
+        ("mtt.wire.http1", "MAX_HEAD", "| HTTP server "),
+        ("mtt_mu_server.api", "BODY_LIMIT", "| HTTP server "),
+    ],
+)
+def test_bounds_in_the_architecture_are_those_in_force(
+    module: str, constant: str, row: str
+) -> None:
+    (line,) = (line for line in read("docs/architecture.md").splitlines() if line.startswith(row))
+    kibibytes = getattr(importlib.import_module(module), constant) // 1024
+    size = f"{kibibytes} KiB" if kibibytes < 1024 else f"{kibibytes // 1024} MiB"
+    assert re.search(rf"\b{size}\b", line), size
