@@ -141,6 +141,11 @@ def _texts() -> Iterator[str]:
                     yield node.value
 
 
+def test_readme_links_to_every_document() -> None:
+    linked = {match[1] or match[2] for match in LINK.finditer(read("README.md"))}
+    assert {f"docs/{path.name}" for path in DOCUMENTS[2:]} <= linked
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for match in LINK.finditer(FENCED.sub("", document.read_text())):
