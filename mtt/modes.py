@@ -97,8 +97,7 @@ def _websocket(options: ClientOptions) -> Finish:
     async def upgrade(transport: StreamTransport) -> StreamTransport:
         protocol = SMUX_ON if options.mux else SMUX_OFF
         server_name = options.tls.server_name
-        asking = UpgradeClient(transport, options.wss_path, server_name, (protocol,))
-        behind = await asking.answered()
+        await UpgradeClient(transport, options.wss_path, server_name, (protocol,)).answered()
         layer = WebSocketLayer(
             Holding(),
             client=True,
@@ -106,7 +105,7 @@ def _websocket(options: ClientOptions) -> Finish:
             half_close=True,
             ping=not options.mux,
         )
-        layer.start(transport, behind)
+        layer.start(transport)
         return layer
 
     return upgrade

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from mtt.http.watch import Watch
 from mtt.layers.base import Data, StreamTransport, Upper
@@ -71,16 +72,17 @@ class Visit(Layer):
         self._over = False  # the connection is not ours any more
         self._closed = False
 
-    def start(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
-        """Take over `transport`, of which `received` has come already, and perhaps its end."""
-        self._buffer = received
-        self._eof = eof
-        transport.set_protocol(self)
-        self.connection_made(transport)
-        self.upper.connection_made(self)
-        self._go_on()
+    def start(self, transport: StreamTransport) -> None:
+        # With the end, if it has come as well, what came tells more.
+        held = transport.get_protocol()
+        self._eof = isinstance(held, Holding) and held.eof
+        super().start(transport)
 
     # The protocol of the layer below.
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.upper.connection_made(self)
 
     def data_received(self, data: Data) -> None:
         if self._paused or self._buffer:
@@ -90,7 +92,7 @@ class Visit(Layer):
 
     def eof_received(self) -> bool:
         self._eof = True
-        if not (self._paused or self._buffer):
+        if not (self._paused or self._buffer or self._eof_told):
             self._pass_on(b"")
         return True
 
@@ -98,7 +100,7 @@ class Visit(Layer):
         if self._closed:
             self._end()
         self._let_go()
-        self._tell_lost(exc)
+        self.tell_lost(exc)
 
     def _pass_on(self, data: bytes) -> None:
         passed, tunnel = self._watch.take(data, self._eof)
@@ -177,7 +179,7 @@ class Visit(Layer):
 
     def close(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self._tell_lost, None)
+            asyncio.get_running_loop().call_soon(self.tell_lost, None)
         elif not self._closed:
             self._closed = True
             # nginx says no close_notify to a visitor who has ended first, nor to one who was too
@@ -195,7 +197,7 @@ class Visit(Layer):
 
     def abort(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self._tell_lost, None)
+            asyncio.get_running_loop().call_soon(self.tell_lost, None)
         elif self._is_refused():
             self._leave(self._on_refused, self._watch.unfinished + self._buffer)
             self.abort()

@@ -106,9 +106,8 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
             # Who has said nothing yet may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
-            front.visit(transport, watch, self._resume, self._resume).start(
-                transport, received, eof
-            )
+            hold(transport, received, eof=eof)
+            front.visit(transport, watch, self._resume, self._resume).start(transport)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             hold(transport, received, eof=eof)
             self._serve_http(transport)

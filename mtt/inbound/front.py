@@ -185,11 +185,11 @@ class Frontend(Generic[Who, Session]):
         """Answer a visitor without TLS."""
         self.handshakes.add(transport)
         done = partial(self.handshakes.discard, transport)
+        hold(transport, received)
         if self.fallback is not None:
-            PlainVisit(Holding(self.fallback), on_settled=done).start(transport, received, False)
+            PlainVisit(Holding(self.fallback), on_settled=done).start(transport)
         else:
             reply = nginx.plain_http_reply()
-            hold(transport, received)
             hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))
 
     # Sessions.

@@ -17,7 +17,7 @@ from mtt.http.watch import RequestWatch
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.foreign import ForeignWebSocketLayer
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.holding import Holding, hand_over, hold
 from mtt.layers.smux import SmuxSession
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import Throttle
@@ -138,9 +138,9 @@ class _HttpHead(Generic[Place]):
             on_failure=partial(front.failed, transport),
             on_end=partial(front.handshakes.discard, transport),
         )
-        hand_over(transport, http)
         if received:
-            http.data_received(received)
+            hold(transport, received)
+        hand_over(transport, http)
 
     def _find(self, request: Request) -> Reply | None:
         found = self._route(request)
@@ -165,6 +165,5 @@ class _HttpHead(Generic[Place]):
     def _fall_back(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
         watch = RequestWatch(self._is_tunnel)
         refused = None if self._is_refused else partial(self.wait, is_refused=True)
-        self._reader.front.visit(transport, watch, self.wait, refused).start(
-            transport, received, eof
-        )
+        hold(transport, received, eof=eof)
+        self._reader.front.visit(transport, watch, self.wait, refused).start(transport)

@@ -220,7 +220,7 @@ class ClientStream(AnyTlsStream):
     def _fail(self, error: MttError) -> None:
         self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
         self._drop_queue()
-        self._tell_lost(error)
+        self.tell_lost(error)
 
     def receive_fin(self) -> None:
         self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server ended the stream"))

@@ -141,7 +141,7 @@ class StreamTransport(asyncio.Transport):
     def get_protocol(self) -> Any:
         return self.upper
 
-    def _tell_lost(self, exc: Exception | None) -> None:
+    def tell_lost(self, exc: Exception | None) -> None:
         """Tell the protocol above that this is over, and let go of it.
 
         Without the traceback, which refers to every frame that `exc` went through: it may be kept.

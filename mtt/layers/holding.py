@@ -13,10 +13,10 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 class Holding(StreamProtocol):
     """Tells when its transport is ready, and keeps what comes until somebody takes it over.
 
-    That is `hand_over()`, or whoever calls `transport.set_protocol()` and looks after `early`,
-    `eof` and `resume_reading()`. Most connections say nothing before, so reading goes on, and
-    only the first data pause it: pausing and resuming each one would cost four system calls. A
-    connection that dies meanwhile shows in `transport.is_closing()` and `error`.
+    That is `hand_over()`, or whoever calls `transport.set_protocol()` and `resume_reading()`, and
+    looks after what was kept: see `replay()`. Most connections say nothing before, so reading goes
+    on, and only the first data pause it: pausing and resuming each one would cost four system
+    calls. A connection that dies meanwhile shows in `transport.is_closing()` and `error`.
 
     Args:
         ready: called with the transport when the layers below are up. Without it, `await` the
@@ -127,14 +127,20 @@ def hand_over(transport: StreamTransport, protocol: Any) -> None:
     """Let `protocol` have a transport that is being held, as if it was new."""
     held = transport.get_protocol()
     transport.set_protocol(protocol)
-    protocol.connection_made(transport)
+    # Before `protocol` has a say: it may pause at once.
     transport.resume_reading()
-    if not isinstance(held, Holding):
-        return
+    protocol.connection_made(transport)
+    if isinstance(held, Holding):
+        if held.early or held.eof:
+            replay(transport, held)
+        if held.error is not None:
+            transport.tell_lost(held.error)
+
+
+def replay(transport: StreamTransport, held: Holding) -> None:
+    """Tell the protocol of `transport`, which may hand that on, what `held` has kept: all but the
+    failure, which comes last."""
     if held.early:
-        protocol.data_received(held.early)
-        protocol = transport.get_protocol()  # it may have handed the transport on
-    if held.eof and not protocol.eof_received():
+        transport.get_protocol().data_received(held.early)
+    if held.eof and not transport.get_protocol().eof_received():
         transport.close()
-    if held.error is not None:
-        protocol.connection_lost(held.error)

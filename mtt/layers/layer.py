@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtt.layers.base import StreamProtocol, StreamTransport, Upper
+from mtt.layers.holding import hand_over
 from mtt.layers.pausable import Pausable
 
 
@@ -26,6 +27,10 @@ class Layer(StreamProtocol, Pausable):
     def __repr__(self) -> str:
         lower = getattr(self, "lower", None)
         return self.name if lower is None else f"{self.name} over {lower!r}"
+
+    def start(self, transport: StreamTransport) -> None:
+        """Take over `transport`, and what came of it while it was held."""
+        hand_over(transport, self)
 
     # As a protocol, called from below.
 

@@ -135,7 +135,7 @@ class MuxStream(Pausable):
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
         # As when a socket is reset: somebody's application went away, which is routine.
-        self._tell_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
+        self.tell_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
 
     def session_ended(self, exc: Exception | None) -> None:
         """The session is over. What the peer has sent before it failed is still handed up."""
@@ -143,7 +143,7 @@ class MuxStream(Pausable):
             self._survives = exc
             self.upper.pause_writing()
         else:
-            self._tell_lost(exc)
+            self.tell_lost(exc)
 
     def _deliver(self) -> None:
         """Hand up what is queued, then the end."""
@@ -161,7 +161,7 @@ class MuxStream(Pausable):
             return
         if self._survives is not None:
             exc, self._survives = self._survives, None
-            self._tell_lost(exc)
+            self.tell_lost(exc)
         elif self._reset and not self._session.gone(self):
             self._end_by_reset()
 
@@ -258,4 +258,4 @@ class MuxStream(Pausable):
             return
         self._survives = None
         self._drop_queue()
-        asyncio.get_running_loop().call_soon(self._tell_lost, None)
+        asyncio.get_running_loop().call_soon(self.tell_lost, None)

@@ -389,7 +389,7 @@ class SocketTransport(StreamTransport):
 
     def _over(self, error: Exception | None) -> None:
         try:
-            self._tell_lost(error)
+            self.tell_lost(error)
         finally:
             self._sock.close()
 

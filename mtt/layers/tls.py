@@ -147,7 +147,7 @@ class TlsLayer(SpeakingLayer):
         if self._state != CLOSED:
             self._closed()
             exc = exc or NetworkError("connection lost")
-        self._tell_lost(exc)
+        self.tell_lost(exc)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -195,7 +195,7 @@ class TlsLayer(SpeakingLayer):
     def give_up(self, error: Exception) -> None:
         """Do nothing more for the connection below, which is not TLS and is another's now."""
         self._closed()
-        self._tell_lost(error)
+        self.tell_lost(error)
 
     def _cut_handshake(self) -> NetworkError:
         if self._heard:
@@ -395,7 +395,7 @@ class TlsLayer(SpeakingLayer):
             self.lower.abort()
         if isinstance(error, ssl.SSLError):
             error = tls_failure(error, server_side=self._records.ssl.server_side)
-        asyncio.get_running_loop().call_soon(self._tell_lost, error)
+        asyncio.get_running_loop().call_soon(self.tell_lost, error)
 
     def _closed(self) -> None:
         if self._on_end is not None and self._state == OPEN:

@@ -7,8 +7,8 @@ import os
 from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
-from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hand_over
+from mtt.layers.base import Data, StreamTransport
+from mtt.layers.holding import Holding, hand_over
 from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Response, parse_response
@@ -17,42 +17,42 @@ from mtt.wire.http1 import HttpError, Response, parse_response
 MAX_INTERIM = 5
 
 
-class UpgradeClient(StreamProtocol):
-    """Asks for a WebSocket on a held transport, and leaves that paused behind the answer."""
+class UpgradeClient(Holding):
+    """Asks for a WebSocket on a held transport, and holds that, paused, behind the answer."""
 
-    __slots__ = (
-        "_answer", "_buffer", "_error", "_interim", "_key", "_request", "_transport",
-    )  # fmt: skip
+    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request")
 
     def __init__(
         self, transport: StreamTransport, path: str, host: str, protocols: tuple[str, ...]
     ) -> None:
-        self._transport = transport
+        super().__init__()
         self._buffer = HeadBuffer()
         self._interim = 0  # how many interim responses came
         self._key = upgrade.own_key(os.urandom(12))
-        self._answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._error: MttError | None = None  # why there is none
+        self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refusal: MttError | None = None  # why there is no WebSocket
         self._request = upgrade.request(path, host, self._key, protocols)
         hand_over(transport, self)
 
-    async def answered(self) -> bytes:
-        """Wait for the server's 101; returns what came behind it.
+    async def answered(self) -> None:
+        """Wait for the server's 101; what came behind it is held.
 
         Raises PeerError if the server refused, NetworkError if the connection failed.
         """
-        behind = await self._answer
-        if self._error is not None:
-            raise again(self._error)
-        return behind
+        await self._answer
+        if self._refusal is not None:
+            raise again(self._refusal)
 
     def connection_made(self, transport: Any) -> None:
+        self.transport = transport
         transport.write(self._request)
 
     def data_received(self, data: Data) -> None:
-        self._buffer += data
-        if self._answer.done():
+        transport = self.transport
+        if transport is None or self._answer.done():
+            super().data_received(data)
             return
+        self._buffer += data
         try:
             response = self._final()
             if response is None:
@@ -63,8 +63,9 @@ class UpgradeClient(StreamProtocol):
         except PeerError as error:
             self._fail(error)
         else:
-            self._transport.pause_reading()
-            self._answer.set_result(bytes(self._buffer))
+            self.early = bytes(self._buffer)
+            transport.pause_reading()
+            self._answer.set_result(None)
 
     def _final(self) -> Response | None:
         """The response that is not interim, taken from the buffer; None until it is complete.
@@ -82,12 +83,16 @@ class UpgradeClient(StreamProtocol):
         return None
 
     def eof_received(self) -> bool:
-        self.connection_lost(None)
-        return True
+        if not self._answer.done():
+            self._lost(None)
+        return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._answer.done():
-            return
+        if not self._answer.done():
+            self._lost(exc)
+        super().connection_lost(exc)
+
+    def _lost(self, exc: Exception | None) -> None:
         if exc is None:
             text = "the server closed the connection without an HTTP response"
             exc = NetworkError(text, cause=Cause.EOF)
@@ -96,11 +101,5 @@ class UpgradeClient(StreamProtocol):
         self._fail(exc)
 
     def _fail(self, error: MttError) -> None:
-        self._error = error.with_traceback(None)
-        self._answer.set_result(b"")
-
-    def pause_writing(self) -> None:
-        """One small request: nothing to pause."""
-
-    def resume_writing(self) -> None:
-        """See pause_writing."""
+        self._refusal = error.with_traceback(None)
+        self._answer.set_result(None)

@@ -19,9 +19,10 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from typing import Any
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import GONE, Data, StreamTransport, Upper
+from mtt.layers.base import GONE, Data, Upper
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.layer import SpeakingLayer
 from mtt.wire.websocket import (
@@ -112,21 +113,16 @@ class WebSocketLayer(SpeakingLayer):
         self._closed = False
         self._ended = False  # the connection below, by the peer
 
-    def start(self, transport: StreamTransport, early: bytes = b"") -> None:
-        """Take over `transport`, whose upgrade is complete; `early` came right behind it."""
-        transport.set_protocol(self)
-        self.connection_made(transport)
+    # The protocol of the layer below.
+
+    def connection_made(self, transport: Any) -> None:
+        """The upgrade is complete."""
+        super().connection_made(transport)
         if self._half_close and not self._client:
             self._sign()
         if self._ping:
             self._keepalive = Keepalive(self, self)
         self.upper.connection_made(self)
-        if early:
-            self.data_received(early)
-        if not self._paused:
-            transport.resume_reading()
-
-    # The protocol of the layer below.
 
     def data_received(self, data: Data) -> None:
         self._seen_at = self._now()
@@ -246,10 +242,10 @@ class WebSocketLayer(SpeakingLayer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_pings()
         if self._closed:
-            self._tell_lost(None)
+            self.tell_lost(None)
         else:
             self._closed = True
-            self._tell_lost(exc or NetworkError("connection lost"))
+            self.tell_lost(exc or NetworkError("connection lost"))
 
     # The transport of the protocol above.
 
@@ -360,7 +356,7 @@ class WebSocketLayer(SpeakingLayer):
             self.lower.abort()
         else:
             self.lower.close()
-        asyncio.get_running_loop().call_soon(self._tell_lost, error)
+        asyncio.get_running_loop().call_soon(self.tell_lost, error)
 
     def ask(self) -> bool:
         self._alive_asked += 1

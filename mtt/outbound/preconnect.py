@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
 from mtt.outbound.reuse import ReuseGuard, means_dead, slept_seconds
 from mtt.outbound.upstream import Session, waiting_metrics
@@ -200,13 +200,11 @@ class Preconnected:
         if transport.is_closing():  # the Holding was told why, or will be
             self._lost_young(holding.error)
             return
-        waiting = _Waiting(self, transport, holding.early)
+        waiting = _Waiting(self, transport)
         self._waiting[waiting] = None
         self._guard.add(waiting)
-        transport.set_protocol(waiting)
-        transport.resume_reading()
-        if holding.eof and not waiting.eof_received():
-            transport.close()
+        hand_over(transport, waiting)
+        if waiting not in self._waiting:  # it had ended
             return
         if generation != self._generation or not self._running:
             self._give_up(waiting)
@@ -303,10 +301,9 @@ class _Waiting(Holding):
 
     __slots__ = ("_stock", "aged", "since", "timer", "until")
 
-    def __init__(self, stock: Preconnected, transport: StreamTransport, early: bytes) -> None:
+    def __init__(self, stock: Preconnected, transport: StreamTransport) -> None:
         super().__init__()
         self.transport = transport
-        self.early = early
         self._stock = stock
         self.since = get_running_loop().time()
         self.until = 0.0  # by _now()

@@ -37,7 +37,7 @@ from typing import Any
 
 from mtt.errors import StuckError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, replay
 from mtt.layers.kernel import silent_seconds
 
 # How long a connection to a Go server must be silent before the server is told of the end. Measured
@@ -121,11 +121,8 @@ class Relay:
         near.set_protocol(self._near)
         far.set_protocol(self._far)
         for leg, holding in zip((self._near, self._far), held, strict=True):
-            if isinstance(holding, Holding):
-                if holding.early:
-                    leg.data_received(holding.early)
-                if holding.eof:
-                    leg.eof_received()
+            if isinstance(holding, Holding) and (holding.early or holding.eof):
+                replay(leg.transport, holding)
 
     @property
     def sent(self) -> int:

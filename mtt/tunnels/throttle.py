@@ -138,24 +138,15 @@ class Throttle(Layer):
 
     def start(self, transport: StreamTransport) -> None:
         """Take over `transport`. Whoever comes above uses `set_protocol()`."""
-        held = transport.get_protocol()
         transport.limit_reads()  # a read waits here until there are tokens for it
-        error = held.error if isinstance(held, Holding) else None
-        if error is None:  # else it calls nobody any more, and would only refer to us
-            transport.set_protocol(self)
-        self.connection_made(transport)
-        if not isinstance(held, Holding):
-            return
-        if error is not None and not (held.eof and held.early):
+        held = transport.get_protocol()
+        if isinstance(held, Holding) and held.error and not (held.eof and held.early):
             # Nothing has to wait; whoever comes next finds what there was, and why it is over.
+            self.lower = transport
             self.upper = held
             self._closed = True
-            return
-        self._backlog += held.early
-        if held.eof:
-            self.eof_received()
-        if error is not None:
-            self.connection_lost(error)
+        else:
+            super().start(transport)
 
     # The protocol of the transport below.
 
@@ -180,12 +171,12 @@ class Throttle(Layer):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._backlog:
             # What it sent before is still owed to the other side.
-            self._lost = lambda: self._tell_lost(exc)
+            self._lost = lambda: self.tell_lost(exc)
             self.upper.pause_writing()
             self._queue_up()
         else:
             self._drop()
-            self._tell_lost(exc)
+            self.tell_lost(exc)
 
     # For the bucket.
 

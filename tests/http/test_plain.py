@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtt.http.plain import PlainVisit, _PlainWatch, https_page
+from mtt.layers.holding import hold
 from tests.support.transports import FakeTransport, Recorder, turns
 
 GET = b"GET /a HTTP/1.1\r\nHost: test.local\r\n"
@@ -97,7 +98,8 @@ async def test_visitor_hears_of_https_for_good_requests_only(
 ) -> None:
     transport = FakeTransport()
     visit = PlainVisit(Recorder(), on_settled=lambda: None)
-    visit.start(transport, said, False)
+    hold(transport, said)
+    visit.start(transport)
     visit.write(page)
     visit.close()
     changed = https_page(page, head_only=page == PAGE)

@@ -93,13 +93,13 @@ def anytls_client(upper: Recorder, lower: FakeLayer) -> Any:
 
 def websocket_server(upper: Recorder, lower: FakeLayer) -> Any:
     layer = WebSocketLayer(upper, client=False)
-    layer.start(lower, b"")
+    layer.start(lower)
     return layer
 
 
 def websocket_client(upper: Recorder, lower: FakeLayer) -> Any:
     layer = WebSocketLayer(upper, client=True)
-    layer.start(lower, b"")
+    layer.start(lower)
     return layer
 
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
+from mtt.layers.base import GONE
 from mtt.layers.holding import Holding, hand_over
 from mtt.layers.tls import TlsLayer
 from tests.support.certs import Certs
@@ -49,11 +50,22 @@ async def test_handed_over(dead: bool) -> None:
         await turns()
     recorder = Recorder()
     hand_over(transport, recorder)
-    assert transport.get_protocol() is recorder
+    # A transport that is over refers to nothing that is above it.
+    assert transport.get_protocol() is (GONE if dead else recorder)
     assert bytes(recorder.data) == b"first words"
     assert recorder.eof
     assert recorder.lost == dead
     assert isinstance(recorder.error, ConnectionResetError) == dead
+
+
+async def test_handed_over_to_one_that_pauses_at_once() -> None:
+    holding = Holding()
+    transport = FakeTransport(holding)
+    holding.connection_made(transport)
+    recorder = Recorder()
+    recorder.connection_made = FakeTransport.pause_reading  # type: ignore[assignment]
+    hand_over(transport, recorder)
+    assert not transport.reading
 
 
 async def test_waiting_for_it() -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
-from mtt.layers.holding import Holding
+from mtt.layers.holding import Holding, hand_over
 from mtt.layers.upgrade import MAX_INTERIM, UpgradeClient
 from mtt.wire.http1 import MAX_HEAD, parse_request
 from mtt.wire.upgrade import switching_protocols
-from tests.support.transports import FakeTransport, turns
+from tests.support.transports import FakeTransport, Recorder, turns
 
 
 def asking() -> tuple[UpgradeClient, FakeTransport, bytes]:
@@ -51,7 +51,8 @@ async def test_the_answer_in_pieces(size: int, behind: bytes) -> None:
         assert transport.reading
     client.data_received(pieces[-1])
     assert not transport.reading  # the next protocol decides when to go on
-    assert await waiting == behind
+    await waiting
+    assert client.early == behind
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,8 @@ async def test_interim_responses_are_skipped(size: int, count: int) -> None:
         client.data_received(answer[: len(answer) - 1][at : at + size])
     assert transport.reading
     client.data_received(answer[-1:] + b"\x82\x05hello")
-    assert await client.answered() == b"\x82\x05hello"
+    await client.answered()
+    assert client.early == b"\x82\x05hello"
 
 
 async def test_answer_behind_a_longer_interim_response_is_found() -> None:
@@ -96,7 +98,8 @@ async def test_answer_behind_a_longer_interim_response_is_found() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </" + b"x" * len(answer) + b">\r\n\r\n"
     client.data_received(hints[:-1])
     client.data_received(hints[-1:] + answer)
-    assert await client.answered() == b""
+    await client.answered()
+    assert client.early == b""
 
 
 async def test_too_many_interim_responses_are_refused() -> None:
@@ -168,6 +171,24 @@ async def test_what_happened_before_we_asked_counts(happens: Callable[[Holding],
         await UpgradeClient(transport, "/", "test.local", ("smux_off",)).answered()
 
 
+@pytest.mark.parametrize("dead", [False, True])
+async def test_what_happens_behind_the_answer_is_kept(dead: bool) -> None:
+    """Until the next protocol takes over, as on any held connection."""
+    client, transport, answer = asking()
+    client.data_received(answer + b"one")
+    client.data_received(b"two")  # a layer below had it in hand
+    assert client.eof_received()
+    if dead:
+        transport.lose(ConnectionResetError(104, "reset"))
+        await turns()
+    await client.answered()
+    recorder = Recorder()
+    hand_over(transport, recorder)
+    assert recorder.data == b"onetwo"
+    assert recorder.eof
+    assert isinstance(recorder.error, ConnectionResetError) == dead
+
+
 async def test_who_asked_has_left() -> None:
     client, _, answer = asking()
     waiting = asyncio.create_task(client.answered())
@@ -193,6 +214,6 @@ async def test_noise() -> None:
             del noise[:size]
         client.connection_lost(None)
         try:
-            assert isinstance(await client.answered(), bytes)
+            await client.answered()
         except MttError as error:
             assert str(error)

@@ -9,6 +9,7 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import websocket
+from mtt.layers.holding import hold
 from mtt.layers.websocket import CONTROL_BACKLOG, WebSocketLayer
 from mtt.wire.websocket import (
     BINARY,
@@ -43,7 +44,8 @@ class Side:
         )
         self._client = client
         self.lower.pause_reading()
-        self.layer.start(self.lower, early)
+        hold(self.lower, early)
+        self.layer.start(self.lower)
 
     def feed(self, *frames: bytes) -> None:
         self.lower.protocol.data_received(b"".join(frames))

@@ -248,7 +248,7 @@ def _visit(upper: Any) -> Holding:
     def ready(transport: Any) -> None:
         Visit(
             upper, _AllPasses(), on_tunnel=_never, on_refused=None, on_settled=lambda: None
-        ).start(transport, b"", False)
+        ).start(transport)
 
     return Holding(ready)
 
@@ -261,9 +261,7 @@ def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
     def ready(transport: asyncio.Transport) -> None:
         session = SmuxSession(accept=None if client else lambda: upper)
         sessions.append(session)
-        transport.set_protocol(session)
-        session.connection_made(transport)
-        transport.resume_reading()
+        hand_over(transport, session)
         if client:
             session.open_stream(upper)
 
@@ -298,8 +296,7 @@ def _anytls(
             session.open_stream(upper, b"dest")
         else:
             session = ServerSession(lambda: _Destination(upper))
-            transport.set_protocol(_Preamble(session))
-            transport.get_protocol().connection_made(transport)
+            hand_over(transport, _Preamble(session))
         sessions.append(session)
 
     return Holding(ready)
