@@ -276,7 +276,7 @@ def _local_users(values: Values) -> tuple[User, ...]:
     if bool(name) != bool(path):
         given, missing = ("user", "user-password-file") if name else ("user-password-file", "user")
         raise UsageError(
-            f"-{given} needs -{missing} with it; give both, or none for a proxy without a password"
+            f"-{given} needs -{missing}; give both, or neither for a proxy without a password"
         )
     if not name:
         return ()

@@ -122,7 +122,7 @@ def _lacking_guards(values: Values) -> list[str]:
     """The options that are missing to let a controller be reached from other machines."""
     for given, missing in (("c-cert", "c-key"), ("c-key", "c-cert")):
         if values[given] and not values[missing]:
-            raise UsageError(f"-{given} needs -{missing} with it; give both, or none")
+            raise UsageError(f"-{given} needs -{missing}; give both, or neither")
     return [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
 
 

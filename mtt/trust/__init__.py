@@ -1,1 +1,1 @@
-"""Who we are and whom we believe: certificates, keys, pins, tickets."""
+"""Identity and trust: certificates, keys, pins, session tickets, passwords."""

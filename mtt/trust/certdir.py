@@ -1,8 +1,8 @@
-"""The directory that keeps a server's self-signed identity from one start to the next.
+"""The directory that keeps a server's self-signed identity across restarts.
 
-It holds `key.pem`, which the server's pin is made of, and `cert.pem`, a certificate for that key.
-Whoever has pinned the server loses it with the key only: a certificate that is missing, because it
-was removed to get one for another name, is made anew for the key that is there.
+It holds `key.pem`, from which the pin is derived, and `cert.pem`, a certificate for that key. The
+pin changes only with the key. If the certificate is missing, for example because the operator
+removed it to get one for another name, a new one is made for the existing key.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CERTIFICATE, KEY = "cert.pem", "key.pem"
 
 
 def kept_pair(directory: str, name: str) -> tuple[str, str]:
-    """The paths of certificate and key in `directory`; what is missing is made for `name`.
+    """The paths of certificate and key in `directory`; missing files are created for `name`.
 
-    `name` is a DNS name, an IP address, or empty: then any name will do. The files that are there
-    are not checked beyond that; whoever loads them does.
+    `name` is a DNS name or an IP address; if empty, any name is accepted. Existing files are not
+    checked further here, but when they are loaded.
 
     Raises UsageError (the certificate is for another name, or its key is missing or unusable) or
     StartError (the directory cannot be written).
@@ -37,7 +37,7 @@ def kept_pair(directory: str, name: str) -> tuple[str, str]:
     cert, key = Path(directory, CERTIFICATE), Path(directory, KEY)
     try:
         Path(directory).mkdir(mode=0o700, exist_ok=True)
-        # Two servers that start at the same moment get the same identity.
+        # Locked so that two servers that start at the same time get the same identity.
         with _locked(directory):
             if cert.exists():
                 _check(cert, key, name)
@@ -51,40 +51,40 @@ def kept_pair(directory: str, name: str) -> tuple[str, str]:
 def _check(cert: Path, key: Path, name: str) -> None:
     if not key.exists():
         raise UsageError(
-            f"-cert-dir: {cert} is there, but its key is not ({key}); restore the key, or remove "
+            f"-cert-dir: {cert} exists, but its key {key} is missing; restore the key, or remove "
             "the certificate to get a new identity"
         )
     names = Identity(cert.read_bytes()).names if name else ()
     if names and name.lower() not in (known.lower() for known in names):
         raise UsageError(
             f"-n: the certificate {cert} is for {names[0]}, not {name}; remove it to get one for "
-            f"{name} (the pin stays the same), or leave out -n"
+            f"{name} (the pin stays the same), or omit -n"
         )
 
 
 def _make(cert: Path, key: Path, name: str) -> None:
-    """Write a certificate, and before that a key if there is none."""
+    """Write a certificate, and before it a key if there is none."""
     old_key = key.read_bytes() if key.exists() else b""
     try:
         certificate_pem, key_pem = child.run(self_signed, name, old_key)
     except ValueError as error:
         raise UsageError(
-            f"-cert-dir: {key} is no key to make a certificate for ({describe(error)}); restore "
-            "it, or remove it to get a new identity"
+            f"-cert-dir: {key} is not a usable private key ({describe(error)}); restore it, or "
+            "remove it to get a new identity"
         ) from None
-    # In this order: if we die in between, the certificate is what is missing.
+    # The key first: a crash in between leaves only the certificate missing, which is recoverable.
     if not old_key:
         _write(key, key_pem, 0o600)
     _write(cert, certificate_pem, 0o644)
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file so that it is never seen in parts, not even after a power failure."""
-    import tempfile  # slow to import, and mostly not needed
+    """Write a file atomically, even across a power failure."""
+    import tempfile  # slow to import and rarely needed
 
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "wb") as file:  # created for this user alone, whatever the umask
+        with open(descriptor, "wb") as file:  # mode 0600, whatever the umask
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -98,7 +98,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[None]:
-    """Keep others who do the same out, for the milliseconds that it takes."""
+    """Hold an exclusive lock on the directory, for a few milliseconds."""
     if fcntl is None:
         yield
         return

@@ -1,8 +1,8 @@
-"""TLS contexts of both ends: who a server says it is, and whom a client believes.
+"""TLS contexts of servers and clients: the server's identity and the client's trust.
 
-Nothing here parses or makes certificates by hand: OpenSSL (through `ssl`) and `cryptography`
-do. `cryptography` is imported where it is needed and not before: that takes 40 ms, and a
-shadowsocks that starts us as its plugin may use our port without waiting for it.
+OpenSSL (through `ssl`) and `cryptography` parse and make all certificates. `cryptography` is
+imported only where it is needed: the import takes 40 ms, and shadowsocks may connect to its plugin
+as soon as it has started it.
 """
 
 from __future__ import annotations
@@ -24,61 +24,62 @@ if TYPE_CHECKING:
 
 VERSIONS = dict(zip(TLS_VERSIONS, (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), strict=True))
 
-# For TLS 1.2: forward secrecy and authenticated encryption, and nothing else. Go's crypto/tls and
-# every browser of the last ten years have these. (TLS 1.3 has no other; and of the curves OpenSSL's
-# own choice is left alone, with X25519 first, or its post-quantum hybrid where there is one.)
+# For TLS 1.2: only forward secrecy with authenticated encryption. Go's crypto/tls and every browser
+# of the last ten years support these. (TLS 1.3 has no others. The curves are OpenSSL's default:
+# X25519 first, or its post-quantum hybrid where available.)
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-# The TLS alert for ALPN names of which none is ours (RFC 7301, 3.2).
+# The TLS alert for a client with no common ALPN name (RFC 7301, 3.2).
 NO_APPLICATION_PROTOCOL = 120
 
-# OpenSSL's reasons when a key is another certificate's; the last two when even its kind differs.
+# OpenSSL's reasons for a key that does not match the certificate; the last two if the key types
+# differ.
 MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
 
 
 class ServerConnection(ssl.SSLObject):
-    """A server's end of a connection, which can refuse the client's ALPN names.
+    """The server side of a connection, which can refuse the client's ALPN names.
 
-    `ssl` always continues without ALPN when there is no name in common (RFC 7301, 3.2, wants an
-    alert), and leaves a server one place to say no: where the server name is judged.
+    Without a common name, `ssl` always continues without ALPN (RFC 7301, 3.2, requires an alert).
+    The only place where a server can send an alert is the server name callback.
     """
 
     _alert: int | None = None
 
     def refuse_alpn(self) -> None:
-        """Let the handshake fail, provided that the rest of the ClientHello is well-formed."""
+        """Fail the handshake, provided that the rest of the ClientHello is well-formed."""
         self._alert = NO_APPLICATION_PROTOCOL
 
     def alert(self) -> int | None:
-        """The alert that ends the handshake; None to go on."""
+        """The alert that ends the handshake; None to continue."""
         return self._alert
 
 
 def server_context(
     tls: ServerTls, made: SelfSigned | None = None
 ) -> tuple[ssl.SSLContext, Identity]:
-    """The TLS context of a server, and who it is.
+    """The TLS context and identity of a server.
 
-    Without a certificate a self-signed one is made in memory, unless it was `made` before.
-    `cert_dir` is not looked at.
+    Without a certificate, a self-signed one is made in memory, or `made` is used if given.
+    `cert_dir` is ignored here.
 
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, tls.alpn, tls.tls_min)
-    # Renegotiation lets a client of TLS 1.2 burn our CPU and was never used. Tickets stay on:
-    # resumption halves the cost of a connection.
+    # Renegotiation lets a TLS 1.2 client waste the server's CPU, and no client uses it. Tickets
+    # stay on: resumption halves the cost of a connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
-    # As nginx, Apache and most servers with OpenSSL: the server name is acknowledged, whatever it
-    # is, and a full handshake of TLS 1.3 brings two tickets.
+    # Like nginx, Apache and most servers with OpenSSL: acknowledge any server name, and send two
+    # tickets after a full TLS 1.3 handshake.
     context.sni_callback = _accept_name
-    # As nginx: the client's order of cipher suites counts. Python's default is the server's.
+    # Like nginx: prefer the client's order of cipher suites. Python's default is the server's.
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.sslobject_class = ServerConnection
     context.num_tickets = 2
     if bool(tls.cert) != bool(tls.key):
         given, missing = tls.options if tls.cert else tls.options[::-1]
         raise UsageError(
-            f"{given} needs {missing} with it; give both, or none to get a self-signed certificate"
+            f"{given} needs {missing}; give both, or neither to get a self-signed certificate"
         )
     if tls.client_ca:
         _load_authorities(context, "-client-ca", tls.client_ca)
@@ -97,13 +98,13 @@ def server_context(
 def client_context(tls: ClientTls) -> ssl.SSLContext:
     """The TLS context of a client.
 
-    The system's roots are left to `finish_client_context()`. With pins the caller must call
+    `finish_client_context()` loads the system's roots. With pins, the caller must call
     `check_pin()` (identity) after every handshake.
 
-    Raises UsageError: a file cannot be used, or pins cannot be checked.
+    Raises UsageError: a file is unusable, or pins cannot be checked.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, tls.alpn, tls.tls_min)
-    # As RFC 6125 and every browser want it: a certificate without subjectAltName names nobody.
+    # As in RFC 6125 and every browser: a certificate without subjectAltName matches no name.
     context.hostname_checks_common_name = False
     if tls.pins and importlib.util.find_spec("cryptography") is None:
         raise UsageError("-pin needs the Python package 'cryptography'; install it with pip")
@@ -118,34 +119,34 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
 
 
 def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> None:
-    """Do what takes 30 ms and cannot fail: to be called after listening has begun.
+    """Finish a context; takes 30 ms and cannot fail, so call it after listening has begun.
 
     Loads the system's roots if nothing else is trusted (OpenSSL honours SSL_CERT_FILE and
-    SSL_CERT_DIR), and what `mtt.trust.identity.check_pin()` needs.
+    SSL_CERT_DIR), and imports what `mtt.trust.identity.check_pin()` needs.
     """
     if context.verify_mode is not ssl.CERT_NONE and not context.cert_store_stats()["x509"]:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     if pins:
-        from cryptography import x509  # noqa: F401  (so that the first handshake need not)
+        from cryptography import x509  # noqa: F401  (speeds up the first handshake)
 
 
 def _accept_name(
     connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
 ) -> int | None:
-    """Take any server name: without a callback OpenSSL does not acknowledge it, for all to see."""
+    """Accept any server name: without a callback OpenSSL does not acknowledge it, visibly."""
     return connection.alert() if isinstance(connection, ServerConnection) else None
 
 
 def _context(protocol: int, alpn: Sequence[str], tls_min: str) -> ssl.SSLContext:
-    """What both ends have in common."""
+    """The settings shared by clients and servers."""
     context = ssl.SSLContext(protocol)
     context.minimum_version = VERSIONS[tls_min]
     context.set_ciphers(CIPHERS)
-    # A certificate the user trusts is trusted as such, be it an intermediate or a peer's own.
+    # Any certificate that the operator trusts is a trust anchor, also an intermediate or a leaf.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.options |= ssl.OP_NO_COMPRESSION  # it leaks plaintext (CRIME)
-    # Early CPython 3.11 (Debian 12 has it) tells OpenSSL 3 to take a cut connection for an orderly
-    # end. Then anyone on the way could truncate what a tunnel carries, unnoticed.
+    # Early CPython 3.11 (in Debian 12) makes OpenSSL 3 treat a cut connection as an orderly end.
+    # An attacker on the path could then truncate a tunnel's data unnoticed.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if alpn:
         context.set_alpn_protocols(list(alpn))
@@ -155,16 +156,16 @@ def _context(protocol: int, alpn: Sequence[str], tls_min: str) -> ssl.SSLContext
 def _load_files(
     context: ssl.SSLContext, cert: PemSource, key: PemSource, options: tuple[str, str]
 ) -> tuple[bytes, bool]:
-    """Load certificate and key; returns the chain in use, and whether it is in the file's order.
+    """Load certificate and key; returns the chain in use, and whether the file has it in order.
 
-    OpenSSL's errors name no file and mostly no reason, hence the detective work.
+    OpenSSL's errors name no file and usually no reason, so the causes are checked one by one.
     """
     cert_option, key_option = options
     certificate_pem = read_pem(cert_option, cert)
     key_pem = read_pem(key_option, key, secret=True)
     cert_label, key_label = labelled(cert_option, cert), labelled(key_option, key)
 
-    def password() -> str:  # without this OpenSSL would ask on the terminal, and wait
+    def password() -> str:  # without this, OpenSSL would prompt on the terminal and block
         file = key if isinstance(key, str) else "FILE"
         raise UsageError(f"{key_label} is encrypted; decrypt it: openssl pkey -in {file} -out ...")
 
@@ -194,7 +195,7 @@ def _load_files(
 
 
 def _load_memory(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
-    """Load certificate and key that are in memory only."""
+    """Load a certificate and key that exist only in memory."""
     with memory_file(certificate_pem + key_pem) as path:
         context.load_cert_chain(path)
 

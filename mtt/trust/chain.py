@@ -1,6 +1,6 @@
 """The order of certificates in a file: the server's own, then the issuer of each (RFC 8446, 4.4.2).
 
-OpenSSL takes the first one for the server's own, and sends the others as they come.
+OpenSSL takes the first one as the server's own and sends the others in file order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def chain(pem: bytes) -> list[x509.Certificate]:
 
 
 def is_ordered(certificates: list[x509.Certificate]) -> bool:
-    """Whether no issuer stands before what it has issued."""
+    """Whether every certificate precedes its issuer."""
     for index, certificate in enumerate(certificates):
         earlier = [other.subject for other in certificates[:index]]
         later = [other.subject for other in certificates[index + 1 :]]
@@ -36,7 +36,7 @@ def is_ordered(certificates: list[x509.Certificate]) -> bool:
 
 
 def ordered(pem: bytes, key_pem: bytes) -> bytes | None:
-    """The chain in `pem` that begins with the certificate of the key; None if there is none."""
+    """The chain in `pem` that starts with the certificate of the key; None if there is none."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization

@@ -1,11 +1,11 @@
-"""Runs what needs `cryptography` in a short-lived child process.
+"""Runs work that needs `cryptography` in a short-lived child process.
 
-`cryptography` takes 10 MB and is needed for some milliseconds: to make a certificate, and to
-describe one in the log. A child process takes that memory along when it ends.
+`cryptography` takes 10 MB and is needed for a few milliseconds: to make a certificate, and to
+describe one in the log. That memory is freed when the child process exits.
 
 A process with one thread forks, which costs 2 ms. One with several threads starts a new interpreter
-instead: a fork would copy locks that other threads hold. If there is no child, or it fails or takes
-too long, the work is done in this process; so are errors raised, with their own words.
+instead: a fork would copy locks that other threads hold. If the child cannot start, fails or takes
+too long, the work is repeated in this process, which also raises its errors.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from mtt.log import logger
 _Result = TypeVar("_Result")
 _Arguments = TypeVarTuple("_Arguments")
 
-# Seconds. The work takes 0.1 s; beyond this the child is stuck rather than short of time.
+# Seconds. The work takes 0.1 s; a child that takes longer than this is stuck.
 TIME_LIMIT = 5.0
 
-# The standard streams: all else a forked child closes.
+# A forked child closes all descriptors but the standard streams.
 _FIRST_DESCRIPTOR = 3
 
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from mtt.trust import child; child.answer()"
@@ -41,18 +41,19 @@ _is_allowed = False
 
 
 def allow() -> None:
-    """Let `run()` use children from now on: for commands, to which the process belongs.
+    """Let `run()` use child processes from now on. Call this from commands, which own the process.
 
-    A program that embeds the tunnel may have reasons to have none.
+    A program that embeds the tunnel may not want child processes.
     """
     global _is_allowed
     _is_allowed = True
 
 
 def run(work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Result:
-    """Return `work(*arguments)`, worked out by a child process if that saves memory.
+    """Return `work(*arguments)`, computed in a child process if that saves memory.
 
-    `work` is a function of a module, without effects; it takes and returns what `marshal` knows.
+    `work` is a module-level function without side effects; `marshal` must support its arguments and
+    its result.
     """
     if _is_allowed and "cryptography" not in sys.modules:
         is_alone = threading.active_count() == 1 and hasattr(os, "fork")
@@ -65,10 +66,10 @@ def run(work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Res
 
 
 def _forked(work: Callable[..., Any], *arguments: Any) -> bytes:
-    """The result of `work`, marshalled; empty if it raised something. Raises OSError."""
+    """The marshalled result of `work`; empty if it raised an exception. Raises OSError."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        # Handlers of this process must not run in the child, where they would end the service.
+        # Signal handlers of this process must not run in the child: they would end the service.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -81,7 +82,7 @@ def _forked(work: Callable[..., Any], *arguments: Any) -> bytes:
             ours.settimeout(TIME_LIMIT)
             return b"".join(iter(lambda: ours.recv(1 << 16), b""))
         finally:
-            os.kill(pid, signal.SIGKILL)  # no harm: it has ended, or is stuck
+            os.kill(pid, signal.SIGKILL)  # it has exited or is stuck
             with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored
                 os.waitpid(pid, 0)
 
@@ -91,8 +92,8 @@ def _answer_and_exit(
 ) -> NoReturn:
     """Runs in the forked child."""
     try:
-        gc.disable()  # or it would finish off what belongs to the parent
-        # Connections that the parent closes have to be closed.
+        gc.disable()  # it would run finalizers of the parent's objects
+        # Otherwise connections that the parent closes would stay open.
         os.closerange(_FIRST_DESCRIPTOR, line.fileno())
         os.closerange(line.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
         line.sendall(marshal.dumps(work(*arguments)))
@@ -101,7 +102,7 @@ def _answer_and_exit(
 
 
 def _spawned(work: Callable[..., Any], *arguments: Any) -> bytes:
-    """As `_forked()`, by a new interpreter. Raises OSError and SubprocessError."""
+    """As `_forked()`, in a new interpreter. Raises OSError and SubprocessError."""
     root = str(Path(__file__).parents[2])
     program = _PROGRAM.format(path=[root, *sys.path])
     return subprocess.run(
@@ -115,7 +116,7 @@ def _spawned(work: Callable[..., Any], *arguments: Any) -> bytes:
 
 
 def answer() -> None:
-    """Read from stdin what to do, do it, and write the result to stdout: the child of a spawn."""
+    """Entry point of a spawned child: read the work from stdin, write its result to stdout."""
     module, name, arguments = marshal.load(sys.stdin.buffer)
     work = getattr(importlib.import_module(module), name)
     sys.stdout.buffer.write(marshal.dumps(work(*arguments)))

@@ -1,4 +1,4 @@
-"""What failures of TLS mean, how they are counted, and what to do about them."""
+"""TLS failures: their meaning, their cause in the metrics, and the fix."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ import ssl
 
 from mtt.errors import Cause, PeerError, RefusedError, describe
 
-# The alerts (RFC 8446, 6.2) by which a server says what it thinks of the certificate of its client,
-# as OpenSSL names them.
+# Alerts (RFC 8446, 6.2) by which a server rejects the client's certificate, as OpenSSL names them.
 _REFUSALS = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate: give it one "
-    "with -cert and -key",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate: set -cert and "
+    "-key",
     "TLSV1_ALERT_UNKNOWN_CA": "its issuer is not in the server's -client-ca",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "it is bad",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it is not for clients",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it is malformed or does not verify",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "its type or purpose does not fit a client",
     "SSLV3_ALERT_CERTIFICATE_REVOKED": "it is revoked",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it is not acceptable",
-    "TLSV1_ALERT_ACCESS_DENIED": "it gives no access",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the server gave no reason",
+    "TLSV1_ALERT_ACCESS_DENIED": "it is valid, but access is denied",
 }
 
 
 def refusal(error: ssl.SSLError) -> RefusedError | None:
-    """What a client's TLS `error` means if it is the server's verdict on the client's certificate.
+    """The meaning of a client's TLS `error` if the server rejected the client's certificate.
 
-    In TLS 1.3 it comes when the client's handshake is long over: the server sees the certificate
-    in the client's last message.
+    In TLS 1.3 the alert arrives after the client's handshake: the certificate is in the client's
+    last flight.
     """
     reason = _REFUSALS.get(error.reason or "")
     if reason is None:
         return None
     if error.reason != "TLSV13_ALERT_CERTIFICATE_REQUIRED":
-        reason = f"the server does not accept our certificate (-cert): {reason}"
+        reason = f"the server rejected the client certificate (-cert): {reason}"
     return RefusedError(reason)
 
 
-# What to do where a certificate is not accepted, by OpenSSL's numbers of the reasons (X509_V_ERR_).
+# Fixes for a rejected certificate, by OpenSSL's verification errors (X509_V_ERR_).
 _SELF_SIGNED, _NO_ISSUER = (18, 19), (20, 21)
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 _CLIENT_ADVICE = {
     **dict.fromkeys(
-        _SELF_SIGNED, "give the pin that the server prints at start, -pin, or its certificate, -ca"
+        _SELF_SIGNED,
+        "set -pin to the pin that the server prints at start, or -ca to its certificate",
     ),
-    **dict.fromkeys(_NO_ISSUER, "use the full chain as the server's -cert, or give its root, -ca"),
+    **dict.fromkeys(
+        _NO_ISSUER, "use the full chain as the server's -cert, or set -ca to its root certificate"
+    ),
     _NOT_YET_VALID: "check the clocks",
-    _EXPIRED: "renew the server's certificate, or check the clock here",
-    _WRONG_NAME: "ask for a name that is in it (-n; -sni of anytls-client)",
+    _EXPIRED: "renew the server's certificate, or check the client's clock",
+    _WRONG_NAME: "set -n (-sni of anytls-client) to a name in the certificate",
 }
 _SERVER_ADVICE = dict.fromkeys(
-    (*_SELF_SIGNED, *_NO_ISSUER), "if the client may come in, add its certificate to -client-ca"
+    (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"
 )
-# What to do where a client tells by an alert that it does not accept the server's.
-_DISTRUSTED = "the client does not trust this server; give it the server's -pin, or -ca"
+# Fixes for alerts by which a client rejects the server's certificate.
+_DISTRUSTED = "the client does not trust this server; set -pin or -ca on the client"
 _ALERT_ADVICE = {
     "TLSV1_ALERT_UNKNOWN_CA": _DISTRUSTED,
-    "SSLV3_ALERT_BAD_CERTIFICATE": _DISTRUSTED,  # so say Go's clients
+    "SSLV3_ALERT_BAD_CERTIFICATE": _DISTRUSTED,  # sent by Go clients
     "SSLV3_ALERT_CERTIFICATE_UNKNOWN": _DISTRUSTED,
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "renew the certificate, or check the client's clock",
 }
 
 
 def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
-    """A failure of OpenSSL at one end of a connection, with what to do about it."""
+    """The error for a TLS failure on either side of a connection, with the fix."""
     if not server_side and (refused := refusal(error)) is not None:
         return refused
     advice = ""
@@ -74,12 +76,12 @@ def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
 
 
 def tls_cause(error: ssl.SSLError) -> Cause:
-    """What a failure of OpenSSL is counted as."""
+    """The cause that a TLS failure is counted under."""
     reason = error.reason or ""
     if reason in ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST"):
         return Cause.PLAINTEXT_HTTP
-    # Our own verdict, and the alerts by which a peer tells its own, all have it in their names,
-    # except for the one about the issuer.
+    # Local verification errors and the peer's alerts about certificates all contain this word,
+    # except for the alert about the issuer.
     if "CERTIFICATE" in reason or reason == "TLSV1_ALERT_UNKNOWN_CA":
         return Cause.CERTIFICATE
     return Cause.TLS

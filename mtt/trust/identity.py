@@ -1,8 +1,7 @@
-"""Who a server is: the names and the pin of its certificate, and the pins that clients know it by.
+"""A server's identity: the names and pin of its certificate, and clients' checks of pins.
 
-Certificates are decoded by `cryptography`, which is imported where it is needed and not before:
-that takes 40 ms, and a shadowsocks that starts us as its plugin may use our port without waiting
-for it.
+`cryptography` decodes certificates. It is imported only where it is needed: the import takes 40 ms,
+and shadowsocks may connect to its plugin as soon as it has started it.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ if TYPE_CHECKING:
 PIN_PREFIX = "sha256/"
 PIN_LENGTH = 44  # characters of Base64 for 32 bytes
 
-# How many names of a certificate fit into a log line; those of a CDN may carry a hundred.
+# Names of a certificate shown in a log line; a CDN's certificate may have a hundred.
 NAMES_SHOWN = 3
 
 
 class Words(NamedTuple):
-    """What there is to say about a certificate."""
+    """A certificate described for the log."""
 
     description: str  # one line: the names and the last day of validity, or "self-signed for NAME"
-    warnings: tuple[str, ...] = ()  # what makes clients refuse it, as lines for the log
+    warnings: tuple[str, ...] = ()  # why clients would refuse it, as log lines
     names: tuple[str, ...] = ()  # the DNS names and addresses that it is for, where readable
-    # What `-pin` takes: "sha256/" and the Base64 of the SHA-256 of the public key, hashed as a
-    # SubjectPublicKeyInfo (RFC 7469, section 2.4), so that the pin outlives a renewed certificate.
-    # None when `cryptography` is missing or does not know the key.
+    # The value for `-pin`: "sha256/" and the Base64 SHA-256 of the public key, hashed as a
+    # SubjectPublicKeyInfo (RFC 7469, section 2.4), so that the pin survives a renewed certificate.
+    # None if `cryptography` is missing or does not support the key.
     pin: str | None = None
 
 
@@ -93,7 +92,7 @@ def describe(
 
         certificate = x509.load_pem_x509_certificate(pem)
     except (ImportError, ValueError):
-        # OpenSSL has accepted it already; a stricter parser must not stop the server.
+        # OpenSSL has already accepted it; a stricter parser must not stop the server.
         return f"certificate from {path}", (), (), None
     names = tuple(_names(certificate))
     warnings = _warnings(pem, path, in_order) if path else ()
@@ -101,7 +100,7 @@ def describe(
 
 
 def _description(certificate: x509.Certificate, names: tuple[str, ...], path: str) -> str:
-    shown = ", ".join(names[:NAMES_SHOWN]) or "nobody"
+    shown = ", ".join(names[:NAMES_SHOWN]) or "no name"
     if len(names) > NAMES_SHOWN:
         shown += f" and {len(names) - NAMES_SHOWN} more"
     if not path:
@@ -120,7 +119,7 @@ def _warnings(pem: bytes, path: str, in_order: bool) -> tuple[str, ...]:
     if not (in_order and is_ordered(certificates)):
         found.append(
             f"the certificates in {path} are in the wrong order; put the server's own "
-            "first, and behind each the one of its issuer"
+            "first, and after each the one of its issuer"
         )
     now = datetime.datetime.now(datetime.UTC)
     for number, certificate in enumerate(certificates, 1):
@@ -145,7 +144,7 @@ def parse_pin(text: str) -> str:
     Raises UsageError.
     """
     encoded = text.removeprefix(PIN_PREFIX)
-    if len(encoded) == PIN_LENGTH + 1:  # Base64 itself may begin with a slash
+    if len(encoded) == PIN_LENGTH + 1:  # the Base64 itself may start with a slash
         encoded = encoded.removeprefix("/")
     try:
         digest = base64.b64decode(encoded, validate=True)
@@ -159,11 +158,11 @@ def parse_pin(text: str) -> str:
 
 
 def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
-    """Accept a server's certificate (DER) if one of `pins` is its key's; else raise PeerError."""
+    """Raise PeerError unless the key of a server's certificate (DER) matches one of `pins`."""
     actual = _pin_of(der_certificate)
     if actual is None:
         raise PeerError(
-            "the server's certificate has a key that no pin can describe", cause=Cause.CERTIFICATE
+            "the server's certificate has a key of an unsupported type", cause=Cause.CERTIFICATE
         )
     if actual not in pins:
         raise PeerError(
@@ -171,8 +170,8 @@ def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
         )
 
 
-# Reading a certificate costs a new connection a tenth of its time, and it is always the same one,
-# or one of few behind a load balancer.
+# Cached: parsing a certificate takes a tenth of the time of a new connection, and a server has one,
+# or a few behind a load balancer.
 @functools.lru_cache(maxsize=16)
 def _pin_of(der_certificate: bytes) -> str | None:
     from cryptography import x509
@@ -196,7 +195,7 @@ def _pin(certificate: x509.Certificate) -> str | None:
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
-    """The DNS names and addresses a certificate is for; without any, its common names."""
+    """The DNS names and addresses of a certificate; without any, its common names."""
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
@@ -215,7 +214,7 @@ def _names(certificate: x509.Certificate) -> list[str]:
 def _start(certificate: x509.Certificate) -> datetime.datetime:
     try:
         return certificate.not_valid_before_utc
-    except AttributeError:  # as below
+    except AttributeError:  # see _expiry()
         return certificate.not_valid_before.replace(tzinfo=datetime.UTC)
 
 

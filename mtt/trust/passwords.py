@@ -1,4 +1,4 @@
-"""Whom a server lets in by password, looked up in a time that tells nothing."""
+"""Password lookup in constant time."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Generic, TypeVar
 
 Who = TypeVar("Who")
 
-# 128 bits: among a million users a stranger's hash is taken for one of theirs once in 2**108 tries.
+# 128 bits: with a million users, a wrong hash matches one of theirs once in 2**108 tries.
 _TAG_SIZE = 16
 
 
 class Passwords(Generic[Who]):
-    """Finds the owner of a password by what a client shows: `mtt.wire.anytls.password_hash`.
+    """Finds the owner of a password by the hash that a client sends (`wire.anytls.password_hash`).
 
-    A client that knows such a hash needs no password, so nothing about those of the users may be
-    learned from how long a lookup takes. `hmac.compare_digest()` with each of them would take as
-    long as there are users. A dict of the hashes would compare what is shown with what is stored,
-    by a hash function (SipHash) that was not made to hide where it landed. Here the keys are
-    keyed BLAKE2 of the hashes, with a key that no process has twice. The digest that is looked up
-    tells nothing about what was shown to whoever does not know that key, and nobody can choose
-    it: two hashes that differ in one bit end up anywhere. So whatever time the dict takes, it is
-    the time of a random key; and one digest is all that there is to compute, for ten users or for
-    100 000.
+    Such a hash is as good as the password, so the time of a lookup must reveal nothing about the
+    users' hashes. `hmac.compare_digest()` with each of them would take time in proportion to their
+    number. A dict of the hashes would compare stored hashes with the client's, and its hash
+    function (SipHash) is not designed to hide the position of an entry.
+
+    Here the dict's keys are BLAKE2 digests of the hashes, under a random key of this process. An
+    attacker without that key can neither predict nor choose the digest that is looked up: hashes
+    that differ in one bit have unrelated digests. The time that the dict takes is therefore that
+    of a random key, and a lookup computes one digest, for ten users or for 100 000.
 
     Args:
-        owners: the hashes of the passwords, and whose they are.
+        owners: the password hashes and their owners.
     """
 
     def __init__(self, owners: Iterable[tuple[bytes, Who]]) -> None:
@@ -38,7 +38,7 @@ class Passwords(Generic[Who]):
         return len(self._owners)
 
     def find(self, shown: bytes) -> Who | None:
-        """Whose password has the hash `shown`; None if it is nobody's."""
+        """The owner of the password with the hash `shown`, or None."""
         return self._owners.get(self._tag(shown))
 
     def _tag(self, hashed: bytes) -> bytes:

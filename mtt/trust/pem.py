@@ -1,4 +1,4 @@
-"""Where certificates and keys come from: a file, or the text of a configuration file."""
+"""Sources of certificates and keys: a file, or text in a configuration file."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from pathlib import Path
 from mtt.errors import StartError, UsageError, describe
 from mtt.files import warn_if_exposed
 
-# By this path OpenSSL opens a descriptor of this process (Linux).
+# OpenSSL opens descriptors of this process under this path (Linux).
 _DESCRIPTORS = "/proc/self/fd"
 
 
 @dataclass(frozen=True, slots=True)
 class InlinePem:
-    """PEM text that stands in a configuration file."""
+    """PEM text in a configuration file."""
 
-    label: str  # the file and the key, for errors
+    label: str  # file and key path, for errors
     text: str = field(repr=False)
 
     def __str__(self) -> str:
         return self.label
 
 
-# A path, empty for none, or the text itself.
+# A path (empty for none) or the text itself.
 PemSource = str | InlinePem
 
 
 def labelled(option: str, source: PemSource) -> str:
-    """What an error about `source` begins with; `option` names its path."""
+    """The start of an error text about `source`, which `option` gave."""
     return f"{option}: {source}" if isinstance(source, str) else source.label
 
 
@@ -42,7 +42,7 @@ def read_pem(option: str, source: PemSource, *, secret: bool = False) -> bytes:
         return source.text.encode(errors="replace")
     try:
         status = os.stat(source)
-        if stat.S_ISFIFO(status.st_mode):  # it would give its content only once
+        if stat.S_ISFIFO(status.st_mode):  # it can be read only once
             raise UsageError(f"{option}: {source} is a pipe; give a file")
         if secret:
             warn_if_exposed(option, source, status)
@@ -53,7 +53,7 @@ def read_pem(option: str, source: PemSource, *, secret: bool = False) -> bytes:
 
 @contextlib.contextmanager
 def pem_path(source: PemSource) -> Iterator[str]:
-    """A path at which `ssl`, which loads from files only, finds `source`. Raises StartError."""
+    """A path for `source`, because `ssl` loads only from files. Raises StartError."""
     if isinstance(source, str):
         yield source
     else:
@@ -63,10 +63,10 @@ def pem_path(source: PemSource) -> Iterator[str]:
 
 @contextlib.contextmanager
 def memory_file(content: bytes) -> Iterator[str]:
-    """The path of a file with `content` that no other user can open, and that is gone afterwards.
+    """The path of a temporary file with `content`, which only this user can open.
 
-    In memory where the system can do that, so that a crash leaves no key on a disk; elsewhere in a
-    temporary directory. Raises StartError (there is no place for it).
+    The file is in memory where the system supports that, so that a crash leaves no key on disk;
+    otherwise in a temporary directory. Raises StartError (no place for the file).
     """
     descriptor = _memory_descriptor(content)
     if descriptor is not None:
@@ -93,7 +93,7 @@ def memory_file(content: bytes) -> Iterator[str]:
 
 
 def _memory_descriptor(content: bytes) -> int | None:
-    """A descriptor of a file in memory, or None if there is no such thing here."""
+    """A descriptor of a file in memory; None if the system has no such files."""
     if not hasattr(os, "memfd_create"):
         return None
     try:

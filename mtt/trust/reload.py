@@ -1,9 +1,9 @@
-"""TLS contexts that follow their files: renewed certificates are used without a restart.
+"""TLS contexts that follow their files, so that renewed certificates need no restart.
 
-A context that serves connections is never touched: `ssl` cannot take back half of a failed
-`load_cert_chain()`. Instead a new one is made from the changed files, and if that works it takes
-the place of the old one. Connections keep the context they began with; session tickets of the old
-one are declined by the new one, which costs their owners a full handshake and nothing else.
+A context in use is never modified: `ssl` cannot undo a `load_cert_chain()` that failed halfway.
+Instead, a new context is made from the changed files and replaces the old one if that succeeds.
+Connections keep their context. The new context declines session tickets of the old one, which
+costs those clients only a full handshake.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from mtt.trust.tls_options import ServerTls
 if TYPE_CHECKING:
     from mtt.trust.selfsigned import SelfSigned
 
-# Seconds between two looks at the files, and how long they must have been left alone before they
-# are read: a certificate and its key are two files, and no tool replaces both at once. A renewal
-# is due weeks before the old certificate expires; this is for the person who watches.
+# Seconds between checks of the files, which must be unchanged for as long before they are read: a
+# certificate and its key are two files, and no tool replaces both atomically. Renewals are due
+# weeks before the expiry, so the interval matters only to an operator who is watching.
 CHECK_INTERVAL = 5.0
 
 Loaded = tuple[ssl.SSLContext, Identity | None]
-# What can be seen of the files from outside; changed permissions are in it too, by ctime.
+# The state of the files from stat(); ctime covers changed permissions.
 _State = tuple[tuple[int, ...] | None, ...]
 
 
 class TlsFiles:
-    """The TLS context of one end, and the files it is made from.
+    """The TLS context of a client or server, and the files it is made from.
 
     Args:
-        load: makes a context, and the identity of a server. Called here, and later in a thread
-            of its own for every change. Raises MttError.
-        files: what it is made from; what is no file, and empty paths, are left out.
-        on_change: called when there is a new context.
+        load: makes the context, and the identity of a server. Called in the constructor, and in a
+            thread after every change. Raises MttError.
+        files: the files; empty paths and sources that are not files are ignored.
+        on_change: called after the context was replaced.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class TlsFiles:
         self._load = load
         self._on_change = on_change
         self.files = tuple(path for path in files if path and isinstance(path, str))
-        self._tried = self._state()  # before loading: what changes meanwhile is seen as a change
+        self._tried = self._state()  # before loading, so that changes during it are noticed
         self._context, self.identity = load()
         self._asked = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
@@ -67,28 +67,28 @@ class TlsFiles:
 
     @property
     def description(self) -> str:
-        """One line about the server's identity, for the log. Slow when it is first asked for."""
+        """One log line about the server's identity. Slow on first use."""
         identity = self.identity
         if identity is None:
             return ", ".join(self.files)
         return f"{identity.description}, pin {identity.pin}"
 
     def warn(self) -> None:
-        """Log what makes clients refuse the server's certificate. Slow as `description` is."""
+        """Log why clients would refuse the server's certificate. Slow on first use."""
         for line in self.identity.warnings if self.identity is not None else ():
             logger.warning("%s", line)
 
     def follow(self) -> None:
-        """Begin to look after the files, if there are any."""
+        """Start watching the files, if there are any."""
         if self.files:
             self._follower = asyncio.get_running_loop().create_task(self._follow())
 
     def reload(self) -> None:
-        """Read the files now, changed or not."""
+        """Reload the files now, changed or not."""
         self._asked.set()
 
     def renew(self) -> None:
-        """Read the files again if they have changed, now and here: for a process without a loop."""
+        """Reload changed files synchronously, for a process without an event loop."""
         state = self._state()
         if state == self._tried:
             return
@@ -99,13 +99,13 @@ class TlsFiles:
             logger.error("the old certificates stay in use: %s", error)
 
     async def close(self) -> None:
-        """Look after the files no more."""
+        """Stop watching the files."""
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.wait([self._follower])
 
     async def _follow(self) -> None:
-        # In threads, because a disk or a network file system may be slow to answer.
+        # In threads, because a disk or a network file system may be slow.
         seen = self._tried
         while True:
             with contextlib.suppress(TimeoutError):
@@ -128,14 +128,14 @@ class TlsFiles:
             return
         self._context, self.identity = loaded
         new_pin = before is not None and loaded[1] is not None and before.pin != loaded[1].pin
-        logger.info("read again: %s%s", self.description, " (a NEW pin)" if new_pin else "")
+        logger.info("reloaded: %s%s", self.description, " (a NEW pin)" if new_pin else "")
         self.warn()
         if self._on_change is not None:
             self._on_change()
 
     def _load_and_describe(self) -> Loaded:
         context, identity = self._load()
-        if identity is not None:  # decoded here and kept, not in the loop's time
+        if identity is not None:  # decode and cache it in this thread, not in the event loop
             identity.words  # noqa: B018
         return context, identity
 
@@ -146,15 +146,15 @@ class TlsFiles:
 def _file_state(path: str) -> tuple[int, ...] | None:
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL in the path, which loading will complain of
+    except (OSError, ValueError):  # ValueError: a NUL in the path, which loading will report
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def server_tls(tls: ServerTls) -> TlsFiles:
-    """The TLS of a server, see `certificates.server_context()`.
+    """The TLS context of a server, see `certificates.server_context()`.
 
-    With `cert_dir` the self-signed identity is the one kept there. Raises UsageError or StartError.
+    With `cert_dir`, uses the self-signed identity kept there. Raises UsageError or StartError.
     """
     made: SelfSigned | None = None
     kept = tls.cert_dir
@@ -166,7 +166,7 @@ def server_tls(tls: ServerTls) -> TlsFiles:
     elif not tls.cert and not tls.key:
         from mtt.trust.selfsigned import new_identity
 
-        made = new_identity(tls.name)  # once: who we are does not change with -client-ca
+        made = new_identity(tls.name)  # only once: a reload of -client-ca must keep the identity
 
     try:
         return TlsFiles(

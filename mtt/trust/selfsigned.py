@@ -1,4 +1,4 @@
-"""The certificate of a server that was given none, of the kind the original makes.
+"""The self-signed certificate of a server without `-cert`, as the original makes it.
 
 ECDSA P-384, one name, CA:FALSE, ten years; new at every start unless `-cert-dir` keeps it.
 """
@@ -16,10 +16,10 @@ from mtt.errors import UsageError
 from mtt.trust import child
 from mtt.trust.identity import Words, describe
 
-# As the original does: there is nobody to renew it.
+# Like the original's: nothing renews it.
 SELF_SIGNED_DAYS = 3652
 
-# Clients with a clock that is a little behind must not find it "not yet valid".
+# Backdated, so that clients whose clock is slow do not find it "not yet valid".
 CLOCK_SKEW = datetime.timedelta(hours=1)
 
 # The longest commonName that X.509 allows (RFC 5280, appendix A: ub-common-name).
@@ -27,7 +27,7 @@ COMMON_NAME_LIMIT = 64
 
 
 class SelfSigned(NamedTuple):
-    """A certificate and its key, PEM, and what there is to say about it."""
+    """A certificate and its key, PEM, and the description of the certificate."""
 
     certificate: bytes
     key: bytes
@@ -48,13 +48,13 @@ def _self_signed_in_words(name: str) -> tuple[bytes, bytes, tuple[Any, ...]]:
 def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
     """Make a certificate and its key, both PEM, for the DNS name or IP address `name`.
 
-    An empty `name` stands for a random one. With `key_pem` the certificate is made for this key.
+    An empty `name` means a random one. With `key_pem`, the certificate is made for that key.
 
-    No keyUsage on purpose: without keyCertSign in it OpenSSL would not take the certificate as
-    its own issuer, and a client could not trust it with `-ca`.
+    It has no keyUsage: with one that lacks keyCertSign, OpenSSL would not accept the certificate as
+    its own issuer, and clients could not trust it with `-ca`.
 
-    Raises UsageError: no `cryptography`, or a name that cannot stand in a certificate; ValueError:
-    `key_pem` is no key of a kind that is used here (elliptic curve or RSA, not encrypted).
+    Raises UsageError if `cryptography` is missing or a certificate cannot hold the name, and
+    ValueError if `key_pem` is not an unencrypted elliptic curve or RSA key.
     """
     try:
         from cryptography import x509
@@ -87,9 +87,9 @@ def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
         )
     except ValueError:
         raise UsageError(
-            f"-n: {name!r} cannot stand in a certificate; write international names as xn--..."
+            f"-n: {name!r} is not a valid certificate name; write international names as xn--..."
         ) from None
-    # Verifiers look at the alternative name only, so cutting this one harms nobody.
+    # Verifiers use only the alternative name, so this one may be truncated.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:COMMON_NAME_LIMIT])])
     certificate = (
         x509.CertificateBuilder()
@@ -107,7 +107,7 @@ def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
 
 
 def random_name() -> str:
-    """A name that says nothing, like the original's: `xxxxx.yy`, 3-7 and 1-3 letters."""
+    """A random name, like the original's: `xxxxx.yy`, 3-7 and 1-3 letters."""
 
     def letters(least: int, most: int) -> str:
         count = least + secrets.randbelow(most - least + 1)

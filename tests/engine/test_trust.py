@@ -85,11 +85,11 @@ async def test_a_client_with_the_right_certificate_gets_in(
 @pytest.mark.parametrize(
     ("certificate", "reason", "servers_reason"),
     [
-        ({}, "the server wants a client certificate: give it one with -cert and -key",
+        ({}, "the server wants a client certificate: set -cert and -key",
          "TLS: peer did not return a certificate"),
-        ("other", "the server does not accept our certificate (-cert): its issuer is not in the "
+        ("other", "the server rejected the client certificate (-cert): its issuer is not in the "
          "server's -client-ca", "certificate not accepted: unable to get local issuer certificate; "
-         "if the client may come in, add its certificate to -client-ca"),
+         "to admit the client, add its certificate to -client-ca"),
     ],
     ids=["none", "of another authority"],
 )  # fmt: skip

@@ -232,7 +232,7 @@ def test_certificates_are_read_again_by_all(
     server = Server(processes, echo, "-cert", certs.cert, "-key", certs.key)
     server.process.send(signal.SIGHUP)
     for number in (1, 2):
-        server.process.expect(rf"\[{number}\]: read again:")
+        server.process.expect(rf"\[{number}\]: reloaded:")
 
 
 # The end.

@@ -165,7 +165,7 @@ def test_server_does_not_load_cryptography(given: str, certs: Certs, tmp_path: P
         server.expect("listening on .*pin sha256/")
         if given != "self-signed":
             server.send(signal.SIGHUP)
-            server.expect("read again: .*pin sha256/")
+            server.expect("reloaded: .*pin sha256/")
         maps = Path(f"/proc/{server.pid}/maps").read_text()
         assert "libssl" in maps or "_ssl" in maps
         assert "cryptography" not in maps

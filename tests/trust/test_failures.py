@@ -46,34 +46,35 @@ def server_of(cert: str = "", key: str = "", client_ca: str = "") -> ssl.SSLCont
     return server_context(ServerTls(cert=cert, key=key, name="test.local", client_ca=client_ca))[0]
 
 
-def test_a_self_signed_certificate_and_its_alert_say_what_to_do(certs: Certs) -> None:
+def test_advice_for_self_signed_certificates(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of())
     assert str(found["client"]) == (
-        "certificate not accepted: self-signed certificate; give the pin that the server prints "
-        "at start, -pin, or its certificate, -ca"
+        "certificate not accepted: self-signed certificate; set -pin to the pin that the server "
+        "prints at start, or -ca to its certificate"
     )
     assert str(found["server"]) == (
-        "TLS: tlsv1 alert unknown ca; the client does not trust this server; give it the server's "
-        "-pin, or -ca"
+        "TLS: tlsv1 alert unknown ca; the client does not trust this server; set -pin or -ca on "
+        "the client"
     )
     assert [error.cause for error in found.values()] == [Cause.CERTIFICATE] * 2
 
 
-def test_a_certificate_of_an_unknown_issuer_says_what_to_do(certs: Certs) -> None:
+def test_advice_for_unknown_issuers(certs: Certs) -> None:
     found = failures(client_of(certs.other_ca), server_of(certs.cert, certs.key))
-    assert "use the full chain as the server's -cert, or give its root, -ca" in str(
+    assert "use the full chain as the server's -cert, or set -ca to its root certificate" in str(
         found["client"]
     )
 
 
-def test_a_certificate_for_another_name_says_what_to_do(certs: Certs) -> None:
+def test_advice_for_wrong_names(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of(certs.cert, certs.key), "other.name")
     assert str(found["client"]).startswith("certificate not accepted: Hostname mismatch, ")
-    assert str(found["client"]).endswith("'other.name'; ask for a name that is in it (-n; -sni of "
-                                         "anytls-client)")  # fmt: skip
+    assert str(found["client"]).endswith(
+        "'other.name'; set -n (-sni of anytls-client) to a name in the certificate"
+    )
 
 
-def test_an_expired_certificate_says_what_to_do(tmp_path: Path) -> None:
+def test_advice_for_expired_certificates(tmp_path: Path) -> None:
     authority = Authority("a CA")
     cert, key = authority.issue("test.local", days=-1)
     paths = {"ca": pem(authority.certificate), "cert": cert, "key": key}
@@ -86,17 +87,17 @@ def test_an_expired_certificate_says_what_to_do(tmp_path: Path) -> None:
     assert "renew the certificate" in str(found["server"])
 
 
-def test_an_unknown_client_is_named_with_the_option(certs: Certs) -> None:
+def test_advice_for_unknown_client_certificates(certs: Certs) -> None:
     found = failures(
         client_of(certs.ca, certs.other_cert, certs.other_key),
         server_of(certs.cert, certs.key, certs.ca),
     )
     assert str(found["server"]).endswith("add its certificate to -client-ca")
-    assert "does not accept our certificate (-cert)" in str(found["client"])
+    assert "the server rejected the client certificate (-cert)" in str(found["client"])
 
 
 @pytest.mark.parametrize("reason", ["SSLV3_ALERT_BAD_CERTIFICATE", "TLSV1_ALERT_UNKNOWN_CA"])
-def test_alerts_mean_another_thing_at_each_end(reason: str) -> None:
+def test_advice_depends_on_the_side(reason: str) -> None:
     error = ssl.SSLError(1, "")
     error.reason = reason
     assert "-client-ca" not in str(tls_failure(error, server_side=True))
@@ -107,13 +108,13 @@ def test_alerts_mean_another_thing_at_each_end(reason: str) -> None:
     "reason",
     ["TLSV1_ALERT_UNKNOWN_CA", "SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN"],
 )
-def test_alerts_of_clients_that_distrust_a_server_say_what_to_do(reason: str) -> None:
+def test_advice_for_alerts_of_distrusting_clients(reason: str) -> None:
     error = ssl.SSLError(1, "")
     error.reason = reason
     assert "; the client does not trust this server; " in str(tls_failure(error, server_side=True))
 
 
-def test_a_certificate_from_the_future_says_what_to_do() -> None:
+def test_advice_for_not_yet_valid_certificates() -> None:
     error = ssl.SSLCertVerificationError(1, "")
     error.reason = "CERTIFICATE_VERIFY_FAILED"
     error.verify_code, error.verify_message = 9, "certificate is not yet valid"

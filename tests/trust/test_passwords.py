@@ -12,7 +12,7 @@ def shown(password: str) -> bytes:
     return hashlib.sha256(password.encode()).digest()
 
 
-def test_everybody_is_found_among_thousands_and_nobody_else() -> None:
+def test_only_known_passwords_are_found() -> None:
     passwords = Passwords((shown(f"password {n}"), n) for n in range(10_000))
     assert len(passwords) == 10_000
     assert all(passwords.find(shown(f"password {n}")) == n for n in range(10_000))
@@ -27,7 +27,7 @@ def test_everybody_is_found_among_thousands_and_nobody_else() -> None:
     assert passwords.find(b"") is None
 
 
-def test_the_table_tells_nothing_of_the_hashes_and_is_another_one_each_time() -> None:
+def test_table_is_keyed_and_holds_no_password_hashes() -> None:
     first, second = (Passwords([(shown("secret"), "user")]) for _ in range(2))
     tables = [passwords._owners.keys() for passwords in (first, second)]
     assert not tables[0] & tables[1]

@@ -56,7 +56,7 @@ def test_the_newest_session_with_a_ticket_is_offered(leaks: bool) -> None:
     assert kept.session(other) is None
 
 
-def test_where_reading_leaks_it_is_done_when_it_must_be(leaks: bool, clock: list[float]) -> None:
+def test_session_is_read_rarely_where_reading_leaks(leaks: bool, clock: list[float]) -> None:
     kept, context = Resumption(), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     assert keep(kept, context, Connection()) == 1
     assert keep(kept, context, Connection(reused=True)) == (0 if leaks else 1)

@@ -60,7 +60,7 @@ def test_the_identity_is_kept(tmp_path: Path) -> None:
 
 
 @POSIX
-def test_nobody_else_can_read_the_key(tmp_path: Path) -> None:
+def test_key_is_readable_only_by_its_user(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         kept(tmp_path / "new")
@@ -71,7 +71,7 @@ def test_nobody_else_can_read_the_key(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
-def test_a_removed_certificate_is_made_anew_for_the_same_key(tmp_path: Path) -> None:
+def test_removed_certificate_is_replaced_for_the_same_key(tmp_path: Path) -> None:
     first = kept(tmp_path, "old.example")
     with pytest.raises(UsageError, match=r"^-n: .*cert\.pem is for old\.example, not new\.example"):
         kept(tmp_path, "new.example")
@@ -84,21 +84,21 @@ def test_a_removed_certificate_is_made_anew_for_the_same_key(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ({"key.pem": None}, r"cert\.pem is there, but its key is not .*key\.pem.*restore"),
+        ({"key.pem": None}, r"cert\.pem exists, but its key .*key\.pem is missing; restore"),
         ({"key.pem": b""}, r"key\.pem has no PEM private key.*remove both"),
         ({"cert.pem": b"\0"}, r"cert\.pem has no PEM certificate.*remove both"),
         ({"cert.pem": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
          r"cert\.pem is damaged.*remove both"),
         ({"key.pem": key_pem(ec.generate_private_key(ec.SECP256R1()))},
          r"key\.pem does not belong to the certificate .*cert\.pem.*remove both"),
-        ({"cert.pem": None, "key.pem": b"junk"}, r"key\.pem is no key to make a certificate for"),
+        ({"cert.pem": None, "key.pem": b"junk"}, r"key\.pem is not a usable private key"),
         ({"cert.pem": None,
           "key.pem": key_pem(ec.generate_private_key(ec.SECP256R1()), b"secret")},
-         r"key\.pem is no key to make a certificate for .*encrypted"),
+         r"key\.pem is not a usable private key .*encrypted"),
         ({"cert.pem": None,
           "key.pem": ed25519.Ed25519PrivateKey.generate().private_bytes(
               Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())},
-         r"key\.pem is no key to make a certificate for .*RSA"),
+         r"key\.pem is not a usable private key .*RSA"),
     ],
     ids=["no key", "empty key", "no PEM", "damaged", "foreign key", "junk", "encrypted", "kind"],
 )  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_damaged_directory(
 
 
 @pytest.mark.parametrize("kind", ["file", "no parent", "NUL"])
-def test_a_directory_that_cannot_be(kind: str, tmp_path: Path) -> None:
+def test_unusable_directory(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = {"file": tmp_path / "file", "no parent": tmp_path / "a" / "b", "NUL": "a\0b"}[kind]
     with pytest.raises(StartError, match=r"^-cert-dir: cannot use "):
@@ -139,7 +139,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 @POSIX
-def test_two_servers_that_start_at_once_are_one(tmp_path: Path) -> None:
+def test_servers_that_start_together_share_one_identity(tmp_path: Path) -> None:
     pins: list[str] = []
     threads = [
         threading.Thread(target=lambda: pins.append(pin(kept(tmp_path / "new")))) for _ in range(6)
@@ -196,7 +196,7 @@ async def test_a_renewed_pair_is_used(pair: Pair, certs: Certs) -> None:
     await files.close()
     assert pin(files) == pin_in(certs.other_cert)
     (line,) = lines
-    assert line.startswith("INFO read again: certificate for test.local")
+    assert line.startswith("INFO reloaded: certificate for test.local")
     assert line.endswith(f"pin {pin(files)} (a NEW pin)")
 
 
@@ -209,7 +209,7 @@ async def test_a_renewed_pair_is_used(pair: Pair, certs: Certs) -> None:
     ],
     ids=["mtt-server", "anytls-server", "mtt-mu-server"],
 )
-async def test_an_expired_certificate_costs_a_warning_at_start(
+async def test_expired_certificate_causes_a_warning_at_start(
     serve: Any, pair: Pair, certs: Certs
 ) -> None:
     cert, key = Authority("any CA").issue("some.name", days=-1)
@@ -223,7 +223,7 @@ async def test_an_expired_certificate_costs_a_warning_at_start(
     assert lines[1].startswith(f"WARNING the certificate in {pair.cert} expired on ")
 
 
-async def test_the_controllers_expired_certificate_costs_a_warning(
+async def test_expired_controller_certificate_causes_a_warning(
     pair: Pair, certs: Certs
 ) -> None:
     cert, key = Authority("any CA").issue("some.name", days=-1)
@@ -236,7 +236,7 @@ async def test_the_controllers_expired_certificate_costs_a_warning(
     assert lines[0].startswith(f"WARNING the certificate in {pair.cert} expired on ")
 
 
-async def test_an_expired_certificate_costs_a_warning_at_reload(pair: Pair) -> None:
+async def test_expired_certificate_causes_a_warning_at_reload(pair: Pair) -> None:
     cert, key = Authority("any CA").issue("some.name", days=-1)
     files = pair.tls()
     old = files.context()
@@ -249,7 +249,7 @@ async def test_an_expired_certificate_costs_a_warning_at_reload(pair: Pair) -> N
         await eventually(lambda: files.context() is not old)
         await eventually(lambda: len(lines) == 2)
     await files.close()
-    assert lines[0].startswith("INFO read again: certificate for some.name, expired on ")
+    assert lines[0].startswith("INFO reloaded: certificate for some.name, expired on ")
     assert lines[1].startswith(f"WARNING the certificate in {pair.cert} expired on ")
 
 
@@ -276,7 +276,7 @@ async def test_files_that_are_being_written_are_left_alone(
         await eventually(lambda: files.context() is not old)
         await eventually(lambda: lines)
     await files.close()
-    assert [line.partition(":")[0] for line in lines] == ["INFO read again"]
+    assert [line.partition(":")[0] for line in lines] == ["INFO reloaded"]
 
 
 def test_a_process_without_a_loop_reads_changed_files(pair: Pair, certs: Certs) -> None:
@@ -322,10 +322,10 @@ async def test_a_broken_file_keeps_the_old_pair_and_is_reported_once(
         await eventually(lambda: files.context() is not old)
     await files.close()
     assert pin(files) == pin_in(certs.cert)
-    assert [line.partition(":")[0] for line in lines] == ["INFO read again"]
+    assert [line.partition(":")[0] for line in lines] == ["INFO reloaded"]
 
 
-async def test_asked_for_the_files_are_read_at_once(
+async def test_requested_reload_is_immediate(
     pair: Pair, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "CHECK_INTERVAL", 3600.0)
@@ -345,14 +345,14 @@ async def test_asked_for_the_files_are_read_at_once(
     assert "NEW pin" not in lines[1]
 
 
-async def test_what_has_no_files_is_not_looked_after() -> None:
+async def test_contexts_without_files_are_not_watched() -> None:
     files = server_tls(ServerTls(alpn=("http/1.1",)))
     files.follow()
     assert len(asyncio.all_tasks()) == 1
     await files.close()
 
 
-async def test_an_identity_in_memory_survives_a_change_of_its_client_authorities(
+async def test_reload_of_client_authorities_keeps_a_memory_identity(
     tmp_path: Path, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reload, "CHECK_INTERVAL", 0.02)
@@ -426,7 +426,7 @@ def test_options_of_both_ends() -> None:
         ("-tls-min 1.1", "-tls-min: '1.1' is not 1.2 or 1.3"),
     ],
 )
-def test_servers_refuse(argv: str, reason: str) -> None:
+def test_invalid_server_options(argv: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"^{reason}"):
         server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv.split()]))
     with pytest.raises(UsageError, match=f"^{reason}"):
@@ -436,11 +436,11 @@ def test_servers_refuse(argv: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        ("-cert c", "-cert needs -key with it; give both, or none to go without"),
-        ("-key k", "-key needs -cert with it"),
+        ("-cert c", "-cert needs -key; give both, or neither to go without"),
+        ("-key k", "-key needs -cert;"),
         ("-tls-min TLS1.3", "-tls-min: 'TLS1.3' is not 1.2 or 1.3"),
     ],
 )
-def test_clients_refuse(argv: str, reason: str) -> None:
+def test_invalid_client_options(argv: str, reason: str) -> None:
     with pytest.raises(UsageError, match=f"^{reason}"):
         client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv.split()]))

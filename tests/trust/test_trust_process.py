@@ -32,7 +32,7 @@ def pin_of(server: Process) -> str:
     return server.expect(PIN.pattern)[1]
 
 
-def test_an_identity_outlives_its_server(processes: Processes, tmp_path: Path) -> None:
+def test_identity_survives_a_restart(processes: Processes, tmp_path: Path) -> None:
     pins = []
     for _ in range(2):
         server = processes.command(*SERVER, "-cert-dir", tmp_path / "identity")
@@ -41,21 +41,21 @@ def test_an_identity_outlives_its_server(processes: Processes, tmp_path: Path) -
     assert pins[0] == pins[1]
 
 
-def test_a_damaged_identity_is_one_line(processes: Processes, tmp_path: Path) -> None:
+def test_damaged_identity_is_reported_in_one_line(processes: Processes, tmp_path: Path) -> None:
     (tmp_path / "cert.pem").touch()
     server = processes.command(*SERVER, "-cert-dir", tmp_path)
     assert server.wait() == 2
     assert re.fullmatch(r"mtt-server: -cert-dir: .*\n", server.expect_silence())
 
 
-def test_hangup_reads_the_files_again(processes: Processes, certs: Certs, tmp_path: Path) -> None:
+def test_sighup_reloads_the_files(processes: Processes, certs: Certs, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     shutil.copy(certs.cert, cert)
     shutil.copy(certs.key, key)
     server = processes.command(*SERVER, "-cert", cert, "-key", key)
     pin = pin_of(server)
     server.send(signal.SIGHUP)
-    server.expect(rf"INFO mtt-server: read again: .*{re.escape(pin)}\n")
+    server.expect(rf"INFO mtt-server: reloaded: .*{re.escape(pin)}\n")
     key.write_bytes(b"")
     server.send(signal.SIGHUP)
     server.expect(r"ERROR mtt-server: the old certificates stay in use: -key: .* no PEM private")
@@ -65,7 +65,7 @@ def test_hangup_reads_the_files_again(processes: Processes, certs: Certs, tmp_pa
 @pytest.mark.parametrize(
     "argv", [SERVER, ("mtt-client", "-b", "127.0.0.1:0", "-s", "127.0.0.1:1")]
 )
-def test_hangup_without_files_is_harmless(argv: tuple[str, ...], processes: Processes) -> None:
+def test_sighup_without_files_is_harmless(argv: tuple[str, ...], processes: Processes) -> None:
     process = processes.command(*argv)
     process.expect("listening")
     process.send(signal.SIGHUP)
@@ -84,7 +84,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 @pytest.mark.parametrize("how", ["plain", "nohup"])
-def test_a_closed_terminal_ends_what_was_started_in_it(how: str) -> None:
+def test_closed_terminal_ends_its_programs(how: str) -> None:
     """Unless nohup(1) is to prevent just that. The terminal hangs up as when its window closes."""
     import pty
 
