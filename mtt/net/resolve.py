@@ -7,7 +7,7 @@ share one question; both matter when a browser opens thirty connections in one m
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -261,7 +261,7 @@ class Resolver:
         for a name that DNS cannot carry.
         """
         assert self._server is not None
-        query = dns.build_query(secrets.randbelow(1 << 16), host, qtype)
+        query = dns.build_query(int.from_bytes(os.urandom(2)), host, qtype)
         addresses, ttl, truncated = await self._query_udp(self._server, query)
         if truncated:
             addresses, ttl, truncated = await self._query_tcp(self._server, query)

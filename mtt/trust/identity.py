@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
-import hashlib
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import Cause, PeerError, UsageError
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from cryptography import x509
 
 PIN_PREFIX = "sha256/"
-PIN_LENGTH = 44  # characters of Base64 for 32 bytes
+DIGEST_LENGTH = 32  # bytes of SHA-256
+PIN_LENGTH = 44  # characters of Base64 for them
 
 # Names of a certificate shown in a log line; a CDN's certificate may have a hundred.
 NAMES_SHOWN = 3
@@ -150,7 +150,7 @@ def parse_pin(text: str) -> str:
         digest = base64.b64decode(encoded, validate=True)
     except ValueError:
         digest = b""
-    if text.startswith(PIN_PREFIX) and len(digest) == hashlib.sha256().digest_size:
+    if text.startswith(PIN_PREFIX) and len(digest) == DIGEST_LENGTH:
         return PIN_PREFIX + base64.b64encode(digest).decode()
     raise UsageError(
         f"-pin: {text!r} is not a pin; the server prints it at start, like {PIN_PREFIX}B64..."
@@ -183,6 +183,8 @@ def _pin_of(der_certificate: bytes) -> str | None:
 
 
 def _pin(certificate: x509.Certificate) -> str | None:
+    import hashlib
+
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-import secrets
 import string
+from random import SystemRandom  # `secrets` would load `hashlib`, half a megabyte
 from typing import Any, NamedTuple
 
 from mtt.address import is_ip
@@ -109,8 +109,10 @@ def self_signed(name: str, key_pem: bytes = b"") -> tuple[bytes, bytes]:
 def random_name() -> str:
     """A random name, like the original's: `xxxxx.yy`, 3-7 and 1-3 letters."""
 
+    random = SystemRandom()
+
     def letters(least: int, most: int) -> str:
-        count = least + secrets.randbelow(most - least + 1)
-        return "".join(secrets.choice(string.ascii_lowercase) for _ in range(count))
+        count = random.randint(least, most)
+        return "".join(random.choice(string.ascii_lowercase) for _ in range(count))
 
     return f"{letters(3, 7)}.{letters(1, 3)}"

@@ -7,7 +7,6 @@ additional elements, repeated lines (RFC 9110, 5.3).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from base64 import b64decode, b64encode
 from typing import NamedTuple
@@ -122,6 +121,8 @@ def _is_request_line(line: bytes) -> bool:
 
 def accept_key(key: str) -> str:
     """The value of Sec-WebSocket-Accept that answers `key` (RFC 6455, 4.2.2)."""
+    import hashlib  # half a megabyte, for servers that speak WebSocket only
+
     digest = hashlib.sha1(key.encode("latin-1") + _GUID, usedforsecurity=False).digest()
     return b64encode(digest).decode("ascii")
 
@@ -144,6 +145,8 @@ def is_own_key(key: str) -> bool:
 
 
 def _own_mark(noise: bytes) -> bytes:
+    import hashlib
+
     return hashlib.sha256(b"mos-tls-tunnel" + noise).digest()[:4]
 
 
