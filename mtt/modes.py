@@ -112,9 +112,9 @@ def _websocket(options: ClientOptions) -> Finish:
 
 
 def _connections(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
-    from mtt.outbound.preconnect import Preconnected
+    from mtt.outbound.preconnect import PreconnectPool
 
-    return Preconnected(
+    return PreconnectPool(
         connector.connect,
         options.preconnect,
         timeout=options.timeout,

@@ -1,1 +1,1 @@
-"""What is opened towards the destination of a stream, directly or by one of several servers."""
+"""Connections towards a stream's destination: direct, or through one of several upstreams."""

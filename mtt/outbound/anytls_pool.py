@@ -1,4 +1,4 @@
-"""An AnyTLS client's sessions: which one carries the next stream, and how long idle ones live."""
+"""Pool of an AnyTLS client's sessions: choice of a session for a stream, and idle timeouts."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.holding import Holding
 from mtt.log import Throttle, logger
-from mtt.outbound.reuse import ReuseGuard, means_dead
+from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
 
-# As all AnyTLS clients have them: how often idle sessions are looked at, and for how long one is
-# idle before it may be closed; how many idle ones are kept nevertheless.
+# Defaults of all AnyTLS clients: the interval between checks of idle sessions and the idle timeout,
+# in seconds, and how many idle sessions are kept regardless.
 CHECK_INTERVAL = 30.0
 IDLE_TIMEOUT = 30.0
 MIN_IDLE = 5
-# Shorter times, 0 above all, are taken for "not set", as all AnyTLS clients do.
-SHORTEST = 5.0
-# Between attempts to have sessions ready while the server cannot be reached: seconds, at first
-# and, doubled each time, in the end.
+# Times up to this long, in seconds, mean "not set", as in all AnyTLS clients; above all 0.
+MIN_TIME = 5.0
+# Seconds between attempts to make sessions in advance while the server is unreachable: the first
+# delay and the longest. Each attempt doubles it.
 RETRY_TIMES = (1.0, 60.0)
 
-# Makes a TLS connection to the server and puts the given session on it.
+# Makes a TLS connection to the server and attaches the session to it.
 Connect = Callable[[ClientSession], Awaitable[None]]
 
 
 class AnyTlsPool:
-    """Opens streams, each on a session of its own for as long as it is of use.
+    """Opens streams, at most one active stream per session.
 
-    A session whose stream is over, or only waits for its end, carries the next one, the newest
-    session first: so the oldest ones get old, and go.
+    A session is reused once its stream has ended, or only waits for the server's end of stream.
+    The newest session goes first, so that the oldest ones reach the idle timeout.
 
     Args:
         connect: dials the server; raises PeerError or NetworkError.
         hashed: the `wire.anytls.password_hash`.
-        min_idle: how many idle sessions are kept without end.
-        warm: how many sessions `start` makes, kept as well. They say their settings at once, and
-            are used after the server has given a sign of life.
-        check_interval: seconds between looks at the idle ones. SHORTEST or less: CHECK_INTERVAL.
-        idle_timeout: seconds after which one is not needed. SHORTEST or less: IDLE_TIMEOUT.
-        reuse: whether a session carries more than one stream.
-        on_lost: called with the reason when a session is over, None if that was us.
+        min_idle: idle sessions that are kept beyond the idle timeout.
+        warm: sessions that `start` makes; they are kept as well. Each sends its settings at once
+            and is used only after the server has answered.
+        check_interval: seconds between checks of idle sessions (MIN_TIME or less: CHECK_INTERVAL).
+        idle_timeout: seconds until an idle session may be closed (MIN_TIME or less: IDLE_TIMEOUT).
+        reuse: whether a session may carry more than one stream.
+        on_lost: called with the error when a session ends; None if this side closed it.
     """
 
     def __init__(
@@ -61,42 +61,42 @@ class AnyTlsPool:
         self._hashed = hashed
         self._warm = warm if reuse else 0
         self._min_idle = max(min_idle, warm) if reuse else 0
-        self._check_interval = check_interval if check_interval > SHORTEST else CHECK_INTERVAL
-        self._idle_timeout = idle_timeout if idle_timeout > SHORTEST else IDLE_TIMEOUT
+        self._check_interval = check_interval if check_interval > MIN_TIME else CHECK_INTERVAL
+        self._idle_timeout = idle_timeout if idle_timeout > MIN_TIME else IDLE_TIMEOUT
         self._reuse = reuse
         self._on_lost = on_lost
         self._server = Learned(on_refused=Throttle().warning)
-        self._sessions: dict[ClientSession, None] = {}  # the oldest first
+        self._sessions: dict[ClientSession, None] = {}  # oldest first
         self._guard = ReuseGuard()
-        self._unended: set[ClientSession] = set()  # see _clean
+        self._unfinished: set[ClientSession] = set()  # see _close_unfinished
         self._check_timer: asyncio.TimerHandle | None = None
         self._warming: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def sessions(self) -> Collection[ClientSession]:
-        """The sessions that are up."""
+        """The sessions that are connected."""
         return self._sessions.keys()
 
     @property
     def idle(self) -> int:
-        """How many of them carry no stream."""
+        """Number of sessions without a stream."""
         return sum(session.idle_since is not None for session in self._sessions)
 
     def start(self) -> None:
-        """Begin to make the `warm` sessions."""
+        """Start making the `warm` sessions."""
         if self._warm and self._warming is None:
             self._warming = asyncio.get_running_loop().create_task(self._warm_up())
 
     async def open(self, destination: bytes, *, wait: bool = True) -> ClientStream:
-        """Open a stream. It does not read, and its protocol is a `Holding`.
+        """Open a stream. It is paused, and its protocol is a `Holding`.
 
         Args:
-            destination: where to, as `wire.addresses.encode` has it.
-            wait: until the server has reached the destination, as far as it tells.
+            destination: the destination, encoded by `wire.addresses.encode`.
+            wait: wait until the server reports that it has reached the destination.
 
-        Raises what `connect` raises, and what `ClientStream.acknowledged` does; but a session that
-        was idle and is found dead meanwhile is replaced by a new one.
+        Raises what `connect` and `ClientStream.acknowledged` raise. An idle session that turns out
+        to be dead is replaced by a new one instead.
         """
         session = self._newest_idle()
         while not self._closed:
@@ -113,9 +113,9 @@ class AnyTlsPool:
                 stream.close()
                 raise
             except MttError:
-                if new:  # another one would fare no better
+                if new:  # another new session would fail too
                     raise
-                session = None  # that took seconds; nobody waits for those for each idle one
+                session = None  # that took seconds; do not try the other idle sessions
             except BaseException:
                 stream.abort()
                 raise
@@ -124,7 +124,7 @@ class AnyTlsPool:
         raise NetworkError("the AnyTLS client is being closed")
 
     def open_at_once(self, destination: bytes) -> ClientStream | None:
-        """The same with `wait=False`, on an idle session; None if there is none."""
+        """Open a stream on an idle session without waiting; None if no session is idle."""
         session = None if self._closed else self._newest_idle()
         if session is None:
             return None
@@ -133,7 +133,7 @@ class AnyTlsPool:
         return stream
 
     async def close(self) -> None:
-        """Cut all sessions."""
+        """Abort all sessions."""
         self._closed = True
         if self._warming is not None:
             self._warming.cancel()
@@ -176,15 +176,15 @@ class AnyTlsPool:
                 try:
                     session = await self._dial()
                     session.greet()
-                    self._guard.doubt(session)
+                    self._guard.verify(session)
                     break
                 except MttError as error:
-                    log("no session with the server can be made ready: %s", describe(error))
+                    log("cannot make a session in advance: %s", describe(error))
                 log = logger.debug
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, most)
 
-    # Ends.
+    # End of streams and sessions.
 
     def _changed(self, session: ClientSession) -> None:
         """A stream of `session` ended."""
@@ -193,24 +193,25 @@ class AnyTlsPool:
 
     def _lost(self, session: ClientSession, exc: Exception | None) -> None:
         self._sessions.pop(session, None)
-        self._unended.discard(session)
+        self._unfinished.discard(session)
         self._guard.discard(session)
-        if means_dead(exc):
-            self._guard.doubt_all()
+        if is_abnormal_end(exc):
+            self._guard.verify_all()
         if self._on_lost is not None:
             self._on_lost(exc)
 
     def _schedule_check(self) -> None:
-        self._check_timer = asyncio.get_running_loop().call_later(self._check_interval, self._clean)
+        loop = asyncio.get_running_loop()
+        self._check_timer = loop.call_later(self._check_interval, self._close_idle)
 
-    def _clean(self) -> None:
-        """Close what has been idle for too long, the oldest ones, down to `min_idle`."""
+    def _close_idle(self) -> None:
+        """Close sessions past the idle timeout, oldest first; keep `min_idle`."""
         now = asyncio.get_running_loop().time()
         kept = 0
         for session in reversed(list(self._sessions)):
             since = session.idle_since
             if since is None:
-                self._clean_unended(session)
+                self._close_unfinished(session)
             elif now - since < self._idle_timeout:
                 kept += 1
             elif kept < self._min_idle:
@@ -222,14 +223,14 @@ class AnyTlsPool:
         if self._sessions:
             self._schedule_check()
 
-    def _clean_unended(self, session: ClientSession) -> None:
-        """Close a session whose stream we have closed, and the server has not by the next look."""
+    def _close_unfinished(self, session: ClientSession) -> None:
+        """Close a session if the server has not ended its closed stream by the second check."""
         if session.open_streams:
-            self._unended.discard(session)
-        elif session in self._unended:
+            self._unfinished.discard(session)
+        elif session in self._unfinished:
             session.close()
         else:
-            self._unended.add(session)
+            self._unfinished.add(session)
 
 
 def _open_on(session: ClientSession, destination: bytes) -> ClientStream:

@@ -1,4 +1,4 @@
-"""The AnyTLS sessions of a tunnel: all streams lead to the destination of the server."""
+"""The upstream of `mtt-client -anytls`: the server chooses the destination of all streams."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mtt.layers.base import StreamTransport
 from mtt.outbound.anytls_pool import AnyTlsPool
 from mtt.outbound.upstream import Pool
 
-# For a server that does not care: tunnel.invalid, port 1, a name that never exists (RFC 6761), so
-# that a proxy, if that is what the server is, says so.
+# A tunnel server ignores the destination. This is tunnel.invalid, port 1: a name that never exists
+# (RFC 6761), so that an AnyTLS proxy server reports an error.
 DESTINATION = b"\3\x0etunnel.invalid\0\1"
 
 
 class AnyTlsTunnel(Pool):
-    """The upstream of mtt-client -anytls, on the sessions of `pool`."""
+    """Opens a tunnel's streams on the sessions of `pool`."""
 
     def __init__(self, pool: AnyTlsPool) -> None:
         self._pool = pool
@@ -31,7 +31,7 @@ class AnyTlsTunnel(Pool):
         return self._pool.open_at_once(DESTINATION)
 
     async def open(self) -> StreamTransport:
-        # The application need not wait for the destination: it would not hear how that went.
+        # Waiting would be pointless: the application has no way to learn the outcome.
         return await self._pool.open(DESTINATION, wait=False)
 
     async def close(self) -> None:

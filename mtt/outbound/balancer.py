@@ -1,8 +1,8 @@
-"""Several upstreams, and which one is asked for a stream.
+"""Failover between several upstreams.
 
-They are asked in the order in which they were given. One that cannot be used rests for a while:
-it comes behind the others then. After that a single stream tries it again, the others do not wait
-for how that goes; and each time in vain makes the rest longer.
+Upstreams are tried in the given order. An unusable upstream goes into backoff: it is tried last for
+a while. After that a single stream tries it again, without delaying the others. Each further
+failure doubles the backoff.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Generic, Protocol, TypeVar
 from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.log import logger
 
-# Seconds of the first rest; each further one is twice as long. The one stream that tries an
-# upstream whose address does not answer loses the time to connect.
-FIRST_REST, LAST_REST = 30.0, 1800.0
+# The first and the longest backoff, seconds; each further one is twice as long. The one stream that
+# retries an upstream whose address does not answer loses the time of a connection attempt.
+FIRST_BACKOFF, MAX_BACKOFF = 30.0, 1800.0
 
-# No further upstream is asked for a stream that has waited so long, seconds: the application gives
-# up about now (curl and browsers: 30 s and more for a proxy). Those that were asked rest by then,
-# so the next stream comes to the others.
-PATIENCE = 20.0
+# No further upstream is tried for a stream that has waited this long, seconds: the application is
+# about to give up (curl and browsers: 30 s and more for a proxy). The failed upstreams are in
+# backoff by then, so the next stream tries the others first.
+FAILOVER_TIME = 20.0
 
 
 class Upstream(Protocol):
-    """Something that may be asked for a stream."""
+    """A server that the balancer chooses from."""
 
     @property
     def name(self) -> str: ...
 
     def start(self) -> None:
-        """Make ready what needs no stream; called each time it turns out to work."""
+        """Prepare resources in advance; called after each success."""
 
 
 Stream = TypeVar("Stream")
@@ -39,42 +39,42 @@ AnyUpstream = TypeVar("AnyUpstream", bound=Upstream)
 
 
 class Candidate(Generic[AnyUpstream]):
-    """One upstream, and how it did so far."""
+    """One upstream and its backoff."""
 
     def __init__(self, upstream: AnyUpstream) -> None:
         self.upstream = upstream
-        self._rest = 0.0  # seconds, of the last one; 0 if it works as far as we know
-        self._rests_until = 0.0
+        self._backoff = 0.0  # seconds; 0 after a success
+        self._backoff_until = 0.0
 
     @property
-    def rests(self) -> bool:
-        """Whether others should be asked first."""
-        return _now() < self._rests_until
+    def is_in_backoff(self) -> bool:
+        """Whether the other upstreams go first."""
+        return _now() < self._backoff_until
 
-    def asked(self) -> None:
-        """A stream tries it now; after a rest the others begin the next one meanwhile."""
-        if self._rest and not self.rests:
-            self._begin_rest()
+    def begin_attempt(self) -> None:
+        """Start an attempt. A retry after a backoff starts the next backoff for other streams."""
+        if self._backoff and not self.is_in_backoff:
+            self._begin_backoff()
 
-    def worked(self) -> None:
-        """It can be used."""
-        if self._rest:
+    def succeeded(self) -> None:
+        """Record that the upstream is usable."""
+        if self._backoff:
             logger.info("%s can be used again", self.upstream.name)
-            self._rest = self._rests_until = 0.0
+            self._backoff = self._backoff_until = 0.0
         self.upstream.start()
 
     def failed(self) -> None:
-        """It could not be used."""
-        if not self.rests:
-            self._begin_rest()
+        """Record that the upstream was unusable."""
+        if not self.is_in_backoff:
+            self._begin_backoff()
 
-    def _begin_rest(self) -> None:
-        self._rest = min(2 * self._rest, LAST_REST) or FIRST_REST
-        self._rests_until = _now() + self._rest
+    def _begin_backoff(self) -> None:
+        self._backoff = min(2 * self._backoff, MAX_BACKOFF) or FIRST_BACKOFF
+        self._backoff_until = _now() + self._backoff
 
 
 class Balancer(Generic[AnyUpstream]):
-    """Asks one upstream after the other.
+    """Tries upstreams in order of preference.
 
     Args:
         upstreams: at least one, the preferred one first.
@@ -84,41 +84,42 @@ class Balancer(Generic[AnyUpstream]):
         self._candidates = [Candidate(upstream) for upstream in upstreams]
 
     async def open(self, ask: Callable[[AnyUpstream], Awaitable[Stream]]) -> Stream:
-        """The stream that the first upstream gives which can be used.
+        """Open a stream on the first usable upstream.
 
         Args:
-            ask: opens the stream at an upstream. A DestinationError of it is the last word, after
-                another MttError the next upstream is asked.
+            ask: opens a stream on an upstream. Its DestinationError is final; after any other
+                MttError the next upstream is tried.
 
-        Raises DestinationError: it could not be reached; other MttErrors: no upstream can be asked.
+        Raises DestinationError if the destination is unreachable, and another MttError if no
+        upstream is usable.
         """
         started = _now()
         errors: list[MttError] = []
-        for candidate in sorted(self._candidates, key=lambda candidate: candidate.rests):
-            if errors and _now() - started >= PATIENCE:
+        for candidate in sorted(self._candidates, key=lambda candidate: candidate.is_in_backoff):
+            if errors and _now() - started >= FAILOVER_TIME:
                 break
             name = candidate.upstream.name
-            candidate.asked()
+            candidate.begin_attempt()
             try:
                 stream = await ask(candidate.upstream)
             except DestinationError:
-                candidate.worked()
+                candidate.succeeded()
                 raise
             except MttError as error:
                 candidate.failed()
-                errors.append(_naming(name, error).with_traceback(None))
+                errors.append(_with_name(name, error).with_traceback(None))
             else:
-                candidate.worked()
-                for why in errors:
-                    logger.warning("%s; %s is used instead", why, name)
+                candidate.succeeded()
+                for failure in errors:
+                    logger.warning("%s; %s is used instead", failure, name)
                 return stream
         if len(errors) == 1:
-            raise errors.pop()  # and does not keep it: it refers to this frame
+            raise errors.pop()  # pop, not [0]: its traceback refers to this frame (a cycle)
         raise NetworkError("; ".join(map(str, errors)), cause=errors[0].cause)
 
 
-def _naming(name: str, error: MttError) -> MttError:
-    """`error` with the name of the upstream in it; only what ends a session has none."""
+def _with_name(name: str, error: MttError) -> MttError:
+    """Add the upstream's name to errors that lack it: those that end a session."""
     if name in str(error):
         return error
     return type(error)(f"{name}: {error}", cause=error.cause)

@@ -1,4 +1,4 @@
-"""How a client gets to its server: name lookup, TCP, TLS, and whatever else a tunnel stands on."""
+"""A client's connections to its server: name lookup, TCP, TLS, and the upgrade of the mode."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mtt.trust.reload import Loaded, TlsFiles
 from mtt.trust.resumption import Resumption
 from mtt.trust.tls_options import ClientTls
 
-# Name lookup, TCP, TLS and WebSocket upgrade together, as the original allows with -wss.
+# Seconds for name lookup, TCP, TLS and WebSocket upgrade together, as in the original with -wss.
 DIAL_TIME = 10.0
-# Of that, for the lookup and TCP: less, so that it is the dialler who says what was wrong.
+# Seconds of that for lookup and TCP: less, so that the dialler's error names the cause.
 CONNECT_TIME = 8.0
 
-# Makes of a TLS connection, held by a `Holding`, what is to be used. Raises MttError.
+# Upgrades a TLS connection, parked in a `Holding`, to the mode's transport. Raises MttError.
 Finish = Callable[[StreamTransport], Awaitable[StreamTransport]]
 
 
@@ -33,15 +33,18 @@ class Connector:
     """Makes connections to one server.
 
     Args:
-        server: where it is.
-        dialer: how to get there.
-        counters: where failures are counted.
-        tls: whom to believe there.
+        server: the server's address.
+        dialer: makes the TCP connections.
+        counters: counts failures.
+        tls: the client's TLS options.
         half_close: see TlsLayer.
-        finish: done with every connection before it is handed out.
-        on_change: called when the files have changed and are used.
+        finish: upgrades each connection before `connect` returns it.
+        on_change: called when changed certificate files have been loaded.
 
-    Raises UsageError when the options cannot work.
+    Attributes:
+        connecting: number of connections being made.
+
+    Raises UsageError when the options are unusable.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class Connector:
         on_change: Callable[[], object] | None = None,
     ) -> None:
         self.server = server
-        self.connecting = 0  # how many connections are being made
+        self.connecting = 0
         self._dialer = dialer
         self._counters = counters
         self._options = tls
@@ -74,19 +77,19 @@ class Connector:
         self._resumption = Resumption()
 
     def start(self) -> None:
-        """Do what could wait until we listen, and begin to look after the files."""
+        """Finish the TLS setup that may follow listening, and watch the certificate files."""
         certificates.finish_client_context(self.tls.context(), pins=self._options.pins)
         self._started = True
         self.tls.follow()
 
     async def carry(self, session: asyncio.BaseProtocol) -> None:
-        """Put a session on a new connection. Raises as `connect` does."""
+        """Attach a session to a new connection. Raises like `connect`."""
         transport = await self.connect()
         self._counters.sessions += 1
         hand_over(transport, session)
 
     async def connect(self) -> StreamTransport:
-        """A new connection, held by a `Holding`.
+        """Make a connection. Its protocol is a `Holding`.
 
         Raises PeerError or NetworkError, naming the server.
         """
@@ -105,11 +108,11 @@ class Connector:
                 return transport if self._finish is None else await self._finish(transport)
         except BaseException as error:
             for layer in layers:
-                if not layer.is_closing():  # else it is busy delivering an alert
+                if not layer.is_closing():  # a closing layer is delivering an alert
                     layer.abort()
             self._count_failure(error, connected=bool(layers))
             if isinstance(error, TimeoutError | MttError):
-                self._dialer.forget(self.server)  # the address may be out of date
+                self._dialer.forget(self.server)  # the cached address may be outdated
             if isinstance(error, TimeoutError):
                 raise NetworkError(
                     f"{self.server}: no tunnel after {DIAL_TIME:g} s", cause=Cause.TIMEOUT
@@ -121,7 +124,7 @@ class Connector:
             self.connecting -= 1
 
     def _count_failure(self, error: BaseException, *, connected: bool) -> None:
-        if isinstance(error, MttError | TimeoutError):  # not when we end
+        if isinstance(error, MttError | TimeoutError):  # cancellation is no failure
             if connected:
                 self._counters.failed(error)
             else:
@@ -138,7 +141,7 @@ class Connector:
             verify=self._check_pin if self._options.pins else None,
             on_end=partial(self._resumption.keep, context),
             half_close=self._half_close,
-            handshake_time=None,  # DIAL_TIME ends first
+            handshake_time=None,  # DIAL_TIME is shorter
         )
 
     def _check_pin(self, connection: ssl.SSLObject) -> None:

@@ -1,4 +1,4 @@
-"""TCP connections from this machine to where clients want to go, under rules."""
+"""Direct TCP connections to the destinations that rules allow."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.outcome import Outcome
 
-# Seconds for all attempts to connect, as in the reference; a name's lookup comes on top, with
-# LOOKUP_TIMEOUT. Lost SYNs are sent again after 1 s and 3 s.
+# Seconds for all connection attempts, as in the reference implementation, not counting the name
+# lookup (LOOKUP_TIMEOUT). TCP retransmits lost SYNs after 1 s and 3 s.
 CONNECT_TIME = 5.0
 
 Allows = Callable[[str, int], bool]
 
 
 class DirectDialer:
-    """Connects to whatever the rules allow.
+    """Connects to allowed destinations.
 
-    Names are resolved here, once, and the rules are asked about each address that comes out; only
-    those that they allow are connected to. So it does not matter what the name resolves to for
-    anybody else, or a moment later (DNS rebinding).
+    A name is resolved once. The rules apply to each of its addresses, and only allowed addresses
+    are connected to. So DNS rebinding is harmless: a different answer elsewhere, or a moment later,
+    does not count.
 
     Args:
-        resolver: asked for names.
-        allows: whether to connect to an IP literal and port.
+        resolver: resolves names.
+        allows: whether connections to an IP literal and port are allowed.
     """
 
     def __init__(self, resolver: Resolver, allows: Allows) -> None:
@@ -37,7 +37,7 @@ class DirectDialer:
         self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
 
     async def connect(self, host: str, port: int) -> StreamTransport:
-        """Connect to `host` (IP literal or name) and `port`; the protocol is a Holding.
+        """Connect to `host` (IP literal or name) and `port`. The protocol is a `Holding`.
 
         Raises DestinationError.
         """

@@ -1,17 +1,17 @@
-"""Connections to the server that wait, handshaken, for the next application.
+"""Preconnected connections: made and handshaken in advance for the next applications.
 
 Theory of operation
 -------------------
-There shall always be `size` connections that are not too old. One that an application takes, that
-ends or that ages is replaced in the background, a few at a time and, when that fails, less and less
-often. Applications never wait for this: who finds nothing here makes a connection as usual.
+The pool keeps `size` fresh connections ready. A connection that is taken, ends or grows stale is
+replaced in the background: a few at a time, and less and less often while that fails. Applications
+never wait for the pool: without a ready connection, `open` dials as usual.
 
-What waits is read, because the end of a connection shows only to those who read: a paused
-transport sees neither FIN nor RST. What the destination says at once (the banner of SSH or SMTP)
+The pool reads from ready connections, because only a reader notices the end of a connection: a
+paused transport sees neither FIN nor RST. Early data of the destination (the banner of SSH or SMTP)
 is kept for the application.
 
-No data is ever sent twice. A connection that dies the moment it is taken is the application's
-failure, as any other that breaks; what can be known before is looked at before (see `reuse`).
+No data is ever sent twice. If a connection breaks just after it was taken, the application sees a
+broken connection. The pool therefore checks a connection before use (see `reuse`).
 """
 
 from __future__ import annotations
@@ -26,47 +26,48 @@ from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.holding import Holding, hand_over
 from mtt.log import logger
-from mtt.outbound.reuse import ReuseGuard, means_dead, slept_seconds
-from mtt.outbound.upstream import Session, waiting_metrics
+from mtt.outbound.reuse import ReuseGuard, is_abnormal_end, slept_seconds
+from mtt.outbound.upstream import Session, preconnect_metrics
 
-# The shortest time after which somebody on the way usually ends an idle connection is 60 s: the
-# multi-user server, nginx in front of a server, shadowsocks behind it. The application gets what is
-# left of that for its first byte, so no connection waits for longer than this, seconds ...
-LONGEST_WAIT = 40.0
-# ... nor for longer than this part of our own -timeout, which the server has as well as a rule.
-PART_OF_TIMEOUT = 0.6
-# When the successor is dialled, as parts of the longest wait. At random, so that those that were
-# made together do not end together, and because a clockwork rhythm is a fingerprint. What is left
-# after that is plenty for a dial.
-REFRESH = (0.5, 0.75)
-# Dials of ours at a time: an application that dials itself has better use for the line.
-MOST_DIALS = 2
-# A connection that ends so soon was not tired of waiting: the server or the destination refuses.
-YOUNG = 5.0
-# Seconds until the next try, doubled with each that fails.
-FIRST_RETRY, LAST_RETRY = 1.0, 60.0
-# Without a failure for so long, seconds, the next one is a new story. Longer than LAST_RETRY and a
-# dial that times out, or the story would never go on.
-CALM_TIME = 120.0
-# How much a destination may say before anybody spoke to it, bytes; a banner has some hundred. With
-# more we stop reading, and an end is noticed by the application.
-MOST_EARLY = 16 * 1024
+# Maximum age of a ready connection, seconds. The shortest idle timeout on the way is usually 60 s:
+# the multi-user server, nginx in front of a server, shadowsocks behind it. The application needs
+# the rest for its first byte.
+MAX_AGE = 40.0
+# Maximum age as a fraction of our own -timeout, which is usually the server's as well.
+TIMEOUT_FRACTION = 0.6
+# When the replacement is dialled, as a fraction of the maximum age. Random, so that connections
+# made together do not end together, and because a regular interval is a fingerprint. The remaining
+# time is ample for a dial.
+REFRESH_FRACTION = (0.5, 0.75)
+# Concurrent dials of the pool: few, because applications that dial share the same link.
+MAX_DIALS = 2
+# A connection that ends within this time, seconds, failed rather than expired: the server or the
+# destination refuses it.
+MIN_LIFETIME = 5.0
+# Seconds until the next attempt: the first and the longest delay. Each failure doubles it.
+FIRST_RETRY, MAX_RETRY = 1.0, 60.0
+# After this long without a failure, seconds, the delay starts from FIRST_RETRY and the next failure
+# is logged. Longer than MAX_RETRY plus a dial that times out, or every failure would be the first.
+FAILURE_MEMORY = 120.0
+# Bytes of early data that are read; a banner has a few hundred. Beyond that the connection is
+# paused, and the application notices its end.
+MAX_EARLY = 16 * 1024
 
-# Makes a connection, held by a `Holding`; raises MttError.
+# Makes a connection, parked in a `Holding`. Raises MttError.
 Connect = Callable[[], Awaitable[StreamTransport]]
 
 
-class Preconnected:
+class PreconnectPool:
     """Keeps `size` connections ready.
 
     Args:
-        connect: makes one.
-        size: how many; with 0 every `open()` is a `connect()`.
-        timeout: seconds after which idle tunnels are closed.
-        on_lost: called with the reason when a waiting connection ends, None for an orderly end.
+        connect: makes a connection.
+        size: how many to keep; with 0 every `open()` is a `connect()`.
+        timeout: idle timeout of tunnels, seconds.
+        on_lost: called with the error when a ready connection ends; None after an orderly end.
 
     Attributes:
-        used: how many waiting connections were taken so far.
+        used: number of ready connections taken so far.
     """
 
     is_multiplexed = False
@@ -81,26 +82,26 @@ class Preconnected:
     ) -> None:
         self._connect = connect
         self._size = size
-        self._longest = min(LONGEST_WAIT, PART_OF_TIMEOUT * timeout)
+        self._max_age = min(MAX_AGE, TIMEOUT_FRACTION * timeout)
         self._on_lost = on_lost
         self.used = 0
         self._running = False
         self._generation = 0  # see renew()
-        self._waiting: dict[_Waiting, None] = {}  # the oldest first
+        self._ready: dict[_Preconnected, None] = {}  # oldest first
         self._guard = ReuseGuard()
-        self._ending: set[_Waiting] = set()  # closed, and not gone yet
+        self._closing: set[_Preconnected] = set()  # closed, and not yet lost
         self._dials: set[asyncio.Task[None]] = set()
-        self._retry: asyncio.TimerHandle | None = None  # until it fires nothing is dialled
-        self._delay = FIRST_RETRY
-        self._failed_at = -CALM_TIME
-        self._unreachable = False  # the last failure was one to connect
+        self._retry_timer: asyncio.TimerHandle | None = None  # no dial until it fires
+        self._retry_delay = FIRST_RETRY
+        self._failed_at = -FAILURE_MEMORY
+        self._unreachable = False  # whether the last failure was in connecting
 
     def __len__(self) -> int:
-        """How many connections wait."""
-        return len(self._waiting)
+        """Number of ready connections."""
+        return len(self._ready)
 
     def start(self) -> None:
-        """Begin to make connections."""
+        """Start making connections."""
         self._running = True
         self._refill()
 
@@ -109,69 +110,69 @@ class Preconnected:
         return ()
 
     def open_at_once(self) -> StreamTransport | None:
-        """A connection that waited."""
-        # The youngest first: the less it has waited, the less it can have suffered.
-        for waiting in list(reversed(self._waiting)):
-            if not (_now() < waiting.until and self._guard.admits(waiting)):
-                self._remove(waiting)
-                waiting.lower.abort()
-            elif not waiting.has_news():
-                self._remove(waiting)
+        """Take a ready connection; None if there is none."""
+        # Newest first: the least likely to have broken.
+        for connection in list(reversed(self._ready)):
+            if not (_now() < connection.usable_until and self._guard.admits(connection)):
+                self._remove(connection)
+                connection.lower.abort()
+            elif not connection.has_pending_input():
+                self._remove(connection)
                 self.used += 1
                 self._refill()
-                return waiting.lower
+                return connection.lower
         self._refill()
         return None
 
     async def open(self) -> StreamTransport:
-        """A connection that waited, or a new one. Raises as `connect` does."""
+        """Take a ready connection, or make a new one. Raises like `connect`."""
         transport = self.open_at_once()
         if transport is None:
             transport = await self._connect()
-            if self._unreachable:  # not any more
+            if self._unreachable:  # the server is reachable again
                 self._try_again()
         return transport
 
     def ended(self, error: Exception | None) -> None:
-        """In TLS 1.3 a server refuses a client that believes to be connected."""
+        # In TLS 1.3 the client's handshake can succeed before the server refuses it.
         if self._on_lost is not None:
             self._on_lost(error)
 
     def renew(self) -> None:
-        """Give up what waits and make it anew: certificates have changed."""
-        self._generation += 1  # for dials that are under way with the old ones
-        for waiting in list(self._waiting):
-            self._give_up(waiting)
+        """Replace all ready connections: the certificates have changed."""
+        self._generation += 1  # pending dials use the old certificates
+        for connection in list(self._ready):
+            self._retire(connection)
         self._try_again()
 
     def stop(self) -> None:
-        """Close what waits, and make no more; `open()` goes on."""
+        """Close the ready connections and make no more; `open()` keeps working."""
         self._running = False
         self._stop_retry()
         for task in self._dials:
             task.cancel()
-        for waiting in list(self._waiting):
-            self._give_up(waiting)
+        for connection in list(self._ready):
+            self._retire(connection)
 
     async def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop, cancel the dials and abort connections that are still closing."""
         self.stop()
         if self._dials:
             await asyncio.wait(self._dials)
-        for waiting in list(self._ending):
-            waiting.lower.abort()
+        for connection in list(self._closing):
+            connection.lower.abort()
 
     def metrics(self) -> str:
-        return waiting_metrics(len(self), self.used)
+        return preconnect_metrics(len(self), self.used)
 
-    # Making.
+    # Making connections.
 
     def _refill(self) -> None:
-        if not self._running or self._retry is not None:
+        if not self._running or self._retry_timer is not None:
             return
-        fresh = sum(not waiting.aged for waiting in self._waiting)
+        fresh = sum(not connection.is_stale for connection in self._ready)
         missing = self._size - fresh - len(self._dials)
-        for _ in range(min(missing, MOST_DIALS - len(self._dials))):
+        for _ in range(min(missing, MAX_DIALS - len(self._dials))):
             task = get_running_loop().create_task(self._dial())
             self._dials.add(task)
             task.add_done_callback(self._dialled)
@@ -192,97 +193,97 @@ class Preconnected:
             logger.debug("where it happened:", exc_info=True)
             self._failed(error)
         else:
-            self._admit(transport, generation)
+            self._add(transport, generation)
 
-    def _admit(self, transport: StreamTransport, generation: int) -> None:
+    def _add(self, transport: StreamTransport, generation: int) -> None:
         holding = transport.get_protocol()
         assert isinstance(holding, Holding)
-        if transport.is_closing():  # the Holding was told why, or will be
-            self._lost_young(holding.error)
+        if transport.is_closing():  # its Holding has the reason, or will have it
+            self._ended_early(holding.error)
             return
-        waiting = _Waiting(self, transport)
-        self._waiting[waiting] = None
-        self._guard.add(waiting)
-        hand_over(transport, waiting)
-        if waiting not in self._waiting:  # it had ended
+        connection = _Preconnected(self, transport)
+        self._ready[connection] = None
+        self._guard.add(connection)
+        hand_over(transport, connection)
+        if connection not in self._ready:  # it had ended
             return
         if generation != self._generation or not self._running:
-            self._give_up(waiting)
+            self._retire(connection)
             return
-        waiting.until = _now() + self._longest
-        waiting.timer = get_running_loop().call_later(
-            self._longest * random.uniform(*REFRESH), self._age, waiting
+        connection.usable_until = _now() + self._max_age
+        connection.timer = get_running_loop().call_later(
+            self._max_age * random.uniform(*REFRESH_FRACTION), self._refresh, connection
         )
-        if len(self._waiting) > self._size:  # it is the successor of one that has aged
-            self._give_up(next(iter(self._waiting)))
+        if len(self._ready) > self._size:  # the replacement of a stale connection
+            self._retire(next(iter(self._ready)))
 
-    def _age(self, waiting: _Waiting) -> None:
-        """Time for a successor; `waiting` may still be used until that is there."""
-        waiting.aged = True
-        waiting.timer = get_running_loop().call_later(
-            max(0.0, waiting.until - _now()), self._give_up, waiting
+    def _refresh(self, connection: _Preconnected) -> None:
+        """Dial a replacement; `connection` stays usable until it is there."""
+        connection.is_stale = True
+        connection.timer = get_running_loop().call_later(
+            max(0.0, connection.usable_until - _now()), self._retire, connection
         )
         self._refill()
 
-    # Ends.
+    # End of connections.
 
-    def _remove(self, waiting: _Waiting) -> None:
-        """`waiting` does not wait any more."""
-        del self._waiting[waiting]
-        self._guard.discard(waiting)
-        if waiting.timer is not None:
-            waiting.timer.cancel()
-            waiting.timer = None
+    def _remove(self, connection: _Preconnected) -> None:
+        """Remove `connection` from the ready ones."""
+        del self._ready[connection]
+        self._guard.discard(connection)
+        if connection.timer is not None:
+            connection.timer.cancel()
+            connection.timer = None
 
-    def _give_up(self, waiting: _Waiting) -> None:
-        self._remove(waiting)
-        self._ending.add(waiting)
-        waiting.lower.close()
+    def _retire(self, connection: _Preconnected) -> None:
+        self._remove(connection)
+        self._closing.add(connection)
+        connection.lower.close()
 
-    def lost(self, waiting: _Waiting, error: Exception | None) -> bool:
-        """The peer has ended `waiting`, or it broke; whether it was still one of ours."""
-        if waiting not in self._waiting:
+    def lost(self, connection: _Preconnected, error: Exception | None) -> bool:
+        """Handle the end of `connection`. Returns False if it was not a ready connection."""
+        if connection not in self._ready:
             return False
-        self._remove(waiting)
-        # A reset may as well come from the destination, which tells nothing of the others.
-        if means_dead(error) and not isinstance(error, ConnectionResetError):
-            self._guard.doubt_all()
-        if get_running_loop().time() - waiting.since < YOUNG:
-            self._lost_young(error)
+        self._remove(connection)
+        # A reset may come from the destination; that says nothing about other connections.
+        if is_abnormal_end(error) and not isinstance(error, ConnectionResetError):
+            self._guard.verify_all()
+        if get_running_loop().time() - connection.since < MIN_LIFETIME:
+            self._ended_early(error)
         elif self._on_lost is not None:
             self._on_lost(error)
         self._refill()
         return True
 
-    def closing(self, waiting: _Waiting) -> None:
-        """`waiting` is being closed."""
-        self._ending.add(waiting)
+    def track_closing(self, connection: _Preconnected) -> None:
+        """Remember that `connection` is closing."""
+        self._closing.add(connection)
 
-    def gone(self, waiting: _Waiting) -> None:
-        """Nothing is left of `waiting`."""
-        self._ending.discard(waiting)
+    def forget(self, connection: _Preconnected) -> None:
+        """Forget `connection`: its transport is lost."""
+        self._closing.discard(connection)
 
     # Failures.
 
-    def _lost_young(self, error: Exception | None) -> None:
+    def _ended_early(self, error: Exception | None) -> None:
         if self._on_lost is not None:
             self._on_lost(error)
         self._unreachable = False
-        self._failed(error or NetworkError("the server ends connections that wait at once"))
+        self._failed(error or NetworkError("the server ended a new connection at once"))
 
     def _failed(self, error: Exception) -> None:
-        """Wait before the next dial; those that fail together count once."""
-        if self._retry is not None or not self._running:
+        """Delay the next dial; simultaneous failures count once."""
+        if self._retry_timer is not None or not self._running:
             return
         now = get_running_loop().time()
-        if now - self._failed_at >= CALM_TIME:
-            self._delay = FIRST_RETRY
+        if now - self._failed_at >= FAILURE_MEMORY:
+            self._retry_delay = FIRST_RETRY
             logger.info("-preconnect: %s; trying again from time to time", describe(error))
         else:
-            self._delay = min(2 * self._delay, LAST_RETRY)
+            self._retry_delay = min(2 * self._retry_delay, MAX_RETRY)
         self._failed_at = now
-        self._retry = get_running_loop().call_later(
-            self._delay * random.uniform(0.75, 1.0), self._try_again
+        self._retry_timer = get_running_loop().call_later(
+            self._retry_delay * random.uniform(0.75, 1.0), self._try_again
         )
 
     def _try_again(self) -> None:
@@ -291,28 +292,28 @@ class Preconnected:
         self._refill()
 
     def _stop_retry(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        if self._retry_timer is not None:
+            self._retry_timer.cancel()
+            self._retry_timer = None
 
 
-class _Waiting(Holding):
-    """The protocol of a connection that waits, and keeps what it says."""
+class _Preconnected(Holding):
+    """Protocol of a ready connection; keeps early data."""
 
-    __slots__ = ("_stock", "aged", "since", "timer", "until")
+    __slots__ = ("_pool", "is_stale", "since", "timer", "usable_until")
 
-    def __init__(self, stock: Preconnected, transport: StreamTransport) -> None:
+    def __init__(self, pool: PreconnectPool, transport: StreamTransport) -> None:
         super().__init__()
         self.transport = transport
-        self._stock = stock
+        self._pool = pool
         self.since = get_running_loop().time()
-        self.until = 0.0  # by _now()
-        self.aged = False
+        self.usable_until = 0.0  # by the clock of _now()
+        self.is_stale = False
         self.timer: asyncio.TimerHandle | None = None
 
     @property
     def lower(self) -> StreamTransport:
-        """The connection, until it is lost."""
+        """The transport, until it is lost."""
         assert self.transport is not None
         return self.transport
 
@@ -321,40 +322,40 @@ class _Waiting(Holding):
         return self.since
 
     def ask(self) -> None:
-        """Impossible: what is sent now is the application's."""
+        """Do nothing: anything sent now would become application data."""
 
     def has_answered(self) -> bool:
         return False
 
-    def has_news(self) -> bool:
-        """Whether there is something to read, perhaps the end, that the event loop has not seen."""
+    def has_pending_input(self) -> bool:
+        """Whether the socket has data or an end that the event loop has not read yet."""
         sock = self.lower.get_extra_info("socket")
         if sock is None or not hasattr(select, "poll"):  # Windows
             return False
         if sock.fileno() < 0:
             return True
         poll = select.poll()
-        # A reset shows without being asked for.
+        # poll reports a reset even without POLLIN.
         poll.register(sock.fileno(), select.POLLIN if self.lower.is_reading() else 0)
         return bool(poll.poll(0))
 
     def data_received(self, data: Data) -> None:
         self.early += data
-        if len(self.early) >= MOST_EARLY:
+        if len(self.early) >= MAX_EARLY:
             self.lower.pause_reading()
 
     def eof_received(self) -> bool:
-        if not self._stock.lost(self, None):  # it is somebody's already
+        if not self._pool.lost(self, None):  # already taken
             return super().eof_received()
-        self._stock.closing(self)
-        return False  # closes it
+        self._pool.track_closing(self)
+        return False  # close the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._stock.lost(self, exc)
-        self._stock.gone(self)
+        self._pool.lost(self, exc)
+        self._pool.forget(self)
 
 
 def _now() -> float:
-    """Seconds of a clock that also runs while the computer sleeps, where there is one."""
+    """Seconds of a clock that counts the time asleep, where the system has one."""
     return get_running_loop().time() + slept_seconds()

@@ -1,21 +1,21 @@
-"""Whether a connection that was made before may carry what comes next.
+"""Liveness checks before an existing connection is reused.
 
 Theory of operation
 -------------------
-A connection whose peer cannot be reached any more looks like one that is idle: TCP notices after
-minutes. A pool asks here before it uses a connection again. The answer costs no round trip:
+A connection to an unreachable peer looks idle; TCP notices only after minutes. So a pool checks a
+connection here before reuse. The check costs no round trip. It looks for these signs:
 
-* Packets to the peer leave from another address than when the connection was made: the network has
-  changed, and the packets of the connection lead nowhere.
-* The computer has slept: the peer, or a NAT in between, may have given the connection up.
+* The route to the peer has another source address than when the connection was made: the network
+  has changed, and the connection's packets lead nowhere.
+* The computer has slept: the peer, or a NAT in between, may have dropped the connection.
 * The peer's kernel owes an acknowledgement (`silent_seconds`).
 * Another connection of the pool was found dead.
 
-The first, the second and the last are reasons for doubt, not proof. A connection in doubt is asked
-for a sign of life at once, and used again after the answer; until then the pool takes or makes
-another one. What cannot be asked does not answer, and is not used again.
+The first, second and last sign are suspicions, not proof. The guard asks the peer for a sign of
+life at once; the connection is reusable after the answer. Meanwhile the pool takes or makes another
+connection. A connection that cannot be asked never answers, so it is not reused.
 
-Where the system does not tell, as on Windows, the rest of the rules holds.
+If the system does not report one of the signs, as on Windows, the others still apply.
 """
 
 from __future__ import annotations
@@ -30,18 +30,17 @@ from mtt.layers.base import StreamTransport
 from mtt.layers.kernel import silent_seconds
 from mtt.net.sockets import source_address
 
-# A connection whose peer's kernel has owed an acknowledgement for so long gets nothing new: the
-# network may have changed under it. Seconds.
+# A connection whose peer's kernel has owed an acknowledgement for this long, seconds, is not
+# reused: the network may have changed.
 UNANSWERED_TIME = 5.0
-# Sleep that may have cost a connection its life, seconds. What is shorter is the rounding of the
-# clocks, or no sleep that a peer or a NAT notices.
+# Sleep that may have killed a connection, seconds. Anything shorter is clock rounding, or too short
+# for a peer or a NAT to notice.
 SLEEP_TIME = 1.0
-# How long a look at the route holds, seconds: connections that come in bursts do not pay for one
-# each.
+# Seconds for which a route check stays valid, so that a burst of uses costs one check.
 ROUTE_TIME = 0.1
 
-# A clock that goes on while the computer sleeps: of Linux; of macOS, where time.monotonic() is
-# another one than this. None where time.monotonic() goes on, as on Windows, or nothing is known.
+# A clock that counts the time asleep, on Linux and macOS; on macOS time.monotonic() is a different
+# clock. None where time.monotonic() counts it, as on Windows, or where nothing is known.
 _CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 if sys.platform == "darwin":
     _CLOCK = time.CLOCK_MONOTONIC
@@ -55,102 +54,104 @@ class Reusable(Protocol):
 
     @property
     def heard_at(self) -> float:
-        """Loop time when the peer was heard last."""
+        """Loop time when data last arrived from the peer."""
 
     def ask(self) -> None:
-        """Ask the peer for a sign of life, if that is possible."""
+        """Ask the peer for a sign of life, if possible."""
 
     def has_answered(self) -> bool:
-        """Whether the peer has given the sign of life for which it was asked."""
+        """Whether the peer has answered since `ask`."""
 
 
 class ReuseGuard:
-    """Knows the connections of a pool, and which of them may be used again."""
+    """Decides which connections of a pool are reusable."""
 
     def __init__(self) -> None:
-        self._checks: dict[Reusable, _Check] = {}
+        self._checks: dict[Reusable, _Liveness] = {}
 
     def add(self, connection: Reusable) -> None:
-        """Watch a connection, which has just been made."""
-        self._checks[connection] = _Check(connection)
+        """Add a connection that was just made."""
+        self._checks[connection] = _Liveness(connection)
 
     def discard(self, connection: Reusable) -> None:
         """Forget a connection."""
         self._checks.pop(connection, None)
 
     def admits(self, connection: Reusable) -> bool:
-        """Whether the connection may be used now."""
-        return self._checks[connection].passes(connection)
+        """Whether the connection is reusable now."""
+        return self._checks[connection].is_reusable(connection)
 
-    def doubt(self, connection: Reusable) -> None:
-        """Have the connection asked, and not used before it has answered."""
-        self._checks[connection].doubt(connection)
+    def verify(self, connection: Reusable) -> None:
+        """Ask the peer for a sign of life, and admit the connection only after the answer."""
+        self._checks[connection].verify(connection)
 
-    def doubt_all(self) -> None:
-        """One of the pool was found dead: those that are left prove that they live."""
+    def verify_all(self) -> None:
+        """Verify all connections, because one of the pool was found dead."""
         for connection, check in list(self._checks.items()):
-            check.doubt(connection)
+            check.verify(connection)
 
 
-class _Check:
-    """What is known of one connection."""
+class _Liveness:
+    """Liveness state of one connection."""
 
-    __slots__ = ("_clear_at", "_doubted", "_looked_at", "_peer", "_route", "_slept")
+    __slots__ = ("_acknowledged_at", "_checked_at", "_peer", "_route", "_slept", "_unverified")
 
     def __init__(self, connection: Reusable) -> None:
         self._peer = connection.lower.get_extra_info("peername")
-        self._doubted = False
-        self._clear_at = float("-inf")  # when nothing was owed
-        self._looked_at = float("-inf")  # the first use looks
+        self._unverified = False
+        self._acknowledged_at = float("-inf")  # last time nothing was owed
+        self._checked_at = float("-inf")  # check at the first use
         self._route = source_address(self._peer)
         self._slept = slept_seconds()
 
-    def passes(self, connection: Reusable) -> bool:
+    def is_reusable(self, connection: Reusable) -> bool:
         now = asyncio.get_running_loop().time()
-        if self._doubted and connection.has_answered():
-            self._doubted = False
+        if self._unverified and connection.has_answered():
+            self._unverified = False
         if self._has_changed(now):
             self._route = source_address(self._peer)
             self._slept = slept_seconds()
-            self._doubted = False  # to be asked anew
-            self.doubt(connection)
-        if self._doubted:
+            self._unverified = False  # ask again
+            self.verify(connection)
+        if self._unverified:
             return False
         if now - connection.heard_at < UNANSWERED_TIME:
-            return True  # nor can it owe us anything for longer
+            return True  # so no acknowledgement is older
         silent = silent_seconds(connection.lower)
         if not silent:
-            self._clear_at = now
-        # An idle connection was heard long ago; but what has been written since a use that found
-        # nothing owed is younger.
-        return min(silent, now - self._clear_at) < UNANSWERED_TIME
+            self._acknowledged_at = now
+        # `silent` counts from the last arrival, long ago on an idle connection. Anything still
+        # unacknowledged was written after the last check that found nothing owed.
+        return min(silent, now - self._acknowledged_at) < UNANSWERED_TIME
 
-    def doubt(self, connection: Reusable) -> None:
-        if not self._doubted:
-            self._doubted = True
+    def verify(self, connection: Reusable) -> None:
+        if not self._unverified:
+            self._unverified = True
             connection.ask()
 
     def _has_changed(self, now: float) -> bool:
-        """Whether the computer has slept, or changed its network, since that was written down."""
+        """Whether the computer has slept or its route has changed since the recorded state."""
         if slept_seconds() - self._slept > SLEEP_TIME:
             return True
-        if now - self._looked_at < ROUTE_TIME:
+        if now - self._checked_at < ROUTE_TIME:
             return False
-        self._looked_at = now
+        self._checked_at = now
         return source_address(self._peer) != self._route
 
 
-def means_dead(error: Exception | None) -> bool:
-    """Whether a connection that ended with `error` was found dead: neither we nor the peer ended it
-    in good order, so others may have died with it."""
+def is_abnormal_end(error: Exception | None) -> bool:
+    """Whether `error` means that the connection broke, so that others may be dead as well.
+
+    Neither side ended it in an orderly way.
+    """
     if error is None or isinstance(error, PeerError):
         return False
     return not (isinstance(error, MttError) and error.cause is Cause.EOF)
 
 
 def slept_seconds() -> float:
-    """How long the computer has slept since it was started; 0 where the system does not tell.
+    """Seconds asleep since the computer was started; 0 where the system does not report it.
 
-    Timers and the time of the loop stand still meanwhile, except on Windows.
+    Timers and loop time stop during sleep, except on Windows.
     """
     return 0.0 if _CLOCK is None else time.clock_gettime(_CLOCK) - time.monotonic()

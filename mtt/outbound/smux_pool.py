@@ -1,4 +1,4 @@
-"""The client's mux sessions: which one carries the next stream, and how long an idle one lives."""
+"""Pool of a client's smux sessions: choice of a session for a stream, and idle timeouts."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from mtt.layers.base import Upper
 from mtt.layers.holding import Holding
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
-from mtt.outbound.reuse import ReuseGuard, means_dead
+from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
 from mtt.outbound.upstream import Pool
 
-# A session without streams waits this long for the next one, which then costs no handshake; some
-# are kept for longer (`warm`).
+# Idle timeout of a session, seconds: a stream within this time needs no handshake. Some sessions
+# are kept longer (`warm`).
 IDLE_TIME = 30.0
-# However short that is made: who waited for a new session needs a turn of the event loop to use it.
-SHORTEST_IDLE = 0.1
-# The same when the peer still counts streams that we have closed: Go servers never give up a
-# stream whose destination they could not reach, so its place is lost until the session ends.
+# Shortest idle timeout, seconds: a waiter needs a turn of the event loop to use a new session.
+MIN_IDLE_TIME = 0.1
+# Idle timeout while the peer still counts streams that we have closed, seconds. Go servers never
+# end a stream whose destination was unreachable, so its slot is lost until the session ends.
 FINISH_TIME = 2.0
-# Go servers end a session that holds more than 16 streams, and they say FIN a moment before they
-# strike a stream off: the 17th could come in between.
-MOST_STREAMS = 15
+# Go servers end a session with more than 16 streams. They send FIN shortly before they remove a
+# stream, so a 17th could arrive in between.
+MAX_STREAMS = 15
 
-# Makes a connection to the server and puts the given session on it.
+# Makes a connection to the server and attaches the session to it.
 Connect = Callable[[SmuxSession], Awaitable[None]]
 
 
 class SessionPool(Pool):
-    """Opens streams on as few sessions as the limit of streams per session allows.
+    """Opens streams on as few sessions as the stream limit allows.
 
     Args:
         connect: dials the server; raises PeerError or NetworkError.
-        max_streams: streams per session, those included that the peer has not ended yet.
-        warm: how many idle sessions are kept without end.
-        idle_time: seconds for the others.
-        on_lost: called with the reason when a session is over, None if that was us.
+        max_streams: streams per session, including those that the peer has not ended yet.
+        warm: idle sessions that are kept beyond the idle timeout.
+        idle_time: idle timeout of the other sessions, seconds.
+        on_lost: called with the error when a session ends; None if this side closed it.
     """
 
     def __init__(
@@ -50,37 +50,37 @@ class SessionPool(Pool):
         on_lost: Callable[[Exception | None], object] | None = None,
     ) -> None:
         self._connect = connect
-        self._max_streams = min(max_streams, MOST_STREAMS)
+        self._max_streams = min(max_streams, MAX_STREAMS)
         self._warm = warm
         self._idle_time = idle_time
         self._on_lost = on_lost
         self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
         self._guard = ReuseGuard()
-        self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # how many streams wait for each
+        self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # number of waiters
 
     @property
     def sessions(self) -> Collection[SmuxSession]:
-        """The sessions that are up."""
+        """The sessions that are connected."""
         return self._sessions.keys()
 
     def start(self) -> None:
-        """Nothing is made before it is needed."""
+        """Do nothing: sessions are dialled when needed."""
 
     async def open(self, upper: Upper | None = None) -> SmuxStream:
-        """Open a stream for `upper`, or held, on a session there is or on a new one.
+        """Open a stream for `upper` (default: a `Holding`), on an existing or a new session.
 
-        Raises what `connect` raises, and NetworkError if the new session ends at once.
+        Raises like `connect`, and NetworkError if the new session ends at once.
         """
         upper = upper or Holding()
         stream = self.open_at_once(upper)
         while stream is None:
             session = await self._wait_for_session()
-            # There first: those that were not fit before may seem to be, but are worse.
+            # The new session first: the others were unsuitable a moment ago.
             stream = self._open_on((session, *self._sessions), upper)
         return stream
 
     def open_at_once(self, upper: Upper | None = None) -> SmuxStream | None:
-        """Open a stream for `upper`, or held, on a session there is, None if none has room."""
+        """Like `open`, but only on an existing session; None if no session has room."""
         return self._open_on(self._sessions, upper)
 
     def _open_on(
@@ -88,12 +88,12 @@ class SessionPool(Pool):
     ) -> SmuxStream | None:
         for session in sessions:
             if self._has_room(session) and session.healthy and self._guard.admits(session):
-                self._keep(session)
+                self._cancel_timer(session)
                 return session.open_stream(upper or Holding())
         return None
 
     async def close(self) -> None:
-        """Cut all sessions."""
+        """Abort all sessions."""
         for task in list(self._dialling):
             task.cancel()
         if self._dialling:
@@ -109,9 +109,9 @@ class SessionPool(Pool):
             self._dialling[task] = 0
             task.add_done_callback(self._dialled)
         self._dialling[task] += 1
-        # The dial is not cancelled with one of those who wait for it.
+        # Cancelling one waiter must not cancel the dial.
         session = await asyncio.shield(task)
-        if session.lost:  # a new one would fare no better
+        if session.lost:  # another new session would fail too
             raise NetworkError("the server closed the new mux session at once")
         return session
 
@@ -121,26 +121,26 @@ class SessionPool(Pool):
         if not session.lost:
             self._sessions[session] = None
             self._guard.add(session)
-            self._changed(session)  # those who waited for it may have left
+            self._changed(session)  # all waiters may be cancelled by now
         return session
 
     def _dialled(self, task: asyncio.Task[SmuxSession]) -> None:
         del self._dialling[task]
         if not task.cancelled():
-            task.exception()  # those who waited have it; nobody may be left of them
+            task.exception()  # waiters have it; mark it retrieved in case there are none
 
     def _changed(self, session: SmuxSession) -> None:
-        """`session` is new, or a stream of it ended."""
+        """Called when `session` is new or one of its streams has ended."""
         if session.open_streams or session not in self._sessions:
             return
-        self._keep(session)
-        wait = FINISH_TIME if session.used_slots else max(self._idle_time, SHORTEST_IDLE)
+        self._cancel_timer(session)
+        wait = FINISH_TIME if session.used_slots else max(self._idle_time, MIN_IDLE_TIME)
         self._sessions[session] = asyncio.get_running_loop().call_later(
             wait, self._retire, session
         )
 
     def _retire(self, session: SmuxSession) -> None:
-        """`session` has been idle for long enough; close it unless it is one to keep."""
+        """Close the idle `session` unless it is kept warm."""
         self._sessions[session] = None
         kept = [
             other
@@ -153,7 +153,7 @@ class SessionPool(Pool):
     def _has_room(self, session: SmuxSession) -> bool:
         return session.used_slots < self._max_streams and not session.exhausted
 
-    def _keep(self, session: SmuxSession) -> None:
+    def _cancel_timer(self, session: SmuxSession) -> None:
         timer = self._sessions[session]
         if timer is not None:
             timer.cancel()
@@ -164,7 +164,7 @@ class SessionPool(Pool):
         if timer is not None:
             timer.cancel()
         self._guard.discard(session)
-        if means_dead(exc):
-            self._guard.doubt_all()
+        if is_abnormal_end(exc):
+            self._guard.verify_all()
         if self._on_lost is not None:
             self._on_lost(exc)

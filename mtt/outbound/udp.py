@@ -1,17 +1,18 @@
-"""UDP from this machine to where clients want to send, under rules.
+"""Direct UDP to the destinations that rules allow.
 
 Theory of operation
 -------------------
-A `DirectUdp` is a socket, unconnected and for both versions of IP where there are two. A datagram
-is sent to wherever it says, if the rules allow that address; whatever comes back from anywhere is
-delivered with its source (full cone, RFC 4787: endpoint-independent mapping and filtering), unless
-there is one peer only.
+A `DirectUdp` is one unconnected socket, dual-stack where possible. A datagram is sent to its
+destination if the rules allow that address. Datagrams from any source are delivered with their
+source address (full cone, RFC 4787: endpoint-independent mapping and filtering), unless the socket
+is restricted to one peer.
 
-A name is resolved once and keeps its address for as long as the socket lives: QUIC would not
-survive a change in the middle. A datagram waits for its name, and the others do not wait for it.
+A name is resolved once and keeps its address for the life of the socket: QUIC would not survive a
+change. A datagram waits for the lookup of its name; other datagrams do not wait for it.
 
-Nothing else is queued here. What the socket does not take at once is dropped, and so is what the
-kernel has no room for while the owner does not take any more: that is UDP.
+Nothing else is queued here. A datagram that the socket does not accept at once is dropped. The
+kernel drops received datagrams when its buffer is full because the owner has paused. UDP allows
+both.
 """
 
 from __future__ import annotations
@@ -27,49 +28,49 @@ from mtt.layers.base import Data
 from mtt.log import logger
 from mtt.net.resolve import Resolver, literal
 
-# Datagrams taken from the socket in one turn; others want to have theirs.
+# Datagrams read in one turn of the event loop, in fairness to other connections.
 BATCH = 32
 
-# Names of one socket: of how many the address is known, and how many are being looked up.
+# Per socket: resolved names, and concurrent lookups.
 MAX_NAMES = 256
 MAX_LOOKUPS = 32
 
-# Bytes of all datagrams of one socket that wait for a name. Each counts MIN_WAITING at least.
+# Bytes of datagrams that wait for lookups, per socket. Each datagram counts at least MIN_WAITING.
 MAX_WAITING = 64 * 1024
 MIN_WAITING = 256
 
 _MAPPED = "::ffff:"
 
-# One for all sockets, as in `mtt.layers.base`: it is read and passed on in the same turn.
+# One buffer for all sockets, as in `mtt.layers.base`: its data is consumed in the same turn.
 _received = memoryview(bytearray(65535))
 
 
 class Owner(Protocol):
-    """What a `DirectUdp` tells."""
+    """Callbacks of a `DirectUdp`."""
 
     def deliver(self, host: str, port: int, payload: memoryview) -> None:
-        """A datagram came from this IP literal and port; it is gone after the call."""
+        """Called with a datagram and its source; `payload` is valid only during the call."""
 
     def denied(self, host: str, port: int) -> None:
-        """The rules do not let datagrams go there."""
+        """Called when the rules deny a destination."""
 
-    def dropped(self, which: str, size: int, why: str) -> None:
-        """A datagram was dropped: "to" or "from" where, how large, and why."""
+    def dropped(self, direction: str, size: int, why: str) -> None:
+        """Called when a datagram is dropped; `direction` is "to ADDRESS" or "from ADDRESS"."""
 
 
 class DirectUdp:
     """One socket. It receives nothing before `resume()`.
 
     Args:
-        owner: gets what comes.
-        resolver: asked for names.
-        allows: whether to send to an IP literal and port.
+        owner: receives the callbacks.
+        resolver: resolves names.
+        allows: whether the rules allow an IP literal and port.
 
-    Raises NetworkError: there is no socket for it.
+    Raises NetworkError if no socket can be opened.
 
     Attributes:
-        sent: bytes in datagrams that were sent.
-        active: when the last one was, in the loop's time.
+        sent: payload bytes sent.
+        active: loop time when a datagram was last sent.
     """
 
     __slots__ = (
@@ -81,14 +82,14 @@ class DirectUdp:
         self, owner: Owner, *, resolver: Resolver, allows: Callable[[str, int], bool]
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._owner: Owner | None = owner  # until it is closed
+        self._owner: Owner | None = owner  # None when closed
         self._resolver = resolver
         self._allows = allows
         self._is_reading = False
-        self._peers: set[tuple[str, int]] | None = None  # who may send, None for everybody
+        self._peers: set[tuple[str, int]] | None = None  # allowed sources; None: all
         self._names: dict[str, tuple[str, ...]] = {}
-        self._lookups: dict[str, list[tuple[int, bytes]]] = {}  # ports and datagrams that wait
-        self._waiting = 0  # bytes in these
+        self._lookups: dict[str, list[tuple[int, bytes]]] = {}  # waiting (port, datagram)
+        self._waiting = 0  # bytes in `_lookups`
         self._tasks: set[asyncio.Task[None]] = set()
         self.sent = 0
         self.active = self._loop.time()
@@ -98,19 +99,19 @@ class DirectUdp:
             raise NetworkError(f"no UDP socket: {describe(error)}") from None
 
     def resume(self) -> None:
-        """Receive, now and from now on."""
+        """Start receiving."""
         if not self._is_reading and self._owner is not None:
             self._is_reading = True
             self._loop.add_reader(self._sock, self._readable)
 
     def pause(self) -> None:
-        """Receive nothing until `resume()`."""
+        """Stop receiving until `resume()`."""
         if self._is_reading:
             self._is_reading = False
             self._loop.remove_reader(self._sock)
 
     def close(self) -> None:
-        """Give everything back. The owner is told nothing any more."""
+        """Close the socket and cancel lookups. No callback follows."""
         if self._owner is not None:
             self._owner = None
             for task in self._tasks:
@@ -119,16 +120,19 @@ class DirectUdp:
             self._sock.close()
 
     def restrict(self, host: str, port: int) -> bool:
-        """Let only those send that are sent to, and this peer. False if the rules deny it."""
+        """Accept datagrams only from this peer and from addresses sent to.
+
+        Returns False if the rules deny the peer.
+        """
         self._peers = set()
         if _is_address(host):
             self._peers.add((host, port))
             if not self._allows(host, port):
-                self._tell_denied(host, port)
+                self._report_denied(host, port)
                 return False
         return True
 
-    # To the destinations.
+    # Sending.
 
     def send(self, host: str, port: int, payload: Data) -> None:
         """Send a datagram to an IP literal or name, or drop it."""
@@ -142,29 +146,29 @@ class DirectUdp:
             self._look_up(host, port, bytes(payload))
 
     def _send_to(self, host: str, addresses: tuple[str, ...], port: int, payload: Data) -> None:
-        """Send to the first address that takes it."""
+        """Send to the first address that is allowed and reachable."""
         reason = ""
         for address in addresses:
             if not self._allows(address, port):
                 continue
             try:
-                self._sock.sendto(payload, (self._spelt(address), port))
+                self._sock.sendto(payload, (self._socket_form(address), port))
             except BlockingIOError:
-                reason = "the system does not take any more"
+                reason = "the socket's send buffer is full"
                 break
-            except (OSError, OverflowError) as error:  # no route by this version of IP; too large
+            except (OSError, OverflowError) as error:  # no route in this IP version; too large
                 reason = describe(error)
             else:
                 self.sent += len(payload)
                 self.active = self._loop.time()
                 if self._peers is not None:
-                    self._peers.add((_plain(address), port))
+                    self._peers.add((_plain_address(address), port))
                 return
         if not reason:
-            self._tell_denied(host, port)
+            self._report_denied(host, port)
         self._drop(f"to {host_port(host, port)}", len(payload), reason or "not allowed")
 
-    def _spelt(self, address: str) -> str:
+    def _socket_form(self, address: str) -> str:
         if self._sock.family == socket.AF_INET6 and ":" not in address:
             return _MAPPED + address
         return address
@@ -172,7 +176,7 @@ class DirectUdp:
     # Names.
 
     def _look_up(self, host: str, port: int, payload: bytes) -> None:
-        """Let a datagram wait until it is known where to."""
+        """Queue a datagram until its name is resolved."""
         size = max(len(payload), MIN_WAITING)
         waiting = self._lookups.get(host)
         if self._waiting + size > MAX_WAITING or (
@@ -208,7 +212,7 @@ class DirectUdp:
             else:
                 self._send_to(host, addresses, port, payload)
 
-    # From them.
+    # Receiving.
 
     def _readable(self) -> None:
         owner = self._owner
@@ -219,32 +223,29 @@ class DirectUdp:
                 size, source = self._sock.recvfrom_into(_received)
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:  # an ICMP message about something that we sent, on Windows
+            except OSError as error:  # on Windows: an ICMP error about a sent datagram
                 logger.debug("UDP: %s", describe(error))
                 continue
-            host, port = _plain(source[0]), source[1]
+            host, port = _plain_address(source[0]), source[1]
             if self._peers is None or (host, port) in self._peers:
                 owner.deliver(host, port, _received[:size])
             else:
                 self._drop(f"from {host_port(host, port)}", size, "it is not the peer")
 
-    def _tell_denied(self, host: str, port: int) -> None:
+    def _report_denied(self, host: str, port: int) -> None:
         if self._owner is not None:
             self._owner.denied(host, port)
 
-    def _drop(self, which: str, size: int, why: str) -> None:
+    def _drop(self, direction: str, size: int, why: str) -> None:
         if self._owner is not None:
-            self._owner.dropped(which, size, why)
+            self._owner.dropped(direction, size, why)
 
 
 def _open_socket() -> socket.socket:
-    """A bound UDP socket for both versions of IP, or for IPv4 if there is no other.
-
-    Raises OSError.
-    """
+    """A bound dual-stack UDP socket; IPv4 only where that is impossible. Raises OSError."""
     try:
         return _bound(socket.AF_INET6, "::")
-    except OSError:  # also where no socket can be for both
+    except OSError:  # no IPv6, or no dual-stack sockets
         return _bound(socket.AF_INET, "0.0.0.0")
 
 
@@ -262,10 +263,10 @@ def _bound(family: socket.AddressFamily, address: str) -> socket.socket:
 
 
 def _is_address(host: str) -> bool:
-    # What has a zone here is malformed, and for the resolver to refuse: see `wire.addresses`.
+    # A zone is malformed here; the resolver refuses it (see `wire.addresses`).
     return "%" not in host and literal(host, 0) is not None
 
 
-def _plain(address: str) -> str:
-    """An address as the kernel gives it, the way we call it: no mapped IPv4, no zone."""
+def _plain_address(address: str) -> str:
+    """Strip the kernel's IPv4-mapped prefix or zone from an address."""
     return address.removeprefix(_MAPPED) if "." in address else address.partition("%")[0]

@@ -1,4 +1,4 @@
-"""The contract of everything that leads to a far end, and the way a tunnel client uses it."""
+"""The interface between a tunnel and what opens streams to its far end."""
 
 from __future__ import annotations
 
@@ -20,65 +20,66 @@ class Session(Protocol):
 
 
 class Upstream(Protocol):
-    """Gives streams to one far end. All methods belong to the running event loop.
+    """Opens streams to one far end. All methods run in the event loop.
 
     Attributes:
-        is_multiplexed: whether streams share connections, and are counted apart from these.
+        is_multiplexed: whether streams share connections; both are then counted separately.
     """
 
     is_multiplexed: bool
 
     @property
     def sessions(self) -> Collection[Session]:
-        """The multiplexed connections that are up."""
+        """The multiplexed connections that are established."""
 
     def start(self) -> None:
-        """Begin to have ready what the next streams will need."""
+        """Start making connections in advance."""
 
     def open_at_once(self) -> StreamTransport | None:
-        """A stream, held, if it can be had without waiting."""
+        """Return a parked stream if one is available without waiting."""
 
     async def open(self) -> StreamTransport:
-        """A stream, held. Raises MttError, naming the far end."""
+        """Return a parked stream. Raises MttError, naming the far end."""
 
     def ended(self, error: Exception | None) -> None:
-        """A stream that was given is over; `error` is what cut it, None for an ordinary end."""
+        """Called when an opened stream ends: `error` is None after an orderly end."""
 
     def renew(self) -> None:
-        """Certificates have changed: what is ready was made with the old ones."""
+        """Replace prepared connections: the certificates have changed."""
 
     def stop(self) -> None:
-        """Have nothing ready any more; `open` goes on."""
+        """Stop making connections in advance; `open` keeps working."""
 
     async def close(self) -> None:
-        """Cut everything that has not been handed over."""
+        """Abort everything that has no new owner yet."""
 
     def metrics(self) -> str:
-        """Metrics of its own, in Prometheus' text format."""
+        """Metrics of this upstream in the Prometheus text format."""
 
 
 class Pool:
-    """What upstreams have in common that keep sessions: there is nothing to renew or to stop."""
+    """Base of upstreams that multiplex sessions: nothing to renew or to stop."""
 
     is_multiplexed = True
 
     def ended(self, error: Exception | None) -> None:
-        """The end of a session is counted when that ends."""
+        """Do nothing: a session's end is counted when the session ends."""
 
     def renew(self) -> None:
-        """Sessions keep what they were made with."""
+        """Do nothing: sessions keep the certificates they were made with."""
 
     def stop(self) -> None:
-        """Sessions are closed one by one, when they carry nothing any more."""
+        """Do nothing: the service closes sessions as they become idle."""
 
     def metrics(self) -> str:
-        return waiting_metrics(0, 0)
+        return preconnect_metrics(0, 0)
 
 
-def waiting_metrics(waiting: int, used: int) -> str:
-    """The metrics of -preconnect, which are there in every mode."""
+def preconnect_metrics(ready: int, used: int) -> str:
+    """The metrics of -preconnect; every mode has them."""
     return metric(
-        "mtt_waiting_connections", "gauge", "Connections of -preconnect that wait.", waiting
+        "mtt_waiting_connections", "gauge", "Preconnected connections that are ready.", ready
     ) + metric(
-        "mtt_waiting_connections_used_total", "counter", "Tunnels that had one of them.", used
-    )
+        "mtt_waiting_connections_used_total", "counter", "Tunnels on preconnected connections.",
+        used,
+    )  # fmt: skip

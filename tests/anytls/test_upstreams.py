@@ -52,7 +52,7 @@ async def test_servers_are_tried_in_turn(certs: Certs) -> None:
 async def test_one_that_failed_is_tried_again(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balancer, "FIRST_REST", 0.2)
+    monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
     async with listening() as gone:
         address = f"127.0.0.1:{gone.port}"
     with logged() as lines:
@@ -63,9 +63,9 @@ async def test_one_that_failed_is_tried_again(
         ):
             await check_echo(client, there.port)
             await asyncio.sleep(0.25)
-            await check_echo(client, there.port)  # and rests for longer
+            await check_echo(client, there.port)  # and backs off for longer
             first = client._servers._balancer._candidates[0]
-            assert (first._rest, client.counters.dial_failures) == (0.4, 2)
+            assert (first._backoff, client.counters.dial_failures) == (0.4, 2)
             async with server_for(certs, l=address) as server:
                 await asyncio.sleep(0.45)
                 await check_echo(client, there.port)
@@ -77,7 +77,7 @@ async def test_one_that_failed_is_tried_again(
 async def test_others_do_not_wait_for_the_one_that_tries_again(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balancer, "FIRST_REST", 0.2)
+    monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
     async with (
         listening() as silent,
         serving(echo) as there,
@@ -106,10 +106,10 @@ async def test_no_server_can_be_used(certs: Certs, monkeypatch: pytest.MonkeyPat
             ports.append(gone.port)
     with logged() as lines:
         async with client_for(certs, *ports) as client:
-            for _ in range(2):  # they are all asked, although they all rest
+            for _ in range(2):  # they are all asked, although all are in backoff
                 assert await reply_of(client, "127.0.0.1", 1) == GENERAL
             assert client.counters.dial_failures == 6
-            monkeypatch.setattr(balancer, "PATIENCE", 0.0)
+            monkeypatch.setattr(balancer, "FAILOVER_TIME", 0.0)
             assert await reply_of(client, "127.0.0.1", 1) == GENERAL
             assert client.counters.dial_failures == 7
     assert all(f"127.0.0.1:{port}: connection refused" in lines[0] for port in ports)

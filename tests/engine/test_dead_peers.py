@@ -66,7 +66,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keepalive, "DEAD_TIME", DEAD)
     monkeypatch.setattr(anytls_client, "HEART_TIME", DEAD)
     monkeypatch.setattr(anytls_pool, "CHECK_INTERVAL", 2 * DEAD)
-    monkeypatch.setattr(anytls_pool, "SHORTEST", 60.0)  # what is shorter becomes the other
+    monkeypatch.setattr(anytls_pool, "MIN_TIME", 60.0)  # what is shorter becomes the other
     monkeypatch.setattr(connector, "DIAL_TIME", 1.0)
     # The kernel counts in seconds.
     monkeypatch.setattr(sockets, "KEEPALIVE_IDLE", 1)

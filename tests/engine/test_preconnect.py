@@ -13,7 +13,7 @@ from mtt.client import Client
 from mtt.errors import Cause
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from mtt.outbound import preconnect
-from mtt.outbound.preconnect import MOST_DIALS
+from mtt.outbound.preconnect import MAX_DIALS
 from plugin.options import parse_options
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy
@@ -58,7 +58,7 @@ async def server_of(far: str, mode: str, destination: int, certs: Certs) -> Asyn
 
 @contextlib.asynccontextmanager
 async def prepared(mode: str, server: int, certs: Certs, **options: Any) -> AsyncIterator[Client]:
-    """A client with a full stock."""
+    """A client with a full pool."""
     options = {"preconnect": SIZE} | options
     async with client_of(mode, server, certs, **options) as client:
         await eventually(lambda: full(client, options["preconnect"]))
@@ -162,7 +162,7 @@ async def test_what_the_destination_said_is_delivered(mode: str, far: str, certs
         server_of(far, mode, there.port, certs) as port,
         prepared(mode, port, certs) as client,
     ):
-        waiting = client._upstream._waiting
+        waiting = client._upstream._ready
         await eventually(lambda: all(one.early == BANNER for one in waiting))
         for _ in range(2 * SIZE):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
@@ -186,7 +186,7 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
         server_at(mode, there.port, certs) as server,
         prepared(mode, port_of(server), certs, preconnect=1) as client,
     ):
-        (waiting,) = client._upstream._waiting
+        (waiting,) = client._upstream._ready
         await eventually(lambda: not waiting.lower.is_reading())
         assert len(waiting.early) < 200_000
         async with await connect(port_of(client)) as application:
@@ -200,7 +200,7 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
 async def test_a_server_that_dies_and_returns(
     mode: str, far: str, certs: Certs, short_quiet: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preconnect, "LAST_RETRY", preconnect.FIRST_RETRY)
+    monkeypatch.setattr(preconnect, "MAX_RETRY", preconnect.FIRST_RETRY)
     async with (
         serving(echo) as there,
         FaultProxy(0) as proxy,  # nobody has port 0: whoever comes is cut
@@ -215,12 +215,12 @@ async def test_a_server_that_dies_and_returns(
             with logged() as lines:
                 await server.aclose()
                 await eventually(lambda: not len(client._upstream))
-                await eventually(lambda: client._upstream._retry)
+                await eventually(lambda: client._upstream._retry_timer)
                 for _ in range(3):
                     await is_cut(port_of(client))
             assert len([line for line in lines if "-preconnect" in line]) == 1
             assert len([line for line in lines if line.startswith("WARNING")]) == 3
-            assert proxy.count - before <= 3 + 3 * MOST_DIALS
+            assert proxy.count - before <= 3 + 3 * MAX_DIALS
             assert client._upstream.used == 1
             async with server_of(far, mode, there.port, certs) as port:
                 proxy.target = port
@@ -244,15 +244,15 @@ async def test_a_destination_that_ends_idle_connections_at_once(mode: str, certs
         server_at(mode, there.port, certs) as server,
         client_of(mode, port_of(server), certs, preconnect=20) as client,
     ):
-        await eventually(lambda: client._upstream._retry)
+        await eventually(lambda: client._upstream._retry_timer)
         await eventually(lambda: not client._connector.connecting and not len(client._upstream))
         before = there.count
-        assert before <= 3 * MOST_DIALS
+        assert before <= 3 * MAX_DIALS
         for _ in range(3):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
                 assert await application.rest() == b"Tuesday\r\n"
         assert client._upstream.used == 0
-        assert there.count - before <= 3 + 3 * MOST_DIALS
+        assert there.count - before <= 3 + 3 * MAX_DIALS
 
 
 @to_both_servers
@@ -260,7 +260,7 @@ async def test_a_destination_that_ends_idle_connections_at_once(mode: str, certs
 async def test_old_ones_are_replaced(
     mode: str, far: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preconnect, "LONGEST_WAIT", 0.6)
+    monkeypatch.setattr(preconnect, "MAX_AGE", 0.6)
     accepted: list[Tcp] = []
     ends: list[bytes] = []
 
@@ -276,7 +276,7 @@ async def test_old_ones_are_replaced(
         await eventually(lambda: len(ends) >= 3 * SIZE)
         assert set(ends) == {b""}
         assert len(client._upstream) >= SIZE - 1
-        assert len(accepted) - len(ends) <= SIZE + MOST_DIALS + 1
+        assert len(accepted) - len(ends) <= SIZE + MAX_DIALS + 1
         assert client.counters.dial_failures == 0
 
 
@@ -333,12 +333,12 @@ async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> No
         server_at(mode, there.port, certs) as server,
         prepared(mode, port_of(server), certs) as client,
     ):
-        before = set(client._upstream._waiting)
+        before = set(client._upstream._ready)
         client.reload()
-        await eventually(lambda: before.isdisjoint(client._upstream._waiting))
+        await eventually(lambda: before.isdisjoint(client._upstream._ready))
         await eventually(lambda: full(client))
         context = client._connector.tls.context()
-        for waiting in client._upstream._waiting:
+        for waiting in client._upstream._ready:
             assert waiting.lower.get_extra_info("ssl_object").context is context
         await check_works(port_of(client))
         assert client._upstream.used == 1
@@ -353,11 +353,11 @@ async def test_a_server_that_refuses_us(mode: str, certs: Certs) -> None:
     ):
         with logged() as lines:
             async with client_of(mode, port_of(server), certs, preconnect=5) as client:
-                await eventually(lambda: client._upstream._retry)
+                await eventually(lambda: client._upstream._retry_timer)
                 await eventually(lambda: not client._connector.connecting)
                 await eventually(lambda: not len(client._upstream))
                 refused = client.counters.handshake_failures[Cause.CERTIFICATE]
-                assert 1 <= refused <= 2 * MOST_DIALS
+                assert 1 <= refused <= 2 * MAX_DIALS
         told = [line for line in lines if "the server wants a client certificate" in line]
         assert len(told) == 1
         assert told[0].startswith("INFO -preconnect: ")

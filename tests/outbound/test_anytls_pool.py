@@ -1,4 +1,4 @@
-"""The pool of AnyTLS sessions: which one is taken, which one goes, and what is made ready."""
+"""The pool of AnyTLS sessions: reuse, idle timeouts and warm sessions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.support.transports import FakeLayer, Recorder, turns
 
 
 class Answering(FakeLayer):
-    """A connection to a server that is alive."""
+    """A connection to a server that answers liveness checks."""
 
     def write(self, data: Any) -> None:
         super().write(data)
@@ -47,7 +47,7 @@ class Answering(FakeLayer):
 
 
 class Network:
-    """What the pool dials: servers of version 2 that reach every destination, unless told."""
+    """What the pool dials: by default, version 2 servers that reach every destination."""
 
     def __init__(self, **options: object) -> None:
         self.sessions: list[ClientSession] = []
@@ -71,7 +71,7 @@ class Network:
         self.lowers.append(lower)
 
     async def open(self, answer: bytes = b"") -> ClientStream:
-        """Open a stream, to which the server answers."""
+        """Open a stream that the server acknowledges."""
         task = asyncio.ensure_future(self.pool.open(b"dest"))
         await turns()
         for session in list(self.sessions):
@@ -80,7 +80,7 @@ class Network:
         return await task
 
     async def idle(self, count: int) -> list[ClientSession]:
-        """So many idle sessions, the oldest first."""
+        """`count` idle sessions, oldest first."""
         streams = [await self.open() for _ in range(count)]
         for stream in streams:
             stream.close()
@@ -102,7 +102,7 @@ class Network:
 # Which one.
 
 
-async def test_the_newest_idle_session_is_taken_and_never_shared() -> None:
+async def test_newest_idle_session_is_used_and_not_shared() -> None:
     network = Network()
     streams = [await network.open() for _ in range(3)]
     assert [network.number(stream) for stream in streams] == [0, 1, 2]
@@ -116,7 +116,7 @@ async def test_the_newest_idle_session_is_taken_and_never_shared() -> None:
     await network.over()
 
 
-async def test_at_once_or_not_at_all() -> None:
+async def test_open_at_once_uses_only_existing_sessions() -> None:
     network = Network()
     assert network.pool.open_at_once(b"dest") is None
     first, second = await network.idle(2)
@@ -124,14 +124,14 @@ async def test_at_once_or_not_at_all() -> None:
         stream = network.pool.open_at_once(b"dest")
         assert stream is not None
         assert stream._session is session
-        assert not stream.is_reading()  # until somebody is there
+        assert not stream.is_reading()  # until its owner is attached
     assert network.pool.open_at_once(b"dest") is None
     assert network.dials == 2
     await network.over()
     assert network.pool.open_at_once(b"dest") is None
 
 
-async def test_a_session_that_is_dialled_belongs_to_who_dials_it() -> None:
+async def test_dialled_session_goes_to_its_dialler() -> None:
     network = Network()
     network.allowed.clear()
     tasks = [asyncio.ensure_future(network.pool.open(b"dest", wait=False)) for _ in range(3)]
@@ -145,7 +145,7 @@ async def test_a_session_that_is_dialled_belongs_to_who_dials_it() -> None:
     await network.over()
 
 
-async def test_what_comes_early_is_held_until_somebody_takes_the_stream() -> None:
+async def test_early_data_is_kept_for_the_stream() -> None:
     network = Network()
     stream = await network.open()
     session = network.sessions[0]
@@ -163,7 +163,7 @@ async def test_what_comes_early_is_held_until_somebody_takes_the_stream() -> Non
     await network.over()
 
 
-async def test_a_destination_that_is_not_reached_costs_no_session() -> None:
+async def test_unreachable_destination_keeps_the_session() -> None:
     network = Network()
     with pytest.raises(DestinationError) as caught:
         await network.open(b"connection refused")
@@ -174,9 +174,7 @@ async def test_a_destination_that_is_not_reached_costs_no_session() -> None:
     await network.over()
 
 
-async def test_broken_and_late_sessions_are_not_handed_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_unhealthy_sessions_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network()
     sessions = await network.idle(3)
     monkeypatch.setattr(network.lowers[1], "write", lambda _data: None)
@@ -188,8 +186,8 @@ async def test_broken_and_late_sessions_are_not_handed_out(
     await network.over()
 
 
-async def test_a_session_found_dead_while_it_is_asked_is_replaced_by_a_new_one() -> None:
-    """It took seconds to find out, and the other idle ones may be as dead."""
+async def test_session_found_dead_is_replaced_by_a_new_one() -> None:
+    """The pool does not try other idle sessions, which may be dead too: each takes seconds."""
     network = Network()
     await network.idle(2)
     task = asyncio.ensure_future(network.pool.open(b"dest"))
@@ -203,7 +201,7 @@ async def test_a_session_found_dead_while_it_is_asked_is_replaced_by_a_new_one()
     await network.over()
 
 
-async def test_when_one_session_is_lost_the_idle_ones_are_asked() -> None:
+async def test_lost_session_makes_the_pool_verify_idle_ones() -> None:
     network = Network()
     sessions = await network.idle(3)
     await network.open()  # on the newest
@@ -218,9 +216,7 @@ async def test_when_one_session_is_lost_the_idle_ones_are_asked() -> None:
     await network.over()
 
 
-async def test_after_a_network_change_idle_sessions_answer_before_use(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_network_change_verifies_idle_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network()
     await network.idle(1)
     monkeypatch.setattr(network.lowers[0], "write", network.lowers[0].sent.extend)
@@ -235,8 +231,8 @@ async def test_after_a_network_change_idle_sessions_answer_before_use(
     await network.over()
 
 
-async def test_a_busy_session_is_asked_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of Go whose destination is slow does not come to read the question."""
+async def test_busy_session_is_verified_without_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Go server with a slow destination does not read the request for a sign of life."""
     clock = Clock(monkeypatch)
     network = Network()
     stream = await network.open()
@@ -252,7 +248,7 @@ async def test_a_busy_session_is_asked_without_a_deadline(monkeypatch: pytest.Mo
     await network.over()
 
 
-async def test_a_new_session_that_dies_is_not_replaced() -> None:
+async def test_dead_new_session_is_not_replaced() -> None:
     network = Network()
     task = asyncio.ensure_future(network.pool.open(b"dest"))
     await turns()
@@ -266,7 +262,7 @@ async def test_a_new_session_that_dies_is_not_replaced() -> None:
     await network.over()
 
 
-async def test_who_gives_up_waiting_ends_the_stream() -> None:
+async def test_cancelled_open_ends_the_stream() -> None:
     network = Network()
     await network.idle(1)
     network.lowers[0].take()
@@ -280,7 +276,7 @@ async def test_who_gives_up_waiting_ends_the_stream() -> None:
     await network.over()
 
 
-async def test_without_reuse_a_session_ends_with_its_stream() -> None:
+async def test_session_ends_with_its_stream_without_reuse() -> None:
     network = Network(reuse=False)
     network.pool.start()
     stream = await network.open()
@@ -296,7 +292,7 @@ async def test_without_reuse_a_session_ends_with_its_stream() -> None:
     await network.over()
 
 
-async def test_all_sessions_use_what_one_has_learned() -> None:
+async def test_sessions_share_the_learned_padding_scheme() -> None:
     network = Network()
     await network.idle(1)
     network.sessions[0].data_received(frame(UPDATE_PADDING, 0, b"stop=1\n0=77-77"))
@@ -313,7 +309,7 @@ async def test_all_sessions_use_what_one_has_learned() -> None:
 
 
 class Application(Recorder):
-    """The protocol of a stream, and whether its application has ended."""
+    """The protocol of a stream; `ended` says whether its application has ended."""
 
     ended = False
 
@@ -323,7 +319,7 @@ class Application(Recorder):
 
 
 async def lingering(network: Network, *frames: bytes) -> tuple[ClientStream, Application]:
-    """A stream whose application has had an answer, or `frames` instead, and has ended."""
+    """A stream whose application received an answer (default) or `frames`, then ended."""
     stream = await network.open()
     application = Application()
     hand_over(stream, application)
@@ -335,7 +331,7 @@ async def lingering(network: Network, *frames: bytes) -> tuple[ClientStream, App
     return stream, application
 
 
-async def test_session_is_used_again_while_its_stream_lingers() -> None:
+async def test_session_is_reused_while_its_stream_lingers() -> None:
     network = Network()
     old, _ = await lingering(network)
     new = await network.open()
@@ -346,7 +342,7 @@ async def test_session_is_used_again_while_its_stream_lingers() -> None:
     await network.over()
 
 
-async def test_stream_whose_answer_is_due_keeps_its_session() -> None:
+async def test_stream_awaiting_its_answer_keeps_its_session() -> None:
     network = Network()
     stream, _ = await lingering(network, frame(HEART_RESPONSE, 0))
     assert network.number(await network.open()) == 1
@@ -374,7 +370,7 @@ async def test_lingering_streams_of_a_session_are_limited(monkeypatch: pytest.Mo
     await network.over()
 
 
-async def test_without_reuse_no_session_is_shared_with_a_lingering_stream() -> None:
+async def test_lingering_stream_keeps_its_session_without_reuse() -> None:
     network = Network(reuse=False)
     await lingering(network)
     assert network.number(await network.open()) == 1
@@ -382,7 +378,7 @@ async def test_without_reuse_no_session_is_shared_with_a_lingering_stream() -> N
 
 
 async def test_lingering_stream_that_stalls_its_session_is_cut(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
     network = Network()
@@ -402,9 +398,7 @@ async def test_lingering_stream_that_stalls_its_session_is_cut(
     await network.over()
 
 
-async def test_stream_that_is_alone_may_keep_its_session_waiting(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_sole_stream_may_stall_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network()
     old, application = await lingering(network)
@@ -418,7 +412,7 @@ async def test_stream_that_is_alone_may_keep_its_session_waiting(
 # Cleaning. As the reference: looked at every 30 s, and 30 s idle.
 
 
-async def test_the_oldest_idle_sessions_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oldest_idle_sessions_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(min_idle=5)
     await network.idle(7)
@@ -432,9 +426,7 @@ async def test_the_oldest_idle_sessions_go(monkeypatch: pytest.MonkeyPatch) -> N
     await network.over()
 
 
-async def test_an_idle_session_is_closed_at_the_second_look(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_idle_session_is_closed_at_the_second_check(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(min_idle=0)
     stream = await network.open()
@@ -447,7 +439,7 @@ async def test_an_idle_session_is_closed_at_the_second_look(
     await network.over()
 
 
-async def test_what_is_kept_is_counted_from_the_newest_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_newest_idle_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(min_idle=2, check_interval=100, idle_timeout=60)
     streams = [await network.open() for _ in range(5)]
@@ -466,7 +458,7 @@ async def test_what_is_kept_is_counted_from_the_newest_on(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("seconds", [0.0, 5.0])
-async def test_times_that_are_too_short_mean_the_usual_ones(
+async def test_too_short_times_mean_the_defaults(
     seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -479,9 +471,7 @@ async def test_times_that_are_too_short_mean_the_usual_ones(
     await network.over()
 
 
-async def test_a_stream_that_the_server_never_ends_blocks_its_session_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_session_with_an_unended_stream_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(min_idle=5)
     network.greeting = frame(SERVER_SETTINGS, 0, b"v=2\nhalf-close=1")
@@ -499,7 +489,7 @@ async def test_a_stream_that_the_server_never_ends_blocks_its_session_for_a_whil
 # Warm-up.
 
 
-async def test_no_session_is_made_before_it_is_needed() -> None:
+async def test_sessions_are_made_on_demand() -> None:
     network = Network(min_idle=5)
     network.pool.start()
     await turns()
@@ -507,7 +497,7 @@ async def test_no_session_is_made_before_it_is_needed() -> None:
     await network.over()
 
 
-async def test_sessions_made_in_advance_are_proven_alive_before_use() -> None:
+async def test_warm_sessions_are_verified_before_use() -> None:
     network = Network(warm=3, min_idle=0)
     network.pool.start()
     network.pool.start()
@@ -532,7 +522,7 @@ async def test_sessions_made_in_advance_are_proven_alive_before_use() -> None:
     await network.over()
 
 
-async def test_sessions_made_in_advance_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_warm_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(warm=2, min_idle=0)
     network.pool.start()
@@ -545,8 +535,8 @@ async def test_sessions_made_in_advance_stay(monkeypatch: pytest.MonkeyPatch) ->
     await network.over()
 
 
-async def test_a_session_made_in_advance_with_a_version_1_server() -> None:
-    """It answers nothing; that it is there is all that can be known."""
+async def test_warm_session_with_a_version_1_server() -> None:
+    """Such a server never answers; an open connection is the only sign of life."""
     network = Network(warm=1)
     network.pool._server.version = 1
     network.pool.start()
@@ -560,7 +550,7 @@ async def test_a_session_made_in_advance_with_a_version_1_server() -> None:
     await network.over()
 
 
-async def test_a_server_that_is_down_is_tried_again_and_again(
+async def test_warm_up_retries_an_unreachable_server(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "mtt")
@@ -582,7 +572,7 @@ async def test_a_server_that_is_down_is_tried_again_and_again(
     await network.over()
 
 
-async def test_a_server_that_refuses_us_is_not_dialled_without_end() -> None:
+async def test_warm_up_does_not_redial_a_refusing_server() -> None:
     network = Network(warm=3)
     network.pool.start()
     for _ in range(20):
@@ -595,7 +585,7 @@ async def test_a_server_that_refuses_us_is_not_dialled_without_end() -> None:
     await network.over()
 
 
-async def test_closing_ends_everything() -> None:
+async def test_close_aborts_sessions_and_warm_up() -> None:
     network = Network(warm=2)
     await network.idle(1)
     network.allowed.clear()

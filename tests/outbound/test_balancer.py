@@ -1,4 +1,4 @@
-"""Several upstreams: which one is asked for a stream, and how long those that failed rest."""
+"""Failover between upstreams: order, backoff and errors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 
 from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError
 from mtt.outbound import balancer
-from mtt.outbound.balancer import FIRST_REST, LAST_REST, PATIENCE, Balancer
+from mtt.outbound.balancer import FAILOVER_TIME, FIRST_BACKOFF, MAX_BACKOFF, Balancer
 from mtt.outcome import Outcome
 from tests.support.tunnels import logged
 
 
 class Fake:
-    """An upstream whose streams are its name; `error` is what it fails with."""
+    """An upstream that returns its name as the stream, or raises `error`."""
 
     def __init__(self, name: str, error: MttError | None = None) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Fake:
 
 
 class Clock:
-    """Time that passes when a test says so."""
+    """A clock that tests advance."""
 
     now = 1000.0
 
@@ -52,34 +52,34 @@ async def test_preferred_upstream_gets_all_streams() -> None:
     assert (first.started, second.started) == (3, 0)
 
 
-async def test_failed_upstream_rests_and_each_rest_is_longer(clock: Clock) -> None:
+async def test_backoff_of_failed_upstream_grows(clock: Clock) -> None:
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     for _ in range(3):
         assert await among.open(Fake.open) == "second"
     assert first.asked == 1
-    rest, asked = FIRST_REST, 1
-    while rest < LAST_REST:
-        clock.now += rest - 1
+    backoff, asked = FIRST_BACKOFF, 1
+    while backoff < MAX_BACKOFF:
+        clock.now += backoff - 1
         await among.open(Fake.open)
         assert first.asked == asked
         clock.now += 1
         await among.open(Fake.open)
         assert first.asked == asked + 1
-        rest, asked = min(2 * rest, LAST_REST), asked + 1
-    clock.now += LAST_REST
+        backoff, asked = min(2 * backoff, MAX_BACKOFF), asked + 1
+    clock.now += MAX_BACKOFF
     await among.open(Fake.open)
     assert first.asked == asked + 1
     assert first.started == 0
 
 
-async def test_upstream_that_works_again_is_preferred_again(clock: Clock) -> None:
+async def test_recovered_upstream_is_preferred_again(clock: Clock) -> None:
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     with logged(logging.INFO) as lines:
         await among.open(Fake.open)
         first.error = None
-        clock.now += FIRST_REST
+        clock.now += FIRST_BACKOFF
         for _ in range(2):
             assert await among.open(Fake.open) == "first"
     assert lines == [
@@ -89,11 +89,11 @@ async def test_upstream_that_works_again_is_preferred_again(clock: Clock) -> Non
     assert first.started == 2
 
 
-async def test_one_stream_tries_again_and_others_do_not_wait(clock: Clock) -> None:
+async def test_one_stream_retries_and_others_do_not_wait(clock: Clock) -> None:
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     await among.open(Fake.open)
-    clock.now += FIRST_REST
+    clock.now += FIRST_BACKOFF
     go_on = asyncio.Event()
 
     async def ask(upstream: Fake) -> str:
@@ -109,7 +109,7 @@ async def test_one_stream_tries_again_and_others_do_not_wait(clock: Clock) -> No
     assert first.asked == 2
 
 
-async def test_unreachable_destination_is_the_last_word() -> None:
+async def test_unreachable_destination_is_final() -> None:
     first = Fake("first", NetworkError("gone"))
     second = Fake("second", DestinationError(Outcome.CONNECTION_REFUSED))
     third = Fake("third")
@@ -118,31 +118,31 @@ async def test_unreachable_destination_is_the_last_word() -> None:
         await among.open(Fake.open)
     assert caught.value.outcome is Outcome.CONNECTION_REFUSED
     assert (second.started, third.asked) == (1, 0)
-    assert not among._candidates[1].rests
+    assert not among._candidates[1].is_in_backoff
 
 
-async def test_no_upstream_can_be_asked() -> None:
+async def test_error_names_all_failed_upstreams() -> None:
     among = Balancer([
         Fake("first", PeerError("first: strange", cause=Cause.TLS)),
         Fake("second", NetworkError("gone")),
     ])  # fmt: skip
-    for _ in range(2):  # all are asked, although all rest
+    for _ in range(2):  # all are asked, although all are in backoff
         with pytest.raises(NetworkError) as caught:
             await among.open(Fake.open)
         assert str(caught.value) == "first: strange; second: gone"
         assert caught.value.cause is Cause.TLS
 
 
-async def test_error_of_a_single_upstream_keeps_its_class() -> None:
+async def test_error_of_single_upstream_keeps_its_class() -> None:
     with pytest.raises(PeerError, match=r"^first: strange$"):
         await Balancer([Fake("first", PeerError("strange"))]).open(Fake.open)
 
 
-async def test_stream_that_waited_too_long_asks_no_further_upstream(clock: Clock) -> None:
+async def test_no_failover_after_the_time_limit(clock: Clock) -> None:
     first, second = Fake("first", NetworkError("gone")), Fake("second")
 
     async def ask(upstream: Fake) -> str:
-        clock.now += PATIENCE
+        clock.now += FAILOVER_TIME
         return await upstream.open()
 
     among = Balancer([first, second])

@@ -1,4 +1,4 @@
-"""Dialling under rules: what is connected to, and what is told when it is not."""
+"""Direct connections under rules: allowed addresses, outcomes and errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HERE, DENIED = "127.0.0.1", "127.0.0.2"
 
 
 class Names(Resolver):
-    """Has an address that is denied and one that is allowed for "both.test", the former first."""
+    """Resolves "both.test" to a denied address and an allowed one, in this order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ async def outcome_of(host: str, port: int) -> Outcome:
     return caught.value.outcome
 
 
-async def test_only_addresses_that_the_rules_allow_are_connected_to() -> None:
+async def test_connects_only_to_allowed_addresses() -> None:
     async with asyncio.timeout(SOON), listening() as there:
         dialer = DirectDialer(Names(), allows)
         for host in (HERE, "both.test"):
@@ -66,13 +66,13 @@ async def test_outcome_of_failures() -> None:
     assert await outcome_of("both.test", port) is Outcome.CONNECTION_REFUSED
 
 
-async def test_deadline_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_outcome_of_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct, "CONNECT_TIME", 0.05)
     with black_hole() as (_, port):
         assert await outcome_of(HERE, port) is Outcome.TIMED_OUT
 
 
-async def test_name_of_unreachable_address_is_forgotten() -> None:
+async def test_unreachable_address_is_dropped_from_cache() -> None:
     async with listening() as gone:
         port = gone.port
     names = Names()

@@ -1,4 +1,4 @@
-"""The stock of waiting connections: how many there are, how old they get, and what failures do."""
+"""The pool of preconnected connections: size, age, ends and failures."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from mtt.layers.holding import Holding
 from mtt.layers.layer import Layer
 from mtt.outbound import preconnect, reuse
 from mtt.outbound.preconnect import (
-    CALM_TIME,
+    FAILURE_MEMORY,
     FIRST_RETRY,
-    LAST_RETRY,
-    LONGEST_WAIT,
-    MOST_DIALS,
-    MOST_EARLY,
-    PART_OF_TIMEOUT,
-    REFRESH,
-    YOUNG,
-    Preconnected,
+    MAX_AGE,
+    MAX_DIALS,
+    MAX_EARLY,
+    MAX_RETRY,
+    MIN_LIFETIME,
+    REFRESH_FRACTION,
+    TIMEOUT_FRACTION,
+    PreconnectPool,
 )
 from tests.support.transports import FakeLayer, attach, tcp_sockets, turns
 from tests.support.tunnels import RESET, logged
@@ -47,7 +47,7 @@ class Timer:
 
 
 class Clock:
-    """An event loop whose time passes when a test says so."""
+    """An event loop whose time tests advance."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -84,7 +84,7 @@ class Clock:
 
 
 class Network:
-    """What is dialled: fake connections, as soon as `allowed` is set."""
+    """What the pool dials: fake connections, made while `allowed` is set."""
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, size: int, *, timeout: float = 300.0
@@ -104,7 +104,7 @@ class Network:
         self.error: Exception | None = None
         self.on_made: Callable[[FakeLayer], object] = lambda layer: None
         self.lost: list[Exception | None] = []
-        self.stock = Preconnected(self._connect, size, timeout=timeout, on_lost=self.lost.append)
+        self.pool = PreconnectPool(self._connect, size, timeout=timeout, on_lost=self.lost.append)
 
     async def _connect(self) -> asyncio.Transport:
         self.dials += 1
@@ -124,11 +124,11 @@ class Network:
         return layer
 
     async def start(self) -> None:
-        self.stock.start()
+        self.pool.start()
         await turns()
 
     async def take(self) -> FakeLayer:
-        transport = await self.stock.open()
+        transport = await self.pool.open()
         assert isinstance(transport, FakeLayer)
         return transport
 
@@ -137,10 +137,10 @@ class Network:
         return sum(not layer.closing for layer in self.made)
 
     async def close(self) -> None:
-        await self.stock.close()
+        await self.pool.close()
         await turns()
-        assert not len(self.stock) and not self.clock.pending and not self.dialling
-        assert not self.stock._ending
+        assert not len(self.pool) and not self.clock.pending and not self.dialling
+        assert not self.pool._closing
 
 
 @pytest.fixture(autouse=True)
@@ -148,40 +148,38 @@ def same_dice() -> None:
     random.seed(7)
 
 
-async def test_as_many_wait_as_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pool_keeps_the_wanted_number_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 5)
     await network.start()
-    assert (len(network.stock), network.dials, network.most) == (5, 5, MOST_DIALS)
+    assert (len(network.pool), network.dials, network.most) == (5, 5, MAX_DIALS)
     await network.close()
     assert all(layer.closing for layer in network.made)
 
 
-async def test_one_that_is_taken_costs_no_dial_and_is_replaced(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_taken_connection_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 2)
     await network.start()
     network.allowed.clear()
     taken = [await network.take(), await network.take()]
     assert taken == [network.made[1], network.made[0]]  # the youngest first
-    assert (len(network.stock), network.stock.used) == (0, 2)
+    assert (len(network.pool), network.pool.used) == (0, 2)
     network.allowed.set()
     await turns()
-    assert (len(network.stock), network.dials) == (2, 4)
+    assert (len(network.pool), network.dials) == (2, 4)
     await network.close()
     assert not any(layer.closing for layer in taken)
 
 
-async def test_without_a_stock_everybody_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pool_of_size_zero_always_dials(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 0)
     await network.start()
     assert network.dials == 0
     await network.take()
-    assert (network.dials, network.stock.used) == (1, 0)
+    assert (network.dials, network.pool.used) == (1, 0)
     await network.close()
 
 
-async def test_who_finds_none_dials_and_gets_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_empty_pool_dials_and_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     network.error = DOWN
     await network.start()
@@ -194,60 +192,56 @@ async def test_who_finds_none_dials_and_gets_the_error(monkeypatch: pytest.Monke
 # Age.
 
 
-async def test_the_old_ones_are_replaced_before_they_are_closed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_stale_connections_are_replaced_then_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 4)
     await network.start()
     first = list(network.made)
-    await network.clock.advance(LONGEST_WAIT * REFRESH[0] - 0.1)
+    await network.clock.advance(MAX_AGE * REFRESH_FRACTION[0] - 0.1)
     assert network.dials == 4
     network.allowed.clear()  # a dial may take its time
-    await network.clock.advance(LONGEST_WAIT * (REFRESH[1] - REFRESH[0]) + 0.1)
-    assert network.most == MOST_DIALS
-    assert (len(network.stock), network.open) == (4, 4)  # until their successors are there
+    await network.clock.advance(MAX_AGE * (REFRESH_FRACTION[1] - REFRESH_FRACTION[0]) + 0.1)
+    assert network.most == MAX_DIALS
+    assert (len(network.pool), network.open) == (4, 4)  # until their successors are there
     network.allowed.set()
     await turns()
     assert all(layer.closing for layer in first)
     assert not any(layer.aborted for layer in first)  # an orderly end
-    assert (len(network.stock), network.open, network.dials) == (4, 4, 8)
+    assert (len(network.pool), network.open, network.dials) == (4, 4, 8)
     await network.close()
 
 
-async def test_nothing_waits_for_too_long_when_there_is_no_successor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_maximum_age_holds_without_a_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 3)
     await network.start()
     network.error = DOWN
-    await network.clock.advance(LONGEST_WAIT - 0.1)
+    await network.clock.advance(MAX_AGE - 0.1)
     assert network.open == 3
     await network.clock.advance(0.2)
-    assert network.open == len(network.stock) == 0
+    assert network.open == len(network.pool) == 0
     await network.close()
 
 
-async def test_they_do_not_all_age_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refresh_times_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 20)
     await network.start()
     counts = []
     for _ in range(11):
-        await network.clock.advance(LONGEST_WAIT / 40)
+        await network.clock.advance(MAX_AGE / 40)
         counts.append(network.dials)
-    await network.clock.advance(10 * LONGEST_WAIT)
-    assert network.open == len(network.stock) == 20
-    # Every one is made anew once in REFRESH of the longest wait.
-    assert 20 * (1 + 10 / REFRESH[1]) < network.dials < 20 * (1 + 11 / REFRESH[0])
-    seconds = {round(waiting.since) for waiting in network.stock._waiting}
+    await network.clock.advance(10 * MAX_AGE)
+    assert network.open == len(network.pool) == 20
+    # Every one is made anew once in REFRESH_FRACTION of MAX_AGE.
+    assert 20 * (1 + 10 / REFRESH_FRACTION[1]) < network.dials < 20 * (1 + 11 / REFRESH_FRACTION[0])
+    seconds = {round(waiting.since) for waiting in network.pool._ready}
     assert len(seconds) > 5
     await network.close()
 
 
-async def test_a_short_timeout_shortens_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_short_timeout_lowers_the_maximum_age(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1, timeout=10.0)
     await network.start()
     network.error = DOWN
-    await network.clock.advance(10 * PART_OF_TIMEOUT - 0.1)
+    await network.clock.advance(10 * TIMEOUT_FRACTION - 0.1)
     assert network.open == 1
     await network.clock.advance(0.2)
     assert network.open == 0
@@ -255,7 +249,7 @@ async def test_a_short_timeout_shortens_the_wait(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("how", ["sleep", "network"])
-async def test_after_sleep_or_in_another_network_they_are_not_used(
+async def test_not_used_after_sleep_or_network_change(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = Network(monkeypatch, 3)
@@ -269,21 +263,21 @@ async def test_after_sleep_or_in_another_network_they_are_not_used(
     assert fresh not in old
     assert all(layer.aborted for layer in old)
     await turns()
-    assert len(network.stock) == 3
+    assert len(network.pool) == 3
     assert await network.take() not in old
-    assert network.stock.used == 1
+    assert network.pool.used == 1
     await network.close()
 
 
 @pytest.mark.parametrize("error", [errno.ETIMEDOUT, errno.ECONNRESET])
-async def test_what_waited_with_a_dead_one_is_not_used(
+async def test_siblings_of_a_dead_connection_are_not_used(
     error: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It cannot be asked. A reset may be the destination's, and says nothing of the others."""
+    """They cannot be verified. A reset does not count: it may come from the destination."""
     network = Network(monkeypatch, 3)
     await network.start()
     old = list(network.made)
-    await network.clock.advance(YOUNG)
+    await network.clock.advance(MIN_LIFETIME)
     network.made[0].lose(OSError(error, ""))
     await turns()
     for _ in range(2):
@@ -293,27 +287,27 @@ async def test_what_waited_with_a_dead_one_is_not_used(
     await network.close()
 
 
-async def test_new_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_renew_replaces_ready_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 3)
     await network.start()
     network.allowed.clear()
     taken = await network.take()
     await turns()
     assert network.dialling == 1  # with what is out of date now
-    network.stock.renew()
+    network.pool.renew()
     network.allowed.set()
     await turns()
     # Two that waited and the one that was under way are gone.
-    assert (network.dials, network.open, len(network.stock)) == (7, 4, 3)
+    assert (network.dials, network.open, len(network.pool)) == (7, 4, 3)
     assert not taken.closing
-    assert all(waiting.lower in network.made[3:] for waiting in network.stock._waiting)
+    assert all(waiting.lower in network.made[3:] for waiting in network.pool._ready)
     await network.close()
 
 
 # What they say.
 
 
-async def test_what_the_destination_says_first_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_early_data_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     network.on_made = lambda layer: layer.protocol.data_received(b"220 ")
     await network.start()
@@ -329,9 +323,7 @@ async def test_what_the_destination_says_first_is_kept(monkeypatch: pytest.Monke
     await network.close()
 
 
-async def test_one_that_talks_without_end_is_not_read_without_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_early_data_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     await network.start()
     layer = network.made[0]
@@ -339,7 +331,7 @@ async def test_one_that_talks_without_end_is_not_read_without_end(
     while layer.reading:
         layer.protocol.data_received(bytes(1000))
         pieces += 1
-    assert pieces == -(-MOST_EARLY // 1000)
+    assert pieces == -(-MAX_EARLY // 1000)
     taken = await network.take()
     assert taken is layer
     assert len(taken.protocol.early) == 1000 * pieces
@@ -350,26 +342,28 @@ async def test_one_that_talks_without_end_is_not_read_without_end(
 
 
 @pytest.mark.parametrize("how", ["eof", "reset"])
-async def test_one_that_ends_is_replaced_at_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ended_connection_is_replaced_at_once(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = Network(monkeypatch, 2)
     await network.start()
-    await network.clock.advance(YOUNG)
+    await network.clock.advance(MIN_LIFETIME)
     layer = network.made[0]
     if how == "eof":
         assert not layer.protocol.eof_received()
-        assert len(network.stock) == 1
+        assert len(network.pool) == 1
         layer.close()  # that is what False means
     else:
         layer.lose(ConnectionResetError())
     await turns()
-    assert (len(network.stock), network.dials) == (2, 3)
+    assert (len(network.pool), network.dials) == (2, 3)
     assert len(network.lost) == 1
-    assert not network.stock._ending
+    assert not network.pool._closing
     assert layer not in {await network.take() for _ in range(2)}
     await network.close()
 
 
-async def test_one_that_ended_before_it_could_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_that_ends_while_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
     def dead(layer: FakeLayer) -> None:
         layer.closing = True
         layer.protocol.connection_lost(PeerError("no"))
@@ -382,12 +376,12 @@ async def test_one_that_ended_before_it_could_wait(monkeypatch: pytest.MonkeyPat
         network.on_made = what
         with logged() as lines:
             await network.start()
-        assert (len(network.stock), network.open, network.dials) == (0, 0, 1)
+        assert (len(network.pool), network.open, network.dials) == (0, 0, 1)
         assert len(network.lost) == len(lines) == 1
         await network.close()
 
 
-async def test_the_reason_of_an_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_log_has_the_reason_of_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     await network.start()
     refused = RefusedError("give it one with -cert and -key")
@@ -401,7 +395,7 @@ async def test_the_reason_of_an_end_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     await network.close()
 
 
-async def test_the_end_of_a_taken_one_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_end_of_a_taken_connection_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     await network.start()
     layer = await network.take()
@@ -409,7 +403,7 @@ async def test_the_end_of_a_taken_one_is_not_ours(monkeypatch: pytest.MonkeyPatc
     layer.lose(ConnectionResetError())
     await turns()
     assert isinstance(layer.protocol.error, ConnectionResetError)
-    assert (network.dials, len(network.stock), network.lost) == (2, 1, [])
+    assert (network.dials, len(network.pool), network.lost) == (2, 1, [])
     await network.close()
 
 
@@ -433,8 +427,8 @@ class _Bare(Layer):
 
 
 @pytest.mark.parametrize("how", ["end", "reset", "data"])
-async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
-    """The kernel knows already, and is asked before a connection is given away."""
+async def test_unread_socket_events_are_checked_before_use(how: str) -> None:
+    """The pool polls the socket before it hands out a connection."""
     others = []
 
     async def connect() -> asyncio.Transport:
@@ -445,11 +439,11 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
         layer.upper.connection_made(layer)
         return layer
 
-    stock = Preconnected(connect, 1, timeout=300.0)
-    stock.start()
-    while not len(stock):
+    pool = PreconnectPool(connect, 1, timeout=300.0)
+    pool.start()
+    while not len(pool):
         await asyncio.sleep(0)
-    waiting = next(iter(stock._waiting))
+    waiting = next(iter(pool._ready))
     if how == "data":
         others[0].send(b"220 ready\r\n")
     else:
@@ -457,12 +451,12 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
             others[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         others[0].close()
     # Not a turn of the loop from there to here, or it would have seen it.
-    transport = await stock.open()
+    transport = await pool.open()
     assert transport is not waiting.lower
     while how == "data" and not waiting.early:
         await asyncio.sleep(0)
     transport.abort()
-    await stock.close()
+    await pool.close()
     for sock in others:
         sock.close()
 
@@ -470,46 +464,44 @@ async def test_news_that_the_loop_has_not_read_yet(how: str) -> None:
 # Failures.
 
 
-async def test_dials_that_fail_become_rare_and_say_so_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_failing_dials_back_off_and_log_once(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 10)
     network.error = DOWN
     with logged() as lines:
         await network.start()
-        assert network.dials == MOST_DIALS
+        assert network.dials == MAX_DIALS
         await network.clock.advance(FIRST_RETRY)
-        assert network.dials == 2 * MOST_DIALS
+        assert network.dials == 2 * MAX_DIALS
         await network.clock.advance(3600.0)
-        assert 3600 / LAST_RETRY < network.dials / MOST_DIALS < 1.5 * 3600 / LAST_RETRY + 8
+        assert 3600 / MAX_RETRY < network.dials / MAX_DIALS < 1.5 * 3600 / MAX_RETRY + 8
     assert lines == [f"INFO -preconnect: {DOWN}; trying again from time to time"]
     network.error = None
-    await network.clock.advance(LAST_RETRY)
-    assert len(network.stock) == 10
+    await network.clock.advance(MAX_RETRY)
+    assert len(network.pool) == 10
     await network.close()
 
 
-async def test_after_a_calm_time_a_failure_is_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backoff_restarts_after_a_time_without_failures(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = Network(monkeypatch, 2)
     network.error = DOWN
     with logged() as lines:
         await network.start()
         await network.clock.advance(300.0)
         network.error = None
-        await network.clock.advance(CALM_TIME + LAST_RETRY)
-        assert len(network.stock) == 2
+        await network.clock.advance(FAILURE_MEMORY + MAX_RETRY)
+        assert len(network.pool) == 2
         network.error = DOWN
-        await network.clock.advance(LONGEST_WAIT)
+        await network.clock.advance(MAX_AGE)
     assert len(lines) == 2
     # The first tries follow each other quickly again.
-    assert network.clock.now - network.stock._failed_at < LAST_RETRY / 2
-    assert network.stock._delay < LAST_RETRY
+    assert network.clock.now - network.pool._failed_at < MAX_RETRY / 2
+    assert network.pool._retry_delay < MAX_RETRY
     await network.close()
 
 
-async def test_an_application_that_gets_through_ends_the_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_successful_open_ends_the_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 3)
     network.error = DOWN
     await network.start()
@@ -517,19 +509,17 @@ async def test_an_application_that_gets_through_ends_the_wait(
     network.error = None
     await network.take()
     await turns()
-    assert len(network.stock) == 3
+    assert len(network.pool) == 3
     await network.close()
 
 
-async def test_a_server_that_ends_everything_at_once_is_not_dialled_without_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_connections_ended_at_once_cause_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 10)
     network.on_made = lambda layer: asyncio.get_running_loop().call_soon(layer.lose, None)
     with logged() as lines:
         await network.start()
         await network.clock.advance(3600.0)
-        assert network.dials < 4 * MOST_DIALS * 3600 / LAST_RETRY
+        assert network.dials < 4 * MAX_DIALS * 3600 / MAX_RETRY
         before = network.dials
         await network.take()  # says nothing about how connections fare that wait
         await turns()
@@ -539,7 +529,7 @@ async def test_a_server_that_ends_everything_at_once_is_not_dialled_without_end(
     await network.close()
 
 
-async def test_many_that_end_together_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_simultaneous_ends_count_as_one_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 10)
     await network.start()
     with logged() as lines:
@@ -547,13 +537,13 @@ async def test_many_that_end_together_count_once(monkeypatch: pytest.MonkeyPatch
             layer.lose(ConnectionResetError())
         await turns()
     assert len(lines) == 1
-    assert len(network.stock) == 0
+    assert len(network.pool) == 0
     await network.clock.advance(FIRST_RETRY)
-    assert len(network.stock) == 10
+    assert len(network.pool) == 10
     await network.close()
 
 
-async def test_a_mistake_of_ours_is_told_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_is_logged_and_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 1)
     network.error = ZeroDivisionError("oh")
     with logged() as lines:
@@ -562,22 +552,22 @@ async def test_a_mistake_of_ours_is_told_and_survived(monkeypatch: pytest.Monkey
     assert sum("internal error" in line for line in lines) == 2
     network.error = None
     await network.clock.advance(2 * FIRST_RETRY)
-    assert len(network.stock) == 1
+    assert len(network.pool) == 1
     await network.close()
 
 
 # Stopping.
 
 
-async def test_stop_closes_what_waits_and_ends_dials(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_closes_ready_connections_and_dials(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network(monkeypatch, 3)
     await network.start()
     network.allowed.clear()
     taken = await network.take()
     await turns()
-    network.stock.stop()
+    network.pool.stop()
     await turns()
-    assert (len(network.stock), network.dialling) == (0, 0)
+    assert (len(network.pool), network.dialling) == (0, 0)
     assert not any(layer.aborted for layer in network.made)
     assert [layer for layer in network.made if not layer.closing] == [taken]
     network.allowed.set()
@@ -587,12 +577,14 @@ async def test_stop_closes_what_waits_and_ends_dials(monkeypatch: pytest.MonkeyP
     assert network.dials == 5
 
 
-async def test_close_does_not_wait_for_those_that_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_does_not_wait_for_lingering_connections(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = Network(monkeypatch, 1)
     await network.start()
     layer = network.made[0]
     monkeypatch.setattr(layer, "close", lambda: None)
-    network.stock.stop()
+    network.pool.stop()
     await turns()
     assert not layer.closing
     await network.close()

@@ -1,4 +1,4 @@
-"""Which connections of a pool may be used again: after sleep, in another network, after a death."""
+"""Liveness checks before reuse: sleep, network changes, silence and dead siblings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtt.errors import Cause, NetworkError, PeerError
 from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
 from mtt.outbound import reuse
-from mtt.outbound.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, means_dead
+from mtt.outbound.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, is_abnormal_end
 from tests.support.clock import Clock
 from tests.support.faults import drop_packets, take_packets
 from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns
@@ -24,7 +24,7 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="TC
 
 
 class World:
-    """The network and the clock that sleeps, in the test's hands."""
+    """A fake network and a fake clock with sleep."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
@@ -44,7 +44,7 @@ class World:
 
 
 class Connection:
-    """A connection that is asked, and answers when the test says so."""
+    """A connection whose answers the test controls."""
 
     def __init__(self) -> None:
         self.lower: asyncio.Transport = FakeTransport()
@@ -80,7 +80,7 @@ def lose_route(world: World) -> None:
 
 
 @pytest.mark.parametrize("change", [sleep, move, lose_route])
-def test_after_a_change_a_connection_answers_before_it_is_used(
+def test_change_requires_an_answer_before_use(
     change: Callable[[World], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, connection = World(monkeypatch), Connection()
@@ -99,7 +99,7 @@ def test_after_a_change_a_connection_answers_before_it_is_used(
     assert guard.admits(connection) is (change is not sleep)
 
 
-def test_a_second_change_makes_the_first_answer_worthless(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_change_requires_a_new_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     world, connection = World(monkeypatch), Connection()
     guard = guarded(connection)
     sleep(world)
@@ -111,14 +111,14 @@ def test_a_second_change_makes_the_first_answer_worthless(monkeypatch: pytest.Mo
     assert not connection.answered
 
 
-def test_short_sleep_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_sleep_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     world, connection = World(monkeypatch), Connection()
     guard = guarded(connection)
     world.slept += SLEEP_TIME
     assert guard.admits(connection)
 
 
-def test_a_burst_of_uses_looks_at_the_route_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_burst_of_uses_checks_the_route_once(monkeypatch: pytest.MonkeyPatch) -> None:
     world, connection = World(monkeypatch), Connection()
     guard = guarded(connection)
     for _ in range(1000):
@@ -126,13 +126,13 @@ def test_a_burst_of_uses_looks_at_the_route_once(monkeypatch: pytest.MonkeyPatch
     assert world.looks == 2  # when it was made, and when it was used first
 
 
-def test_siblings_of_a_dead_connection_are_asked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_siblings_of_a_dead_connection_are_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     World(monkeypatch)
     dead, *siblings = connections = [Connection() for _ in range(3)]
     guard = guarded(*connections)
     guard.discard(dead)
-    guard.doubt_all()
-    guard.doubt_all()
+    guard.verify_all()
+    guard.verify_all()
     assert [connection.asked for connection in connections] == [0, 1, 1]
     younger = Connection()
     guard.add(younger)
@@ -152,14 +152,12 @@ def test_siblings_of_a_dead_connection_are_asked_at_once(monkeypatch: pytest.Mon
         (ConnectionResetError(errno.ECONNRESET, ""), True),
     ],
 )
-def test_which_ends_say_that_others_may_be_dead(error: Exception | None, dead: bool) -> None:
-    assert means_dead(error) is dead
+def test_abnormal_ends(error: Exception | None, dead: bool) -> None:
+    assert is_abnormal_end(error) is dead
 
 
-def test_uses_in_a_burst_do_not_count_each_other_as_silence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The first writes to a connection that was heard last long ago; the answer takes a moment."""
+def test_burst_of_uses_is_not_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first use writes to a long idle connection; the answer takes a moment."""
     world, connection = World(monkeypatch), Connection()
     guard = guarded(connection)
     world.now += 20.0
@@ -174,13 +172,13 @@ def test_uses_in_a_burst_do_not_count_each_other_as_silence(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="its clocks do not differ")
-def test_sleep_is_told_by_the_system() -> None:
+def test_sleep_is_read_from_system_clocks() -> None:
     first = reuse.slept_seconds()
     assert abs(reuse.slept_seconds() - first) < SLEEP_TIME
     assert first > -SLEEP_TIME
 
 
-def test_sleep_is_zero_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sleep_is_zero_without_a_suitable_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse, "_CLOCK", None)
     assert reuse.slept_seconds() == 0.0
 
@@ -189,7 +187,7 @@ def test_sleep_is_zero_where_the_system_does_not_tell(monkeypatch: pytest.Monkey
 
 
 @linux_only
-async def test_a_session_answers_when_the_kernel_has_acknowledged_it() -> None:
+async def test_kernel_acknowledgement_is_an_answer() -> None:
     near, far = tcp_sockets()
     with far:
         session = SmuxSession()
@@ -205,7 +203,7 @@ async def test_a_session_answers_when_the_kernel_has_acknowledged_it() -> None:
 
 
 @linux_only
-async def test_silence_is_unanswered_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unacknowledged_bytes_are_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse, "UNANSWERED_TIME", 0.2)
     near, far = tcp_sockets()
     with far:
@@ -223,8 +221,8 @@ async def test_silence_is_unanswered_bytes(monkeypatch: pytest.MonkeyPatch) -> N
         await turns()
 
 
-async def test_without_help_of_the_system_a_later_frame_is_the_answer(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_later_frame_is_the_answer_without_kernel_support(
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
     session = SmuxSession()

@@ -1,4 +1,4 @@
-"""The pool of mux sessions: how many there are, who waits for which, and when they go."""
+"""The pool of smux sessions: sharing, dials, idle timeouts and liveness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX = 3
 
 
 class Network:
-    """What the pool dials: every session gets a fake connection, as soon as `allowed` is set."""
+    """What the pool dials: fake connections, made while `allowed` is set."""
 
     def __init__(self, *, warm: int = 0) -> None:
         self.sessions: list[SmuxSession] = []
@@ -66,7 +66,7 @@ async def test_streams_share_a_session_up_to_the_limit() -> None:
     await network.close()
 
 
-async def test_a_place_is_free_when_the_peer_has_ended_the_stream_too() -> None:
+async def test_slot_is_free_when_both_ends_have_closed() -> None:
     network = Network()
     streams = await network.open(MAX)
     streams[0].close()
@@ -79,7 +79,7 @@ async def test_a_place_is_free_when_the_peer_has_ended_the_stream_too() -> None:
     await network.close()
 
 
-async def test_at_once_or_not_at_all() -> None:
+async def test_open_at_once_uses_only_existing_sessions() -> None:
     network = Network()
     assert network.pool.open_at_once(Recorder()) is None
     streams = await network.open(MAX - 1)
@@ -91,7 +91,7 @@ async def test_at_once_or_not_at_all() -> None:
     await network.close()
 
 
-async def test_those_who_come_together_share_a_dial() -> None:
+async def test_concurrent_opens_share_a_dial() -> None:
     network = Network()
     network.allowed.clear()
     waiting = [asyncio.create_task(network.pool.open(Recorder())) for _ in range(MAX + 1)]
@@ -105,7 +105,7 @@ async def test_those_who_come_together_share_a_dial() -> None:
     await network.close()
 
 
-async def test_a_failed_dial_is_told_to_all_who_wait() -> None:
+async def test_failed_dial_fails_all_waiters() -> None:
     network = Network()
     network.allowed.clear()
     network.error = PeerError("certificate not accepted")
@@ -122,7 +122,7 @@ async def test_a_failed_dial_is_told_to_all_who_wait() -> None:
     await network.close()
 
 
-async def test_one_who_leaves_does_not_take_the_dial_with_him() -> None:
+async def test_cancelled_waiter_does_not_cancel_the_dial() -> None:
     network = Network()
     network.allowed.clear()
     leaving, staying = (asyncio.create_task(network.pool.open(Recorder())) for _ in range(2))
@@ -136,7 +136,7 @@ async def test_one_who_leaves_does_not_take_the_dial_with_him() -> None:
     await network.close()
 
 
-async def test_a_dial_that_fails_when_nobody_waits_any_more() -> None:
+async def test_dial_that_fails_without_waiters() -> None:
     network = Network()
     network.allowed.clear()
     network.error = NetworkError("refused")
@@ -149,9 +149,7 @@ async def test_a_dial_that_fails_when_nobody_waits_any_more() -> None:
     await network.close()
 
 
-async def test_a_session_that_nobody_waits_for_any_more_is_retired(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_new_session_without_waiters_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network()
     network.allowed.clear()
@@ -164,7 +162,7 @@ async def test_a_session_that_nobody_waits_for_any_more_is_retired(
     await network.close()
 
 
-async def test_a_server_that_ends_every_session_at_once_is_not_dialled_for_ever() -> None:
+async def test_open_fails_if_new_session_ends_at_once() -> None:
     network = Network()
     connect = network.pool._connect
 
@@ -188,7 +186,7 @@ async def test_a_server_that_ends_every_session_at_once_is_not_dialled_for_ever(
     await network.close()
 
 
-async def test_a_lost_session_is_replaced() -> None:
+async def test_lost_session_is_replaced() -> None:
     network = Network()
     (stream,) = await network.open()
     network.sessions[0].connection_lost(ConnectionResetError())
@@ -198,7 +196,7 @@ async def test_a_lost_session_is_replaced() -> None:
     await network.close()
 
 
-async def test_a_session_out_of_ids_is_not_used() -> None:
+async def test_session_out_of_stream_ids_is_not_used() -> None:
     network = Network()
     await network.open()
     network.sessions[0]._next_id = 1 << 32
@@ -210,7 +208,7 @@ async def test_a_session_out_of_ids_is_not_used() -> None:
 # Retirement.
 
 
-async def test_an_idle_session_is_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_timeout_closes_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network()
     (stream,) = await network.open()
@@ -227,7 +225,7 @@ async def test_an_idle_session_is_closed_after_a_while(monkeypatch: pytest.Monke
     await network.close()
 
 
-async def test_a_new_stream_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_new_stream_cancels_the_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network()
     (stream,) = await network.open()
@@ -242,7 +240,7 @@ async def test_a_new_stream_keeps_the_session(monkeypatch: pytest.MonkeyPatch) -
     await network.close()
 
 
-async def test_as_many_idle_sessions_as_wanted_stay_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wanted_number_of_sessions_stays_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network(warm=1)
     streams = await network.open(2 * MAX)
@@ -257,7 +255,7 @@ async def test_as_many_idle_sessions_as_wanted_stay_warm(monkeypatch: pytest.Mon
     await network.close()
 
 
-async def test_a_session_that_seems_dead_gets_no_new_stream() -> None:
+async def test_silent_session_gets_no_new_stream() -> None:
     network = Network(warm=1)
     await network.open()
     network.sessions[0]._seen_at -= 60.0
@@ -267,7 +265,7 @@ async def test_a_session_that_seems_dead_gets_no_new_stream() -> None:
 
 
 @pytest.mark.parametrize("change", ["network", "sleep"])
-async def test_after_a_change_streams_go_to_a_new_session(
+async def test_network_change_moves_streams_to_a_new_session(
     change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -291,7 +289,7 @@ async def test_after_a_change_streams_go_to_a_new_session(
 
 
 @pytest.mark.parametrize("dead", [True, False])
-async def test_siblings_of_a_dead_session_are_tested(
+async def test_siblings_of_a_dead_session_are_verified(
     dead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -313,8 +311,8 @@ async def test_siblings_of_a_dead_session_are_tested(
     await network.close()
 
 
-async def test_a_session_that_stopped_reading_gets_no_new_stream() -> None:
-    """Peers that cannot stop one stream's sender have all streams wait for its slow reader."""
+async def test_paused_session_gets_no_new_stream() -> None:
+    """A peer without per-stream flow control stalls all streams for one slow reader."""
     network = Network()
     (slow,) = await network.open()
     slow.pause_reading()
@@ -331,8 +329,8 @@ async def test_a_session_that_stopped_reading_gets_no_new_stream() -> None:
     await network.close()
 
 
-async def test_a_session_whose_peer_stopped_reading_gets_no_new_stream(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_session_with_a_paused_peer_gets_no_new_stream(
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
     network = Network()
@@ -349,9 +347,7 @@ async def test_a_session_whose_peer_stopped_reading_gets_no_new_stream(
     await network.close()
 
 
-async def test_streams_that_the_peer_never_ends_do_not_keep_a_session(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_unended_streams_do_not_keep_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
     # The Go server keeps those for ever whose destination it could not reach.
     clock = Clock(monkeypatch)
     network = Network()
@@ -366,9 +362,7 @@ async def test_streams_that_the_peer_never_ends_do_not_keep_a_session(
     await network.close()
 
 
-async def test_the_peers_late_end_makes_it_an_ordinary_idle_session(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_late_end_restores_the_idle_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     network = Network()
     (stream,) = await network.open()
@@ -382,7 +376,7 @@ async def test_the_peers_late_end_makes_it_an_ordinary_idle_session(
 # The end.
 
 
-async def test_close_cuts_sessions_and_dials() -> None:
+async def test_close_aborts_sessions_and_dials() -> None:
     network = Network()
     (stream,) = await network.open()
     network.allowed.clear()

@@ -1,4 +1,4 @@
-"""A UDP socket under rules, without a stream: what is sent, delivered, and kept back."""
+"""A UDP socket under rules: sending, delivery, lookups and drops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HERE, DENIED = "127.0.0.1", "127.0.0.2"
 
 
 class Names(Resolver):
-    """Knows "here.test", once it may."""
+    """Resolves "here.test" once the test allows it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Names(Resolver):
 
 
 class Owner:
-    """Keeps what it is told."""
+    """Records the callbacks."""
 
     def __init__(self) -> None:
         self.got: list[tuple[str, int, bytes]] = []
@@ -70,7 +70,7 @@ def port_of(sock: socket.socket) -> int:
     return port
 
 
-async def test_datagrams_go_there_and_back(there: socket.socket) -> None:
+async def test_datagrams_go_both_ways(there: socket.socket) -> None:
     owner = Owner()
     owner.udp.resume()
     owner.udp.send(HERE, port_of(there), b"ping")
@@ -82,7 +82,7 @@ async def test_datagrams_go_there_and_back(there: socket.socket) -> None:
     owner.udp.close()
 
 
-async def test_nothing_is_delivered_while_it_is_paused(there: socket.socket) -> None:
+async def test_paused_socket_delivers_nothing(there: socket.socket) -> None:
     owner = Owner()
     owner.udp.resume()
     owner.udp.pause()
@@ -102,7 +102,7 @@ async def test_nothing_is_delivered_while_it_is_paused(there: socket.socket) -> 
     owner.udp.close()
 
 
-async def test_rules_are_asked_about_every_address(there: socket.socket) -> None:
+async def test_rules_apply_to_every_address(there: socket.socket) -> None:
     owner = Owner()
     owner.udp.send(DENIED, port_of(there), b"ping")
     assert owner.denials == [(DENIED, port_of(there))]
@@ -113,7 +113,7 @@ async def test_rules_are_asked_about_every_address(there: socket.socket) -> None
     owner.udp.close()
 
 
-async def test_only_the_peer_may_answer_once_restricted(there: socket.socket) -> None:
+async def test_restricted_socket_accepts_only_the_peer(there: socket.socket) -> None:
     owner = Owner()
     assert owner.udp.restrict("here.test", port_of(there))
     owner.names.known.set()
@@ -130,7 +130,7 @@ async def test_only_the_peer_may_answer_once_restricted(there: socket.socket) ->
     owner.udp.close()
 
 
-async def test_names_that_fail_and_names_that_wait(there: socket.socket) -> None:
+async def test_failed_lookups_and_waiting_datagrams(there: socket.socket) -> None:
     owner = Owner()
     owner.udp.send("none.test", 53, b"lost")
     owner.udp.send("here.test", port_of(there), b"late")
@@ -143,7 +143,7 @@ async def test_names_that_fail_and_names_that_wait(there: socket.socket) -> None
     owner.udp.close()
 
 
-async def test_closed_socket_sends_nothing_and_tells_nothing(there: socket.socket) -> None:
+async def test_closed_socket_is_silent(there: socket.socket) -> None:
     owner = Owner()
     owner.udp.resume()
     owner.udp.send("here.test", port_of(there), b"never")
