@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 
 from anytls.options import CLIENT_FLAGS as ANYTLS_CLIENT
 from anytls.options import SERVER_FLAGS as ANYTLS_SERVER
+from mtt.errors import Cause
 from mtt.modes import MODES
-from mtt.options.flags import Flag
+from mtt.options.flags import Flag, parse_args
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt_mu_server.options import FLAGS as MULTI_USER
 from plugin.options import parse_options
@@ -23,6 +25,14 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTION = re.compile(r"`-([A-Za-z][\w-]*)[^`]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
+COMMAND = re.compile(r"^ *((?:mtt|anytls)-[\w-]+ -(?:.*\\\n)*.*)$", re.M)
+FLAGS = {
+    "mtt-client": CLIENT_FLAGS,
+    "mtt-server": SERVER_FLAGS,
+    "mtt-mu-server": MULTI_USER,
+    "anytls-client": ANYTLS_CLIENT,
+    "anytls-server": ANYTLS_SERVER,
+}
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 
 # In the table of messages, but not ours: what OpenSSL, the system and shadowsocks say.
@@ -90,6 +100,17 @@ def test_options_of_anytls_are_in_the_table() -> None:
     assert of(found, 1) | both | server | tunnel == names(ANYTLS_SERVER)
 
 
+def test_command_lines_in_documents_are_understood() -> None:
+    lines = [line for document in DOCUMENTS for line in COMMAND.findall(document.read_text())]
+    assert len(lines) >= 20
+    used = set()
+    for line in lines:
+        name, *arguments = shlex.split(line.replace("\\\n", " "), comments=True)
+        assert parse_args(FLAGS[name], arguments), line
+        used.add(name)
+    assert used == set(FLAGS)
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/shadowsocks.md"])
 @pytest.mark.parametrize("plugin", ["mtt-client", "mtt-server"])
 def test_plugin_options_in_documents_are_options(plugin: str, document: str) -> None:
@@ -101,6 +122,11 @@ def test_plugin_options_in_documents_are_options(plugin: str, document: str) -> 
 def test_readme_lists_all_modes() -> None:
     (modes,) = re.findall(r"selects another mode \(([^)]+)\)", read("README.md"))
     assert modes.split(", ") == list(MODES)
+
+
+def test_causes_of_failed_handshakes_are_explained() -> None:
+    text = section(read("docs/operations.md"), "## Metrics")
+    assert re.findall(r"^\| `([a-z_]+)` \| ", text, re.M) == ["cause", *Cause]
 
 
 def test_messages_to_troubleshoot_are_in_the_source() -> None:
