@@ -61,7 +61,7 @@ class TunnelReader(HeadReader[Place, SmuxSession]):
         refusal: Reply | None = None,
     ) -> None:
         self._serve = serve
-        self.route = route
+        self._route = route
         self._place = place
         self._mux = mux
         self.refusal = refusal
@@ -69,8 +69,8 @@ class TunnelReader(HeadReader[Place, SmuxSession]):
         self.alpn = alpn.SITE if route is not None else None
 
     def read(self, transport: StreamTransport) -> None:
-        if self.route is not None:
-            _HttpHead(self, self.route).wait(transport)
+        if self._route is not None:
+            _HttpHead(self, self._route).wait(transport)
         else:
             self.front.handshakes.discard(transport)
             assert self._place is not None

@@ -271,6 +271,27 @@ async def test_a_preamble_may_come_in_pieces_behind_the_hash(padding: int, certs
         await eventually(lambda: empty(server))
 
 
+async def test_begun_preamble_has_longer_than_silence(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, anytls_heads)
+    async with serving(echo) as there, in_front_of_a_site(certs) as (server, site):
+        async with AnyTlsPeer(await tls_connect(port_of(server), certs)) as user:
+            await user.send(hashed())
+            await eventually(lambda: has_heard(server, hashed()))
+            await clock.passes(anytls_heads.PREAMBLE_TIME - 0.1)
+            assert not site.visits
+            await user.send(preamble()[len(hashed()) :], settings(), frame(SYN, 1))
+            await user.send(frame(PSH, 1, address("127.0.0.1", there.port) + b"hello"))
+            frames = [await user.frame() for _ in range(3)]
+            assert frames[1:] == [(SYNACK, 1, b""), (PSH, 1, b"hello")]
+        async with await tls_connect(port_of(server), certs) as stranger:
+            await stranger.send(hashed())
+            await eventually(lambda: has_heard(server, hashed()))
+            await clock.passes(anytls_heads.PREAMBLE_TIME + 0.1)
+            await eventually(lambda: site.received == hashed())
+
+
 async def test_slow_connections_are_limited_in_number_and_time(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
