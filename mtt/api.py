@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Generic, Required, Self, TypedDict, TypeVar, Unpack
+from typing import Any, Required, Self, TypedDict, Unpack
 
 from mtt import client, server
 from mtt.errors import StartError, UsageError
@@ -19,9 +19,7 @@ from mtt.modes import MODES
 from mtt.options.flags import Flag, Values
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 
-_Service = TypeVar("_Service", "client.Client", "server.Server")
-
-Path = str | os.PathLike[str]
+FilePath = str | os.PathLike[str]
 
 # The options behind keyword arguments, where they have other names; elsewhere an underscore stands
 # for a dash.
@@ -50,12 +48,12 @@ class CommonKeywords(TypedDict, total=False):
 
     listen: str | None  # "host:port"; port 0 draws a free one
     mode: str  # "tls" (the default), "wss", "mux", "wss+mux" or "anytls"
-    cert: Path | None
-    key: Path | None
+    cert: FilePath | None
+    key: FilePath | None
     tls_min: str | None
     wss_path: str | None
     password: str | None
-    password_file: Path | None
+    password_file: FilePath | None
     timeout: float | None
     max_conns: int | None
     fast_open: bool
@@ -67,8 +65,8 @@ class ClientKeywords(CommonKeywords, total=False):
 
     server: Required[str]  # "host:port"
     server_name: str | None
-    ca: Path | None
-    pin: str | tuple[str, ...] | None
+    ca: FilePath | None
+    pin: str | Sequence[str] | None
     skip_verify: bool
     wss_mask: bool
     mux_max_stream: int | None
@@ -87,13 +85,13 @@ class ServerKeywords(CommonKeywords, total=False):
     """The keyword arguments of a server."""
 
     destination: Required[str]  # "host:port"
-    listen_unix: Path | None
-    cert_dir: Path | None
+    listen_unix: FilePath | None
+    cert_dir: FilePath | None
     certificate_name: str | None
-    client_ca: Path | None
+    client_ca: FilePath | None
     disable_tls: bool
     fallback: str | None
-    padding_scheme: Path | None
+    padding_scheme: FilePath | None
 
 
 CLIENT_KEYWORDS = ClientKeywords.__required_keys__ | ClientKeywords.__optional_keys__
@@ -132,10 +130,10 @@ def _value(keyword: str, flag: Flag, value: Any) -> Any:
         return tuple(_value(keyword, flag._replace(repeatable=False), each) for each in several)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
-    wanted = _TYPES[flag.kind]
-    if wanted is float and type(value) is int:
+    elif flag.kind == "duration" and type(value) is int:
         value = float(value)
-    if type(value) is not wanted:
+    wanted = _TYPES[flag.kind]
+    if (isinstance(value, bool) and wanted is not bool) or not isinstance(value, wanted):
         raise TypeError(f"{keyword} is of type {wanted.__name__}, not {type(value).__name__}")
     return value
 
@@ -152,16 +150,16 @@ def _errors_name(keywords: frozenset[str]) -> Iterator[None]:
         raise type(error)(text) from error.__cause__
 
 
-class _Embedded(Generic[_Service]):
+class _Embedded:
     """One run of a service: from `start()`, or the beginning of an `async with`, to `close()`."""
 
     _keywords: frozenset[str]
 
     def __init__(self) -> None:
-        self._service: _Service | None = None
+        self._service: client.Client | server.Server | None = None
         self._used = False
 
-    def _make(self) -> _Service:
+    def _make(self) -> client.Client | server.Server:
         raise NotImplementedError
 
     async def start(self) -> None:
@@ -219,13 +217,13 @@ class _Embedded(Generic[_Service]):
         """How many tunnels are open or being opened."""
         return self._running().tunnels
 
-    def _running(self) -> _Service:
+    def _running(self) -> client.Client | server.Server:
         if self._service is None:
             raise RuntimeError("it is not running: use `async with`, or `start()` it first")
         return self._service
 
 
-class Client(_Embedded["client.Client"]):
+class Client(_Embedded):
     """Listens for connections and carries each to a server, as mtt-client does.
 
     Raises UsageError for options that cannot work; nothing else happens before `start()`.
@@ -242,7 +240,7 @@ class Client(_Embedded["client.Client"]):
         return client.Client(self._options)
 
 
-class Server(_Embedded["server.Server"]):
+class Server(_Embedded):
     """Takes the tunnels of clients and connects each to a destination, as mtt-server does.
 
     Raises UsageError for options that cannot work; nothing else happens before `start()`.

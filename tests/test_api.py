@@ -20,6 +20,7 @@ from mtt.api import CLIENT_KEYWORDS, SERVER_KEYWORDS, option_of
 from mtt.options.flags import Flag
 from mtt.options.process import PROCESS_FLAGS
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
+from mtt.trust.reload import TlsFiles
 from tests.support.certs import Certs
 from tests.support.runner import open_descriptors
 from tests.support.tunnels import (
@@ -140,6 +141,7 @@ def test_every_option_has_a_keyword(keywords: frozenset[str], flags: tuple[Flag,
         ({"n": "x"}, TypeError, "unexpected keyword argument 'n'"),
         ({"timeout": "5m"}, TypeError, "timeout is of type float, not str"),
         ({"max_conns": True}, TypeError, "max_conns is of type int, not bool"),
+        ({"timeout": True}, TypeError, "timeout is of type float, not bool"),
         ({"listen": 443}, TypeError, "listen is of type str, not int"),
     ],
 )
@@ -221,6 +223,19 @@ async def test_nothing_is_left_behind_by_a_bad_certificate(certs: Certs, tmp_pat
     before.check()
 
 
+async def test_nothing_is_left_behind_by_a_start_that_fails_late(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: TlsFiles) -> None:
+        raise mtt.StartError("no room")
+
+    monkeypatch.setattr(TlsFiles, "follow", fail)
+    before = Left()
+    with pytest.raises(mtt.StartError, match="no room"):
+        await server_for(1, certs).start()
+    before.check()
+
+
 # A run.
 
 
@@ -292,7 +307,7 @@ async def test_certificates_are_read_again_when_asked(certs: Certs) -> None:
             async with asyncio.timeout(SOON):
                 while not lines:
                     await asyncio.sleep(0.01)
-        assert "read again: certificate for" in lines[0]
+        assert "reloaded: certificate for" in lines[0]
 
 
 # The package.
