@@ -119,7 +119,7 @@ class AnyTlsSession(MuxSession[Stream]):
         elif command == ALERT:
             if payload:
                 text = shown(bytes(payload))
-                self._fail(PeerError(f"the peer has ended the {self.name}: {text}"))
+                self.close(PeerError(f"the peer has ended the {self.name}: {text}"))
         else:
             self._said(command, stream_id, bytes(payload))
 
@@ -139,7 +139,7 @@ class AnyTlsSession(MuxSession[Stream]):
         else:
             self.send(data_frames(stream_id, data, most))
 
-    def _send_noop(self) -> None:
+    def send_noop(self) -> None:
         self.control(WASTE, 0)
 
     def _send_fin(self, stream_id: int) -> None:

@@ -225,7 +225,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         elif command == UPDATE_PADDING:
             self._updates += 1
             if self._updates > MAX_UPDATES:
-                self._fail(PeerError("the server changes its padding scheme again and again"))
+                self.close(PeerError("the server changes its padding scheme again and again"))
             else:
                 self._server.update(payload)
         elif command == HEART_RESPONSE:
@@ -351,7 +351,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
             return
         if not self.version:  # it was of a newer version when last heard of
             self._server.version = 0
-        self._cut(NetworkError("the AnyTLS session is dead: no sign of life from the server"))
+        self.abort(NetworkError("the AnyTLS session is dead: no sign of life from the server"))
 
     def _forget(self) -> None:
         if self._keepalive is not None:

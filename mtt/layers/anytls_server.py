@@ -116,7 +116,7 @@ class ServerSession(AnyTlsSession[ServerStream]):
     def _syn_received(self, stream_id: int) -> None:
         if not self._greeted:
             self.control(ALERT, 0, NO_SETTINGS)
-            self._fail(PeerError("AnyTLS session: the client opens a stream before its settings"))
+            self.close(PeerError("AnyTLS session: the client opens a stream before its settings"))
             return
         if stream_id in self._streams or self._accept is None:
             return

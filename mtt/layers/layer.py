@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtt.layers.base import StreamProtocol, StreamTransport, Upper
+from mtt.layers.base import Data, StreamProtocol, StreamTransport, Upper
 from mtt.layers.holding import hand_over
 from mtt.layers.pausable import Pausable
 
@@ -114,6 +114,9 @@ class SpeakingLayer(Layer):
     def __init__(self, upper: Upper) -> None:
         super().__init__(upper)
         self._tail = 0
+
+    def write(self, data: Data | bytearray) -> None:
+        self.write_framed(b"", data)
 
     def _speak(self, data: bytes) -> None:
         """Hand `data` that is not from above to the transport below."""

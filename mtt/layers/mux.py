@@ -29,15 +29,13 @@ from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.kernel import stalled_seconds, tells_acknowledged
+from mtt.layers.kernel import stalled_seconds
 from mtt.layers.mux_stream import MuxStream
+from mtt.layers.question import Question
 
 # A session that takes nothing for so long gets no new streams, seconds: the peer does not read, and
 # what new streams say would wait behind what is full. Go peers stop so when one reader is slow.
 STALL_TIME = 2.0
-# What is read within this time of a question may have been sent before it, seconds.
-OLD_READ_TIME = 1.0
-
 # What the kernel may hold unsent. Without a limit it takes megabytes, and the small request of one
 # stream waits behind the upload of another.
 UNSENT_LIMIT = 128 * 1024
@@ -58,9 +56,9 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_ahead", "_answered", "_ask_mark", "_ask_time", "_asks_below", "_bottom", "_finishing",
-        "_held", "_now", "_on_change", "_on_lost", "_paused_at", "_queued", "_seen_at", "_stalled",
-        "_streams", "arrivals", "error", "lost", "lower", "write_paused", "writer", "written",
+        "_ahead", "_answered", "_bottom", "_finishing", "_held", "_now", "_on_change", "_on_lost",
+        "_paused_at", "_question", "_queued", "_seen_at", "_stalled", "_streams", "arrivals",
+        "error", "lost", "lower", "write_paused", "writer", "written",
     )  # fmt: skip
 
     borrows = True
@@ -89,9 +87,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self._ahead = b""  # frames that travel with what is sent next
         self._paused_at = 0.0  # when the connection was full
         self._stalled = False  # and nothing left for STALL_TIME; until it takes more again
-        self._ask_time = 0.0  # when the peer was asked for a sign of life
-        self._ask_mark = 0  # what the socket had been given then, with the question
-        self._asks_below = False  # whether it was the layer below that asked
+        self._question: Question | None = None  # the last one
         self.write_paused = False
         self._answered = 0  # bytes of control frames, sent while the peer did not read
         self.writer = 0  # the stream that has written last
@@ -134,7 +130,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def _forget(self) -> None:
         """The session is over: let go of timers and the like."""
 
-    def _send_noop(self) -> None:
+    def send_noop(self) -> None:
         """Send a frame that means nothing."""
         raise NotImplementedError
 
@@ -263,21 +259,12 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     # For owners that want to use it again, see `mtt.outbound.reuse`.
 
     def ask(self) -> None:
-        """Ask for a sign of life: of the peer's program if the layer below can ask for one,
-        otherwise of its kernel, which acknowledges a frame that means nothing."""
-        self._ask_time = self._now()
-        self._asks_below = self.lower.ask()
-        if not (self._asks_below or self.write_paused):  # else enough is on its way already
-            self._send_noop()
-        self._ask_mark = self.handed_over
+        """Ask for a sign of life."""
+        self._question = Question(self, self._now())
 
     def has_answered(self) -> bool:
         """Whether the peer has given the sign of life for which it was asked."""
-        if self._asks_below:
-            return self.lower.has_answered()
-        if tells_acknowledged(self.lower):
-            return self.has_sent(self._ask_mark)
-        return self._seen_at > self._ask_time + OLD_READ_TIME
+        return self._question is None or self._question.is_answered(self)
 
     # For streams and owners.
 
@@ -339,19 +326,21 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self.send(data)
 
     def _unread(self) -> None:
-        if not self.lost:
-            self._cut(PeerError(f"{self.name}: the peer wants answers but reads none"))
+        self.abort(PeerError(f"{self.name}: the peer wants answers but reads none"))
 
-    def close(self) -> None:
-        """End the session and all its streams; what was written is delivered."""
+    def close(self, exc: Exception | None = None) -> None:
+        """End the session and all its streams; what was written is delivered.
+
+        `exc`: the reason, if it is the peer that broke the rules.
+        """
         if not self.lost:
-            self._end(None)
+            self._end(exc)
             self.lower.close()
 
-    def abort(self) -> None:
-        """Cut the session."""
+    def abort(self, exc: Exception | None = None) -> None:
+        """Cut the session. `exc`: the reason, if the peer is gone, or takes nothing any more."""
         if not self.lost:
-            self._end(None)
+            self._end(exc)
             self.lower.abort()
 
     def _made(self, stream: Stream) -> None:
@@ -384,17 +373,6 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def _changed(self) -> None:
         if self._on_change is not None:
             self._on_change(self)
-
-    def _fail(self, exc: Exception) -> None:
-        """End the session because the peer broke its rules; what was written is delivered."""
-        if not self.lost:
-            self._end(exc)
-            self.lower.close()
-
-    def _cut(self, exc: Exception) -> None:
-        """End the session because the peer is gone, or takes nothing any more."""
-        self._end(exc)
-        self.lower.abort()
 
     def _end(self, exc: Exception | None) -> None:
         if self.lost:

@@ -106,7 +106,7 @@ class SmuxSession(MuxSession[SmuxStream]):
             # What came before is handed up first, and nothing is read behind it.
             self.lower.pause_reading()
             failure = PeerError(f"smux: {error}")
-            asyncio.get_running_loop().call_soon(self._fail, failure)
+            asyncio.get_running_loop().call_soon(self.close, failure)
             return error.events
 
     def _command(self, command: int, stream_id: int, payload: Data) -> None:
@@ -121,7 +121,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         if stream_id in self._streams:
             return
         if self.lower.get_write_buffer_size() > SEND_LIMIT:
-            self._cut(PeerError("smux: the peer opens streams but reads nothing"))
+            self.abort(PeerError("smux: the peer opens streams but reads nothing"))
             return
         if self._accept is None or self.used_slots >= MAX_STREAMS:
             self._send_fin(stream_id)
@@ -163,13 +163,13 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def keep_alive(self) -> None:
         if not self.write_paused:
-            self._send_noop()
+            self.send_noop()
 
-    def _send_noop(self) -> None:
+    def send_noop(self) -> None:
         self.send(frame(NOP, 0))
 
     def silent_since(self) -> float | None:
         return None if self._held else self._seen_at
 
     def peer_is_dead(self) -> None:
-        self._cut(NetworkError("the mux session is dead: no sign of life from the peer"))
+        self.abort(NetworkError("the mux session is dead: no sign of life from the peer"))

@@ -23,8 +23,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from mtt.layers import linger
-from mtt.layers.base import Data, StreamProtocol, StreamTransport
+from mtt.layers import linger, pieces
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.kernel import kernel_queue
 from mtt.layers.poller import READ, WRITE, poller
 from mtt.layers.reads import LARGE_READ, Reads
@@ -33,16 +33,6 @@ from mtt.layers.reads import LARGE_READ, Reads
 # So that is what waits at most, and what one more call of write() adds: a read of the other end.
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
-
-# What waits in smaller pieces is put together, in pieces of up to FULL: each takes some hundred
-# bytes of its own, however little it holds.
-SMALL_PIECE = 4096
-FULL_PIECE = 64 * 1024
-
-# Pieces handed to the kernel in one call: IOV_MAX is 1024 on Linux, and at least 16 (POSIX).
-MAX_PIECES = 16
-
-_GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
 
 
 class SocketTransport(StreamTransport):
@@ -72,7 +62,7 @@ class SocketTransport(StreamTransport):
         self.upper = protocol
         self._written = 0  # bytes
         # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
-        self._pieces: list[Data | bytearray] = []
+        self._pieces: pieces.Pieces = []
         self._waiting = 0  # bytes in there
         self._paused = False
         self._poller = poller()
@@ -180,43 +170,21 @@ class SocketTransport(StreamTransport):
 
     def _keep(self, data: Any, start: int) -> None:
         """Have what comes after the first `start` bytes of `data` sent later."""
-        view = memoryview(data)[start:]
-        if not view:
-            return
-        pieces = self._pieces
-        last = pieces[-1] if pieces else None
-        if len(view) >= SMALL_PIECE:
-            pieces.append(view if isinstance(data, bytes) else bytes(view))
-        elif isinstance(last, bytearray) and len(last) < FULL_PIECE:
-            last += view
-        else:
-            pieces.append(bytearray(view))
-        self._waiting += len(view)
+        self._waiting += pieces.add(self._pieces, data, start)
         if self._waiting > HIGH_WATER and not self.write_paused:
             self.write_paused = True
             self._tell(self.upper.pause_writing)
 
     def _writable(self) -> None:
-        pieces = self._pieces
         try:
-            if len(pieces) > 1 and _GATHERS:
-                sent = self._sock.sendmsg(pieces[:MAX_PIECES])
-            else:
-                sent = self._sock.send(pieces[0])
+            sent = pieces.send(self._pieces, self._sock)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._send_failed(error)
             return
         self._waiting -= sent
-        whole = 0
-        while whole < len(pieces) and sent >= len(pieces[whole]):
-            sent -= len(pieces[whole])
-            whole += 1
-        del pieces[:whole]
-        if sent:
-            pieces[0] = memoryview(pieces[0])[sent:]
-        if not pieces:
+        if not self._pieces:
             self._unwatch(WRITE)
             if self._draining:
                 self._lose(None)

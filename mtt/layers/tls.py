@@ -41,10 +41,7 @@ HANDSHAKE_TIME = 10.0
 # as key updates (RFC 8446, 4.6.3); then it is not read any more, either, until it has read. An
 # honest peer asks for one after gigabytes.
 ANSWERS_LIMIT = 16 * 1024
-
-
 # How long the FIN behind a damaged alert may take (see `Records.damaged`): one retransmission.
-# by then.
 DAMAGED_TIME = 1.0
 
 # Not an Enum: each message asks for the state several times, and CPython 3.11 takes seven times as
@@ -103,10 +100,7 @@ class TlsLayer(SpeakingLayer):
         self._streams = half_close
         self._half_close = False  # agreed upon
         self._half_closed = False  # not agreed upon, but the peer has done it
-        self._heard = False
-        self._pumping = False
-        self._eof_told = False
-        self._write_eof = False
+        self._heard = self._pumping = self._eof_told = self._write_eof = False
         self._answered = 0  # bytes of our own that were sent all the same
         self._timer: asyncio.TimerHandle | None = None
         if handshake_time is not None:
@@ -171,10 +165,8 @@ class TlsLayer(SpeakingLayer):
         except ssl.SSLWantReadError:
             self._flush()
             return
-        except ssl.SSLError as error:
-            self._fail(error)
-            return
-        except (PeerError, ValueError) as error:  # ValueError: a name that IDNA cannot encode
+        # ValueError: a name that IDNA cannot encode
+        except (ssl.SSLError, PeerError, ValueError) as error:
             self._fail(error)
             return
         self._stop_timer()
@@ -190,7 +182,7 @@ class TlsLayer(SpeakingLayer):
             self._pump()
         if self._state == OPEN and records.outgoing.pending:
             # A client's last message travels with its first data, if they come in the next turn.
-            asyncio.get_running_loop().call_soon(self._flush_late)
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def give_up(self, error: Exception) -> None:
         """Do nothing more for the connection below, which is not TLS and is another's now."""
@@ -309,12 +301,8 @@ class TlsLayer(SpeakingLayer):
         if self._state != CLOSED and not self._is_held:
             self.lower.resume_reading()
 
-    def write(self, data: Data | bytearray) -> None:
-        """Encrypt and send; the layer keeps nothing of `data`."""
-        self.write_framed(b"", data)
-
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
-        """The same with the header of a frame before it, without a copy of all the data."""
+        """Encrypt and send, without a copy of all the data."""
         if self._state != OPEN or self._write_eof or not data:
             return
         try:
@@ -355,7 +343,6 @@ class TlsLayer(SpeakingLayer):
         self.close()
 
     def cut(self) -> None:
-        """Deliver what was written, then end the connection so that the peer sees a failure."""
         if self._state != OPEN:
             self.abort()
             return
@@ -366,7 +353,6 @@ class TlsLayer(SpeakingLayer):
         self.lower.cut()
 
     def abort(self) -> None:
-        """Cut the connection so that the peer sees a failure."""
         if self._state != CLOSED:
             self._closed()
         if hasattr(self, "lower"):
@@ -405,10 +391,6 @@ class TlsLayer(SpeakingLayer):
         # These refer to objects that refer to us.
         self._on_end = self._verify = None
         self._records.stash = b""
-
-    def _flush_late(self) -> None:
-        if self._state == OPEN:
-            self._flush()
 
     def _flush(self) -> None:
         data = self._records.outgoing.read()

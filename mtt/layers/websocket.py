@@ -268,11 +268,8 @@ class WebSocketLayer(SpeakingLayer):
         self._seen_at = self._now()
         self.lower.resume_reading()
 
-    def write(self, data: Data | bytearray) -> None:
-        """Send `data` as one binary message."""
-        self.write_framed(b"", data)
-
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+        """Send it as one binary message."""
         if self._close_sent or self._closed or self._write_eof or not data:
             return
         mask = self._mask()

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from mtt.layers import reads, tcp
+from mtt.layers import pieces, reads
+from mtt.layers.pieces import FULL_PIECE, MAX_PIECES
 from mtt.layers.reads import LARGE_READ, READ_SIZE
-from mtt.layers.tcp import FULL_PIECE, HIGH_WATER, LOW_WATER, MAX_PIECES, SocketTransport
+from mtt.layers.tcp import HIGH_WATER, LOW_WATER, SocketTransport
 from tests.support.bottom import (
     Told,
     at_end,
@@ -165,7 +166,7 @@ async def test_another_protocol_from_the_middle_of_a_read() -> None:
 async def test_the_memory_that_was_written_belongs_to_the_caller(
     kind: Callable[[bytes], Any], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp, "SMALL_PIECE", 1)
+    monkeypatch.setattr(pieces, "SMALL_PIECE", 1)
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         near.room = room
@@ -187,8 +188,8 @@ async def test_the_memory_that_was_written_belongs_to_the_caller(
 @pytest.mark.parametrize("gathers", [True, False])
 @pytest.mark.parametrize("small", [1, 11])
 async def test_many_pieces(gathers: bool, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp, "_GATHERS", gathers)
-    monkeypatch.setattr(tcp, "SMALL_PIECE", small)
+    monkeypatch.setattr(pieces, "_GATHERS", gathers)
+    monkeypatch.setattr(pieces, "SMALL_PIECE", small)
     rng = random.Random(90)
     written = [rng.randbytes(rng.choice((0, 1, 10, 500))) for _ in range(10 * MAX_PIECES)]
     data = b"".join(written)

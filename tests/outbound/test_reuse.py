@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from mtt.errors import Cause, NetworkError, PeerError
-from mtt.layers import mux
+from mtt.layers import question
 from mtt.layers.smux import SmuxSession
 from mtt.outbound import reuse
 from mtt.outbound.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, is_abnormal_end
@@ -230,7 +230,7 @@ async def test_later_frame_is_the_answer_without_kernel_support(
     session.ask()
     session.data_received(b"\1\3\0\0\0\0\0\0")  # may have waited in the kernel
     assert not session.has_answered()
-    await clock.passes(mux.OLD_READ_TIME + 0.1)
+    await clock.passes(question.OLD_READ_TIME + 0.1)
     session.data_received(b"\1\3\0\0\0\0\0\0")
     assert session.has_answered()
     session.abort()

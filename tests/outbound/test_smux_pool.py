@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.mux import OLD_READ_TIME, STALL_TIME
+from mtt.layers.mux import STALL_TIME
+from mtt.layers.question import OLD_READ_TIME
 from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.outbound import reuse
