@@ -148,15 +148,16 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
     return AnyTlsTunnel(pool)
 
 
-def _tunnel_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
-    from mtt.inbound.tunnel_reader import TunnelReader
+def _stream_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
+    from mtt.inbound.stream_reader import StreamReader
 
-    return TunnelReader(
-        owner.lead,
-        route=owner.route if options.wss else None,
-        place=options.destination,
-        mux=options.mux,
-    )
+    return StreamReader(owner.lead, options.destination, mux=options.mux)
+
+
+def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
+    from mtt.inbound.websocket_reader import WebSocketReader
+
+    return WebSocketReader(owner.lead, owner.route, mux=options.mux)
 
 
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
@@ -192,7 +193,7 @@ _TABLE = (
         half_close=True,
         upgrade=_no_upgrade,
         upstream=_connections,
-        reader=_tunnel_reader,
+        reader=_stream_reader,
     ),
     Mode(
         name="wss",
@@ -202,7 +203,7 @@ _TABLE = (
         half_close=False,
         upgrade=_websocket,
         upstream=_connections,
-        reader=_tunnel_reader,
+        reader=_websocket_reader,
     ),
     Mode(
         name="mux",
@@ -213,7 +214,7 @@ _TABLE = (
         half_close=True,
         upgrade=_no_upgrade,
         upstream=_smux,
-        reader=_tunnel_reader,
+        reader=_stream_reader,
     ),
     Mode(
         name="wss+mux",
@@ -224,7 +225,7 @@ _TABLE = (
         half_close=False,
         upgrade=_websocket,
         upstream=_smux,
-        reader=_tunnel_reader,
+        reader=_websocket_reader,
     ),
     Mode(
         name="anytls",

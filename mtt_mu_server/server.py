@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
 from mtt.inbound.front import Frontend
-from mtt.inbound.tunnel_reader import TunnelReader
+from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.holding import Holding
 from mtt.log import logger
@@ -73,9 +73,9 @@ class MultiUserServer(Service):
             options, self._users, self._events, self.metrics_page
         )
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
-        reader = TunnelReader(
+        reader = WebSocketReader(
             self._serve,
-            route=self._route,
+            self._route,
             mux=options.mux,
             refusal=NOT_FOUND,  # as for unknown paths, or it would tell which ones exist
         )

@@ -21,6 +21,7 @@ from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.inbound.front import HeadReader
+from mtt.inbound.site import WebSite
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
@@ -45,6 +46,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         alpn: the ALPN names of the TLS context.
     """
 
+    site: WebSite
     counts_sessions = False  # each is for one stream at a time
 
     def __init__(
@@ -58,7 +60,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         self._serve = serve
         self._find = find
         self._scheme = scheme
-        self.alpn = alpn
+        self.site = WebSite(self, alpn)
 
     def read(self, transport: StreamTransport) -> None:
         self._read(transport, VISITORS.head if self.front.fallback is None else SITE_TIME)
@@ -107,7 +109,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
             # Who has said nothing yet may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
             hold(transport, received, eof=eof)
-            front.visit(transport, watch, self._resume, self._resume).start(transport)
+            self.site.visit(transport, watch, self._resume, self._resume).start(transport)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             hold(transport, received, eof=eof)
             self._serve_http(transport)
@@ -134,7 +136,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         """Be a web server without a page, as with -wss to paths that lead nowhere."""
 
         def router(request: Request) -> Reply:
-            self.front.answers(transport, "a web visitor", NOT_FOUND)
+            self.site.answers(transport, "a web visitor", NOT_FOUND)
             return NOT_FOUND
 
         http = HttpServer(

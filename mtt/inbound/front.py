@@ -13,29 +13,33 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from mtt.address import peer_name
 from mtt.errors import Cause, PeerError
-from mtt.http import entrance, nginx
-from mtt.http.entrance import Entrance
-from mtt.http.fallback import Visit
-from mtt.http.plain import PlainVisit
-from mtt.http.server import HttpServer
-from mtt.http.watch import Watch
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, hand_over, hold
+from mtt.layers.holding import Holding
 from mtt.layers.mux import MuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Pending
 from mtt.observe.metrics import Counters
-from mtt.wire.http1 import Reply
 
 Who = TypeVar("Who")  # the user of a session, or the place that it leads to
 Session = TypeVar("Session", bound=MuxSession[Any])
-# Gets the connection of a visitor who may want a tunnel after all, and what was received.
-Resume = Callable[[StreamTransport, bytes], None]
+
+
+class Site(Protocol):
+    """A port that imitates a web server: see `mtt.inbound.site`.
+
+    Attributes:
+        handshake_time: seconds that a web server gives to a TLS handshake.
+    """
+
+    handshake_time: float
+
+    def enter(self, tls: TlsLayer) -> StreamProtocol:
+        """The protocol of a new connection, which may turn out to be a visitor's without TLS."""
 
 
 class HeadReader(Generic[Who, Session]):
@@ -43,13 +47,12 @@ class HeadReader(Generic[Who, Session]):
 
     Attributes:
         front: the front that it reads for; set by the front.
-        alpn: the ALPN names of a port that imitates a web server. Clients that offer only others
-            are refused. None for a port that imitates nothing.
+        site: the web server that the port imitates; None if it imitates nothing.
         counts_sessions: whether a session with open streams counts as one more connection.
     """
 
     front: Frontend[Who, Session]
-    alpn: Collection[str] | None
+    site: Site | None = None
     counts_sessions: bool
 
     def read(self, transport: StreamTransport) -> None:
@@ -88,7 +91,6 @@ class Frontend(Generic[Who, Session]):
     ) -> None:
         reader.front = self
         self._reader = reader
-        self._alpn = None if reader.alpn is None else [name.encode() for name in reader.alpn]
         self.counters = counters
         self._context = context
         self.fallback = fallback
@@ -119,17 +121,16 @@ class Frontend(Generic[Who, Session]):
         holding = Holding(self._reader.read)
         if self._context is None:
             return holding
-        if self._alpn is None:
+        site = self._reader.site
+        if site is None:
             tls = TlsLayer(holding, self._context(), server_side=True, half_close=True)
         else:
             tls = TlsLayer(
-                holding, self._context(), server_side=True, handshake_time=entrance.HANDSHAKE_TIME
+                holding, self._context(), server_side=True, handshake_time=site.handshake_time
             )
         holding.failed = partial(self.give_up, tls)
         self.handshakes.add(tls)
-        if self._alpn is None:
-            return tls
-        return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
+        return tls if site is None else site.enter(tls)
 
     def cut(self, is_unwanted: Callable[[Who], bool]) -> int:
         """Cut the sessions of some users, with all their streams. Returns how many."""
@@ -158,39 +159,6 @@ class Frontend(Generic[Who, Session]):
 
     def _count_cut(self) -> None:
         self.counters.handshake_failures[Cause.OVERLOAD] += 1
-
-    # Visitors.
-
-    def visit(
-        self, transport: StreamTransport, watch: Watch, on_tunnel: Resume, on_refused: Resume | None
-    ) -> Visit:
-        """A visit to the fallback site, for the caller to start."""
-        assert self.fallback is not None
-        self.handshakes.add(transport)
-        return Visit(
-            Holding(self.fallback),
-            watch,
-            on_tunnel=on_tunnel,
-            on_refused=on_refused,
-            on_settled=partial(self.handshakes.discard, transport),
-        )
-
-    def answers(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
-        """Count and log the reply to a visitor, where there is no fallback site."""
-        self.counters.handshake_failures[Cause.PATH] += 1
-        # Without the path: it may be somebody's secret with a typing error.
-        logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
-
-    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
-        """Answer a visitor without TLS."""
-        self.handshakes.add(transport)
-        done = partial(self.handshakes.discard, transport)
-        hold(transport, received)
-        if self.fallback is not None:
-            PlainVisit(Holding(self.fallback), on_settled=done).start(transport)
-        else:
-            reply = nginx.plain_http_reply()
-            hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))
 
     # Sessions.
 

@@ -1,8 +1,4 @@
-"""Reads what connections of tunnels begin with: a WebSocket request, or nothing at all.
-
-Each stream is handed to `serve` together with the *place* it leads to. What a place is (an
-address, a user) is the business of the server.
-"""
+"""Connections that begin with a WebSocket request, which says where they lead."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from mtt.address import peer_name
 from mtt.http.fallback import SITE_TIME
 from mtt.http.server import HttpServer
 from mtt.http.watch import RequestWatch
-from mtt.inbound.front import HeadReader
+from mtt.inbound.site import WebSite
+from mtt.inbound.stream_reader import TunnelReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.foreign import ForeignWebSocketLayer
 from mtt.layers.holding import Holding, hand_over, hold
-from mtt.layers.smux import SmuxSession
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import Throttle
 from mtt.wire import alpn
@@ -38,46 +34,34 @@ Place = TypeVar("Place")
 Route = Callable[[Request], Place | Reply]
 
 
-class TunnelReader(HeadReader[Place, SmuxSession]):
-    """Turns connections into tunnels, over WebSocket if there is a `route`.
+class WebSocketReader(TunnelReader[Place]):
+    """Turns connections into tunnels over WebSocket.
 
     Args:
-        serve: gets every stream, held, with its place; owns it from then on.
-        route: with WebSocket, where a request leads.
-        place: without WebSocket, where all streams lead.
-        mux: streams are multiplexed; with WebSocket only if the client does not say.
+        serve: see TunnelReader.
+        route: where a request leads.
+        mux: streams are multiplexed if the client does not say.
         refusal: see HttpServer.
     """
 
-    counts_sessions = True
+    site: WebSite
 
     def __init__(
         self,
         serve: Callable[[StreamTransport, Place], None],
+        route: Route[Place],
         *,
-        route: Route[Place] | None = None,
-        place: Place | None = None,
-        mux: bool = False,
+        mux: bool,
         refusal: Reply | None = None,
     ) -> None:
-        self._serve = serve
-        self._route = route
-        self._place = place
-        self._mux = mux
+        super().__init__(serve, mux=mux)
+        self.site = WebSite(self, alpn.SITE)
+        self.route = route
         self.refusal = refusal
         self._foreign = Throttle()
-        self.alpn = alpn.SITE if route is not None else None
 
     def read(self, transport: StreamTransport) -> None:
-        if self._route is not None:
-            _HttpHead(self, self._route).wait(transport)
-        else:
-            self.front.handshakes.discard(transport)
-            assert self._place is not None
-            if self._mux:
-                hand_over(transport, self._session(self._place))
-            else:
-                self._serve(transport, self._place)
+        _HttpHead(self).wait(transport)
 
     def upgraded(self, transport: StreamTransport, place: Place, upgrade: Upgrade) -> None:
         """Begin the tunnel on a connection that has been upgraded."""
@@ -92,15 +76,6 @@ class TunnelReader(HeadReader[Place, SmuxSession]):
             layer = ForeignWebSocketLayer(upper, partial(self._look, peer_name(transport)))
         layer.start(transport)
 
-    def _session(self, place: Place) -> SmuxSession:
-        session = SmuxSession(accept=partial(self._accept, place), on_lost=self.front.session_lost)
-        self.front.begin(session, place)
-        return session
-
-    def _accept(self, place: Place) -> Holding:
-        self.front.counters.streams += 1
-        return Holding(lambda stream: self._serve(stream, place))
-
     def _look(self, peer: str, first: bytes) -> None:
         """Name a client in the log whose bytes cannot mean anything to the destination."""
         if is_v2ray_plugin_mux(first):
@@ -110,14 +85,13 @@ class TunnelReader(HeadReader[Place, SmuxSession]):
 class _HttpHead(Generic[Place]):
     """Waits on one connection for the request that makes it a tunnel."""
 
-    __slots__ = ("_is_refused", "_place", "_reader", "_route", "_transport")
+    __slots__ = ("_is_refused", "_place", "_reader", "_transport")
 
     _place: Place
     _transport: StreamTransport
 
-    def __init__(self, reader: TunnelReader[Place], route: Route[Place]) -> None:
+    def __init__(self, reader: WebSocketReader[Place]) -> None:
         self._reader = reader
-        self._route = route
         self._is_refused = False  # the fallback site could not be reached
 
     def wait(
@@ -143,12 +117,12 @@ class _HttpHead(Generic[Place]):
         hand_over(transport, http)
 
     def _find(self, request: Request) -> Reply | None:
-        found = self._route(request)
+        found = self._reader.route(request)
         if not isinstance(found, Reply):
             self._place = found
             return None
         if self._reader.front.fallback is None:
-            self._reader.front.answers(self._transport, "no tunnel", found)
+            self._reader.site.answers(self._transport, "no tunnel", found)
         return found
 
     def _upgraded(self, transport: StreamTransport, _: Request, upgrade: Upgrade) -> None:
@@ -160,10 +134,10 @@ class _HttpHead(Generic[Place]):
             check_hidden_request(request, PREFERENCE, early=early or request.has_body)
         except UpgradeRefused:
             return False
-        return not isinstance(self._route(request), Reply)
+        return not isinstance(self._reader.route(request), Reply)
 
     def _fall_back(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
         watch = RequestWatch(self._is_tunnel)
         refused = None if self._is_refused else partial(self.wait, is_refused=True)
         hold(transport, received, eof=eof)
-        self._reader.front.visit(transport, watch, self.wait, refused).start(transport)
+        self._reader.site.visit(transport, watch, self.wait, refused).start(transport)

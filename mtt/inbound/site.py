@@ -1,0 +1,79 @@
+"""A port that imitates a web server, for every connection that is not a tunnel's.
+
+With a fallback site visitors are passed to that. Without it they find a web server that has no
+page; with AnyTLS and WebSocket alike it answers as nginx does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+from mtt.address import peer_name
+from mtt.errors import Cause
+from mtt.http import entrance, nginx
+from mtt.http.entrance import Entrance
+from mtt.http.fallback import Visit
+from mtt.http.plain import PlainVisit
+from mtt.http.server import HttpServer
+from mtt.http.watch import Watch
+from mtt.inbound.front import HeadReader
+from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.holding import Holding, hand_over, hold
+from mtt.layers.tls import TlsLayer
+from mtt.log import logger
+from mtt.wire.http1 import Reply
+
+# Gets the connection of a visitor who may want a tunnel after all, and what was received.
+Resume = Callable[[StreamTransport, bytes], None]
+
+
+class WebSite:
+    """The web server of one port.
+
+    Args:
+        reader: reads what is not a visitor's.
+        alpn: the ALPN names of the TLS context. Clients that offer only others are refused.
+    """
+
+    def __init__(self, reader: HeadReader[Any, Any], alpn: Collection[str]) -> None:
+        self.handshake_time = entrance.HANDSHAKE_TIME
+        self._reader = reader
+        self._alpn = [name.encode() for name in alpn]
+
+    def enter(self, tls: TlsLayer) -> StreamProtocol:
+        return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
+
+    def visit(
+        self, transport: StreamTransport, watch: Watch, on_tunnel: Resume, on_refused: Resume | None
+    ) -> Visit:
+        """A visit to the fallback site, for the caller to start."""
+        front = self._reader.front
+        assert front.fallback is not None
+        front.handshakes.add(transport)
+        return Visit(
+            Holding(front.fallback),
+            watch,
+            on_tunnel=on_tunnel,
+            on_refused=on_refused,
+            on_settled=partial(front.handshakes.discard, transport),
+        )
+
+    def answers(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
+        """Count and log the reply to a visitor, where there is no fallback site."""
+        self._reader.front.counters.handshake_failures[Cause.PATH] += 1
+        # Without the path: it may be somebody's secret with a typing error.
+        logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
+
+    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
+        """Answer a visitor without TLS."""
+        front = self._reader.front
+        front.handshakes.add(transport)
+        done = partial(front.handshakes.discard, transport)
+        hold(transport, received)
+        if front.fallback is not None:
+            PlainVisit(Holding(front.fallback), on_settled=done).start(transport)
+        else:
+            reply = nginx.plain_http_reply()
+            hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))
