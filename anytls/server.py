@@ -17,7 +17,7 @@ from mtt.inbound.front import Frontend
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
@@ -234,7 +234,7 @@ class Server(Service):
     def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
         site = self._options.fallback
-        self.open_tunnels.carry(stream, partial(self._fallback.connect, site, Holding))
+        self.open_tunnels.carry(stream, partial(self._fallback.connect, site, Parked))
 
 
 def _hashed(users: Iterable[User]) -> dict[str, bytes]:

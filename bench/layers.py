@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from bench.certs import SERVER_NAME, Certs
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
@@ -187,15 +187,15 @@ def _tls(upper: Any, client: bool, certs: Certs) -> TlsLayer:
     return TlsLayer(upper, context, server_side=True)
 
 
-def _websocket(upper: Any, client: bool, random_mask: bool) -> Holding:
-    return Holding(
+def _websocket(upper: Any, client: bool, random_mask: bool) -> Parked:
+    return Parked(
         lambda transport: WebSocketLayer(upper, client=client, random_mask=random_mask).start(
             transport
         )
     )
 
 
-def _smux(upper: Any, client: bool) -> Holding:
+def _smux(upper: Any, client: bool) -> Parked:
     def ready(transport: asyncio.Transport) -> None:
         session = SmuxSession(accept=None if client else lambda: upper)
         transport.set_protocol(session)
@@ -204,4 +204,4 @@ def _smux(upper: Any, client: bool) -> Holding:
         if client:
             session.open_stream(upper)
 
-    return Holding(ready)
+    return Parked(ready)

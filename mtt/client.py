@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtt.address import peer_name
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import logger
 from mtt.modes import MODES
 from mtt.net.dial import Dialer
@@ -128,7 +128,7 @@ class Client(Service):
         self._upstream.ended(relay.error)
 
 
-class _Application(Holding):
+class _Application(Parked):
     """The protocol of an application's connection until there is a tunnel for it."""
 
     __slots__ = ("_client", "_timer")

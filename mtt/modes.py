@@ -89,7 +89,7 @@ def _no_upgrade(_options: ClientOptions) -> None:
 
 
 def _websocket(options: ClientOptions) -> Finish:
-    from mtt.layers.holding import Holding
+    from mtt.layers.parked import Parked
     from mtt.layers.upgrade import UpgradeClient
     from mtt.layers.websocket import WebSocketLayer
     from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
@@ -99,7 +99,7 @@ def _websocket(options: ClientOptions) -> Finish:
         server_name = options.tls.server_name
         await UpgradeClient(transport, options.wss_path, server_name, (protocol,)).answered()
         layer = WebSocketLayer(
-            Holding(),
+            Parked(),
             client=True,
             random_mask=options.wss_mask,
             half_close=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mtt.address import Endpoint
 from mtt.inbound.front import Frontend
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import logger
 from mtt.modes import MODES, described
 from mtt.net.dial import Dialer
@@ -108,7 +108,7 @@ class Server(Service):
         )
 
     async def connect(self, destination: Endpoint) -> StreamTransport:
-        return await self._dialer.connect(destination, Holding)
+        return await self._dialer.connect(destination, Parked)
 
     def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
-        return self._dialer.connect_at_once(destination, Holding)
+        return self._dialer.connect_at_once(destination, Parked)

@@ -20,7 +20,7 @@ from mtt.http.exchange import Exchange
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
 from mtt.net.admission import MAX_PENDING, Pending
@@ -71,17 +71,17 @@ class Controller:
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection."""
-        holding = Holding(self._opened)
+        parked = Parked(self._opened)
         if self._context is None:
-            return holding
-        tls = TlsLayer(holding, self._context(), server_side=True)
+            return parked
+        tls = TlsLayer(parked, self._context(), server_side=True)
         self._admit(tls)
 
         def failed(error: Exception) -> None:
             self._forget(tls)
             logger.debug("controller: %s: %s", peer_name(tls), describe(error))
 
-        holding.failed = failed
+        parked.failed = failed
         return tls
 
     async def close(self) -> None:

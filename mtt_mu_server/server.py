@@ -13,7 +13,7 @@ from mtt.errors import NetworkError
 from mtt.inbound.front import Frontend
 from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import logger
 from mtt.modes import described
 from mtt.net.dial import Dialer
@@ -216,11 +216,11 @@ class MultiUserServer(Service):
         """Somebody who wants no tunnel gets to the web site."""
         assert self._options.fallback is not None
         site = self._options.fallback
-        self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Holding))
+        self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Parked))
 
     async def _dial(self, user: User) -> StreamTransport:
         try:
-            return await self._dialer.connect(parse_endpoint("dst", user.dst), Holding)
+            return await self._dialer.connect(parse_endpoint("dst", user.dst), Parked)
         except NetworkError as error:
             self._events.dial_failures += 1
             self.counters.dial_failures += 1

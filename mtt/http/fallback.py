@@ -18,8 +18,8 @@ from typing import Any
 
 from mtt.http.watch import Watch
 from mtt.layers.base import Data, StreamTransport, Upper
-from mtt.layers.holding import Holding
 from mtt.layers.layer import Layer
+from mtt.layers.parked import Parked
 
 # A connection on which nothing has come for so long after its handshakes is given to the site, so
 # that the site's clock decides how long silence may last. Clients send a tunnel's request right
@@ -75,7 +75,7 @@ class Visit(Layer):
     def start(self, transport: StreamTransport) -> None:
         # With the end, if it has come as well, what came tells more.
         held = transport.get_protocol()
-        self._eof = isinstance(held, Holding) and held.eof
+        self._eof = isinstance(held, Parked) and held.eof
         super().start(transport)
 
     # The protocol of the layer below.
@@ -208,6 +208,6 @@ class Visit(Layer):
         """Whether there was no site, and the visitor may want none."""
         return (
             self._on_refused is not None
-            and isinstance(self.upper, Holding)
+            and isinstance(self.upper, Parked)
             and not (self._eof or self._watch.is_committed or self.lower.is_closing())
         )

@@ -26,7 +26,7 @@ from mtt.layers.anytls_heads import ConnectionHead, StreamHead
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import hand_over, hold
+from mtt.layers.parked import hand_over, park
 from mtt.log import logger
 from mtt.wire.anytls import HASH_SIZE
 from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
@@ -108,10 +108,10 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
             # Who has said nothing yet may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
-            hold(transport, received, eof=eof)
+            park(transport, received, eof=eof)
             self.site.visit(transport, watch, self._resume, self._resume).start(transport)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
-            hold(transport, received, eof=eof)
+            park(transport, received, eof=eof)
             self._serve_http(transport)
         else:
             front.give_up(transport, error)
@@ -129,7 +129,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         return len(data) >= HASH_SIZE and self._find(data[:HASH_SIZE]) is not None
 
     def _resume(self, transport: StreamTransport, received: bytes) -> None:
-        hold(transport, received)
+        park(transport, received)
         self._read(transport)
 
     def _serve_http(self, transport: StreamTransport) -> None:

@@ -18,8 +18,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from mtt.address import peer_name
 from mtt.errors import Cause, PeerError
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding
 from mtt.layers.mux import MuxSession
+from mtt.layers.parked import Parked
 from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Pending
@@ -118,17 +118,17 @@ class Frontend(Generic[Who, Session]):
 
     def accept(self) -> StreamProtocol:
         """The protocol for a new connection (a protocol factory of asyncio)."""
-        holding = Holding(self._reader.read)
+        parked = Parked(self._reader.read)
         if self._context is None:
-            return holding
+            return parked
         site = self._reader.site
         if site is None:
-            tls = TlsLayer(holding, self._context(), server_side=True, half_close=True)
+            tls = TlsLayer(parked, self._context(), server_side=True, half_close=True)
         else:
             tls = TlsLayer(
-                holding, self._context(), server_side=True, handshake_time=site.handshake_time
+                parked, self._context(), server_side=True, handshake_time=site.handshake_time
             )
-        holding.failed = partial(self.give_up, tls)
+        parked.failed = partial(self.give_up, tls)
         self.handshakes.add(tls)
         return tls if site is None else site.enter(tls)
 

@@ -20,7 +20,7 @@ from mtt.http.server import HttpServer
 from mtt.http.watch import Watch
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, hand_over, hold
+from mtt.layers.parked import Parked, hand_over, park
 from mtt.layers.tls import TlsLayer
 from mtt.log import logger
 from mtt.wire.http1 import Reply
@@ -53,7 +53,7 @@ class WebSite:
         assert front.fallback is not None
         front.handshakes.add(transport)
         return Visit(
-            Holding(front.fallback),
+            Parked(front.fallback),
             watch,
             on_tunnel=on_tunnel,
             on_refused=on_refused,
@@ -71,9 +71,9 @@ class WebSite:
         front = self._reader.front
         front.handshakes.add(transport)
         done = partial(front.handshakes.discard, transport)
-        hold(transport, received)
+        park(transport, received)
         if front.fallback is not None:
-            PlainVisit(Holding(front.fallback), on_settled=done).start(transport)
+            PlainVisit(Parked(front.fallback), on_settled=done).start(transport)
         else:
             reply = nginx.plain_http_reply()
             hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.smux import SmuxSession
 
 Place = TypeVar("Place")
@@ -34,9 +34,9 @@ class TunnelReader(HeadReader[Place, SmuxSession]):
         self.front.begin(session, place)
         return session
 
-    def _accept(self, place: Place) -> Holding:
+    def _accept(self, place: Place) -> Parked:
         self.front.counters.streams += 1
-        return Holding(lambda stream: self._serve(stream, place))
+        return Parked(lambda stream: self._serve(stream, place))
 
 
 class StreamReader(TunnelReader[Place]):

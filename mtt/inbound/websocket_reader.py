@@ -14,7 +14,7 @@ from mtt.inbound.site import WebSite
 from mtt.inbound.stream_reader import TunnelReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.foreign import ForeignWebSocketLayer
-from mtt.layers.holding import Holding, hand_over, hold
+from mtt.layers.parked import Parked, hand_over, park
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import Throttle
 from mtt.wire import alpn
@@ -67,7 +67,7 @@ class WebSocketReader(TunnelReader[Place]):
         """Begin the tunnel on a connection that has been upgraded."""
         mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
         upper: Any = (
-            self._session(place) if mux else Holding(lambda layer: self._serve(layer, place))
+            self._session(place) if mux else Parked(lambda layer: self._serve(layer, place))
         )
         ours = is_own_key(upgrade.key)
         if ours or mux or upgrade.protocol:
@@ -113,7 +113,7 @@ class _HttpHead(Generic[Place]):
             on_end=partial(front.handshakes.discard, transport),
         )
         if received:
-            hold(transport, received)
+            park(transport, received)
         hand_over(transport, http)
 
     def _find(self, request: Request) -> Reply | None:
@@ -139,5 +139,5 @@ class _HttpHead(Generic[Place]):
     def _fall_back(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
         watch = RequestWatch(self._is_tunnel)
         refused = None if self._is_refused else partial(self.wait, is_refused=True)
-        hold(transport, received, eof=eof)
+        park(transport, received, eof=eof)
         self._reader.site.visit(transport, watch, self.wait, refused).start(transport)

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hold
+from mtt.layers.parked import park
 from mtt.wire.addresses import AddressError
 from mtt.wire.addresses import decode as decode_address
 from mtt.wire.anytls import PreambleReader
@@ -178,7 +178,7 @@ class StreamHead(StreamProtocol):
         if found is not None:
             host, port, end = found
             self._let_go()
-            hold(self._transport, self._buffer[end:])
+            park(self._transport, self._buffer[end:])
             self._ready(self._transport, host, port)
 
     def eof_received(self) -> bool:

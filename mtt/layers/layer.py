@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mtt.layers.base import Data, StreamProtocol, StreamTransport, Upper
-from mtt.layers.holding import hand_over
+from mtt.layers.parked import hand_over
 from mtt.layers.pausable import Pausable
 
 

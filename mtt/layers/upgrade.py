@@ -8,7 +8,7 @@ from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Response, parse_response
@@ -17,7 +17,7 @@ from mtt.wire.http1 import HttpError, Response, parse_response
 MAX_INTERIM = 5
 
 
-class UpgradeClient(Holding):
+class UpgradeClient(Parked):
     """Asks for a WebSocket on a held transport, and holds that, paused, behind the answer."""
 
     __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request")

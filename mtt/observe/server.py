@@ -9,7 +9,7 @@ from mtt.http.access import Access
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.log import logger
 from mtt.net.admission import Pending
 from mtt.net.listen import Listener, listen
@@ -66,7 +66,7 @@ class MetricsServer:
         self._connections.close()
 
     def _accept(self) -> StreamProtocol:
-        return Holding(self._opened)
+        return Parked(self._opened)
 
     def _opened(self, transport: StreamTransport) -> None:
         self._connections.add(transport)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from mtt.errors import DestinationError, MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
 
@@ -89,7 +89,7 @@ class AnyTlsPool:
             self._warming = asyncio.get_running_loop().create_task(self._warm_up())
 
     async def open(self, destination: bytes, *, wait: bool = True) -> ClientStream:
-        """Open a stream. It is paused, and its protocol is a `Holding`.
+        """Open a stream. It is paused, and its protocol is a `Parked`.
 
         Args:
             destination: the destination, encoded by `wire.addresses.encode`.
@@ -234,6 +234,6 @@ class AnyTlsPool:
 
 
 def _open_on(session: ClientSession, destination: bytes) -> ClientStream:
-    stream = session.open_stream(Holding(), destination)
+    stream = session.open_stream(Parked(), destination)
     stream.pause_reading()
     return stream

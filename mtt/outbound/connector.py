@@ -10,7 +10,7 @@ from functools import partial
 from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.net.dial import Dialer
 from mtt.observe.metrics import Counters
@@ -25,7 +25,7 @@ DIAL_TIME = 10.0
 # Seconds of that for lookup and TCP: less, so that the dialler's error names the cause.
 CONNECT_TIME = 8.0
 
-# Upgrades a TLS connection, parked in a `Holding`, to the mode's transport. Raises MttError.
+# Upgrades a TLS connection, parked in a `Parked`, to the mode's transport. Raises MttError.
 Finish = Callable[[StreamTransport], Awaitable[StreamTransport]]
 
 
@@ -89,22 +89,22 @@ class Connector:
         hand_over(transport, session)
 
     async def connect(self) -> StreamTransport:
-        """Make a connection. Its protocol is a `Holding`.
+        """Make a connection. Its protocol is a `Parked`.
 
         Raises PeerError or NetworkError, naming the server.
         """
-        holding = Holding()
+        parked = Parked()
         layers: list[TlsLayer] = []
 
         def tls_layer() -> TlsLayer:
-            layers.append(self._tls_layer(holding))
+            layers.append(self._tls_layer(parked))
             return layers[-1]
 
         self.connecting += 1
         try:
             async with asyncio.timeout(DIAL_TIME):
                 await self._dialer.connect(self.server, tls_layer)
-                transport = await holding.opened()
+                transport = await parked.opened()
                 return transport if self._finish is None else await self._finish(transport)
         except BaseException as error:
             for layer in layers:
@@ -130,10 +130,10 @@ class Connector:
             else:
                 self._counters.dial_failures += 1
 
-    def _tls_layer(self, holding: Holding) -> TlsLayer:
+    def _tls_layer(self, parked: Parked) -> TlsLayer:
         context = self.tls.context()
         return TlsLayer(
-            holding,
+            parked,
             context,
             server_side=False,
             server_name=self._options.server_name or None,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mtt.address import Endpoint, host_port
 from mtt.errors import DestinationError, NetworkError
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.outcome import Outcome
@@ -37,7 +37,7 @@ class DirectDialer:
         self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
 
     async def connect(self, host: str, port: int) -> StreamTransport:
-        """Connect to `host` (IP literal or name) and `port`. The protocol is a `Holding`.
+        """Connect to `host` (IP literal or name) and `port`. The protocol is a `Parked`.
 
         Raises DestinationError.
         """
@@ -50,7 +50,7 @@ class DirectDialer:
         if not allowed:
             raise DestinationError(Outcome.NOT_ALLOWED, f"{name} is not allowed")
         try:
-            return await self._dialer.connect(Endpoint(allowed, port), Holding)
+            return await self._dialer.connect(Endpoint(allowed, port), Parked)
         except NetworkError as error:
             self._resolver.forget(host)
             raise DestinationError(error.outcome, f"{name}: {error}") from None

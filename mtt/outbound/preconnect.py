@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.log import logger
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end, slept_seconds
 from mtt.outbound.upstream import Session, preconnect_metrics
@@ -53,7 +53,7 @@ FAILURE_MEMORY = 120.0
 # paused, and the application notices its end.
 MAX_EARLY = 16 * 1024
 
-# Makes a connection, parked in a `Holding`. Raises MttError.
+# Makes a connection, parked in a `Parked`. Raises MttError.
 Connect = Callable[[], Awaitable[StreamTransport]]
 
 
@@ -196,10 +196,10 @@ class PreconnectPool:
             self._add(transport, generation)
 
     def _add(self, transport: StreamTransport, generation: int) -> None:
-        holding = transport.get_protocol()
-        assert isinstance(holding, Holding)
-        if transport.is_closing():  # its Holding has the reason, or will have it
-            self._ended_early(holding.error)
+        parked = transport.get_protocol()
+        assert isinstance(parked, Parked)
+        if transport.is_closing():  # its Parked has the reason, or will have it
+            self._ended_early(parked.error)
             return
         connection = _Preconnected(self, transport)
         self._ready[connection] = None
@@ -297,7 +297,7 @@ class PreconnectPool:
             self._retry_timer = None
 
 
-class _Preconnected(Holding):
+class _Preconnected(Parked):
     """Protocol of a ready connection; keeps early data."""
 
     __slots__ = ("_pool", "is_stale", "since", "timer", "usable_until")

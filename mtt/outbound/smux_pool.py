@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
 from mtt.layers.base import Upper
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
@@ -67,11 +67,11 @@ class SessionPool(Pool):
         """Do nothing: sessions are dialled when needed."""
 
     async def open(self, upper: Upper | None = None) -> SmuxStream:
-        """Open a stream for `upper` (default: a `Holding`), on an existing or a new session.
+        """Open a stream for `upper` (default: a `Parked`), on an existing or a new session.
 
         Raises like `connect`, and NetworkError if the new session ends at once.
         """
-        upper = upper or Holding()
+        upper = upper or Parked()
         stream = self.open_at_once(upper)
         while stream is None:
             session = await self._wait_for_session()
@@ -89,7 +89,7 @@ class SessionPool(Pool):
         for session in sessions:
             if self._has_room(session) and session.healthy and self._guard.admits(session):
                 self._cancel_timer(session)
-                return session.open_stream(upper or Holding())
+                return session.open_stream(upper or Parked())
         return None
 
     async def close(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from mtt.address import peer_name
 from mtt.errors import NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.log import logger
 from mtt.wire.socks import SocksError, datagram_header, parse_datagram
 
@@ -185,7 +185,7 @@ class Association(asyncio.DatagramProtocol):
             self._idle_timer = self._loop.call_later(left, self._look_idle)
 
 
-class _Control(Holding):
+class _Control(Parked):
     """The protocol of a control connection: only its end means anything."""
 
     __slots__ = ("_end",)

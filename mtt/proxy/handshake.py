@@ -5,7 +5,7 @@ Theory of operation
 The buffer holds what came and was not used. Each step takes a message from its front, answers it,
 and says what the next step is; the first one tells the protocols apart. A connection with HTTP
 goes to an `HttpConnection`. With SOCKS the request is the last step: the connection then goes to a
-`Holding`, with all that came behind the request, and to the owner.
+`Parked`, with all that came behind the request, and to the owner.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from mtt.address import peer_name
 from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hold
+from mtt.layers.parked import park
 from mtt.outcome import Outcome
 from mtt.proxy import http
 from mtt.proxy.http import HttpConnection
@@ -169,7 +169,7 @@ class ProxyHandshake(StreamProtocol):
         """The connection for whoever serves the request, which is the buffer up to `end`."""
         transport, rest = self._transport, bytes(self._buffer[end:])
         self._let_go()
-        hold(transport, rest)
+        park(transport, rest)
         return transport
 
     def _expired(self) -> None:

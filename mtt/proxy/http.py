@@ -28,8 +28,8 @@ from typing import Any, Protocol
 from mtt.address import peer_name
 from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hold
 from mtt.layers.kernel import silent_seconds
+from mtt.layers.parked import park
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
@@ -227,7 +227,7 @@ class HttpConnection(StreamProtocol):
         if asked.body is None:
             near, rest, eof = self._near, bytes(self._buffer), self._eof
             self._end("a tunnel was asked for")
-            hold(near, rest, eof=eof)
+            park(near, rest, eof=eof)
             failure = partial(_failure, asked.request)
             self._owner.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
             return
@@ -317,8 +317,8 @@ class HttpConnection(StreamProtocol):
         near, ahead, near_eof = self._near, bytes(self._buffer), self._eof
         self._exchange = None
         self._end("upgraded")
-        hold(near, ahead, eof=near_eof)
-        hold(far, rest, eof=eof)
+        park(near, ahead, eof=near_eof)
+        park(far, rest, eof=eof)
         self._owner.join(near, far)
 
     # Ends.

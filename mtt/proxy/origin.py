@@ -7,7 +7,7 @@ from typing import Protocol
 
 from mtt.errors import PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError
 from mtt.wire.httpbody import Body
@@ -91,7 +91,7 @@ class Origin(StreamProtocol):
         held = self.transport.get_protocol()
         self.transport.set_protocol(self)
         self.transport.resume_reading()
-        if isinstance(held, Holding) and (held.early or held.eof):
+        if isinstance(held, Parked) and (held.early or held.eof):
             self.eof = held.eof
             self.abort()
 

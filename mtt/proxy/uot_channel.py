@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from mtt.address import host_port
 from mtt.errors import MttError, PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hand_over
+from mtt.layers.parked import hand_over
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.observe.metrics import Counters
 from mtt.wire import uot

@@ -15,7 +15,7 @@ from typing import Any
 from mtt.address import host_port, peer_name
 from mtt.errors import PeerError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import hand_over
+from mtt.layers.parked import hand_over
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.net.resolve import Resolver
 from mtt.outbound.udp import DirectUdp

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from mtt.address import peer_name
 from mtt.errors import MttError, PeerError, StuckError, describe
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Admission
 from mtt.observe.metrics import Counters
@@ -129,7 +129,7 @@ class OpenTunnels:
             if task.cancelled():  # perhaps before it took its first step
                 work.close()
                 held = who.get_protocol()
-                if isinstance(held, Holding) and held.is_over:
+                if isinstance(held, Parked) and held.is_over:
                     who.close()
                 else:
                     who.abort()
@@ -138,7 +138,7 @@ class OpenTunnels:
 
     async def _guarded(self, who: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
         held = who.get_protocol()
-        if isinstance(held, Holding):
+        if isinstance(held, Parked):
             # Not before now: work that is cancelled before it begins has no chance to clean up.
             held.left = _cancel_of_this_task()
             if held.is_cut or held.is_over:
@@ -155,7 +155,7 @@ class OpenTunnels:
             logger.debug("where it happened:", exc_info=True)
             who.abort()
         finally:
-            if isinstance(held, Holding):
+            if isinstance(held, Parked):
                 held.left = None  # a task that was cancelled refers to this frame
 
     def failed(self, who: StreamTransport, error: MttError) -> None:

@@ -37,8 +37,8 @@ from typing import Any
 
 from mtt.errors import StuckError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, replay
 from mtt.layers.kernel import silent_seconds
+from mtt.layers.parked import Parked, replay
 
 # How long a connection to a Go server must be silent before the server is told of the end. Measured
 # with the Go server: 1 s was enough for every upload and reply to be complete.
@@ -70,7 +70,7 @@ class Relay:
 
     Args:
         near: the transport towards the application (client) or the peer (server). What a
-            `Holding` has of it goes to `far` first.
+            `Parked` has of it goes to `far` first.
         far: the other one, likewise.
         timeout: seconds without a byte in either direction after which the tunnel is closed.
         done: called once when both transports are gone.
@@ -111,18 +111,18 @@ class Relay:
         self._look_time = min(timeout / IDLE_LOOKS, LOOK_TIME)
         self._idle_timer = self.loop.call_later(self._look_time, self._look_idle)
         held = near.get_protocol(), far.get_protocol()
-        for leg, holding in zip((self._near, self._far), held, strict=True):
+        for leg, parked in zip((self._near, self._far), held, strict=True):
             if leg.transport.is_closing():  # it died before we took it over; nobody will say so
-                error = holding.error if isinstance(holding, Holding) else None
+                error = parked.error if isinstance(parked, Parked) else None
                 self.loop.call_soon(leg.connection_lost, error)
             else:
                 leg.transport.resume_reading()
         # Only now: each may say at once that it can take no more, which pauses the other.
         near.set_protocol(self._near)
         far.set_protocol(self._far)
-        for leg, holding in zip((self._near, self._far), held, strict=True):
-            if isinstance(holding, Holding) and (holding.early or holding.eof):
-                replay(leg.transport, holding)
+        for leg, parked in zip((self._near, self._far), held, strict=True):
+            if isinstance(parked, Parked) and (parked.early or parked.eof):
+                replay(leg.transport, parked)
 
     @property
     def sent(self) -> int:

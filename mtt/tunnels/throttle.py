@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding
 from mtt.layers.layer import Layer
+from mtt.layers.parked import Parked
 
 # How much of what was not used may be caught up with later, in seconds of the rate: enough that
 # short requests do not feel the limit, and more than the timer is ever late.
@@ -128,7 +128,7 @@ class Throttle(Layer):
     __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost")
 
     def __init__(self, bucket: Tokens) -> None:
-        super().__init__(Holding())
+        super().__init__(Parked())
         self._bucket = bucket
         self._backlog = bytearray()  # came and waits for tokens
         self._paused = True
@@ -140,7 +140,7 @@ class Throttle(Layer):
         """Take over `transport`. Whoever comes above uses `set_protocol()`."""
         transport.limit_reads()  # a read waits here until there are tokens for it
         held = transport.get_protocol()
-        if isinstance(held, Holding) and held.error and not (held.eof and held.early):
+        if isinstance(held, Parked) and held.error and not (held.eof and held.early):
             # Nothing has to wait; whoever comes next finds what there was, and why it is over.
             self.lower = transport
             self.upper = held

@@ -20,7 +20,7 @@ from mtt.errors import DestinationError
 from mtt.inbound import anytls_answer
 from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.net.dial import Dialer
 from mtt.outbound import direct
 from mtt.outcome import Outcome
@@ -316,7 +316,7 @@ async def test_a_slow_destination_is_acknowledged_before_the_client_gives_up_its
     monkeypatch.setattr(anytls_answer, "ANSWER_TIME", 0.1)
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         dial = server._outbound._dialer.connect
-        go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Holding))
+        go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Parked))
         async with await peer_connect(port_of(server), certs) as peer:
             await peer.open(1, "slow.test", 80, b"hello")
             assert await peer.frame() == (SYNACK, 1, b"")
@@ -346,7 +346,7 @@ async def test_one_that_fails_after_that_is_an_end_without_a_byte(
 async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) -> None:
     async with asyncio.timeout(SOON), listening() as there, server_for(certs) as server:
         dial = server._outbound._dialer.connect
-        go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Holding))
+        go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Parked))
         async with await peer_connect(port_of(server), certs) as peer:
             await peer.open(1, "slow.test", 80, b"the end")
             await peer.send(frame(FIN, 1))

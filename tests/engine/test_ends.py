@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtt.layers.base import Data, StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.layers.tcp import SocketTransport
 from mtt.tunnels.relay import Relay
 from tests.support.certs import Certs
@@ -164,7 +164,7 @@ async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_mo
     async with application:
         far = Clogged()
         done = asyncio.Event()
-        near = SocketTransport(accepted, Holding())
+        near = SocketTransport(accepted, Parked())
         Relay(near, far, timeout=60, done=lambda _: done.set())
         await application.send(upload)
         await eventually(lambda: not unsent(application))

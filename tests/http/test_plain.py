@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mtt.http.plain import PlainVisit, _PlainWatch, https_page
-from mtt.layers.holding import hold
+from mtt.layers.parked import park
 from tests.support.transports import FakeTransport, Recorder, turns
 
 GET = b"GET /a HTTP/1.1\r\nHost: test.local\r\n"
@@ -98,7 +98,7 @@ async def test_visitor_hears_of_https_for_good_requests_only(
 ) -> None:
     transport = FakeTransport()
     visit = PlainVisit(Recorder(), on_settled=lambda: None)
-    hold(transport, said)
+    park(transport, said)
     visit.start(transport)
     visit.write(page)
     visit.close()

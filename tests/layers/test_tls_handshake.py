@@ -15,7 +15,7 @@ import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
 from mtt.layers import linger
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.layers.tls import TlsLayer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
@@ -341,12 +341,12 @@ async def test_the_end_of_the_handshake_travels_with_the_first_data(
     early: bytes, certs: Certs
 ) -> None:
     """One packet instead of two; and when there are no data, it goes all the same."""
-    holding = Holding()
-    one = TlsLayer(holding, client_context(certs), server_side=False, server_name=certs.name)
+    parked = Parked()
+    one = TlsLayer(parked, client_context(certs), server_side=False, server_name=certs.name)
     other, far = server(certs)
 
     async def write_at_once() -> int:
-        transport = await holding.opened()
+        transport = await parked.opened()
         before = one.handed_over
         transport.write(early)
         return one.handed_over - before

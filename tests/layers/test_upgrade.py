@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.upgrade import MAX_INTERIM, UpgradeClient
 from mtt.wire.http1 import MAX_HEAD, parse_request
 from mtt.wire.upgrade import switching_protocols
@@ -156,17 +156,17 @@ async def test_the_server_ends_its_direction_instead() -> None:
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda holding: holding.eof_received(),
-        lambda holding: holding.connection_lost(ConnectionResetError(104, "x")),
-        lambda holding: holding.data_received(b"SSH-2.0-OpenSSH_9\r\n\r\n"),
+        lambda parked: parked.eof_received(),
+        lambda parked: parked.connection_lost(ConnectionResetError(104, "x")),
+        lambda parked: parked.data_received(b"SSH-2.0-OpenSSH_9\r\n\r\n"),
     ],
     ids=["end", "loss", "data"],
 )
-async def test_what_happened_before_we_asked_counts(happens: Callable[[Holding], object]) -> None:
-    holding = Holding()
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
-    happens(holding)
+async def test_what_happened_before_we_asked_counts(happens: Callable[[Parked], object]) -> None:
+    parked = Parked()
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
+    happens(parked)
     with pytest.raises(MttError):
         await UpgradeClient(transport, "/", "test.local", ("smux_off",)).answered()
 

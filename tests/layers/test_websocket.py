@@ -9,7 +9,7 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import websocket
-from mtt.layers.holding import hold
+from mtt.layers.parked import park
 from mtt.layers.websocket import CONTROL_BACKLOG, WebSocketLayer
 from mtt.wire.websocket import (
     BINARY,
@@ -44,7 +44,7 @@ class Side:
         )
         self._client = client
         self.lower.pause_reading()
-        hold(self.lower, early)
+        park(self.lower, early)
         self.layer.start(self.lower)
 
     def feed(self, *frames: bytes) -> None:

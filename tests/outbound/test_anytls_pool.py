@@ -11,7 +11,7 @@ from mtt.errors import DestinationError, NetworkError, PeerError
 from mtt.layers import anytls_client
 from mtt.layers.anytls_client import ClientSession
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.outbound import anytls_pool as anytls_sessions
 from mtt.outbound import reuse
 from mtt.outbound.anytls_pool import AnyTlsPool
@@ -151,9 +151,9 @@ async def test_early_data_is_kept_for_the_stream() -> None:
     session = network.sessions[0]
     session.data_received(frame(PSH, 1, b"early") + frame(FIN, 1))
     await turns()
-    holding = stream.get_protocol()
-    assert isinstance(holding, Holding)
-    assert not holding.early
+    parked = stream.get_protocol()
+    assert isinstance(parked, Parked)
+    assert not parked.early
     assert network.pool.idle == 0  # as long as it is not read out
     upper = Recorder(stay=False)
     hand_over(stream, upper)

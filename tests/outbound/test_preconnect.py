@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError, PeerError, RefusedError
-from mtt.layers.holding import Holding
 from mtt.layers.layer import Layer
+from mtt.layers.parked import Parked
 from mtt.outbound import preconnect, reuse
 from mtt.outbound.preconnect import (
     FAILURE_MEMORY,
@@ -117,7 +117,7 @@ class Network:
                 raise self.error
         finally:
             self.dialling -= 1
-        layer = FakeLayer(Holding())
+        layer = FakeLayer(Parked())
         layer.protocol.connection_made(layer)
         self.made.append(layer)
         self.on_made(layer)
@@ -314,12 +314,12 @@ async def test_early_data_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = network.made[0]
     assert layer.reading
     layer.protocol.data_received(b"ready\r\n")
-    holding = (await network.take()).protocol
-    assert isinstance(holding, Holding)
-    assert holding.early == b"220 ready\r\n"
-    holding.data_received(b"more")
-    assert holding.early == b"220 ready\r\nmore"
-    assert not holding.eof and holding.eof_received() and holding.eof
+    parked = (await network.take()).protocol
+    assert isinstance(parked, Parked)
+    assert parked.early == b"220 ready\r\n"
+    parked.data_received(b"more")
+    assert parked.early == b"220 ready\r\nmore"
+    assert not parked.eof and parked.eof_received() and parked.eof
     await network.close()
 
 
@@ -434,7 +434,7 @@ async def test_unread_socket_events_are_checked_before_use(how: str) -> None:
     async def connect() -> asyncio.Transport:
         near, far = tcp_sockets()
         others.append(far)
-        layer = _Bare(Holding())
+        layer = _Bare(Parked())
         attach(near, layer)
         layer.upper.connection_made(layer)
         return layer

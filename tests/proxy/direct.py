@@ -10,7 +10,7 @@ from typing import Any
 from mtt.address import Endpoint
 from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.base import Data
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.proxy.association import Association
@@ -56,7 +56,7 @@ class DirectProxy(Service):
             raise self.error
         endpoint = Endpoint(("127.0.0.1" if host in self.names else host,), port)
         try:
-            return await self._dialer.connect(endpoint, Holding)
+            return await self._dialer.connect(endpoint, Parked)
         except NetworkError as error:
             raise DestinationError(error.outcome) from None
 

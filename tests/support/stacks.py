@@ -14,8 +14,8 @@ from mtt.http.fallback import Visit
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
-from mtt.layers.holding import Holding, hand_over
 from mtt.layers.mux import MuxSession
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
@@ -183,9 +183,9 @@ class Stack:
         return upper
 
 
-def _websocket(upper: Any, client: bool, half_close: bool) -> Holding:
+def _websocket(upper: Any, client: bool, half_close: bool) -> Parked:
     layer = WebSocketLayer(upper, client=client, half_close=half_close)
-    return Holding(layer.start)
+    return Parked(layer.start)
 
 
 class _Drops:
@@ -225,13 +225,13 @@ class _Drops:
             break
 
 
-def _throttle(upper: Any) -> Holding:
+def _throttle(upper: Any) -> Parked:
     def ready(transport: Any) -> None:
         layer = Throttle(_Drops())
         layer.start(transport)
         hand_over(layer, upper)
 
-    return Holding(ready)
+    return Parked(ready)
 
 
 class _AllPasses:
@@ -244,20 +244,20 @@ class _AllPasses:
         return data, None
 
 
-def _visit(upper: Any) -> Holding:
+def _visit(upper: Any) -> Parked:
     def ready(transport: Any) -> None:
         Visit(
             upper, _AllPasses(), on_tunnel=_never, on_refused=None, on_settled=lambda: None
         ).start(transport)
 
-    return Holding(ready)
+    return Parked(ready)
 
 
 def _never(transport: Any, received: bytes) -> None:
     raise AssertionError("no tunnel begins here")
 
 
-def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
+def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Parked:
     def ready(transport: asyncio.Transport) -> None:
         session = SmuxSession(accept=None if client else lambda: upper)
         sessions.append(session)
@@ -265,7 +265,7 @@ def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Holding:
         if client:
             session.open_stream(upper)
 
-    return Holding(ready)
+    return Parked(ready)
 
 
 class _Destination(StreamProtocol):
@@ -287,7 +287,7 @@ class _Destination(StreamProtocol):
 
 def _anytls(
     upper: Recorder, sessions: list[MuxSession[Any]], client: bool, half_close: bool
-) -> Holding:
+) -> Parked:
     def ready(transport: asyncio.Transport) -> None:
         session: MuxSession[Any]
         if client:
@@ -299,7 +299,7 @@ def _anytls(
             hand_over(transport, _Preamble(session))
         sessions.append(session)
 
-    return Holding(ready)
+    return Parked(ready)
 
 
 class _Preamble(StreamProtocol):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import NetworkError
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.layers.tcp import SocketTransport
 from mtt.tunnels import relay as module
 from mtt.tunnels.relay import Relay
@@ -44,12 +44,12 @@ class Tunnel:
         prepare: Callable[[Tunnel], Any] = lambda tunnel: None,
     ) -> None:
         self.near, self.far = near(), far()
-        self.holdings = []
+        self.parked_ends = []
         for transport in (self.near, self.far):
-            holding = Holding()
-            transport.set_protocol(holding)
-            holding.connection_made(transport)
-            self.holdings.append(holding)
+            parked = Parked()
+            transport.set_protocol(parked)
+            parked.connection_made(transport)
+            self.parked_ends.append(parked)
         prepare(self)
         self.over: list[Relay] = []
         self.relay = Relay(self.near, self.far, timeout=timeout, done=self.over.append)
@@ -104,8 +104,8 @@ async def test_back_pressure_pauses_the_other_side() -> None:
 
 async def test_what_was_said_before_goes_first() -> None:
     def early(tunnel: Tunnel) -> None:
-        tunnel.holdings[0].early = b"first "
-        tunnel.holdings[1].early = b"banner"
+        tunnel.parked_ends[0].early = b"first "
+        tunnel.parked_ends[1].early = b"banner"
 
     tunnel = Tunnel(prepare=early)
     tunnel.near.protocol.data_received(b"second")
@@ -135,8 +135,8 @@ class FullAlready(FakeTransport):
 @pytest.mark.parametrize("full", [Full, FullAlready])
 async def test_early_data_may_fill_the_other_side(full: type[FakeTransport]) -> None:
     def early(tunnel: Tunnel) -> None:
-        for holding in tunnel.holdings:
-            holding.early = b"much"
+        for parked in tunnel.parked_ends:
+            parked.early = b"much"
 
     for near, far in ((half_closing, full), (full, half_closing)):
         tunnel = Tunnel(near, far, prepare=early)
@@ -153,7 +153,7 @@ async def test_death_before_the_relay_began(who: str, told: bool) -> None:
         for name, transport in (("near", tunnel.near), ("far", tunnel.far)):
             if who in (name, "both"):
                 if told:
-                    transport.closing = True  # the holding has heard of it, nobody else will
+                    transport.closing = True  # its Parked has heard of it, nobody else will
                 else:
                     transport.lose(ConnectionResetError())
 
@@ -613,11 +613,11 @@ async def test_a_bulk_stream_is_read_in_small_pieces_for_the_sake_of_others(
 ) -> None:
     limited: list[SocketTransport] = []
     monkeypatch.setattr(SocketTransport, "limit_reads", lambda self: limited.append(self))
-    holding = Holding()
-    async with raw_peer(holding):
-        bulk = holding.transport
+    parked = Parked()
+    async with raw_peer(parked):
+        bulk = parked.transport
         assert bulk is not None
-        stream = (Shared if shares else FakeLayer)(Holding(), half_close=True)
+        stream = (Shared if shares else FakeLayer)(Parked(), half_close=True)
         ends = (stream, bulk) if swap else (bulk, stream)
         over: list[Relay] = []
         relay = Relay(*ends, timeout=30, done=over.append)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mtt.layers import linger
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.tunnels import relay as module
 from mtt.tunnels.relay import Relay
 from tests.support.certs import Certs
@@ -34,7 +34,7 @@ async def real_tunnel() -> AsyncIterator[tuple[socket.socket, socket.socket, lis
     over: list[Relay] = []
     app, near = tcp_sockets(small=True)
     far, destination = tcp_sockets(small=True)
-    transports = [attach(sock, Holding()) for sock in (near, far)]
+    transports = [attach(sock, Parked()) for sock in (near, far)]
     relay = Relay(transports[0], transports[1], timeout=20, done=over.append)
     try:
         yield app, destination, over
@@ -116,7 +116,7 @@ async def test_an_upload_is_complete_though_the_application_is_gone(
         client.transport.pause_reading()
         if talkative:
             server.recorder.on_data = lambda _piece: server.transport.write(b".")
-        transport = attach(near, Holding())
+        transport = attach(near, Parked())
         Relay(transport, client.transport, timeout=20, done=over.append)
         await loop.sock_sendall(app, data)
         app.shutdown(socket.SHUT_WR)

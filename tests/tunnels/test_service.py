@@ -7,7 +7,7 @@ import pytest
 
 from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
-from mtt.layers.holding import Holding
+from mtt.layers.parked import Parked
 from mtt.net.resolve import Resolver
 from mtt.tunnels.listening import Listening
 from mtt.tunnels.service import Service
@@ -101,9 +101,9 @@ async def test_work_for_a_connection_that_is_cut_ends_with_it(
 ) -> None:
     """Not if its peer had said all it had to say: that is owed to the destination."""
     service = Sessions()
-    holding = Holding()
-    connection = FakeTransport(holding)
-    holding.connection_made(connection)
+    parked = Parked()
+    connection = FakeTransport(parked)
+    parked.connection_made(connection)
     dialled = asyncio.Event()
     ends: list[str] = []
 
@@ -118,8 +118,8 @@ async def test_work_for_a_connection_that_is_cut_ends_with_it(
     if begun:
         await asyncio.sleep(0)
     if eof:
-        holding.eof_received()
-    holding.connection_lost(error)
+        parked.eof_received()
+    parked.connection_lost(error)
     await asyncio.sleep(0.01)
     goes_on = eof and not isinstance(error, ConnectionResetError)
     assert ends == ([] if goes_on else ["cleaned up"])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tcp import SocketTransport
 from mtt.tunnels import throttle
 from mtt.tunnels.throttle import BURST_TIME, TICK, Bucket, Throttle
@@ -276,7 +276,7 @@ async def test_a_paused_throttle_does_not_keep_the_others_waiting() -> None:
 
 async def test_what_came_before_it_took_over_is_not_lost() -> None:
     below, layer, above = Below(), Throttle(Bucket(4000)), Above()
-    held = Holding()
+    held = Parked()
     held.early = b"early"
     below.upper = held
     layer.start(below)
@@ -290,15 +290,15 @@ async def test_what_came_before_it_took_over_is_not_lost() -> None:
 
 def held_below(early: bytes, *, eof: bool, error: Exception | None = None) -> Below:
     """A transport that was held while its peer spoke, and perhaps ended."""
-    below, holding = Below(), Holding()
-    holding.connection_made(below)
+    below, parked = Below(), Parked()
+    parked.connection_made(below)
     if early:
-        holding.data_received(early)
+        parked.data_received(early)
     if eof:
-        holding.eof_received()
-    below.upper = holding
+        parked.eof_received()
+    below.upper = parked
     if error is not None:
-        holding.connection_lost(error)
+        parked.connection_lost(error)
     return below
 
 
@@ -339,9 +339,9 @@ async def test_a_loss_before_it_took_over_when_nothing_waits(early: bytes, eof: 
     bucket = Bucket(1)
     layer = Throttle(bucket)
     layer.start(held_below(early, eof=eof, error=OSError("gone")))
-    holding = layer.get_protocol()
-    assert isinstance(holding, Holding)
-    assert (str(holding.error), holding.eof, holding.early) == ("gone", eof, early)
+    parked = layer.get_protocol()
+    assert isinstance(parked, Parked)
+    assert (str(parked.error), parked.eof, parked.early) == ("gone", eof, early)
     assert layer.is_closing()
     assert not bucket._waiting
 
@@ -349,11 +349,11 @@ async def test_a_loss_before_it_took_over_when_nothing_waits(early: bytes, eof: 
 @contextlib.asynccontextmanager
 async def on_a_socket(bucket: Bucket) -> AsyncIterator[tuple[socket.socket, Throttle, Above]]:
     """A throttle above a real connection, and the peer's socket."""
-    holding = Holding()
-    async with raw_peer(holding) as sock:
-        assert holding.transport is not None
+    parked = Parked()
+    async with raw_peer(parked) as sock:
+        assert parked.transport is not None
         layer, above = Throttle(bucket), Above()
-        layer.start(holding.transport)
+        layer.start(parked.transport)
         layer.set_protocol(above)
         layer.resume_reading()
         yield sock, layer, above

@@ -1,4 +1,4 @@
-"""A protocol that holds a connection until its owner has decided what to do with it."""
+"""Parked connections: their owner has not decided yet what to do with them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mtt.errors import NetworkError, again
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 
 
-class Holding(StreamProtocol):
-    """Tells when its transport is ready, and keeps what comes until somebody takes it over.
+class Parked(StreamProtocol):
+    """The protocol of a parked connection: keeps what comes until another protocol takes over.
 
-    That is `hand_over()`, or whoever calls `transport.set_protocol()` and `resume_reading()`, and
+    That is `hand_over()`, or code that calls `transport.set_protocol()` and `resume_reading()`, and
     looks after what was kept: see `replay()`. Most connections say nothing before, so reading goes
     on, and only the first data pause it: pausing and resuming each one would cost four system
     calls. A connection that dies meanwhile shows in `transport.is_closing()` and `error`.
 
     Args:
         ready: called with the transport when the layers below are up. Without it, `await` the
-            holding with `opened()`.
+            transport with `opened()`.
         failed: called if they fail instead, or never come up.
 
     Attributes:
@@ -110,34 +110,34 @@ class Holding(StreamProtocol):
         """Nobody writes yet."""
 
 
-def hold(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None:
-    """Hold a transport of which somebody has read the beginning, and found it to be another's.
+def park(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None:
+    """Park a transport whose beginning has been read by a protocol that it is not for.
 
     `early` is what was read, `eof` whether the end was among it.
     """
-    holding = Holding()
-    holding.transport = transport
-    holding.eof = eof
-    transport.set_protocol(holding)
+    parked = Parked()
+    parked.transport = transport
+    parked.eof = eof
+    transport.set_protocol(parked)
     if early:
-        holding.data_received(early)
+        parked.data_received(early)
 
 
 def hand_over(transport: StreamTransport, protocol: Any) -> None:
-    """Let `protocol` have a transport that is being held, as if it was new."""
+    """Let `protocol` have a parked transport, as if it was new."""
     held = transport.get_protocol()
     transport.set_protocol(protocol)
     # Before `protocol` has a say: it may pause at once.
     transport.resume_reading()
     protocol.connection_made(transport)
-    if isinstance(held, Holding):
+    if isinstance(held, Parked):
         if held.early or held.eof:
             replay(transport, held)
         if held.error is not None:
             transport.tell_lost(held.error)
 
 
-def replay(transport: StreamTransport, held: Holding) -> None:
+def replay(transport: StreamTransport, held: Parked) -> None:
     """Tell the protocol of `transport`, which may hand that on, what `held` has kept: all but the
     failure, which comes last."""
     if held.early:

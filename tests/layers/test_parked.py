@@ -8,7 +8,7 @@ import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
 from mtt.layers.base import GONE
-from mtt.layers.holding import Holding, hand_over
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
@@ -17,34 +17,34 @@ from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, 
 
 async def test_the_transport_is_told() -> None:
     told: list[asyncio.Transport] = []
-    holding = Holding(told.append)
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
+    parked = Parked(told.append)
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
     assert told == [transport]
-    assert holding.transport is transport
-    holding.pause_writing()
-    holding.resume_writing()
+    assert parked.transport is transport
+    parked.pause_writing()
+    parked.resume_writing()
 
 
 async def test_what_comes_is_kept_and_pauses_the_transport() -> None:
-    holding = Holding()
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
+    parked = Parked()
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
     assert transport.reading
-    holding.data_received(b"one")
+    parked.data_received(b"one")
     assert not transport.reading
-    holding.data_received(b"two")  # a layer below may still have something in hand
-    assert holding.early == b"onetwo"
+    parked.data_received(b"two")  # a layer below may still have something in hand
+    assert parked.early == b"onetwo"
 
 
 @pytest.mark.parametrize("dead", [False, True])
 async def test_handed_over(dead: bool) -> None:
     """Whoever takes over sees everything that has happened, in its order."""
-    holding = Holding()
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
-    holding.data_received(b"first words")
-    assert holding.eof_received()
+    parked = Parked()
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
+    parked.data_received(b"first words")
+    assert parked.eof_received()
     if dead:
         transport.lose(ConnectionResetError(104, "reset"))
         await turns()
@@ -59,9 +59,9 @@ async def test_handed_over(dead: bool) -> None:
 
 
 async def test_handed_over_to_one_that_pauses_at_once() -> None:
-    holding = Holding()
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
+    parked = Parked()
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
     recorder = Recorder()
     recorder.connection_made = FakeTransport.pause_reading  # type: ignore[assignment]
     hand_over(transport, recorder)
@@ -69,83 +69,83 @@ async def test_handed_over_to_one_that_pauses_at_once() -> None:
 
 
 async def test_waiting_for_it() -> None:
-    holding = Holding()
-    transport = FakeTransport(holding)
-    waiting = asyncio.create_task(holding.opened())
+    parked = Parked()
+    transport = FakeTransport(parked)
+    waiting = asyncio.create_task(parked.opened())
     await turns()
     assert not waiting.done()
-    holding.connection_made(transport)
+    parked.connection_made(transport)
     assert await waiting is transport
-    assert await holding.opened() is transport
+    assert await parked.opened() is transport
 
 
 async def test_failure_while_somebody_waits_and_after() -> None:
-    holding = Holding()
-    waiting = asyncio.create_task(holding.opened())
+    parked = Parked()
+    waiting = asyncio.create_task(parked.opened())
     await turns()
     error = PeerError("not the right one")
-    holding.connection_lost(error)
-    for again in (waiting, holding.opened()):
+    parked.connection_lost(error)
+    for again in (waiting, parked.opened()):
         with pytest.raises(PeerError, match="not the right one"):
             await again
 
 
 async def test_failure_without_a_reason() -> None:
-    holding = Holding()
-    holding.connection_lost(None)
+    parked = Parked()
+    parked.connection_lost(None)
     with pytest.raises(NetworkError):
-        await holding.opened()
+        await parked.opened()
 
 
 async def test_nobody_waits_any_more() -> None:
     for fails in (False, True):
-        holding = Holding()
-        waiting = asyncio.create_task(holding.opened())
+        parked = Parked()
+        waiting = asyncio.create_task(parked.opened())
         await turns()
         waiting.cancel()
         await asyncio.wait([waiting])
         if fails:
-            holding.connection_lost(None)
+            parked.connection_lost(None)
         else:
-            holding.connection_made(FakeTransport())
+            parked.connection_made(FakeTransport())
 
 
 async def test_failure_is_told_to_a_callback() -> None:
     told: list[Exception] = []
-    holding = Holding(lambda _transport: None, told.append)
-    holding.connection_lost(NothingSaidError("left"))
+    parked = Parked(lambda _transport: None, told.append)
+    parked.connection_lost(NothingSaidError("left"))
     assert [type(error) for error in told] == [NothingSaidError]
 
 
 async def test_a_connection_that_dies_in_the_hand() -> None:
     told: list[Exception] = []
-    holding = Holding(lambda _transport: None, told.append)
-    transport = FakeTransport(holding)
-    holding.connection_made(transport)
+    parked = Parked(lambda _transport: None, told.append)
+    transport = FakeTransport(parked)
+    parked.connection_made(transport)
     transport.lose(ConnectionResetError(104, "reset"))
     await turns()
     assert told == []
-    assert isinstance(holding.error, ConnectionResetError)
+    assert isinstance(parked.error, ConnectionResetError)
     assert transport.is_closing()
 
 
 async def test_nothing_is_read_until_somebody_takes_over() -> None:
-    holding = Holding()
-    async with raw_peer(holding) as sock:
-        transport = await holding.opened()
+    parked = Parked()
+    async with raw_peer(parked) as sock:
+        transport = await parked.opened()
         await asyncio.get_running_loop().sock_sendall(sock, b"patience")
         await turns()
         recorder = Recorder()
         recorder.connection_made(transport)
         transport.set_protocol(recorder)
         transport.resume_reading()
-        data = await recorder.received(8 - len(holding.early))
-        assert holding.early + data == b"patience"
+        data = await recorder.received(8 - len(parked.early))
+        assert parked.early + data == b"patience"
 
 
 async def test_above_a_layer(certs: Certs) -> None:
     near, far = tcp_sockets()
-    one, other = Holding(), Holding()
+    one, other = Parked(), Parked()
     transports = [
         attach(
             near,
