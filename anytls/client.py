@@ -19,7 +19,7 @@ from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import CLIENT_NEWS
+from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
 
@@ -42,7 +42,7 @@ class Client(Service):
             Listening(options.bind, resolver=resolver, descriptors=options.sockets),
             timeout=options.timeout,
             max_conns=options.max_conns,
-            news=CLIENT_NEWS,
+            logged_errors=CLIENT_LOGGED_ERRORS,
             sessions=lambda: self._servers.sessions,
             pending=lambda: self._servers.connecting,
         )

@@ -28,7 +28,7 @@ from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import Carried
+from mtt.tunnels.open_tunnels import Carrier
 from mtt.tunnels.service import Service
 from mtt.users.accounts import Account, Accounts
 from mtt.users.file import read_users
@@ -202,7 +202,7 @@ class Server(Service):
 
     def _carry_datagrams(self, stream: ServerStream, account: Account, version: int) -> None:
         try:
-            relay = self.open_tunnels.own(
+            relay = self.open_tunnels.track(
                 stream,
                 lambda done: UotRelay(
                     stream,
@@ -225,8 +225,8 @@ class Server(Service):
         self._begin(account, relay)
         relay.start()
 
-    def _begin(self, account: Account, carried: Carried) -> None:
-        account.begin(carried)
+    def _begin(self, account: Account, carrier: Carrier) -> None:
+        account.begin(carrier)
         logger.debug("user %s: a stream begins", account.name)
 
     # Visitors of the web site.

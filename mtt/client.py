@@ -19,7 +19,7 @@ from mtt.observe.endpoint import MetricsEndpoint
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import CLIENT_NEWS
+from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
 
@@ -50,7 +50,7 @@ class Client(Service):
             Listening(options.bind, resolver=resolver, descriptors=options.sockets),
             timeout=options.timeout,
             max_conns=options.max_conns,
-            news=CLIENT_NEWS,
+            logged_errors=CLIENT_LOGGED_ERRORS,
             sessions=lambda: self._upstream.sessions,
             pending=lambda: self._connector.connecting,
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mtt.tunnels.throttle import Bucket, Throttle
+from mtt.tunnels.rate_limit import Bucket, RateLimiter
 
 
 class LeasedBucket:
-    """The worker's end: what `Throttle`s there take their tokens from.
+    """The worker's end: what `RateLimiter`s there take their tokens from.
 
     Args:
         ask: asks the hub for so many tokens; they come as `given()`, in pieces.
@@ -25,7 +25,7 @@ class LeasedBucket:
         self._ask = ask
         self._asked = 0  # tokens that are still to come
         self._tokens = 0  # left over by those who stopped waiting meanwhile
-        self._waiting: dict[Throttle, None] = {}  # in the order in which it is their turn
+        self._waiting: dict[RateLimiter, None] = {}  # in the order in which it is their turn
 
     def take(self, wanted: int) -> int:
         if self._waiting:
@@ -34,33 +34,33 @@ class LeasedBucket:
         self._tokens -= granted
         return granted
 
-    def wait(self, throttle: Throttle) -> None:
-        self._waiting[throttle] = None
+    def wait(self, limiter: RateLimiter) -> None:
+        self._waiting[limiter] = None
         if self._tokens:
-            # Not now: `throttle` is in the middle of something.
+            # Not now: `limiter` is in the middle of something.
             asyncio.get_running_loop().call_soon(self.given, 0)
         else:
             self._ask_for_all()
 
-    def leave(self, throttle: Throttle) -> None:
-        self._waiting.pop(throttle, None)
+    def leave(self, limiter: RateLimiter) -> None:
+        self._waiting.pop(limiter, None)
 
     def given(self, tokens: int) -> None:
         """`tokens` have come: serve those who wait, with equal shares."""
         self._asked -= tokens
         self._tokens += tokens
         share = max(1, self._tokens // max(1, len(self._waiting)))
-        for throttle in list(self._waiting):
+        for limiter in list(self._waiting):
             if not self._tokens:
                 break
-            if throttle not in self._waiting:  # it ended by what another one was given
+            if limiter not in self._waiting:  # it ended by what another one was given
                 continue
-            del self._waiting[throttle]
-            self._tokens -= throttle.pass_on(min(share, self._tokens))
+            del self._waiting[limiter]
+            self._tokens -= limiter.pass_on(min(share, self._tokens))
         self._ask_for_all()
 
     def _ask_for_all(self) -> None:
-        waits = sum(throttle.backlog for throttle in self._waiting)
+        waits = sum(limiter.backlog for limiter in self._waiting)
         missing = waits - self._tokens - self._asked
         if missing > 0:
             self._asked += missing

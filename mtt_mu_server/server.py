@@ -20,8 +20,8 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.listening import Listening
+from mtt.tunnels.rate_limit import RateLimiter, TokenSource
 from mtt.tunnels.service import Service
-from mtt.tunnels.throttle import Throttle, Tokens
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
@@ -199,10 +199,10 @@ class MultiUserServer(Service):
                 far.abort()
                 return
             near = stream
-            buckets: tuple[Tokens, Tokens] | None = self._users.buckets(user)
+            buckets: tuple[TokenSource, TokenSource] | None = self._users.buckets(user)
             if buckets:
                 near, far = (
-                    _throttled(end, bucket)
+                    _rate_limited(end, bucket)
                     for end, bucket in zip((near, far), buckets, strict=True)
                 )
             tunnel.relay = self.open_tunnels.relay(
@@ -227,7 +227,7 @@ class MultiUserServer(Service):
             raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
 
 
-def _throttled(transport: StreamTransport, bucket: Tokens) -> Throttle:
-    throttle = Throttle(bucket)
-    throttle.start(transport)
-    return throttle
+def _rate_limited(transport: StreamTransport, bucket: TokenSource) -> RateLimiter:
+    limiter = RateLimiter(bucket)
+    limiter.start(transport)
+    return limiter

@@ -25,7 +25,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from mtt.layers.base import StreamTransport
-from mtt.tunnels.throttle import Bucket
+from mtt.tunnels.rate_limit import Bucket
 from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
 
 # Work that yields to let others have a turn.

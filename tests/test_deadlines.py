@@ -41,7 +41,7 @@ DEADLINES = [
     # Dead peers: docs/differences.md promises to find them within 80 s. Go peers give us 70 s at
     # least, and proxies 60 s, so a sign of life comes every 30 s.
     ("mtt.tunnels.relay", "DEAD_TIME", 60, 60),
-    ("mtt.tunnels.relay", "LOOK_TIME", 10, 10),
+    ("mtt.tunnels.relay", "MAX_CHECK_INTERVAL", 10, 10),
     ("mtt.layers.keepalive", "DEAD_TIME", 70, 70),
     ("mtt.layers.keepalive", "CHECK_INTERVAL", 10, 10),
     ("mtt.layers.keepalive", "INTERVAL", 24, 30),

@@ -34,7 +34,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
-from mtt.tunnels.relay import DEAD_TIME, IDLE_LOOKS, LOOK_TIME
+from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Request
@@ -80,7 +80,7 @@ class HttpConnection(StreamProtocol):
 
     Attributes:
         task: opens a connection for this one.
-        started, reason, error, sent, received: see `service.Carried`.
+        started, reason, error, sent, received: see `open_tunnels.Carrier`.
         done: called when it is over, if the owner carries it.
     """
 
@@ -102,7 +102,7 @@ class HttpConnection(StreamProtocol):
         self.over = False  # it is done with the connection
         self._carried = False  # the owner knows of us: a request has come
         self._deadline = deadline  # for the head of a request, 0 if none is due
-        self._look_time = min(owner.idle_time / IDLE_LOOKS, LOOK_TIME)
+        self._look_time = min(owner.idle_time / IDLE_CHECKS, MAX_CHECK_INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
         self.started = self._idle_since = asyncio.get_running_loop().time()
         self._counted = 0  # bytes that had passed then

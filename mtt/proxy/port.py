@@ -124,7 +124,7 @@ class ProxyPort:
             connection.done = done
             return connection
 
-        self._tunnels.own(transport, make)
+        self._tunnels.track(transport, make)
 
     def join(self, near: StreamTransport, far: StreamTransport) -> None:
         """Relay between a client and a stream that has been opened for it."""

@@ -1,1 +1,1 @@
-"""Tunnels that are open: relays between two streams, and what owns them."""
+"""Tunnels: the relay, rate limits, and the service that owns them."""

@@ -1,4 +1,4 @@
-"""Where a service listens, alone or together with other workers."""
+"""The listening sockets of a service, exclusive or shared with other workers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mtt.net.resolve import Resolver
 
 
 class Listening:
-    """The listening sockets of a service: see `mtt.net.listen.bind` for what is given."""
+    """The listening sockets of a service. For the arguments see `mtt.net.listen.bind`."""
 
     def __init__(
         self,
@@ -32,11 +32,11 @@ class Listening:
 
     @property
     def addresses(self) -> list[str]:
-        """Where, with the real port when port 0 was asked for."""
+        """Listening addresses, with the actual port if port 0 was requested."""
         return self._listener.addresses if self._listener is not None else []
 
     async def bind(self) -> None:
-        """Take the addresses. Raises StartError."""
+        """Bind the addresses. Raises StartError."""
         self._listener = await bind(
             self._endpoint,
             self._unix_path,
@@ -46,20 +46,22 @@ class Listening:
         )
 
     def share(self, yields: Callable[[], bool]) -> None:
-        """Other workers have the same sockets: `yields` says whether one of them should have the
-        next connection."""
+        """Share the sockets with other workers.
+
+        `yields` says whether to leave the next connection to another worker.
+        """
         self._yields = yields
         if self._listener is not None:
             self._listener.disown()
 
     async def serve(self, accept: Callable[[], Any]) -> None:
-        """Have `accept` make the protocols of connections. Raises StartError."""
+        """Accept connections; `accept` makes their protocols. Raises StartError."""
         if self._listener is None:
             await self.bind()
         assert self._listener is not None
         self._listener.serve(accept, yields=self._yields)
 
     def close(self) -> None:
-        """Stop listening. May be called in a signal handler, and again."""
+        """Stop listening. May be called from a signal handler, and repeatedly."""
         if self._listener is not None:
             self._listener.close()

@@ -1,4 +1,4 @@
-"""The tunnels of a service: what is open, what is being opened, and how both end."""
+"""The tunnels of a service: opening, counting and closing them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mtt.net.admission import Admission
 from mtt.observe.metrics import Counters
 from mtt.tunnels.relay import Relay
 
-# What is worth a line when it cuts a tunnel of a server. Peers that go away are routine there, and
-# so is an end that resets its connection (an OSError) for servers and clients.
-SERVER_NEWS: tuple[type[MttError], ...] = (PeerError, StuckError)
-CLIENT_NEWS: tuple[type[MttError], ...] = (MttError,)  # also that the server is gone
+# Errors that are logged as a warning when they cut a tunnel. A lost peer is routine for a server.
+# A reset (an OSError) is routine for servers and clients.
+SERVER_LOGGED_ERRORS: tuple[type[MttError], ...] = (PeerError, StuckError)
+CLIENT_LOGGED_ERRORS: tuple[type[MttError], ...] = (MttError,)  # includes a lost server
 
 
-class Carried(Protocol):
-    """Something that carries bytes for a connection, such as a `Relay`."""
+class Carrier(Protocol):
+    """An object that carries bytes for a connection, such as a `Relay`."""
 
-    started: float  # in the loop's time
-    reason: str  # why it is over
-    error: Exception | None  # what cut it, if it was cut
+    started: float  # loop time
+    reason: str  # why it ended
+    error: Exception | None  # the failure that cut it, if any
 
     @property
     def sent(self) -> int: ...
@@ -37,21 +37,21 @@ class Carried(Protocol):
     def abort(self, reason: str) -> None: ...
 
 
-_Carried = TypeVar("_Carried", bound=Carried)
+_Carrier = TypeVar("_Carrier", bound=Carrier)
 
 
 class OpenTunnels:
-    """Owns every task and every tunnel, so that `close()` leaves nothing behind.
+    """Owns all tunnels and the tasks that open them; `close()` ends them all.
 
     Args:
-        counters: where tunnels and their bytes are counted.
-        timeout: seconds without a byte after which a tunnel is closed.
-        max_conns: how many connections there may be, 0 for any number.
-        idle: how many connections count besides, for they carry no tunnel at the moment.
-        news: errors that are worth a line in the log when they cut a tunnel.
+        counters: counts tunnels and their bytes.
+        timeout: idle timeout of a tunnel, seconds.
+        max_conns: maximum number of connections (0: unlimited).
+        idle: number of connections without a tunnel; they count towards `max_conns`.
+        logged_errors: errors that are logged as a warning when they cut a tunnel.
 
     Attributes:
-        admission: keeps the number of connections below `max_conns`.
+        admission: enforces `max_conns`.
     """
 
     def __init__(
@@ -61,51 +61,51 @@ class OpenTunnels:
         timeout: float,
         max_conns: int = 0,
         idle: Callable[[], int] = lambda: 0,
-        news: tuple[type[MttError], ...] = SERVER_NEWS,
+        logged_errors: tuple[type[MttError], ...] = SERVER_LOGGED_ERRORS,
     ) -> None:
         self.admission = Admission(max_conns, lambda: self.connections)
         self.counters = counters
         self._timeout = timeout
         self._idle = idle
-        self._news = news
+        self._logged_errors = logged_errors
         self._tasks: set[asyncio.Task[None]] = set()
-        self._carried: set[Carried] = set()
-        # Lines that clients can cause, by what they are about: none hides those of the others.
+        self._carriers: set[Carrier] = set()
+        # One log throttle per kind of line that clients can cause, so that none hides the others.
         self._failures, self._cuts, self._faults = (Throttle(FAILURE_BURST) for _ in range(3))
 
     def __len__(self) -> int:
-        """How many are open or being opened."""
-        return len(self._carried) + len(self._tasks)
+        """Number of tunnels that are open or opening."""
+        return len(self._carriers) + len(self._tasks)
 
     @property
     def open(self) -> int:
-        """How many are open."""
-        return len(self._carried)
+        """Number of open tunnels."""
+        return len(self._carriers)
 
     @property
     def opening(self) -> int:
-        """How many are being opened."""
+        """Number of tunnels that are opening."""
         return len(self._tasks)
 
     @property
     def connections(self) -> int:
-        """What -max-conns limits."""
-        return len(self._carried) + len(self._tasks) + self._idle()
+        """Number of connections, as limited by -max-conns."""
+        return len(self._carriers) + len(self._tasks) + self._idle()
 
     @property
     def bytes_up(self) -> int:
-        """Bytes that all tunnels have carried so far from applications."""
-        return self.counters.bytes_up + sum(carried.sent for carried in self._carried)
+        """Bytes carried from applications, by all tunnels so far."""
+        return self.counters.bytes_up + sum(carrier.sent for carrier in self._carriers)
 
     @property
     def bytes_down(self) -> int:
-        """The same to applications."""
-        return self.counters.bytes_down + sum(carried.received for carried in self._carried)
+        """Bytes carried to applications, by all tunnels so far."""
+        return self.counters.bytes_down + sum(carrier.received for carrier in self._carriers)
 
     async def close(self) -> None:
-        """Cut all tunnels, and cancel what is being opened."""
-        for carried in list(self._carried):
-            carried.abort("shutting down")
+        """Abort all tunnels and cancel those that are opening."""
+        for carrier in list(self._carriers):
+            carrier.abort("shutting down")
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -113,54 +113,54 @@ class OpenTunnels:
 
     # Opening.
 
-    def spawn(self, who: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, which looks after the connection `who`; if it fails, so does `who`.
+    def spawn(self, connection: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` for `connection`; if it fails, abort the connection.
 
-        And if `who` dies while it is held, or is over without a byte, there is nothing left to work
-        for: otherwise a peer could have us dial without end by opening streams and ending them.
+        Cancel `work` if the connection is lost while parked, or ends without a byte. Otherwise a
+        peer could cause endless dials by opening and ending streams.
         """
-        task = asyncio.get_running_loop().create_task(self._guarded(who, work))
+        task = asyncio.get_running_loop().create_task(self._guarded(connection, work))
         self._tasks.add(task)
-        who.engage(1)
+        connection.engage(1)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            who.engage(-1)
-            if task.cancelled():  # perhaps before it took its first step
+            connection.engage(-1)
+            if task.cancelled():  # perhaps before its first step
                 work.close()
-                held = who.get_protocol()
+                held = connection.get_protocol()
                 if isinstance(held, Parked) and held.is_over:
-                    who.close()
+                    connection.close()
                 else:
-                    who.abort()
+                    connection.abort()
 
         task.add_done_callback(done)
 
-    async def _guarded(self, who: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
-        held = who.get_protocol()
+    async def _guarded(self, connection: StreamTransport, work: Coroutine[Any, Any, None]) -> None:
+        held = connection.get_protocol()
         if isinstance(held, Parked):
-            # Not before now: work that is cancelled before it begins has no chance to clean up.
+            # Not earlier: a coroutine that is cancelled before its first step cannot clean up.
             held.left = _cancel_of_this_task()
             if held.is_cut or held.is_over:
                 held.left()
         try:
             await work
         except MttError as error:
-            self.failed(who, error)
-            who.abort()
+            self.failed(connection, error)
+            connection.abort()
         except Exception as error:
             self._faults.log(
-                ERROR, "%s: internal error: %s", peer_name(who), describe(error)
+                ERROR, "%s: internal error: %s", peer_name(connection), describe(error)
             )
             logger.debug("where it happened:", exc_info=True)
-            who.abort()
+            connection.abort()
         finally:
             if isinstance(held, Parked):
-                held.left = None  # a task that was cancelled refers to this frame
+                held.left = None  # break the cycle: a cancelled task refers to this frame
 
-    def failed(self, who: StreamTransport, error: MttError) -> None:
-        """Say in the log why nothing is carried for `who`."""
-        self._failures.warning("%s: %s", peer_name(who), error)
+    def failed(self, connection: StreamTransport, error: MttError) -> None:
+        """Log why `connection` gets no tunnel."""
+        self._failures.warning("%s: %s", peer_name(connection), error)
 
     def carry(
         self,
@@ -168,9 +168,9 @@ class OpenTunnels:
         connect: Callable[[], Awaitable[StreamTransport]],
         at_once: Callable[[], StreamTransport | None] | None = None,
     ) -> None:
-        """Join `near` to what `connect` makes, if there is room for one more tunnel.
+        """Relay `near` to the result of `connect`, if `max_conns` allows one more tunnel.
 
-        `at_once` is asked first: it has the same without waiting, or None.
+        `at_once` is tried first; it returns the same without waiting, or None.
         """
         if not self.admission.has_room():
             near.abort()
@@ -195,47 +195,53 @@ class OpenTunnels:
         *,
         on_done: Callable[[Relay], None] | None = None,
     ) -> Relay:
-        """Join two transports; `on_done` is called once when both are gone."""
-        return self.own(
+        """Relay between two transports; `on_done` is called once when both are lost."""
+        return self.track(
             near, lambda done: Relay(near, far, timeout=self._timeout, done=done), on_done
         )
 
-    def own(
+    def track(
         self,
         near: StreamTransport,
-        make: Callable[[Callable[[_Carried], None]], _Carried],
-        on_done: Callable[[_Carried], None] | None = None,
-    ) -> _Carried:
-        """What `make` makes to carry bytes for `near`; what that is given it calls at its end."""
-        if logger.isEnabledFor(DEBUG):  # who it is need not be found out otherwise
+        make: Callable[[Callable[[_Carrier], None]], _Carrier],
+        on_done: Callable[[_Carrier], None] | None = None,
+    ) -> _Carrier:
+        """Create an object that carries bytes for `near`, and track it until its end.
+
+        Args:
+            near: the connection.
+            make: creates the object; receives the callback to call at its end.
+            on_done: called at its end.
+        """
+        if logger.isEnabledFor(DEBUG):  # peer_name() is expensive
             logger.debug("%s: open", peer_name(near))
-        # Not a function in here: with its cells that takes twice the memory.
-        carried = make(partial(self._disown, near, on_done))
-        self._carried.add(carried)
+        # A closure and its cells would take twice the memory.
+        carrier = make(partial(self._untrack, near, on_done))
+        self._carriers.add(carrier)
         near.engage(1)
         self.counters.tunnels += 1
-        return carried
+        return carrier
 
-    def _disown(
+    def _untrack(
         self,
         near: StreamTransport,
-        on_done: Callable[[_Carried], None] | None,
-        carried: _Carried,
+        on_done: Callable[[_Carrier], None] | None,
+        carrier: _Carrier,
     ) -> None:
-        self._carried.discard(carried)
+        self._carriers.discard(carrier)
         near.engage(-1)
-        self.counters.bytes_up += carried.sent
-        self.counters.bytes_down += carried.received
+        self.counters.bytes_up += carrier.sent
+        self.counters.bytes_down += carrier.received
         if logger.isEnabledFor(DEBUG):
-            seconds = asyncio.get_running_loop().time() - carried.started
+            seconds = asyncio.get_running_loop().time() - carrier.started
             logger.debug(
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
-                peer_name(near), seconds, carried.sent, carried.received, carried.reason,
+                peer_name(near), seconds, carrier.sent, carrier.received, carrier.reason,
             )  # fmt: skip
-        if isinstance(carried.error, self._news):
-            self._cuts.warning("%s: %s", peer_name(near), carried.error)
+        if isinstance(carrier.error, self._logged_errors):
+            self._cuts.warning("%s: %s", peer_name(near), carrier.error)
         if on_done is not None:
-            on_done(carried)
+            on_done(carrier)
 
 
 def _cancel_of_this_task() -> Callable[[], object]:

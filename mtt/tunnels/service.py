@@ -1,11 +1,11 @@
-"""A service: what a program runs, put together from parts that each do one thing.
+"""The base of all services, assembled from parts that each do one thing.
 
-    Listening        where it listens, alone or with other workers
-    OpenTunnels      the tunnels, and how many there may be
-    MetricsEndpoint  how it is doing, for others
-    TlsFiles         certificates and keys, read again when they change
+    Listening        listening sockets, exclusive or shared with other workers
+    OpenTunnels      the tunnels and their limit
+    MetricsEndpoint  serves metrics
+    TlsFiles         certificates and keys, reloaded when they change
 
-A program makes the parts and adds its own: a client an upstream, a server a front.
+A program creates the parts and adds its track: a client an upstream, a server a front.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from mtt.outbound.upstream import Session
 from mtt.process.runtime import Hub
 from mtt.trust.reload import TlsFiles
 from mtt.tunnels.listening import Listening
-from mtt.tunnels.open_tunnels import SERVER_NEWS, OpenTunnels
+from mtt.tunnels.open_tunnels import SERVER_LOGGED_ERRORS, OpenTunnels
 
-# Seconds between two looks at what is left when the service is to end: a blink for a person.
+# Seconds between checks for remaining tunnels during a drain.
 DRAIN_TICK = 0.05
 
 
 class Service:
-    """What all programs do alike, see `mtt.process.runtime.Service`.
+    """Base class of all services, see `mtt.process.runtime.Service`.
 
     Args:
-        listening: where it listens.
-        timeout, max_conns, idle, news: see OpenTunnels.
-        sessions: the multiplexed connections there are.
-        pending: how many connections between the two ends are no tunnel yet.
+        listening: the listening sockets.
+        timeout, max_conns, idle, logged_errors: see OpenTunnels.
+        sessions: returns the multiplexed connections.
+        pending: number of connections between client and server without a tunnel yet.
 
     Attributes:
-        certificates: the files to look after; empty without TLS.
-        endpoint: serves the metrics; None for programs that have their own way.
-        lag: measures the event loop while somebody may ask for it.
+        certificates: the certificate files to watch; empty without TLS.
+        endpoint: serves the metrics; None for programs that serve them differently.
+        lag: measures the event loop's lag while metrics are served.
     """
 
     def __init__(
@@ -52,14 +52,18 @@ class Service:
         timeout: float,
         max_conns: int = 0,
         idle: Callable[[], int] = lambda: 0,
-        news: tuple[type[MttError], ...] = SERVER_NEWS,
+        logged_errors: tuple[type[MttError], ...] = SERVER_LOGGED_ERRORS,
         sessions: Callable[[], Collection[Session]],
         pending: Callable[[], int],
     ) -> None:
         self.listening = listening
         self.counters = metrics.Counters()
         self.open_tunnels = OpenTunnels(
-            self.counters, timeout=timeout, max_conns=max_conns, idle=idle, news=news
+            self.counters,
+            timeout=timeout,
+            max_conns=max_conns,
+            idle=idle,
+            logged_errors=logged_errors,
         )
         self.certificates: tuple[TlsFiles, ...] = ()
         self.endpoint: MetricsEndpoint | None = None
@@ -69,28 +73,30 @@ class Service:
 
     @property
     def addresses(self) -> list[str]:
-        """Where the service listens, with the real port when port 0 was asked for."""
+        """Listening addresses, with the actual port if port 0 was requested."""
         return self.listening.addresses
 
     @property
     def metrics_addresses(self) -> list[str]:
-        """Where metrics are served."""
+        """Listening addresses for metrics."""
         return self.endpoint.addresses if self.endpoint is not None else []
 
     @property
     def tunnels(self) -> int:
-        """How many tunnels are open or being opened."""
+        """Number of tunnels that are open or opening."""
         return len(self.open_tunnels)
 
-    # From the start ...
+    # Start.
 
     async def bind(self) -> None:
-        """Take the addresses to listen on."""
+        """Bind the listening addresses."""
         await self.listening.bind()
 
     async def serve(self, accept: Callable[[], Any]) -> None:
-        """Listen: `accept` makes the protocols of connections. Raises StartError, all listening
-        stopped."""
+        """Accept connections; `accept` makes their protocols.
+
+        Raises StartError, after closing all listening sockets.
+        """
         await self.listening.serve(self.open_tunnels.admission.guard(accept))
         if self.endpoint is not None:
             try:
@@ -101,36 +107,36 @@ class Service:
                 raise
 
     def announce(self) -> None:
-        """Say in the log what has started."""
+        """Log what has started."""
         raise NotImplementedError
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        """Be one of several workers, see `mtt.process.runtime`."""
+        """Join other workers, see `mtt.process.runtime`."""
         tunnels, pending = self.open_tunnels, self._pending
         self.listening.share(lambda: is_heavy(tunnels.connections + pending()))
         if self.endpoint is not None:
             self.endpoint.report_to(hub)
 
     def hub(self) -> Hub | None:
-        """What several workers have together."""
+        """What the workers share."""
         return self.endpoint.hub() if self.endpoint is not None else None
 
-    # ... while it runs ...
+    # Operation.
 
     def reload(self) -> None:
-        """Read certificates and keys again; connections keep what they have."""
+        """Reload certificates and keys for new connections."""
         if not any(files.files for files in self.certificates):
             logger.info("there are no certificate files to read again")
         for files in self.certificates:
             files.reload()
 
     def renew(self) -> None:
-        """Read certificates and keys again if they have changed, before a start."""
+        """Before a start, reload certificates and keys that have changed."""
         for files in self.certificates:
             files.renew()
 
     def metrics_page(self) -> str:
-        """How the service is doing, in Prometheus' text format."""
+        """Metrics in the Prometheus text format."""
         tunnels, sessions = self.open_tunnels, self._sessions()
         admission = tunnels.admission
         now = metrics.Now(
@@ -146,10 +152,10 @@ class Service:
         )
         return metrics.page(self.counters, now) + self.lag.lines()
 
-    # ... to the end.
+    # Shutdown.
 
     def cleanup(self) -> None:
-        """Stop listening; all that must happen even when the process is to be gone at once."""
+        """Stop listening. This is all that must happen before the process exits at once."""
         self.listening.close()
         if self.endpoint is not None:
             self.endpoint.cleanup()
@@ -157,25 +163,25 @@ class Service:
     async def drain(self) -> None:
         """Stop listening, and wait until the last tunnel has ended.
 
-        Mux sessions end when nothing is left in them; peers go elsewhere with their next stream.
+        Close idle mux sessions meanwhile; peers open their next stream elsewhere.
         """
         self.cleanup()
         while not self._retire_sessions() or self.tunnels:
             await asyncio.sleep(DRAIN_TICK)
 
     def _retire_sessions(self) -> bool:
-        """Close idle sessions; whether no session is left that holds anything."""
+        """Close idle sessions. Returns whether no busy session is left."""
         over = True
         for session in list(self._sessions()):
-            # What streams wrote last may still be on its way when they are gone.
+            # The last data of ended streams may still be in flight.
             if session.open_streams or session.lower.unsent():
                 over = False
-            elif not self.open_tunnels.opening:  # one of them may be about to use it
+            elif not self.open_tunnels.opening:  # an opening tunnel may be about to use it
                 session.close()
         return over
 
     async def close(self) -> None:
-        """Stop listening and cut all tunnels."""
+        """Stop listening and abort all tunnels."""
         self.cleanup()
         self.lag.stop()
         if self.endpoint is not None:
@@ -183,6 +189,6 @@ class Service:
         await self.open_tunnels.close()
         for files in self.certificates:
             await files.close()
-        await asyncio.sleep(0)  # lets aborted transports close their descriptors
+        await asyncio.sleep(0)  # let aborted transports close their descriptors
         if self.endpoint is not None:
             await self.endpoint.report()

@@ -77,7 +77,7 @@ async def test_a_wrong_password(how: str, certs: Certs, monkeypatch: pytest.Monk
     monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
     # The site's end is passed on to the client after that.
     monkeypatch.setattr(relay, "QUIET_TIME", 0.05)
-    monkeypatch.setattr(relay, "QUIET_TICK", (0.01, 0.01))
+    monkeypatch.setattr(relay, "QUIET_INTERVALS", (0.01, 0.01))
     with logged() as lines:
         async with (
             asyncio.timeout(SOON),

@@ -292,7 +292,7 @@ async def test_only_so_many_datagrams_wait_for_names(
             await peer.send(frame(PSH, 1, datagram("0.test", there.port, bytes(5000))))
             dropped = "too many wait for names"
             await eventually(lambda: len([line for line in lines if dropped in line]) == 3)
-            (relay,) = server.open_tunnels._carried
+            (relay,) = server.open_tunnels._carriers
             assert isinstance(relay, uot_relay.UotRelay)
             assert relay._udp._waiting <= udp.MAX_WAITING
             known.set()
@@ -374,7 +374,7 @@ async def test_a_client_that_does_not_read_costs_datagrams_not_memory(
         with Udp() as there:
             await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
             _, source = await there.receive()
-            (relay,) = server.open_tunnels._carried
+            (relay,) = server.open_tunnels._carriers
             assert isinstance(relay, uot_relay.UotRelay)
             for _ in range(3000):
                 for _ in range(10):

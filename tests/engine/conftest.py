@@ -18,7 +18,7 @@ def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that end tunnels and are not about how long that takes."""
     monkeypatch.setattr(relay, "QUIET_TIME", 0.2)
     monkeypatch.setattr(relay, "END_TIME", 0.2)
-    monkeypatch.setattr(relay, "QUIET_TICK", (0.05, 0.05))
+    monkeypatch.setattr(relay, "QUIET_INTERVALS", (0.05, 0.05))
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ DATA = bytes(range(256)) * 4000
 
 def passed(service: Service) -> int:
     """Bytes that the only tunnel of `service` has taken from either side."""
-    return sum(tunnel.sent + tunnel.received for tunnel in service.open_tunnels._carried)
+    return sum(tunnel.sent + tunnel.received for tunnel in service.open_tunnels._carriers)
 
 
 @in_every_mode
@@ -91,7 +91,7 @@ async def test_upload_before_a_cut_is_delivered(failure: str, mode: str, certs: 
 
 async def _gets_data_then_reset(reader: Tcp, service: Service) -> None:
     """What waits in `service` when it learns of the failure, and is read then."""
-    await eventually(lambda: all(tunnel.reason for tunnel in service.open_tunnels._carried))
+    await eventually(lambda: all(tunnel.reason for tunnel in service.open_tunnels._carriers))
     await settled()
     received = b""
     with pytest.raises(ConnectionResetError):

@@ -104,7 +104,7 @@ async def test_half_close_on_a_line_that_is_longer_than_a_quiet_while(
 ) -> None:
     """An end that wants to end at once cannot know yet that the other one is ours, and must ask."""
     monkeypatch.setattr(relay, "QUIET_TIME", 0.03)
-    monkeypatch.setattr(relay, "QUIET_TICK", (0.01, 0.01))
+    monkeypatch.setattr(relay, "QUIET_INTERVALS", (0.01, 0.01))
     async with (
         listening() as there,
         server_at(mode, there.port, certs) as server,

@@ -86,7 +86,7 @@ async def test_a_close_frame_amid_a_stalled_download_does_not_stop_the_server(
 
 
 def _stalled(server: Server) -> bool:
-    return any(not relay._far.transport.is_reading() for relay in server.open_tunnels._carried)
+    return any(not relay._far.transport.is_reading() for relay in server.open_tunnels._carriers)
 
 
 @in_every_mode

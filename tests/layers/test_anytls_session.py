@@ -192,7 +192,7 @@ async def test_the_end_of_one_direction_costs_nothing_of_the_other(
         peer.close()
     while not (done and other.eof):
         await pair.exchange()
-        await clock.passes(relay.QUIET_TICK[1])
+        await clock.passes(relay.QUIET_INTERVALS[1])
     other.transport.close()
     await pair.exchange()
     assert not near.aborted

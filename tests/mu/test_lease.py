@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from mtt.tunnels import throttle
-from mtt.tunnels.throttle import BURST_TIME, TICK, Bucket
+from mtt.tunnels import rate_limit
+from mtt.tunnels.rate_limit import BURST_TIME, TICK, Bucket
 from mtt_mu_server.lease import LeasedBucket, Lessee
 from tests.support.clock import Clock
 
 
 class Waiter:
-    """Stands for a throttle with a backlog."""
+    """Stands for a rate limiter with a backlog."""
 
     def __init__(self, bucket: LeasedBucket, backlog: int) -> None:
         self._bucket = bucket
@@ -42,7 +42,7 @@ def worker(bucket: Bucket) -> LeasedBucket:
 
 
 async def test_workers_share_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, throttle)
+    clock = Clock(monkeypatch, rate_limit)
     rate, size = 1_000_000, 300_000
     bucket = Bucket(rate)
     workers = [worker(bucket) for _ in range(2)]
@@ -63,7 +63,7 @@ async def test_workers_share_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_nothing_is_given_to_those_who_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    clock = Clock(monkeypatch, throttle)
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(1000)
     gone = Lessee(bucket, given.append)
     gone.want(10_000)
@@ -98,7 +98,7 @@ async def test_what_was_asked_for_comes_and_no_more(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dice = random.Random(seed)
-    clock = Clock(monkeypatch, throttle)
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(10_000_000)
     workers = [worker(bucket) for _ in range(3)]
     waiters = [Waiter(dice.choice(workers), dice.randrange(1, 100_000)) for _ in range(20)]

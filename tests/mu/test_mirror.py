@@ -17,7 +17,7 @@ SLOW = User("/slow", "127.0.0.1:9", rate=1000)
 
 
 class Bucketful:
-    """Stands for a throttle with a backlog."""
+    """Stands for a rate limiter with a backlog."""
 
     def __init__(self) -> None:
         self.backlog = 10

@@ -33,7 +33,7 @@ class Site:
     @property
     def connection(self) -> HttpConnection:
         """The one of the only client, which has asked for something."""
-        (connection,) = self.proxy.open_tunnels._carried
+        (connection,) = self.proxy.open_tunnels._carriers
         assert isinstance(connection, HttpConnection)
         return connection
 

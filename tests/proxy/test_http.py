@@ -11,7 +11,7 @@ from mtt.errors import DestinationError
 from mtt.outcome import Outcome
 from mtt.proxy import http, origin
 from mtt.proxy.exchange import MAX_AHEAD, MAX_REPLAY
-from mtt.tunnels.relay import LOOK_TIME
+from mtt.tunnels.relay import MAX_CHECK_INTERVAL
 from mtt.wire.http1 import MAX_HEAD
 from tests.proxy.clients import USER, http_connect
 from tests.proxy.origins import OK, ok, read_answer, site
@@ -464,7 +464,7 @@ async def test_an_idle_client_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None
         await read_answer(client)
         await clock.passes(http.KEEPALIVE_TIME - 0.1)
         assert there.proxy.tunnels == 1
-        await clock.passes(LOOK_TIME)
+        await clock.passes(MAX_CHECK_INTERVAL)
         assert await client.rest() == b""
         assert not there.proxy.tunnels
 
@@ -628,6 +628,6 @@ async def test_a_client_that_has_ended_while_its_origin_is_dialled() -> None:
         there.proxy.gate.clear()
         await client.send(there.request("/"))
         await client.finish()
-        await eventually(lambda: there.proxy.open_tunnels._carried and there.connection._eof)
+        await eventually(lambda: there.proxy.open_tunnels._carriers and there.connection._eof)
         there.proxy.gate.set()
         assert (await client.rest()).endswith(b"\r\nConnection: close\r\n\r\nok")

@@ -19,7 +19,7 @@ from mtt.layers.parked import Parked, hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
-from mtt.tunnels.throttle import Throttle, Waiting
+from mtt.tunnels.rate_limit import RateLimiter, Waiter
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
@@ -189,13 +189,13 @@ def _websocket(upper: Any, client: bool, half_close: bool) -> Parked:
 
 
 class _Drops:
-    """Tokens that come in drops, one drop in each turn of the event loop."""
+    """A token source that gives drops, one drop in each turn of the event loop."""
 
     drop = 50_000
 
     def __init__(self) -> None:
         self._left = self.drop
-        self._waiting: dict[Waiting, None] = {}
+        self._waiting: dict[Waiter, None] = {}
         self._serving = False
 
     def take(self, wanted: int) -> int:
@@ -204,12 +204,12 @@ class _Drops:
         self._serve_soon()
         return granted
 
-    def wait(self, throttle: Waiting) -> None:
-        self._waiting[throttle] = None
+    def wait(self, limiter: Waiter) -> None:
+        self._waiting[limiter] = None
         self._serve_soon()
 
-    def leave(self, throttle: Waiting) -> None:
-        self._waiting.pop(throttle, None)
+    def leave(self, limiter: Waiter) -> None:
+        self._waiting.pop(limiter, None)
 
     def _serve_soon(self) -> None:
         if not self._serving:
@@ -219,15 +219,15 @@ class _Drops:
     def _serve(self) -> None:
         self._serving = False
         self._left = self.drop
-        for throttle in list(self._waiting):
-            del self._waiting[throttle]
-            self._left -= throttle.pass_on(self._left)
+        for limiter in list(self._waiting):
+            del self._waiting[limiter]
+            self._left -= limiter.pass_on(self._left)
             break
 
 
 def _throttle(upper: Any) -> Parked:
     def ready(transport: Any) -> None:
-        layer = Throttle(_Drops())
+        layer = RateLimiter(_Drops())
         layer.start(transport)
         hand_over(layer, upper)
 

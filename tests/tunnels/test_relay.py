@@ -23,17 +23,17 @@ def half_closing() -> FakeTransport:
 
 
 def one_end_only() -> FakeTransport:
-    """As WebSocket and smux towards Go peers."""
+    """A transport without half-close, like WebSocket and smux towards Go peers."""
     return FakeLayer(half_close=False)
 
 
 def own_end() -> FakeTransport:
-    """A layer between our own ends."""
+    """A layer with half-close, as when both peers are mtt."""
     return FakeLayer(half_close=True)
 
 
 class Tunnel:
-    """A relay between two transports, each held until now."""
+    """A relay between two transports that were parked."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Tunnel:
         return bool(self.relay.reason)
 
     async def finish(self) -> Relay:
-        """Both peers go; the relay is over, once."""
+        """Lose both transports and check that the relay ends exactly once."""
         for transport in (self.near, self.far):
             transport.lose(None)
         await turns()
@@ -73,7 +73,7 @@ class Tunnel:
 # Copying.
 
 
-async def test_bytes_go_both_ways_and_are_counted() -> None:
+async def test_bytes_are_copied_both_ways_and_counted() -> None:
     tunnel = Tunnel()
     assert tunnel.near.reading
     assert tunnel.far.reading
@@ -86,7 +86,7 @@ async def test_bytes_go_both_ways_and_are_counted() -> None:
     assert (relay.sent, relay.received, relay.reason) == (7, 9, "enough")
 
 
-async def test_back_pressure_pauses_the_other_side() -> None:
+async def test_back_pressure_pauses_the_other_transport() -> None:
     tunnel = Tunnel()
     tunnel.far.protocol.pause_writing()
     assert not tunnel.near.reading
@@ -102,7 +102,7 @@ async def test_back_pressure_pauses_the_other_side() -> None:
 # Taking over.
 
 
-async def test_what_was_said_before_goes_first() -> None:
+async def test_early_data_goes_first() -> None:
     def early(tunnel: Tunnel) -> None:
         tunnel.parked_ends[0].early = b"first "
         tunnel.parked_ends[1].early = b"banner"
@@ -117,7 +117,7 @@ async def test_what_was_said_before_goes_first() -> None:
 
 
 class Full(FakeTransport):
-    """A transport that says so at the first write."""
+    """A transport that pauses writing at the first write."""
 
     def write(self, data: Any) -> None:
         super().write(data)
@@ -125,7 +125,7 @@ class Full(FakeTransport):
 
 
 class FullAlready(FakeTransport):
-    """A transport that tells whoever takes it that it can take nothing."""
+    """A transport that pauses writing in `set_protocol`."""
 
     def set_protocol(self, protocol: Any) -> None:
         super().set_protocol(protocol)
@@ -133,7 +133,7 @@ class FullAlready(FakeTransport):
 
 
 @pytest.mark.parametrize("full", [Full, FullAlready])
-async def test_early_data_may_fill_the_other_side(full: type[FakeTransport]) -> None:
+async def test_early_data_may_cause_back_pressure(full: type[FakeTransport]) -> None:
     def early(tunnel: Tunnel) -> None:
         for parked in tunnel.parked_ends:
             parked.early = b"much"
@@ -148,12 +148,12 @@ async def test_early_data_may_fill_the_other_side(full: type[FakeTransport]) -> 
 
 @pytest.mark.parametrize("who", ["near", "far", "both"])
 @pytest.mark.parametrize("told", [False, True], ids=["not told", "told"])
-async def test_death_before_the_relay_began(who: str, told: bool) -> None:
+async def test_transport_lost_before_the_relay(who: str, told: bool) -> None:
     def die(tunnel: Tunnel) -> None:
         for name, transport in (("near", tunnel.near), ("far", tunnel.far)):
             if who in (name, "both"):
                 if told:
-                    transport.closing = True  # its Parked has heard of it, nobody else will
+                    transport.closing = True  # only the Parked is notified
                 else:
                     transport.lose(ConnectionResetError())
 
@@ -167,7 +167,7 @@ async def test_death_before_the_relay_began(who: str, told: bool) -> None:
 # Ordinary ends.
 
 
-async def test_each_direction_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_half_close_ends_one_direction(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel()
     tunnel.near.protocol.data_received(b"request")
@@ -183,7 +183,7 @@ async def test_each_direction_ends_by_itself(monkeypatch: pytest.MonkeyPatch) ->
     assert (await tunnel.finish()).received == 5
 
 
-async def test_the_end_of_a_transport_without_half_close_is_the_end_of_both() -> None:
+async def test_end_without_half_close_ends_both_directions() -> None:
     for near, far in ((half_closing, one_end_only), (one_end_only, half_closing)):
         tunnel = Tunnel(near, far)
         ending, other = (
@@ -199,9 +199,7 @@ async def test_the_end_of_a_transport_without_half_close_is_the_end_of_both() ->
         assert (await tunnel.finish()).reason == "done"
 
 
-async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_go_server_gets_the_end_after_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.data_received(b"request")
@@ -212,7 +210,7 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
         tunnel.far.protocol.data_received(b"%d" % number)
     last = clock.now
     await clock.until(lambda: tunnel.far.eof_written)
-    assert QUIET <= clock.now - last <= QUIET + module.QUIET_TICK[1]
+    assert QUIET <= clock.now - last <= QUIET + module.QUIET_INTERVALS[1]
     # Told of the end, it still says what it was about to say, and ends.
     tunnel.far.protocol.data_received(b", bye")
     tunnel.far.protocol.eof_received()
@@ -234,7 +232,7 @@ async def test_an_end_is_not_passed_on_before_the_other_direction_is_quiet(
         (module.REQUEST_SIZE + 1, 0, QUIET),  # an upload that may go on
     ],
 )
-async def test_go_client_hears_of_the_end_when_nothing_is_on_its_way(
+async def test_go_client_gets_the_end_when_nothing_is_in_flight(
     asked: int, said: int, wait: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -263,9 +261,7 @@ async def test_silence_counts_from_the_last_byte(monkeypatch: pytest.MonkeyPatch
         await tunnel.finish()
 
 
-async def test_upload_to_a_destination_that_has_ended_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_upload_to_half_closed_destination_completes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(one_end_only, half_closing)
     tunnel.far.protocol.eof_received()
@@ -289,9 +285,7 @@ async def test_upload_to_a_destination_that_has_ended_is_waited_for(
     await tunnel.finish()
 
 
-async def test_download_for_a_lost_application_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_download_for_a_lost_application_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.data_received(b"request")
@@ -307,7 +301,7 @@ async def test_download_for_a_lost_application_is_not_waited_for(
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_go_server_that_has_not_taken_everything_cuts() -> None:
+async def test_go_server_closing_with_unsent_data_cuts() -> None:
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.data_received(b"upload")
     tunnel.far.protocol.data_received(b"answer")
@@ -320,9 +314,7 @@ async def test_go_server_that_has_not_taken_everything_cuts() -> None:
     assert (await tunnel.finish()).reason == reason
 
 
-async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_unanswered_end_resets_the_other_transport(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
@@ -334,9 +326,7 @@ async def test_a_peer_that_does_not_end_when_it_is_told_to_resets_who_waits_for_
     assert (await tunnel.finish()).reason == "the peer did not end its side"
 
 
-async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_loss_after_the_end_was_sent_is_orderly(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
@@ -349,7 +339,7 @@ async def test_a_peer_that_closes_without_a_word_when_it_is_told_to_end_has_ende
 
 
 @pytest.mark.parametrize("stuck", ["near", "far"])
-async def test_nor_before_everything_has_been_sent(
+async def test_go_server_gets_the_end_after_all_data(
     stuck: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -365,7 +355,7 @@ async def test_nor_before_everything_has_been_sent(
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_the_other_side_ends_while_we_wait_for_silence() -> None:
+async def test_peer_ends_during_the_wait_for_silence() -> None:
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
     tunnel.far.protocol.data_received(b"bye")
@@ -375,9 +365,7 @@ async def test_the_other_side_ends_while_we_wait_for_silence() -> None:
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_half_close_support_learned_during_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.eof_received()
@@ -389,7 +377,7 @@ async def test_a_peer_that_turns_out_to_be_one_of_ours_in_the_meantime(
     await tunnel.finish()
 
 
-async def test_end_waits_until_the_peer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_end_waits_until_half_close_support_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(one_end_only, half_closing)
     tunnel.near.half_close = None
@@ -407,7 +395,7 @@ async def test_end_waits_until_the_peer_is_known(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("far", [half_closing, one_end_only])
 @pytest.mark.parametrize("exc", [None, ConnectionResetError(104, "reset by peer")])
-async def test_a_leg_that_fails_resets_the_other(
+async def test_failed_leg_resets_the_other(
     exc: Exception | None, far: Callable[[], FakeTransport]
 ) -> None:
     for who in ("near", "far"):
@@ -424,7 +412,7 @@ async def test_a_leg_that_fails_resets_the_other(
 
 
 @pytest.mark.parametrize("who", ["near", "far"])
-async def test_a_leg_that_fails_after_its_end_takes_no_more(who: str) -> None:
+async def test_leg_failing_after_its_end_resets_the_other(who: str) -> None:
     tunnel = Tunnel(own_end, own_end)
     ended, other = (tunnel.near, tunnel.far) if who == "near" else (tunnel.far, tunnel.near)
     ended.protocol.data_received(b"all of it")
@@ -440,7 +428,7 @@ async def test_a_leg_that_fails_after_its_end_takes_no_more(who: str) -> None:
     assert relay.error is None
 
 
-async def test_a_go_client_is_closed_when_the_destination_takes_no_more() -> None:
+async def test_go_client_is_closed_if_destination_fails_after_its_end() -> None:
     tunnel = Tunnel(one_end_only, half_closing)
     tunnel.near.protocol.data_received(b"upload" * 100_000)
     tunnel.far.protocol.eof_received()
@@ -452,7 +440,7 @@ async def test_a_go_client_is_closed_when_the_destination_takes_no_more() -> Non
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_the_same_where_there_is_no_half_close(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upload_of_a_lost_application_completes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.pause_writing()  # it does not read what comes from the far end
@@ -471,13 +459,13 @@ async def test_the_same_where_there_is_no_half_close(monkeypatch: pytest.MonkeyP
     while not tunnel.far.closing:
         tunnel.far.protocol.data_received(b"to nobody")
         await clock.passes(QUIET / 10)
-    assert 0 <= clock.now - start - module.ORPHAN_TIME <= 2 * module.QUIET_TICK[1]
+    assert 0 <= clock.now - start - module.ORPHAN_TIME <= 2 * module.QUIET_INTERVALS[1]
     assert not tunnel.far.aborted
     assert not tunnel.near.sent
     assert (await tunnel.finish()).reason == "done"
 
 
-async def test_abort_is_a_failure_for_both_at_any_time() -> None:
+async def test_abort_resets_both_at_any_time() -> None:
     for when in ("open", "half", "closing"):
         tunnel = Tunnel()
         if when != "open":
@@ -496,9 +484,7 @@ async def test_abort_is_a_failure_for_both_at_any_time() -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-async def test_a_transfer_in_one_direction_is_not_idle(
-    way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_one_way_transfer_is_not_idle(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(timeout=80)
     side = tunnel.near if way == "up" else tunnel.far
@@ -508,7 +494,7 @@ async def test_a_transfer_in_one_direction_is_not_idle(
     assert not tunnel.ending
     last = clock.now
     await clock.until(lambda: tunnel.ending)
-    assert 80 <= clock.now - last <= 80 * (1 + 1 / module.IDLE_LOOKS)
+    assert 80 <= clock.now - last <= 80 * (1 + 1 / module.IDLE_CHECKS)
     assert tunnel.relay.reason == "idle for 80 s"
     assert tunnel.relay.error is None  # which is routine
     assert tunnel.near.aborted  # an answer that stopped half-way must not look complete
@@ -516,9 +502,7 @@ async def test_a_transfer_in_one_direction_is_not_idle(
     await tunnel.finish()
 
 
-async def test_who_waits_for_a_last_word_that_never_comes_is_reset(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_idle_timeout_after_half_close_resets_both(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(timeout=80)
     tunnel.near.protocol.eof_received()
@@ -530,7 +514,7 @@ async def test_who_waits_for_a_last_word_that_never_comes_is_reset(
 
 
 @pytest.mark.parametrize("size", [1, 1000])
-async def test_equal_traffic_in_both_directions_is_not_idle(
+async def test_equal_traffic_both_ways_is_not_idle(
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -547,10 +531,10 @@ async def test_equal_traffic_in_both_directions_is_not_idle(
 
 
 @pytest.mark.parametrize("side", ["near", "far"])
-async def test_what_leaves_one_end_while_the_other_gets_as_much_is_not_idle(
+async def test_draining_while_receiving_as_much_is_not_idle(
     side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A buffer that shrinks on one side counts, whatever the other side's does."""
+    """A shrinking buffer on one side counts as progress, whatever the other side does."""
     clock = Clock(monkeypatch)
     tunnel = Tunnel(timeout=80)
     transport = getattr(tunnel, side)
@@ -562,8 +546,8 @@ async def test_what_leaves_one_end_while_the_other_gets_as_much_is_not_idle(
     await tunnel.finish()
 
 
-async def test_a_server_that_turns_out_to_be_ours_when_the_application_is_gone(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_half_close_support_learned_after_the_application_is_lost(
+    monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
@@ -582,9 +566,7 @@ async def test_a_server_that_turns_out_to_be_ours_when_the_application_is_gone(
     await tunnel.finish()
 
 
-async def test_a_server_that_turns_out_to_be_ours_is_told_of_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_half_close_support_learned_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(half_closing, one_end_only)
     tunnel.near.protocol.data_received(b"upload")
@@ -601,14 +583,14 @@ async def test_a_server_that_turns_out_to_be_ours_is_told_of_the_end(
 
 
 class Shared(FakeLayer):
-    """A stream: others write to the same connection."""
+    """A stream that shares its connection with others."""
 
     shares = True
 
 
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("shares", [False, True])
-async def test_a_bulk_stream_is_read_in_small_pieces_for_the_sake_of_others(
+async def test_bulk_stream_is_read_in_small_pieces(
     shares: bool, swap: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited: list[SocketTransport] = []
@@ -627,9 +609,7 @@ async def test_a_bulk_stream_is_read_in_small_pieces_for_the_sake_of_others(
         assert over == [relay]
 
 
-async def test_a_reader_that_lives_on_our_buffers_is_not_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_reader_draining_buffers_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     tunnel = Tunnel(timeout=80)
     for left in range(10, 0, -1):

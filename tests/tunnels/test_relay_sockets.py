@@ -1,4 +1,4 @@
-"""The relay between real sockets: what the kernel does to connections that end."""
+"""The relay on real sockets: half-close, resets and unacknowledged data in the kernel."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tests.support.tunnels import eventually
 @pytest.fixture(autouse=True)
 def _short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "QUIET_TIME", 0.08)
-    monkeypatch.setattr(module, "QUIET_TICK", (0.01, 0.01))
+    monkeypatch.setattr(module, "QUIET_INTERVALS", (0.01, 0.01))
 
 
 @asynccontextmanager
 async def real_tunnel() -> AsyncIterator[tuple[socket.socket, socket.socket, list[Relay]]]:
-    """An application and a destination with a relay in between."""
+    """An application and a destination, connected by a relay."""
     over: list[Relay] = []
     app, near = tcp_sockets(small=True)
     far, destination = tcp_sockets(small=True)
@@ -46,7 +46,7 @@ async def real_tunnel() -> AsyncIterator[tuple[socket.socket, socket.socket, lis
 
 
 def kernel_queue(sock: socket.socket) -> int:
-    """How many bytes the other end's kernel has not acknowledged."""
+    """Bytes that the other end's kernel has not acknowledged."""
     answer: bytes = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")
     return int.from_bytes(answer, "little")
 
@@ -73,7 +73,7 @@ async def test_half_close_end_to_end() -> None:
         assert over[0].reason == "done"
 
 
-async def test_a_stopped_reader_stops_the_sender() -> None:
+async def test_stopped_reader_stops_the_sender() -> None:
     async with real_tunnel() as (app, _destination, _over):
         sent = still = 0
         while still < 60:
@@ -87,7 +87,7 @@ async def test_a_stopped_reader_stops_the_sender() -> None:
 
 
 @pytest.mark.parametrize("swap", [False, True])
-async def test_a_reset_goes_through(swap: bool) -> None:
+async def test_reset_is_passed_on(swap: bool) -> None:
     loop = asyncio.get_running_loop()
     async with real_tunnel() as (app, destination, over):
         one, other = (destination, app) if swap else (app, destination)
@@ -102,7 +102,7 @@ async def test_a_reset_goes_through(swap: bool) -> None:
 
 @pytest.mark.parametrize("half_close", [False, True])
 @pytest.mark.parametrize("talkative", [False, True])
-async def test_an_upload_is_complete_though_the_application_is_gone(
+async def test_upload_completes_after_the_application_is_lost(
     talkative: bool, half_close: bool, certs: Certs
 ) -> None:
     # The application closes right behind its upload and never reads what the destination says:
@@ -128,7 +128,7 @@ async def test_an_upload_is_complete_though_the_application_is_gone(
         assert over[0].reason == "done"
 
 
-async def test_the_last_words_of_a_destination_that_closed_under_our_writing() -> None:
+async def test_final_data_of_a_closed_destination_is_delivered() -> None:
     loop = asyncio.get_running_loop()
     async with real_tunnel() as (app, destination, over):
         await loop.sock_sendall(app, b"x" * 100_000)  # the destination never reads it

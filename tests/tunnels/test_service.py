@@ -15,7 +15,7 @@ from tests.support.transports import FakeTransport
 
 
 class Lower(StreamTransport):
-    """The connection of a session, with bytes that are still on their way."""
+    """The connection of a session, with `left` unsent bytes."""
 
     def __init__(self, left: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Lower(StreamTransport):
 
 
 class Session:
-    """A mux session as far as the end of a service is concerned with it."""
+    """A mux session, as `Service.drain` uses it."""
 
     def __init__(self, *, streams: int = 0, left: int = 0) -> None:
         self.open_streams = streams
@@ -51,15 +51,15 @@ class Sessions(Service):
 
 
 async def turns() -> None:
-    """Long enough for several looks."""
+    """Wait long enough for several checks."""
     await asyncio.sleep(0.2)
 
 
-async def test_nothing_to_wait_for() -> None:
+async def test_drain_of_an_idle_service_returns() -> None:
     await Sessions().drain()
 
 
-async def test_idle_sessions_end_and_the_others_are_waited_for() -> None:
+async def test_drain_closes_idle_sessions_and_waits_for_busy_ones() -> None:
     idle, busy, sending = Session(), Session(streams=1), Session(left=1)
     service = Sessions(idle, busy, sending)
     draining = asyncio.create_task(service.drain())
@@ -74,7 +74,7 @@ async def test_idle_sessions_end_and_the_others_are_waited_for() -> None:
     assert sending.closed
 
 
-async def test_a_tunnel_being_opened_counts_and_keeps_its_session() -> None:
+async def test_opening_tunnel_counts_and_keeps_sessions_open() -> None:
     idle = Session()
     service = Sessions(idle)
     dialled = asyncio.Event()
@@ -96,10 +96,10 @@ async def test_a_tunnel_being_opened_counts_and_keeps_its_session() -> None:
 @pytest.mark.parametrize("begun", [False, True])
 @pytest.mark.parametrize("eof", [False, True])
 @pytest.mark.parametrize("error", [NetworkError("lost"), ConnectionResetError()])
-async def test_work_for_a_connection_that_is_cut_ends_with_it(
+async def test_work_for_a_cut_connection_is_cancelled(
     error: Exception, eof: bool, begun: bool
 ) -> None:
-    """Not if its peer had said all it had to say: that is owed to the destination."""
+    """After an orderly end it continues: the destination gets the data."""
     service = Sessions()
     parked = Parked()
     connection = FakeTransport(parked)

@@ -1,6 +1,6 @@
-"""Rates: the bucket and the layer in memory, with time that the tests make where it counts.
+"""Rate limits: the bucket and the layer in memory, mostly on a fake clock.
 
-Tunnels with a rate are in test_limits.
+Rate-limited tunnels are in test_limits.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pytest
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tcp import SocketTransport
-from mtt.tunnels import throttle
-from mtt.tunnels.throttle import BURST_TIME, TICK, Bucket, Throttle
+from mtt.tunnels import rate_limit
+from mtt.tunnels.rate_limit import BURST_TIME, TICK, Bucket, RateLimiter
 from tests.support.clock import Clock
 from tests.support.transports import raw_peer
 
@@ -27,7 +27,7 @@ INEXACT = 1e-6
 
 
 class Below(StreamTransport):
-    """The transport under a throttle."""
+    """The transport below a rate limiter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Below(StreamTransport):
 
 
 class Above(StreamProtocol):
-    """The protocol above a throttle."""
+    """The protocol above a rate limiter."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -99,8 +99,8 @@ class Above(StreamProtocol):
             await self.news.wait()
 
 
-def stack(bucket: Bucket) -> tuple[Below, Throttle, Above]:
-    below, layer, above = Below(), Throttle(bucket), Above()
+def stack(bucket: Bucket) -> tuple[Below, RateLimiter, Above]:
+    below, layer, above = Below(), RateLimiter(bucket), Above()
     layer.start(below)
     layer.set_protocol(above)
     layer.resume_reading()
@@ -108,16 +108,14 @@ def stack(bucket: Bucket) -> tuple[Below, Throttle, Above]:
     return below, layer, above
 
 
-async def test_what_there_are_tokens_for_passes_at_once() -> None:
+async def test_data_within_tokens_passes_at_once() -> None:
     below, layer, above = stack(Bucket(4000))
     layer.data_received(b"x" * 1000)
     assert (len(above.data), below.reading) == (1000, True)
 
 
-async def test_the_rest_waits_and_nothing_is_read_meanwhile(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock(monkeypatch, throttle)
+async def test_excess_waits_and_pauses_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(40_000)
     below, layer, above = stack(bucket)
     start = clock.now
@@ -134,8 +132,8 @@ async def test_the_rest_waits_and_nothing_is_read_meanwhile(
     assert bucket._timer is None
 
 
-async def test_the_clock_of_the_loop_counts() -> None:
-    """The real one, not that of a test."""
+async def test_rate_holds_in_real_time() -> None:
+    """The other tests use a fake clock."""
     below, layer, above = stack(Bucket(100_000))
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -145,8 +143,8 @@ async def test_the_clock_of_the_loop_counts() -> None:
     assert below.reading
 
 
-async def test_never_more_than_the_rate_and_hardly_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, throttle)
+async def test_throughput_matches_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(50_000)
     below, layer, above = stack(bucket)
     given = 0
@@ -162,8 +160,8 @@ async def test_never_more_than_the_rate_and_hardly_less(monkeypatch: pytest.Monk
     layer.abort()
 
 
-async def test_all_throttles_of_a_bucket_share_it_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, throttle)
+async def test_rate_limiters_share_a_bucket_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(40_000)
     stacks = [stack(bucket) for _ in range(4)]
     for _, layer, _ in stacks:
@@ -183,8 +181,8 @@ async def test_all_throttles_of_a_bucket_share_it_evenly(monkeypatch: pytest.Mon
     assert bucket._timer is None
 
 
-async def test_a_byte_per_second_is_a_rate_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, throttle)
+async def test_rate_of_one_byte_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(1)
     _, layer, above = stack(bucket)
     layer.data_received(b"abc")
@@ -199,7 +197,7 @@ async def test_a_byte_per_second_is_a_rate_too(monkeypatch: pytest.MonkeyPatch) 
     assert above.data == b"abc"
 
 
-async def test_the_end_comes_after_what_waits() -> None:
+async def test_end_comes_after_the_backlog() -> None:
     _, layer, above = stack(Bucket(20_000))
     layer.data_received(bytes(6000))
     assert layer.eof_received()
@@ -208,7 +206,7 @@ async def test_the_end_comes_after_what_waits() -> None:
     assert len(above.data) == 6000
 
 
-async def test_a_loss_after_the_end_comes_after_what_waits() -> None:
+async def test_loss_after_the_end_comes_after_the_backlog() -> None:
     below, layer, above = stack(Bucket(20_000))
     layer.data_received(bytes(6000))
     layer.eof_received()
@@ -221,7 +219,7 @@ async def test_a_loss_after_the_end_comes_after_what_waits() -> None:
     assert len(above.data) == 6000
 
 
-async def test_loss_before_the_end_comes_after_what_waits() -> None:
+async def test_loss_before_the_end_comes_after_the_backlog() -> None:
     bucket = Bucket(20_000)
     _, layer, above = stack(bucket)
     layer.data_received(bytes(6000))
@@ -233,7 +231,7 @@ async def test_loss_before_the_end_comes_after_what_waits() -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_ends_from_above(how: str) -> None:
+async def test_close_and_abort_from_above(how: str) -> None:
     bucket = Bucket(20_000)
     below, layer, above = stack(bucket)
     layer.data_received(bytes(6000))
@@ -250,7 +248,7 @@ async def test_ends_from_above(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_ends_from_above_after_the_loss(how: str) -> None:
+async def test_close_and_abort_after_the_loss(how: str) -> None:
     below, layer, above = stack(Bucket(20_000))
     layer.data_received(bytes(6000))
     layer.eof_received()
@@ -260,7 +258,7 @@ async def test_ends_from_above_after_the_loss(how: str) -> None:
     assert below.calls == []
 
 
-async def test_a_paused_throttle_does_not_keep_the_others_waiting() -> None:
+async def test_paused_rate_limiter_does_not_block_others() -> None:
     bucket = Bucket(40_000)
     _, first, paused = stack(bucket)
     _, second, above = stack(bucket)
@@ -274,8 +272,8 @@ async def test_a_paused_throttle_does_not_keep_the_others_waiting() -> None:
     await paused.has(12_000)
 
 
-async def test_what_came_before_it_took_over_is_not_lost() -> None:
-    below, layer, above = Below(), Throttle(Bucket(4000)), Above()
+async def test_early_data_is_delivered() -> None:
+    below, layer, above = Below(), RateLimiter(Bucket(4000)), Above()
     held = Parked()
     held.early = b"early"
     below.upper = held
@@ -289,7 +287,7 @@ async def test_what_came_before_it_took_over_is_not_lost() -> None:
 
 
 def held_below(early: bytes, *, eof: bool, error: Exception | None = None) -> Below:
-    """A transport that was held while its peer spoke, and perhaps ended."""
+    """A transport that received data, and perhaps an end, while it was parked."""
     below, parked = Below(), Parked()
     parked.connection_made(below)
     if early:
@@ -302,8 +300,8 @@ def held_below(early: bytes, *, eof: bool, error: Exception | None = None) -> Be
     return below
 
 
-async def test_an_end_before_it_took_over_comes_after_what_waits() -> None:
-    above, layer = Above(), Throttle(Bucket(20_000))
+async def test_early_end_comes_after_the_backlog() -> None:
+    above, layer = Above(), RateLimiter(Bucket(20_000))
     layer.start(held_below(bytes(6000), eof=True))
     hand_over(layer, above)
     await asyncio.sleep(0)
@@ -313,8 +311,8 @@ async def test_an_end_before_it_took_over_comes_after_what_waits() -> None:
     layer.abort()
 
 
-async def test_an_end_alone_before_it_took_over() -> None:
-    above, layer = Above(), Throttle(Bucket(20_000))
+async def test_early_end_without_data() -> None:
+    above, layer = Above(), RateLimiter(Bucket(20_000))
     layer.start(held_below(b"", eof=True))
     hand_over(layer, above)
     assert above.events == ["eof"]
@@ -322,8 +320,8 @@ async def test_an_end_alone_before_it_took_over() -> None:
     layer.abort()
 
 
-async def test_a_loss_before_it_took_over_comes_after_what_waits() -> None:
-    above, layer = Above(), Throttle(Bucket(20_000))
+async def test_early_loss_comes_after_the_backlog() -> None:
+    above, layer = Above(), RateLimiter(Bucket(20_000))
     below = held_below(bytes(6000), eof=True, error=OSError("gone"))
     layer.start(below)
     hand_over(layer, above)
@@ -335,9 +333,9 @@ async def test_a_loss_before_it_took_over_comes_after_what_waits() -> None:
 
 
 @pytest.mark.parametrize(("early", "eof"), [(b"", False), (b"", True), (b"cut", False)])
-async def test_a_loss_before_it_took_over_when_nothing_waits(early: bytes, eof: bool) -> None:
+async def test_early_loss_without_a_backlog(early: bytes, eof: bool) -> None:
     bucket = Bucket(1)
-    layer = Throttle(bucket)
+    layer = RateLimiter(bucket)
     layer.start(held_below(early, eof=eof, error=OSError("gone")))
     parked = layer.get_protocol()
     assert isinstance(parked, Parked)
@@ -347,12 +345,12 @@ async def test_a_loss_before_it_took_over_when_nothing_waits(early: bytes, eof: 
 
 
 @contextlib.asynccontextmanager
-async def on_a_socket(bucket: Bucket) -> AsyncIterator[tuple[socket.socket, Throttle, Above]]:
-    """A throttle above a real connection, and the peer's socket."""
+async def on_a_socket(bucket: Bucket) -> AsyncIterator[tuple[socket.socket, RateLimiter, Above]]:
+    """A rate limiter above a real connection, and the peer's socket."""
     parked = Parked()
     async with raw_peer(parked) as sock:
         assert parked.transport is not None
-        layer, above = Throttle(bucket), Above()
+        layer, above = RateLimiter(bucket), Above()
         layer.start(parked.transport)
         layer.set_protocol(above)
         layer.resume_reading()
@@ -367,7 +365,7 @@ async def leave(sock: socket.socket, data: bytes) -> None:
     sock.close()
 
 
-async def test_what_a_peer_said_before_it_closed_is_limited_and_not_lost() -> None:
+async def test_data_before_a_close_is_limited_and_delivered() -> None:
     data = random.Random(7).randbytes(30_000)
     bucket = Bucket(100_000)
     async with on_a_socket(bucket) as (sock, layer, above):
@@ -382,7 +380,7 @@ async def test_what_a_peer_said_before_it_closed_is_limited_and_not_lost() -> No
         assert above.data == data
 
 
-async def test_what_a_peer_said_is_not_rescued_for_a_reader_that_has_closed() -> None:
+async def test_backlog_is_dropped_for_a_closed_reader() -> None:
     bucket = Bucket(100_000)
     async with on_a_socket(bucket) as (sock, layer, above):
         layer.pause_reading()
@@ -395,7 +393,7 @@ async def test_what_a_peer_said_is_not_rescued_for_a_reader_that_has_closed() ->
         assert above.data == b""
 
 
-async def test_a_reset_comes_after_what_waits() -> None:
+async def test_reset_comes_after_the_backlog() -> None:
     bucket = Bucket(100_000)
     async with on_a_socket(bucket) as (sock, layer, above):
         size = int(bucket.burst) + 100
@@ -409,7 +407,7 @@ async def test_a_reset_comes_after_what_waits() -> None:
         assert sock.fileno() >= 0
 
 
-async def test_downwards_everything_passes_untouched() -> None:
+async def test_written_data_is_not_limited() -> None:
     below, layer, _ = stack(Bucket(1))
     layer.write(bytes(100_000))
     assert layer.can_write_eof()
@@ -420,8 +418,8 @@ async def test_downwards_everything_passes_untouched() -> None:
 # Calls from inside others.
 
 
-async def test_nothing_passes_before_somebody_reads() -> None:
-    below, layer, above = Below(), Throttle(Bucket(20_000)), Above()
+async def test_paused_rate_limiter_passes_nothing() -> None:
+    below, layer, above = Below(), RateLimiter(Bucket(20_000)), Above()
     layer.start(below)
     layer.set_protocol(above)
     layer.data_received(b"early")
@@ -433,10 +431,10 @@ async def test_nothing_passes_before_somebody_reads() -> None:
 
 @pytest.mark.parametrize("how", ["close", "abort"])
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_reader_that_ends_while_it_is_given_data(
+async def test_reader_that_closes_during_delivery(
     waits: bool, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, throttle)
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(20_000)
     below, layer, above = stack(bucket)
     if waits:  # the last piece is from what waited, and the end behind it
@@ -463,10 +461,8 @@ async def test_a_reader_that_ends_while_it_is_given_data(
     assert not bucket._waiting
 
 
-async def test_a_throttle_that_ends_by_what_another_is_given(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = Clock(monkeypatch, throttle)
+async def test_delivery_that_ends_another_rate_limiter(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(20_000)
     _, first, one = stack(bucket)
     _, second, other = stack(bucket)
@@ -485,9 +481,7 @@ async def test_a_throttle_that_ends_by_what_another_is_given(
     assert not bucket._waiting
 
 
-async def test_a_socket_behind_a_rate_is_read_in_small_pieces(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_rate_limited_socket_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     limited: list[SocketTransport] = []
     monkeypatch.setattr(SocketTransport, "limit_reads", lambda self: limited.append(self))
     async with on_a_socket(Bucket(1000)) as (_, layer, _above):

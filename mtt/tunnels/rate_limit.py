@@ -1,16 +1,15 @@
-"""Holding a user to a rate: token buckets, and a layer that takes from one before it passes on.
+"""Rate limits of users: token buckets, and the layer that spends their tokens.
 
 Theory of operation
 -------------------
-A `Bucket` fills with `rate` tokens per second, up to `BURST_TIME` seconds' worth. All streams of a
-user share one per direction. A `Throttle` stands between a transport and the relay and lets the
-bytes that come from below pass as long as there are tokens. What they do not suffice for waits in
-the throttle, and meanwhile it does not read the transport, so at most one read waits and TCP's
-back-pressure reaches the sender.
+A `Bucket` gains `rate` tokens per second, up to `BURST_TIME` seconds' worth. All streams of a user
+share one bucket per direction. A `RateLimiter` is a layer between a transport and the relay. It
+passes received bytes on while there are tokens. The excess waits in the rate limiter, which pauses
+the transport meanwhile. So at most one read waits, and TCP's back-pressure reaches the sender.
 
-The throttles that wait stand in a queue; a single timer serves them in turn, each with an equal
-share of what has come together. Small pieces to everybody, instead of whole reads to one after the
-other, so that a relay sees something move before its idle timeout however low the rate is.
+Waiter rate limiters form a queue. One timer serves them in turn, each with an equal share of the
+tokens. Many small pieces, rather than whole reads one after another, keep every relay from its idle
+timeout at any rate.
 """
 
 from __future__ import annotations
@@ -23,37 +22,37 @@ from mtt.layers.base import Data, StreamTransport
 from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked
 
-# How much of what was not used may be caught up with later, in seconds of the rate: enough that
-# short requests do not feel the limit, and more than the timer is ever late.
+# Seconds of the rate that a bucket can store: enough that short requests do not notice the limit,
+# and longer than the timer is ever late.
 BURST_TIME = 0.25
-# How often those who wait are served: often enough that a stream flows, and no load worth the name.
+# Seconds between turns of the queue: short enough for a steady flow, at negligible load.
 TICK = 0.02
 
 
-class Waiting(Protocol):
-    """Who waits for tokens."""
+class Waiter(Protocol):
+    """A rate limiter that waits for tokens."""
 
     def pass_on(self, limit: int) -> int:
-        """Use `limit` tokens at most, and wait again for more if need be; returns how many."""
+        """Spend up to `limit` tokens; queue again if bytes remain. Returns the number spent."""
 
 
-class Tokens(Protocol):
-    """Where a throttle takes its tokens from."""
+class TokenSource(Protocol):
+    """The source of a rate limiter's tokens."""
 
     def take(self, wanted: int) -> int:
-        """How many of `wanted` bytes may pass at once. Who waits already comes first."""
+        """Take up to `wanted` tokens at once; none while others wait. Returns their number."""
 
-    def wait(self, throttle: Throttle) -> None:
-        """Have `throttle` served when its turn comes."""
+    def wait(self, limiter: RateLimiter) -> None:
+        """Queue `limiter`."""
 
-    def leave(self, throttle: Throttle) -> None:
-        """`throttle` does not wait any more."""
+    def leave(self, limiter: RateLimiter) -> None:
+        """Remove `limiter` from the queue."""
 
 
 class Bucket:
-    """The tokens of one user for one direction; belongs to the running event loop.
+    """The token bucket of one user for one direction, in the running event loop.
 
-    `rate`: bytes per second, above 0; it may be changed at any time.
+    `rate`: bytes per second, above 0; may change at any time.
     """
 
     __slots__ = ("_filled", "_loop", "_timer", "_tokens", "_waiting", "rate")
@@ -63,36 +62,36 @@ class Bucket:
         self.rate = rate
         self._tokens = self.burst
         self._filled = self._loop.time()
-        self._waiting: dict[Waiting, None] = {}  # in the order in which it is their turn
+        self._waiting: dict[Waiter, None] = {}  # the queue
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def burst(self) -> float:
-        """The most tokens that come together; at least one, or nothing would ever pass."""
+        """Capacity in tokens; at least one, or nothing would ever pass."""
         return max(1.0, self.rate * BURST_TIME)
 
     def take(self, wanted: int) -> int:
-        """How many of `wanted` bytes may pass at once. Who waits already comes first."""
+        """Take up to `wanted` tokens at once; none while others wait. Returns their number."""
         if self._waiting:
             return 0
         granted = min(wanted, self._fill())
         self._tokens -= granted
         return granted
 
-    def wait(self, throttle: Waiting) -> None:
-        """Have `throttle` served when its turn comes."""
-        self._waiting[throttle] = None
+    def wait(self, limiter: Waiter) -> None:
+        """Queue `limiter`."""
+        self._waiting[limiter] = None
         self._arm()
 
-    def leave(self, throttle: Waiting) -> None:
-        """`throttle` does not wait any more."""
-        self._waiting.pop(throttle, None)
+    def leave(self, limiter: Waiter) -> None:
+        """Remove `limiter` from the queue."""
+        self._waiting.pop(limiter, None)
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _fill(self) -> int:
-        """Add the tokens of the time that has passed; returns how many whole ones there are."""
+        """Add the tokens gained since the last call. Returns the number of whole tokens."""
         now = self._loop.time()
         self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate)
         self._filled = now
@@ -106,42 +105,42 @@ class Bucket:
     def _serve(self) -> None:
         self._timer = None
         share = max(1, self._fill() // max(1, len(self._waiting)))
-        for throttle in list(self._waiting):
+        for limiter in list(self._waiting):
             if self._tokens < 1:
                 break
-            if throttle not in self._waiting:  # it ended by what another one was given
+            if limiter not in self._waiting:  # ended by data passed to another
                 continue
-            del self._waiting[throttle]
-            self._tokens -= throttle.pass_on(min(share, int(self._tokens)))
+            del self._waiting[limiter]
+            self._tokens -= limiter.pass_on(min(share, int(self._tokens)))
         if self._waiting:
             self._arm()
 
 
-class Throttle(Layer):
-    """Passes on what comes from the transport below no faster than its bucket allows.
+class RateLimiter(Layer):
+    """A layer that limits the rate of received data. Written data passes unchanged.
 
-    What goes down passes untouched: the other direction has a throttle of its own.
+    The rate limiter at the other end of the relay limits the opposite direction.
     """
 
     name = "rate limiter"
 
     __slots__ = ("_backlog", "_bucket", "_closed", "_eof", "_lost")
 
-    def __init__(self, bucket: Tokens) -> None:
+    def __init__(self, bucket: TokenSource) -> None:
         super().__init__(Parked())
         self._bucket = bucket
-        self._backlog = bytearray()  # came and waits for tokens
+        self._backlog = bytearray()  # received, and waiting for tokens
         self._paused = True
-        self._eof = False  # the end has come from below; told when the backlog is gone
-        self._lost: Callable[[], None] | None = None  # tells the loss of what is below
+        self._eof = False  # received the end; delivered after the backlog
+        self._lost: Callable[[], None] | None = None  # reports the loss of `lower`
         self._closed = False  # by the protocol above
 
     def start(self, transport: StreamTransport) -> None:
-        """Take over `transport`. Whoever comes above uses `set_protocol()`."""
-        transport.limit_reads()  # a read waits here until there are tokens for it
+        """Take over `transport`. The protocol above is attached with `set_protocol()`."""
+        transport.limit_reads()  # a whole read waits here for tokens
         held = transport.get_protocol()
         if isinstance(held, Parked) and held.error and not (held.eof and held.early):
-            # Nothing has to wait; whoever comes next finds what there was, and why it is over.
+            # Nothing must wait: the next owner finds the early data and the error in the Parked.
             self.lower = transport
             self.upper = held
             self._closed = True
@@ -166,11 +165,11 @@ class Throttle(Layer):
         self._eof = True
         if not self._backlog:
             self._tell_eof()
-        return True  # closing is up to us
+        return True  # the rate limiter closes
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._backlog:
-            # What it sent before is still owed to the other side.
+            # Deliver what it sent before.
             self._lost = lambda: self.tell_lost(exc)
             self.upper.pause_writing()
             self._queue_up()
@@ -182,11 +181,11 @@ class Throttle(Layer):
 
     @property
     def backlog(self) -> int:
-        """How many bytes wait."""
+        """Number of waiting bytes."""
         return len(self._backlog)
 
     def pass_on(self, limit: int) -> int:
-        """Hand up to `limit` bytes to the protocol above; returns how many it were."""
+        """Deliver up to `limit` bytes to the protocol above. Returns their number."""
         piece = bytes(self._backlog[:limit])
         del self._backlog[:limit]
         self.upper.data_received(piece)
@@ -212,7 +211,7 @@ class Throttle(Layer):
             self._tell_loss()
 
     def _tell_loss(self) -> None:
-        lost, self._lost = self._lost, None  # it refers to us
+        lost, self._lost = self._lost, None  # break the cycle: it refers to `self`
         assert lost is not None
         self._closed = True
         lost()
@@ -232,7 +231,7 @@ class Throttle(Layer):
         return bool(self._backlog)
 
     def _deliver_soon(self) -> None:
-        self._bucket.wait(self)  # which is to say when
+        self._bucket.wait(self)  # the bucket chooses the time
 
     def _pause_below(self) -> None:
         if self._backlog:
@@ -259,7 +258,7 @@ class Throttle(Layer):
             self.lower.write_eof()
 
     def close(self) -> None:
-        """Deliver what was written and close; what waits to pass from below is dropped."""
+        """Deliver written data and close; drop the backlog."""
         if not self._closed:
             lost, self._lost = self._lost, None
             self._drop()
@@ -269,11 +268,11 @@ class Throttle(Layer):
                 self.lower.close()
 
     def cut(self) -> None:
-        """Deliver what was written, then end the connection so that the peer sees a failure."""
+        """Deliver written data, then end the connection so that the peer sees a failure."""
         self._end(lambda: self.lower.cut())
 
     def abort(self) -> None:
-        """Cut the connection so that the peer sees a failure."""
+        """Abort the connection so that the peer sees a failure."""
         self._end(lambda: self.lower.abort())
 
     def _end(self, how: Callable[[], None]) -> None:
