@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import inspect
+from collections.abc import Iterator
 
 import pytest
 
 from tests.support.certs import Certs, make_certs
+from tests.support.processes import Processes
 from tests.support.runner import deadline, run_async
 
 DEADLINE = 30.0  # seconds; generous for slow CI machines, short enough to sit through a hang
@@ -52,3 +54,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Certs:
     """A CA and a server certificate for `test.local` as files, and an unrelated pair."""
     return make_certs(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Starts programs; whatever happens, none of them outlives the test."""
+    with Processes() as running:
+        yield running

@@ -71,12 +71,6 @@ with Server(("127.0.0.1", 0), Handler) as server:
 """
 
 
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
-
-
 class Bulk:
     """Moves zeros through a tunnel as fast as they go, in a thread."""
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import shlex
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ from tests.real.destinations import SIZE, Site
 from tests.support.certs import Certs
 from tests.support.processes import Processes, command, free_port, listening
 from tests.support.programs import require_program
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
 
 
 def start_shadowsocks(

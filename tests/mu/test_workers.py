@@ -13,7 +13,6 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +36,6 @@ from tests.support.workers import (
 in_both_modes = pytest.mark.parametrize("mode", [(), ("-mux",)], ids=["wss", "wss+mux"])
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
-
-
-@pytest.fixture
-def echo() -> Iterator[Echo]:
-    there = Echo()
-    yield there
-    there.close()
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -19,7 +19,6 @@ import pytest
 from mtt import modes
 from mtt.net import accept
 from tests.support.processes import Process, Processes, command, eventually, is_free, listening
-from tests.support.programs import require_package
 
 MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 in_every_mode = pytest.mark.parametrize("mode", MODES)
@@ -31,20 +30,6 @@ LONG = "60s"
 SOON = 10.0
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def loop(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "uvloop":
-        require_package("uvloop")
-    return name
 
 
 class Destination:

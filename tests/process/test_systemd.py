@@ -7,7 +7,6 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -29,12 +28,6 @@ PID = str(os.getpid())
 CLOCK_STEP = 0.002
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="systemd is for Linux")
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
 
 
 # Variables about sockets.

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ from tests.support.processes import (
     is_free,
     listening,
 )
-from tests.support.programs import require_package, require_program
+from tests.support.programs import require_program
 from tests.support.systemd import Manager
 from tests.support.workers import (
     LONG,
@@ -48,27 +48,6 @@ from tests.support.workers import (
 
 MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def loop(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    if name == "uvloop":
-        require_package("uvloop")
-    return name
-
-
-@pytest.fixture
-def echo() -> Iterator[Echo]:
-    there = Echo()
-    yield there
-    there.close()
 
 
 class Server:

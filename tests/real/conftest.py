@@ -7,14 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.real.destinations import Site
-from tests.support.processes import Processes
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    """Starts programs; whatever happens, none of them outlives the test."""
-    with Processes() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

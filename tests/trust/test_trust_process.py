@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,6 @@ SERVER = ("mtt-server", "-b", "127.0.0.1:0", "-d", "127.0.0.1:1")
 PIN = re.compile(r"pin (sha256/\S+)")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGHUP")
-
-
-@pytest.fixture
-def processes() -> Iterator[Processes]:
-    with Processes() as running:
-        yield running
 
 
 def pin_of(server: Process) -> str:
