@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
 from anytls.upstreams import Upstreams
@@ -22,9 +20,6 @@ from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
-
-if TYPE_CHECKING:
-    pass
 
 # How many servers the line at the start names.
 SHOWN = 3

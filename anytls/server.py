@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from anytls.options import ServerOptions
 from mtt.address import host_port, peer_name
@@ -36,9 +35,6 @@ from mtt.users.user import User
 from mtt.wire import uot
 from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
-
-if TYPE_CHECKING:
-    pass
 
 # The web site of -fallback is near; one that needs longer to accept is not there.
 FALLBACK_TIME = 10.0
@@ -154,8 +150,6 @@ class Server(Service):
     def _session_changed(self, account: Account, session: ServerSession) -> None:
         account.sessions += -1 if session.lost else 1
         self._accounts.saw(account)
-
-    # What counts.
 
     def metrics_page(self) -> str:
         denied = metrics.metric(

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from socket import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtt.address import peer_name
 from mtt.layers.base import Data, StreamTransport
@@ -22,9 +22,6 @@ from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
-
-if TYPE_CHECKING:
-    pass
 
 # As a plugin: how long an application may stay silent before the server is dialled for it all
 # the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting

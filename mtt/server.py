@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
 from mtt.inbound.front import Frontend
@@ -21,9 +20,6 @@ from mtt.tunnels.listening import Listening
 from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
-
-if TYPE_CHECKING:
-    pass
 
 # The destination is near; one that needs longer to accept is not there.
 DESTINATION_TIME = 10.0
