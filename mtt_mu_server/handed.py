@@ -83,8 +83,7 @@ def _address(descriptor: int) -> tuple[str, int] | bytes:
         copy = socket.socket(fileno=os.dup(descriptor))
     except OSError as error:
         raise UsageError(
-            f"cannot listen on descriptor {descriptor}, which we were started with: "
-            f"{describe(error)}"
+            f"cannot listen on inherited descriptor {descriptor}: {describe(error)}"
         ) from None
     with copy:
         name = copy.getsockname()

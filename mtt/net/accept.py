@@ -1,8 +1,8 @@
-"""Accepting connections, with a rest while the process is short of descriptors.
+"""Accepts connections, and pauses while the process is short of file descriptors.
 
-Not left to the servers of the event loops, which notice only when nothing is left for the other
-ends of the tunnels either: asyncio's then tries again every second, uvloop's hangs up on everybody.
-Whoever has to wait here waits in the kernel's queue, and is served when others have ended.
+The event loops' own servers notice a shortage only when no descriptor is left for the outgoing side
+of the tunnels either: asyncio then retries every second, and uvloop closes every new connection.
+Here, new connections wait in the kernel's queue until other connections end.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from mtt.layers.tcp import SocketTransport
 
 try:
     import resource
-except ImportError:  # Windows, where sockets are no descriptors and have no limit of that kind
+except ImportError:  # Windows, where sockets are not descriptors and have no such limit
     resource = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
-# Part of the descriptors that is not for newcomers, and the most that is kept so. The next thing
-# that a connection does is to dial, which takes a second one; certificates are read again, names
-# are looked up, and whoever watches us wants to be let in.
+# The fraction of descriptors (1/8) that new connections must leave free, and its maximum. A new
+# connection next dials, which takes a second descriptor; reloads of certificates, name lookups and
+# monitoring need some as well.
 RESERVED_PART = 8
 MAX_RESERVED = 1024
 
-# Seconds between two looks whether something has become free: one costs two system calls.
+# Seconds between checks for a free descriptor; a check costs two system calls.
 REST_TIME = 0.25
 
-# Seconds from one line about that to the next, while connections come and go at the limit.
+# Seconds between log lines about the shortage while connections come and go at the limit.
 LOG_INTERVAL = 60.0
 
-# Connections accepted in one turn of the loop. More would make the tunnels there are wait: 64 with
-# their TLS objects take some 10 ms.
+# Connections accepted per iteration of the event loop. More would delay the existing tunnels: 64
+# with their TLS objects take some 10 ms.
 BURST = 64
 
-# The same where other processes accept from the same queue: whoever is idle shall find something
-# there. A few long-lived connections would otherwise all end up with the first one to wake.
+# The same if other processes accept from the same queue, so that an idle one finds connections
+# there. Otherwise a few long-lived connections would all go to the first process that wakes.
 SHARED_BURST = 1
 
-# Seconds that another process has to take a connection that should be its own: as long as a
-# handshake keeps it busy. After that whoever is there takes what waits.
+# Seconds for which a connection is left to the process that should have it: as long as a handshake
+# keeps that process busy. After that, any process accepts it.
 YIELD_TIME = 0.001
 
 ProtocolFactory = Callable[[], StreamProtocol]
 
 
 class Acceptor:
-    """Accepts what comes in on listening sockets, which it owns, from `add()` to `close()`.
+    """Accepts connections on listening sockets, which it owns, from `add()` to `close()`.
 
     Args:
         protocol_factory: makes the protocol of each connection.
-        use_reserve: go on until there is no descriptor left at all.
-        yields: for sockets from which other processes accept as well: whether one of them should
-            have the next connection.
+        use_reserve: accept until no descriptor is left at all.
+        yields: for sockets shared with other processes: whether another process should have the
+            next connection.
     """
 
     def __init__(
@@ -79,19 +79,19 @@ class Acceptor:
         self._yielding: dict[socket.socket, asyncio.TimerHandle] = {}
         self.sockets: list[socket.socket] = []
         self._rest: asyncio.TimerHandle | None = None
-        poller()  # of the connections: now, while there is a descriptor left for it
+        poller()  # create it now, while a descriptor is left for it
         self._next_line = float("-inf")
-        self._said = False  # that connections have to wait
+        self._said = False  # the current pause has been logged
 
     def add(self, sock: socket.socket) -> None:
-        """Accept what comes in on this one as well."""
+        """Accept connections on this socket as well."""
         sock.setblocking(False)
         self.sockets.append(sock)
         if self._rest is None:
             self._watch(sock)
 
     def close(self) -> None:
-        """Close the listening sockets; connections live on. May run in a signal handler."""
+        """Close the listening sockets, not the connections. Safe in a signal handler."""
         if self._rest is not None:
             self._rest.cancel()
         for timer in self._yielding.values():
@@ -106,7 +106,7 @@ class Acceptor:
         self._loop.add_reader(sock, self._accept if self._yields is None else self._share, sock)
 
     def _share(self, listening: socket.socket) -> None:
-        """Accept a connection, unless another process should."""
+        """Accept a connection, unless another process should have it."""
         assert self._yields is not None
         if not self._yields():
             self._accept(listening, SHARED_BURST)
@@ -115,7 +115,7 @@ class Acceptor:
         self._yielding[listening] = self._loop.call_later(YIELD_TIME, self._take, listening)
 
     def _take(self, listening: socket.socket) -> None:
-        """Accept what no other process has wanted."""
+        """Accept connections that no other process has taken."""
         del self._yielding[listening]
         if self._rest is None:
             self._watch(listening)
@@ -127,11 +127,11 @@ class Acceptor:
                 sock, peer = listening.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
-            except OSError as error:  # it would come again in the next turn of the loop
+            except OSError as error:  # it would recur in the next iteration of the loop
                 self._pause(describe(error), limited=error.errno == errno.EMFILE)
                 return
-            # Descriptors are given out from the lowest free number on: all below are in use.
-            scarce = not self._use_reserve and sock.fileno() >= _for_newcomers()
+            # The kernel assigns the lowest free descriptor, so all below this one are in use.
+            scarce = not self._use_reserve and sock.fileno() >= _first_reserved()
             self._open(sock, peer)
             if scarce:
                 self._pause("almost all descriptors are in use", limited=True)
@@ -144,14 +144,14 @@ class Acceptor:
         except Exception as error:
             sock.close()
             self._loop.call_exception_handler(
-                {"message": "a connection could not be taken", "exception": error}
+                {"message": "cannot handle an accepted connection", "exception": error}
             )
         else:
             SocketTransport(sock, protocol, peer)
 
     def _pause(self, reason: str, *, limited: bool) -> None:
-        """Leave newcomers in the kernel's queue for a while."""
-        if not self.sockets:  # closed in this moment
+        """Leave new connections in the kernel's queue for a while."""
+        if not self.sockets:  # closed meanwhile
             return
         for sock in self.sockets:
             self._loop.remove_reader(sock)
@@ -164,8 +164,8 @@ class Acceptor:
         hint = ""
         if limited and resource is not None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            hint = f"; their limit, {limit}, can be raised (ulimit -n, or LimitNOFILE= of systemd)"
-        log.error("new connections have to wait until others end: %s%s", reason, hint)
+            hint = f"; raise their limit, {limit} (ulimit -n, or LimitNOFILE= of systemd)"
+        log.error("accepting paused until connections end: %s%s", reason, hint)
 
     def _resume(self) -> None:
         if not self._is_free():
@@ -174,22 +174,22 @@ class Acceptor:
         self._rest = None
         if self._said:
             self._said = False
-            log.info("new connections are accepted again")
+            log.info("accepting resumed")
         for sock in self.sockets:
             self._watch(sock)
 
     def _is_free(self) -> bool:
-        """Whether a newcomer would get a descriptor outside of the reserve."""
+        """Whether a new connection would get a descriptor outside the reserve."""
         try:
             descriptor = os.dup(self.sockets[0].fileno())
         except OSError:
             return False
         os.close(descriptor)
-        return self._use_reserve or descriptor < _for_newcomers()
+        return self._use_reserve or descriptor < _first_reserved()
 
 
-def _for_newcomers() -> float:
-    """The first descriptor that is reserved. Asked anew, as the limit may be changed (prlimit)."""
+def _first_reserved() -> float:
+    """The first reserved descriptor. Computed each time, because prlimit can change the limit."""
     if resource is None:
         return float("inf")
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

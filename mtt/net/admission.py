@@ -1,4 +1,4 @@
-"""Who is let in: limits on connections, and a log line where one bites."""
+"""Limits on the number of connections; a log line reports when one is reached."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.log import Throttle
 
-# Connections that have not proved anything yet: TLS handshakes and HTTP requests under way, and
-# visitors between two requests. Each ends by itself within seconds, so honest ones never fill this
-# up; 1000 cost some 20 MB.
+# Unauthenticated connections: TLS handshakes and HTTP requests in progress, and visitors of the
+# fallback site between two requests. Each ends within seconds, so legitimate ones never reach this
+# limit; 1000 take some 20 MB.
 MAX_PENDING = 1000
 
 
 class Pending:
-    """Connections that are no tunnels yet. When there are too many, the oldest has to go:
+    """Connections that are not tunnels yet. Above the limit, the oldest is cut.
 
-    whoever keeps connections open without using them loses them first, and who comes to use one
-    gets through.
+    Connections that are held open without being used are therefore cut first, and clients that
+    use theirs get through.
 
     Args:
-        limit: how many there may be.
-        what: what they are, for the log.
-        on_cut: called for each one that has to go.
+        limit: the maximum number of connections.
+        what: a description of them, for the log.
+        on_cut: called for each connection that is cut.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Pending:
         self._limit = limit
         self._what = what
         self._on_cut = on_cut
-        self._transports: dict[StreamTransport, None] = {}  # in the order of their coming
+        self._transports: dict[StreamTransport, None] = {}  # oldest first
         self._full = Throttle()
 
     def __len__(self) -> int:
@@ -56,25 +56,25 @@ class Pending:
         return transport in self._transports
 
     def discard(self, transport: StreamTransport) -> bool:
-        """Forget one; whether it was still there."""
+        """Remove one; returns whether it was present."""
         return self._transports.pop(transport, self) is None
 
     def close(self) -> None:
-        """Cut them all."""
+        """Cut all of them."""
         while self._transports:
             self._transports.popitem()[0].abort()
 
 
 class Admission:
-    """Keeps the number of connections below -max-conns.
+    """Enforces -max-conns.
 
     Args:
-        limit: how many there may be, 0 for any number.
-        count: how many there are.
+        limit: the maximum number of connections; 0 for no limit.
+        count: returns the current number.
 
     Attributes:
-        accepted, refused: TCP connections. Each of them counts once, in one of the two.
-        tunnels_refused: what came in an accepted one and was refused there.
+        accepted, refused: TCP connections. Each counts once, in one of the two.
+        tunnels_refused: tunnels refused inside accepted connections.
     """
 
     def __init__(self, limit: int, count: Callable[[], int]) -> None:
@@ -84,14 +84,14 @@ class Admission:
         self.accepted = self.refused = self.tunnels_refused = 0
 
     def has_room(self) -> bool:
-        """Whether a tunnel may begin in an accepted connection; if not, the log says so."""
+        """Whether a tunnel may start in an accepted connection; a refusal is logged."""
         if self._is_full("a tunnel"):
             self.tunnels_refused += 1
             return False
         return True
 
     def guard(self, factory: Callable[[], Any]) -> Callable[[], Any]:
-        """A protocol factory that refuses connections while there is no room."""
+        """A protocol factory that refuses connections while the limit is reached."""
 
         def guarded() -> Any:
             if self._is_full("a connection"):
@@ -110,7 +110,7 @@ class Admission:
 
 
 class _Refused(StreamProtocol):
-    """Resets its connection: the peer sees at once that it should try elsewhere or later."""
+    """Resets its connection, so that the peer can try elsewhere at once."""
 
     __slots__ = ()
 
@@ -118,7 +118,7 @@ class _Refused(StreamProtocol):
         transport.abort()
 
     def data_received(self, data: Data) -> None:
-        """Nobody listens."""
+        """Ignored: the connection is being reset."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It was over before."""
+        """Nothing to do: the connection was reset at the start."""

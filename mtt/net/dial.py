@@ -1,4 +1,4 @@
-"""Outgoing TCP connections: every address of every host, staggered (RFC 8305), one deadline."""
+"""Outgoing TCP connections: staggered attempts at all addresses (RFC 8305), under one deadline."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from mtt.outcome import Outcome, from_error, most_telling
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT = 10.0  # seconds for lookup and connect together; the original's dial timeout
+CONNECT_TIMEOUT = 10.0  # seconds, lookup and connect together; the original's dial timeout
 ATTEMPT_DELAY = 0.25  # seconds; RFC 8305, 5: the recommended Connection Attempt Delay
 
-# An address that won against others is tried first the next time (RFC 8305, 5, allows history):
-# behind a dead IPv6 route each connection would lose ATTEMPT_DELAY otherwise.
-FAVOURITE_TTL = 300.0  # seconds; the proper order gets a new chance after that
+# The address that won a race is tried first the next time (RFC 8305, 5, allows history). Otherwise
+# each connection would lose ATTEMPT_DELAY on a dead IPv6 route.
+FAVOURITE_TTL = 300.0  # seconds; after that, the regular order is tried again
 MAX_FAVOURITES = 256  # endpoints; as many as the resolver caches
 
-# Linux 4.11 and later, <linux/tcp.h>; Python's socket module does not name it. With it connect()
-# sends nothing and the first write travels in the SYN.
+# Linux 4.11 and later, <linux/tcp.h>; Python's socket module lacks it. With this option connect()
+# sends nothing, and the first write goes into the SYN.
 TCP_FASTOPEN_CONNECT = 30
 
 _LINUX = sys.platform.startswith("linux")
 
-_Failure = tuple[str, Outcome]  # the reason, in words and as a value
+_Failure = tuple[str, Outcome]  # the reason, as text and as a value
 
 ProtocolFactory = Callable[[], StreamProtocol]
 
@@ -46,10 +46,10 @@ ProtocolFactory = Callable[[], StreamProtocol]
 class Dialer:
     """Connects to endpoints; belongs to one event loop and needs no closing.
 
-    `timeout` in seconds bounds one connect with all its lookups and attempts. `fast_open` puts
-    the first bytes into the SYN and is for servers only that are spoken to first: towards others
-    the SYN would wait for bytes that never come. It also hides dead addresses once the kernel
-    holds a cookie for them, a failure then ends the connection instead of the attempt.
+    `timeout` (seconds) bounds one connect with all its lookups and attempts. `fast_open` puts the
+    first bytes into the SYN. Use it only for protocols in which the client sends first; otherwise
+    the SYN would wait for bytes that never come. Once the kernel has a cookie for an address, fast
+    open also hides that the address is dead: the failure then ends the connection, not the attempt.
     `protect` is awaited with each socket before it connects.
     """
 
@@ -70,10 +70,10 @@ class Dialer:
     async def connect(
         self, endpoint: Endpoint, protocol_factory: ProtocolFactory
     ) -> StreamTransport:
-        """Connect to the address of the endpoint that answers first; an empty host is this machine.
+        """Connect to the first address of the endpoint that answers; an empty host is localhost.
 
-        The protocol is made after the connection stands. Raises NetworkError naming the endpoint
-        and every distinct reason.
+        The protocol is created once the connection is established. Raises NetworkError with the
+        endpoint and every distinct reason.
         """
         failures: list[_Failure] = []
         outcome: Outcome | None = None
@@ -81,11 +81,11 @@ class Dialer:
             async with asyncio.timeout(self._timeout):
                 sock = await self._connect_socket(endpoint, failures)
         except TimeoutError as error:
-            # asyncio's own has no errno; the kernel's ETIMEDOUT is of the same class.
+            # asyncio's TimeoutError has no errno; the kernel's ETIMEDOUT is of the same class.
             if error.errno:
                 failures.append(_failure(error))
             else:
-                outcome = Outcome.TIMED_OUT  # of all, whatever became of the others
+                outcome = Outcome.TIMED_OUT  # of the whole, whatever the attempts reported
                 failures.append((f"no answer within {self._timeout:g} s", outcome))
         except (OSError, MttError) as error:
             failures.append(_failure(error))
@@ -101,10 +101,10 @@ class Dialer:
     def connect_at_once(
         self, endpoint: Endpoint, protocol_factory: ProtocolFactory
     ) -> SocketTransport | None:
-        """Connect to this machine without waiting; None where that fails, or is not to be had.
+        """Connect to this machine without waiting; None if that fails or is not possible.
 
-        It spares the servers, whose destination is next door as a rule, a task and a deadline for
-        each stream. `connect()` can wait, and tells why it fails.
+        Saves a task and a deadline per stream on servers, whose destination is usually local.
+        `connect()` can wait, and reports why it fails.
         """
         host = endpoint.host
         if len(endpoint.hosts) > 1 or not (host == "::1" or host.startswith("127.")):
@@ -127,14 +127,14 @@ class Dialer:
         return None
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Look its names up again next time: what answered there is not what was looked for."""
+        """Look its names up again next time, because the wrong peer answered."""
         self._favourites.pop(endpoint, None)
         for host in endpoint.hosts:
             self._resolver.forget(host)
 
     async def _connect_socket(self, endpoint: Endpoint, failures: list[_Failure]) -> socket.socket:
         if len(endpoint.hosts) == 1:
-            # No task is made on this way when there is one address only, the usual case.
+            # With a single address, the usual case, this creates no task.
             address = literal(endpoint.host, endpoint.port)
             addresses = (
                 [address] if address else await self._resolver.resolve(endpoint.host, endpoint.port)
@@ -150,7 +150,7 @@ class Dialer:
         return sock
 
     async def _resolve_all(self, endpoint: Endpoint, failures: list[_Failure]) -> list[Address]:
-        """The addresses of all hosts in the order of the hosts; some may fail to resolve."""
+        """The addresses of all hosts, in the order of the hosts; some may fail to resolve."""
         results = await asyncio.gather(
             *(self._resolver.resolve(host, endpoint.port) for host in endpoint.hosts),
             return_exceptions=True,
@@ -180,8 +180,8 @@ class Dialer:
             if self._protect is not None:
                 await self._protect(sock)
             if not _connected_at_once(sock, address):
-                # If nobody wants the connection any more when it is there: its end must not look
-                # as if somebody had nothing to say.
+                # If the attempt is cancelled after it connected, the peer must see a reset, not a
+                # client that closed without sending.
                 linger.reset_on_close(sock)
                 await asyncio.get_running_loop().sock_connect(sock, address[1])
                 linger.reset_on_close(sock, False)
@@ -195,8 +195,7 @@ class Dialer:
     ) -> tuple[socket.socket, Address]:
         """Start an attempt every ATTEMPT_DELAY, or as soon as one fails; the first one wins.
 
-        Raises OSError or MttError of the last failure when all fail, the others are in
-        `failures` then.
+        If all fail, raises the OSError or MttError of the last one; `failures` has the others.
         """
         waiting = deque(addresses)
         running: dict[asyncio.Task[socket.socket], Address] = {}
@@ -226,8 +225,8 @@ class Dialer:
             for task in running:
                 task.cancel()
                 task.add_done_callback(_close_result)
-            # Having won there is no time to lose, and no way to get cancelled between having the
-            # socket and returning it: the losers end in the next turn of the loop.
+            # Return without awaiting, so that a cancellation cannot strike between the win and the
+            # return of the socket. The losers end in the next iteration of the loop.
             if running and not won:
                 await asyncio.wait(running)
 
@@ -246,21 +245,22 @@ class Dialer:
         self._favourites[endpoint] = expiry, address
 
     def _set_fast_open(self, sock: socket.socket) -> None:
-        """Turn fast open on, or off for good when the system has none."""
+        """Enable fast open, or disable it permanently if the system lacks it."""
         try:
             if sys.platform not in ("linux", "android"):
                 raise OSError(0, "only Linux has it")
             sock.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1)
         except OSError as error:
-            log.warning("going on without TCP fast open: %s", error.strerror)
+            log.warning("connecting without TCP fast open: %s", error.strerror)
             self._fast_open = False
 
 
 def _connected_at_once(sock: socket.socket, address: Address) -> bool:
-    """Begin to connect; whether that is all, as it is to this machine. Raises OSError.
+    """Start to connect; returns whether that completed, as on loopback. Raises OSError.
 
-    On loopback the kernel finishes the handshake before connect() returns, but answers EINPROGRESS.
-    To ask again spares a turn of the event loop for each connection of a server to its destination.
+    On loopback the kernel finishes the handshake before connect() returns, but reports EINPROGRESS.
+    Calling connect() again saves an iteration of the event loop per connection of a server to its
+    destination.
     """
     if not _LINUX:
         return False
@@ -270,7 +270,7 @@ def _connected_at_once(sock: socket.socket, address: Address) -> bool:
     if error in (0, errno.EISCONN):
         return True
     if error in (errno.EALREADY, errno.EAGAIN):
-        return False  # the event loop asks once more, and waits
+        return False  # the event loop calls connect() again, and waits
     raise OSError(error, os.strerror(error))
 
 
@@ -284,7 +284,7 @@ def _make_transport(sock: socket.socket, protocol_factory: ProtocolFactory) -> S
 
 
 def _close_result(task: asyncio.Task[socket.socket]) -> None:
-    """Close the socket of an attempt that succeeded when nobody wanted it any more."""
+    """Close the socket of an attempt that succeeded after it was cancelled."""
     if not task.cancelled() and task.exception() is None:
         sock = task.result()
         linger.reset_on_close(sock)
@@ -293,7 +293,7 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
 
 def _failure(error: BaseException) -> _Failure:
     if isinstance(error, OSError):
-        # asyncio puts its own text and the address into the errors of connect; the errno is enough.
+        # asyncio adds its own text and the address to connect errors; the errno is enough.
         return describe(error), from_error(error)
     if isinstance(error, NetworkError):
         return describe(error), error.outcome

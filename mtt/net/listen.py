@@ -1,6 +1,6 @@
 """Listening sockets: TCP on every address of an endpoint, and unix sockets.
 
-What accepted connections need is set on the listening socket, from which they inherit it.
+Options for accepted connections are set on the listening socket, from which they inherit them.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ from mtt.net.sockets import tune
 
 log = logging.getLogger(__name__)
 
-# Connections that the kernel completes before we accept them. A reconnecting crowd must fit in,
-# since it sees a delay of 1 s (a lost SYN) otherwise; the kernel cuts this to its somaxconn.
+# Connections that the kernel completes before they are accepted. When many clients reconnect at
+# once, those that do not fit are delayed by 1 s (a lost SYN). The kernel caps this at somaxconn.
 BACKLOG = 1024
 
-# Connections that may have sent data in the SYN and are not established; more of them make an
-# ordinary handshake. They cost kernel memory without proof of their address, hence not BACKLOG.
+# Connections with data in the SYN that are not established yet; further ones make an ordinary
+# handshake. They take kernel memory before their address is verified, so this is below BACKLOG.
 FAST_OPEN_QUEUE = 256
 _FAST_OPEN_SYSCTL = "/proc/sys/net/ipv4/tcp_fastopen"
-_FAST_OPEN_SERVER = 2  # the bit in it that permits listeners
+_FAST_OPEN_SERVER = 2  # the bit that permits it for listeners
 
-# How often another port is drawn when port 0 is free on one host and taken on the next.
+# Attempts to find a port for port 0 that is free on all hosts.
 PORT_TRIES = 16
 
-# sockaddr_un holds 108 bytes on Linux and 104 on the BSDs and macOS, with a zero at one end.
+# sockaddr_un holds 108 bytes on Linux and 104 on the BSDs and macOS, including one zero.
 UNIX_PATH_MAX = 107 if sys.platform in ("linux", "android") else 103
 
-# What connecting to a unix socket in use says: accepted, its backlog is full, it wants datagrams.
-# ENOENT: it went away in this moment.
+# Results of connecting to a unix socket in use: accepted, backlog full, datagram socket. ENOENT: it
+# was removed meanwhile.
 _UNIX_LIVE = (0, errno.EAGAIN, errno.EPROTOTYPE, errno.ENOENT)
 
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 
 
 class Listener:
-    """Open listening sockets; `addresses` says for people where, with the real port."""
+    """Open listening sockets; `addresses` describes them for the log, with the actual port."""
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
-        self._bound: list[socket.socket] = []  # not yet owned by the acceptor
+        self._bound: list[socket.socket] = []  # not owned by the acceptor yet
         self._acceptor: Acceptor | None = None
         self._unix_file: tuple[str, int, int] | None = None  # absolute path, device, inode
 
     def close(self) -> None:
-        """Stop listening; connections live on. Removes the unix socket file if it is still ours."""
+        """Stop listening, but keep connections. Removes the unix socket file if it is its own."""
         if self._unix_file is not None:
-            # First, while the socket still answers: whoever finds it gone may take the path.
+            # Before the socket stops answering: another program may then take the path.
             path, device, inode = self._unix_file
             self._unix_file = None
             with contextlib.suppress(OSError):
@@ -71,7 +71,7 @@ class Listener:
         self._bound.clear()
 
     def disown(self) -> None:
-        """Leave a unix socket's file to another process, which listens there as well."""
+        """Leave the unix socket file to another process that listens on it as well."""
         self._unix_file = None
 
     def serve(
@@ -124,13 +124,13 @@ async def bind(
 
     Connections wait in the kernel's queue until `Listener.serve()`.
 
-    An empty host, or `::` without an IPv4 host beside it, takes IPv4 connections, too. A name
-    is listened on at those of its addresses that this machine has. Port 0 draws one free port
-    for all hosts. `unix_path` is a path or `@name` in Linux's abstract namespace.
-    `descriptors` are listening stream sockets that somebody has made for us, TCP or unix.
-    `private` makes a unix socket that only this user can open (mode 0600).
+    An empty host, or `::` without an IPv4 host beside it, accepts IPv4 connections too. For a name,
+    those of its addresses are used that this machine has. Port 0 picks one free port for all hosts.
+    `unix_path` is a path or `@name` in Linux's abstract namespace. `descriptors` are inherited
+    listening stream sockets, TCP or unix. `private` creates a unix socket that only this user can
+    open (mode 0600).
 
-    Raises StartError naming the address, the reason and the way out.
+    Raises StartError with the address, the reason and the fix.
     """
     listener = Listener()
     try:
@@ -152,9 +152,9 @@ async def listen(
     private: bool = False,
     use_reserve: bool = False,
 ) -> Listener:
-    """`bind()` and `Listener.serve()` in one.
+    """`bind()` and `Listener.serve()` in one call.
 
-    `use_reserve` is for the few connections of those who look after this process.
+    `use_reserve` is for the few connections of monitoring and control.
     """
     listener = await bind(
         endpoint, unix_path, resolver=resolver, fast_open=fast_open, descriptors=descriptors,
@@ -165,7 +165,7 @@ async def listen(
 
 
 async def _addresses(endpoint: Endpoint, resolver: Resolver) -> list[list[Address]]:
-    """For each host the addresses to bind. No address comes twice."""
+    """The addresses to bind for each host, without duplicates."""
     port = endpoint.port
     all_ipv6: Address = (socket.AF_INET6, (_ALL_IPV6, port, 0, 0))
     seen: set[Address] = set()
@@ -185,7 +185,7 @@ async def _addresses(endpoint: Endpoint, resolver: Resolver) -> list[list[Addres
 
 
 def _has_ipv6() -> bool:
-    """Tell whether the kernel knows IPv6; whether there are addresses does not matter for `::`."""
+    """Whether the kernel supports IPv6; `::` needs no IPv6 address on this machine."""
     if not socket.has_ipv6:
         return False
     try:
@@ -196,7 +196,7 @@ def _has_ipv6() -> bool:
 
 
 def _bind_endpoint(groups: list[list[Address]], fast_open: bool) -> list[socket.socket]:
-    """Bound and listening sockets for all groups, on one and the same port."""
+    """Bound and listening sockets for all groups, all on the same port."""
     for _ in range(PORT_TRIES - 1):
         try:
             return _bind_groups(groups, fast_open)
@@ -244,7 +244,7 @@ def _bind_tcp(
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":
-            # On Windows it would let another program steal the port.
+            # On Windows, this option would let another program take over the port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
@@ -252,8 +252,8 @@ def _bind_tcp(
         if fast_open:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE)
         sock.bind(address)
-        # At once, as between bind() and listen() a second program could bind the same port, and
-        # a unix socket looks stale.
+        # Immediately: between bind() and listen(), another program could bind the same port, and a
+        # unix socket would look stale.
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()
@@ -262,7 +262,7 @@ def _bind_tcp(
 
 
 def _fast_open_available() -> bool:
-    """Tell whether listeners can have fast open; say so when it is of no use."""
+    """Whether listeners can use fast open; logs a warning if it has no effect."""
     if sys.platform not in ("linux", "android"):
         log.warning("listening without TCP fast open: only Linux has it")
         return False
@@ -272,21 +272,21 @@ def _fast_open_available() -> bool:
     except (OSError, ValueError) as error:
         log.warning("listening without TCP fast open: %s", describe(error))
         return False
-    if not permitted:  # it may become so later, without a restart
+    if not permitted:  # the setting may change later, without a restart
         log.warning(
-            "TCP fast open has no effect until the system permits it to servers: "
+            "TCP fast open has no effect until the system permits it for servers: "
             "sysctl -w net.ipv4.tcp_fastopen=3"
         )
     return True
 
 
 def _bind_unix(path: str, private: bool = False) -> socket.socket:
-    """A bound and listening unix socket in place of a stale one, but of nothing else."""
+    """A bound and listening unix socket; replaces a stale socket, but no other file."""
     abstract = path.startswith("@")
     if not hasattr(socket, "AF_UNIX"):
         raise StartError(f"cannot listen on {path}: this system has no unix sockets; use host:port")
     if abstract and sys.platform not in ("linux", "android"):
-        raise StartError(f"cannot listen on {path}: only Linux has abstract sockets; give a path")
+        raise StartError(f"cannot listen on {path}: only Linux has abstract sockets; use a path")
     address = "\0" + path[1:] if abstract else path
     size = len(os.fsencode(path)) - abstract
     if size > UNIX_PATH_MAX:
@@ -295,7 +295,7 @@ def _bind_unix(path: str, private: bool = False) -> socket.socket:
             f"use a shorter path"
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # So that it is never there with wider permissions.
+    # Set before bind(), so that the socket never has wider permissions.
     umask = os.umask(0o177) if private else None
     try:
         try:
@@ -319,41 +319,39 @@ def _bind_unix(path: str, private: bool = False) -> socket.socket:
 
 
 def _adopt(descriptor: int) -> socket.socket:
-    """The listening socket behind `descriptor`, ours from now on. Raises StartError."""
+    """Take over the listening socket `descriptor`. Raises StartError."""
     where = f"descriptor {descriptor}"
     try:
         sock = socket.socket(fileno=descriptor)
     except OSError as error:
-        raise StartError(
-            f"cannot listen on {where}, which we were started with: {describe(error)}"
-        ) from error
+        raise StartError(f"cannot listen on inherited {where}: {describe(error)}") from error
     families = [socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", socket.AF_INET)]
     if sock.family not in families or sock.type != socket.SOCK_STREAM:
-        wrong = "it is no stream socket of TCP or unix; write ListenStream= in the socket unit"
+        wrong = "it is not a TCP or unix stream socket; use ListenStream= in the socket unit"
     elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        wrong = "it is a connection; write Accept=no in the socket unit"
+        wrong = "it is a connection; set Accept=no in the socket unit"
     else:
         sock.set_inheritable(False)
         tune(sock)
         return sock
     sock.close()
-    raise StartError(f"cannot listen on {where}, which we were started with: {wrong}")
+    raise StartError(f"cannot listen on inherited {where}: {wrong}")
 
 
 def _name(sock: socket.socket) -> str:
-    """Where `sock` listens, for people."""
+    """The address of `sock`, for the log."""
     name = sock.getsockname()
     if isinstance(name, tuple):
         return host_port(*name[:2])
-    # Abstract names arrive as bytes, with a zero in front.
+    # Abstract names are bytes that start with a zero.
     return "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else str(name)
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a unix socket that a program left behind when it died.
+    """Remove a unix socket left behind by a crashed program.
 
-    Raises StartError if it is anything else (a link is not followed) or if somebody listens
-    there, and OSError if it cannot be told or removed.
+    Raises StartError if the file is not a socket (links are not followed), and OSError if it cannot
+    be checked or removed. A socket in use is not removed.
     """
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
@@ -371,17 +369,17 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
     elif error not in _UNIX_LIVE:
         raise OSError(error, os.strerror(error))
-    # A live one is left for bind() to report as in use.
+    # A socket in use is left for bind() to report.
 
 
 def _start_error(where: str, error: OSError, *, unix: bool = False) -> StartError:
-    """Say what keeps us from listening there, and the way out."""
+    """The error for a failure to listen, with the reason and the fix."""
     reasons = {
         errno.EADDRINUSE: "address already in use: another program listens there; "
         f"stop it or choose another {'path' if unix else 'port'}",
         errno.EADDRNOTAVAIL: "this machine does not have this address",
-        errno.EAFNOSUPPORT: "this system does not have this address family",
-        errno.EACCES: "no permission; choose a directory that you may write to"
+        errno.EAFNOSUPPORT: "this system does not support this address family",
+        errno.EACCES: "no permission; choose a writable directory"
         if unix
         else "no permission; ports below 1024 need root or CAP_NET_BIND_SERVICE",
         errno.ENOENT: "the directory does not exist",

@@ -1,7 +1,7 @@
-"""From host names to socket addresses: through the system, or by asking one DNS server.
+"""Resolves host names to socket addresses, with the system's resolver or one DNS server.
 
-Answers are cached for a while, and lookups of the same name that happen at the same time
-share one question; both matter when a browser opens thirty connections in one moment.
+Answers are cached, and concurrent lookups of the same name share one query. Both matter when a
+browser opens thirty connections at once.
 """
 
 from __future__ import annotations
@@ -21,43 +21,43 @@ from mtt.outcome import Outcome
 from mtt.wire import dns
 
 # The system's resolver blocks a thread per name, for half a minute if the name's servers are dead.
-# asyncio has as few as five threads, so five users with dead destinations would keep all others
-# waiting. Threads that nobody needs are not started.
+# asyncio may have only five threads, so five users with dead destinations would block all others.
+# Threads are started only as needed.
 RESOLVER_THREADS = 64
 
 LOOKUP_TIMEOUT = 5.0  # seconds; what libc waits for one DNS server, half of a dial's deadline
 UDP_WAITS = (1.0, 1.5, 2.5)  # seconds after each of three sends, together LOOKUP_TIMEOUT
-# How long the A answer may wait for the AAAA answer or the other way round (RFC 8305, 3): some
-# servers never answer AAAA queries, and nobody should wait out the whole timeout for them.
+# Seconds that the A answer may wait for the AAAA answer, or vice versa (RFC 8305, 3): some servers
+# never answer AAAA queries, and lookups should not wait the whole timeout for them.
 RESOLUTION_DELAY = 0.05
-# Datagrams which are no answer to our question and are skipped. Guessing an id takes thousands
-# (RFC 5452), and a flood must not keep the loop busy.
+# Datagrams to skip that do not answer the query. Guessing an id takes thousands (RFC 5452), and a
+# flood must not keep the event loop busy.
 MAX_STRAYS = 32
 
 CACHE_SIZE = 256  # names; a tunnel uses one or two, a proxy the working set of a few users
-SYSTEM_TTL = 30.0  # seconds; getaddrinfo tells no TTL, and the system may cache by itself
-MIN_TTL = 5.0  # seconds; a TTL of 0 still serves the connections that one page load opens
-MAX_TTL = 3600.0  # seconds; a server that moved is found again after an hour at the latest
+SYSTEM_TTL = 30.0  # seconds; getaddrinfo reports no TTL, and the system may cache as well
+MIN_TTL = 5.0  # seconds; a TTL of 0 must still serve all connections of one page load
+MAX_TTL = 3600.0  # seconds; a server that moved is found again within an hour
 
 Protect = Callable[[socket.socket], Awaitable[None]]
-Address = tuple[int, tuple[Any, ...]]  # address family, and what connect() and bind() take
+Address = tuple[int, tuple[Any, ...]]  # address family, and the argument of connect() and bind()
 
-# What the cache holds: addresses with port 0.
+# As cached: addresses with port 0.
 _Addresses = list[Address]
 
 
 def use_threads() -> None:
-    """Let the running loop ask the system for many names at a time: for servers of many users."""
-    from concurrent.futures import ThreadPoolExecutor  # not for those who do without
+    """Allow many concurrent system lookups in the running loop, for servers with many users."""
+    from concurrent.futures import ThreadPoolExecutor  # imported only if needed
 
     threads = ThreadPoolExecutor(RESOLVER_THREADS, "resolver")
     asyncio.get_running_loop().set_default_executor(threads)
 
 
 def literal(host: str, port: int) -> Address | None:
-    """The address that an IP literal stands for (IPv6 with a zone, too), None for a name.
+    """The address of an IP literal (also IPv6 with a zone); None for a name.
 
-    Raises NetworkError if the zone is no interface of this machine.
+    Raises NetworkError if the zone is not an interface of this machine.
     """
     try:
         socket.inet_pton(socket.AF_INET, host)
@@ -66,7 +66,7 @@ def literal(host: str, port: int) -> Address | None:
         pass
     ip, _, zone = host.partition("%")
     try:
-        # There and back: of the many spellings of one address only one comes out.
+        # Convert to binary and back, for the canonical spelling of the address.
         ip = socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, ip))
     except (OSError, ValueError):
         return None
@@ -82,7 +82,7 @@ def literal(host: str, port: int) -> Address | None:
 
 
 def interleave(addresses: Iterable[Address]) -> list[Address]:
-    """Let the address families take turns, in the given order otherwise (RFC 8305, 4)."""
+    """Alternate the address families, otherwise in the given order (RFC 8305, 4)."""
     families: dict[int, list[Address]] = {}
     for address in dict.fromkeys(addresses):
         families.setdefault(address[0], []).append(address)
@@ -97,7 +97,7 @@ _LOOPBACK: _Addresses = [
 
 
 class _Lookup:
-    """A running question and how many wait for its answer."""
+    """A running query and the number of callers that wait for it."""
 
     def __init__(self, task: asyncio.Task[_Addresses]) -> None:
         self.task = task
@@ -105,11 +105,11 @@ class _Lookup:
 
 
 class Resolver:
-    """Finds the addresses of hosts; belongs to one event loop and needs no closing.
+    """Resolves host names; belongs to one event loop and needs no closing.
 
-    `dns_server` is the IP literal and the port of a DNS server to ask instead of the system.
-    `protect` is awaited with each socket towards that server before it connects.
-    Raises ValueError if the server is not given by an IP literal.
+    `dns_server` is the IP literal and port of a DNS server to query instead of the system.
+    `protect` is awaited with each socket to that server before it connects.
+    Raises ValueError if the server is not an IP literal.
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class Resolver:
         self._lookups: dict[str, _Lookup] = {}
 
     async def resolve(self, host: str, port: int) -> list[Address]:
-        """The addresses of `host`, at least one, IPv6 and IPv4 in turns.
+        """The addresses of `host`, at least one, IPv6 and IPv4 alternating.
 
-        An empty host is this machine, as in Go. Raises NetworkError, after LOOKUP_TIMEOUT at
-        the latest, naming the host, who was asked, and the reason.
+        An empty host is this machine, as in Go. Raises NetworkError, at the latest after
+        LOOKUP_TIMEOUT, with the host, the resolver, and the reason.
         """
         address = literal(host, port)
         if address is not None:
@@ -141,11 +141,11 @@ class Resolver:
         return [(family, (rest[0], port, *rest[2:])) for family, rest in addresses]
 
     def forget(self, host: str) -> None:
-        """Drop what the cache says about `host`: its addresses turned out to be of no use."""
+        """Remove `host` from the cache, because its addresses did not work."""
         self._cache.pop(host.lower(), None)
 
     def _known(self, host: str) -> _Addresses | None:
-        """Addresses that need no question: of this machine (RFC 6761, 6.3) or in the cache."""
+        """Addresses known without a query: of this machine (RFC 6761, 6.3) or cached."""
         if not host:
             return _LOOPBACK
         name = host.removesuffix(".")
@@ -166,7 +166,7 @@ class Resolver:
         self._cache[host] = monotonic() + ttl, addresses
 
     async def _shared_lookup(self, host: str) -> _Addresses:
-        """Join the running lookup of this host or start it; the last one to leave stops it."""
+        """Join the running lookup of this host or start one; the last caller to leave stops it."""
         lookup = self._lookups.get(host)
         if lookup is None:
             lookup = self._lookups[host] = _Lookup(asyncio.create_task(self._lookup(host)))
@@ -176,7 +176,7 @@ class Resolver:
         finally:
             lookup.waiters -= 1
             if not lookup.waiters:
-                # Before anything is awaited: nobody may join a lookup that is being stopped.
+                # Before any await: no caller may join a lookup that is being stopped.
                 del self._lookups[host]
                 await _stop([lookup.task])
 
@@ -203,8 +203,8 @@ class Resolver:
             raise self._failure(host, f"no answer within {LOOKUP_TIMEOUT:g} s") from None
         except socket.gaierror as error:
             raise self._failure(host, str(error.strerror).lower()) from None
-        except ValueError:  # UnicodeError: the name does not pass the idna codec
-            raise self._failure(host, "this is not a host name") from None
+        except ValueError:  # UnicodeError from the idna codec
+            raise self._failure(host, "not a valid host name") from None
         except OSError as error:
             raise self._failure(host, describe(error)) from None
         addresses: _Addresses = [
@@ -217,7 +217,7 @@ class Resolver:
         return addresses[: dns.MAX_ADDRESSES]
 
     async def _ask_server(self, host: str) -> tuple[_Addresses, float]:
-        """Ask for AAAA and A at once; the addresses, and for how many seconds they hold."""
+        """Query AAAA and A concurrently; returns the addresses and their TTL in seconds."""
         deadline = monotonic() + LOOKUP_TIMEOUT
         tasks = [
             asyncio.create_task(self._query(host, qtype)) for qtype in (dns.TYPE_AAAA, dns.TYPE_A)
@@ -240,9 +240,9 @@ class Resolver:
             try:
                 texts, seconds = task.result()
             except asyncio.CancelledError:  # by _stop
-                ttl = min(ttl, SYSTEM_TTL)  # ask for the missing half again before long
+                ttl = min(ttl, SYSTEM_TTL)  # so that the missing half is queried again soon
                 reasons.append(f"no answer within {LOOKUP_TIMEOUT:g} s")
-            except (OSError, MttError, ValueError) as error:  # ValueError: no name for DNS
+            except (OSError, MttError, ValueError) as error:  # ValueError: not a DNS name
                 reasons.append(describe(error))
             else:
                 if texts:
@@ -255,10 +255,10 @@ class Resolver:
         return addresses, max(ttl, MIN_TTL)
 
     async def _query(self, host: str, qtype: int) -> tuple[tuple[str, ...], int]:
-        """One question to the DNS server: IP literals, maybe none, and their TTL in seconds.
+        """Query the DNS server: IP literals, possibly none, and their TTL in seconds.
 
-        Raises OSError, NetworkError, DnsError (RcodeError when the server says no), or ValueError
-        for a name that DNS cannot carry.
+        Raises OSError, NetworkError, DnsError (RcodeError if the server reports an error), or
+        ValueError for a name that DNS cannot encode.
         """
         assert self._server is not None
         query = dns.build_query(int.from_bytes(os.urandom(2)), host, qtype)
@@ -275,12 +275,12 @@ class Resolver:
             sock.setblocking(False)
             if self._protect is not None:
                 await self._protect(sock)
-            # A fresh random port for each question; connected, so that the kernel drops what
-            # others send and reports it when nobody listens there. This never blocks.
+            # A new random port for each query. The socket is connected, so that the kernel drops
+            # datagrams of other senders and reports a closed port. This never blocks.
             sock.connect(server[1])
             strays = 0
             for wait in UDP_WAITS:
-                # A full send queue is a lost datagram like any other: the next try may get out.
+                # A full send queue loses the datagram, as the network may; the next try may work.
                 with suppress(BlockingIOError):
                     sock.send(query)
                 with suppress(TimeoutError):
@@ -293,7 +293,7 @@ class Resolver:
                             except dns.DnsError:
                                 strays += 1
                 if strays >= MAX_STRAYS:
-                    raise NetworkError("it sends answers to questions that nobody asked")
+                    raise NetworkError("it sends answers to other queries")
         raise NetworkError(f"no answer within {LOOKUP_TIMEOUT:g} s")
 
     async def _query_tcp(self, server: Address, query: bytes) -> dns.Answer:
@@ -324,7 +324,7 @@ async def _stop(tasks: list[asyncio.Task[Any]]) -> None:
     """Cancel the tasks that still run and wait until their sockets are closed."""
     running = [task for task in tasks if not task.done()]
     for task in tasks:
-        # Those that are done, too: asyncio then takes it that nobody cares for their failure.
+        # Also those that are done: otherwise asyncio logs that their exceptions were not retrieved.
         task.cancel()
     if running:
         await asyncio.wait(running)

@@ -1,21 +1,21 @@
-"""Options that every TCP socket of ours gets, whoever made it."""
+"""Options that are set on every TCP socket."""
 
 from __future__ import annotations
 
 import socket
 from typing import Any
 
-# The Go runtime uses the same 15 s for both, so peers and middleboxes see what they know. With 3
-# probes an idle connection whose peer is gone is found after 15 + 3 x 15 = 60 s.
+# The Go runtime uses the same 15 s for both, so peers and middleboxes see familiar traffic. With 3
+# probes, an idle connection to a dead peer is detected after 15 + 3 x 15 = 60 s.
 KEEPALIVE_IDLE = 15
 KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 3
 
 
 def tune(sock: socket.socket) -> None:
-    """Set TCP_NODELAY and keepalive on a TCP socket, be it a listening one; leave others alone.
+    """Set TCP_NODELAY and keepalive on a TCP socket, listening or not; ignore other sockets.
 
-    On Linux accepted sockets inherit all of these from their listener.
+    On Linux, accepted sockets inherit these options from their listener.
     """
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -32,9 +32,9 @@ def tune(sock: socket.socket) -> None:
 
 
 def source_address(peer: Any) -> str | None:
-    """The address of ours from which the kernel would now send to `peer`, a peer's socket address.
+    """The local address from which the kernel would send to `peer`, a socket address.
 
-    None without a route, or when `peer` is not of the Internet. Nothing is sent.
+    None without a route, or if `peer` is not an IP address. Sends nothing.
     """
     if not isinstance(peer, tuple):
         return None

@@ -20,7 +20,7 @@ from tests.support.tunnels import SOON, Tcp, connect, eventually
 
 resource = pytest.importorskip("resource", reason="no limit of descriptors here")
 
-WAIT = "new connections have to wait until others end: "
+WAIT = "accepting paused until connections end: "
 
 
 class Kept(StreamProtocol):
@@ -43,9 +43,7 @@ class Port:
     def __init__(self, *, use_reserve: bool = False, **more: Any) -> None:
         self.accepted: list[asyncio.Transport] = []
         factory = more.get("factory", lambda: Kept(self.accepted))
-        self.acceptor = Acceptor(
-            factory, use_reserve=use_reserve, yields=more.get("yields")
-        )
+        self.acceptor = Acceptor(factory, use_reserve=use_reserve, yields=more.get("yields"))
         self.acceptor.add(socket.create_server(("127.0.0.1", 0), backlog=128))
         self.number: int = self.acceptor.sockets[0].getsockname()[1]
 
@@ -118,9 +116,7 @@ async def has_to_wait(application: Tcp) -> bool:
     return False
 
 
-async def test_whoever_comes_when_descriptors_are_scarce_is_served_later(
-    often: None, lines: Any
-) -> None:
+async def test_connections_wait_while_descriptors_are_scarce(often: None, lines: Any) -> None:
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
         # The applications' own descriptors are in this process too: made before it gets tight.
@@ -139,8 +135,8 @@ async def test_whoever_comes_when_descriptors_are_scarce_is_served_later(
                 assert await has_to_wait(late[1])
                 assert len(there.accepted) == 21
                 assert lines() == [
-                    f"{WAIT}almost all descriptors are in use; their limit, {limit}, can be "
-                    "raised (ulimit -n, or LimitNOFILE= of systemd)"
+                    f"{WAIT}almost all descriptors are in use; raise their limit, {limit} "
+                    "(ulimit -n, or LimitNOFILE= of systemd)"
                 ]
                 for application in applications:
                     application.close()
@@ -148,10 +144,10 @@ async def test_whoever_comes_when_descriptors_are_scarce_is_served_later(
                     transport.abort()
                 for application in late[1:]:
                     assert await is_served(application)
-                assert lines()[1:] == ["new connections are accepted again"]
+                assert lines()[1:] == ["accepting resumed"]
 
 
-async def test_the_reserve_is_for_those_who_look_after_us(often: None, lines: Any) -> None:
+async def test_reserve_is_for_monitoring(often: None, lines: Any) -> None:
     async with port(use_reserve=True) as there:
         with socket.socket() as sock:
             sock.setblocking(False)
@@ -171,9 +167,9 @@ async def test_with_no_descriptor_at_all(often: None, lines: Any) -> None:
                 limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
             assert await is_served(Tcp(sock))
         assert lines() == [
-            f"{WAIT}too many open files; their limit, {limit}, can be raised (ulimit -n, or "
+            f"{WAIT}too many open files; raise their limit, {limit} (ulimit -n, or "
             "LimitNOFILE= of systemd)",
-            "new connections are accepted again",
+            "accepting resumed",
         ]
 
 
@@ -184,13 +180,15 @@ async def test_with_no_descriptor_at_all(often: None, lines: Any) -> None:
         (errno.ENFILE, f"{WAIT}too many open files in system"),
     ],
 )
-async def test_what_else_may_be_scarce(number: int, line: str, often: None, lines: Any) -> None:
+async def test_other_shortages_pause_accepting(
+    number: int, line: str, often: None, lines: Any
+) -> None:
     async with port() as there, crowd(there.number, 1) as (application,):
         assert await is_served(application)
         there.acceptor._accept(Failing(number))  # type: ignore[arg-type]
         async with crowd(there.number, 1) as (another,):
             assert await is_served(another)
-    assert lines() == [line, "new connections are accepted again"]
+    assert lines() == [line, "accepting resumed"]
 
 
 class Failing:
@@ -203,7 +201,7 @@ class Failing:
         raise OSError(self._number, "x")
 
 
-async def test_it_is_not_said_without_end(
+async def test_shortage_is_logged_rarely(
     often: None, lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -215,13 +213,13 @@ async def test_it_is_not_said_without_end(
             assert there.acceptor._rest is not None
             there.acceptor._rest.cancel()
             there.acceptor._resume()
-        assert lines() == [f"{WAIT}x", "new connections are accepted again"]
+        assert lines() == [f"{WAIT}x", "accepting resumed"]
         now = accept.LOG_INTERVAL
         there.acceptor._pause("y", limited=False)
         assert lines()[2:] == [f"{WAIT}y"]
 
 
-async def test_closing_while_it_rests(often: None) -> None:
+async def test_closing_while_paused(often: None) -> None:
     async with port() as there:
         there.acceptor._pause("x", limited=False)
         there.close()
@@ -231,7 +229,7 @@ async def test_closing_while_it_rests(often: None) -> None:
             await connect(there.number)
 
 
-async def test_a_protocol_that_cannot_be_made_costs_its_connection_only() -> None:
+async def test_failing_protocol_factory_loses_only_its_connection() -> None:
     reported: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
     handler = loop.get_exception_handler()
@@ -260,7 +258,9 @@ async def test_a_protocol_that_cannot_be_made_costs_its_connection_only() -> Non
     assert [str(context["exception"]) for context in reported] == ["no"]
 
 
-async def test_a_storm_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_burst_of_connections_does_not_starve_tunnels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(accept, "BURST", 3)
     async with port() as there:
         listening = there.acceptor.sockets[0]
@@ -274,7 +274,7 @@ async def test_a_storm_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch)
     assert taken == [3, 3, 2]
 
 
-async def test_others_go_first_and_what_they_leave_is_taken() -> None:
+async def test_connections_left_by_other_processes_are_accepted() -> None:
     heavy = True
     async with port(yields=lambda: heavy) as there:
         other = there.acceptor.sockets[0].dup()  # as another process has it
@@ -295,7 +295,7 @@ async def test_others_go_first_and_what_they_leave_is_taken() -> None:
         assert not there.acceptor._yielding
 
 
-async def test_closing_while_others_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_closing_while_yielding_to_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accept, "YIELD_TIME", 600.0)
     async with port(yields=lambda: True) as there, crowd(there.number, 1):
         await eventually(lambda: there.acceptor._yielding)

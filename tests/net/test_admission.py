@@ -63,7 +63,7 @@ def test_admission_counts_only_when_there_is_a_limit() -> None:
     assert lines == ["WARNING a tunnel was refused: -max-conns 3 is reached"]
 
 
-def test_what_is_refused_counts_once() -> None:
+def test_refusals_count_once() -> None:
     counts = iter((0, 1, 2, 3, 1, 2))
     admission = Admission(2, lambda: next(counts))
     accept = admission.guard(object)
@@ -106,7 +106,7 @@ async def test_connections_beyond_max_conns_are_reset_until_others_end(
             await check_works(port)
 
 
-async def test_silent_connections_do_not_keep_an_honest_client_out(
+async def test_silent_connections_do_not_exclude_other_clients(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pending.__init__, "__defaults__", (20,))

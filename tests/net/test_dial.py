@@ -140,7 +140,7 @@ async def test_name_through_the_real_resolver():
         assert await connect(Dialer(Resolver()), empty) == server.getsockname()
 
 
-async def test_refused_says_so_and_forgets():
+async def test_refused_connection_is_reported_and_forgotten():
     port = refused_port()
     resolver = FixedResolver({"a.example": [("127.0.0.1", port)]})
     with pytest.raises(NetworkError) as caught:
@@ -150,7 +150,7 @@ async def test_refused_says_so_and_forgets():
     assert resolver.forgotten == ["a.example"]
 
 
-async def test_every_distinct_reason_is_told_once():
+async def test_every_distinct_reason_is_reported_once():
     port = refused_port()
     resolver = FixedResolver(
         {"a": [("127.0.0.1", port), ("127.0.0.2", port)], "b": None, "c": [("127.0.0.3", port)]}
@@ -170,7 +170,7 @@ async def test_every_distinct_reason_is_told_once():
     assert resolver.forgotten == ["a", "b", "c"]
 
 
-async def test_kernel_timeout_is_told_apart_from_ours():
+async def test_kernel_timeout_differs_from_own_deadline():
     async def protect(sock: socket.socket) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connect call failed")
 
@@ -365,7 +365,7 @@ async def test_a_destination_on_this_machine_is_connected_at_once():
         (("127.0.0.1",), {"protect": Holder(0)}),
     ],
 )
-async def test_whoever_may_have_to_wait_is_not_connected_at_once(hosts, options):
+async def test_remote_destinations_are_not_connected_at_once(hosts, options):
     with listening() as server:
         endpoint = Endpoint(hosts, server.getsockname()[1])
         assert Dialer(Resolver(), **options).connect_at_once(endpoint, StreamProtocol) is None
@@ -382,7 +382,7 @@ async def test_a_destination_that_does_not_answer_at_once():
 
 
 @linux_only
-async def test_what_fails_at_once_is_told_by_the_one_that_waits(monkeypatch):
+async def test_immediate_failure_is_reported_by_connect(monkeypatch):
     endpoint = Endpoint(("127.0.0.1",), refused_port())
     dialer = Dialer(Resolver())
     assert dialer.connect_at_once(endpoint, StreamProtocol) is None
@@ -401,7 +401,7 @@ async def test_what_fails_at_once_is_told_by_the_one_that_waits(monkeypatch):
 
 @linux_only
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_a_destination_takes_no_cancelled_connection_for_an_empty_one(monkeypatch, loop):
+def test_cancelled_connection_is_reset(monkeypatch, loop):
     """Whichever turn of the loop the end comes in; but an ordinary end is one."""
     factory = asyncio.new_event_loop
     if loop == "uvloop":

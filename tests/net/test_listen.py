@@ -108,7 +108,7 @@ def listening_sockets(listener: Listener) -> list[socket.socket]:
 # --- TCP
 
 
-async def test_port_0_is_told_and_close_stops_listening():
+async def test_port_0_is_reported_and_close_stops_listening():
     listener = await open_tcp("127.0.0.1")
     port = port_of(listener)
     assert port > 0
@@ -343,7 +343,7 @@ async def test_unix_socket_is_removed_after_chdir(directory, monkeypatch):
 
 
 @unix_only
-async def test_unix_socket_of_somebody_else_is_left_alone(directory):
+async def test_unix_socket_of_another_program_is_left_alone(directory):
     listener = await open_unix("s")
     os.rename("s", "moved")
     with live_socket("s"):
@@ -361,7 +361,7 @@ async def test_tcp_and_unix_together(directory):
 
 
 @unix_only
-async def test_failure_takes_back_what_was_open(directory):
+async def test_failure_closes_opened_sockets(directory):
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
     Path("file").touch()
@@ -417,7 +417,7 @@ async def test_datagram_socket_is_in_use(directory):
 
 @unix_only
 @pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link", "fifo"])
-async def test_what_is_no_socket_is_never_removed(directory, kind):
+async def test_other_files_are_never_removed(directory, kind):
     target = Path("target")
     if kind == "file":
         Path("s").write_text("precious")
@@ -460,7 +460,7 @@ async def test_unix_path_in_a_missing_or_closed_directory(directory, monkeypatch
             raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(listen_module.socket, "socket", Refusing)
-    with pytest.raises(StartError, match="cannot listen on s: no permission; choose a directory"):
+    with pytest.raises(StartError, match="listen on s: no permission; choose a writable"):
         await open_unix("s")
 
 
@@ -517,7 +517,7 @@ async def test_connections_wait_until_they_are_served() -> None:
 
 
 @unix_only
-async def test_who_shares_a_unix_socket_leaves_its_file(tmp_path: Path) -> None:
+async def test_shared_unix_socket_file_is_left(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     listener = await bind(None, path, resolver=Resolver())
     listener.disown()

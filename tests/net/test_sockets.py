@@ -9,13 +9,13 @@ import pytest
 from mtt.net.sockets import source_address
 
 
-def test_the_address_that_leads_to_a_peer() -> None:
+def test_source_address_towards_a_peer() -> None:
     assert source_address(("127.0.0.1", 443)) == "127.0.0.1"
     if socket.has_ipv6:
         assert source_address(("::1", 443, 0, 0)) in ("::1", None)  # None: IPv6 is switched off
 
 
-def test_nothing_leads_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_address_without_a_route(monkeypatch: pytest.MonkeyPatch) -> None:
     assert source_address("/run/a.sock") is None
     assert source_address(None) is None
 

@@ -122,7 +122,7 @@ async def check_refused(descriptor: int, *words: str) -> None:
             None, "", asyncio.Protocol, resolver=Resolver(), descriptors=[descriptor]
         )
     text = str(raised.value)
-    assert text.startswith(f"cannot listen on descriptor {descriptor}, which we were started with")
+    assert text.startswith(f"cannot listen on inherited descriptor {descriptor}")
     assert all(word in text for word in words), text
 
 
