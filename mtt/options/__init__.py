@@ -1,1 +1,1 @@
-"""What the commands can be told: the grammar, the tables, the checked results."""
+"""Command-line options: the syntax, the tables of options, the checked results."""

@@ -1,4 +1,4 @@
-"""Options of everything that speaks AnyTLS: password, session pool, padding scheme."""
+"""Options of all AnyTLS clients and servers: password, session pool, padding scheme."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from mtt.errors import UsageError
 from mtt.options.common import only_with, positive
 from mtt.options.flags import Flag, Values, parse_duration
 
-# The reference's own defaults.
+# The reference's defaults.
 DEFAULT_MIN_IDLE = 5
 DEFAULT_IDLE_CHECK = "30s"
 DEFAULT_IDLE_TIMEOUT = "30s"
 
-# An idle session costs memory on both ends.
+# An idle session costs memory on both sides.
 MAX_MIN_IDLE = 256
 
-# Bytes in UTF-8. On the wire it is a hash; nobody types more, and a file with more is another one.
+# Bytes in UTF-8. On the wire it is a hash. Longer than any real password, so a longer file is the
+# wrong file.
 MAX_PASSWORD = 1024
 
 # fmt: off
@@ -42,31 +43,31 @@ ANYTLS = Flag("anytls", "bool", "Use AnyTLS: padding against traffic analysis, s
 
 POOL_FLAGS = (MIN_IDLE, WARM, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
 
-# What a tunnel needs for AnyTLS as one of its modes, see `tunnel_password()`.
+# The options of AnyTLS as a mode of the tunnel, see `tunnel_password()`.
 TUNNEL_CLIENT_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
 TUNNEL_SERVER_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
 
 _TUNNEL_FLAGS = {*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS} - {ANYTLS}
 
-# Other modes of a tunnel, and what belongs to them.
+# The other modes of a tunnel and their options.
 _OTHER_MODES = ("wss", "mux", "preconnect")
 
 
 class PoolOptions(NamedTuple):
-    """How a client treats the sessions that carry nothing at the moment."""
+    """How a client keeps idle sessions."""
 
-    min_idle: int = DEFAULT_MIN_IDLE  # kept, however old; the newest count first
+    min_idle: int = DEFAULT_MIN_IDLE  # newest sessions kept, however old
     check_interval: float = parse_duration(DEFAULT_IDLE_CHECK)  # seconds
     idle_timeout: float = parse_duration(DEFAULT_IDLE_TIMEOUT)  # seconds, for those beyond min_idle
-    reuse: bool = True  # False: none is idle ever
-    warm: int = 0  # made at the start, and kept
+    reuse: bool = True  # False: a session per connection
+    warm: int = 0  # sessions opened at the start and kept
 
 
 DEFAULT_POOL = PoolOptions()
 
 
 def pool_options(values: Values, given: Values) -> PoolOptions:
-    """What POOL_FLAGS say: all `values`, and those that were `given`. Raises UsageError."""
+    """The value of POOL_FLAGS: from all `values` and those `given`. Raises UsageError."""
     if values["dr"]:
         for flag in POOL_FLAGS:
             if flag is not DISABLE_REUSE and given.get(flag.name):
@@ -84,14 +85,14 @@ def pool_options(values: Values, given: Values) -> PoolOptions:
 
 
 def checked_min_idle(option: str, number: int) -> int:
-    """`number` if a client may keep as many idle sessions. Raises UsageError."""
+    """`number` if it is a valid number of idle sessions. Raises UsageError."""
     if not 0 <= number <= MAX_MIN_IDLE:
         raise UsageError(f"{option}: {number} is not from 0 to {MAX_MIN_IDLE}")
     return number
 
 
 def given_password(values: Values) -> str:
-    """What -p or -password-file say, empty without both. Raises UsageError."""
+    """The password from -p or -password-file; empty without both. Raises UsageError."""
     text: str = values["p"]
     path: str = values["password-file"]
     if text and path:
@@ -102,9 +103,9 @@ def given_password(values: Values) -> str:
 
 
 def tunnel_password(values: Values, given: Values) -> str:
-    """The password of a tunnel with -anytls, empty without that: all `values`, and those `given`.
+    """The password of a tunnel with -anytls, else empty: from all `values` and those `given`.
 
-    Raises UsageError: something of it is missing, superfluous, or of another mode.
+    Raises UsageError if an option is missing, superfluous, or of another mode.
     """
     if not values["anytls"]:
         only_with("anytls", {"anytls": False} | given, _TUNNEL_FLAGS)
@@ -119,10 +120,10 @@ def tunnel_password(values: Values, given: Values) -> str:
 
 
 def read_password(option: str, path: str) -> str:
-    """The password in a file of one line. Raises UsageError, which does not repeat it."""
-    from mtt.files import read_text  # logs, and a plugin without a file has no time for it
+    """The password in a file of one line. Raises UsageError, which does not show it."""
+    from mtt.files import read_text  # imports logging, which delays the start of plugins
 
-    # Room for a mark at its beginning and an end of line.
+    # Room for a byte order mark and an end of line.
     text = read_text(option, path, limit=MAX_PASSWORD + 8, secret=True)
     text = text.removesuffix("\n").removesuffix("\r")
     if "\n" in text or "\r" in text:
@@ -133,10 +134,10 @@ def read_password(option: str, path: str) -> str:
 
 
 def checked_password(option: str, text: str) -> str:
-    """`text` if it can be a password: some, not too much, UTF-8. Raises UsageError."""
+    """`text` if it is a valid password: not empty, not too long, UTF-8. Raises UsageError."""
     try:
         size = len(text.encode())
-    except UnicodeEncodeError:  # bytes of the command line, or half a surrogate pair from JSON
+    except UnicodeEncodeError:  # raw bytes from the command line, or half a surrogate pair in JSON
         raise UsageError(f"{option}: the password is not UTF-8 text") from None
     if not 0 < size <= MAX_PASSWORD:
         what = f"has more than {MAX_PASSWORD} bytes" if size else "is empty"
@@ -145,7 +146,7 @@ def checked_password(option: str, text: str) -> str:
 
 
 def given_scheme(values: Values) -> bytes:
-    """What -padding-scheme says, empty without it. Raises UsageError."""
+    """The content of -padding-scheme; empty without it. Raises UsageError."""
     path: str = values["padding-scheme"]
     if not path:
         return b""
@@ -153,13 +154,13 @@ def given_scheme(values: Values) -> bytes:
     from mtt.wire.padding import MAX_SCHEME
 
     option = "-padding-scheme"
-    # Byte by byte: the end of the last line, too, is part of what clients compare by its hash.
+    # Unmodified: clients compare a hash of the text, which includes the end of the last line.
     return checked_scheme(f"{option}: {path}", read_file(option, path, limit=MAX_SCHEME))
 
 
 def checked_scheme(where: str, raw: bytes) -> bytes:
-    """`raw` if it is a padding scheme that clients can follow. Raises UsageError."""
-    from mtt.wire.padding import Scheme, SchemeError  # not for a plugin that does without
+    """`raw` if it is a valid padding scheme. Raises UsageError."""
+    from mtt.wire.padding import Scheme, SchemeError  # only if needed: plugins must start fast
 
     try:
         Scheme.parse(raw, strict=True)

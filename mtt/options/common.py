@@ -1,4 +1,4 @@
-"""Options that several commands have: their table entries, and the checks of their values."""
+"""Options of several commands: their table entries, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ DEFAULT_PATH = "/"
 LOOPBACK = "127.0.0.1"
 UNIX_PREFIX = "unix:"
 
-# RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are no host
-# name characters, but exist in DNS and in people's networks.
+# RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are not valid in
+# host names, but occur in DNS and in local networks.
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", re.ASCII | re.I)
 
 # Options of several commands, defined once.
@@ -44,7 +44,7 @@ FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and serv
 
 
 def required(values: Values, name: str, what: str) -> str:
-    """The text of the option `name`, which must be there: `what` completes "give ..."."""
+    """The text of the required option `name`; `what` completes the error "give ..."."""
     text: str = values[name]
     if not text:
         raise UsageError(f"-{name} is missing: give {what}")
@@ -52,7 +52,7 @@ def required(values: Values, name: str, what: str) -> str:
 
 
 def only_with(needed: str, values: Values, flags: Iterable[Flag]) -> None:
-    """Raise UsageError if one of `flags` says more than its default without the option `needed`."""
+    """Raise UsageError if one of `flags` is not its default while `needed` is not set."""
     if values[needed]:
         return
     for flag in flags:
@@ -63,7 +63,7 @@ def only_with(needed: str, values: Values, flags: Iterable[Flag]) -> None:
 
 
 def at_least(least: int, values: Values, name: str) -> Any:
-    """The number of the option `name`, which must not be smaller."""
+    """The number of the option `name`. Raises UsageError if it is less than `least`."""
     value = values[name]
     if value < least:
         raise UsageError(f"-{name}: {value:g} is less than {least}")
@@ -71,7 +71,7 @@ def at_least(least: int, values: Values, name: str) -> Any:
 
 
 def positive(values: Values, name: str, default: str) -> float:
-    """The seconds of the option `name`, which must be more than none."""
+    """The seconds of the option `name`. Raises UsageError unless positive."""
     seconds: float = values[name]
     if seconds <= 0:
         raise UsageError(f"-{name}: {seconds:g}s is not positive; the default is {default}")
@@ -79,7 +79,7 @@ def positive(values: Values, name: str, default: str) -> float:
 
 
 def bind_address(values: Values) -> tuple[Endpoint | None, str]:
-    """Where a server listens: exactly one of -b and -bind-unix."""
+    """The address a server listens on: exactly one of -b and -bind-unix."""
     path: str = values["bind-unix"]
     if not path:
         bind = required(
@@ -94,9 +94,9 @@ def bind_address(values: Values) -> tuple[Endpoint | None, str]:
 
 
 def own_address(option: str, text: str) -> tuple[Endpoint | None, str]:
-    """Where to listen for the owner of this machine: an endpoint, or the path of a unix socket.
+    """A listening address for monitoring or control: an endpoint, or the path of a unix socket.
 
-    Raises UsageError. Whether others can reach the endpoint is for the caller to judge.
+    Raises UsageError. The caller checks whether other machines can reach the endpoint.
     """
     if text.startswith(UNIX_PREFIX):
         path = text.removeprefix(UNIX_PREFIX)
@@ -107,13 +107,13 @@ def own_address(option: str, text: str) -> tuple[Endpoint | None, str]:
             )
         return None, path
     endpoint = parse_endpoint(option, text)
-    # It always means this machine (RFC 6761, 6.3), whatever /etc/hosts or a resolver says.
+    # localhost always means this machine (RFC 6761, 6.3), whatever /etc/hosts or a resolver says.
     hosts = tuple(LOOPBACK if host == "localhost" else host for host in endpoint.hosts)
     return endpoint._replace(hosts=hosts), ""
 
 
 def metrics_address(values: Values) -> tuple[Endpoint | None, str]:
-    """What -metrics says, as `own_address`; nothing of both without it. Raises UsageError."""
+    """The address of -metrics, as `own_address`; neither without it. Raises UsageError."""
     text: str = values["metrics"]
     if not text:
         return None, ""
@@ -121,14 +121,14 @@ def metrics_address(values: Values) -> tuple[Endpoint | None, str]:
         text = ":" + text
     endpoint, path = own_address("-metrics", text)
     if endpoint is not None:
-        # Unlike with -b: what nobody has asked for is not told to the world.
+        # Unlike -b, the default is loopback, so that metrics are not public by accident.
         hosts = tuple(host or LOOPBACK for host in endpoint.hosts)
         endpoint = endpoint._replace(hosts=hosts)
     return endpoint, path
 
 
 def reachable(option: str, text: str) -> Endpoint:
-    """An endpoint to connect to: unlike one to listen on it needs real hosts and a real port."""
+    """An endpoint to connect to, which requires hosts and a port other than 0."""
     endpoint = parse_endpoint(option, text)
     if not all(endpoint.hosts):
         raise UsageError(f"{option}: {quoted(text)} lacks a host; write it like example.com:443")
@@ -140,10 +140,10 @@ def reachable(option: str, text: str) -> Endpoint:
 
 
 def host_name(option: str, name: str) -> str:
-    """The IP literal or ASCII host name for `name`, which may be written in any script.
+    """The IP literal or ASCII host name for `name`, which may be in any script.
 
-    It ends up in SNI, in a Host header and in certificates, none of which can carry a zone,
-    brackets, or the dot that marks a name as complete (RFC 6066, section 3).
+    It is used in SNI, the Host header and certificates, which cannot carry a zone, brackets, or
+    the trailing dot of an absolute name (RFC 6066, section 3).
     """
     try:
         bare = unbracketed(name)
@@ -159,7 +159,7 @@ def host_name(option: str, name: str) -> str:
 
 
 def fallback_site(values: Values) -> Endpoint | None:
-    """What -fallback says. Raises UsageError."""
+    """The address of -fallback. Raises UsageError."""
     return reachable("-fallback", values["fallback"]) if values["fallback"] else None
 
 

@@ -1,7 +1,7 @@
-"""Command lines in the syntax of Go's `flag` package, which the original's users write.
+"""Command lines in the syntax of Go's `flag` package, as in the original.
 
-Pure: text in, values out. A command describes its options in a table of `Flag`s; the same
-table and the same `set_value()` serve the option string of SIP003 plugins.
+Pure functions from text to values. A command describes its options in a table of `Flag`s. The same
+table and `set_value()` also serve the option string of SIP003 plugins.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mtt.errors import UsageError
 Kind = Literal["bool", "int", "duration", "str"]
 
 # Values by option name. The type follows from the flag's kind: bool, int, float (seconds), str,
-# and tuple[str, ...] for what may be repeated.
+# and tuple[str, ...] for repeatable options.
 Values = dict[str, Any]
 
 BOOLEANS = {
@@ -43,16 +43,16 @@ _NANOSECONDS = {
 }
 _DAY = {"d": 24 * 3600 * 10**9}
 
-# Go holds integers and durations (nanoseconds, so 292 years) in 64 bits and refuses the rest.
+# Go holds integers and durations (nanoseconds, so 292 years) in 64 bits and refuses larger ones.
 _INT64 = 2**63
 
-# Digits of a duration's fraction that can matter: an hour has 3.6e12 nanoseconds.
+# Significant digits of a duration's fraction: an hour has 3.6e12 nanoseconds.
 _FRACTION_DIGITS = 18
 
-# A value is quoted in an error up to this length: the error has to stay one readable line.
+# Maximum length of a value quoted in an error, which must stay one readable line.
 _QUOTE_LIMIT = 80
 
-# Placeholders of options that may be given once.
+# Placeholders of options that may be given only once.
 _ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT", "PATH|@NAME")
 
 _USAGE_WIDTH = 79
@@ -65,19 +65,19 @@ class Flag(NamedTuple):
     name: str  # without a dash
     kind: Kind
     help: str
-    placeholder: str = ""  # what the usage text shows for the value
-    default: str = ""  # as the user would write it
+    placeholder: str = ""  # the value in the usage text
+    default: str = ""  # as written on the command line
     repeatable: bool = False  # every occurrence counts, not only the last; kind "str" only
-    choices: tuple[str, ...] = ()  # all there is to say; kind "str" only
-    secret: bool = False  # the value is never repeated in an error
-    final: bool = False  # answered at once, like -h: what follows it is not looked at
-    may_be_empty: bool = False  # an empty value stands for the default; kind "str" only
-    otherwise: str = ""  # what to do, for an error about a value of another kind
-    weakens: bool = False  # security; never suggested for a misspelt option
+    choices: tuple[str, ...] = ()  # the valid values; kind "str" only
+    secret: bool = False  # the value is never shown in an error
+    final: bool = False  # acts at once, like -h; later arguments are ignored
+    may_be_empty: bool = False  # an empty value means the default; kind "str" only
+    otherwise: str = ""  # the fix, for an error about a value of the wrong kind
+    weakens: bool = False  # weakens security; never suggested for a misspelt option
 
 
 def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
-    """The options given in `argv`, which starts behind the program's name.
+    """The options given in `argv`, which excludes the program's name.
 
     Options that were not given are absent, see `defaults()`. Raises UsageError.
     """
@@ -101,7 +101,7 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
             if flag.kind == "bool":
                 text = "true"
             else:
-                # Whatever comes next is the value, even if it looks like an option: as in Go.
+                # The next argument is the value, even if it looks like an option, as in Go.
                 following = next(words, None)
                 if following is None:
                     raise UsageError(f"-{name} needs a value; write -{name} {flag.placeholder}")
@@ -113,7 +113,7 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
 
 
 def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag]) -> None:
-    """Raise UsageError if there is a `word`: the original silently ignores all that follows."""
+    """Raise UsageError for a positional `word`: the original silently ignores all that follows."""
     if word is None:
         return
     hint = "every option starts with a dash"
@@ -126,42 +126,42 @@ def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag
 def unknown_option(
     label: str, name: str, value: str | None, known: Mapping[str, Flag], *, dash: str
 ) -> UsageError:
-    """The error for an unknown option `name`, with what is known of it or the most similar one."""
+    """The error for an unknown option `name`, with a hint or the most similar option."""
     from difflib import get_close_matches
 
     from mtt.options.hints import hint
 
-    same = known.get(name.lower())  # in capitals, perhaps
+    same = known.get(name.lower())  # perhaps written in capitals
     if same is not None and not same.weakens:
         advice = f"did you mean {dash}{same.name}?"
     else:
         advice = hint(name, value, {each.name: _spelt(each, dash) for each in known.values()})
-    if not advice and len(name) > 1:  # any option of two letters is similar to one letter
+    if not advice and len(name) > 1:  # a single letter is similar to any option of two letters
         names = [flag.name for flag in known.values() if not flag.weakens]
         if similar := get_close_matches(name.lower(), names, 1):
             advice = f"did you mean {dash}{similar[0]}?"
     if not advice and dash:
         for flag in known.values():
-            # Its value may be stuck to the name, as in -pPASSWORD of other programs.
+            # The value may be attached to the name, as in -pPASSWORD of other programs.
             if flag.secret and name.startswith(flag.name):
                 label = f"{dash}{flag.name}..."
     return UsageError(f"{clipped(label)} is not an option; {advice or '-h lists all options'}")
 
 
 def _spelt(flag: Flag, dash: str) -> str:
-    """`flag` as it is written on a command line or, without a dash, in plugin options."""
+    """`flag` as written on a command line or, without a dash, in plugin options."""
     between = " " if dash else "="
     return f"{dash}{flag.name}" + (f"{between}{flag.placeholder}" if flag.placeholder else "")
 
 
 def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
-    """Set `flag` in `values` to what `text` means: the last one wins, repeatable ones add up.
+    """Set `flag` in `values` to the value of `text`: the last wins, repeatable ones accumulate.
 
-    `label` is what the user knows the option by. Raises UsageError, also for a second address: the
-    user may think that both count.
+    `label` is the option's name for the user. Raises UsageError, also for a second address: the
+    user may expect both to be used.
     """
     if not text and flag.kind == "str" and not flag.may_be_empty:
-        # A variable that is not set, as a rule. Taken for "not given" it could open a door.
+        # Usually an unset variable. Treating it as "not given" could weaken security.
         raise UsageError(f"{label}: the value is empty; give {flag.placeholder}, or remove it")
     try:
         value = parse_value(flag, text)
@@ -174,13 +174,13 @@ def set_value(values: Values, flag: Flag, text: str, *, label: str) -> None:
     elif flag.placeholder in _ADDRESSES and values.get(flag.name, value) != value:
         join = ", or join hosts: HOST|HOST:PORT" if "HOST" in flag.placeholder else ""
         raise UsageError(f"{label} is given twice; remove one{join}")
-    # Taken out first, so that the option set last is the last in the dict.
+    # Removed first, so that the option set last is the last in the dict.
     values.pop(flag.name, None)
     values[flag.name] = value
 
 
 def parse_value(flag: Flag, text: str) -> Any:
-    """The value of `text` for `flag`. Raises ValueError that completes "... is not"."""
+    """The value of `text` for `flag`. Raises ValueError with a text that follows "is not"."""
     match flag.kind:
         case "bool":
             if text not in BOOLEANS:
@@ -197,7 +197,7 @@ def parse_value(flag: Flag, text: str) -> Any:
 
 
 def defaults(flags: Iterable[Flag]) -> Values:
-    """The value of every option that was not given: false, 0 or empty without a default."""
+    """The default of every option: false, 0 or empty if the flag has none."""
     empty = {"bool": False, "int": 0, "duration": 0.0, "str": ""}
     return {
         flag.name: parse_value(flag, flag.default)
@@ -208,7 +208,7 @@ def defaults(flags: Iterable[Flag]) -> Values:
 
 
 def parse_int(text: str) -> int:
-    """An integer as Go's strconv.ParseInt with base 0 reads it: `4`, `0x10`, `0b1`, `017`, `1_0`.
+    """An integer by the rules of Go's strconv.ParseInt, base 0: `4`, `0x10`, `0b1`, `017`, `1_0`.
 
     Raises ValueError.
     """
@@ -225,10 +225,10 @@ def parse_int(text: str) -> int:
 
 
 def parse_duration(text: str, *, days: bool = False) -> float:
-    """Seconds from a duration as Go's time.ParseDuration reads it: `300ms`, `1.5h`, `1h30m`.
+    """Seconds of a duration by the rules of Go's time.ParseDuration: `300ms`, `1.5h`, `1h30m`.
 
-    With `days` also `1d`, as in the files of sing-box. Raises ValueError. Negative durations are
-    valid here.
+    With `days`, also `1d`, as in sing-box files. Negative durations are valid here. Raises
+    ValueError.
     """
     units = _NANOSECONDS | _DAY if days else _NANOSECONDS
     sign, rest = (text[:1], text[1:]) if text[:1] in ("+", "-") else ("", text)
@@ -253,12 +253,12 @@ def parse_duration(text: str, *, days: bool = False) -> float:
 
 
 def quoted(text: str) -> str:
-    """`text` in quotes for an error line, cut if it is very long."""
+    """`text` in quotes for an error line, shortened if very long."""
     return repr(clipped(text))
 
 
 def clipped(text: str) -> str:
-    """`text`, cut if it is very long."""
+    """`text`, shortened if very long."""
     return text if len(text) <= _QUOTE_LIMIT else text[:_QUOTE_LIMIT] + "..."
 
 

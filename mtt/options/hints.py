@@ -1,8 +1,8 @@
-"""What similar programs call an option, and what it is called here: for the error that names it.
+"""Hints for options of similar programs: the corresponding option here, for the error text.
 
-The words are those of v2ray-plugin, xray-plugin, simple-tls, gost-plugin, simple-obfs, kcptun,
-Cloak, curl and ssh, in small letters and without dashes and underscores. A word may stand with one
-value: `mode=quic`.
+The words are options of v2ray-plugin, xray-plugin, simple-tls, gost-plugin, simple-obfs, kcptun,
+Cloak, curl and ssh, in lower case, without dashes and underscores. A word may include one value:
+`mode=quic`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_UNSAFE = "skips verification, and anyone on the way can read along; {pin} or {ca} is the safe way"
+_UNSAFE = "skips verification, so anyone on the path can read the data; use {pin} or {ca} instead"
 
-# Words, and what to do. `{name}` is an option of the command as the user has to write it. Of the
-# texts for a word the first counts whose options the command has.
+# Words and advice. `{name}` is an option of the command as the user has to write it. For a word
+# with several texts, the first whose options the command has is used.
 _HINTS = (
     ("v", "did you mean {verbose} or {version}?"),
     ("v vv verb debug", "did you mean {verbose}?"),
@@ -24,12 +24,12 @@ _HINTS = (
     ("ws websocket mode=websocket mode=ws mode=wss obfs=http", "write {wss}"),
     ("mws mwss mode=mws mode=mwss", "write {wss} and {mux}"),
     ("quic kcp grpc h2 http2 mode=quic mode=kcp mode=grpc mode=h2 mode=http2",
-     "not supported; {wss} is what passes web servers and CDNs"),
+     "not supported; use {wss} to pass web servers and CDNs"),
     ("quic kcp grpc h2 http2 ws wss websocket", "not supported; remove it"),
     ("mode obfs", "TLS alone is the default; {wss}, {mux} and {anytls} are the other modes"),
-    ("mode obfs", "there is one mode only; remove it"),
+    ("mode obfs", "there is only one mode; remove it"),
     ("path wspath uri obfsuri", "write {wss} and {wss-path}"),
-    ("servicename grpcpath", "gRPC is not supported; {wss} is what passes web servers and CDNs"),
+    ("servicename grpcpath", "gRPC is not supported; use {wss} to pass web servers and CDNs"),
     ("insecure skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false "
      "verify=0 k", "{sv} " + _UNSAFE),
     ("sv skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false verify=0 k",
@@ -40,7 +40,7 @@ _HINTS = (
     ("cca certraw cacert cafile rootca", "write {ca}"),
     ("certfile crt certificate", "write {cert}"),
     ("keyfile privkey privatekey", "write {key}"),
-    ("gencert", "without {cert} the server makes a certificate itself; remove it"),
+    ("gencert", "without {cert} the server generates a certificate; remove it"),
     ("password passwd pass psk auth secret token", "write {anytls} and {password-file}"),
     ("passwd pass psk auth secret token", "write {password-file}"),
     ("rh pd padding", "padding comes with {anytls}"),
@@ -50,14 +50,14 @@ _HINTS = (
     ("fastopen tfo tcpfastopen", "write {fast-open}"),
     ("listen local localaddr laddr l a bind", "write {b}"),
     ("listen local localaddr laddr b a bind", "write {l}"),
-    ("nodelay keepalive tcpkeepalive ping", "that is always on; remove it"),
-    ("fwmark mark interface dscp", "not supported; the routes of the system decide"),
+    ("nodelay keepalive tcpkeepalive ping", "always on; remove it"),
+    ("fwmark mark interface dscp", "not supported; the system's routing decides"),
     ("cpu", "write {workers}"),
     ("config conf", "write {c}"),
     ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
-     "cdnoriginhost cdnwspath", "that is an option of Cloak, which is another protocol"),
+     "cdnoriginhost cdnwspath", "an option of Cloak, which is another protocol"),
     ("crypt mtu sndwnd rcvwnd datashard parityshard nocomp smuxver smuxbuf autoexpire scavengettl",
-     "that is an option of kcptun, which is another protocol"),
+     "an option of kcptun, which is another protocol"),
 )  # fmt: skip
 
 _CLIENT_HINTS = (
@@ -65,21 +65,21 @@ _CLIENT_HINTS = (
     ("server remote remoteaddr raddr r d dst dest destination address", "write {s}"),
     ("host sni servername peer obfshost hostname", "write {n}"),
     ("host n servername peer hostname", "write {sni}"),
-    ("disabletls notls", "only servers can do without TLS; remove it"),
+    ("disabletls notls", "only servers can run without TLS; remove it"),
 )
 
 _MULTI_USER_HINTS = (
     ("wss ws websocket mode=websocket mode=ws mode=wss", "WebSocket is always on; remove it"),
-    ("wsspath path wspath", "each user has a path, which the controller (-c) is told; remove it"),
+    ("wsspath path wspath", "each user has a path, set through the controller (-c); remove it"),
     ("d dst dest destination target forward",
-     "each user has a destination, which the controller (-c) is told; remove it"),
+     "each user has a destination, set through the controller (-c); remove it"),
     ("control controller api", "write {c}"),
 )  # fmt: skip
 
 _SERVER_HINTS = (
     ("server s", "this is the server; remove it"),
     ("dst dest destination target forward remote remoteaddr raddr r", "write {d}"),
-    ("host sni servername peer obfshost hostname", "the server answers to every name; remove it"),
+    ("host sni servername peer obfshost hostname", "the server accepts any name; remove it"),
     ("insecure skipverify noverify allowinsecure skipcertverify sv verify k ca cacert pin certhash",
      "only clients verify; remove it"),
     ("muxmaxstream muxwarm muxidle preconnect concurrency muxconcurrency",
@@ -90,9 +90,9 @@ _FIELD = re.compile(r"\{([a-z-]+)\}")
 
 
 def hint(name: str, value: str | None, known: Mapping[str, str]) -> str:
-    """What to do about the unknown option `name`, which has `value`; empty if nobody knows.
+    """Advice for the unknown option `name` with `value`; empty if there is none.
 
-    `known` are the options of the command by their names, each as the user has to write it.
+    `known`: the options of the command by name, each as the user has to write it.
     """
     word = name.lower().replace("-", "").replace("_", "")
     words = (f"{word}={(value or 'true').lower()}", word)

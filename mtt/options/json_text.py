@@ -1,6 +1,6 @@
-"""JSON as people write it: with comments (`//`, `#`, `/* */`) and a comma behind the last item.
+"""JSON with comments (`//`, `#`, `/* */`) and trailing commas, as sing-box and Xray accept it.
 
-sing-box and Xray read their files so.
+Such configuration files are common.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any, NoReturn
 from mtt.errors import UsageError
 from mtt.options.flags import quoted
 
-# Strings are matched so that what looks like a comment within them stays.
+# Strings are matched too, so that comment marks inside them are kept.
 _COMMENT = re.compile(r'"(?:[^"\\\n]|\\.)*"|//[^\n]*|#[^\n]*|/\*.*?\*/', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\\n]|\\.)*"|,(?=\s*[\]}])')
 _NOT_LINE_END = re.compile(r"[^\n]")
 
 
 def parse_json(name: str, text: str) -> Any:
-    """The value of `text`. Raises UsageError, beginning with `name`.
+    """The value of `text`. Raises UsageError, whose text starts with `name`.
 
     Equal keys in one object are an error: one of them would be lost.
     """
-    # Blanks instead of what is removed keep line and column.
+    # Replaced by spaces, so that line and column numbers stay correct.
     text = _COMMENT.sub(_blanked, text)
     text = _LAST_COMMA.sub(_blanked, text)
 
@@ -36,7 +36,7 @@ def parse_json(name: str, text: str) -> Any:
         return found
 
     def constant(word: str) -> NoReturn:
-        raise UsageError(f"{name}: {word} is not JSON")  # Python's decoder takes NaN and Infinity
+        raise UsageError(f"{name}: {word} is not JSON")  # Python's decoder accepts NaN and Infinity
 
     try:
         return json.loads(text, object_pairs_hook=members, parse_constant=constant)
@@ -44,7 +44,7 @@ def parse_json(name: str, text: str) -> Any:
         raise UsageError(
             f"{name}: not JSON at line {error.lineno}, column {error.colno}: {error.msg.lower()}"
         ) from None
-    except ValueError:  # a number of thousands of digits: Python's own limit
+    except ValueError:  # a number with thousands of digits: Python's own limit
         raise UsageError(f"{name}: a number has too many digits") from None
     except RecursionError:
         raise UsageError(f"{name}: brackets are nested too deeply") from None

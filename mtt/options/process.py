@@ -1,4 +1,4 @@
-"""What every command can be told about its process: how it logs, runs and ends."""
+"""The options of every command about its process: logging, event loop, workers, shutdown."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ HELP = (
 WORKERS = Flag("workers", "int", "Number of worker processes; 0 means one per core. -max-conns is "
                "divided among them, and each has its own tunnel connections.", "N", "1")
 
-# Beyond this it is a typing error: the largest machines have some hundred cores.
+# A larger number is a typing error: the largest machines have some hundred cores.
 MAX_WORKERS = 1024
 
-# At the end of every command's table.
+# The last options in every command's table.
 PROCESS_FLAGS = (GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, *HELP)
 
 
 class ProcessOptions(NamedTuple):
-    """What a command was told about its process, checked."""
+    """The checked options about the process."""
 
     grace: float = parse_duration(DEFAULT_GRACE)  # seconds
     loop: str = LOOPS[0]  # one of LOOPS
@@ -51,7 +51,7 @@ class ProcessOptions(NamedTuple):
 
 
 def process_options(given: Values) -> ProcessOptions:
-    """The options of the process from what was `given` of a command's flags. Raises UsageError."""
+    """The options about the process, from those `given` to a command. Raises UsageError."""
     values = defaults(PROCESS_FLAGS) | given
     grace: float = values["grace"]
     if grace < 0:
@@ -65,24 +65,24 @@ def process_options(given: Values) -> ProcessOptions:
 
 
 def workers(values: Values) -> int:
-    """How many processes -workers asks for. Raises UsageError."""
+    """The number of worker processes. Raises UsageError."""
     count: int = values["workers"]
     if not 0 <= count <= MAX_WORKERS:
         raise UsageError(f"-workers: {count} is not from 0 to {MAX_WORKERS}")
     if count == 0:
         count = _cores()
     if count > 1 and not hasattr(os, "fork"):
-        raise UsageError("-workers: this system cannot fork processes; remove it, or give 1")
+        raise UsageError("-workers: this system cannot fork processes; remove it, or set it to 1")
     return count
 
 
 def part_of(total: int, values: Values) -> int:
-    """What each worker may have of `total`, rounded up; 0, for no limit, stays so."""
+    """Each worker's share of the limit `total`, rounded up; 0 (no limit) stays 0."""
     return -(-total // workers(values))
 
 
 def _cores() -> int:
-    """How many cores this process may use: fewer than there are, with taskset or in a container."""
+    """The number of cores this process may use, which taskset and containers can restrict."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

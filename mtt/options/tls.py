@@ -1,4 +1,4 @@
-"""Options about TLS: their table entries, and what they say as one value."""
+"""TLS options: their table entries, and their values as one object."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SERVER_TLS_FLAGS = (CERT, KEY, CERT_DIR, CLIENT_CA, TLS_MIN, DISABLE_TLS, CERT_N
 def given_client_tls(
     values: Values, *, server_name: str, skip_verify: bool, alpn: tuple[str, ...] = ()
 ) -> ClientTls:
-    """What CLIENT_TLS_FLAGS say. Raises UsageError."""
+    """The value of CLIENT_TLS_FLAGS. Raises UsageError."""
     _certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
     return ClientTls(
         server_name=server_name,
@@ -85,7 +85,7 @@ def given_client_tls(
 
 
 def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | None:
-    """What SERVER_TLS_FLAGS say, None without TLS. Raises UsageError."""
+    """The value of SERVER_TLS_FLAGS; None without TLS. Raises UsageError."""
     _check_server_certificates(values)
     tls = ServerTls(
         cert=values["cert"],
@@ -100,31 +100,31 @@ def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | 
 
 
 def _certificate_pair(values: Values, without: str) -> None:
-    """Raise UsageError if only one of -cert and -key was given; `without` says what none is for."""
+    """Raise UsageError if only one of -cert and -key is set; `without` follows "neither"."""
     for given, missing in (("cert", "key"), ("key", "cert")):
         if values[given] and not values[missing]:
             raise UsageError(f"-{given} needs -{missing}; give both, or neither {without}")
 
 
 def _check_server_certificates(values: Values) -> None:
-    """Raise UsageError if what a server was told about certificates contradicts itself."""
+    """Raise UsageError if a server's certificate options contradict each other."""
     _certificate_pair(values, "to get a self-signed certificate")
     if values["cert-dir"] and values["cert"]:
         raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
     if not values["disable-tls"]:
         return
-    # Above all -client-ca: an operator who asks for certificates must not have an open door.
+    # This matters most for -client-ca: a server that should require certificates must not run open.
     for flag in (CLIENT_CA, CERT_DIR, TLS_MIN):
         if values[flag.name] != flag.default:
             raise UsageError(f"-{flag.name} needs TLS, which -disable-tls turns off; remove one")
     if values["cert"]:  # accepted, because the original accepts it
-        from mtt.log import logger  # logging is in the way of a plugin's start
+        from mtt.log import logger  # only if needed: plugins must start fast
 
         logger.warning("-cert, -key: not used, because -disable-tls turns TLS off")
 
 
 def _tls_min(values: Values) -> str:
-    """What -tls-min says, one of TLS_VERSIONS. Raises UsageError."""
+    """The value of -tls-min, one of TLS_VERSIONS. Raises UsageError."""
     version: str = values["tls-min"]
     if version not in TLS_VERSIONS:
         raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")

@@ -1,7 +1,7 @@
-"""What the commands can be told: their option tables, and the checked result.
+"""The options of mtt-client and mtt-server: their tables, and the checked results.
 
-`client_options()` and `server_options()` check everything that can be checked without touching
-the network, so that a command that starts to listen does not stop over its own options.
+`client_options()` and `server_options()` check everything that needs no network, so that a command
+that has started to listen does not fail because of its options.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ DEFAULT_MAX_STREAM = 4
 # The Go servers end a session that opens more streams than this.
 MAX_STREAM_LIMIT = 16
 
-# Each is a connection of the server, and one of the destination, which keep them open for nothing,
-# and is made anew twice a minute; browsers rarely open so many at once.
+# Each one holds an idle connection at the server and at the destination, and is replaced twice a
+# minute; browsers rarely open so many connections at once.
 MAX_PRECONNECT = 100
 
 DNS_PORT = 53
@@ -134,7 +134,7 @@ SERVER_FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions:
-    """What mtt-client was told, checked."""
+    """The checked options of mtt-client."""
 
     bind: Endpoint | None  # None with sockets
     sockets: tuple[int, ...] = ()  # descriptors that listen already
@@ -166,7 +166,7 @@ class ClientOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions:
-    """What mtt-server was told, checked."""
+    """The checked options of mtt-server."""
 
     bind: Endpoint | None  # None with bind_unix or sockets
     bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
@@ -201,7 +201,7 @@ def mode_name(*, wss: bool, mux: bool, anytls: bool = False) -> str:
 def client_options(
     given: Values, *, plugin: bool = False, sockets: tuple[int, ...] = ()
 ) -> ClientOptions:
-    """The options of mtt-client from what was `given` of CLIENT_FLAGS.
+    """The options of mtt-client, from those `given` of CLIENT_FLAGS.
 
     `sockets` are descriptors to listen on instead of -b. Raises UsageError.
     """
@@ -252,7 +252,7 @@ def client_options(
 def server_options(
     given: Values, *, plugin: bool = False, sockets: tuple[int, ...] = ()
 ) -> ServerOptions:
-    """The options of mtt-server from what was `given` of SERVER_FLAGS.
+    """The options of mtt-server, from those `given` of SERVER_FLAGS.
 
     `sockets` are descriptors to listen on instead of -b or -bind-unix. Raises UsageError.
     """
@@ -293,16 +293,16 @@ def _server_name(name: str, server: Endpoint) -> str:
 
 
 def _slashed(path: str) -> str:
-    """`path` with the leading slash that users forget; there is no other path they can mean."""
+    """`path` with the leading slash that users often omit."""
     if any(char < " " or "\x7f" <= char <= "\x9f" for char in path):
         raise UsageError("-wss-path: the path contains control characters")
     return path if path.startswith("/") else "/" + path
 
 
 def _request_target(path: str) -> str:
-    """The client's -wss-path as it stands in the request: a path, perhaps with a query.
+    """The client's -wss-path as sent in the request: a path, optionally with a query.
 
-    A fragment is not sent, like in any URL (RFC 3986, 3.5).
+    A fragment is not sent, as with any URL (RFC 3986, 3.5).
     """
     target = _slashed(path.partition("#")[0])
     if " " in target:
@@ -313,19 +313,19 @@ def _request_target(path: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # Bytes of the command line that are not UTF-8 arrive as lone surrogates and leave as bytes.
+    # Command-line bytes that are not UTF-8 arrive as lone surrogates, and are sent as bytes.
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 def _path_pattern(path: str) -> str:
     """The server's -wss-path."""
     if "?" in path or "#" in path:
-        raise UsageError("-wss-path: only the path counts; remove the ? or # and what follows")
+        raise UsageError("-wss-path: only the path is compared; remove ? or # and what follows")
     return _slashed(path)
 
 
 def _preconnect(values: Values) -> int:
-    """What -preconnect says."""
+    """The value of -preconnect. Raises UsageError."""
     count: int = values["preconnect"]
     if not 0 <= count <= MAX_PRECONNECT:
         raise UsageError(

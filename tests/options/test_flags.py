@@ -148,7 +148,7 @@ def test_integer(text: str, number: int) -> None:
         "\u0664", "--1", "9223372036854775808", "-9223372036854775809", "9" * 5000,
     ],
 )  # fmt: skip
-def test_no_integer(text: str) -> None:
+def test_invalid_integers(text: str) -> None:
     with pytest.raises(ValueError, match="integer"):
         parse_int(text)
 
@@ -174,7 +174,7 @@ def test_duration(text: str, seconds: float) -> None:
         "1e3s", "1S", "s1", "1s2", "\u0661s", "2562048h", "9" * 5000 + "s", "0 ", "1h-1m",
     ],
 )  # fmt: skip
-def test_no_duration(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
 
@@ -211,7 +211,7 @@ def test_usage_lists_every_option() -> None:
     assert text.endswith("\n")
 
 
-def test_fuzz_any_arguments_give_values_or_a_usage_error() -> None:
+def test_random_arguments_give_values_or_usage_error() -> None:
     rng = random.Random(1)
     words = [f"-{flag.name}" for flag in FLAGS] + [
         "-", "--", "---", "=", "", "1", "1s", "true", "-b=", "-wss=1", "-max=0x1", "\0", "\udcff",

@@ -23,7 +23,7 @@ COMMANDS = {
     "anytls-client": ANYTLS_CLIENT,
     "anytls-server": ANYTLS_SERVER,
 }
-SAFE = "and anyone on the way can read along; "
+SAFE = "so anyone on the path can read the data; use "
 
 
 def error(parse: Callable[[], object]) -> str:
@@ -46,15 +46,15 @@ def error(parse: Callable[[], object]) -> str:
         ("client", "-host a", "write -n NAME"),
         ("client", "-sni=a", "write -n NAME"),
         ("anytls-client", "-n a", "write -sni NAME"),
-        ("server", "-host a", "the server answers to every name; remove it"),
+        ("server", "-host a", "the server accepts any name; remove it"),
         ("client", "-mode websocket", "write -wss"),
-        ("client", "-mode=quic", "not supported; -wss is what passes web servers and CDNs"),
-        ("client", "-insecure", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or -ca FILE is "
-         "the safe way"),
+        ("client", "-mode=quic", "not supported; use -wss to pass web servers and CDNs"),
+        ("client", "-insecure", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or -ca FILE "
+         "instead"),
         ("anytls-client", "-sv", f"-insecure skips verification, {SAFE}-pin sha256/BASE64 or "
-         "-ca FILE is the safe way"),
+         "-ca FILE instead"),
         ("server", "-insecure", "only clients verify; remove it"),
-        ("client", "-disable-tls", "only servers can do without TLS; remove it"),
+        ("client", "-disable-tls", "only servers can run without TLS; remove it"),
         ("client", "-server", "this is the client; run mtt-server or anytls-server"),
         ("client", "-server a:1", "write -s HOST:PORT"),
         ("client", "-d a:1", "write -s HOST:PORT"),
@@ -64,29 +64,28 @@ def error(parse: Callable[[], object]) -> str:
         ("anytls-client", "-b :1", "write -l HOST:PORT"),
         ("anytls-client", "-wss", "not supported; remove it"),
         ("mu", "-wss", "WebSocket is always on; remove it"),
-        ("mu", "-wss-path /s3cret", "each user has a path, which the controller (-c) is told; "
+        ("mu", "-wss-path /s3cret", "each user has a path, set through the controller (-c); "
          "remove it"),
         ("client", "-log-file x", "log lines go to stderr; remove it"),
         ("client", "-mode=mtls", "TLS is the default; write -mux"),
-        ("anytls-client", "-obfs x", "there is one mode only; remove it"),
-        ("client", "-serviceName x", "gRPC is not supported; -wss is what passes web servers and "
+        ("anytls-client", "-obfs x", "there is only one mode; remove it"),
+        ("client", "-serviceName x", "gRPC is not supported; use -wss to pass web servers and "
          "CDNs"),
         ("client", "-verify", "certificates are verified by default; remove it"),
         ("client", "-certfile c", "write -cert FILE"),
         ("client", "-keyfile k", "write -key FILE"),
-        ("server", "-gencert", "without -cert FILE the server makes a certificate itself; remove "
-         "it"),
+        ("server", "-gencert", "without -cert FILE the server generates a certificate; remove it"),
         ("client", "-psk s3cret", "write -anytls and -password-file FILE"),
         ("anytls-client", "-psk s3cret", "write -password-file FILE"),
         ("client", "-padding x", "padding comes with -anytls"),
         ("client", "-concurrency 8", "write -mux and -mux-max-stream N"),
         ("client", "-t 5m", "write -timeout DURATION"),
         ("client", "-tfo", "write -fast-open"),
-        ("client", "-nodelay", "that is always on; remove it"),
-        ("client", "-fwmark 1", "not supported; the routes of the system decide"),
+        ("client", "-nodelay", "always on; remove it"),
+        ("client", "-fwmark 1", "not supported; the system's routing decides"),
         ("server", "-cpu 4", "write -workers N"),
         ("anytls-client", "-config f", "write -c FILE"),
-        ("mu", "-dst a:1", "each user has a destination, which the controller (-c) is told; remove "
+        ("mu", "-dst a:1", "each user has a destination, set through the controller (-c); remove "
          "it"),
         ("mu", "-controller a:1", "write -c HOST:PORT"),
         ("server", "-remote a:1", "write -d HOST:PORT"),
@@ -110,7 +109,7 @@ def test_command_line_hints(command: str, argv: str, advice: str) -> None:
         (CLIENT_FLAGS, "host=cdn.example", "host is not an option; write n=NAME"),
         (CLIENT_FLAGS, "path=/s3cret", "path is not an option; write wss and wss-path=PATH"),
         (CLIENT_FLAGS, "mode=websocket", "mode is not an option; write wss"),
-        (CLIENT_FLAGS, "mode=quic", "not supported; wss is what passes"),
+        (CLIENT_FLAGS, "mode=quic", "not supported; use wss to pass"),
         (CLIENT_FLAGS, "mode=s3cret", "TLS alone is the default; wss, mux and anytls"),
         (CLIENT_FLAGS, "loglevel=none", "loglevel is not an option; write log-level=error|"),
         (CLIENT_FLAGS, "certRaw=s3cret", "certRaw is not an option; write ca=FILE"),

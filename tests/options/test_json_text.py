@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtt.options.json_text import parse_json
 
 
-def test_json_with_liberties() -> None:
+def test_json_with_comments_and_trailing_commas() -> None:
     text = """
     # one
     {

@@ -71,7 +71,7 @@ def test_server_defaults() -> None:
     )
 
 
-def test_options_made_by_hand_have_the_same_defaults() -> None:
+def test_dataclass_defaults_match_the_flags() -> None:
     assert client() == ClientOptions(
         bind=Endpoint(("127.0.0.1",), 1080),
         server=Endpoint(("example.com",), 443),
@@ -279,7 +279,7 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-anytls", "-p", "x", "-dr", "-idle-check", "9s"], ["-idle-check", "-dr disables"]),
     ],
 )
-def test_client_refuses(argv: list[str], words: list[str]) -> None:
+def test_invalid_client_options(argv: list[str], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         client(*argv)
     for word in words:
@@ -287,7 +287,7 @@ def test_client_refuses(argv: list[str], words: list[str]) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_certificate_without_tls_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_certificate_without_tls_causes_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert server("-disable-tls", "-cert", "c", "-key", "k").tls is None
     (record,) = caplog.records
     assert record.getMessage() == "-cert, -key: not used, because -disable-tls turns TLS off"
@@ -330,7 +330,7 @@ def test_defaults_may_be_given_in_every_mode() -> None:
         (["-padding-scheme", "f"], ["-padding-scheme: only meaningful with -anytls; add -anytls"]),
     ],
 )
-def test_server_refuses(argv: list[str], words: list[str]) -> None:
+def test_invalid_server_options(argv: list[str], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         server(*argv)
     for word in words:
@@ -357,7 +357,7 @@ def test_metrics(text: str, endpoint: Endpoint | None, path: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["x", "65536", "unix:", "unix:@x", "::1:9100", "/run/m.sock"])
-def test_metrics_at_no_address(text: str) -> None:
+def test_invalid_metrics_addresses(text: str) -> None:
     for options in (client, server):
         with pytest.raises(UsageError, match=r"^-metrics: "):
             options("-metrics", text)
