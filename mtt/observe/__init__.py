@@ -1,1 +1,1 @@
-"""How a service is doing: metrics, and what serves them."""
+"""Metrics of a service, and the servers that publish them."""

@@ -1,4 +1,4 @@
-"""-metrics of a service: served by itself, or reported to the hub that serves for all workers."""
+"""The -metrics of a service: served by itself, or reported to the hub of all workers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class MetricsEndpoint:
-    """What -metrics asks for, and nothing if it is not given.
+    """Publishes metrics as -metrics says; does nothing without it.
 
     Args:
-        page: makes the metrics.
-        endpoint, unix_path: where to serve them; one of both at most.
+        page: returns the page of metrics.
+        endpoint, unix_path: the address to serve them on; at most one of the two.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class MetricsEndpoint:
 
     @property
     def addresses(self) -> list[str]:
-        """Where metrics are served."""
+        """The addresses at which metrics are served."""
         return self._server.addresses if self._server is not None else []
 
     def hub(self) -> MetricsHub | None:
-        """What serves the metrics of several workers."""
+        """The hub that serves the metrics of several workers."""
         if self._endpoint is None and not self._unix_path:
             return None
         from mtt.observe.hub import MetricsHub
@@ -53,12 +53,12 @@ class MetricsEndpoint:
         return MetricsHub(self._endpoint, self._unix_path)
 
     def report_to(self, hub: socket.socket | None) -> None:
-        """Be one of several workers; `hub` leads to the hub, if there is one."""
+        """Run as one of several workers; `hub` is a socket to the hub, if there is one."""
         self._is_worker = True
         self._hub = hub
 
     async def start(self) -> bool:
-        """Serve or report; whether anybody may ask. Raises StartError."""
+        """Start to serve or report; returns whether metrics are published. Raises StartError."""
         if self._hub is not None:
             from mtt.observe.hub import Reporter
 
@@ -67,7 +67,7 @@ class MetricsEndpoint:
             return True
         if self._is_worker or (self._endpoint is None and not self._unix_path):
             return False
-        from mtt.observe.server import MetricsServer  # not for a plugin that must listen at once
+        from mtt.observe.server import MetricsServer  # only if needed: plugins must start fast
 
         self._server = MetricsServer(self._page)
         await self._server.start(self._endpoint, self._unix_path, self._resolver)
@@ -80,11 +80,11 @@ class MetricsEndpoint:
             self._server.cleanup()
 
     def close(self) -> None:
-        """Cut those who ask."""
+        """Cut the connections of the metrics server."""
         if self._server is not None:
             self._server.close()
 
     async def report(self) -> None:
-        """Tell the hub how it ended."""
+        """Send the hub the final metrics."""
         if self._reporter is not None:
             await self._reporter.close()

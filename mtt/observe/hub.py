@@ -1,4 +1,4 @@
-"""The hub of several workers: a process that hears from all of them, and speaks for all of them.
+"""The hub of several workers: a process that collects their state and publishes it.
 
 For mtt-client and mtt-server that is -metrics: every worker reports its page of metrics, and the
 hub serves the sum.
@@ -19,12 +19,12 @@ from mtt.observe.sums import Page, total
 from mtt.process.link import Link, Message
 from mtt.process.runtime import Hub
 
-# Seconds between two reports of a worker: how old metrics may be. A page takes 0.1 ms to make.
+# Seconds between a worker's reports: the maximum age of metrics. A page takes 0.1 ms to make.
 REPORT_INTERVAL = 1.0
 
 
 class Reporter:
-    """A worker's end: sends its `page` now and then, from `connect()` to `close()`."""
+    """The worker's side: sends its `page` periodically, from `connect()` to `close()`."""
 
     def __init__(self, page: Callable[[], str]) -> None:
         self._page = page
@@ -32,26 +32,26 @@ class Reporter:
         self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self, hub: socket.socket) -> None:
-        """Begin, with the running loop."""
+        """Start reporting to `hub`, in the running loop."""
         self.link.connect(hub)
         self._report_often()
 
     async def close(self) -> None:
-        """Report for the last time."""
+        """Send the final report."""
         if self._timer is not None:
             self._timer.cancel()
         self.report()
         await self.link.close()
 
     def hear(self, message: Message) -> None:
-        """The hub says something."""
-        raise ValueError("nothing is expected")
+        """Handle a message of the hub."""
+        raise ValueError("unexpected message from the hub")
 
     def lost(self) -> None:
-        """The hub is gone, or does not want to hear more."""
+        """The link to the hub is closed."""
 
     def report(self) -> None:
-        """Tell how things stand."""
+        """Send the current metrics."""
         self.link.say("page", self._page())
 
     def _report_often(self) -> None:
@@ -60,20 +60,20 @@ class Reporter:
 
 
 class Member:
-    """The hub's end of one worker.
+    """The hub's side of the link to one worker.
 
     Args:
-        lost: called with this when the worker is gone.
+        lost: called with this object when the worker is gone.
     """
 
     def __init__(self, lost: Callable[[Any], object]) -> None:
         self.page = Page()
-        self.told = False  # the page, to somebody who asked for metrics
+        self.told = False  # whether the page was included in a scrape
         self._on_lost = lost
         self.link = Link(self.hear, self.lost)
 
     def hear(self, message: Message) -> None:
-        """The worker says something."""
+        """Handle a message of the worker."""
         _, text = message
         page = Page(text)
         if not self.told:
@@ -82,7 +82,7 @@ class Member:
         self.told = False
 
     def lost(self) -> None:
-        """The worker is gone."""
+        """The link to the worker is closed."""
         self._on_lost(self)
 
 
@@ -90,16 +90,16 @@ AnyMember = TypeVar("AnyMember", bound=Member)
 
 
 class WorkerHub(Hub, Generic[AnyMember]):
-    """A hub that knows its workers as `members`, and is over when the last one is gone.
+    """A hub that tracks its workers as `members` and ends with the last one.
 
     Args:
-        member: makes one, from what is to be called when it is gone.
+        member: creates a member; its argument is called when the worker is gone.
     """
 
     def __init__(self, member: Callable[[Callable[[AnyMember], object]], AnyMember]) -> None:
         self._make = member
         self.members: set[AnyMember] = set()
-        self._past = Page()  # of those that are gone
+        self._past = Page()  # totals of workers that are gone
         self._alone = asyncio.Event()
         self._coming: set[asyncio.Task[None]] = set()
 
@@ -112,7 +112,7 @@ class WorkerHub(Hub, Generic[AnyMember]):
         task.add_done_callback(self._coming.discard)
 
     async def welcome(self, member: AnyMember) -> None:
-        """A worker is there that we can talk to."""
+        """Called once the link to a worker is established."""
 
     def page(self) -> str:
         """The metrics of all workers together."""
@@ -128,7 +128,7 @@ class WorkerHub(Hub, Generic[AnyMember]):
             task.cancel()
         for member in list(self.members):
             member.link.abort()
-        await asyncio.sleep(0)  # lets them be lost
+        await asyncio.sleep(0)  # lets their lost() run
 
     async def _connect(self, member: AnyMember, worker: socket.socket) -> None:
         member.link.connect(worker)

@@ -1,4 +1,4 @@
-"""How late the event loop is: what a tunnel feels when something holds the loop up."""
+"""The lag of the event loop: the delay that tunnels see when something blocks the loop."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import time
 
 from mtt.observe.metrics import Histogram, metric
 
-# Seconds between two looks at how late the loop is. Whatever holds it up for longer is seen; a look
+# Seconds between measurements. Anything that blocks the loop for longer is noticed. A measurement
 # takes 4 us.
 LAG_INTERVAL = 0.25
 
-# Seconds: from the resolution of timers to what a person would call a hang.
+# Seconds: from the resolution of timers to an obvious hang.
 LAG_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class LagMeter:
-    """Measures how late the running loop calls a timer, from `start()` to `stop()`."""
+    """Measures the delay of timers in the running loop, from `start()` to `stop()`."""
 
     def __init__(self) -> None:
         self._histogram = Histogram(LAG_BOUNDS)
@@ -34,20 +34,20 @@ class LagMeter:
             self._timer = None
 
     def lines(self) -> str:
-        """The metrics, none unless it runs. What was most is forgotten with that."""
+        """The metrics; empty unless running. Resets the maximum."""
         if self._timer is None:
             return ""
-        self._measure()  # also what is going on at this moment
+        self._measure()  # include the current delay
         most, self._most = self._most, 0.0
         return self._histogram.lines(
             "mtt_event_loop_lag_seconds", "How late the event loop called a timer."
         ) + metric(
-            "mtt_event_loop_lag_max_seconds", "gauge", "The most of it since somebody last asked.",
+            "mtt_event_loop_lag_max_seconds", "gauge", "Maximum lag since the previous scrape.",
             most,
         )  # fmt: skip
 
     def _schedule(self) -> None:
-        # Not the loop's clock, which in uvloop stands still while the loop is busy.
+        # Not the loop's clock: in uvloop it does not advance while the loop is busy.
         self._due = time.monotonic() + LAG_INTERVAL
         self._timer = asyncio.get_running_loop().call_later(LAG_INTERVAL, self._look)
 

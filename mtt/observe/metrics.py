@@ -1,7 +1,7 @@
-"""What is counted, and how it is said: Prometheus' text format 0.0.4.
+"""The metrics, in Prometheus' text format 0.0.4.
 
-Nothing here is called for bytes that pass: those are in the relays, which are asked for them when
-somebody wants to know, and once more when they are over.
+Nothing here is called on the data path: relays count their own bytes, which are read at a scrape
+and when a relay ends.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from mtt.version import __version__
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# By labels as `labels()` makes them; a number alone has none.
+# Values by labels, as `labels()` returns them; a plain number has no labels.
 Values = Mapping[str, float] | float
 
-# The format has these two ways to write what would end a label's value or a line; a quote stands
-# for itself in a HELP text.
+# The format's escapes for characters that would end a label value or a line; HELP texts need none
+# for quotes.
 _IN_TEXT = str.maketrans({"\\": r"\\", "\n": r"\n"})
 _IN_LABEL = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def labels(**pairs: str) -> str:
-    """Labels as they stand between the braces."""
+    """Labels as written between the braces."""
     return ",".join(f'{name}="{value.translate(_IN_LABEL)}"' for name, value in pairs.items())
 
 
 def header(name: str, kind: str, about: str) -> str:
-    """What precedes the samples of a metric; `kind` is counter, gauge or histogram."""
+    """The HELP and TYPE lines of a metric; `kind` is counter, gauge or histogram."""
     return f"# HELP {name} {about.translate(_IN_TEXT)}\n# TYPE {name} {kind}\n"
 
 
 def sample(name: str, labels: str, value: float) -> str:
-    """One line."""
+    """One sample line."""
     return f"{name}{f'{{{labels}}}' if labels else ''} {value}\n"
 
 
@@ -55,10 +55,10 @@ UP, DOWN = labels(direction="up"), labels(direction="down")
 
 
 class Histogram:
-    """How often a value came to lie in which of some ranges.
+    """Counts of values by bucket.
 
     Args:
-        bounds: the upper ends of all ranges but the last, which has none.
+        bounds: the upper bounds of all buckets but the last, which is unbounded.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -71,7 +71,7 @@ class Histogram:
         self._sum += value
 
     def lines(self, name: str, about: str) -> str:
-        """The metric `name`."""
+        """The lines of the metric `name`."""
         ends = [*map(str, self._bounds), "+Inf"]
         totals = list(accumulate(self._counts))
         return (
@@ -86,7 +86,7 @@ class Histogram:
 
 
 class Counters:
-    """What a service counts while it runs, besides what others count for themselves."""
+    """The counters of a service that no other object keeps."""
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -95,12 +95,12 @@ class Counters:
         self.sessions = 0
         self.session_failures = 0
         self.dial_failures = 0
-        self.bytes_up = self.bytes_down = 0  # of the tunnels that are over
-        # All are there from the start: a counter that appears with its first event has no rise.
+        self.bytes_up = self.bytes_down = 0  # of ended tunnels
+        # All exist from the start: a counter that appears with its first event shows no increase.
         self.handshake_failures = dict.fromkeys(Cause, 0)
 
     def failed(self, error: BaseException | None) -> None:
-        """A connection did not become a tunnel because of `error`."""
+        """Count a connection that did not become a tunnel because of `error`."""
         cause = error.cause if isinstance(error, MttError) else Cause.OTHER
         if isinstance(error, TimeoutError):
             cause = Cause.TIMEOUT
@@ -108,7 +108,7 @@ class Counters:
 
     @contextlib.contextmanager
     def dialling(self) -> Iterator[None]:
-        """Count what goes wrong inside as a failure to dial."""
+        """Count exceptions inside as dial failures."""
         try:
             yield
         except NetworkError:
@@ -116,19 +116,19 @@ class Counters:
             raise
 
     def connection_over(self, error: Exception | None) -> None:
-        """A connection to the server has ended."""
-        if isinstance(error, RefusedError):  # TLS 1.3 tells the client when it thinks it is in
+        """Count the end of a connection to the server."""
+        if isinstance(error, RefusedError):  # in TLS 1.3 it arrives after the client's handshake
             self.failed(error)
 
     def session_over(self, error: Exception | None) -> None:
-        """A mux session has ended."""
+        """Count the end of a mux session."""
         self.connection_over(error)
         if isinstance(error, PeerError) and not isinstance(error, RefusedError):
             self.session_failures += 1
 
 
 class Now(NamedTuple):
-    """How a service stands at this moment; totals include what is still open."""
+    """The current state of a service; totals include open tunnels."""
 
     connections: int
     refused: int
@@ -147,31 +147,31 @@ def page(counters: Counters, now: Now) -> str:
         labels(cause=cause): count for cause, count in counters.handshake_failures.items()
     }
     metrics: list[tuple[str, str, str, Values]] = [
-        ("info", "gauge", "The version that runs.", {labels(version=__version__): 1}),
+        ("info", "gauge", "The running version.", {labels(version=__version__): 1}),
         ("start_time_seconds", "gauge", "Unix time of the start.", counters.started),
-        ("connections_total", "counter", "TCP connections that were let in.", now.connections),
-        ("connections_refused_total", "counter", "TCP connections that were reset at once because "
-         "of -max-conns: not in mtt_connections_total.", now.refused),
-        ("tunnels_refused_total", "counter", "Tunnels and visits in connections that had been let "
-         "in, refused because of -max-conns: not in mtt_tunnels_opened_total.",
+        ("connections_total", "counter", "Accepted TCP connections.", now.connections),
+        ("connections_refused_total", "counter", "TCP connections reset because of -max-conns; "
+         "not in mtt_connections_total.", now.refused),
+        ("tunnels_refused_total", "counter", "Tunnels and fallback visits in accepted connections "
+         "refused because of -max-conns; not in mtt_tunnels_opened_total.",
          now.tunnels_refused),
-        ("handshakes", "gauge", "Connections between the two ends that are no tunnel yet.",
+        ("handshakes", "gauge", "Connections between client and server that are not tunnels yet.",
          now.handshakes),
-        ("handshake_failures_total", "counter", "Connections between the two ends, or requests "
-         "on them, that became no tunnel, by cause.", failures),
-        ("dial_failures_total", "counter", "Outgoing connections that could not be made.",
+        ("handshake_failures_total", "counter", "Connections between client and server, or "
+         "requests on them, that did not become tunnels, by cause.", failures),
+        ("dial_failures_total", "counter", "Failed outgoing connections.",
          counters.dial_failures),
-        ("tunnels", "gauge", "Tunnels that are open, visits of -fallback included.", now.tunnels),
-        ("tunnels_opened_total", "counter", "Tunnels so far, visits of -fallback included.",
+        ("tunnels", "gauge", "Open tunnels, visits of -fallback included.", now.tunnels),
+        ("tunnels_opened_total", "counter", "Opened tunnels, visits of -fallback included.",
          counters.tunnels),
-        ("transferred_bytes_total", "counter", "Bytes taken in to be passed on, up being towards "
-         "the destination.", {UP: now.bytes_up, DOWN: now.bytes_down}),
-        ("sessions", "gauge", "Multiplexed connections that are open.", now.sessions),
-        ("sessions_opened_total", "counter", "Multiplexed connections so far.", counters.sessions),
+        ("transferred_bytes_total", "counter", "Bytes received for forwarding; up is towards the "
+         "destination.", {UP: now.bytes_up, DOWN: now.bytes_down}),
+        ("sessions", "gauge", "Open multiplexed connections.", now.sessions),
+        ("sessions_opened_total", "counter", "Opened multiplexed connections.", counters.sessions),
         ("session_failures_total", "counter", "Multiplexed connections in which the peer broke "
          "the protocol.", counters.session_failures),
-        ("streams", "gauge", "Streams that are open in multiplexed connections.", now.streams),
-        ("streams_opened_total", "counter", "Streams of multiplexed connections so far.",
+        ("streams", "gauge", "Open streams of multiplexed connections.", now.streams),
+        ("streams_opened_total", "counter", "Opened streams of multiplexed connections.",
          counters.streams),
     ]  # fmt: skip
     return "".join(

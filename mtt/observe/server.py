@@ -1,4 +1,4 @@
-"""-metrics: a small HTTP server for whoever watches this process."""
+"""The HTTP server of -metrics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.wire.http1 import Reply, Request, text_reply
 
-# Who watches has one or two connections. When there are more, the oldest has to go.
+# Monitoring needs one or two connections. Above the limit, the oldest is cut.
 MAX_CONNECTIONS = 64
 
 
 class MetricsServer:
-    """Serves GET of `/metrics` and `/healthz`: `start()` listens, `close()` ends everything.
+    """Serves GET /metrics and GET /healthz, from `start()` to `close()`.
 
     Args:
-        page: makes the text of `/metrics`.
+        page: returns the text of `/metrics`.
     """
 
     def __init__(self, page: Callable[[], str]) -> None:
@@ -38,21 +38,21 @@ class MetricsServer:
 
     @property
     def addresses(self) -> list[str]:
-        """Where it listens, with the real port when port 0 was asked for."""
+        """The addresses it listens on, with the actual port if port 0 was asked for."""
         return self._listener.addresses if self._listener is not None else []
 
     async def start(self, endpoint: Endpoint | None, unix_path: str, resolver: Resolver) -> None:
-        """Listen on one of the two. Raises StartError when that is not possible."""
+        """Listen on one of the two. Raises StartError if that fails."""
         public = endpoint is not None and not all(map(is_loopback, endpoint.hosts))
-        # The name by which a request comes matters where browsers are led by names of others: to
-        # loopback addresses. They do not reach unix sockets, and what is public is no secret.
+        # The Host header is checked on loopback addresses, to which a hostile web site can direct
+        # browsers (DNS rebinding), but not on unix sockets, nor if the metrics are public anyway.
         self._access = Access(any_name=public or endpoint is None)
         self._listener = await listen(
             endpoint, unix_path, self._accept, resolver=resolver, private=True, use_reserve=True
         )
         if public:
             logger.warning(
-                "-metrics: whoever can reach %s can read the metrics", ", ".join(self.addresses)
+                "-metrics: anyone who can reach %s can read the metrics", ", ".join(self.addresses)
             )
 
     def cleanup(self) -> None:

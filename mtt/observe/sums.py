@@ -1,25 +1,25 @@
-"""Pages of metrics of several processes, added up."""
+"""Sums of the metrics pages of several processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-# What is not added up: the version, and the times of the first start and of the worst moment.
+# Metrics that are not summed: the version, the first start time, and the maximum lag.
 _FIRST = "mtt_info"
 _LEAST = "mtt_start_time_seconds"
 _MOST = "mtt_event_loop_lag_max_seconds"
 
-# What a process that is gone leaves behind; the rest says how things stand.
+# Metrics kept of a process that is gone; all others describe the current state.
 _LASTING = ("counter", "histogram")
 
 
 class Page:
-    """The samples of a page as `mtt.observe.metrics` makes them; more can be added."""
+    """The samples of a page of `mtt.observe.metrics`; other pages can be added."""
 
     def __init__(self, text: str = "") -> None:
         self._headers: dict[str, str] = {}  # by the metric's name, in the order of the page
         self._kinds: dict[str, str] = {}
-        self._samples: dict[str, dict[str, float]] = {}  # by name, then by what precedes the value
+        self._samples: dict[str, dict[str, float]] = {}  # by name, then by name with labels
         name = ""
         for line in text.splitlines(keepends=True):
             if line.startswith("# HELP "):
@@ -34,7 +34,7 @@ class Page:
                 self._samples[name][key] = _number(value)
 
     def add(self, other: Page) -> None:
-        """Add what another process counted."""
+        """Add the page of another process."""
         for name, header in other._headers.items():
             self._headers.setdefault(name, header)
             self._kinds.setdefault(name, other._kinds[name])
@@ -43,7 +43,7 @@ class Page:
                 ours[key] = _together(name, ours[key], value) if key in ours else value
 
     def lasting(self) -> Page:
-        """What remains when the process is gone, so that nothing ever counts backwards."""
+        """The part kept when the process is gone, so that no counter decreases."""
         page = Page()
         for name, header in self._headers.items():
             page._headers[name] = header
@@ -54,7 +54,7 @@ class Page:
         return page
 
     def keep_most(self, earlier: Page) -> None:
-        """Take over what was worst on an `earlier` page of the same process."""
+        """Take over the maxima of an `earlier` page of the same process."""
         ours = self._samples.get(_MOST, {})
         for key, value in earlier._samples.get(_MOST, {}).items():
             ours[key] = max(value, ours.get(key, 0.0))
@@ -67,7 +67,7 @@ class Page:
 
 
 def total(pages: Iterable[Page]) -> Page:
-    """All pages in one."""
+    """The sum of all pages."""
     found = Page()
     for page in pages:
         found.add(page)

@@ -1,1 +1,1 @@
-"""Who may come in by a name and a password, and what each has used."""
+"""Users with names and passwords, and their traffic counters."""

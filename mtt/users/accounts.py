@@ -1,4 +1,4 @@
-"""The users of a server as it runs: who has which password, and what each has used."""
+"""The users of a running server: their passwords and traffic counters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 from mtt.observe.metrics import DOWN, UP, Values, labels, metric
 from mtt.trust.passwords import Passwords
 
-# Users with lines of their own on the page of metrics: those that came first. A line costs 100
-# bytes in every scrape, and more in the database it goes to. The others have lines together, with
-# an empty name, which no user can have.
+# Users with their own lines in the metrics: the first ones seen. A line costs 100 bytes per scrape,
+# and more in the database that stores it. All other users share lines with an empty name, which no
+# user can have.
 MAX_SHOWN = 1000
 
 
 class Carrier(Protocol):
-    """What carries bytes for a user, such as a `Relay`."""
+    """An object that carries a user's bytes, such as a `Relay`."""
 
     @property
     def sent(self) -> int: ...
@@ -23,35 +23,35 @@ class Carrier(Protocol):
 
 
 class Account:
-    """One user, and what it has used since the start."""
+    """One user, with counters since the start."""
 
     __slots__ = ("_down", "_up", "carried", "hashed", "name", "sessions", "streams")
 
     def __init__(self, name: str, hashed: bytes) -> None:
         self.name = name
-        self.hashed = hashed  # the password's
-        self.sessions = 0  # that are open
-        self.streams = 0  # so far, datagrams' included
-        self.carried: set[Carrier] = set()  # what is open of these
-        self._up = self._down = 0  # bytes of those that are over
+        self.hashed = hashed  # the hash of the password
+        self.sessions = 0  # open sessions
+        self.streams = 0  # streams so far, UDP included
+        self.carried: set[Carrier] = set()  # open streams
+        self._up = self._down = 0  # bytes of ended streams
 
     @property
     def bytes_up(self) -> int:
-        """Bytes taken from the user."""
+        """Bytes received from the user."""
         return self._up + sum(one.sent for one in self.carried)
 
     @property
     def bytes_down(self) -> int:
-        """Bytes taken for the user."""
+        """Bytes received for the user."""
         return self._down + sum(one.received for one in self.carried)
 
     def begin(self, carried: Carrier) -> None:
-        """A stream of the user has got where it wanted to."""
+        """Count a stream that has reached its destination."""
         self.streams += 1
         self.carried.add(carried)
 
     def end(self, carried: Carrier) -> None:
-        """It is over."""
+        """Count the end of a stream."""
         self.carried.discard(carried)
         self._up += carried.sent
         self._down += carried.received
@@ -61,13 +61,13 @@ class Accounts:
     """All users.
 
     Args:
-        passwords: the users to let in, as `replace()` takes them.
-        prefix: what the names of their metrics begin with.
+        passwords: the users to admit, as for `replace()`.
+        prefix: the prefix of the metric names.
     """
 
     def __init__(self, passwords: dict[str, bytes], *, prefix: str) -> None:
         self._accounts: dict[str, Account] = {}
-        self._seen: dict[Account, None] = {}  # in the order of their coming
+        self._seen: dict[Account, None] = {}  # in the order of their first session
         self._passwords: Passwords[Account]
         self._prefix = prefix
         self.replace(passwords)
@@ -76,14 +76,14 @@ class Accounts:
         return len(self._accounts)
 
     def find(self, shown: bytes) -> Account | None:
-        """Whose password has the hash `shown`; None if it is nobody's."""
+        """The account whose password has the hash `shown`, or None."""
         return self._passwords.find(shown)
 
     def replace(self, passwords: dict[str, bytes]) -> set[Account]:
-        """Let in these users, by name the hashes of their passwords, and nobody else.
+        """Admit exactly these users: password hashes by name.
 
-        Returns those of the former ones whose password is not theirs any more. Whoever stays keeps
-        the counters.
+        Returns the accounts that were removed or whose password changed. Users that stay keep their
+        counters.
         """
         accounts: dict[str, Account] = {}
         changed: set[Account] = set()
@@ -103,12 +103,12 @@ class Accounts:
         return changed
 
     def saw(self, account: Account) -> None:
-        """The user is here."""
+        """Record that the user has connected."""
         if self._accounts.get(account.name) is account:
             self._seen[account] = None
 
     def page(self) -> str:
-        """What those have used who have been here, in Prometheus' text format."""
+        """The counters of all users seen so far, in Prometheus' text format."""
         moved: dict[str, int] = {}
         streams: dict[str, int] = {}
         sessions: dict[str, int] = {}
@@ -119,10 +119,10 @@ class Accounts:
             streams[who] = streams.get(who, 0) + account.streams
             sessions[who] = sessions.get(who, 0) + account.sessions
         metrics: list[tuple[str, str, str, Values]] = [
-            ("transferred_bytes_total", "counter", "Bytes carried for one user, up being from it.",
+            ("transferred_bytes_total", "counter", "Bytes carried for a user; up is from the user.",
              moved),
-            ("streams_opened_total", "counter", "Streams of one user so far.", streams),
-            ("sessions", "gauge", "Sessions of one user that are open.", sessions),
+            ("streams_opened_total", "counter", "Opened streams of a user.", streams),
+            ("sessions", "gauge", "Open sessions of a user.", sessions),
         ]  # fmt: skip
         return "".join(
             metric(self._prefix + name, kind, about, values)

@@ -1,9 +1,9 @@
-"""Who may use a server or a local port: names and passwords, and the file they come from.
+"""Files of users: names and passwords for a server or a local proxy port.
 
-A line of the file is `name:password`; surrounding spaces, empty lines and lines that begin with #
-are ignored. Or the file is JSON, which also takes passwords that begin or end with a space: an
-object `{"name": ..., "password": ...}`, a list of those, or an object that has such a list as
-"users", as sing-box has it, or `{NAME: PASSWORD, ...}`, as mihomo has it. Each line may be JSON.
+A line of the file is `name:password`; surrounding spaces, empty lines and lines that start with #
+are ignored. Alternatively the file is JSON, which allows passwords that start or end with a space:
+an object `{"name": ..., "password": ...}`, a list of those, an object with such a list as "users",
+as in sing-box, or `{NAME: PASSWORD, ...}`, as in mihomo. A line may also be JSON.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from mtt.options.flags import quoted
 from mtt.options.json_text import parse_json
 from mtt.users.user import User
 
-# Bytes. 100 000 users, which take less than a second to read.
+# Bytes: room for 100 000 users, which are read in less than a second.
 MAX_USERS_FILE = 8 << 20
 
-# A name stands in logs and metrics, and in the logins of SOCKS (RFC 1929: 255 bytes).
+# Bytes of a name, which appears in logs, metrics, and SOCKS logins (RFC 1929: 255 bytes).
 MAX_NAME = 255
 
 
 def read_users(option: str, path: str) -> tuple[User, ...]:
     """The users in a file.
 
-    Raises UsageError, which names the line (of JSON: the item) and shows no password.
+    Raises UsageError, which names the line (in JSON: the item) and never shows a password.
     """
     text = read_text(option, path, limit=MAX_USERS_FILE, secret=True)
     where = f"{option}: {path}"
@@ -49,7 +49,7 @@ def read_users(option: str, path: str) -> tuple[User, ...]:
 
 
 def check_unique(users: Iterable[User], fail: Callable[[int, str], NoReturn]) -> None:
-    """Check that no name and no password is there twice: users are told apart by both.
+    """Check that names and passwords are unique, because either identifies a user.
 
     `fail` is called with the index of the second user and the reason.
     """
@@ -57,7 +57,7 @@ def check_unique(users: Iterable[User], fail: Callable[[int, str], NoReturn]) ->
     owners: dict[str, str] = {}
     for index, user in enumerate(users):
         if user.name in names:
-            fail(index, f"there is a user {quoted(user.name)} already")
+            fail(index, f"duplicate user {quoted(user.name)}")
         names.add(user.name)
         owner = owners.setdefault(user.password, user.name)
         if owner != user.name:
@@ -65,19 +65,19 @@ def check_unique(users: Iterable[User], fail: Callable[[int, str], NoReturn]) ->
 
 
 def checked_user(where: str, name: str, password: str) -> User:
-    """A user, if name and password are good for one. Raises UsageError."""
+    """A user with a valid name and password. Raises UsageError."""
     if not name:
         raise UsageError(f"{where}: the user has no name")
     if not name.isprintable() or ":" in name:
-        # A login of HTTP ends the name at a colon (RFC 7617, 2).
-        raise UsageError(f"{where}: {quoted(name)} is no name: write no colon or control character")
+        # In an HTTP login, a colon ends the name (RFC 7617, 2).
+        raise UsageError(f"{where}: colon or control character in the name {quoted(name)}")
     if len(name.encode()) > MAX_NAME:
         raise UsageError(f"{where}: {quoted(name)} has more than {MAX_NAME} bytes")
     return User(name, checked_password(where, password))
 
 
 def _is_json(text: str) -> bool:
-    """Whether the file is one JSON value, and not a line for each user."""
+    """Whether the file is a single JSON value rather than a line for each user."""
     for line in text.split("\n"):
         line = line.strip()
         if not line or line.startswith(("#", "//")):
@@ -86,14 +86,14 @@ def _is_json(text: str) -> bool:
             try:
                 parse_json("", line)
             except UsageError:
-                return True  # an object of several lines
+                return True  # an object that spans several lines
             return False
         return line.startswith("[")
     return False
 
 
 class _Users:
-    """The users found in a file so far, and where each stands."""
+    """The users found in a file so far, and the place of each."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -101,7 +101,7 @@ class _Users:
         self.places: list[str] = []
 
     def add_lines(self, text: str) -> None:
-        # Not splitlines(), which would also split passwords at form feeds and the like.
+        # Not splitlines(), which also splits at form feeds and other characters in passwords.
         for number, line in enumerate(text.split("\n"), 1):
             line = line.strip()
             if not line or line.startswith("#"):
@@ -112,17 +112,17 @@ class _Users:
                 continue
             name, colon, password = line.partition(":")
             if not colon:
-                self._fail(place, "there is no colon; write name:password")
+                self._fail(place, "the colon is missing; write name:password")
             self._add(place, name.strip(), password.strip())
 
     def add_json(self, place: str, found: object) -> None:
-        """Add the users in a JSON value that stands at `place`."""
+        """Add the users of a JSON value found at `place`."""
         if isinstance(found, list):
             for index, item in enumerate(found):
                 self._add_object(f"{place}[{index}]", item)
         elif isinstance(found, dict) and isinstance(found.get("users"), list | dict):
             if len(found) > 1:
-                self._fail(place, 'only "users" may be in an object that has it; remove the rest')
+                self._fail(place, 'an object with "users" must have no other key; remove the rest')
             place, users = f"{place}: users" if place else "users", found["users"]
             if isinstance(users, list):
                 self.add_json(place, users)
@@ -139,7 +139,7 @@ class _Users:
 
     def _add(self, place: str, name: object, password: object) -> None:
         if not isinstance(name, str) or not isinstance(password, str):
-            self._fail(place, "name and password are strings; write them in quotes")
+            self._fail(place, "name and password must be strings; put them in quotes")
         self.users.append(checked_user(self._label(place), name, password))
         self.places.append(place)
 

@@ -1,4 +1,4 @@
-"""A name and the password that goes with it."""
+"""A user: a name and a password."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody with a password."""
+    """A user with a password."""
 
     name: str
     password: str = field(repr=False)
 
     def accepts(self, name: bytes, password: bytes) -> bool:
-        """Whether these are they; how long that takes does not tell which byte is wrong."""
-        # No `and`: that would tell whether the name is right.
+        """Whether name and password match, compared in constant time."""
+        # No `and`, which would reveal by its timing whether the name is right.
         return hmac.compare_digest(name, self.name.encode()) & hmac.compare_digest(
             password, self.password.encode()
         )

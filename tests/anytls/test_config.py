@@ -444,9 +444,9 @@ def test_what_an_outbound_cannot_have(
     [
         ({"users": []}, "users", "missing"),
         ({"users": [{"name": "a"}]}, "users[0]", "password is empty"),
-        ({"users": [{"name": "a:b", "password": "x"}]}, "users[0]", "no name"),
+        ({"users": [{"name": "a:b", "password": "x"}]}, "users[0]", "colon"),
         ({"users": [{"name": "a", "password": "s3cret"}, {"name": "a", "password": "x"}]},
-         "users[1]", "already"),
+         "users[1]", "duplicate user"),
         ({"users": [{"name": "a", "password": "s3cret"}, {"name": "b", "password": "s3cret"}]},
          "users[1]", "'b' has the same password as 'a'"),
         ({"users": {"name": "a"}}, "users", "not a list"),

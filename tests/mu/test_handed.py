@@ -151,7 +151,7 @@ def test_who_can_open_a_unix_socket_for_the_controller(
 def test_a_descriptor_that_is_no_socket() -> None:
     reading, writing = os.pipe()
     for given in ([Inherited(reading, "control")], [Inherited(reading, UNNAMED)]):
-        with pytest.raises(UsageError, match=f"cannot listen on descriptor {reading}, which"):
+        with pytest.raises(UsageError, match=f"cannot listen on inherited descriptor {reading}: "):
             options(B, given)
     os.close(reading)
     os.close(writing)

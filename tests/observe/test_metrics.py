@@ -38,7 +38,7 @@ def test_a_metric() -> None:
     )
 
 
-def test_what_would_end_a_line_or_a_label_is_escaped() -> None:
+def test_labels_and_help_texts_are_escaped() -> None:
     text = metric("a", "gauge", 'one\ntwo "three" \\', {labels(x='"\n\\'): 1})
     assert text == '# HELP a one\\ntwo "three" \\\\\n# TYPE a gauge\na{x="\\"\\n\\\\"} 1\n'
     assert len(parse(text)) == 1

@@ -78,14 +78,14 @@ async def test_a_unix_socket_is_for_this_user_only(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_what_others_can_reach_is_said_and_goes_by_any_name() -> None:
+async def test_public_address_causes_a_warning_and_accepts_any_host() -> None:
     with logged() as lines:
         async with serving("0.0.0.0") as server:
             port = server.addresses[0].rpartition(":")[2]
             request = "GET /metrics HTTP/1.1\r\nHost: tunnel.example"
             assert (await ask(f"127.0.0.1:{port}", request))[0] == 200
     assert lines == [
-        f"WARNING -metrics: whoever can reach 0.0.0.0:{port} can read the metrics"
+        f"WARNING -metrics: anyone who can reach 0.0.0.0:{port} can read the metrics"
     ]
     with logged() as lines:
         async with serving("127.0.0.1"):
@@ -118,7 +118,7 @@ async def test_connections_are_bounded_and_cut_at_the_end(
         connection.close()
 
 
-async def test_garbage() -> None:
+async def test_invalid_requests() -> None:
     async with serving() as server:
         port = int(server.addresses[0].rpartition(":")[2])
         for garbage in (b"\x16\x03\x01\0\0\r\n\r\n", b"x" * 40_000, b"GET /\r\n\r\n"):

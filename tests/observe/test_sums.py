@@ -24,7 +24,7 @@ def samples(found: Page) -> dict[str, float]:
     return short(parse(str(found)))
 
 
-def test_a_page_stays_what_it_is() -> None:
+def test_page_round_trip() -> None:
     text = page(5.25, 3, 0.5)
     assert str(Page(text)) == text
     assert str(total([Page(text)])) == text
@@ -42,7 +42,7 @@ def test_pages_are_added_up() -> None:
     assert found["event_loop_lag_seconds_sum"] == 0.55
 
 
-def test_what_is_gone_leaves_its_counts() -> None:
+def test_counters_of_ended_workers_are_kept() -> None:
     past = Page(page(5.5, 2, 0.5)).lasting()
     found = samples(total([past, Page(page(7.5, 1, 0.05))]))
     assert (found["tunnels"], found["tunnels_opened_total"]) == (1, 3)
@@ -52,7 +52,7 @@ def test_what_is_gone_leaves_its_counts() -> None:
     assert str(total([Page()])) == ""
 
 
-def test_counts_never_go_backwards() -> None:
+def test_counters_never_decrease() -> None:
     """However many processes come and go: what is a sum by now is kept like a single page."""
     past, seen = Page(), 0.0
     for number in (3, 1, 2):
@@ -69,7 +69,7 @@ def test_counts_never_go_backwards() -> None:
     assert samples(past)["event_loop_lag_seconds_sum"] == 1.5
 
 
-def test_a_large_number_stays_what_it_is() -> None:
+def test_large_numbers_are_exact() -> None:
     large = metric("mtt_large", "counter", "Large.", 2**60)
     assert str(total([Page(large), Page(large)])) == large.replace(str(2**60), str(2**61))
     for text in ("1e+16", "0.5", "12"):
@@ -77,7 +77,7 @@ def test_a_large_number_stays_what_it_is() -> None:
         assert str(total([Page(line)])) == line
 
 
-def test_the_worst_moment_is_kept_until_it_is_told() -> None:
+def test_maximum_lag_is_kept_until_scraped() -> None:
     later = Page(page(5.5, 2, 0.05))
     later.keep_most(Page(page(5.5, 1, 0.5)))
     assert samples(later)["event_loop_lag_max_seconds"] == 0.5
