@@ -19,7 +19,7 @@ from mtt.layers import anytls_heads
 from mtt.layers import tls as tls_layer
 from mtt.wire.http1 import HttpError
 from tests.anytls.serving import empty, server_for
-from tests.anytls.test_server_strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, waits
+from tests.anytls.strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, waits
 from tests.support.anytlspeer import (
     hashed,
     preamble,

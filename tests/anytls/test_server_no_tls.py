@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from tests.anytls.serving import empty, server_for
-from tests.anytls.test_server_strangers import WRONG, Site, waits
+from tests.anytls.strangers import WRONG, waits
 from tests.support.anytlspeer import (
     PSH,
     SERVER_SETTINGS,
@@ -18,6 +18,7 @@ from tests.support.anytlspeer import (
     settings,
 )
 from tests.support.certs import Certs
+from tests.support.site import Site
 from tests.support.tunnels import SOON, connect, echo, eventually, port_of, serving
 
 

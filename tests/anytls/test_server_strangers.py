@@ -5,21 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
 
 import pytest
 
-from anytls.server import Server
 from mtt.http.fallback import SITE_TIME
-from mtt.http.limits import VISITORS
-from mtt.inbound import anytls_reader, front
+from mtt.inbound import front
 from mtt.layers import anytls_heads
-from mtt.layers.anytls_heads import ConnectionHead
 from mtt.net.admission import Pending
 from mtt.tunnels import relay
 from tests.anytls.serving import empty, server_for
+from tests.anytls.strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, in_front_of_a_site, waits
 from tests.support.anytlspeer import (
     FIN,
     PSH,
@@ -35,67 +31,10 @@ from tests.support.anytlspeer import (
 )
 from tests.support.certs import Certs
 from tests.support.clock import Clock
-from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls, tls_connect
 from tests.support.metrics import failures, parse, short
-from tests.support.tunnels import (
-    SOON,
-    Tcp,
-    connect,
-    echo,
-    eventually,
-    logged,
-    maybe_reset,
-    port_of,
-    serving,
-)
-
-SHORT_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
-assert len(SHORT_REQUEST) == 18
-WRONG = preamble("not it") + settings() + frame(SYN, 1)
-
-# So long that whoever waits for it fails the test.
-NEVER = 60.0
-
-
-class Site:
-    """A web site that keeps what it gets, and answers each piece of it."""
-
-    ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsite"
-
-    def __init__(self) -> None:
-        self.received = b""
-        self.visits = 0
-
-    async def serve(self, connection: Tcp) -> None:
-        self.visits += 1
-        while data := await connection.read():
-            self.received += data
-            await connection.send(self.ANSWER)
-
-
-@contextlib.asynccontextmanager
-async def in_front_of_a_site(certs: Certs) -> AsyncIterator[tuple[Server, Site]]:
-    site = Site()
-    async with (
-        asyncio.timeout(SOON),
-        serving(site.serve) as web,
-        server_for(certs, fallback=f"127.0.0.1:{web.port}") as server,
-    ):
-        yield server, site
-        await eventually(lambda: empty(server))
-
-
-def has_heard(server: Server, data: bytes) -> bool:
-    """Whether somebody has said so much without showing who it is."""
-    pending: Any = server._frontend.handshakes._transports
-    readers = [tls.upper._reader for tls in pending if isinstance(tls.upper, ConnectionHead)]
-    return any(reader is not None and reader.received == data for reader in readers)
-
-
-def waits(monkeypatch: pytest.MonkeyPatch, *, preamble: float) -> None:
-    monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", preamble)
-    monkeypatch.setattr(anytls_reader, "VISITORS", VISITORS._replace(head=preamble))
+from tests.support.site import Site
+from tests.support.tunnels import SOON, Tcp, echo, eventually, logged, maybe_reset, port_of, serving
 
 
 @pytest.mark.parametrize(
@@ -320,76 +259,6 @@ async def test_slow_connections_are_limited_in_number_and_time(
         found = failures(short(parse(server.metrics_page())))
         assert sum(found.values()) == 8
         assert found["overload"] >= 4
-
-
-async def test_a_plain_http_request_is_answered_as_by_a_web_server(certs: Certs) -> None:
-    async with asyncio.timeout(SOON), server_for(certs) as server:
-        async with await connect(port_of(server)) as browser:
-            await browser.send(b"GET / HTTP/1.1\r\nHost: test.local\r\n\r\n")
-            answer = await browser.rest()
-            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
-            assert b"The plain HTTP request was sent to HTTPS port" in answer
-        await eventually(lambda: empty(server))
-        found = failures(short(parse(server.metrics_page())))
-        assert found == {"plaintext_http": 1}
-
-
-async def test_visitor_without_tls_is_led_to_the_site(certs: Certs) -> None:
-    """Which cannot serve the request: that it came without TLS is what nginx complains of."""
-    async with in_front_of_a_site(certs) as (server, site):
-        async with await connect(port_of(server)) as visitor:
-            await visitor.send(b"GET / HT")
-            await eventually(lambda: site.received == b"GET / HT")
-            await visitor.send(b"TP/1.1\r\nHost: test.local\r\n\r\n")
-            await eventually(
-                lambda: site.received == b"GET / HTTP/1.1\r\nHost: test.local\r\nHost: a/b\r\n\r\n"
-            )
-            assert (await visitor.exactly(len(site.ANSWER))) == site.ANSWER
-        found = failures(short(parse(server.metrics_page())))
-        assert found == {"plaintext_http": 1}
-
-
-@pytest.mark.parametrize(
-    ("options", "offered", "agreed"),
-    [
-        ({}, ["h2", "http/1.1"], "http/1.1"),
-        ({}, ["http/1.0"], "http/1.0"),
-        ({}, [], None),
-        ({"alpn": "custom"}, ["http/1.1", "custom"], "custom"),
-        ({"alpn": ("h2", "http/1.1")}, ["h2", "http/1.1"], "http/1.1"),  # as a file has it
-        ({"alpn": ("h2",)}, ["h2"], None),
-    ],
-)
-async def test_alpn_is_that_of_a_site_without_http_2(
-    options: dict[str, Any], offered: list[str], agreed: str | None, certs: Certs
-) -> None:
-    async with (
-        server_for(certs, **options) as server,
-        await tls_connect(port_of(server), certs, alpn=offered) as visitor,
-    ):
-        assert visitor.tls.selected_alpn_protocol() == agreed
-
-
-@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
-async def test_clients_with_other_alpn_names_only_are_refused(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
-    context.maximum_version = version
-    context.set_alpn_protocols(["h2", "other"])
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    with pytest.raises(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname=certs.name).do_handshake()
-    hello = outgoing.read()
-    async with asyncio.timeout(SOON), server_for(certs) as server:
-        with logged() as lines:
-            async with await connect(port_of(server)) as client:
-                await client.send(hello[:100])
-                await client.send(hello[100:])
-                assert await client.rest() == bytes.fromhex("15 03 03 00 02 02 78")
-            await eventually(lambda: empty(server))
-        (line,) = lines
-        assert "no ALPN name of ours" in line
 
 
 async def test_a_user_leaving_in_the_middle_of_anything_leaves_nothing_behind(
