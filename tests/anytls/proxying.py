@@ -15,6 +15,9 @@ from tests.support.anytlspeer import PASSWORD
 from tests.support.certs import Certs
 from tests.support.tunnels import SOON, Tcp, connect, port_of
 
+# What a SOCKS5 request is answered with (RFC 1928, 6).
+SUCCEEDED, GENERAL, NOT_ALLOWED, UNREACHABLE, REFUSED, TIMED_OUT = 0, 1, 2, 4, 5, 6
+
 
 def given_client(certs: Certs, *servers: int, **options: Any) -> Client:
     """A client of the servers on ports of this machine; `options` as on its command line."""
@@ -63,3 +66,7 @@ async def check_echo(client: Client, port: int, data: bytes = b"hello") -> None:
     async with asyncio.timeout(SOON), through(client, port) as application:
         await application.send(data)
         assert await application.exactly(len(data)) == data
+
+
+def nothing_open(client: Client) -> bool:
+    return not (client.tunnels or client._proxy.pending or client._proxy.associations)

@@ -9,10 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from anytls.client import Client
-from tests.anytls.proxying import check_echo, client_for, given_client, reply_of, through
+from tests.anytls.associations import Udp as Peer
+from tests.anytls.proxying import (
+    GENERAL,
+    NOT_ALLOWED,
+    REFUSED,
+    SUCCEEDED,
+    UNREACHABLE,
+    check_echo,
+    client_for,
+    given_client,
+    nothing_open,
+    reply_of,
+    through,
+)
 from tests.anytls.serving import empty, know, server_for
-from tests.anytls.test_uot_relay import Udp as Peer
 from tests.proxy.clients import FAILURE4, TUNNELS, socks4a, socks5_login
 from tests.proxy.test_association import Udp, ask
 from tests.support.certs import Certs
@@ -28,13 +39,6 @@ from tests.support.tunnels import (
     port_of,
     serving,
 )
-
-SUCCEEDED, GENERAL, NOT_ALLOWED, UNREACHABLE, REFUSED, TIMED_OUT = 0, 1, 2, 4, 5, 6
-
-
-def nothing_open(client: Client) -> bool:
-    return not (client.tunnels or client._proxy.pending or client._proxy.associations)
-
 
 # What applications ask for.
 

@@ -12,9 +12,8 @@ import pytest
 from anytls.server import Server
 from mtt.layers import anytls_heads, anytls_stream
 from mtt.tunnels import relay
-from tests.anytls.proxying import client_for, reply_of
+from tests.anytls.proxying import GENERAL, client_for, nothing_open, reply_of
 from tests.anytls.serving import empty, server_for
-from tests.anytls.test_client import GENERAL, nothing_open
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls

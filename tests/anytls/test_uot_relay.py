@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
-from typing import Any, Self
 
 import pytest
 
 from anytls import server as anytls_server
-from anytls.server import Server
-from mtt.net.resolve import Address
 from mtt.outbound import udp
 from mtt.proxy import uot_relay
+from tests.anytls.associations import ANYWHERE, HERE, Udp, association, to
 from tests.anytls.serving import empty, know, server_for
 from tests.support.anytlspeer import (
     FIN,
@@ -25,7 +22,6 @@ from tests.support.anytlspeer import (
     SYNACK,
     UOT,
     UOT_1,
-    AnyTlsPeer,
     address,
     datagram,
     frame,
@@ -36,59 +32,6 @@ from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.metrics import parse
 from tests.support.tunnels import SOON, eventually, logged, port_of
-
-HERE = "127.0.0.1"
-ANYWHERE = b"\0" + address("0.0.0.0", 0)  # the request without a peer
-
-
-def to(host: str, port: int) -> bytes:
-    """The request for one peer."""
-    return b"\1" + address(host, port)
-
-
-class Udp:
-    """A UDP socket of the test."""
-
-    def __init__(self, family: int = socket.AF_INET, host: str = HERE) -> None:
-        self.sock = socket.socket(family, socket.SOCK_DGRAM)
-        self.sock.bind((host, 0))
-        self.sock.setblocking(False)
-        self.host = host
-        self.port: int = self.sock.getsockname()[1]
-
-    async def receive(self) -> tuple[bytes, Any]:
-        while True:  # loop.sock_recvfrom() is not there with uvloop
-            with contextlib.suppress(BlockingIOError):
-                return self.sock.recvfrom(65535)
-            await asyncio.sleep(0.001)
-
-    def send(self, data: bytes, to: Any) -> None:
-        self.sock.sendto(data, to)
-
-    async def answer(self) -> bytes:
-        """Answer one datagram; what was in it."""
-        data, source = await self.receive()
-        self.send(b"echo:" + data, source)
-        return data
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-
-@contextlib.asynccontextmanager
-async def association(
-    certs: Certs, said: bytes, *, host: str = UOT, options: dict[str, Any] | None = None
-) -> AsyncIterator[tuple[Server, AnyTlsPeer]]:
-    """A stream that carries datagrams, and has been acknowledged."""
-    async with asyncio.timeout(SOON), server_for(certs, **options or {}) as server:
-        async with await peer_connect(port_of(server), certs) as peer:
-            await peer.open(1, host, 0, said)
-            assert await peer.frame() == (SYNACK, 1, b"")
-            yield server, peer
-        await eventually(lambda: empty(server))
 
 
 @pytest.mark.parametrize(("host", "said"), [(UOT, ANYWHERE), (UOT_1, b"")])
@@ -179,126 +122,6 @@ async def test_connected_there_is_one_peer(host: str, certs: Certs) -> None:
                 there.send(b"answer", source)
                 assert await peer.frame() == (PSH, 1, short(b""))
                 assert await peer.frame() == (PSH, 1, short(b"answer"))
-
-
-@pytest.mark.parametrize(
-    "host", [HERE, "127.0.0.1.", "localhost", "0.0.0.0", "::1", "2130706433", "255.255.255.255"]
-)
-async def test_the_policy_is_asked_about_every_datagram(host: str, certs: Certs) -> None:
-    async with asyncio.timeout(SOON), server_for(certs, allow=["127.0.0.2"]) as server:
-        know(server, {"localhost": [HERE, "::1"], "allowed.test": [HERE, "127.0.0.2"]})
-        with Udp(host="127.0.0.2") as there, Udp() as denied, logged(logging.DEBUG) as lines:
-            async with await peer_connect(port_of(server), certs) as peer:
-                await peer.open(1, UOT, 0, ANYWHERE)
-                assert await peer.frame() == (SYNACK, 1, b"")
-                for target, port in (
-                    (host, denied.port), ("127.0.0.2", there.port), ("allowed.test", there.port),
-                ):  # fmt: skip
-                    await peer.send(frame(PSH, 1, datagram(target, port, b"hello")))
-                for _ in range(2):
-                    assert await there.answer() == b"hello"
-                    assert await peer.frame() == (
-                        PSH, 1, datagram("127.0.0.2", there.port, b"echo:hello")
-                    )  # fmt: skip
-            with pytest.raises(BlockingIOError):
-                denied.sock.recv(100)
-        assert [line for line in lines if "a datagram to" in line and "dropped" in line]
-        if not any("cannot resolve" in line for line in lines):
-            (denial,) = [line for line in lines if line.startswith("INFO destination denied")]
-            assert f"UDP {host}:{denied.port}" in denial.replace("[::1]", "::1")
-
-
-async def test_a_denied_peer_is_refused(certs: Certs) -> None:
-    async with asyncio.timeout(SOON), server_for(certs, allow=[]) as server:
-        async with await peer_connect(port_of(server), certs) as peer:
-            with logged() as lines:
-                await peer.open(1, UOT, 0, to(HERE, 53) + short(b"abc"))
-                assert await peer.frame() == (SYNACK, 1, b"not allowed")
-                assert await peer.frame() == (FIN, 1, b"")
-            (line,) = lines
-            assert line.startswith("INFO destination denied (-allow, -deny): UDP 127.0.0.1:53, ")
-        await eventually(lambda: empty(server))
-
-
-async def test_datagrams_wait_for_their_names_and_nobody_else_does(certs: Certs) -> None:
-    async with association(certs, ANYWHERE) as (server, peer):
-        known = asyncio.Event()
-        asked: list[str] = []
-
-        async def resolve(host: str, port: int) -> list[Address]:
-            asked.append(host)
-            await known.wait()
-            return [(socket.AF_INET, (HERE, port))]
-
-        server._resolver.resolve = resolve  # type: ignore[method-assign]
-        with Udp() as there:
-            for data in (b"one", b"two"):
-                await peer.send(frame(PSH, 1, datagram("late.test", there.port, data)))
-            await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"three")))
-            got = [(await there.receive())[0]]
-            known.set()
-            got += [(await there.receive())[0] for _ in range(2)]
-            assert got == [b"three", b"one", b"two"]
-            await peer.send(frame(PSH, 1, datagram("late.test", there.port, b"four")))
-            assert await there.answer() == b"four"
-            assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:four"))
-        assert asked == ["late.test"]
-
-
-@pytest.mark.parametrize("zone", ["%a%b", "%", "%lo%1"])
-async def test_a_malformed_zone_costs_its_datagrams_only(zone: str, certs: Certs) -> None:
-    """Not even in the request."""
-    async with association(certs, ANYWHERE) as (_, peer):
-        with Udp() as there:
-            await peer.send(frame(PSH, 1, datagram("::1" + zone, there.port, b"x")))
-            await peer.open(2, UOT, 0, to("::1" + zone, there.port) + short(b"x"))
-            command, stream, _ = await peer.frame()
-            assert (command, stream) == (SYNACK, 2)
-            await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
-            assert await there.answer() == b"hello"
-            assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:hello"))
-
-
-async def test_a_name_that_fails_costs_its_datagrams_only(certs: Certs) -> None:
-    async with association(certs, ANYWHERE) as (server, peer):
-        know(server, {})
-        with Udp() as there:
-            for name in ("no.test", "no.test", "other.test"):
-                await peer.send(frame(PSH, 1, datagram(name, there.port, b"x")))
-            await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
-            assert await there.answer() == b"hello"
-            assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:hello"))
-
-
-async def test_only_so_many_datagrams_wait_for_names(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(udp, "MAX_LOOKUPS", 3)
-    monkeypatch.setattr(udp, "MAX_NAMES", 2)
-    async with association(certs, ANYWHERE) as (server, peer):
-        known = asyncio.Event()
-
-        async def resolve(host: str, port: int) -> list[Address]:
-            await known.wait()
-            return [(socket.AF_INET, (HERE, port))]
-
-        server._resolver.resolve = resolve  # type: ignore[method-assign]
-        with Udp() as there, logged(logging.DEBUG) as lines:
-            for n in range(5):
-                await peer.send(frame(PSH, 1, datagram(f"{n}.test", there.port, b"x")))
-            big = bytes(60_000)
-            await peer.send(*(frame(PSH, 1, datagram("0.test", there.port, big)[at : at + 32000])
-                              for at in range(0, 60_100, 32000)))  # fmt: skip
-            await peer.send(frame(PSH, 1, datagram("0.test", there.port, bytes(5000))))
-            dropped = "too many wait for names"
-            await eventually(lambda: len([line for line in lines if dropped in line]) == 3)
-            (relay,) = server.open_tunnels._carriers
-            assert isinstance(relay, uot_relay.UotRelay)
-            assert relay._udp._waiting <= udp.MAX_WAITING
-            known.set()
-            await eventually(lambda: not relay._udp._lookups)
-            assert relay._udp._waiting == 0
-            assert len(relay._udp._names) == 2
 
 
 async def test_what_is_too_large_is_dropped_alone(certs: Certs) -> None:
