@@ -1,0 +1,70 @@
+"""Server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from mtt.http import events
+from mtt.http.events import encode_event, stream_events
+from mtt.http.exchange import Exchange
+from tests.http.handled import GET, Client, pieces
+from tests.support.garbage import collector_off
+from tests.support.transports import turns
+
+
+def test_events_as_they_are_sent() -> None:
+    assert encode_event("a") == b"data: a\n\n"
+    assert encode_event("") == b"data: \n\n"
+    assert encode_event("a\nb\r\nc\rd", name="x") == (
+        b"event: x\ndata: a\ndata: b\ndata: c\ndata: d\n\n"
+    )
+    assert encode_event("\u20ac\u2028") == b"data: \xe2\x82\xac\xe2\x80\xa8\n\n"
+    with pytest.raises(ValueError, match="line break"):
+        encode_event("a", name="x\ndata: y")
+
+
+async def test_events_come_at_once_and_silence_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "HEARTBEAT", 0.01)
+    news: asyncio.Queue[str] = asyncio.Queue()
+    is_closed = False
+
+    async def follow() -> AsyncGenerator[bytes, None]:
+        nonlocal is_closed
+        try:
+            while True:
+                yield encode_event(await news.get())
+        finally:
+            is_closed = True
+
+    async def stream(exchange: Exchange) -> None:
+        await stream_events(exchange, follow())
+
+    with collector_off() as left:
+        client = Client(stream)
+        head = await client.send(GET)
+        assert b"\r\nContent-Type: text/event-stream\r\n" in head
+        for text in ("one", "two"):
+            while b":\n\n" not in client.transport.sent:
+                await asyncio.sleep(0.001)
+            news.put_nowait(text)
+            await turns()
+            assert encode_event(text) in client.transport.take()
+        assert not is_closed
+        await client.leave()
+        assert is_closed
+        client.transport.set_protocol(None)  # as transports of sockets do
+        del client
+    assert not left
+
+
+async def test_events_may_end() -> None:
+    async def stream(exchange: Exchange) -> None:
+        await stream_events(exchange, pieces(encode_event("last")))
+
+    client = Client(stream)
+    assert (await client.send(GET)).endswith(b"\r\n\r\nc\r\ndata: last\n\n\r\n0\r\n\r\n")
+    assert not client.transport.closing
+    await client.leave()
