@@ -3,140 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
 import os
 import re
 import signal
-import socket
-import ssl
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.contexts import bare_context
-from tests.support.metrics import parse, short
-from tests.support.processes import ROOT, Processes, eventually, listening
-from tests.support.workers import (
-    LONG,
-    SOON,
-    Echo,
-    check_echo,
-    connect,
-    in_both,
-    standing_still,
-    worker,
-    workers_with_tunnels,
-)
-
-in_both_modes = pytest.mark.parametrize("mode", [(), ("-mux",)], ids=["wss", "wss+mux"])
+from tests.mu.two_workers import Server, ended, in_both_modes, is_open, start_client
+from tests.support.processes import ROOT, Processes, eventually
+from tests.support.workers import LONG, SOON, Echo, check_echo, connect, in_both, standing_still
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=2 * SOON)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-class Server:
-    """mtt-mu-server with two workers, its operator, and clients of it."""
-
-    def __init__(self, processes: Processes, directory: Path, *options: str) -> None:
-        self._processes = processes
-        self._control = directory / "control"
-        self.process = processes.start(
-            sys.executable, "-m", "mtt_mu_server", "-b", "127.0.0.1:0",
-            "-c", f"unix:{self._control}", "-workers", "2", "-verbose", *options, cwd=ROOT,
-        )  # fmt: skip
-        self.port = listening(self.process)[1]
-
-    def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
-        connection = UnixConnection(self._control)
-        with contextlib.closing(connection):
-            connection.request(method, path, body)
-            return connection.getresponse().read()
-
-    def command(self, opt: int, *args: dict[str, Any], **fields: Any) -> Any:
-        body = json.dumps({"opt": opt, "args_bunch": args} | fields).encode()
-        return json.loads(self.ask("POST", "/", body))
-
-    def add(self, path: str, echo: Echo, **limits: int) -> None:
-        assert self.command(1, {"path": path, "dst": echo.address} | limits) == {"res": 1}
-
-    def statistics(self, path: str) -> dict[str, Any]:
-        (found,) = self.command(5, {"path": path})["users"]
-        assert isinstance(found, dict)
-        return found
-
-    def metrics(self) -> dict[str, float]:
-        return short(parse(self.ask("GET", "/metrics").decode()))
-
-    def worker(self, number: int) -> int:
-        """The pid of a worker, the latest with this number."""
-        return worker(self.process, number)
-
-    def upgrade(self, path: str) -> int:
-        """The status that a WebSocket request for `path` gets."""
-        # Not create_default_context(), which reads all authorities of the system each time.
-        context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        with connect(self.port) as raw, context.wrap_socket(raw) as client:
-            client.sendall(
-                f"GET {path} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                "Sec-WebSocket-Version: 13\r\n"
-                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode()
-            )
-            head = client.recv(100)
-        return int(head.split(b" ")[1])
-
-
-def start_client(processes: Processes, server: Server, path: str, *mode: str) -> int:
-    """A client of the user of `path`; the port for applications."""
-    if mode:  # a session for each, so that any worker may get it
-        mode = ("-mux-max-stream", "1", *mode)
-    process = processes.command(
-        "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server.port}", "-sv", "-wss",
-        "-wss-path", path, *mode,
-    )  # fmt: skip
-    return listening(process)[1]
-
-
-def opened(stack: contextlib.ExitStack, port: int) -> socket.socket | None:
-    """A connection to a client, None if that resets it in the first moment."""
-    try:
-        return stack.enter_context(connect(port))
-    except ConnectionResetError:
-        return None
-
-
-def is_open(application: socket.socket | None) -> bool:
-    """Whether a tunnel works; False when it was refused or cut."""
-    if application is None:
-        return False
-    try:
-        check_echo(application)
-    except (AssertionError, ConnectionError):
-        application.close()  # or it would keep half a stream
-        return False
-    return True
-
-
-def ended(application: socket.socket) -> None:
-    """Wait until a tunnel is cut or closed."""
-    with contextlib.suppress(ConnectionResetError):
-        while application.recv(1000):
-            pass
 
 
 # Statistics.
@@ -249,102 +129,6 @@ def test_users_are_cut_in_all_workers(
         check_echo(neighbour)
         server.add("/b", echo, expires=int(time.time()))
         ended(neighbour)
-
-
-# Limits.
-
-
-def carry(tunnels: list[socket.socket], size: int) -> list[float]:
-    """Send `size` bytes through each of the tunnels to an echo at once.
-
-    Returns the seconds until each had everything back, the first to end first.
-    """
-    began = time.monotonic()
-    ends: list[float] = []
-
-    def carry_one(tunnel: socket.socket) -> None:
-        threading.Thread(target=tunnel.sendall, args=(bytes(size),), daemon=True).start()
-        left = size
-        while left:
-            data = tunnel.recv(left)
-            assert data, "the tunnel has ended"
-            left -= len(data)
-        ends.append(time.monotonic() - began)
-
-    threads = [threading.Thread(target=carry_one, args=(tunnel,)) for tunnel in tunnels]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return ends
-
-
-@in_both_modes
-def test_a_limit_on_connections_holds_over_all_workers(
-    processes: Processes, echo: Echo, tmp_path: Path, mode: tuple[str, ...]
-) -> None:
-    limit = 5
-    server = Server(processes, tmp_path)
-    server.add("/a", echo, max_conns=limit)
-    if mode:  # several sessions, so that both workers have some
-        mode = (*mode, "-mux-max-stream", "2", "-mux-warm", "0", "-mux-idle", "100ms")
-    ports = [start_client(processes, server, "/a", *mode) for _ in range(2)]
-    for _ in range(5):
-        with contextlib.ExitStack() as stack:
-            tunnels: list[socket.socket | None] = []
-            for number, port in enumerate(ports, 1):  # one in each worker
-                with standing_still(server.worker(number)):
-                    tunnels.append(stack.enter_context(connect(port)))
-                    check_echo(tunnels[-1])
-            # All at once, so that workers have to decide at the same moment.
-            tunnels += [opened(stack, ports[n % 2]) for n in range(4 * limit)]
-            # Those of a session that was let in and cut again come to nothing in one worker
-            # while the other still has room, so fewer may be in at first, and never more.
-            works = [tunnel for tunnel in tunnels if is_open(tunnel)]
-            assert 1 <= len(works) <= limit
-            assert server.statistics("/a")["open_conns"] == len(works)
-
-            def fill(stack: contextlib.ExitStack = stack, works: list[Any] = works) -> bool:
-                for port in ports if len(works) < limit else ():
-                    tunnel = opened(stack, port)
-                    if is_open(tunnel):
-                        works.append(tunnel)
-                return len(works) == limit
-
-            eventually(fill, "as many as may be")
-            assert not any(is_open(opened(stack, port)) for port in ports * 3)
-        eventually(lambda: server.statistics("/a")["open_conns"] == 0, "all are over")
-        eventually(lambda: server.metrics()["sessions"] == 0, "all sessions are over")
-    assert workers_with_tunnels(server.process) == {"1", "2"}
-
-
-@in_both_modes
-def test_a_rate_holds_over_all_workers(
-    processes: Processes, tmp_path: Path, echo: Echo, mode: tuple[str, ...]
-) -> None:
-    rate, size = 400_000, 150_000
-    server = Server(processes, tmp_path)
-    server.add("/a", echo)
-    port = start_client(processes, server, "/a", *mode)
-    with contextlib.ExitStack() as stack:
-        in_both(stack, server.process, port)
-        server.add("/a", echo, rate=rate)
-        tunnels = [stack.enter_context(connect(port)) for _ in range(6)]
-        for tunnel in tunnels:
-            check_echo(tunnel)
-        # An echo goes up and down, each at that rate, so the whole takes as long as one of them.
-        ideal = (len(tunnels) * size - rate * 0.25) / rate
-        for tries in range(1, 4):
-            ends = carry(tunnels, size)
-            assert max(ends) >= ideal * 0.98
-            # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then
-            # half of the rate.
-            assert min(ends) >= 0.9 * (size - rate * 0.25) / (rate / 2)
-            # Nor is the rate wasted, which would take twice as long, and that each time; a busy
-            # machine does it now and then.
-            if max(ends) <= ideal * 1.5 + 0.5:
-                break
-            assert tries < 3
 
 
 # Start and end.
