@@ -1,1 +1,1 @@
-"""A local proxy port: SOCKS and HTTP clients, where they may go, and streams that go there."""
+"""The proxy port: SOCKS and HTTP clients, UDP associations, and rules for destinations."""

@@ -1,14 +1,14 @@
-"""UDP ASSOCIATE (RFC 1928, 7): a local UDP port whose datagrams are carried elsewhere.
+"""UDP ASSOCIATE (RFC 1928, 7): a local UDP port whose datagrams travel through a channel.
 
 Theory of operation
 -------------------
-An `Association` has a socket on the address that its client reached us at, and a `PacketChannel`
-that its owner supplies. Datagrams of the client lose their header and go to the channel; what the
-channel delivers gets one and goes to the client. Nothing is queued here: what one side does not
-take at once is dropped, as UDP does.
+An `Association` has a UDP socket on the address that the client connected to, and a
+`PacketChannel` from its owner. It strips the header from the client's datagrams and sends them to
+the channel. It adds a header to the channel's datagrams and sends them to the client. Nothing is
+queued: a datagram that one side does not accept at once is dropped, as UDP permits.
 
-It lives as long as its control connection, and ends before that when the channel is lost or when
-no datagram passed for `IDLE_TIME`.
+The association ends with its control connection, when the channel is lost, or when no datagram has
+passed for `IDLE_TIME`.
 """
 
 from __future__ import annotations
@@ -25,31 +25,28 @@ from mtt.layers.parked import Parked, hand_over
 from mtt.log import logger
 from mtt.wire.socks import SocksError, datagram_header, parse_datagram
 
-# RFC 4787 (REQ-5) asks NATs for 2 minutes at least, and recommends 5.
+# Seconds. RFC 4787 (REQ-5) requires at least 2 minutes of NATs, and recommends 5.
 IDLE_TIME = 300.0
 
 
 class PacketChannel(Protocol):
-    """What carries the datagrams of one association."""
+    """Carries the datagrams of one association."""
 
     def send(self, host: str, port: int, payload: bytes) -> None:
-        """Carry a datagram to `host` (IP literal or name).
-
-        Must not wait; drops what it cannot take, and is told nothing after `close()`.
-        """
+        """Send a datagram to `host` (IP literal or name), or drop it; never wait."""
 
     def close(self) -> None:
-        """The association is over."""
+        """Close the channel. No call follows."""
 
 
 class Association(asyncio.DatagramProtocol):
     """One client's UDP port.
 
     Args:
-        control: the connection on which the client asked for it.
-        port: from which port the client says its datagrams will come; 0 for the port of the first
-            one. Only its IP is ever listened to.
-        idle_time: seconds, see IDLE_TIME.
+        control: the client's TCP connection.
+        port: the client's announced UDP source port (0: the port of its first datagram). The
+            source IP must always be the client's.
+        idle_time: idle timeout, seconds.
     """
 
     def __init__(
@@ -64,30 +61,30 @@ class Association(asyncio.DatagramProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._active = self._loop.time()
         self._transport: asyncio.DatagramTransport | None = None
-        self._clogged = False  # the client's socket does not take any more
+        self._write_paused = False  # the UDP socket's send buffer is full
         self._channel: PacketChannel | None = None
         self._over: asyncio.Future[str] = self._loop.create_future()
 
     async def open(
         self, open_channel: Callable[[Association], Awaitable[PacketChannel]]
     ) -> tuple[str, int]:
-        """Bind the port and get the channel; returns the address that the client shall send to.
+        """Bind the port and open the channel. Returns the address for the client's datagrams.
 
-        Raises what `open_channel` raises, NetworkError if there can be no port.
+        Raises what `open_channel` raises, and NetworkError if no port is available.
         """
-        ours, theirs = (self._control.get_extra_info(f"{name}name") for name in ("sock", "peer"))
-        if not (isinstance(ours, tuple) and isinstance(theirs, tuple)):
+        local, remote = (self._control.get_extra_info(f"{name}name") for name in ("sock", "peer"))
+        if not (isinstance(local, tuple) and isinstance(remote, tuple)):
             raise NetworkError("no UDP for a client that did not come by TCP")
-        self._client_ip = theirs[0]
+        self._client_ip = remote[0]
         try:
             sock = socket.socket(
-                socket.AF_INET6 if ":" in ours[0] else socket.AF_INET, socket.SOCK_DGRAM
+                socket.AF_INET6 if ":" in local[0] else socket.AF_INET, socket.SOCK_DGRAM
             )
             try:
                 sock.setblocking(False)
-                sock.bind((ours[0], 0, *ours[2:]))
+                sock.bind((local[0], 0, *local[2:]))
                 host, port = sock.getsockname()[:2]
-                # From here on the transport owns the socket.
+                # From now on the transport owns the socket.
                 await self._loop.create_datagram_endpoint(lambda: self, sock=sock)
             except BaseException:
                 sock.close()
@@ -95,18 +92,18 @@ class Association(asyncio.DatagramProtocol):
         except OSError as error:
             raise NetworkError(f"no UDP port: {describe(error)}") from None
         self._channel = await open_channel(self)
-        self._look_idle()
+        self._check_idle()
         return host, port
 
     async def serve(self) -> str:
-        """Wait for the end, also that of the control connection; returns the reason."""
+        """Wait for the end of the association or the control connection. Returns the reason."""
         if self._control.is_closing():
             return "the client left"
         hand_over(self._control, _Control(self.end))
         return await self._over
 
     def close(self) -> None:
-        """Give everything back but the control connection."""
+        """Release everything except the control connection."""
         self.end("closed")
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -116,18 +113,18 @@ class Association(asyncio.DatagramProtocol):
             self._channel.close()
 
     def end(self, reason: str) -> None:
-        """Let `serve` return."""
+        """Make `serve` return."""
         if not self._over.done():
             self._over.set_result(reason)
 
     # Called by the channel.
 
     def deliver(self, host: str, port: int, payload: Data) -> None:
-        """Give the client a datagram that came from `host` (an IP literal) and `port`."""
+        """Send the client a datagram from `host` (an IP literal) and `port`."""
         if self._client is None or self._transport is None or self._transport.is_closing():
             return
-        if self._clogged:
-            self._drop("the client does not take them")
+        if self._write_paused:
+            self._drop("the socket's send buffer is full")
             return
         try:
             header = datagram_header(host, port)
@@ -135,21 +132,21 @@ class Association(asyncio.DatagramProtocol):
             self._drop(str(error))
             return
         self._active = self._loop.time()
-        # If it is too large for UDP with the header, error_received tells.
+        # error_received() reports a datagram that is too large with the header.
         self._transport.sendto(header + payload, self._client)
 
     def lost(self, error: Exception | None) -> None:
-        """The channel is gone."""
+        """Called when the channel is lost."""
         self.end(f"far end: {describe(error)}")
 
     # The protocol of the socket.
 
-    def connection_made(self, transport: Any) -> None:  # uvloop's are of no asyncio class
+    def connection_made(self, transport: Any) -> None:  # uvloop's transports have no asyncio class
         self._transport = transport
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if addr[0] != self._client_ip or self._client_port not in (0, addr[1]):
-            self._drop("it is from somebody else")
+            self._drop("not from the client's address")
             return
         try:
             host, port, start = parse_datagram(data)
@@ -166,10 +163,10 @@ class Association(asyncio.DatagramProtocol):
         self._drop(describe(exc))
 
     def pause_writing(self) -> None:
-        self._clogged = True
+        self._write_paused = True
 
     def resume_writing(self) -> None:
-        self._clogged = False
+        self._write_paused = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.end(f"the UDP port: {describe(exc)}")
@@ -177,16 +174,16 @@ class Association(asyncio.DatagramProtocol):
     def _drop(self, why: str) -> None:
         logger.debug("%s: a datagram was dropped: %s", peer_name(self._control), why)
 
-    def _look_idle(self) -> None:
+    def _check_idle(self) -> None:
         left = self._active + self._idle_time - self._loop.time()
         if left <= 0:
             self.end(f"no datagram for {self._idle_time:g} s")
         else:
-            self._idle_timer = self._loop.call_later(left, self._look_idle)
+            self._idle_timer = self._loop.call_later(left, self._check_idle)
 
 
 class _Control(Parked):
-    """The protocol of a control connection: only its end means anything."""
+    """Protocol of a control connection: only its end matters."""
 
     __slots__ = ("_end",)
 
@@ -195,17 +192,17 @@ class _Control(Parked):
         self._end = end
 
     def data_received(self, data: Data) -> None:
-        """Nobody asked for anything."""
+        """Ignore unexpected data."""
 
     def eof_received(self) -> bool:
         self._end("the client closed")
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        end, self._end = self._end, _nothing  # it refers to what refers to us
+        end, self._end = self._end, _ignore  # break the reference cycle
         end(f"the client left: {describe(exc)}")
         super().connection_lost(exc)
 
 
-def _nothing(reason: str) -> None:
-    """The association knows."""
+def _ignore(reason: str) -> None:
+    """Do nothing: the end was reported."""

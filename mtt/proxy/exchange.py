@@ -1,4 +1,4 @@
-"""One request of a client of the HTTP proxy, and the answer to it. See `http`."""
+"""One request of an HTTP proxy client, and its answer. See `http`."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from mtt.wire.http1 import Reply, Request
 from mtt.wire.httphop import Answer
 from mtt.wire.httpproxy import ProxyRequest
 
-# What may wait here of a request's body while the origin is dialled.
+# Bytes of a request's body that are buffered while the origin is dialled.
 MAX_AHEAD = 64 * 1024
-# Of a body that may have to be sent again.
+# Bytes of a request's body that are kept for a retry.
 MAX_REPLAY = 64 * 1024
 
 
 class Client(Protocol):
-    """What an exchange needs of the client's connection."""
+    """The client's connection, as an exchange uses it."""
 
-    full: bool  # it takes nothing more for now
-    sent: int  # bytes for origins
+    full: bool  # whether writing is paused
+    sent: int  # bytes sent to origins
     origins: IdleOrigins
 
     @property
     def has_ended(self) -> bool:
-        """Whether the client sends nothing more."""
+        """Whether the client has sent its last byte."""
 
     @property
     def is_ending(self) -> bool:
-        """Whether no further request will be served."""
+        """Whether this is the last request of the connection."""
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """The client's name in logs."""
 
     def write(self, data: Data) -> None:
-        """Send something to the client."""
+        """Send data to the client."""
 
     def open(self, host: str, port: int) -> None:
-        """Open a connection, and tell the exchange by `opened` or `not_opened`."""
+        """Open a connection, then call the exchange's `opened` or `open_failed`."""
 
     def attached(self, transport: StreamTransport) -> None:
-        """The request goes there."""
+        """Called with the transport that the request is sent to."""
 
     def flow(self) -> None:
-        """Stop reading while the exchange is `full`, or go on."""
+        """Pause reading while the exchange is `full`; else resume it."""
 
     def completed(self, *, closes: bool) -> None:
-        """The answer is complete; whether the client's connection ends with it."""
+        """Called when the answer is complete; `closes`: close the client's connection."""
 
     def cut(self, error: Exception) -> None:
-        """The answer was cut."""
+        """Called when the answer was cut."""
 
     def upgraded(self, far: StreamTransport, rest: bytes, eof: bool) -> None:
-        """The answer was 101: join the client to `far`, from which `rest` has come already."""
+        """Called after a 101 answer: relay the client to `far`, which has sent `rest` already."""
 
 
 class Exchange:
@@ -68,8 +68,8 @@ class Exchange:
 
     Attributes:
         body: finds the end of the request.
-        answered: a part of the final answer has been passed on.
-        origin: the connection that is asked, if it is there.
+        answered: whether part of the final answer has been passed on.
+        origin: the connection that has the request; None before it is open.
     """
 
     __slots__ = (
@@ -81,23 +81,23 @@ class Exchange:
         assert asked.body is not None
         self._client = client
         self._asked = asked
-        self._closes = not httphop.is_persistent(asked.request)  # the client's connection ends
-        self._unsent = bytearray()  # of the body, while there is no connection
-        self._reused = False  # the origin connection was idle before
-        self._replay: bytearray | None = None  # what would be sent again of the body, if it may be
+        self._closes = not httphop.is_persistent(asked.request)  # close the client's connection
+        self._unsent = bytearray()  # body received before the connection
+        self._reused = False  # the origin's connection was idle
+        self._replay: bytearray | None = None  # body for a retry; None: no retry
         self.body = asked.body
         self.answered = False
         self.origin: Origin | None = None
 
     @property
     def full(self) -> bool:
-        """Whether no more of the body is wanted for now."""
+        """Whether to pause the client's body."""
         if self.origin is None:
             return len(self._unsent) > MAX_AHEAD
         return self.origin.full and not self.body.over
 
     def start(self) -> None:
-        """Send the request, of whose body `send` may have got a part."""
+        """Send the request, with the part of its body that `send` has received."""
         asked = self._asked
         key = asked.host, asked.port
         origin = self._client.origins.take(key, idempotent=asked.is_idempotent)
@@ -105,22 +105,22 @@ class Exchange:
             self._client.open(*key)
         else:
             self._reused = True
-            self._ask(origin)
+            self._send_request(origin)
 
     def send(self, data: Data) -> None:
-        """Send a part of the body."""
+        """Send part of the body."""
         if self.origin is None:
             self._unsent += data
         else:
-            self._keep(data)
+            self._keep_for_retry(data)
             self._client.sent += len(data)
             self.origin.send(data)
 
     def client_ended(self) -> None:
-        """The client has half-closed its connection, or closed it: both look the same.
+        """Called when the client has half-closed or closed its connection: both look the same.
 
-        The origin is told, as it would be without a proxy between them. So it is for the origin to
-        decide whether there is still somebody to answer.
+        Half-close the origin's connection, as if there were no proxy. The origin decides whether to
+        answer.
         """
         self._closes = True
         if self.origin is not None and self.origin.transport.half_closes():
@@ -132,23 +132,23 @@ class Exchange:
             self.origin.abort()
             self.origin = None
 
-    def give_up(self) -> None:
-        """Answer, if that is possible, that the origin takes too long."""
+    def time_out(self) -> None:
+        """Answer that the origin timed out, or cut the answer that has begun."""
         self.abort()
         if self.answered:
-            self._client.cut(StuckError("the answer does not get on"))
+            self._client.cut(StuckError("the answer made no progress"))
         else:
             self._closes = True
             self._refuse(Outcome.TIMED_OUT)
 
-    def _ask(self, origin: Origin) -> None:
+    def _send_request(self, origin: Origin) -> None:
         asked, body = self._asked, bytes(self._unsent)
         self._unsent.clear()
         self.origin = origin
         self._replay = None
         if self._reused and (asked.is_idempotent or not self.body.over):
             self._replay = bytearray()
-            self._keep(body)
+            self._keep_for_retry(body)
         if self._client.full:
             origin.transport.pause_reading()
         self._client.attached(origin.transport)
@@ -164,8 +164,8 @@ class Exchange:
             self.client_ended()
         self._client.flow()
 
-    def _keep(self, data: Data) -> None:
-        """Keep a part of the body for as long as it may have to be sent again."""
+    def _keep_for_retry(self, data: Data) -> None:
+        """Keep part of the body for a retry, while one is possible."""
         if self._replay is not None:
             limit = MAX_REPLAY if self._asked.is_idempotent else 0
             if len(self._replay) + len(data) > limit:
@@ -173,23 +173,23 @@ class Exchange:
             else:
                 self._replay += data
 
-    # The connection that was asked for.
+    # The requested connection.
 
     def opened(self, transport: StreamTransport) -> None:
-        """It is there, held."""
+        """Called with the parked connection."""
         self._reused = False
         origin = Origin(transport, (self._asked.host, self._asked.port))
         origin.take_over()
         if origin.usable:
-            self._ask(origin)
+            self._send_request(origin)
         else:
             self.failed(ConnectionError("the connection was closed at once"), silent=True)
 
-    def not_opened(self, outcome: Outcome) -> None:
-        """It could not be opened."""
+    def open_failed(self, outcome: Outcome) -> None:
+        """Called when the connection failed."""
         self._refuse(outcome)
 
-    # Told by the origin.
+    # Called by the origin.
 
     def origin_changed(self) -> None:
         self._client.flow()
@@ -204,10 +204,10 @@ class Exchange:
         self._client.write(httphop.forwarded_answer(answer, close=False))
         self._client.upgraded(origin.transport, rest, eof)
 
-    def answered_with(self, answer: Answer, data: Data) -> None:
+    def head_received(self, answer: Answer, data: Data) -> None:
         unchunked = answer.body.chunked and self._asked.request.version < (1, 1)
-        # An origin that answers early may never read the rest of the request. It is passed on as
-        # long as the answer lasts.
+        # An origin that answers early may never read the rest of the request, so the connection
+        # closes with the answer. Until then the request is passed on.
         self._closes = (
             self._closes
             or answer.body.ends_with_connection
@@ -245,7 +245,7 @@ class Exchange:
             self._refuse(Outcome.GENERAL_FAILURE)
 
     def _refuse(self, outcome: Outcome) -> None:
-        """Answer that the origin does not."""
+        """Answer with the proxy's own error."""
         closes = self._closes or not self.body.over or self._client.is_ending
         reply = httpproxy.failure(outcome)
         self._client.write(encoded(self._asked.request, reply, close=closes))
@@ -253,5 +253,5 @@ class Exchange:
 
 
 def encoded(request: Request, reply: Reply, *, close: bool) -> bytes:
-    """An answer of the proxy itself."""
+    """The proxy's own answer."""
     return reply.encode(request, date=http_date(), close=close)

@@ -1,11 +1,11 @@
-"""What a client of the proxy port says until it has said what it wants.
+"""The handshake of a proxy client: protocol detection and SOCKS, up to the complete request.
 
 Theory of operation
 -------------------
-The buffer holds what came and was not used. Each step takes a message from its front, answers it,
-and says what the next step is; the first one tells the protocols apart. A connection with HTTP
-goes to an `HttpConnection`. With SOCKS the request is the last step: the connection then goes to a
-`Parked`, with all that came behind the request, and to the owner.
+A buffer holds unprocessed data. Each step consumes one message, answers it, and sets the next step.
+The first step detects the protocol. For HTTP, an `HttpConnection` takes over the connection. For
+SOCKS, the last step is the request: it parks the connection, with all data behind the request, and
+passes it to the owner.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mtt.wire.socks import SocksError
 
 
 class Owner(http.Owner, Protocol):
-    """What a handshake needs of its proxy port."""
+    """The proxy port, as a handshake uses it."""
 
     has_udp: bool
 
-    def begun(self, transport: StreamTransport) -> None: ...
-    def over(self, transport: StreamTransport) -> None: ...
+    def handshake_begun(self, transport: StreamTransport) -> None: ...
+    def handshake_over(self, transport: StreamTransport) -> None: ...
     def associate(self, near: StreamTransport, port: int) -> None: ...
 
 
 class ProxyHandshake(StreamProtocol):
-    """The protocol of a client until its request is complete."""
+    """Protocol of a client's connection until its request is complete."""
 
     __slots__ = ("_buffer", "_closed", "_deadline", "_owner", "_step", "_timer", "_transport")
 
@@ -47,9 +47,9 @@ class ProxyHandshake(StreamProtocol):
         self._buffer = bytearray()
         self._closed = False
         self._deadline = 0.0
-        # Takes a message from the buffer; whether it was there. No bound method: that would keep
-        # the connection alive until the garbage collector comes.
-        self._step: Callable[[ProxyHandshake], bool] = ProxyHandshake._first
+        # Consumes a message from the buffer; returns whether it was complete. Not a bound method,
+        # which would be a reference cycle.
+        self._step: Callable[[ProxyHandshake], bool] = ProxyHandshake._detect_protocol
         self._timer: asyncio.TimerHandle | None = None
 
     # The protocol of the transport.
@@ -59,7 +59,7 @@ class ProxyHandshake(StreamProtocol):
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + self._owner.handshake_time
         self._timer = loop.call_later(self._owner.handshake_time, self._expired)
-        self._owner.begun(transport)
+        self._owner.handshake_begun(transport)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
@@ -76,16 +76,16 @@ class ProxyHandshake(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed:
             return
-        if self._buffer or self._step is not ProxyHandshake._first:
+        if self._buffer or self._step is not ProxyHandshake._detect_protocol:
             text = f"left in the middle of its request: {describe(exc)}"
-            self._tell(NetworkError(text, cause=Cause.EOF))
+            self._report(NetworkError(text, cause=Cause.EOF))
         else:
-            self._tell(NothingSaidError("closed without a byte"))
-        self._let_go()
+            self._report(NothingSaidError("closed without a byte"))
+        self._detach()
 
     # SOCKS.
 
-    def _first(self) -> bool:
+    def _detect_protocol(self) -> bool:
         version = self._buffer[0]
         if version == socks.VERSION5:
             self._step = ProxyHandshake._socks5_methods
@@ -94,7 +94,7 @@ class ProxyHandshake(StreamProtocol):
         elif chr(version).isascii() and chr(version).isalpha():
             self._step = ProxyHandshake._http
         else:
-            # Without an answer, as nobody knows a language to give it in.
+            # No answer: the client's protocol is unknown.
             what = " but TLS" if version == 0x16 else ""
             raise SocksError(f"speaks neither SOCKS nor HTTP{what} (first byte {version:#04x})")
         return True
@@ -155,20 +155,20 @@ class ProxyHandshake(StreamProtocol):
 
     def _http(self) -> bool:
         transport, received = self._transport, bytes(self._buffer)
-        self._let_go()
+        self._detach()
         HttpConnection(self._owner, transport, self._deadline).start(received)
         return True
 
-    # Ends.
+    # End.
 
     def _next(self, end: int, step: Callable[[ProxyHandshake], bool]) -> None:
         del self._buffer[:end]
         self._step = step
 
     def _hand_over(self, end: int) -> StreamTransport:
-        """The connection for whoever serves the request, which is the buffer up to `end`."""
+        """Park the connection without the request, which is the buffer up to `end`."""
         transport, rest = self._transport, bytes(self._buffer[end:])
-        self._let_go()
+        self._detach()
         park(transport, rest)
         return transport
 
@@ -177,21 +177,21 @@ class ProxyHandshake(StreamProtocol):
         self._fail(NetworkError(f"no complete request within {seconds:g} s", cause=Cause.TIMEOUT))
 
     def _fail(self, error: Exception, answer: bytes = b"") -> None:
-        """Say `answer`, and close."""
-        self._tell(error)
-        self._let_go()
+        """Send `answer` and close the connection."""
+        self._report(error)
+        self._detach()
         if answer:
             self._transport.write(answer)
         self._transport.close()
 
-    def _tell(self, error: Exception) -> None:
-        self._owner.tell(peer_name(self._transport), error)
+    def _report(self, error: Exception) -> None:
+        self._owner.report(peer_name(self._transport), error)
 
-    def _let_go(self) -> None:
-        """Be done with this connection: whatever happens to it now is none of our business."""
+    def _detach(self) -> None:
+        """Stop handling this connection."""
         self._closed = True
         self._buffer.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._owner.over(self._transport)
+        self._owner.handshake_over(self._transport)

@@ -1,21 +1,21 @@
-"""The connection of a client that speaks HTTP to the proxy port.
+"""The connection of an HTTP proxy client.
 
 Theory of operation
 -------------------
-One `HttpConnection` is the protocol of one client until that asks for a tunnel (CONNECT, Upgrade).
-Its requests are answered one after the other, each in an `Exchange` with an `Origin`:
+An `HttpConnection` is the protocol of one client until it requests a tunnel (CONNECT, Upgrade).
+It serves requests one after another, each in an `Exchange` with an `Origin`:
 
     buffer -> head -> an idle origin connection, or a new one -> answer -> the next request
       `-> body --------------------^
 
-What the client sends ahead waits in the buffer; when that is full, nothing more is read. Bodies go
-through without being stored, and either side that takes no more stops the reading of the other.
+Pipelined requests wait in the buffer; while it is full, reading is paused. Bodies are not stored:
+back-pressure from one side pauses the other.
 
-No request goes without an answer. An idle connection may end while a request is on its way to it.
-If nothing of an answer has come then, the request is sent again on a new one, provided it is
-idempotent, or its body has not been begun; other requests take only connections that the origin is
-known to keep. Else the answer is 502, or, when a part of the answer has been passed on, the
-connection with the client ends so that it looks cut.
+Every request gets an answer. An idle origin connection may end while a request is in flight. If no
+byte of an answer has arrived, the request is retried on a new connection, provided that it is
+idempotent or its body has not begun. Other requests use only connections that the origin is known
+to keep. Otherwise the answer is 502; if part of the answer has been passed on, the client's
+connection is cut.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Request
 from mtt.wire.httpproxy import ProxyRequest
 
-# Between requests. Clients keep connections for a minute or two (curl 118 s), and it is better that
-# they end them: a client may send a request in the moment in which we do.
+# Idle timeout between requests, seconds. Clients keep connections for a minute or two (curl 118 s).
+# They should close first: a close from our side may cross a new request.
 KEEPALIVE_TIME = 150.0
 
-# What a client is answered when the destination was not reached.
+# Makes the answer for an unreachable destination.
 Failure = Callable[[Outcome], bytes]
 
 
 class Owner(Protocol):
-    """What the connection needs of its proxy port."""
+    """The proxy port, as a connection uses it."""
 
     handshake_time: float
     idle_time: float
@@ -59,7 +59,7 @@ class Owner(Protocol):
     def idle(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
     def busy(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
     def accepts(self, user: bytes, password: bytes) -> bool: ...
-    def carry(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
+    def track(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
     def open(
         self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
     ) -> None: ...
@@ -67,45 +67,45 @@ class Owner(Protocol):
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None: ...
     def join(self, near: StreamTransport, far: StreamTransport) -> None: ...
-    def tell(self, name: str, error: Exception) -> None: ...
+    def report(self, name: str, error: Exception) -> None: ...
 
 
 class HttpConnection(StreamProtocol):
-    """One client.
+    """One client's connection.
 
     Args:
         owner: the proxy port.
-        transport: the connection, which is taken over by `start()`.
-        deadline: loop time at which the first request must be complete.
+        transport: the connection; `start()` takes it over.
+        deadline: loop time by which the first request must be complete.
 
     Attributes:
-        task: opens a connection for this one.
+        task: the task that opens a connection to an origin.
         started, reason, error, sent, received: see `open_tunnels.Carrier`.
-        done: called when it is over, if the owner carries it.
+        done: called at the end, if the owner tracks the connection.
     """
 
     borrows = True
 
     __slots__ = (
-        "_buffer", "_carried", "_counted", "_deadline", "_eof", "_exchange", "_idle_since",
-        "_look_time", "_near", "_owner", "_takes_views", "_timer", "done",
-        "error", "full", "origins", "over", "reason", "received", "sent", "started", "task",
+        "_buffer", "_check_interval", "_counted", "_deadline", "_eof", "_exchange", "_idle_since",
+        "_near", "_owner", "_takes_views", "_timer", "_tracked", "done", "error", "full", "origins",
+        "over", "reason", "received", "sent", "started", "task",
     )  # fmt: skip
 
     def __init__(self, owner: Owner, transport: StreamTransport, deadline: float) -> None:
         self._owner = owner
         self._near = transport
         self._takes_views = bool(getattr(transport, "borrows", False))
-        self._buffer = HeadBuffer()  # requests that are not served yet
+        self._buffer = HeadBuffer()  # pipelined requests
         self._exchange: Exchange | None = None
-        self._eof = False  # the client has sent its end
-        self.over = False  # it is done with the connection
-        self._carried = False  # the owner knows of us: a request has come
-        self._deadline = deadline  # for the head of a request, 0 if none is due
-        self._look_time = min(owner.idle_time / IDLE_CHECKS, MAX_CHECK_INTERVAL)
+        self._eof = False  # the client has half-closed
+        self.over = False  # this object no longer handles the connection
+        self._tracked = False  # tracked by the owner, since the first request
+        self._deadline = deadline  # for a request head; 0: none has begun
+        self._check_interval = min(owner.idle_time / IDLE_CHECKS, MAX_CHECK_INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
         self.started = self._idle_since = asyncio.get_running_loop().time()
-        self._counted = 0  # bytes that had passed then
+        self._counted = 0  # bytes delivered at `_idle_since`
         self.origins = IdleOrigins()
         self.full = False
         self.task: asyncio.Task[Any] | None = None
@@ -115,24 +115,24 @@ class HttpConnection(StreamProtocol):
         self.sent = self.received = 0
 
     def start(self, received: bytes) -> None:
-        """Take over the connection, of which `received` has come already."""
+        """Take over the connection, which has sent `received` already."""
         self._near.set_protocol(self)
         self._owner.idle(self, self._near)
         self._arm(max(0.0, self._deadline - self.started), self._expired)
         self.data_received(received)
 
     def retire(self) -> None:
-        """End the connection if it waits for a request; else it ends with the answer."""
+        """Close the connection if it is idle; otherwise it closes with the answer."""
         if self._exchange is None and not self._buffer:
             self._finish("shutting down")
 
     def abort(self, reason: str) -> None:
-        """Cut it."""
+        """Abort the connection."""
         if not self.over:
             self._end(reason)
             self._near.abort()
 
-    # The protocol of the client's connection.
+    # Protocol of the client's transport.
 
     def data_received(self, data: Data) -> None:
         exchange = self._exchange
@@ -167,8 +167,8 @@ class HttpConnection(StreamProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not (self.over or self._carried):
-            self._tell_of_end(exc)
+        if not (self.over or self._tracked):
+            self._report_end(exc)
         self._end(describe(exc))
 
     def pause_writing(self) -> None:
@@ -187,12 +187,12 @@ class HttpConnection(StreamProtocol):
     # Requests.
 
     def _serve(self) -> None:
-        """Serve the next request if it has come."""
+        """Serve the next request if its head is complete."""
         try:
-            # Answers of our own pile up if the client reads none of them.
+            # `full` bounds our own answers if the client does not read them.
             while self._exchange is None and not (self.over or self.full) and self._buffer:
-                if self._carried and self._buffer.startswith(b"\r\n"):
-                    self._buffer.drop(2)  # some send that behind a body (RFC 9112, 2.2)
+                if self._tracked and self._buffer.startswith(b"\r\n"):
+                    self._buffer.drop(2)  # some clients send it behind a body (RFC 9112, 2.2)
                     continue
                 end = self._buffer.head_end(of_request=True)
                 if end < 0:
@@ -203,12 +203,12 @@ class HttpConnection(StreamProtocol):
             self._refuse(error, error.answer)
             return
         if self._eof and self._exchange is None and not (self.over or self.full):
-            if not self._carried:
-                self._tell_of_end(None)
+            if not self._tracked:
+                self._report_end(None)
             self._finish("done")
 
     def _wait_for_rest(self) -> None:
-        """A head has begun."""
+        """Start the deadline of a request head that has begun."""
         if not self._deadline:
             seconds = self._owner.handshake_time
             self._deadline = asyncio.get_running_loop().time() + seconds
@@ -218,7 +218,7 @@ class HttpConnection(StreamProtocol):
         if self._owner.has_login:
             shown = httpproxy.login(asked.request)
             if shown is None or not self._owner.accepts(*shown):
-                # Browsers ask without at first, and show it when they are told to.
+                # Browsers send the first request without a login.
                 text = "wrong user or password" if shown else "no user and password yet"
                 error = PeerError(text) if shown else MttError(text)
                 answer = encoded(asked.request, httpproxy.login_wanted(), close=True)
@@ -238,32 +238,32 @@ class HttpConnection(StreamProtocol):
         exchange.send(self._buffer.take(size))
         self._exchange = exchange
         self._owner.busy(self, self._near)
-        if not self._carried:
-            self._carried = True
-            self._owner.carry(self, self._near)
+        if not self._tracked:
+            self._tracked = True
+            self._owner.track(self, self._near)
         self._idle_since = asyncio.get_running_loop().time()
         self._deadline = 0.0
-        self._arm(self._look_time, self._look)
+        self._arm(self._check_interval, self._check)
         exchange.start()
         self.flow()
 
-    # For the owner, about the connection that was asked for.
+    # Called by the owner, for the requested connection.
 
     def opened(self, transport: StreamTransport) -> None:
-        """It is there, held."""
+        """Called with the parked connection."""
         self.task = None
         if self._exchange is None:
             transport.abort()
         else:
             self._exchange.opened(transport)
 
-    def not_opened(self, outcome: Outcome) -> None:
-        """It could not be opened."""
+    def open_failed(self, outcome: Outcome) -> None:
+        """Called when the connection failed."""
         self.task = None
         if self._exchange is not None:
-            self._exchange.not_opened(outcome)
+            self._exchange.open_failed(outcome)
 
-    # For the exchange.
+    # Called by the exchange.
 
     @property
     def name(self) -> str:
@@ -311,7 +311,7 @@ class HttpConnection(StreamProtocol):
         self.error = error
         if not self.over:
             self._end(describe(error))
-            self._near.cut()  # behind what has come of the answer
+            self._near.cut()  # after the received part of the answer
 
     def upgraded(self, far: StreamTransport, rest: bytes, eof: bool) -> None:
         near, ahead, near_eof = self._near, bytes(self._buffer), self._eof
@@ -321,11 +321,11 @@ class HttpConnection(StreamProtocol):
         park(far, rest, eof=eof)
         self._owner.join(near, far)
 
-    # Ends.
+    # End.
 
     def _refuse(self, error: Exception, answer: bytes) -> None:
-        """End the connection because of what the client has sent; say so if that is possible."""
-        self._tell(error)
+        """Close the connection because of a client error, with `answer` if none has begun."""
+        self._report(error)
         if self._exchange is not None and self._exchange.answered:
             self.cut(error)
             return
@@ -333,13 +333,13 @@ class HttpConnection(StreamProtocol):
         self._finish(describe(error))
 
     def _finish(self, reason: str) -> None:
-        """End the connection after all that was written."""
+        """Deliver written data and close the connection."""
         if not self.over:
             self._end(reason)
             self._near.close()
 
     def _end(self, reason: str) -> None:
-        """Let go of everything but the client's connection."""
+        """Release everything except the client's connection."""
         if self.over:
             return
         self.over = True
@@ -359,17 +359,17 @@ class HttpConnection(StreamProtocol):
         done, self.done = self.done, _ignore
         done(self)
 
-    def _tell(self, error: Exception) -> None:
-        self._owner.tell(self.name, error)
+    def _report(self, error: Exception) -> None:
+        self._owner.report(self.name, error)
 
-    def _tell_of_end(self, exc: Exception | None) -> None:
+    def _report_end(self, exc: Exception | None) -> None:
         if self._buffer:
             text = f"left in the middle of its request: {describe(exc)}"
-            self._tell(NetworkError(text, cause=Cause.EOF))
+            self._report(NetworkError(text, cause=Cause.EOF))
         else:
-            self._tell(NothingSaidError("closed without a byte"))
+            self._report(NothingSaidError("closed without a byte"))
 
-    # Time.
+    # Timers.
 
     def _arm(self, seconds: float, callback: Callable[[], object]) -> None:
         if self._timer is not None:
@@ -379,11 +379,11 @@ class HttpConnection(StreamProtocol):
     def _expired(self) -> None:
         seconds = self._owner.handshake_time
         error = NetworkError(f"no complete request within {seconds:g} s", cause=Cause.TIMEOUT)
-        self._tell(error)
+        self._report(error)
         self._finish(describe(error))
 
-    def _look(self) -> None:
-        """End what does not get on, and what has been idle for too long."""
+    def _check(self) -> None:
+        """Check for progress of the exchange, or for the idle timeout."""
         now = asyncio.get_running_loop().time()
         self.origins.drop_stale()
         exchange = self._exchange
@@ -392,29 +392,29 @@ class HttpConnection(StreamProtocol):
         elif now - self._idle_since >= KEEPALIVE_TIME:
             self._finish("idle")
         if not self.over:
-            self._arm(self._look_time, self._look)
+            self._arm(self._check_interval, self._check)
 
     def _check_progress(self, exchange: Exchange, now: float) -> None:
         ends = [self._near]
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
         waiting = sum(end.unsent() + end.held_back() for end in ends)
-        # What leaves counts as well: a slow reader may live on our buffers for a long time.
+        # Delivered bytes count as well: a slow reader may drain our buffers for a long time.
         count = self.sent + self.received - waiting
         if count != self._counted:
             self._counted = count
             self._idle_since = now
         elif now - self._idle_since >= self._owner.idle_time:
             logger.debug("%s: idle for %g s", self.name, self._owner.idle_time)
-            exchange.give_up()
+            exchange.time_out()
             return
         if waiting and any(silent_seconds(end) >= DEAD_TIME for end in ends):
             logger.debug("%s: no sign of life for %g s", self.name, DEAD_TIME)
-            exchange.give_up()
+            exchange.time_out()
 
 
 def _ignore(connection: HttpConnection) -> None:
-    """Nothing is left to be told."""
+    """Do nothing."""
 
 
 def _failure(request: Request, outcome: Outcome) -> bytes:

@@ -1,10 +1,10 @@
-"""The local port of the client: SOCKS5, SOCKS4, SOCKS4a and HTTP proxy.
+"""The proxy port: SOCKS5, SOCKS4, SOCKS4a and HTTP proxy.
 
     handshake -> open(host, port) -> answer success -> relay(near, far)
-                             `-----------> answer why not -> lingering close
+                             `-----------> answer with the error -> lingering close
 
-So success is what the owner knows to be one, and no byte is lost whoever speaks first. Plain HTTP
-requests, of which each may go elsewhere, are the business of `http`.
+The answer is success only after `open` has succeeded, and no byte is lost, whichever side sends
+first. `http` serves plain HTTP requests, each of which may have another destination.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.users.user import User
 from mtt.wire import socks
 
-# From accept to the complete request. Applications ask at once; a browser that connects ahead of
-# need finds its connection closed and makes another.
+# Seconds from accept to the complete request. Applications send it at once; a browser that connects
+# in advance finds its connection closed and makes another.
 HANDSHAKE_TIME = 10.0
-# An answer that does not get on is given up after so many seconds, as tunnels are by default.
+# Idle timeout of an answer, seconds; the default of tunnels.
 EXCHANGE_IDLE_TIME = 300.0
-# UDP ports that clients hold at the same time, each with a stream to the server.
+# Concurrent UDP associations, each with a stream to the server.
 MAX_ASSOCIATIONS = 256
 
 
@@ -38,16 +38,20 @@ class ProxyPort:
     """Serves the connections of a proxy port.
 
     Args:
-        open: connects to a host (IP literal or name, unresolved) and port. Raises
-            DestinationError with the reason if the destination is known not to be reachable,
-            other MttErrors if who should try cannot be asked.
-        tunnels: owns what is carried for clients. While a UDP association lives, so does a task.
-        open_packets: makes the channel for an association, to which that calls `deliver()` and
-            `lost()`. Raises as `open`. None for no UDP.
-        users: one of whom clients have to be, empty for no login.
-        handshake_time: seconds, see HANDSHAKE_TIME.
-        idle_time: seconds, see EXCHANGE_IDLE_TIME.
-        udp_idle_time: seconds, see association.IDLE_TIME.
+        open: connects to a host (IP literal or unresolved name) and port. Raises DestinationError
+            with the reason if the destination is unreachable, and another MttError if the server
+            is.
+        tunnels: owns clients' tunnels, and a task for each UDP association.
+        open_packets: opens the channel of an association, which calls its `deliver()` and `lost()`.
+            Raises like `open`. None: no UDP.
+        users: accepted logins; empty: no login.
+        handshake_time: see HANDSHAKE_TIME.
+        idle_time: see EXCHANGE_IDLE_TIME.
+        udp_idle_time: see association.IDLE_TIME.
+
+    Attributes:
+        associations: number of UDP associations.
+        draining: whether every connection closes with its current request.
     """
 
     def __init__(
@@ -67,12 +71,12 @@ class ProxyPort:
         self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
-        self._idle: set[HttpConnection] = set()  # those that wait for a request
+        self._idle: set[HttpConnection] = set()  # connections between requests
         self._full = Throttle()
         self._errors, self._failures = Throttle(FAILURE_BURST), Throttle(FAILURE_BURST)
         self._closed = False
-        self.associations = 0  # UDP ports that there are
-        self.draining = False  # no further request is wanted
+        self.associations = 0
+        self.draining = False
         self.handshake_time = handshake_time
         self.idle_time = idle_time
         self.has_udp = open_packets is not None
@@ -80,45 +84,45 @@ class ProxyPort:
 
     @property
     def pending(self) -> int:
-        """How many connections have made no complete request yet."""
+        """Number of connections without a complete request."""
         return len(self._handshakes)
 
     def accept(self) -> StreamProtocol:
-        """The protocol for a new connection (a protocol factory of asyncio)."""
+        """Make the protocol of a new connection (an asyncio protocol factory)."""
         return ProxyHandshake(self)
 
     def drain(self) -> None:
-        """End connections of HTTP clients that wait for a request, and the others with theirs."""
+        """Close idle connections of HTTP clients, and the others after their current request."""
         self.draining = True
         for connection in list(self._idle):
             connection.retire()
 
     def close(self) -> None:
-        """Cut the handshakes; what has been asked for is the business of the owner's tasks."""
+        """Abort the handshakes. `tunnels` owns everything after a handshake."""
         self._closed = True
         self._handshakes.close()
 
-    # Called by the handshakes and the connections of HTTP clients.
+    # Called by handshakes and HTTP connections.
 
-    def begun(self, transport: StreamTransport) -> None:
-        if self._closed:  # accepted in the very last moment
+    def handshake_begun(self, transport: StreamTransport) -> None:
+        if self._closed:  # accepted just before the close
             transport.abort()
         else:
             self._handshakes.add(transport)
 
-    def over(self, transport: StreamTransport) -> None:
+    def handshake_over(self, transport: StreamTransport) -> None:
         self._handshakes.discard(transport)
 
     def idle(self, connection: HttpConnection, transport: StreamTransport) -> None:
         self._idle.add(connection)
-        self.begun(transport)
+        self.handshake_begun(transport)
 
     def busy(self, connection: HttpConnection, transport: StreamTransport) -> None:
         self._idle.discard(connection)
-        self.over(transport)
+        self.handshake_over(transport)
 
-    def carry(self, connection: HttpConnection, transport: StreamTransport) -> None:
-        """Look after a connection from its first request on."""
+    def track(self, connection: HttpConnection, transport: StreamTransport) -> None:
+        """Track a connection from its first request."""
 
         def make(done: Callable[[HttpConnection], None]) -> HttpConnection:
             connection.done = done
@@ -127,24 +131,24 @@ class ProxyPort:
         self._tunnels.track(transport, make)
 
     def join(self, near: StreamTransport, far: StreamTransport) -> None:
-        """Relay between a client and a stream that has been opened for it."""
+        """Relay between a client and its upgraded stream."""
         self._tunnels.relay(near, far)
 
     def open(
         self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
     ) -> None:
-        """Open a stream for `connection`, which has `transport`."""
+        """Open a stream for `connection`, whose transport is `transport`."""
         self._tunnels.spawn(transport, self._open_for(connection, transport, host, port))
 
     def accepts(self, user: bytes, password: bytes) -> bool:
-        """Whether a client may ask for something."""
-        # All of them are compared: how long that takes does not tell which one it was.
+        """Whether the login is valid."""
+        # Compare all users, so that the time does not reveal which one matched.
         verdicts = [known.accepts(user, password) for known in self._users]
         return not verdicts or any(verdicts)
 
-    def tell(self, name: str, error: Exception) -> None:
-        """Log why the client `name` gets nothing."""
-        # What a client breaks is for its user to know; others come and go.
+    def report(self, name: str, error: Exception) -> None:
+        """Log why the client `name` was refused."""
+        # The user must know about the client's mistakes; lost clients are routine.
         if isinstance(error, PeerError):
             self._errors.warning("%s: %s", name, describe(error))
         else:
@@ -153,14 +157,14 @@ class ProxyPort:
     def connect(
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
-        """Open what was asked for, answer with `success` or a `failure`, and relay."""
+        """Open the destination, answer with `success` or a `failure`, and relay."""
         self._tunnels.spawn(near, self._connect(near, host, port, success, failure))
 
     def associate(self, near: StreamTransport, port: int) -> None:
-        """Serve a UDP ASSOCIATE; `port` is where the client says that it sends from."""
+        """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
         self._tunnels.spawn(near, self._associate(near, port))
 
-    # The work.
+    # Tasks.
 
     async def _connect(
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
@@ -183,11 +187,11 @@ class ProxyPort:
         try:
             far = await self._open(host, port)
         except MttError as error:
-            connection.not_opened(self._outcome(near, error))
+            connection.open_failed(self._outcome(near, error))
         except asyncio.CancelledError:
             if connection.task is not None:
                 raise
-            # It needs none any more, and has had its end.
+            # Cancelled by the connection itself, which has ended.
         else:
             connection.opened(far)
 
@@ -212,7 +216,6 @@ class ProxyPort:
             self.associations -= 1
             association.close()
 
-
     def _refuse(self, near: StreamTransport, error: MttError, failure: Failure) -> None:
         """Answer that a request failed, and close."""
         outcome = self._outcome(near, error)
@@ -221,8 +224,8 @@ class ProxyPort:
             _close(near)
 
     def _outcome(self, near: StreamTransport, error: MttError) -> Outcome:
-        """What a client is told of `error`; the log gets all of it."""
-        # A destination that does not answer is routine, a server is not.
+        """Log `error` and return the outcome for the client's answer."""
+        # An unreachable destination is routine, an unreachable server is not.
         if isinstance(error, DestinationError):
             logger.debug("%s: %s", peer_name(near), describe(error))
             return error.outcome

@@ -1,14 +1,14 @@
-"""Where a proxy may connect to: a public one must not open its operator's own network. Pure.
+"""Rules for a proxy's destinations, which keep a public proxy out of its operator's network. Pure.
 
-A rule of -allow or -deny is `CIDR`, `CIDR:PORT` or `CIDR:FIRST-LAST`, with IPv6 in brackets where
-a port follows: `192.0.2.0/24`, `10.0.0.1:53`, `[2001:db8::/32]:8000-8999`; `:25` is the port 25
-of every address. Of the rules that match a destination the most specific one decides, in whatever
-order they were given: the longest prefix, then the fewest ports, then -deny. Special addresses
-(see _SPECIAL) are denied by rules that are built in, which give way to -allow and -deny for the
-same or a smaller range only: `-allow 10.1.0.0/16` opens that part of 10.0.0.0/8, and
-`-allow 0.0.0.0/0` nothing of it. What no rule matches is allowed.
+A rule of -allow or -deny is `CIDR`, `CIDR:PORT` or `CIDR:FIRST-LAST`, with IPv6 in brackets if a
+port follows: `192.0.2.0/24`, `10.0.0.1:53`, `[2001:db8::/32]:8000-8999`; `:25` is port 25 of every
+address. The most specific matching rule decides, regardless of order: the longest prefix, then the
+fewest ports, then -deny. Built-in rules deny special addresses (see _SPECIAL). Only an -allow or
+-deny for the same or a smaller range overrides them: `-allow 10.1.0.0/16` opens that part of
+10.0.0.0/8, and `-allow 0.0.0.0/0` opens none of it. A destination without a matching rule is
+allowed.
 
-An IPv6 address that stands for an IPv4 address must be allowed as both.
+An IPv6 address that embeds an IPv4 address must be allowed as both.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mtt.address import parse_port
 from mtt.errors import UsageError
 from mtt.options.flags import quoted
 
-# Rules are looked through one after the other for every connection and datagram.
+# Every connection and datagram searches the rules one by one.
 MAX_RULES = 1000
 
-# Not reachable from the Internet, or not by unicast: the special-purpose registries of IANA (RFC
-# 6890). Those for documentation belong to nobody, and would only make dials that time out.
+# Ranges that are not global unicast: IANA's special-purpose registries (RFC 6890). Documentation
+# ranges are unassigned; dials to them would only time out.
 _SPECIAL = (
-    "0.0.0.0/8",  # "this network"; Linux takes 0.0.0.0 for this machine
+    "0.0.0.0/8",  # "this network"; on Linux 0.0.0.0 is this machine
     "10.0.0.0/8",  # private (RFC 1918)
     "100.64.0.0/10",  # behind a carrier's NAT (RFC 6598)
     "127.0.0.0/8",  # loopback
-    "169.254.0.0/16",  # link-local, and where clouds tell a machine its secrets
+    "169.254.0.0/16",  # link-local, and cloud metadata services with credentials
     "172.16.0.0/12",  # private
     "192.0.0.0/24",  # IETF protocol assignments
     "192.0.2.0/24",  # documentation
-    "192.88.99.0/24",  # 6to4 relays, given up (RFC 7526)
+    "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
     "192.168.0.0/16",  # private
     "198.18.0.0/15",  # benchmarks (RFC 2544)
     "198.51.100.0/24",  # documentation
@@ -44,7 +44,7 @@ _SPECIAL = (
     "224.0.0.0/4",  # multicast
     "240.0.0.0/4",  # reserved, and broadcast
     "::/16",  # unspecified, loopback, IPv4-compatible; but not NAT64, whose first half is 0064
-    "64:ff9b:1::/48",  # NAT64 of the operator's own (RFC 8215)
+    "64:ff9b:1::/48",  # local-use NAT64 (RFC 8215)
     "100::/64",  # discard-only
     "2001::/23",  # IETF protocol assignments: Teredo, ORCHID
     "2001:db8::/32",  # documentation
@@ -52,7 +52,7 @@ _SPECIAL = (
     "5f00::/16",  # segment routing (RFC 9602)
     "fc00::/7",  # unique local (RFC 4193)
     "fe80::/10",  # link-local
-    "fec0::/10",  # site-local, given up (RFC 3879)
+    "fec0::/10",  # site-local, deprecated (RFC 3879)
     "ff00::/8",  # multicast
 )
 
@@ -71,7 +71,7 @@ _EXAMPLES = "write it like 192.0.2.0/24, 10.0.0.1:53 or [2001:db8::/32]:8000-899
 
 
 class Rule(NamedTuple):
-    """Something that may, or may not, be connected to."""
+    """One range of destinations and its verdict."""
 
     allow: bool
     network: _Network
@@ -79,7 +79,7 @@ class Rule(NamedTuple):
     built_in: bool = False
 
     def _sort_key(self) -> tuple[int, int, bool, bool]:
-        """Small for the most specific; of equals a user's rule is first, and then one of -deny."""
+        """Sort the most specific rule first; among equals the user's, then those of -deny."""
         first, last = self.ports
         return -self.network.prefixlen, last - first, self.built_in, self.allow
 
@@ -89,16 +89,16 @@ _Entry = tuple[int, int, int, int, bool]
 
 
 class Policy:
-    """Decides about destinations.
+    """Decides which destinations are allowed.
 
     Args:
-        rules: those of the user; the built-in ones come on top.
+        rules: the user's rules, in addition to the built-in ones.
     """
 
     def __init__(self, rules: Iterable[Rule] = ()) -> None:
         self.rules = tuple(rules)
         special = (Rule(False, ipaddress.ip_network(text), built_in=True) for text in _SPECIAL)
-        # The first one that matches is then the one that decides.
+        # The first match decides.
         entries = sorted((*self.rules, *special), key=Rule._sort_key)
         self._entries: dict[int, list[_Entry]] = {4: [], 6: []}
         for rule in entries:
@@ -117,10 +117,10 @@ class Policy:
         return hash(self.rules)
 
     def allows(self, host: str, port: int) -> bool:
-        """Whether to connect, or to send a datagram, to `port` of the IP literal `host`.
+        """Whether connections and datagrams to `port` of the IP literal `host` are allowed.
 
-        To be asked about the very address that is connected to, after a name was resolved: what
-        the name resolves to may change. A host that is no IP literal is denied.
+        Resolve a name first and pass the address that is connected to: a second lookup may differ.
+        A host that is not an IP literal is denied.
         """
         try:
             address = ipaddress.ip_address(host)
@@ -128,7 +128,7 @@ class Policy:
             return False
         if isinstance(address, ipaddress.IPv6Address):
             if address.ipv4_mapped is not None:
-                # No address of its own: a socket sends such packets by IPv4.
+                # Not a separate address: a socket sends such packets over IPv4.
                 return self._allows(address.ipv4_mapped, port)
             embedded = address.sixtofour
             if embedded is None and address in _NAT64:
@@ -149,7 +149,7 @@ DEFAULT_POLICY = Policy()
 
 
 def parse_policy(allow: Iterable[str], deny: Iterable[str]) -> Policy:
-    """The policy of the rules given with -allow and -deny. Raises UsageError."""
+    """Make the policy of the options -allow and -deny. Raises UsageError."""
     rules = [
         rule
         for option, verdict, texts in (("-allow", True, allow), ("-deny", False, deny))
@@ -162,17 +162,14 @@ def parse_policy(allow: Iterable[str], deny: Iterable[str]) -> Policy:
 
 
 def parse_rule(option: str, text: str, *, allow: bool) -> Iterator[Rule]:
-    """The rule in `text`, or one for each IP version if it is about ports only.
-
-    Raises UsageError.
-    """
+    """The rule in `text`, or one per IP version if it has only ports. Raises UsageError."""
     match = _RULE.fullmatch(text)
     if match is not None:
         host = match["bare"] if match["bracketed"] is None else match["bracketed"]
         ports = _ports(option, text, match["ports"])
     else:
-        # IPv6 needs no brackets where no port follows. (One that could be both, like 2001:db8::5,
-        # is an address: its port would have had to stand behind a bracket.)
+        # IPv6 without a port needs no brackets. So 2001:db8::5 is an address; a port would need
+        # brackets.
         host, ports = text, _ALL_PORTS
     if not host and match is not None and match["bracketed"] is None and match["ports"]:
         networks: Iterable[str] = _EVERYWHERE

@@ -1,4 +1,4 @@
-"""UDP over TCP where it begins: the datagrams of one association, in one stream."""
+"""The client side of UDP over TCP: the datagrams of one association in one stream."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.observe.metrics import Counters
 from mtt.wire import uot
 
-# Of a `GoChannel`: datagrams that wait for the stream for IPv6, and seconds until it is tried again
-# after its end.
+# Limits of a `GoChannel`: datagrams that wait for the IPv6 stream, and seconds until the next
+# attempt after its end.
 MAX_WAITING = 16
-IPV6_REST = 60.0
+IPV6_RETRY_TIME = 60.0
 
 
 class Receiver(Protocol):
-    """What gets the datagrams of a channel: an `Association`, as a rule."""
+    """Receives the datagrams of a channel, such as an `Association`."""
 
     def deliver(self, host: str, port: int, payload: Data) -> None: ...
     def lost(self, error: Exception | None) -> None: ...
 
 
 class UotChannel(StreamProtocol):
-    """The protocol of a stream that carries UDP over TCP, which it takes over.
+    """Protocol of a stream that carries UDP over TCP.
 
     Args:
-        stream: held; ours from now on.
-        association: gets the datagrams that come.
-        counters: where the bytes are counted.
+        stream: the stream, parked; the channel owns it from now on.
+        association: receives the datagrams.
+        counters: counts the bytes.
     """
 
-    __slots__ = ("_association", "_clogged", "_counters", "_decoder", "_drops", "_stream")
+    __slots__ = ("_association", "_counters", "_decoder", "_drops", "_stream", "_write_paused")
 
     def __init__(self, stream: StreamTransport, association: Receiver, counters: Counters) -> None:
         self._stream = stream
-        self._association: Receiver | None = association  # until it is over
+        self._association: Receiver | None = association  # None at its end
         self._counters = counters
         self._decoder = uot.Decoder()
-        self._clogged = False  # the stream does not take any more
+        self._write_paused = False  # the stream's back-pressure
         self._drops = Throttle(FAILURE_BURST)
         hand_over(stream, self)
 
     # Called by the association.
 
     def send(self, host: str, port: int, payload: bytes) -> None:
-        """Carry a datagram, or drop it."""
-        if self._clogged:
-            self._drop(host, port, "the server does not take them")
+        """Send a datagram, or drop it."""
+        if self._write_paused:
+            self._drop(host, port, "the stream to the server is congested")
             return
-        if not self._stream.half_closes():  # the server is not ours
+        if not self._stream.half_closes():  # a Go server
             why = uot.unfit_for_go(host, port)
             if not why and len(payload) > uot.MAX_FOREIGN:
-                why = f"a Go server takes {uot.MAX_FOREIGN} bytes, not {len(payload)}"
+                why = f"{len(payload)} bytes; a Go server takes at most {uot.MAX_FOREIGN}"
             if why:
                 self._drop(host, port, why)
                 return
@@ -71,14 +71,14 @@ class UotChannel(StreamProtocol):
         self._stream.write(datagram)
 
     def close(self) -> None:
-        """The association is over."""
+        """Close the stream at the end of the association."""
         self._association = None
         self._stream.close()
 
     # The protocol of the stream.
 
     def connection_made(self, transport: Any) -> None:
-        """We know it already."""
+        """Do nothing: the stream is known."""
 
     def data_received(self, data: Data) -> None:
         association = self._association
@@ -103,10 +103,10 @@ class UotChannel(StreamProtocol):
         self._lost(exc)
 
     def pause_writing(self) -> None:
-        self._clogged = True
+        self._write_paused = True
 
     def resume_writing(self) -> None:
-        self._clogged = False
+        self._write_paused = False
 
     def _lost(self, error: Exception | None) -> None:
         association, self._association = self._association, None
@@ -119,16 +119,16 @@ class UotChannel(StreamProtocol):
 
 
 class GoChannel:
-    """A `UotChannel` for a Go server: datagrams to IPv6 addresses have a stream of their own.
+    """A `UotChannel` for a Go server, with a second stream for IPv6 destinations.
 
-    A Go server ends a stream over a datagram that it cannot send, and a server without IPv6 can
-    send none of these. It ends the second stream then, and the first one goes on.
+    A Go server ends a stream if it cannot send one of its datagrams. A server without IPv6 ends the
+    second stream for that reason, while the first one continues.
 
     Args:
-        first: carries everything else; its end is that of the association.
-        association: gets the datagrams that come.
-        open_stream: makes the second stream.
-        counters: where the bytes are counted.
+        first: carries all other datagrams; the association ends with it.
+        association: receives the datagrams.
+        open_stream: opens the second stream.
+        counters: counts the bytes.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class GoChannel:
         self._second: UotChannel | None = None
         self._opening: asyncio.Task[None] | None = None
         self._waiting: list[tuple[str, int, bytes]] = []  # for the second stream
-        self._rests_until = 0.0
+        self._retry_at = 0.0
 
     # Called by the association.
 
@@ -154,8 +154,8 @@ class GoChannel:
             self._first.send(host, port, payload)
         elif self._second is not None:
             self._second.send(host, port, payload)
-        elif _now() < self._rests_until:
-            logger.debug("a datagram by IPv6 was dropped: the server ended the stream for them")
+        elif _now() < self._retry_at:
+            logger.debug("a datagram over IPv6 was dropped: the server ended its stream")
         elif len(self._waiting) < MAX_WAITING:
             self._waiting.append((host, port, payload))
             if self._opening is None:
@@ -181,14 +181,14 @@ class GoChannel:
             self._waiting.clear()
             self._opening = None
 
-    # Called by the second channel, as by that of an association.
+    # Called by the second channel.
 
     def deliver(self, host: str, port: int, payload: Data) -> None:
         self._association.deliver(host, port, payload)
 
     def lost(self, error: Exception | None) -> None:
         self._second = None
-        self._rests_until = _now() + IPV6_REST
+        self._retry_at = _now() + IPV6_RETRY_TIME
 
 
 def _now() -> float:

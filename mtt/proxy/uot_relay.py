@@ -1,8 +1,8 @@
-"""UDP over TCP where it ends: the datagrams of one stream, through one socket.
+"""The server side of UDP over TCP: the datagrams of one stream through one UDP socket.
 
-A `UotRelay` is the protocol of a stream and owns a `DirectUdp`. Datagrams of the stream are sent to
-wherever they say, as far as the rules allow; whatever comes back goes into the stream with its
-source. While the stream does not take any more, the kernel drops what comes.
+A `UotRelay` is the protocol of a stream and owns a `DirectUdp`. It sends the stream's datagrams to
+their destinations, as far as the rules allow, and writes received datagrams to the stream with
+their source. The stream's back-pressure pauses the socket; the kernel then drops datagrams.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from mtt.wire.uot import MAX_FOREIGN, Decoder, UotError, encode_connected, encod
 
 
 class UotRelay(StreamProtocol):
-    """One association. Work begins with `start()`.
+    """One association; call `start()`.
 
     Args:
-        stream: held; ours from now on. What comes is UDP over TCP.
-        version: of that, 1 or 2.
-        acknowledge: tells the client how it goes.
-        resolver: asked for names.
-        allows: whether to send to an IP literal and port.
-        denied: called with a host and port that may not be sent to.
-        idle_time: seconds without a datagram in either direction after which it is closed.
-        answer_time: seconds after which the client is told of the success, if not before: the
-            request of version 2 may come with the first datagram, which may be a while.
-        done: called once when it is over.
+        stream: the stream with UDP over TCP, parked; the relay owns it from now on.
+        version: version of UDP over TCP, 1 or 2.
+        acknowledge: sends the client the outcome.
+        resolver: resolves names.
+        allows: whether the rules allow an IP literal and port.
+        denied: called with a denied host and port.
+        idle_time: idle timeout, seconds.
+        answer_time: seconds until success is acknowledged, at the latest: the request of version 2
+            may arrive with the first datagram, possibly much later.
+        done: called once at the end.
 
-    Raises NetworkError: there is no socket for it.
+    Raises NetworkError if no socket can be opened.
     """
 
     __slots__ = (
@@ -71,11 +71,11 @@ class UotRelay(StreamProtocol):
         self._done = done
         self._drops = Throttle(FAILURE_BURST)
         self._over = False
-        self._lost = False  # the stream is gone
-        self._is_connected = False  # there is one peer only
+        self._lost = False  # the stream is lost
+        self._is_connected = False  # restricted to one peer
         self._idle_timer: asyncio.TimerHandle | None = None
         self._answer_timer: asyncio.TimerHandle | None = None
-        self.received = 0  # bytes in datagrams that were passed to the client
+        self.received = 0  # payload bytes written to the client
         self.started = self._active = self._loop.time()
         self.reason = ""
         self.error: Exception | None = None
@@ -83,27 +83,27 @@ class UotRelay(StreamProtocol):
 
     @property
     def sent(self) -> int:
-        """Bytes in datagrams that were passed on for the client."""
+        """Payload bytes sent for the client."""
         return self._udp.sent
 
     def start(self) -> None:
         """Take over the stream."""
-        self._look_idle()
+        self._check_idle()
         if self._version == 1:
             self._answer()
         self._udp.resume()
         hand_over(self._stream, self)
 
     def abort(self, reason: str) -> None:
-        """Cut it so that the client sees a failure."""
-        self._let_go(reason)
+        """Abort the stream, so that the client sees a failure."""
+        self._release(reason)
         if not self._lost:
             self._stream.abort()
 
     # The protocol of the stream.
 
     def connection_made(self, transport: Any) -> None:
-        """We know it already."""
+        """Do nothing: the stream is known."""
 
     def data_received(self, data: Data) -> None:
         if self._over:
@@ -126,8 +126,8 @@ class UotRelay(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
-        self._let_go(f"near end: {describe(exc)}")
-        done, self._done = self._done, _nobody
+        self._release(f"near end: {describe(exc)}")
+        done, self._done = self._done, _ignore
         done(self)
 
     def pause_writing(self) -> None:
@@ -137,7 +137,7 @@ class UotRelay(StreamProtocol):
         self._udp.resume()
 
     def _requested(self, connect: bool, host: str, port: int) -> None:
-        """The request of version 2 is there."""
+        """Handle the request of version 2."""
         if connect:
             self._is_connected = True
             if not self._udp.restrict(host, port):
@@ -155,9 +155,9 @@ class UotRelay(StreamProtocol):
     # Called by the socket.
 
     def deliver(self, host: str, port: int, payload: memoryview) -> None:
-        if len(payload) > MAX_FOREIGN and not self._stream.half_closes():  # it is not ours
+        if len(payload) > MAX_FOREIGN and not self._stream.half_closes():  # a Go client
             self.dropped(
-                f"from {host_port(host, port)}", len(payload), "Go clients cannot take that"
+                f"from {host_port(host, port)}", len(payload), "too large for a Go client"
             )
         else:
             self.received += len(payload)
@@ -168,30 +168,30 @@ class UotRelay(StreamProtocol):
                 else encode_datagram(payload, host, port)
             )
 
-    def dropped(self, which: str, size: int, why: str) -> None:
+    def dropped(self, direction: str, size: int, why: str) -> None:
         self._drops.log(
             DEBUG, "%s: a datagram %s of %d bytes was dropped: %s",
-            peer_name(self._stream), which, size, why,
+            peer_name(self._stream), direction, size, why,
         )  # fmt: skip
 
-    # Ends.
+    # End.
 
-    def _look_idle(self) -> None:
+    def _check_idle(self) -> None:
         active = max(self._active, self._udp.active)
         left = active + self._idle_time - self._loop.time()
         if left <= 0:
             self._close(f"idle for {self._idle_time:g} s")
         else:
-            self._idle_timer = self._loop.call_later(left, self._look_idle)
+            self._idle_timer = self._loop.call_later(left, self._check_idle)
 
     def _close(self, reason: str) -> None:
-        """End the stream; what was written to it is delivered."""
+        """Deliver written data and close the stream."""
         if not self._over:
-            self._let_go(reason)
+            self._release(reason)
             self._stream.close()
 
-    def _let_go(self, reason: str) -> None:
-        """Give back everything but the stream."""
+    def _release(self, reason: str) -> None:
+        """Release everything except the stream."""
         if self._over:
             return
         self._over = True
@@ -202,5 +202,5 @@ class UotRelay(StreamProtocol):
         self._udp.close()
 
 
-def _nobody(relay: UotRelay) -> None:
-    """`done` has been called."""
+def _ignore(relay: UotRelay) -> None:
+    """Do nothing: `done` has been called."""

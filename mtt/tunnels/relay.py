@@ -76,24 +76,9 @@ class Relay:
     """
 
     __slots__ = (
-        "_check_interval",
-        "_closing",
-        "_counted",
-        "_done",
-        "_end_sent",
-        "_far",
-        "_idle_since",
-        "_idle_timer",
-        "_in_flight_at",
-        "_near",
-        "_quiet_interval",
-        "_quiet_timer",
-        "_received_at_loss",
-        "_timeout",
-        "error",
-        "loop",
-        "reason",
-        "started",
+        "_check_interval", "_closing", "_counted", "_done", "_end_sent", "_far", "_idle_since",
+        "_idle_timer", "_in_flight_at", "_near", "_quiet_interval", "_quiet_timer",
+        "_received_at_loss", "_timeout", "error", "loop", "reason", "started",
     )  # fmt: skip
 
     def __init__(
@@ -339,16 +324,8 @@ class _Leg(StreamProtocol):
     """Protocol of one of the two transports."""
 
     __slots__ = (
-        "borrows",
-        "eof",
-        "forward",
-        "heard_at",
-        "lost",
-        "peer",
-        "peer_received",
-        "received",
-        "relay",
-        "transport",
+        "borrows", "eof", "forward", "heard_at", "lost", "peer", "peer_received", "received",
+        "relay", "transport",
     )  # fmt: skip
 
     peer: _Leg

@@ -1,4 +1,4 @@
-"""UDP ASSOCIATE: a client with a control connection and a UDP socket, a channel that echoes."""
+"""UDP ASSOCIATE with a control connection, a UDP socket and an echoing channel."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Udp:
 
 
 async def ask(control: Tcp, port: int = 0) -> int:
-    """Ask for an association, of datagrams from `port`; the port to send them to."""
+    """Request an association for datagrams from `port`. Returns the port to send them to."""
     await control.send(request(port))
     answer = await control.exactly(2 + 10)
     assert answer[:10] == b"\5\0\5\0\0\1\x7f\0\0\1"
@@ -60,7 +60,7 @@ async def ask(control: Tcp, port: int = 0) -> int:
 
 @contextlib.asynccontextmanager
 async def associated(port: int = 0, **options: Any) -> AsyncIterator[tuple[DirectProxy, Tcp, int]]:
-    """The proxy, the control connection and the port for datagrams."""
+    """Yield the proxy, the control connection and the UDP port."""
     async with (
         direct_proxy(udp=True, **options) as proxy,
         await connect(port_of(proxy)) as control,
@@ -80,7 +80,7 @@ async def over(proxy: DirectProxy) -> None:
     assert all(channel.closed for channel in proxy.channels)
 
 
-async def test_datagrams_go_and_come_with_their_addresses() -> None:
+async def test_datagrams_pass_with_their_addresses() -> None:
     async with associated() as (proxy, control, port):
         with Udp() as client:
             for header, payload in (
@@ -98,7 +98,7 @@ async def test_datagrams_go_and_come_with_their_addresses() -> None:
         await over(proxy)
 
 
-async def test_what_comes_from_another_port_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+async def test_datagram_from_another_port_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with associated() as (proxy, _, port):
         with Udp() as client, Udp() as stranger:
@@ -108,27 +108,27 @@ async def test_what_comes_from_another_port_is_dropped(caplog: pytest.LogCapture
             client.send(NAMED + b"first", port)
             await client.receive()
             stranger.send(NAMED + b"me too", port)
-            await dropped(caplog, "it is from somebody else")
+            await dropped(caplog, "not from the client's address")
             assert [payload for _, _, payload in proxy.channels[0].sent] == [b"first"]
 
 
-async def test_the_port_that_was_announced_counts(caplog: pytest.LogCaptureFixture) -> None:
+async def test_announced_port_is_enforced(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with Udp() as client, Udp() as stranger:
         async with associated(client.port) as (_, _, port):
             stranger.send(NAMED + b"me first", port)
-            await dropped(caplog, "it is from somebody else")
+            await dropped(caplog, "not from the client's address")
             client.send(NAMED + b"hello", port)
             assert await client.receive() == NAMED + b"HELLO"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 127.0.0.2 by itself")
-async def test_another_host_is_not_listened_to(caplog: pytest.LogCaptureFixture) -> None:
+async def test_datagram_from_another_host_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with associated() as (proxy, _, port):
         with Udp("127.0.0.2") as stranger:
             stranger.send(NAMED + b"me", port)
-            await dropped(caplog, "it is from somebody else")
+            await dropped(caplog, "not from the client's address")
         assert proxy.channels[0].sent == []
 
 
@@ -141,7 +141,7 @@ async def test_another_host_is_not_listened_to(caplog: pytest.LogCaptureFixture)
         (b"\0\0\0\3\0\0\x35", "an empty domain name"),
     ],
 )
-async def test_what_is_dropped_harms_nobody(
+async def test_malformed_datagram_is_dropped(
     datagram: bytes, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -153,9 +153,7 @@ async def test_what_is_dropped_harms_nobody(
             assert await client.receive() == NAMED + b"HELLO"
 
 
-async def test_answers_that_cannot_be_delivered_are_dropped(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_undeliverable_replies_are_dropped(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with associated() as (proxy, _, port):
         association = proxy.channels[0].association
@@ -169,7 +167,7 @@ async def test_answers_that_cannot_be_delivered_are_dropped(
             await dropped(caplog, "a domain name with spaces")
             association.pause_writing()
             association.deliver("192.0.2.7", 7, b"")
-            await dropped(caplog, "the client does not take them")
+            await dropped(caplog, "the socket's send buffer is full")
             association.resume_writing()
             association.deliver("192.0.2.7", 7, b"last")
             assert (await client.receive()).endswith(b"last")
@@ -178,7 +176,7 @@ async def test_answers_that_cannot_be_delivered_are_dropped(
 # Ends.
 
 
-async def test_it_ends_with_its_control_connection() -> None:
+async def test_association_ends_with_its_control_connection() -> None:
     async with direct_proxy(udp=True) as proxy:
         for how in (Tcp.close, Tcp.reset, Tcp.finish):
             control = await connect(port_of(proxy))
@@ -193,7 +191,7 @@ async def test_it_ends_with_its_control_connection() -> None:
             control.close()
 
 
-async def test_it_ends_with_its_channel() -> None:
+async def test_association_ends_with_its_channel() -> None:
     async with associated() as (proxy, control, _):
         proxy.channels[0].association.lost(NetworkError("the stream was reset"))
         assert await control.rest() == b""
@@ -201,7 +199,7 @@ async def test_it_ends_with_its_channel() -> None:
         await over(proxy)
 
 
-async def test_it_ends_when_nothing_passes() -> None:
+async def test_association_ends_at_the_idle_timeout() -> None:
     async with associated(udp_idle_time=0.3) as (proxy, control, port):
         loop = asyncio.get_running_loop()
         with Udp() as client:
@@ -215,7 +213,7 @@ async def test_it_ends_when_nothing_passes() -> None:
         await over(proxy)
 
 
-async def test_it_ends_with_the_proxy() -> None:
+async def test_association_ends_with_the_proxy() -> None:
     async with associated() as (proxy, control, _):
         await proxy.close()
         with pytest.raises(ConnectionResetError):
@@ -230,7 +228,7 @@ async def test_it_ends_with_the_proxy() -> None:
     ("error", "code"),
     [(DestinationError(Outcome.NOT_ALLOWED), 2), (NetworkError("the server is gone"), 1)],
 )
-async def test_a_channel_that_cannot_be_had(error: Exception, code: int) -> None:
+async def test_channel_that_fails_to_open(error: Exception, code: int) -> None:
     async with direct_proxy(udp=True) as proxy, await connect(port_of(proxy)) as control:
         proxy.error = error  # type: ignore[assignment]
         await control.send(request())
@@ -238,7 +236,7 @@ async def test_a_channel_that_cannot_be_had(error: Exception, code: int) -> None
         await over(proxy)
 
 
-async def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_associations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proxy_port, "MAX_ASSOCIATIONS", 1)
     async with associated() as (proxy, control, _):
         async with await connect(port_of(proxy)) as second:
@@ -250,7 +248,7 @@ async def test_there_are_not_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
             await ask(third)
 
 
-async def test_ipv6() -> None:
+async def test_ipv6_association() -> None:
     try:
         probe = Udp("::1")
     except OSError:

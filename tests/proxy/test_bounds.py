@@ -1,4 +1,4 @@
-"""The proxy port and clients that are slow, many, gone, or make noise."""
+"""Limits of the proxy port: slow, many, lost and misbehaving clients."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from tests.support.tunnels import connect, eventually
 
 
 @pytest.mark.parametrize("said", [b"", b"\5", b"\5\1\0", b"\4\1\0", b"GET http://a"])
-async def test_a_client_that_does_not_get_on_is_left(
-    said: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stalled_handshake_times_out(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, handshake, http)
     async with direct_proxy(handshake_time=10) as proxy:
         async with await connect(port_of(proxy)) as client:
@@ -37,9 +35,7 @@ async def test_a_client_that_does_not_get_on_is_left(
         assert proxy.proxy.pending == 0
 
 
-async def test_the_time_does_not_start_again_with_every_message(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_handshake_deadline_covers_all_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, handshake, http)
     async with direct_proxy(handshake_time=10) as proxy, await connect(port_of(proxy)) as client:
         said = socks4a(1, "a" * 200)[0]
@@ -56,9 +52,7 @@ async def test_the_time_does_not_start_again_with_every_message(
         assert proxy.asked == []
 
 
-async def test_the_oldest_of_too_many_handshakes_has_to_go(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_oldest_of_too_many_handshakes_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     def two(**options: Any) -> admission.Pending:
         return admission.Pending(2, **options)
 
@@ -72,7 +66,7 @@ async def test_the_oldest_of_too_many_handshakes_has_to_go(
             client.close()
 
 
-async def test_the_end_of_the_proxy_is_the_end_of_handshakes_and_of_what_is_being_opened() -> None:
+async def test_close_ends_handshakes_and_pending_opens() -> None:
     async with direct_proxy() as proxy:
         proxy.gate.clear()
         asking, waiting = await connect(port_of(proxy)), await connect(port_of(proxy))
@@ -87,7 +81,7 @@ async def test_the_end_of_the_proxy_is_the_end_of_handshakes_and_of_what_is_bein
             client.close()
 
 
-async def test_clients_that_come_and_go_are_no_news(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lost_clients_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with direct_proxy() as proxy:
         for said in (b"", b"\5", b"\5\1\0", b"\4\1", b"GET"):
             for reset in (True, False):
@@ -117,8 +111,8 @@ async def test_repeated_failures_do_not_flood_the_log(caplog: pytest.LogCaptureF
     assert len(down) == len(lines) - len(down) == FAILURE_BURST
 
 
-async def test_noise(caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever comes first: an answer or none, never an internal error, and nobody stays."""
+async def test_random_input(caplog: pytest.LogCaptureFixture) -> None:
+    """Random input never causes an internal error, and no connection stays open."""
     rng = random.Random(5)
     starts = [said for said, _ in (request(9) for request in TUNNELS.values())]
     starts += [b"", b"GET http://a:9/ HTTP/1.1\r\nHost: a\r\n\r\n", b"\5\1\0\5\3\0"]

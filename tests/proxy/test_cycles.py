@@ -1,4 +1,4 @@
-"""Clients of the HTTP proxy leave nothing to the garbage collector."""
+"""Connections of HTTP proxy clients leave no reference cycles."""
 
 from __future__ import annotations
 

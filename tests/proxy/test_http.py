@@ -1,4 +1,4 @@
-"""Plain HTTP requests: connections are kept, answers come in order, and none is missing."""
+"""Plain HTTP requests: reuse of connections, order of answers, retries and timeouts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.clock import Clock
 from tests.support.tunnels import Tcp, eventually, unsent
 
 
-async def test_requests_share_both_connections() -> None:
+async def test_requests_reuse_both_connections() -> None:
     async with site() as there, await there.client() as client:
         for number in range(5):
             await client.send(there.request(f"/{number}"))
@@ -45,7 +45,7 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
         assert there.there.count == 1
 
 
-async def test_a_pipelined_request_waits_for_the_answer_before_it() -> None:
+async def test_pipelined_request_waits_for_the_previous_answer() -> None:
     gate = asyncio.Event()
 
     async def slow(connection: Tcp, head: bytes) -> bool:
@@ -60,7 +60,7 @@ async def test_a_pipelined_request_waits_for_the_answer_before_it() -> None:
         assert (await read_answer(client))[1] == b"/2"
 
 
-async def test_requests_that_are_sent_ahead_are_bounded() -> None:
+async def test_pipelined_requests_are_bounded() -> None:
     gate = asyncio.Event()
 
     async def slow(connection: Tcp, head: bytes) -> bool:
@@ -80,7 +80,7 @@ async def test_requests_that_are_sent_ahead_are_bounded() -> None:
         assert (await read_answer(client))[1] == b"/00000"
 
 
-async def test_other_origins_on_the_same_connection() -> None:
+async def test_several_origins_on_one_client_connection() -> None:
     async with site() as one, site() as other, await one.client() as client:
         for number in range(3):
             for there in (one, other):
@@ -101,7 +101,7 @@ async def test_idle_origin_connections_are_bounded() -> None:
         assert len(connection.origins) == origin.MAX_IDLE
 
 
-async def test_a_connection_is_not_shared_between_clients() -> None:
+async def test_origin_connection_is_not_shared_between_clients() -> None:
     async with site() as there, await there.client() as one, await there.client() as other:
         for client in (one, other, one, other):
             await client.send(there.request("/"))
@@ -116,7 +116,7 @@ async def test_a_connection_is_not_shared_between_clients() -> None:
     ("line", "version"),
     [("Connection: close", "1.1"), ("X: y", "1.0"), ("Connection: keep-alive", "1.0")],
 )
-async def test_a_client_that_wants_one_answer_gets_one(line: str, version: str) -> None:
+async def test_connection_close_of_the_client_is_honoured(line: str, version: str) -> None:
     async with site() as there, await there.client() as client:
         await client.send(there.request("/1", line, version=version) + there.request("/2"))
         answer = await client.rest()
@@ -127,7 +127,7 @@ async def test_a_client_that_wants_one_answer_gets_one(line: str, version: str) 
         assert there.heads[0][0].endswith(b"\r\nConnection: close\r\n\r\n")
 
 
-async def test_an_origin_that_closes_does_not_close_the_client() -> None:
+async def test_origin_close_keeps_the_client_connection() -> None:
     async def closing(connection: Tcp, _head: bytes) -> None:
         await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
 
@@ -140,7 +140,7 @@ async def test_an_origin_that_closes_does_not_close_the_client() -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_an_origin_that_closes_without_saying_so(method: str) -> None:
+async def test_unannounced_origin_close(method: str) -> None:
     async def closing(connection: Tcp, _head: bytes) -> None:
         await connection.exactly(3)
         await connection.send(OK)
@@ -151,7 +151,7 @@ async def test_an_origin_that_closes_without_saying_so(method: str) -> None:
             assert (await read_answer(client))[1] == b"ok"
 
 
-async def test_a_half_closed_client_gets_all_answers() -> None:
+async def test_half_closed_client_gets_all_answers() -> None:
     async with site() as there, await there.client() as client:
         await client.send(there.request("/1") + there.request("/2"))
         await client.finish()
@@ -165,7 +165,7 @@ async def test_a_half_closed_client_gets_all_answers() -> None:
 
 
 class Ends:
-    """Answers the first request on the first connection, and ends it when the second one comes."""
+    """Answers the first request of a connection, and ends it at the second one."""
 
     def __init__(self, *, reset: bool = False, partial: bytes = b"") -> None:
         self.connections = 0
@@ -190,7 +190,7 @@ class Ends:
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
-async def test_an_idempotent_request_is_sent_again(method: str, reset: bool) -> None:
+async def test_idempotent_request_is_retried(method: str, reset: bool) -> None:
     ends = Ends(reset=reset)
     async with site(ends) as there, await there.client() as client:
         await client.send(there.request("/first"))
@@ -206,7 +206,7 @@ async def test_an_idempotent_request_is_sent_again(method: str, reset: bool) -> 
         assert ends.bodies == ([b"hello"] * 2 if body else [])
 
 
-async def test_a_body_that_has_not_been_begun_may_be_sent_elsewhere() -> None:
+async def test_request_with_unbegun_body_is_retried() -> None:
     ends = Ends()
     async with site(ends) as there, await there.client() as client:
         await client.send(there.request("/first"))
@@ -219,7 +219,7 @@ async def test_a_body_that_has_not_been_begun_may_be_sent_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(("method", "size"), [("POST", 5), ("PUT", MAX_REPLAY + 1)])
-async def test_a_request_that_may_have_been_done_is_not_sent_again(method: str, size: int) -> None:
+async def test_possibly_processed_request_is_not_retried(method: str, size: int) -> None:
     async def serve(connection: Tcp, head: bytes) -> bool:
         if b"/first" in head:
             await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
@@ -240,7 +240,7 @@ async def test_a_request_that_may_have_been_done_is_not_sent_again(method: str, 
         assert there.there.count == 2
 
 
-async def test_a_request_is_not_sent_again_after_a_byte_of_an_answer() -> None:
+async def test_no_retry_after_a_byte_of_the_answer() -> None:
     async with site(Ends(partial=b"H")) as there, await there.client() as client:
         await client.send(there.request("/first"))
         await read_answer(client)
@@ -248,7 +248,7 @@ async def test_a_request_is_not_sent_again_after_a_byte_of_an_answer() -> None:
         assert (await read_answer(client))[0].startswith(b"HTTP/1.1 502 ")
 
 
-async def test_a_new_connection_that_ends_is_not_replaced() -> None:
+async def test_no_retry_after_a_new_connection_ends() -> None:
     async def ends(_connection: Tcp, _head: bytes) -> None:
         pass
 
@@ -258,9 +258,7 @@ async def test_a_new_connection_that_ends_is_not_replaced() -> None:
         assert there.there.count == 1
 
 
-async def test_a_post_takes_only_connections_that_are_known_to_be_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_post_uses_only_proven_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     async with site() as there, await there.client() as client:
         clock = Clock(monkeypatch, origin, http)
 
@@ -276,7 +274,7 @@ async def test_a_post_takes_only_connections_that_are_known_to_be_kept(
         assert await post() == 2
 
 
-async def test_an_origin_that_says_that_it_keeps_connections_is_believed() -> None:
+async def test_keep_alive_header_proves_a_connection() -> None:
     async def keeping(connection: Tcp, _head: bytes) -> bool:
         await connection.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n"))
         return True
@@ -288,7 +286,7 @@ async def test_an_origin_that_says_that_it_keeps_connections_is_believed() -> No
         assert there.there.count == 1
 
 
-async def test_an_end_of_an_idle_connection_is_noticed_at_once() -> None:
+async def test_end_of_idle_connection_is_noticed_at_once() -> None:
     released = asyncio.Event()
 
     async def serve(connection: Tcp, head: bytes) -> bool:
@@ -311,7 +309,7 @@ async def test_an_end_of_an_idle_connection_is_noticed_at_once() -> None:
 @pytest.mark.parametrize(
     ("line", "seconds"), [("X: y", origin.KEEP_TIME), ("Keep-Alive: timeout=5, max=9", 4.0)]
 )
-async def test_how_long_an_origin_connection_is_kept(
+async def test_idle_timeout_of_origin_connections(
     line: str, seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -327,7 +325,7 @@ async def test_how_long_an_origin_connection_is_kept(
             assert there.there.count == count
 
 
-async def test_an_answer_that_nothing_asked_for_ends_its_connection() -> None:
+async def test_unsolicited_answer_ends_the_connection() -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         await connection.send(OK + OK)
         return True
@@ -342,7 +340,7 @@ async def test_an_answer_that_nothing_asked_for_ends_its_connection() -> None:
 # Failures.
 
 
-async def test_a_failed_request_does_not_end_the_clients_connection() -> None:
+async def test_failed_request_keeps_the_client_connection() -> None:
     async with site() as there, await there.client() as client:
         there.proxy.error = DestinationError(Outcome.CONNECTION_REFUSED)
         await client.send(there.request("/", method="HEAD"))
@@ -356,7 +354,7 @@ async def test_a_failed_request_does_not_end_the_clients_connection() -> None:
         assert (await read_answer(client))[1] == b"/1"
 
 
-async def test_a_failed_request_whose_body_is_incomplete_ends_the_connection() -> None:
+async def test_failed_request_with_incomplete_body_closes() -> None:
     async with site() as there, await there.client() as client:
         there.proxy.error = DestinationError(Outcome.TIMED_OUT)
         await client.send(there.request("/", "Content-Length: 5", method="POST") + b"hell")
@@ -379,7 +377,7 @@ async def test_a_failed_request_whose_body_is_incomplete_ends_the_connection() -
         b"",
     ],
 )
-async def test_an_origin_that_does_not_speak_http_properly(answer: bytes) -> None:
+async def test_invalid_answer_of_the_origin(answer: bytes) -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         await connection.send(answer)
         await connection.finish()
@@ -400,7 +398,7 @@ async def test_an_origin_that_does_not_speak_http_properly(answer: bytes) -> Non
         b"nonsense\r\n",
     ],
 )
-async def test_a_bad_request_is_refused_after_the_answer_to_a_good_one(
+async def test_bad_request_is_refused_after_earlier_answers(
     second: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with site() as there, await there.client() as client:
@@ -412,7 +410,7 @@ async def test_a_bad_request_is_refused_after_the_answer_to_a_good_one(
     assert line.getMessage().startswith("127.0.0.1:")
 
 
-async def test_every_request_needs_the_password() -> None:
+async def test_every_request_needs_the_login() -> None:
     async with site(users=[USER]) as there, await there.client() as client:
         await client.send(
             there.request("/1", "Proxy-Authorization: Basic dXNlcjpww6Rzc3dvcmQ=")
@@ -424,7 +422,7 @@ async def test_every_request_needs_the_password() -> None:
         assert b"Proxy-Auth" not in there.heads[0][0]
 
 
-async def test_a_tunnel_may_follow_requests() -> None:
+async def test_connect_may_follow_requests() -> None:
     async with site() as there, await there.client() as client:
         await client.send(there.request("/1"))
         await read_answer(client)
@@ -457,7 +455,7 @@ async def test_no_url_reaches_the_log(caplog: pytest.LogCaptureFixture) -> None:
 # Time.
 
 
-async def test_an_idle_client_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_client_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     async with site() as there, await there.client() as client:
         clock = Clock(monkeypatch, origin, http)
         await client.send(there.request("/"))
@@ -469,9 +467,7 @@ async def test_an_idle_client_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None
         assert not there.proxy.tunnels
 
 
-async def test_an_incomplete_further_request_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_incomplete_further_request_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     async with site(handshake_time=10) as there, await there.client() as client:
         clock = Clock(monkeypatch, origin, http)
         await client.send(there.request("/"))
@@ -486,9 +482,7 @@ async def test_an_incomplete_further_request_is_not_waited_for(
 
 
 @pytest.mark.parametrize("begun", [False, True])
-async def test_an_answer_that_does_not_get_on(
-    begun: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_stalled_answer_times_out(begun: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         if begun:
             await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")
@@ -511,7 +505,7 @@ async def test_an_answer_that_does_not_get_on(
             assert (await client.rest()).startswith(b"HTTP/1.1 504 ")
 
 
-async def test_a_drain_ends_idle_clients_and_finishes_the_others() -> None:
+async def test_drain_closes_idle_clients_and_finishes_others() -> None:
     gate = asyncio.Event()
 
     async def slow(connection: Tcp, head: bytes) -> bool:
@@ -531,7 +525,7 @@ async def test_a_drain_ends_idle_clients_and_finishes_the_others() -> None:
         await eventually(lambda: not there.proxy.tunnels)
 
 
-async def test_a_client_that_leaves_ends_its_request() -> None:
+async def test_lost_client_aborts_its_request() -> None:
     ended = asyncio.Event()
 
     async def serve(connection: Tcp, _head: bytes) -> None:
@@ -548,7 +542,7 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
         await eventually(lambda: not there.proxy.tunnels)
 
 
-async def test_a_client_that_leaves_while_its_origin_is_dialled_leaves_nothing() -> None:
+async def test_client_lost_during_dial_cancels_the_dial() -> None:
     async with site() as there:
         there.proxy.gate.clear()
         client = await there.client()
@@ -559,7 +553,7 @@ async def test_a_client_that_leaves_while_its_origin_is_dialled_leaves_nothing()
         assert there.there.count == 0
 
 
-async def test_a_request_may_come_in_pieces_and_behind_an_empty_line() -> None:
+async def test_request_in_pieces_after_an_empty_line() -> None:
     async with site() as there, await there.client() as client:
         for request in (there.request("/1"), b"\r\n\r\n" + there.request("/2")):  # RFC 9112, 2.2
             for byte in request:
@@ -569,7 +563,7 @@ async def test_a_request_may_come_in_pieces_and_behind_an_empty_line() -> None:
         assert there.there.count == 1
 
 
-async def test_a_client_that_reads_no_answers_gets_no_more_of_them() -> None:
+async def test_client_back_pressure_stops_answers() -> None:
     async with site() as there, await there.client() as client:
         await client.send(there.request("/"))
         await read_answer(client)
@@ -586,7 +580,7 @@ async def test_a_client_that_reads_no_answers_gets_no_more_of_them() -> None:
         await read_answer(client)
 
 
-async def test_a_client_that_ends_before_it_reads_answers_gets_all_of_them() -> None:
+async def test_half_closed_slow_client_gets_all_answers() -> None:
     async with site() as there, await there.client() as client:
         await client.send(there.request("/"))
         await read_answer(client)
@@ -603,7 +597,7 @@ async def test_a_client_that_ends_before_it_reads_answers_gets_all_of_them() -> 
 
 
 @pytest.mark.parametrize("early", [True, False])
-async def test_the_end_of_a_client_reaches_the_origin(early: bool) -> None:
+async def test_client_half_close_reaches_the_origin(early: bool) -> None:
     async def serve(connection: Tcp, _head: bytes) -> None:
         if not early:
             await connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -619,7 +613,7 @@ async def test_the_end_of_a_client_reaches_the_origin(early: bool) -> None:
         await eventually(lambda: not there.proxy.tunnels)
 
 
-async def test_a_client_that_has_ended_while_its_origin_is_dialled() -> None:
+async def test_client_half_close_during_the_dial() -> None:
     async def serve(connection: Tcp, _head: bytes) -> None:
         assert await connection.rest() == b""
         await connection.send(OK)

@@ -1,4 +1,4 @@
-"""Bodies through the HTTP proxy: every framing, both ways, cut short, and slower than they come."""
+"""Bodies through the HTTP proxy: framings, both directions, cuts and back-pressure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def chunked(data: bytes, trailer: bytes = b"") -> bytes:
         ("Transfer-Encoding: chunked", chunked(PAYLOAD, b"X-Digest: 1\r\nX-Other: 2\r\n")),
     ],
 )
-async def test_a_request_body_and_what_follows_it(framing: str, body: bytes) -> None:
+async def test_request_body_and_next_request(framing: str, body: bytes) -> None:
     got: list[bytes] = []
 
     async def serve(connection: Tcp, head: bytes) -> bool:
@@ -64,7 +64,7 @@ async def test_a_request_body_and_what_follows_it(framing: str, body: bytes) -> 
         assert there.there.count == 1
 
 
-async def test_a_body_that_comes_while_the_origin_is_dialled_is_bounded() -> None:
+async def test_body_is_bounded_during_the_dial() -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         assert await connection.exactly(SIZE) == PAYLOAD
         await connection.send(OK)
@@ -85,7 +85,7 @@ async def test_a_body_that_comes_while_the_origin_is_dialled_is_bounded() -> Non
         await sending
 
 
-async def test_a_client_waits_while_the_origin_does_not_read() -> None:
+async def test_origin_back_pressure_pauses_the_client() -> None:
     gate = asyncio.Event()
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -104,7 +104,7 @@ async def test_a_client_waits_while_the_origin_does_not_read() -> None:
         assert (await client.until(b"ok")).endswith(b"ok")
 
 
-async def test_a_malformed_chunk_is_refused_and_cuts_the_request() -> None:
+async def test_malformed_chunk_is_refused() -> None:
     seen: list[bytes] = []
 
     async def serve(connection: Tcp, _head: bytes) -> None:
@@ -122,7 +122,7 @@ async def test_a_malformed_chunk_is_refused_and_cuts_the_request() -> None:
         await eventually(lambda: seen == [b"5\r\nhello\r\n", b"reset"])
 
 
-async def test_a_client_that_ends_in_the_middle_of_its_request_cuts_it() -> None:
+async def test_client_end_within_a_body_cuts_the_request() -> None:
     seen: list[bytes] = []
 
     async def serve(connection: Tcp, _head: bytes) -> None:
@@ -150,7 +150,7 @@ async def test_a_client_that_ends_in_the_middle_of_its_request_cuts_it() -> None
         (b"Transfer-Encoding: chunked", chunked(b"", b"X-Digest: 1\r\n")),
     ],
 )
-async def test_an_answer_passes_unchanged(framing: bytes, body: bytes) -> None:
+async def test_answer_passes_unchanged(framing: bytes, body: bytes) -> None:
     head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n"
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -164,7 +164,7 @@ async def test_an_answer_passes_unchanged(framing: bytes, body: bytes) -> None:
         assert there.there.count == 1
 
 
-async def test_an_answer_that_comes_byte_by_byte() -> None:
+async def test_answer_byte_by_byte() -> None:
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"hello world")
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -197,7 +197,7 @@ async def test_answers_without_a_body(method: str, status: bytes) -> None:
         assert there.there.count == 1
 
 
-async def test_an_origin_waits_while_the_client_does_not_read() -> None:
+async def test_client_back_pressure_pauses_the_origin() -> None:
     sent: list[bytes] = []
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -220,7 +220,7 @@ async def test_an_origin_waits_while_the_client_does_not_read() -> None:
 # Answers that end with their connection, and answers that are cut.
 
 
-async def test_an_answer_that_ends_with_its_connection_ends_the_clients() -> None:
+async def test_answer_ended_by_close_closes_the_client() -> None:
     async def serve(connection: Tcp, _head: bytes) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nX: 1\r\n\r\n" + PAYLOAD)
         await connection.finish()
@@ -234,7 +234,7 @@ async def test_an_answer_that_ends_with_its_connection_ends_the_clients() -> Non
 
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("framing", [b"Content-Length: 9", b"Transfer-Encoding: chunked", b"X: 1"])
-async def test_an_answer_that_is_cut_looks_cut(framing: bytes, reset: bool) -> None:
+async def test_cut_answer_looks_cut(framing: bytes, reset: bool) -> None:
     seen = asyncio.Event()
 
     async def serve(connection: Tcp, _head: bytes) -> None:
@@ -253,8 +253,8 @@ async def test_an_answer_that_is_cut_looks_cut(framing: bytes, reset: bool) -> N
             await client.rest()
 
 
-async def test_what_has_come_of_an_answer_precedes_the_cut() -> None:
-    """However slowly the client reads."""
+async def test_received_part_of_an_answer_precedes_the_cut() -> None:
+    """Also if the client reads slowly."""
     gate, cut = asyncio.Event(), asyncio.Event()
     data = PAYLOAD[:300_000]  # more than the kernel takes for the client
 
@@ -284,7 +284,7 @@ async def test_what_has_come_of_an_answer_precedes_the_cut() -> None:
 # HTTP/1.0.
 
 
-async def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answers() -> None:
+async def test_http_1_0_client_gets_no_chunks_and_no_1xx() -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         await connection.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nA: 1\r\n\r\n")
@@ -297,7 +297,7 @@ async def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answers() -> N
         assert answer == b"HTTP/1.1 200 OK\r\nA: 1\r\nConnection: close\r\n\r\n" + PAYLOAD
 
 
-async def test_chunks_that_are_cut_look_cut_to_a_client_of_http_1_0() -> None:
+async def test_cut_chunks_look_cut_to_http_1_0_client() -> None:
     async def serve(connection: Tcp, _head: bytes) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
 
@@ -308,7 +308,7 @@ async def test_chunks_that_are_cut_look_cut_to_a_client_of_http_1_0() -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-async def test_an_origin_of_http_1_0(keep: bool) -> None:
+async def test_http_1_0_origin(keep: bool) -> None:
     line = b"Connection: keep-alive\r\n" if keep else b""
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -325,7 +325,7 @@ async def test_an_origin_of_http_1_0(keep: bool) -> None:
 # Interim answers, and answers that do not wait for the request.
 
 
-async def test_a_client_may_wait_for_100_continue() -> None:
+async def test_100_continue_is_passed_on() -> None:
     async def serve(connection: Tcp, head: bytes) -> bool:
         assert b"\r\nExpect: 100-continue\r\n" in head
         await connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -344,7 +344,7 @@ async def test_a_client_may_wait_for_100_continue() -> None:
         assert there.there.count == 1
 
 
-async def test_a_refusal_before_the_body_ends_the_connection() -> None:
+async def test_early_refusal_closes_the_connection() -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         await connection.send(b"HTTP/1.1 417 No\r\nContent-Length: 2\r\n\r\nno")
         return True
@@ -356,7 +356,7 @@ async def test_a_refusal_before_the_body_ends_the_connection() -> None:
         assert answer.endswith(b"\r\nConnection: close\r\n\r\nno")
 
 
-async def test_a_request_that_stays_incomplete_looks_cut_to_the_origin() -> None:
+async def test_incomplete_request_looks_cut_to_the_origin() -> None:
     ends: list[str] = []
 
     async def serve(connection: Tcp, _head: bytes) -> bool:
@@ -376,8 +376,8 @@ async def test_a_request_that_stays_incomplete_looks_cut_to_the_origin() -> None
 
 
 @pytest.mark.parametrize("reads", [0, 100_000])
-async def test_an_origin_that_answers_and_closes_during_an_upload(reads: int) -> None:
-    """Its answer arrives, whatever its reset does to the rest of the upload."""
+async def test_origin_that_answers_and_closes_during_upload(reads: int) -> None:
+    """The answer arrives even if the origin resets the rest of the upload."""
 
     async def serve(connection: Tcp, _head: bytes) -> None:
         await connection.exactly(reads)
@@ -393,7 +393,7 @@ async def test_an_origin_that_answers_and_closes_during_an_upload(reads: int) ->
         await asyncio.gather(sending, return_exceptions=True)
 
 
-async def test_an_answer_may_begin_before_the_request_is_complete() -> None:
+async def test_answer_before_the_request_is_complete() -> None:
     async def echo(connection: Tcp, _head: bytes) -> None:
         await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
         for _ in range(2):
@@ -414,7 +414,7 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: chat\r\nConnection: Upgr
 
 
 @pytest.mark.parametrize("early", [False, True])
-async def test_an_upgrade_becomes_a_tunnel(early: bool) -> None:
+async def test_upgrade_becomes_a_tunnel(early: bool) -> None:
     async def serve(connection: Tcp, head: bytes) -> None:
         if b"/first" in head:
             await connection.send(OK)
@@ -444,7 +444,7 @@ async def test_an_upgrade_becomes_a_tunnel(early: bool) -> None:
         await eventually(lambda: not there.proxy.tunnels)
 
 
-async def test_an_upgrade_that_is_refused_is_an_answer() -> None:
+async def test_refused_upgrade_is_an_ordinary_answer() -> None:
     async def serve(connection: Tcp, _head: bytes) -> bool:
         await connection.send(OK)
         return True
@@ -456,8 +456,8 @@ async def test_an_upgrade_that_is_refused_is_an_answer() -> None:
         assert there.there.count == 1
 
 
-async def test_noise_from_clients_and_origins(caplog: pytest.LogCaptureFixture) -> None:
-    """Every client gets answers, a refusal or an end; nothing stays, and nothing breaks inside."""
+async def test_random_input_from_clients_and_origins(caplog: pytest.LogCaptureFixture) -> None:
+    """Every client gets an answer, a refusal or an end; no internal error, nothing stays open."""
     rng = random.Random(11)
     answers = (
         OK, SWITCH, b"HTTP/1.1 100 Continue\r\n\r\n" + OK, b"HTTP/1.0 200 OK\r\n\r\nx",

@@ -6,7 +6,7 @@ from mtt.proxy.origin import IdleOrigins, Origin
 from tests.support.transports import FakeTransport, turns
 
 
-async def test_idle_origin_is_read_although_its_client_was_slow() -> None:
+async def test_idle_origin_is_read_after_client_back_pressure() -> None:
     transport = FakeTransport()
     origin = Origin(transport, ("a.test", 80))
     transport.set_protocol(origin)

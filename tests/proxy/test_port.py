@@ -1,4 +1,4 @@
-"""The proxy port on sockets: SOCKS and HTTP clients, real connections, every way to fail."""
+"""The proxy port on real sockets: SOCKS and HTTP clients, logins and failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.tunnels import Tcp, connect, echo, listening, serving
 
 
 @in_every_protocol
-async def test_a_tunnel_for_a_client_that_waits_for_answers(name: str) -> None:
+async def test_tunnel_with_step_by_step_handshake(name: str) -> None:
     async with serving(echo) as destination, direct_proxy() as proxy:
         said, answer = TUNNELS[name](destination.port)
         async with await connect(port_of(proxy)) as client:
@@ -47,7 +47,7 @@ async def test_a_tunnel_for_a_client_that_waits_for_answers(name: str) -> None:
 
 
 @in_every_protocol
-async def test_a_client_that_says_all_at_once_loses_nothing(name: str) -> None:
+async def test_tunnel_with_pipelined_handshake(name: str) -> None:
     payload = random.Random(1).randbytes(300_000)
     async with serving(echo) as destination, direct_proxy() as proxy:
         said, answer = TUNNELS[name](destination.port)
@@ -60,7 +60,7 @@ async def test_a_client_that_says_all_at_once_loses_nothing(name: str) -> None:
 
 
 @in_every_protocol
-async def test_byte_by_byte(name: str) -> None:
+async def test_handshake_byte_by_byte(name: str) -> None:
     async with serving(echo) as destination, direct_proxy() as proxy:
         said, answer = TUNNELS[name](destination.port)
         async with await connect(port_of(proxy)) as client:
@@ -71,7 +71,7 @@ async def test_byte_by_byte(name: str) -> None:
 
 
 @in_every_protocol
-async def test_success_is_not_claimed_before_there_is_one(name: str) -> None:
+async def test_success_is_sent_after_the_dial(name: str) -> None:
     async with listening() as destination, direct_proxy() as proxy:
         proxy.gate.clear()
         said, answer = TUNNELS[name](destination.port)
@@ -92,7 +92,7 @@ async def test_success_is_not_claimed_before_there_is_one(name: str) -> None:
 
 
 @in_every_protocol
-async def test_a_destination_may_speak_first_and_the_client_may_end_at_once(name: str) -> None:
+async def test_server_first_protocol_and_early_half_close(name: str) -> None:
     async def speak(connection: Tcp) -> None:
         await connection.send(b"welcome")
         assert await connection.rest() == b"bye"
@@ -106,7 +106,7 @@ async def test_a_destination_may_speak_first_and_the_client_may_end_at_once(name
             assert await client.rest() == answer + b"welcome"
 
 
-async def test_a_client_that_leaves_while_its_destination_is_dialled_leaves_nothing() -> None:
+async def test_client_lost_during_dial_cancels_the_dial() -> None:
     async with listening() as destination, direct_proxy() as proxy:
         proxy.gate.clear()
         client = await connect(port_of(proxy))
@@ -136,7 +136,7 @@ FAILURES: list[tuple[MttError, int, bytes]] = [
 
 
 @pytest.mark.parametrize(("error", "code", "status"), FAILURES)
-async def test_why_it_failed(error: MttError, code: int, status: bytes) -> None:
+async def test_reply_codes_of_failures(error: MttError, code: int, status: bytes) -> None:
     async with direct_proxy() as proxy:
         proxy.error = error
         for request in (socks5, socks4, socks4a, http_connect):
@@ -154,7 +154,7 @@ async def test_why_it_failed(error: MttError, code: int, status: bytes) -> None:
                     assert answer == FAILURE4
 
 
-async def test_a_port_where_nobody_listens() -> None:
+async def test_connection_refused() -> None:
     async with direct_proxy() as proxy, listening() as destination:
         port = destination.port
         destination.close()
@@ -163,7 +163,7 @@ async def test_a_port_where_nobody_listens() -> None:
             assert (await client.rest())[:4] == b"\5\0\5\5"
 
 
-async def test_whose_failure_is_worth_a_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_server_failures_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with direct_proxy() as proxy:
         for error in (DestinationError(Outcome.CONNECTION_REFUSED), NetworkError("no server")):
             proxy.error = error
@@ -205,7 +205,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_is_refused(name: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refused_requests(name: str, caplog: pytest.LogCaptureFixture) -> None:
     said, answer = REFUSED[name]
     async with direct_proxy() as proxy:
         async with await connect(port_of(proxy)) as client:
@@ -222,7 +222,7 @@ async def test_what_is_refused(name: str, caplog: pytest.LogCaptureFixture) -> N
 
 
 @pytest.mark.parametrize("users", [[USER], [User("other", "pw"), USER, User("third", "")]])
-async def test_the_right_user_gets_in(users: list[User]) -> None:
+async def test_valid_login(users: list[User]) -> None:
     async with serving(echo) as destination, direct_proxy(users=users) as proxy:
         authorization = "Proxy-Authorization: Basic dXNlcjpww6Rzc3dvcmQ="
         for said, answer in (
@@ -235,7 +235,7 @@ async def test_the_right_user_gets_in(users: list[User]) -> None:
 
 
 @pytest.mark.parametrize("user", [User("user", "passw0rd"), User("", ""), User("x", "pässword")])
-async def test_others_do_not(user: User, caplog: pytest.LogCaptureFixture) -> None:
+async def test_invalid_login(user: User, caplog: pytest.LogCaptureFixture) -> None:
     async with direct_proxy(users=[USER]) as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(socks5_login(1, user)[0])
@@ -251,7 +251,7 @@ async def test_others_do_not(user: User, caplog: pytest.LogCaptureFixture) -> No
     assert not user.password or user.password not in caplog.text
 
 
-async def test_http_clients_are_asked_for_their_user() -> None:
+async def test_http_clients_get_a_login_challenge() -> None:
     async with direct_proxy(users=[USER]) as proxy:
         wrong = "Proxy-Authorization: Basic dXNlcjpwYXNz"
         for said in (

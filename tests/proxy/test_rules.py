@@ -1,4 +1,4 @@
-"""Where a proxy may connect to."""
+"""Rules for a proxy's destinations."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ PUBLIC = [
 
 
 @pytest.mark.parametrize("host", SPECIAL)
-def test_the_operators_own_network_is_denied(host: str) -> None:
+def test_operators_network_is_denied(host: str) -> None:
     assert not DEFAULT_POLICY.allows(host, 80)
 
 
 @pytest.mark.parametrize("host", PUBLIC)
-def test_the_internet_is_allowed(host: str) -> None:
+def test_internet_is_allowed(host: str) -> None:
     assert DEFAULT_POLICY.allows(host, 80)
 
 
 @pytest.mark.parametrize("host", ["", "localhost", "example.com", "127.1", "0x7f000001", "[::1]"])
-def test_what_is_no_address_is_denied(host: str) -> None:
+def test_names_and_malformed_addresses_are_denied(host: str) -> None:
     assert not DEFAULT_POLICY.allows(host, 80)
 
 
@@ -78,7 +78,7 @@ _LIMITS = {address for limits in SPECIAL_RANGES for address in limits}
 
 
 @pytest.mark.parametrize(("first", "last"), SPECIAL_RANGES)
-def test_every_special_range_is_denied_to_its_limits(first: str, last: str) -> None:
+def test_special_ranges_are_denied_to_their_limits(first: str, last: str) -> None:
     limits = ipaddress.ip_address(first), ipaddress.ip_address(last)
     for port in (0, 80, 65535):
         assert not DEFAULT_POLICY.allows(first, port)
@@ -89,8 +89,8 @@ def test_every_special_range_is_denied_to_its_limits(first: str, last: str) -> N
             assert DEFAULT_POLICY.allows(str(space(outside)), 80)
 
 
-def test_no_special_range_is_missing_from_the_list() -> None:
-    """Whatever range is denied without a rule stands above."""
+def test_list_of_special_ranges_is_complete() -> None:
+    """Every range that is denied by default is listed above."""
     ranges = [
         network
         for first, last in SPECIAL_RANGES
@@ -101,8 +101,8 @@ def test_no_special_range_is_missing_from_the_list() -> None:
     assert sorted(map(str, ranges)) == sorted(rules._SPECIAL)
 
 
-def test_ranges_of_pythons_own_registry() -> None:
-    """Nothing that `ipaddress` takes for private, local or multicast gets through."""
+def test_ranges_that_ipaddress_calls_private_are_denied() -> None:
+    """No address that `ipaddress` calls private, local or multicast is allowed."""
     rng = random.Random(20)
     for _ in range(3000):
         v4 = ipaddress.IPv4Address(rng.getrandbits(32))
@@ -112,7 +112,7 @@ def test_ranges_of_pythons_own_registry() -> None:
                 assert not DEFAULT_POLICY.allows(str(address), 443), address
 
 
-def test_the_most_specific_rule_decides() -> None:
+def test_most_specific_rule_decides() -> None:
     policy = parse_policy(["10.1.0.0/16", "10.1.2.3"], ["10.1.2.0/24", "8.8.0.0/16"])
     assert policy.allows("10.1.0.1", 1)
     assert not policy.allows("10.1.2.1", 1)
@@ -122,21 +122,21 @@ def test_the_most_specific_rule_decides() -> None:
     assert policy.allows("8.9.8.8", 1)
 
 
-def test_a_wide_allow_opens_nothing_special() -> None:
+def test_wide_allow_keeps_special_ranges_denied() -> None:
     policy = parse_policy(["0.0.0.0/0", "::/0"], [])
     assert not any(policy.allows(host, 80) for host in SPECIAL)
     assert parse_policy(["10.0.0.0/8"], []).allows("10.9.9.9", 1)
     assert parse_policy(["127.0.0.0/8", "::1"], []).allows("::1", 1)
 
 
-def test_a_list_of_all_that_is_allowed() -> None:
+def test_deny_all_with_exceptions() -> None:
     policy = parse_policy(["1.1.1.0/24"], ["0.0.0.0/0", "::/0"])
     assert policy.allows("1.1.1.1", 53)
     assert not policy.allows("8.8.8.8", 53)
     assert not policy.allows("2606:4700:4700::1111", 53)
 
 
-def test_ports() -> None:
+def test_rules_with_ports() -> None:
     policy = parse_policy(["127.0.0.1:53", "[::1]:8000-8002"], [":25", "8.8.8.8:0-1023"])
     assert policy.allows("127.0.0.1", 53)
     assert not policy.allows("127.0.0.1", 54)
@@ -148,7 +148,7 @@ def test_ports() -> None:
     assert policy.allows("8.8.8.8", 1024)
 
 
-def test_fewer_ports_are_more_specific_and_deny_wins_a_tie() -> None:
+def test_fewer_ports_win_and_deny_wins_a_tie() -> None:
     assert parse_policy(["1.2.3.4:80"], ["1.2.3.4"]).allows("1.2.3.4", 80)
     assert not parse_policy(["1.2.3.4"], ["1.2.3.4:80"]).allows("1.2.3.4", 80)
     assert not parse_policy(["1.2.3.4:80"], ["1.2.3.4:80"]).allows("1.2.3.4", 80)
@@ -169,20 +169,18 @@ def test_fewer_ports_are_more_specific_and_deny_wins_a_tie() -> None:
         (":0-65534", "", 60000),
     ],
 )
-def test_fewer_ports_are_more_specific_whatever_their_numbers(
-    few: str, many: str, port: int
-) -> None:
+def test_port_numbers_do_not_affect_specificity(few: str, many: str, port: int) -> None:
     host = "10.0.0.1"
     assert parse_policy([host + few], [host + many]).allows(host, port)
     assert not parse_policy([host + many], [host + few]).allows(host, port)
 
 
-def test_the_prefix_counts_before_the_ports() -> None:
+def test_prefix_length_counts_before_ports() -> None:
     assert parse_policy(["10.0.0.1"], ["10.0.0.0/31:60000"]).allows("10.0.0.1", 60000)
     assert not parse_policy(["10.0.0.0/31:60000"], ["10.0.0.1"]).allows("10.0.0.1", 60000)
 
 
-def test_embedded_addresses_follow_the_rules_of_ipv4() -> None:
+def test_embedded_addresses_follow_ipv4_rules() -> None:
     policy = parse_policy(["10.0.0.1"], ["8.8.8.8"])
     for host in ("::ffff:10.0.0.1", "64:ff9b::10.0.0.1", "2002:a00:1::1"):
         assert policy.allows(host, 80)
@@ -207,7 +205,7 @@ def test_embedded_addresses_follow_the_rules_of_ipv4() -> None:
         ("[fd00::/8]:443", "fd00::/8", (443, 443)),
     ],
 )
-def test_rules(text: str, network: str, ports: tuple[int, int]) -> None:
+def test_parsed_rules(text: str, network: str, ports: tuple[int, int]) -> None:
     (rule,) = parse_rule("-allow", text, allow=True)
     assert (str(rule.network), rule.ports, rule.allow) == (network, ports, True)
 
@@ -233,7 +231,7 @@ def test_rules(text: str, network: str, ports: tuple[int, int]) -> None:
         (":" + "1" * 5000, "-deny"),
     ],
 )
-def test_bad_rules(text: str, words: str) -> None:
+def test_rejected_rules(text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_policy([], [text])
     assert str(caught.value).startswith("-deny: ")
@@ -241,7 +239,7 @@ def test_bad_rules(text: str, words: str) -> None:
     assert len(str(caught.value)) < 400
 
 
-def test_there_is_an_end_to_rules() -> None:
+def test_number_of_rules_is_limited() -> None:
     assert len(parse_policy(["1.2.3.4"] * (MAX_RULES - 1), ["8.8.8.8"]).rules) == MAX_RULES
     with pytest.raises(UsageError, match="too many"):
         parse_policy(["1.2.3.4"] * MAX_RULES, ["8.8.8.8"])
