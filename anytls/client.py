@@ -11,12 +11,10 @@ from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.observe import metrics
-from mtt.observe.endpoint import MetricsEndpoint
 from mtt.outbound.connector import CONNECT_TIME
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
@@ -34,9 +32,8 @@ class Client(Service):
     def __init__(self, options: ClientOptions) -> None:
         resolver = Resolver()
         super().__init__(
-            Listening(options.bind, resolver=resolver, descriptors=options.sockets),
-            timeout=options.timeout,
-            max_conns=options.max_conns,
+            options,
+            resolver,
             logged_errors=CLIENT_LOGGED_ERRORS,
             sessions=lambda: self._servers.sessions,
             pending=lambda: self._servers.connecting,
@@ -51,9 +48,6 @@ class Client(Service):
             open_packets=self._open_packets,
             idle_time=options.timeout,
             users=options.users,
-        )
-        self.endpoint = MetricsEndpoint(
-            self.metrics_page, options.metrics, options.metrics_unix, resolver
         )
 
     async def start(self) -> None:

@@ -29,21 +29,19 @@ from mtt.options.anytls import (
 )
 from mtt.options.common import (
     BIND,
-    DEFAULT_TIMEOUT,
     FALLBACK,
     FAST_OPEN,
     LOOPBACK,
     MAX_CONNS,
     METRICS,
     TIMEOUT,
-    at_least,
+    ServiceOptions,
     fallback_site,
-    metrics_address,
     positive,
-    tunnel_timeout,
+    service_values,
 )
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.process import PROCESS_FLAGS
 from mtt.options.tls import CLIENT_TLS_FLAGS, SERVER_TLS_FLAGS, SKIP_VERIFY, given_server_tls
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
@@ -129,26 +127,18 @@ SERVER_FLAGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
+class ClientOptions(ServiceOptions):
     """What anytls-client was told, checked."""
 
-    bind: Endpoint | None  # None with sockets
-    sockets: tuple[int, ...] = ()  # descriptors that listen already
     users: tuple[User, ...] = ()  # of the local port; empty to ask nobody
     servers: tuple[ServerChoice, ...]  # to be tried in turn; at least one
     pool: PoolOptions = DEFAULT_POOL
-    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
-    max_conns: int = 0  # 0 for no limit
-    metrics: Endpoint | None = None
-    metrics_unix: str = ""  # a path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
+class ServerOptions(ServiceOptions):
     """What anytls-server was told, checked."""
 
-    bind: Endpoint | None  # None with sockets
-    sockets: tuple[int, ...] = ()  # descriptors that listen already
     users: tuple[User, ...]  # at least one
     users_file: str = ""  # where they came from, to be read again
     padding_scheme: bytes = b""  # empty for the default one
@@ -156,12 +146,8 @@ class ServerOptions:
     alpn_ignored: tuple[str, ...] = ()  # clients may offer these alone, but get no ALPN
     fallback: Endpoint | None = None  # a web site
     policy: Policy = DEFAULT_POLICY
-    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     udp_timeout: float = parse_duration(DEFAULT_UDP_TIMEOUT)  # seconds
-    max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
-    metrics: Endpoint | None = None
-    metrics_unix: str = ""  # a path
 
 
 def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOptions:
@@ -187,17 +173,13 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
     if bind is not None and not users and not all(map(_is_own, bind.hosts)):
         logger.warning("-l: all that reach %s can use the proxy; give -user, or listen on %s",
                        bind, LOOPBACK)  # fmt: skip
-    metrics, metrics_unix = metrics_address(values)
     return ClientOptions(
         bind=bind,
         sockets=sockets,
         users=users,
         servers=given_servers(given, file.servers, defaults(CLIENT_FLAGS)),
         pool=pool_options(values, given),
-        timeout=tunnel_timeout(values),
-        max_conns=part_of(at_least(0, values, "max-conns"), values),
-        metrics=metrics,
-        metrics_unix=metrics_unix,
+        **service_values(values),
     )
 
 
@@ -227,7 +209,6 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
     alpn, alpn_ignored = _server_alpn(values)
     tls = given_server_tls(values, alpn)
-    metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
         sockets=sockets,
@@ -238,12 +219,9 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         alpn_ignored=alpn_ignored,
         fallback=fallback_site(values),
         policy=parse_policy(values["allow"], values["deny"]),
-        timeout=tunnel_timeout(values),
         udp_timeout=positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT),
-        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
-        metrics=metrics,
-        metrics_unix=metrics_unix,
+        **service_values(values),
     )
 
 

@@ -21,12 +21,10 @@ from mtt.log import Throttle, logger
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.observe import metrics
-from mtt.observe.endpoint import MetricsEndpoint
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
 from mtt.trust.reload import TlsFiles, server_tls
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import Carrier
 from mtt.tunnels.service import Service
 from mtt.users.accounts import Account, Accounts
@@ -54,14 +52,9 @@ class Server(Service):
     def __init__(self, options: ServerOptions) -> None:
         self._resolver = Resolver()
         super().__init__(
-            Listening(
-                options.bind,
-                resolver=self._resolver,
-                descriptors=options.sockets,
-                fast_open=options.fast_open,
-            ),
-            timeout=options.timeout,
-            max_conns=options.max_conns,
+            options,
+            self._resolver,
+            fast_open=options.fast_open,
             idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
@@ -89,9 +82,6 @@ class Server(Service):
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
             on_session=self._session_changed,
-        )
-        self.endpoint = MetricsEndpoint(
-            self.metrics_page, options.metrics, options.metrics_unix, self._resolver
         )
 
     async def start(self) -> None:

@@ -15,10 +15,8 @@ from mtt.log import logger
 from mtt.modes import MODES
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
-from mtt.observe.endpoint import MetricsEndpoint
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
@@ -44,9 +42,8 @@ class Client(Service):
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
         resolver = Resolver(options.fallback_dns, protect)
         super().__init__(
-            Listening(options.bind, resolver=resolver, descriptors=options.sockets),
-            timeout=options.timeout,
-            max_conns=options.max_conns,
+            options,
+            resolver,
             logged_errors=CLIENT_LOGGED_ERRORS,
             sessions=lambda: self._upstream.sessions,
             pending=lambda: self._connector.connecting,
@@ -64,9 +61,6 @@ class Client(Service):
         )
         self.certificates = (self._connector.tls,)
         self._upstream = mode.upstream(options, self._connector, self.counters)
-        self.endpoint = MetricsEndpoint(
-            self.metrics_page, options.metrics, options.metrics_unix, resolver
-        )
         self.waiting: set[StreamTransport] = set()  # applications that have not said a word
         self.closed = False
 

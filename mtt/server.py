@@ -13,10 +13,8 @@ from mtt.log import logger
 from mtt.modes import MODES, described
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
-from mtt.observe.endpoint import MetricsEndpoint
 from mtt.options.tunnel import ServerOptions
 from mtt.trust.reload import TlsFiles, server_tls
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
@@ -34,15 +32,9 @@ class Server(Service):
     def __init__(self, options: ServerOptions) -> None:
         resolver = Resolver()
         super().__init__(
-            Listening(
-                options.bind,
-                options.bind_unix,
-                resolver=resolver,
-                descriptors=options.sockets,
-                fast_open=options.fast_open,
-            ),
-            timeout=options.timeout,
-            max_conns=options.max_conns,
+            options,
+            resolver,
+            fast_open=options.fast_open,
             idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
@@ -60,9 +52,6 @@ class Server(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
-        )
-        self.endpoint = MetricsEndpoint(
-            self.metrics_page, options.metrics, options.metrics_unix, resolver
         )
 
     async def start(self) -> None:

@@ -16,15 +16,15 @@ from mtt.options.common import (
     MAX_CONNS,
     MUX,
     TIMEOUT,
-    at_least,
+    ServiceOptions,
     bind_address,
     fallback_site,
     own_address,
     required,
-    tunnel_timeout,
+    service_values,
 )
-from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.flags import Flag, Values, defaults, quoted
+from mtt.options.process import PROCESS_FLAGS
 from mtt.options.tls import SERVER_TLS_FLAGS, given_server_tls
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
@@ -60,12 +60,10 @@ FLAGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MultiUserOptions:
+class MultiUserOptions(ServiceOptions):
     """What mtt-mu-server was told, checked."""
 
     handed: Handed = NO_SOCKETS  # sockets to listen on instead
-    bind: Endpoint | None  # None with bind_unix or a socket for it
-    bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
     controller: Endpoint | None  # IP literals or names; None with the others
     controller_unix: str = ""  # a path
     controller_hosts: tuple[str, ...] = ()  # as in `controller`, or of the sockets instead of it
@@ -76,8 +74,6 @@ class MultiUserOptions:
     tls: ServerTls | None  # None without TLS
     fallback: Endpoint | None = None  # a web site
     mux: bool = False
-    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
-    max_conns: int = 0  # of all users together; 0 for no limit
     fast_open: bool = False
 
 
@@ -102,6 +98,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         handed=handed,
         bind=bind,
         bind_unix=bind_unix,
+        sockets=handed.tunnel,
         controller=controller,
         controller_unix=controller_unix,
         controller_hosts=hosts,
@@ -112,9 +109,8 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         tls=tls,
         fallback=fallback_site(values),
         mux=values["mux"],
-        timeout=tunnel_timeout(values),
-        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
+        **service_values(values),
     )
 
 

@@ -19,7 +19,6 @@ from mtt.modes import described
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.trust.reload import TlsFiles, server_tls
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.rate_limit import RateLimiter, TokenSource
 from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
@@ -48,15 +47,9 @@ class MultiUserServer(Service):
     def __init__(self, options: MultiUserOptions) -> None:
         self._resolver = Resolver()
         super().__init__(
-            Listening(
-                options.bind,
-                options.bind_unix,
-                resolver=self._resolver,
-                descriptors=options.handed.tunnel,
-                fast_open=options.fast_open,
-            ),
-            timeout=options.timeout,
-            max_conns=options.max_conns,
+            options,
+            self._resolver,
+            fast_open=options.fast_open,
             idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
             pending=lambda: self._frontend.pending,
@@ -138,7 +131,7 @@ class MultiUserServer(Service):
         return MultiUserHub(self._management, self._users, self._events)
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        super().join(hub, is_heavy)
+        super().join(None, is_heavy)  # metrics go to the hub with the rest
         if hub is None:  # this is where the hub will be
             return
         self._to_hub = hub

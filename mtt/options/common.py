@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from mtt.address import Endpoint, is_ip, parse_endpoint
 from mtt.errors import UsageError
-from mtt.options.flags import Flag, Values, defaults, quoted
+from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.options.process import part_of
 from mtt.wire.addresses import unbracketed
 
 DEFAULT_TIMEOUT = "5m"
@@ -76,6 +78,30 @@ def positive(values: Values, name: str, default: str) -> float:
     if seconds <= 0:
         raise UsageError(f"-{name}: {seconds:g}s is not positive; the default is {default}")
     return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """The checked options that all services have."""
+
+    bind: Endpoint | None  # None with bind_unix or sockets
+    bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
+    sockets: tuple[int, ...] = ()  # descriptors that listen already
+    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
+    max_conns: int = 0  # 0 for no limit
+    metrics: Endpoint | None = None
+    metrics_unix: str = ""  # a path
+
+
+def service_values(values: Values) -> dict[str, Any]:
+    """The fields of ServiceOptions that every service reads alike. Raises UsageError."""
+    metrics, metrics_unix = metrics_address(values) if "metrics" in values else (None, "")
+    return {
+        "timeout": positive(values, "timeout", DEFAULT_TIMEOUT),
+        "max_conns": part_of(at_least(0, values, "max-conns"), values),
+        "metrics": metrics,
+        "metrics_unix": metrics_unix,
+    }
 
 
 def bind_address(values: Values) -> tuple[Endpoint | None, str]:
@@ -161,8 +187,3 @@ def host_name(option: str, name: str) -> str:
 def fallback_site(values: Values) -> Endpoint | None:
     """The address of -fallback. Raises UsageError."""
     return reachable("-fallback", values["fallback"]) if values["fallback"] else None
-
-
-def tunnel_timeout(values: Values) -> float:
-    """The seconds of -timeout."""
-    return positive(values, "timeout", DEFAULT_TIMEOUT)

@@ -24,7 +24,6 @@ from mtt.options.common import (
     BIND,
     BIND_UNIX,
     DEFAULT_PATH,
-    DEFAULT_TIMEOUT,
     FALLBACK,
     FAST_OPEN,
     MAX_CONNS,
@@ -33,18 +32,18 @@ from mtt.options.common import (
     TIMEOUT,
     WSS,
     WSS_PATH,
+    ServiceOptions,
     at_least,
     bind_address,
     fallback_site,
     host_name,
-    metrics_address,
     only_with,
     reachable,
     required,
-    tunnel_timeout,
+    service_values,
 )
-from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS, part_of
+from mtt.options.flags import Flag, Values, defaults, quoted
+from mtt.options.process import PROCESS_FLAGS
 from mtt.options.tls import (
     CLIENT_TLS_FLAGS,
     SERVER_TLS_FLAGS,
@@ -133,11 +132,9 @@ SERVER_FLAGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions:
+class ClientOptions(ServiceOptions):
     """The checked options of mtt-client."""
 
-    bind: Endpoint | None  # None with sockets
-    sockets: tuple[int, ...] = ()  # descriptors that listen already
     server: Endpoint
     tls: ClientTls  # its ALPN names are the mode's
     wss: bool = False
@@ -150,11 +147,7 @@ class ClientOptions:
     preconnect: int = 0  # up to MAX_PRECONNECT
     anytls_password: str = field(default="", repr=False)  # empty without -anytls
     pool: PoolOptions = DEFAULT_POOL
-    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
-    max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
-    metrics: Endpoint | None = None
-    metrics_unix: str = ""  # a path
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
     plugin: bool = False  # started by shadowsocks
 
@@ -165,12 +158,9 @@ class ClientOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions:
+class ServerOptions(ServiceOptions):
     """The checked options of mtt-server."""
 
-    bind: Endpoint | None  # None with bind_unix or sockets
-    bind_unix: str = ""  # a path, "@name" for an abstract socket, or empty
-    sockets: tuple[int, ...] = ()  # descriptors that listen already
     destination: Endpoint
     tls: ServerTls | None = DEFAULT_TLS  # None without TLS; its ALPN names are the mode's
     wss: bool = False
@@ -179,11 +169,7 @@ class ServerOptions:
     mux: bool = False
     anytls_password: str = field(default="", repr=False)  # empty without -anytls
     padding_scheme: bytes = b""  # empty for the default one
-    timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
-    max_conns: int = 0  # 0 for no limit
     fast_open: bool = False
-    metrics: Endpoint | None = None
-    metrics_unix: str = ""  # a path
     plugin: bool = False  # started by shadowsocks
 
     @property
@@ -219,7 +205,6 @@ def client_options(
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; remove one")
     only_with("wss", values, (WSS_PATH, WSS_MASK))
     only_with("mux", values, MUX_FLAGS)
-    metrics, metrics_unix = metrics_address(values)
     return ClientOptions(
         bind=bind_endpoint,
         sockets=sockets,
@@ -239,13 +224,10 @@ def client_options(
         preconnect=_preconnect(values),
         anytls_password=tunnel_password(values, given),
         pool=pool_options(values, given),
-        timeout=tunnel_timeout(values),
-        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
-        metrics=metrics,
-        metrics_unix=metrics_unix,
         fallback_dns=_dns_server(values["fallback-dns"]),
         plugin=plugin,
+        **service_values(values),
     )
 
 
@@ -266,7 +248,6 @@ def server_options(
         )
     if values["fallback"] and not (values["wss"] or values["anytls"]):
         raise UsageError("-fallback needs -wss or -anytls; otherwise every connection is a tunnel")
-    metrics, metrics_unix = metrics_address(values)
     return ServerOptions(
         bind=bind,
         bind_unix=bind_unix,
@@ -279,12 +260,9 @@ def server_options(
         mux=values["mux"],
         anytls_password=tunnel_password(values, given),
         padding_scheme=given_scheme(values),
-        timeout=tunnel_timeout(values),
-        max_conns=part_of(at_least(0, values, "max-conns"), values),
         fast_open=values["fast-open"],
-        metrics=metrics,
-        metrics_unix=metrics_unix,
         plugin=plugin,
+        **service_values(values),
     )
 
 

@@ -17,9 +17,11 @@ from typing import Any
 
 from mtt.errors import MttError
 from mtt.log import logger
+from mtt.net.resolve import Resolver
 from mtt.observe import metrics
 from mtt.observe.endpoint import MetricsEndpoint
 from mtt.observe.lag import LagMeter
+from mtt.options.common import ServiceOptions
 from mtt.outbound.upstream import Session
 from mtt.process.runtime import Hub
 from mtt.trust.reload import TlsFiles
@@ -34,39 +36,49 @@ class Service:
     """Base class of all services, see `mtt.process.runtime.Service`.
 
     Args:
-        listening: the listening sockets.
-        timeout, max_conns, idle, logged_errors: see OpenTunnels.
+        options: where it listens, its limits, and where it serves metrics.
+        resolver: resolves the names in these.
+        fast_open: listen with TCP Fast Open.
+        idle, logged_errors: see OpenTunnels.
         sessions: returns the multiplexed connections.
         pending: number of connections between client and server without a tunnel yet.
 
     Attributes:
         certificates: the certificate files to watch; empty without TLS.
-        endpoint: serves the metrics; None for programs that serve them differently.
+        endpoint: serves or reports the metrics.
         lag: measures the event loop's lag while metrics are served.
     """
 
     def __init__(
         self,
-        listening: Listening,
+        options: ServiceOptions,
+        resolver: Resolver,
         *,
-        timeout: float,
-        max_conns: int = 0,
+        fast_open: bool = False,
         idle: Callable[[], int] = lambda: 0,
         logged_errors: tuple[type[MttError], ...] = SERVER_LOGGED_ERRORS,
         sessions: Callable[[], Collection[Session]],
         pending: Callable[[], int],
     ) -> None:
-        self.listening = listening
+        self.listening = Listening(
+            options.bind,
+            options.bind_unix,
+            resolver=resolver,
+            descriptors=options.sockets,
+            fast_open=fast_open,
+        )
         self.counters = metrics.Counters()
         self.open_tunnels = OpenTunnels(
             self.counters,
-            timeout=timeout,
-            max_conns=max_conns,
+            timeout=options.timeout,
+            max_conns=options.max_conns,
             idle=idle,
             logged_errors=logged_errors,
         )
         self.certificates: tuple[TlsFiles, ...] = ()
-        self.endpoint: MetricsEndpoint | None = None
+        self.endpoint = MetricsEndpoint(
+            self.metrics_page, options.metrics, options.metrics_unix, resolver
+        )
         self.lag = LagMeter()
         self._sessions = sessions
         self._pending = pending
@@ -79,7 +91,7 @@ class Service:
     @property
     def metrics_addresses(self) -> list[str]:
         """Listening addresses for metrics."""
-        return self.endpoint.addresses if self.endpoint is not None else []
+        return self.endpoint.addresses
 
     @property
     def tunnels(self) -> int:
@@ -98,13 +110,12 @@ class Service:
         Raises StartError, after closing all listening sockets.
         """
         await self.listening.serve(self.open_tunnels.admission.guard(accept))
-        if self.endpoint is not None:
-            try:
-                if await self.endpoint.start():
-                    self.lag.start()
-            except BaseException:
-                self.cleanup()
-                raise
+        try:
+            if await self.endpoint.start():
+                self.lag.start()
+        except BaseException:
+            self.cleanup()
+            raise
 
     def announce(self) -> None:
         """Log what has started."""
@@ -114,12 +125,11 @@ class Service:
         """Join other workers, see `mtt.process.runtime`."""
         tunnels, pending = self.open_tunnels, self._pending
         self.listening.share(lambda: is_heavy(tunnels.connections + pending()))
-        if self.endpoint is not None:
-            self.endpoint.report_to(hub)
+        self.endpoint.report_to(hub)
 
     def hub(self) -> Hub | None:
         """What the workers share."""
-        return self.endpoint.hub() if self.endpoint is not None else None
+        return self.endpoint.hub()
 
     # Operation.
 
@@ -157,8 +167,7 @@ class Service:
     def cleanup(self) -> None:
         """Stop listening. This is all that must happen before the process exits at once."""
         self.listening.close()
-        if self.endpoint is not None:
-            self.endpoint.cleanup()
+        self.endpoint.cleanup()
 
     async def drain(self) -> None:
         """Stop listening, and wait until the last tunnel has ended.
@@ -184,11 +193,9 @@ class Service:
         """Stop listening and abort all tunnels."""
         self.cleanup()
         self.lag.stop()
-        if self.endpoint is not None:
-            self.endpoint.close()
+        self.endpoint.close()
         await self.open_tunnels.close()
         for files in self.certificates:
             await files.close()
         await asyncio.sleep(0)  # let aborted transports close their descriptors
-        if self.endpoint is not None:
-            await self.endpoint.report()
+        await self.endpoint.report()

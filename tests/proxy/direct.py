@@ -13,9 +13,9 @@ from mtt.layers.base import Data
 from mtt.layers.parked import Parked
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
+from mtt.options.common import ServiceOptions
 from mtt.proxy.association import Association
 from mtt.proxy.port import ProxyPort
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.service import Service
 
 
@@ -27,8 +27,8 @@ class DirectProxy(Service):
 
     def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         super().__init__(
-            Listening(Endpoint((host,), 0), resolver=Resolver()),
-            timeout=20,
+            ServiceOptions(bind=Endpoint((host,), 0), timeout=20),
+            Resolver(),
             sessions=lambda: (),
             pending=lambda: 0,
         )

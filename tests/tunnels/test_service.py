@@ -9,7 +9,7 @@ from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.net.resolve import Resolver
-from mtt.tunnels.listening import Listening
+from mtt.options.common import ServiceOptions
 from mtt.tunnels.service import Service
 from tests.support.transports import FakeTransport
 
@@ -43,8 +43,8 @@ class Session:
 class Sessions(Service):
     def __init__(self, *sessions: Session) -> None:
         super().__init__(
-            Listening(None, resolver=Resolver()),
-            timeout=1.0,
+            ServiceOptions(bind=None, timeout=1.0),
+            Resolver(),
             sessions=lambda: [session for session in sessions if not session.closed],
             pending=lambda: 0,
         )
