@@ -345,7 +345,8 @@ def test_types_of_a_program_that_embeds_it(tmp_path: Path) -> None:
     good.write_text(EXAMPLE)
     bad.write_text("import mtt\nmtt.Server(destination='a:1', listen=443)\nmtt.Servant\n")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", good, bad],
+        [sys.executable, "-m", "mypy", "--strict", "--config-file", ROOT / "pyproject.toml",
+         "--cache-dir", tmp_path / "cache", good, bad],
         env=os.environ | {"MYPYPATH": str(ROOT)}, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     errors = [line for line in done.stdout.splitlines() if ": error: " in line]
