@@ -13,10 +13,10 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 class Parked(StreamProtocol):
     """The protocol of a parked connection: keeps what comes until another protocol takes over.
 
-    That is `hand_over()`, or code that calls `transport.set_protocol()` and `resume_reading()`, and
-    looks after what was kept: see `replay()`. Most connections say nothing before, so reading goes
-    on, and only the first data pause it: pausing and resuming each one would cost four system
-    calls. A connection that dies meanwhile shows in `transport.is_closing()` and `error`.
+    That is `hand_over()` or, for several at a time, `take_over()`. Most connections say nothing
+    before, so reading goes on, and only the first data pause it: pausing and resuming each one
+    would cost four system calls. A connection that dies meanwhile shows in
+    `transport.is_closing()` and `error`.
 
     Args:
         ready: called with the transport when the layers below are up. Without it, `await` the
@@ -132,14 +132,34 @@ def hand_over(transport: StreamTransport, protocol: Any) -> None:
     protocol.connection_made(transport)
     if isinstance(held, Parked):
         if held.early or held.eof:
-            replay(transport, held)
+            _replay(transport, held)
         if held.error is not None:
             transport.tell_lost(held.error)
 
 
-def replay(transport: StreamTransport, held: Parked) -> None:
-    """Tell the protocol of `transport`, which may hand that on, what `held` has kept: all but the
-    failure, which comes last."""
+def take_over(*pairs: tuple[StreamTransport, StreamProtocol]) -> None:
+    """Let each protocol have its parked transport, and tell it what has been kept.
+
+    Each protocol is set before any of that: it may act on the other transports. A failure comes
+    last, in a turn of its own.
+    """
+    parked = [transport.get_protocol() for transport, _ in pairs]
+    for (transport, protocol), held in zip(pairs, parked, strict=True):
+        if transport.is_closing():  # it died before it was taken over; nobody else will say so
+            error = held.error if isinstance(held, Parked) else None
+            asyncio.get_running_loop().call_soon(protocol.connection_lost, error)
+        else:
+            transport.resume_reading()
+    # Each may hear at once that it can write no more, and pauses another transport.
+    for transport, protocol in pairs:
+        transport.set_protocol(protocol)
+    for (transport, _), held in zip(pairs, parked, strict=True):
+        if isinstance(held, Parked) and (held.early or held.eof):
+            _replay(transport, held)
+
+
+def _replay(transport: StreamTransport, held: Parked) -> None:
+    """Tell the protocol of `transport`, which may hand that on, all but the failure."""
     if held.early:
         transport.get_protocol().data_received(held.early)
     if held.eof and not transport.get_protocol().eof_received():

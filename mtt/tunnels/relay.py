@@ -37,7 +37,7 @@ from typing import Any
 from mtt.errors import StuckError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.kernel import silent_seconds
-from mtt.layers.parked import Parked, replay
+from mtt.layers.parked import take_over
 
 # Seconds of silence on a connection to a Go server before the relay sends it the end. Measured with
 # the Go server: after 1 s every upload and reply was complete.
@@ -109,19 +109,7 @@ class Relay:
         self._far.join(self._near, both_half_close)
         self._check_interval = min(timeout / IDLE_CHECKS, MAX_CHECK_INTERVAL)
         self._idle_timer = self.loop.call_later(self._check_interval, self._check_idle)
-        held = near.get_protocol(), far.get_protocol()
-        for leg, parked in zip((self._near, self._far), held, strict=True):
-            if leg.transport.is_closing():  # lost before the relay; no callback follows
-                error = parked.error if isinstance(parked, Parked) else None
-                self.loop.call_soon(leg.connection_lost, error)
-            else:
-                leg.transport.resume_reading()
-        # Last, because set_protocol may call pause_writing, which pauses the other leg.
-        near.set_protocol(self._near)
-        far.set_protocol(self._far)
-        for leg, parked in zip((self._near, self._far), held, strict=True):
-            if isinstance(parked, Parked) and (parked.early or parked.eof):
-                replay(leg.transport, parked)
+        take_over((near, self._near), (far, self._far))
 
     @property
     def sent(self) -> int:
