@@ -20,9 +20,9 @@ class Layer(StreamProtocol, Pausable):
     lower: StreamTransport
 
     def __init__(self, upper: Upper) -> None:
-        super().__init__()
+        # Without a call of super().__init__(), which would do no more: there are many of these.
+        self._paused = self._scheduled = self.write_paused = False
         self.upper = upper
-        self._paused = self._scheduled = False
 
     def __repr__(self) -> str:
         lower = getattr(self, "lower", None)

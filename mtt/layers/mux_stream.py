@@ -41,12 +41,12 @@ class MuxStream(Pausable):
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
-        super().__init__()
+        # Without a call of super().__init__(), which would do no more: there are many of these.
+        self._paused = self._scheduled = self.write_paused = False
         self._session = session
         self.id = stream_id
         self.upper = upper
         self.begun = False
-        self._paused = self._scheduled = False
         self._queue = bytearray()  # what came while the upper had paused
         self._survives: Exception | None = None  # what ended the session before we were read out
         self._reset = False  # the peer has reset the stream before we were read out

@@ -110,7 +110,7 @@ class TlsLayer(SpeakingLayer):
     # The protocol of the TCP transport.
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        self.lower = transport
         if self._state == CLOSED:  # aborted between accept and this call
             self.lower.abort()
         else:

@@ -117,7 +117,7 @@ class WebSocketLayer(SpeakingLayer):
 
     def connection_made(self, transport: Any) -> None:
         """The upgrade is complete."""
-        super().connection_made(transport)
+        self.lower = transport
         if self._half_close and not self._client:
             self._sign()
         if self._ping:
