@@ -28,7 +28,7 @@ class Upstream:
         self.name = str(choice.address)
         self.connector = Connector(choice.address, dialer, counters, choice.tls)
         self.pool = AnyTlsPool(
-            self.connector.carry,
+            self.connector.attach,
             password_hash(choice.password),
             on_lost=self._lost,
             **options._asdict(),

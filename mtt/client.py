@@ -1,4 +1,4 @@
-"""The client: accepts applications, and carries each to the server."""
+"""The client: accepts applications and tunnels their connections to the server."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
 
-# As a plugin: how long an application may stay silent before the server is dialled for it all
-# the same. Shadowsocks always speaks first, and shadowsocks-rust checks the plugin by connecting
-# and closing again, which must not reach the server.
+# As a plugin: seconds to wait for an application's first byte before dialling the server anyway.
+# Shadowsocks always sends first. shadowsocks-rust checks the plugin by connecting and closing,
+# which must not reach the server.
 FIRST_BYTE_TIME = 0.3
 
 Protect = Callable[[socket], Awaitable[None]]
@@ -33,10 +33,10 @@ class Client(Service):
     """mtt-client: `start()` listens, `close()` ends everything.
 
     Args:
-        options: what to do.
+        options: the command-line options.
         protect: called with every outgoing socket before it connects (Android VPN).
 
-    Raises UsageError when the TLS options cannot work.
+    Raises UsageError when the TLS options are unusable.
     """
 
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:
@@ -61,11 +61,11 @@ class Client(Service):
         )
         self.certificates = (self._connector.tls,)
         self._upstream = mode.upstream(options, self._connector, self.counters)
-        self.waiting: set[StreamTransport] = set()  # applications that have not said a word
+        self.waiting: set[StreamTransport] = set()  # before the first byte
         self.closed = False
 
     async def start(self) -> None:
-        """Listen. Raises StartError when that is not possible."""
+        """Start listening. Raises StartError."""
         await self.serve(lambda: _Application(self))
         self._connector.start()
         self._upstream.start()
@@ -101,17 +101,17 @@ class Client(Service):
         return self._options.plugin
 
     def application_ready(self, transport: StreamTransport) -> None:
-        """An application is there and wants a tunnel."""
+        """Open a tunnel for an application."""
         stream = self._upstream.open_at_once()
         if stream is not None:
-            self._carry_by(transport, stream)
+            self._relay(transport, stream)
         else:
             self.open_tunnels.spawn(transport, self._carry(transport))
 
     async def _carry(self, application: StreamTransport) -> None:
-        self._carry_by(application, await self._upstream.open())
+        self._relay(application, await self._upstream.open())
 
-    def _carry_by(self, application: StreamTransport, stream: StreamTransport) -> None:
+    def _relay(self, application: StreamTransport, stream: StreamTransport) -> None:
         self.counters.streams += self._upstream.is_multiplexed
         self.open_tunnels.relay(application, stream, on_done=self._tunnel_over)
 
@@ -120,7 +120,7 @@ class Client(Service):
 
 
 class _Application(Parked):
-    """The protocol of an application's connection until there is a tunnel for it."""
+    """Protocol of an application's connection until its tunnel is open."""
 
     __slots__ = ("_client", "_timer")
 
@@ -131,13 +131,13 @@ class _Application(Parked):
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        if self._client.closed:  # accepted in the very last moment
+        if self._client.closed:  # accepted just before the close
             transport.abort()
         elif self._client.waits_for_first_byte:
             self._client.waiting.add(transport)
             self._timer = asyncio.get_running_loop().call_later(FIRST_BYTE_TIME, self._start)
         else:
-            # At once, and before it has said anything: the destination may be the one to begin.
+            # Before the first byte, because the destination may send first.
             self._start()
 
     def _start(self) -> None:

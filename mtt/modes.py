@@ -1,4 +1,4 @@
-"""The modes of the tunnel: one row each, with how it gets out and how it comes in.
+"""The table of tunnel modes: the client's upstream and the server's reader of each.
 
     mode      options      on top of TLS                 streams
     tls                    nothing                       one per connection
@@ -7,8 +7,8 @@
     wss+mux   -wss -mux    WebSocket                     smux
     anytls    -anytls      nothing                       AnyTLS
 
-A new mode is a codec in `wire`, a layer or session in `layers`, and a row here. Only what a mode
-needs is imported: a plugin must listen at once.
+A new mode needs a codec in `wire`, a layer or session in `layers`, and a row here. Each mode
+imports only what it needs, because a plugin must listen quickly.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """What the reader of a server's connections needs of the server."""
+    """The server, as the reader of its connections uses it."""
 
     open_tunnels: OpenTunnels
 
-    def lead(self, stream: StreamTransport, destination: Endpoint) -> None:
-        """Carry a stream, held, to its destination."""
+    def relay(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Relay a parked stream to its destination."""
 
     def route(self, request: Request) -> Endpoint | Reply:
-        """Where a WebSocket request leads."""
+        """Return the destination of a WebSocket request, or the reply that refuses it."""
 
     async def connect(self, destination: Endpoint) -> StreamTransport:
-        """A connection to a destination, held."""
+        """Connect to a destination. Returns a parked connection."""
 
     def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
-        """The same if there is nothing to wait for."""
+        """Like `connect`, without waiting; None if that is impossible."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,16 +54,16 @@ class Mode:
     """One mode.
 
     Attributes:
-        name: for people, and in tests and benchmarks.
-        options: what selects it on the command line, of client and server.
-        has_password: whether both ends need one (-p).
-        is_original: whether the Go programs have it.
+        name: name in logs, tests and benchmarks.
+        options: the options that select it, of client and server.
+        has_password: whether both ends need a password (-p).
+        is_original: whether the Go programs support it.
         has_sessions: whether streams share connections.
-        client_alpn, server_alpn: what the TLS handshake offers and selects from.
+        client_alpn, server_alpn: ALPN names that the client offers and the server supports.
         half_close: see TlsLayer.
-        upgrade: what a client puts on top of TLS.
-        upstream: how a client gets out, given what makes connections.
-        reader: what reads the beginning of a server's connections.
+        upgrade: makes the client's upgrade on top of TLS.
+        upstream: makes the client's upstream from its connector.
+        reader: makes the server's reader of connection heads.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Mode:
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
 
     def command_line(self, password: str) -> tuple[str, ...]:
-        """The options as arguments, for either end."""
+        """The command-line arguments that select the mode, for either end."""
         arguments = tuple(f"-{option}" for option in self.options)
         return (*arguments, "-p", password) if self.has_password else arguments
 
@@ -126,7 +126,7 @@ def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> U
     from mtt.outbound.smux_pool import SessionPool
 
     return SessionPool(
-        connector.carry,
+        connector.attach,
         options.mux_max_stream,
         warm=options.mux_warm,
         idle_time=options.mux_idle,
@@ -140,7 +140,7 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
     from mtt.wire.anytls import password_hash
 
     pool = AnyTlsPool(
-        connector.carry,
+        connector.attach,
         password_hash(options.anytls_password),
         on_lost=counters.session_over,
         **options.pool._asdict(),
@@ -151,13 +151,13 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
 def _stream_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
     from mtt.inbound.stream_reader import StreamReader
 
-    return StreamReader(owner.lead, options.destination, mux=options.mux)
+    return StreamReader(owner.relay, options.destination, mux=options.mux)
 
 
 def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
     from mtt.inbound.websocket_reader import WebSocketReader
 
-    return WebSocketReader(owner.lead, owner.route, mux=options.mux)
+    return WebSocketReader(owner.relay, owner.route, mux=options.mux)
 
 
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
@@ -169,7 +169,7 @@ def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint,
     from mtt.wire.padding import DEFAULT, Scheme
 
     def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
-        # Wherever the client asks it to lead.
+        # The client's requested destination is ignored: this is a tunnel.
         owner.open_tunnels.carry(
             stream,
             lambda: answered(stream, owner.connect(destination)),
@@ -244,8 +244,8 @@ _TABLE = (
 MODES = {mode.name: mode for mode in _TABLE}
 
 
-def described(mode: str, *, tls: bool = True) -> str:
-    """A server's mode for people, where a proxy in front may do TLS."""
+def describe_mode(mode: str, *, tls: bool = True) -> str:
+    """A server's mode for the log; without `tls`, a proxy in front terminates TLS."""
     if tls:
         return mode
     return "plain TCP" if mode == "tls" else f"{mode} without TLS"

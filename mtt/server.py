@@ -1,4 +1,4 @@
-"""The server: takes tunnels, and carries each to the one destination."""
+"""The server: accepts tunnels and relays them to its destination."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mtt.inbound.front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
-from mtt.modes import MODES, described
+from mtt.modes import MODES, describe_mode
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ServerOptions
@@ -19,14 +19,14 @@ from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 
-# The destination is near; one that needs longer to accept is not there.
+# Seconds to connect to the destination. It is near; a longer delay means that it is down.
 DESTINATION_TIME = 10.0
 
 
 class Server(Service):
     """mtt-server: `start()` listens, `close()` ends everything.
 
-    Raises UsageError when the certificate cannot be used.
+    Raises UsageError when the certificate is unusable.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -55,18 +55,18 @@ class Server(Service):
         )
 
     async def start(self) -> None:
-        """Listen. Raises StartError when that is not possible."""
+        """Start listening. Raises StartError."""
         await self.serve(self._frontend.accept)
         if self._tls is not None:
             self._tls.follow()
 
     def announce(self) -> None:
         options, tls = self._options, self._tls
-        # Describing a certificate takes a moment, and a plugin must listen at once.
+        # After listening: describing a certificate is slow, and a plugin must listen quickly.
         logger.info(
             "listening on %s, %s, for %s%s",
             ", ".join(self.addresses),
-            described(options.mode, tls=tls is not None),
+            describe_mode(options.mode, tls=tls is not None),
             options.destination,
             f"; {tls.description}" if tls is not None else "",
         )
@@ -80,14 +80,14 @@ class Server(Service):
 
     def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
-        self.lead(stream, self._options.fallback)
+        self.relay(stream, self._options.fallback)
 
-    # For what reads the heads.
+    # Called by the reader of connection heads.
 
     def route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
 
-    def lead(self, stream: StreamTransport, destination: Endpoint) -> None:
+    def relay(self, stream: StreamTransport, destination: Endpoint) -> None:
         self.open_tunnels.carry(
             stream, partial(self.connect, destination), partial(self.connect_at_once, destination)
         )

@@ -15,7 +15,7 @@ from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
-from mtt.modes import described
+from mtt.modes import describe_mode
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.trust.reload import TlsFiles, server_tls
@@ -116,7 +116,7 @@ class MultiUserServer(Service):
         logger.info(
             "listening on %s, %s%s%s",
             ", ".join(self.addresses),
-            described("wss+mux" if options.mux else "wss", tls=tls is not None),
+            describe_mode("wss+mux" if options.mux else "wss", tls=tls is not None),
             f", for {management.describe()}" if management is not None and managed else "",
             f"; {tls.description}" if tls is not None else "",
         )

@@ -82,7 +82,7 @@ class Connector:
         self._started = True
         self.tls.follow()
 
-    async def carry(self, session: asyncio.BaseProtocol) -> None:
+    async def attach(self, session: asyncio.BaseProtocol) -> None:
         """Attach a session to a new connection. Raises like `connect`."""
         transport = await self.connect()
         self._counters.sessions += 1

@@ -183,7 +183,7 @@ async def test_sessions_without_streams_are_bounded(certs: Certs) -> None:
         for started in clients:
             session = SmuxSession()
             try:
-                await started._connector.carry(session)
+                await started._connector.attach(session)
             except Exception as error:
                 assert "404" in str(error)
             else:
