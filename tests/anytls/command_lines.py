@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
 from anytls.options import CLIENT_FLAGS, SERVER_FLAGS, ClientOptions, ServerOptions
 from anytls.options import client_options as checked_client
 from anytls.options import server_options as checked_server
@@ -22,7 +18,3 @@ def server(*argv: str) -> ServerOptions:
     return checked_server(parse_args(SERVER_FLAGS, argv))
 
 
-def written(path: Path, content: Any) -> str:
-    path.touch(0o600)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return str(path)

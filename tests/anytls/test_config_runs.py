@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,8 @@ from anytls.server import Server
 from tests.anytls.proxying import through
 from tests.anytls.serving import OWN
 from tests.support.certs import Certs
+from tests.support.files import written
 from tests.support.tunnels import SOON, echo, port_of, serving
-
-
-def written(path: Path, content: Any) -> str:
-    path.touch(0o600)
-    path.write_text(json.dumps(content))
-    return str(path)
 
 
 def lines(path: str) -> list[str]:

@@ -25,7 +25,8 @@ from mtt.trust.tls_options import ServerTls
 from mtt.users.user import User
 from mtt.wire import alpn
 from plugin.options import parse_options
-from tests.anytls.command_lines import PIN, client, server, written
+from tests.anytls.command_lines import PIN, client, server
+from tests.support.files import written
 
 OTHER_PIN = "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 

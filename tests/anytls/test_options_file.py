@@ -19,7 +19,8 @@ from mtt.trust.tls_options import ServerTls
 from mtt.users.file import read_users
 from mtt.users.user import User
 from mtt.wire import alpn
-from tests.anytls.command_lines import PIN, client, server, written
+from tests.anytls.command_lines import PIN, client, server
+from tests.support.files import written
 
 
 @pytest.fixture

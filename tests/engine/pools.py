@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,11 +12,8 @@ from mtt.client import Client
 from tests.support.certs import Certs
 from tests.support.goserver import go_server
 from tests.support.tunnels import (
-    SOON,
     client_of,
-    connect,
     eventually,
-    maybe_reset,
     port_of,
     server_at,
 )
@@ -52,10 +48,3 @@ def full(client: Client, size: int = SIZE) -> bool:
     return len(client._upstream) == size and not client._connector.connecting
 
 
-async def is_cut(port: int) -> None:
-    """An application's connection fails."""
-    with maybe_reset():
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            await application.send(b"hello")
-            assert await application.rest() == b""
-            raise AssertionError("an orderly end")

@@ -9,7 +9,7 @@ from typing import Any
 from mtt.client import Client
 from mtt.server import Server
 from tests.support.metrics import failures, scrape
-from tests.support.tunnels import SOON, connect, maybe_reset
+from tests.support.tunnels import SOON
 
 METRICS = {"metrics": "0"}
 
@@ -31,8 +31,3 @@ async def failing(service: Client | Server) -> dict[str, float]:
     return failures(await until(service, failures))
 
 
-async def lost(port: int) -> None:
-    """An application that gets no tunnel."""
-    with maybe_reset():
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            assert await application.rest() == b""

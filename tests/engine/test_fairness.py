@@ -31,10 +31,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.tunnels import MODES, start_client, start_server
+from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy, Line
-from tests.support.processes import Process, Processes, eventually
+from tests.support.processes import MODES, Process, Processes, eventually
 from tests.support.tunnels import Tcp, cancel, client_of, connect, port_of, server_at, serving
 
 # Seconds that the bulk may add to a request on loopback: what the project promises.

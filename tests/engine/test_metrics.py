@@ -12,7 +12,8 @@ import pytest
 from mtt.client import Client
 from mtt.errors import StartError
 from mtt.server import Server
-from tests.engine.scraping import METRICS, address, lost, until
+from tests.engine.applications import lost
+from tests.engine.scraping import METRICS, address, until
 from tests.support.certs import Certs
 from tests.support.metrics import check_with_promtool, failures, get, parse, scrape
 from tests.support.processes import Processes, run

@@ -10,7 +10,8 @@ import pytest
 from mtt.layers import tls
 from mtt.net import admission
 from mtt.outbound import connector
-from tests.engine.scraping import METRICS, address, failing, lost, until
+from tests.engine.applications import lost
+from tests.engine.scraping import METRICS, address, failing, until
 from tests.support.certs import Certs
 from tests.support.metrics import failures, scrape
 from tests.support.tunnels import (

@@ -9,11 +9,11 @@ import pytest
 
 from mtt.outbound import preconnect
 from mtt.outbound.preconnect import MAX_DIALS
+from tests.engine.applications import is_cut
 from tests.engine.pools import (
     SIZE,
     full,
     in_both_modes,
-    is_cut,
     prepared,
     server_of,
     to_both_servers,

@@ -13,11 +13,11 @@ from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from mtt.outbound import preconnect
 from mtt.outbound.preconnect import MAX_DIALS
 from plugin.options import parse_options
+from tests.engine.applications import is_cut
 from tests.engine.pools import (
     SIZE,
     full,
     in_both_modes,
-    is_cut,
     prepared,
     server_of,
     to_both_servers,

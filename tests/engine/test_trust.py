@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mtt.trust import reload
+from tests.engine.applications import is_cut
 from tests.support.certs import Authority, Certs, pem
 from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls
@@ -25,7 +26,6 @@ from tests.support.tunnels import (
     eventually,
     in_every_mode,
     logged,
-    maybe_reset,
     port_of,
     server_at,
     serving,
@@ -49,15 +49,6 @@ def ours(certs: Certs) -> dict[str, str]:
 
 def others(certs: Certs) -> dict[str, str]:
     return {"cert": certs.other_cert, "key": certs.other_key}
-
-
-async def refused(port: int) -> None:
-    """An application's connection is cut, without a byte."""
-    with maybe_reset():
-        async with asyncio.timeout(SOON), await connect(port) as application:
-            await application.send(b"hello")
-            assert await application.rest() == b""
-            raise AssertionError("an orderly end")
 
 
 # Client certificates
@@ -104,7 +95,7 @@ async def test_a_client_without_it_is_told_in_one_line(
     ):
         for _ in range(3):
             with logged() as lines:
-                await refused(port_of(client))
+                await is_cut(port_of(client))
                 await eventually(functools.partial(operator.getitem, lines, slice(1, None)))
             ends = sorted(line.partition(": ")[2] for line in lines)
             expected = {servers_reason, reason, f"127.0.0.1:{port_of(server)}: {reason}"}
@@ -123,7 +114,7 @@ async def test_a_client_certificate_may_vouch_for_itself(certs: Certs, tmp_path:
     ):
         await check_works(port_of(right))
         with logged():
-            await refused(port_of(wrong))
+            await is_cut(port_of(wrong))
 
 
 async def test_an_expired_client_certificate(certs: Certs, tmp_path: Path) -> None:
@@ -138,7 +129,7 @@ async def test_an_expired_client_certificate(certs: Certs, tmp_path: Path) -> No
         client_of("wss", port_of(server), certs, **given) as client,
     ):
         with logged() as lines:
-            await refused(port_of(client))
+            await is_cut(port_of(client))
             await eventually(lambda: len(lines) == 2)
         assert any(line.endswith("(-cert): it has expired") for line in lines)
 
@@ -160,7 +151,7 @@ async def test_tls_1_2_is_refused_if_so_asked(end: str, certs: Certs) -> None:
         assert old is not None
         old.context().maximum_version = ssl.TLSVersion.TLSv1_2
         with logged() as lines:
-            await refused(port_of(client))
+            await is_cut(port_of(client))
             await eventually(lambda: len(lines) >= 2)
         assert all("protocol" in line for line in lines)
 
@@ -289,7 +280,7 @@ async def test_a_client_shut_out_by_a_new_authority(renewable: Certs) -> None:
         renew(renewable, "ca")
         await eventually(lambda: server._tls and server._tls.context() is not old)
         with logged():
-            await refused(port_of(client))
+            await is_cut(port_of(client))
 
 
 def pin_of(certs: Certs) -> str:

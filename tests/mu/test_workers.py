@@ -14,9 +14,18 @@ import pytest
 
 from tests.mu.two_workers import Server, ended, in_both_modes, is_open, start_client
 from tests.support.processes import ROOT, Processes, eventually
-from tests.support.workers import LONG, SOON, Echo, check_echo, connect, in_both, standing_still
+from tests.support.workers import (
+    LONG,
+    SOON,
+    Echo,
+    check_echo,
+    connect,
+    in_both,
+    needs_proc,
+    standing_still,
+)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = needs_proc
 
 
 # Statistics.

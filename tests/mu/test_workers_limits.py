@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.mu.two_workers import Server, in_both_modes, is_open, opened, start_client
 from tests.support.processes import Processes, eventually
@@ -19,11 +16,12 @@ from tests.support.workers import (
     check_echo,
     connect,
     in_both,
+    needs_proc,
     standing_still,
     workers_with_tunnels,
 )
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = needs_proc
 
 
 def carry(tunnels: list[socket.socket], size: int) -> list[float]:

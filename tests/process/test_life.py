@@ -16,11 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from mtt import modes
 from mtt.net import accept
-from tests.support.processes import Process, Processes, command, eventually, is_free, listening
+from tests.support.processes import (
+    MODES,
+    Process,
+    Processes,
+    command,
+    eventually,
+    is_free,
+    listening,
+)
 
-MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 in_every_mode = pytest.mark.parametrize("mode", MODES)
 at_either_end = pytest.mark.parametrize("end", ["client", "server"])
 

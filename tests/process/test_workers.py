@@ -8,16 +8,14 @@ import re
 import signal
 import socket
 import ssl
-import sys
 from pathlib import Path
 
 import pytest
 
-from mtt import modes
 from tests.process.two_workers import Server, children
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
-from tests.support.processes import Processes, eventually, is_free, listening
+from tests.support.processes import MODES, Processes, eventually, is_free, listening
 from tests.support.workers import (
     LONG,
     SOON,
@@ -25,13 +23,13 @@ from tests.support.workers import (
     check_echo,
     connect,
     in_both,
+    needs_proc,
     open_in,
     standing_still,
     workers_with_tunnels,
 )
 
-MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = needs_proc
 
 
 # Tunnels.

@@ -10,15 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.process.two_workers import Server, children, get
 from tests.support.processes import ROOT, Processes, command, eventually, free_port, listening
 from tests.support.programs import require_program
 from tests.support.systemd import Manager
-from tests.support.workers import LONG, SOON, Echo, check_echo, connect, in_both
+from tests.support.workers import LONG, SOON, Echo, check_echo, connect, in_both, needs_proc
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = needs_proc
 
 
 # Metrics.

@@ -13,9 +13,9 @@ import pytest
 
 from tests.process.two_workers import children
 from tests.support.processes import ROOT, Process, Processes, eventually
-from tests.support.workers import SOON, Echo
+from tests.support.workers import SOON, Echo, needs_proc
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+pytestmark = needs_proc
 
 
 @pytest.mark.parametrize("option", ["-b", "-metrics"])

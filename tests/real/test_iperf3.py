@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.real.destinations import CROWD, MB, PAGE, Site
-from tests.real.tunnels import MODES, start_tunnel
+from tests.real.tunnels import start_tunnel
 from tests.support.certs import Certs
-from tests.support.processes import Processes, free_port, run
+from tests.support.processes import MODES, Processes, free_port, run
 from tests.support.programs import require_program
 
 SECONDS = 2

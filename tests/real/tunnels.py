@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mtt import modes
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, listening
-
-MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 
 
 def start_server(

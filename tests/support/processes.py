@@ -18,7 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from mtt import modes
+
 ROOT = Path(__file__).parents[2]
+
+# The options of each mode, for both ends.
+MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.items()}
 
 # Seconds. Every program here starts and stops in a fraction of one; busy CI machines do not.
 PATIENCE = 15.0

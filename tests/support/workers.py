@@ -7,9 +7,12 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
+
+import pytest
 
 from tests.support.processes import Process, eventually
 
@@ -17,6 +20,8 @@ from tests.support.processes import Process, eventually
 LONG = "60s"
 # Seconds in which something happens at once on a busy machine.
 SOON = 10.0
+
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
 class Echo:

@@ -9,12 +9,7 @@ import pytest
 from mtt.errors import UsageError
 from mtt.users.file import read_users
 from mtt.users.user import User
-
-
-def written(path: Path, content: str) -> str:
-    path.touch(0o600)
-    path.write_text(content)
-    return str(path)
+from tests.support.files import written
 
 
 def test_users_in_json(tmp_path: Path) -> None:
