@@ -36,7 +36,7 @@ from mtt.errors import MttError, StartError, describe
 from mtt.log import logger
 from mtt.options.process import ProcessOptions
 from mtt.process import runtime
-from mtt.process.loads import Loads
+from mtt.process.worker_loads import WorkerLoads
 from mtt.process.runtime import CLOSE_LIMIT, Hub, Service
 from mtt.process.systemd import ServiceManager
 from mtt.process.tether import ADOPT, RELOAD, STOP, STOP_NOW, Child, Tether
@@ -100,7 +100,7 @@ class _Supervisor:
         self._parent = parent
         self._children: dict[int, Child] = {}  # by pid
         self._hub: Child | None = None
-        self._loads = Loads(options.workers)
+        self._loads = WorkerLoads(options.workers)
         self._due: dict[int, float] = {}  # when to fork which worker
         self._deaths = self._unready = 0  # in a row
         self._bound = self._started = self._stopping = False
@@ -187,12 +187,12 @@ class _Supervisor:
 
     def _step(self, seconds: float | None = None) -> None:
         """Wait for something to happen, for so long at most, and see to it."""
-        for key, _ in self._selector.select(self._patience(seconds)):
+        for key, _ in self._selector.select(self._wait_time(seconds)):
             if isinstance(key.data, Child):
                 self._hear(key.data)
             else:
                 self._wakeup.recv(4096)
-        self._bury()
+        self._reap()
         if self._parent not in (None, os.getppid()):
             self._asked += 1
         if self._hung_up:
@@ -200,14 +200,14 @@ class _Supervisor:
             self._reload()
         now = time.monotonic()
         if self._started:
-            self._give_sign(now)
+            self._send_watchdog(now)
         if self._stopping:
             return
         for number in [number for number, due in self._due.items() if due <= now]:
             del self._due[number]
             self._replace(number)
 
-    def _patience(self, seconds: float | None) -> float | None:
+    def _wait_time(self, seconds: float | None) -> float | None:
         """How long to wait, None for as long as it takes."""
         now = time.monotonic()
         limits = [] if seconds is None else [seconds]
@@ -219,7 +219,7 @@ class _Supervisor:
             limits.append(self._next_beat - now)
         return max(0.0, min(limits)) if limits else None
 
-    def _give_sign(self, now: float) -> None:
+    def _send_watchdog(self, now: float) -> None:
         """Tell the service manager that all is well, if it is."""
         interval = self._manager.beat_interval
         if interval and now >= self._next_beat:
@@ -239,12 +239,12 @@ class _Supervisor:
     def _hear(self, child: Child) -> None:
         was_ready = child.ready
         if not child.hear():
-            # Dead, or as good as that; what became of it is known when it is buried.
+            # Dead, or as good as that; what became of it is known when it is reaped.
             self._selector.unregister(child.line)
         if child.ready and not was_ready:
             self._unready = 0
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
         for child in self._all():
             cause = child.ended()
             if cause is None:
@@ -258,9 +258,9 @@ class _Supervisor:
             if child.number:
                 self._loads.clear(child.number)
             if not self._stopping:
-                self._mourn(child, cause)
+                self._handle_death(child, cause)
 
-    def _mourn(self, child: Child, cause: str) -> None:
+    def _handle_death(self, child: Child, cause: str) -> None:
         """A child has died when it should not."""
         if child is self._hub:
             raise child.failure or StartError(f"{child} {cause}; without it nothing can go on")
@@ -349,7 +349,7 @@ class _Supervisor:
         tether = Tether(line, self._manager.beat_interval, adopt)
         options = self._options
         try:
-            self._service.join(to_hub, self._loads.of(number))
+            self._service.join(to_hub, self._loads.for_worker(number))
             if hub is None:
                 runtime.run(self._service, options=options, tether=tether)
             self._service.cleanup()

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mtt.process.loads import Loads
+from mtt.process.worker_loads import WorkerLoads
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ from mtt.process.loads import Loads
     ],
 )
 def test_who_has_more_lets_others_go_first(loads: tuple[int, ...], heavy: bool) -> None:
-    shared = Loads(len(loads))
-    first, *others = [shared.of(number) for number in range(1, len(loads) + 1)]
+    shared = WorkerLoads(len(loads))
+    first, *others = [shared.for_worker(number) for number in range(1, len(loads) + 1)]
     for is_heavy, load in zip(others, loads[1:], strict=True):
         is_heavy(load)
     assert first(loads[0]) is heavy
 
 
 def test_who_is_not_there_does_not_count() -> None:
-    shared = Loads(3)
-    first, second = shared.of(1), shared.of(2)
+    shared = WorkerLoads(3)
+    first, second = shared.for_worker(1), shared.for_worker(2)
     assert not first(100)
     assert not second(0)
     assert first(100)
@@ -41,10 +41,10 @@ def test_who_is_not_there_does_not_count() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_other_processes_see_it() -> None:
-    shared = Loads(2)
+    shared = WorkerLoads(2)
     pid = os.fork()
     if not pid:
-        shared.of(2)(3)
+        shared.for_worker(2)(3)
         os._exit(0)
     os.waitpid(pid, 0)
-    assert shared.of(1)(4)
+    assert shared.for_worker(1)(4)

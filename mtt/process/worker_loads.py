@@ -18,7 +18,7 @@ TOLERANCE = 8
 _ABSENT = -1
 
 
-class Loads:
+class WorkerLoads:
     """One number per worker. Each writes its own only, so no lock is needed."""
 
     def __init__(self, count: int) -> None:
@@ -30,7 +30,7 @@ class Loads:
         """Worker `number`, from 1, is gone."""
         self._numbers[number - 1] = _ABSENT
 
-    def of(self, number: int) -> Callable[[int], bool]:
+    def for_worker(self, number: int) -> Callable[[int], bool]:
         """For worker `number`: told its load, says whether that is more than another one's."""
         numbers = self._numbers
 
