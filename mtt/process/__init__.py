@@ -1,1 +1,1 @@
-"""The process around a service: event loop, signals, systemd."""
+"""The process around a service: event loop, signals, workers, systemd."""

@@ -1,4 +1,4 @@
-"""What the commands have in common: from the command line and environment to a running service."""
+"""The common part of all commands: from command line and environment to a running service."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mtt.options.flags import Flag, Values, parse_args, usage
 from mtt.options.process import ProcessOptions, process_options
 from mtt.version import __version__
 
-# Shadowsocks-libev uses a plugin's port without waiting for it: what is imported here and by the
-# commands is in the way of -h, of errors and of listening. asyncio comes with the service.
+# Shadowsocks-libev connects to a plugin's port without waiting for it. Imports here and in the
+# commands delay -h, errors and listening, so asyncio is imported with the service.
 if TYPE_CHECKING:
     from mtt.process.runtime import Service
     from mtt.process.systemd import Inherited
@@ -26,17 +26,17 @@ EXIT_USAGE = 2
 class Start(NamedTuple):
     """How a command was started."""
 
-    plugin: bool = False  # by the program whose plugin it is
+    plugin: bool = False  # as a plugin, by its parent program
     sockets: tuple[Inherited, ...] = ()  # by systemd, with these to listen on
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Those of all sockets, whatever their names."""
+        """The descriptors of all sockets, whatever their names."""
         return tuple(each.descriptor for each in self.sockets)
 
 
 class Plugin(Protocol):
-    """Makes a command the plugin of another program, which starts and ends it."""
+    """Runs a command as the plugin of another program, which starts and ends it."""
 
     @property
     def parent(self) -> int:
@@ -45,9 +45,9 @@ class Plugin(Protocol):
     def options(
         self, flags: Sequence[Flag], given: Values, environ: Mapping[str, str]
     ) -> Values | None:
-        """The options `given` on the command line together with what `environ` says.
+        """The options `given` on the command line, combined with those in `environ`.
 
-        None if no such program started us. Raises UsageError.
+        None if no such program started this process. Raises UsageError.
         """
 
     def watch(self, end: Callable[[], object]) -> None:
@@ -55,20 +55,20 @@ class Plugin(Protocol):
 
 
 class Command(NamedTuple):
-    """One of our programs."""
+    """The definition of a command."""
 
     name: str
     description: str  # for the usage text
     flags: Sequence[Flag]
-    # Builds the service from the options given. Raises MttError.
+    # Builds the service from the given options. Raises MttError.
     service: Callable[[Values, Start], Service]
     plugin: Plugin | None = None
 
 
 def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run `command` until a signal ends it; returns an exit code if it comes to nothing.
+    """Run `command` until a signal ends it; returns an exit code.
 
-    `argv` starts behind the program's name.
+    `argv` excludes the program's name.
     """
     process = ProcessOptions()
     try:
@@ -82,7 +82,7 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
             return _serve_plugin(command, values, process, plugin)
         return _serve(command, values, process, environ)
     except KeyboardInterrupt:
-        return 0  # Ctrl-C before the service took care of it
+        return 0  # Ctrl-C before the service handled signals
     except UsageError as error:
         return _fail(command, process, str(error), EXIT_USAGE)
     except MttError as error:
@@ -97,7 +97,7 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
 def given_options(
     command: Command, argv: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Values, Plugin | None]:
-    """The options `command` was given by whatever way, and what makes it a plugin if it is one.
+    """The options given to `command` from all sources, and its `Plugin` if it runs as one.
 
     Raises UsageError.
     """
@@ -113,7 +113,7 @@ def given_options(
 def _serve(
     command: Command, values: Values, process: ProcessOptions, environ: Mapping[str, str]
 ) -> int:
-    """Run `command` by itself, maybe for systemd."""
+    """Run `command` standalone, possibly under systemd."""
     from mtt.process.systemd import ServiceManager, inherited_sockets
 
     _begin(command, process)
@@ -133,7 +133,7 @@ def _serve(
 def _serve_plugin(
     command: Command, values: Values, process: ProcessOptions, plugin: Plugin
 ) -> int:
-    """Run `command` as a plugin. What systemd may have told its parent is not meant for us."""
+    """Run `command` as a plugin. Ignores systemd's variables, which are for the parent."""
     _begin(command, process)
     service = command.service(values, Start(plugin=True))
 
@@ -168,15 +168,15 @@ def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> in
 
 
 def _print(text: str) -> int:
-    if sys.stdout is None:  # closed before we were started
+    if sys.stdout is None:  # closed before this process was started
         return EXIT_FAILURE
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        # Python would complain once more at its exit.
+        # Otherwise Python reports the error again at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The reader, `head` perhaps, has seen enough; a full disk has not.
+        # A broken pipe (`head`, for example) is a success; a full disk is not.
         return 0 if isinstance(error, BrokenPipeError) else EXIT_FAILURE
     return 0

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import signal
 
-# Whose death ends a plugin; one that dies while we still import would be missed.
+# The parent, whose end ends a plugin. Read early, so that its end during the imports is noticed.
 PARENT = os.getppid()
 
-_PROGRAMS = ("mtt", "anytls")  # how the names of our commands begin
+_PROGRAMS = ("mtt", "anytls")  # prefixes of the commands' names
 
 
 def begin(program: str) -> None:
-    """Let Ctrl-C end `program`, sys.argv[0], silently: in an import it would show a traceback.
+    """Make Ctrl-C end `program` (sys.argv[0]) silently; during imports it shows a traceback.
 
-    Does nothing if `program` is not a command of ours: one that merely imports a command has a
-    handler of its own.
+    Does nothing if `program` is not a command of this project: a program that only imports one has
+    its own handler.
     """
     if os.path.basename(program).startswith(_PROGRAMS):
         signal.signal(signal.SIGINT, lambda *_: os._exit(0))

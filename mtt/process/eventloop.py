@@ -1,4 +1,4 @@
-"""The event loop: which one, and what becomes of errors that nothing else takes."""
+"""The choice of the event loop, and its handler for unhandled errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtt.log import logger
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
-    """What makes the event loop called `name`: auto, asyncio or uvloop.
+    """The factory of the event loop `name`: auto, asyncio or uvloop.
 
     Raises UsageError if it is not installed.
     """
@@ -28,16 +28,16 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         else:
             made_by: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
             return made_by
-    # The default except on Windows, whose proactor loop would hold on to a receive buffer until
-    # data comes. Ours is one buffer for all connections, so it is lent only when data is there.
+    # The default loop, except on Windows: the proactor loop keeps a receive buffer per connection
+    # until data arrives, but all connections here share one buffer, used only to read present data.
     return asyncio.SelectorEventLoop
 
 
 def report_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A loop's exception handler: one line, with a traceback only for those who debug."""
+    """The loop's exception handler: logs one line, and a traceback only at level debug."""
     error = context.get("exception")
-    # A transport hands its error to connection_lost() as well, and there it is logged with the
-    # peer's name.
+    # A transport also passes its error to connection_lost(), where it is logged with the peer's
+    # name.
     routine = isinstance(error, OSError) and "transport" in context
     level = logging.DEBUG if routine else logging.ERROR
     reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
@@ -46,7 +46,7 @@ def report_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 
 def _named(error: BaseException) -> str:
-    """What went wrong, with the class for errors of this program, whose text says too little."""
+    """The error's text, with the class name for programming errors, whose text says too little."""
     if isinstance(error, OSError):
         return describe(error)
     return f"{type(error).__name__}: {error}"

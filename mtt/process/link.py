@@ -1,4 +1,4 @@
-"""Messages between two processes of ours over a socket: lists that JSON can say, one on a line."""
+"""Messages between two processes of a service over a socket: JSON lists, one per line."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.tcp import SocketTransport
 from mtt.log import logger
 
-# Bytes. Whoever has more to say splits it; a line beyond this is none of ours.
+# Bytes. Senders split larger messages, so a longer line is not from this program.
 MAX_MESSAGE = 16 * 1024 * 1024
-# Bytes that may wait for the other end. When it is so far behind it hangs.
+# Unsent bytes at which the other process counts as hung.
 MAX_BACKLOG = 64 * 1024 * 1024
-# Seconds for the other end to hear the last words.
+# Seconds that the other process has to read the final messages.
 CLOSE_TIME = 1.0
 
 Message = list[Any]
 
 
 def encode(*message: Any) -> bytes:
-    """A message as it is sent."""
+    """The encoded message."""
     return json.dumps(message, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 class Link(StreamProtocol):
-    """One end, which speaks from `connect()` to `close()`.
+    """One side of the connection, open from `connect()` to `close()`.
 
     Args:
         hear: called with every message.
-        lost: called once when the other end is gone, or does not speak our language.
+        lost: called once, when the other process is gone or sends an invalid message.
     """
 
     def __init__(self, hear: Callable[[Message], object], lost: Callable[[], object]) -> None:
@@ -41,32 +41,32 @@ class Link(StreamProtocol):
         self._lost = lost
         self._transport: StreamTransport | None = None
         self._buffer = b""
-        self._room: asyncio.Future[None] | None = None  # while the other end is behind
-        self._over: asyncio.Future[None] | None = None  # while we close
+        self._room: asyncio.Future[None] | None = None  # set while writing is paused
+        self._over: asyncio.Future[None] | None = None  # set while closing
 
     def connect(self, sock: socket.socket) -> None:
-        """Speak over `sock`, ours from now on, with the running loop."""
+        """Take over `sock` and use it in the running loop."""
         sock.setblocking(False)
         SocketTransport(sock, self)
 
     def say(self, *message: Any) -> None:
-        """Send a message; one that is too late for the other end is dropped."""
+        """Send a message; drops it if the other process is gone."""
         self.send(encode(*message))
 
     def send(self, data: bytes) -> None:
-        """Send a message as `encode()` made it."""
+        """Send a message encoded by `encode()`."""
         if self._transport is not None:
             self._transport.write(data)
             if self._transport.get_write_buffer_size() > MAX_BACKLOG:
                 self.abort()
 
     async def drained(self) -> None:
-        """Wait until the other end has taken most of what was said, or is gone."""
+        """Wait until the other process has read most messages, or is gone."""
         if self._room is not None:
             await asyncio.shield(self._room)
 
     async def close(self) -> None:
-        """Say no more, and wait until what was said has gone out, for CLOSE_TIME at most."""
+        """Close after sending what is buffered, waiting at most CLOSE_TIME."""
         if self._transport is not None:
             self._over = asyncio.get_running_loop().create_future()
             self._transport.close()
@@ -74,7 +74,7 @@ class Link(StreamProtocol):
             self.abort()
 
     def abort(self) -> None:
-        """Say no more."""
+        """Close at once."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -91,7 +91,7 @@ class Link(StreamProtocol):
             if len(self._buffer) > MAX_MESSAGE:
                 raise ValueError("a message is too long")
         except Exception as error:
-            logger.error("another process of ours is not understood: %s", describe(error))
+            logger.error("invalid message from another process: %s", describe(error))
             logger.debug("where it happened:", exc_info=True)
             self.abort()
 

@@ -1,8 +1,8 @@
 """Runs a service in an event loop until a signal ends the process.
 
-How it ends: the first SIGTERM or SIGINT stops listening at once, so that a new process can take
-over, and gives tunnels a time of grace. When the last one is through, or time is up, everything is
-closed. A second signal, or the first one of a plugin, ends the process on the spot.
+Shutdown: the first SIGTERM or SIGINT stops listening at once, so that a new process can take over,
+and gives tunnels a grace period. When the last tunnel has ended, or the period is over, everything
+is closed. A second signal, or the first one to a plugin, ends the process immediately.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from mtt.options.process import ProcessOptions
 from mtt.process.eventloop import loop_factory, report_error
 from mtt.process.systemd import ServiceManager
 
-# Closing says goodbye to peers, which may be gone or slow; service managers such as systemd
+# Closing sends final messages to peers, which may be gone or slow. Service managers such as systemd
 # allow 90 s, a person at a terminal much less.
 CLOSE_LIMIT = 5.0
 
 
 class Service(Protocol):
-    """Something that listens. What is not overridden does nothing."""
+    """A service that listens. Methods that are not overridden do nothing."""
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it listens, for people."""
+        """The addresses it listens on, for the log."""
         return ()
 
     @property
     def tunnels(self) -> int:
-        """How many tunnels are open or about to be."""
+        """The number of tunnels that are open or opening."""
         return 0
 
     async def bind(self) -> None:
-        """Take the addresses to listen on; serving there is for `start()`, maybe in a fork.
+        """Bind the listening sockets; `start()` serves on them, possibly in a forked process.
 
-        What is not done in here `start()` does. Raises StartError.
+        `start()` does whatever is not done here. Raises StartError.
         """
         return
 
     async def start(self) -> None:
-        """Begin to listen; to serve goes on in the background.
+        """Start listening; serving continues in the background.
 
-        Raises MttError and leaves nothing behind then.
+        Raises MttError, after cleaning up.
         """
         return
 
     def announce(self) -> None:
-        """Say in the log what has started."""
+        """Log what has started."""
         return
 
     async def drain(self) -> None:
-        """After `cleanup()`: wait until the last tunnel has ended by itself."""
+        """After `cleanup()`: wait until all tunnels have ended on their own."""
         return
 
     async def close(self) -> None:
@@ -68,61 +68,61 @@ class Service(Protocol):
         return
 
     def cleanup(self) -> None:
-        """Stop listening, and remove what would outlive the process, like a unix socket.
+        """Stop listening, and remove what would outlive the process, such as a unix socket.
 
         May be called more than once, and in a signal handler.
         """
         return
 
     def reload(self) -> None:
-        """Read again what may have changed in files: for SIGHUP."""
+        """Reload files that may have changed, on SIGHUP."""
         return
 
     # For several processes, see `mtt.process.workers`.
 
     def hub(self) -> Hub | None:
-        """What belongs to all workers together, for a process of its own; None without such."""
+        """The state shared by all workers, to run in its own process; None if there is none."""
         return None
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        """Be one of several workers, which have the same listening sockets, from before the start.
+        """Run as one of several workers with shared listening sockets. Called before `start()`.
 
-        `hub` leads to the hub, if there is one. `is_heavy`, told how many connections there are,
-        says whether another worker should have the next one. Called in a process that has just
-        been forked.
+        `hub` is a socket to the hub, if there is one. `is_heavy` takes the number of connections
+        and returns whether another worker should have the next one. Called in a newly forked
+        process.
         """
         return
 
     def renew(self) -> None:
-        """As `reload()`, for a process that never starts the service; waits until it is done."""
+        """As `reload()`, synchronous, for a process that never starts the service."""
         return
 
 
 class Hub(Service, Protocol):
-    """What belongs to all workers together."""
+    """The state shared by all workers, in its own process."""
 
     def adopt(self, worker: socket.socket) -> None:
-        """Take the line to another worker; its end is that worker's."""
+        """Add a worker by the socket to it; the socket closes when the worker ends."""
 
 
 class Manager(Protocol):
-    """Who wants to hear how it goes."""
+    """Receives the status of a service."""
 
     def ready(self, status: str) -> None:
-        """It has started."""
+        """The service has started."""
 
     def keep_beating(self) -> None:
-        """Give signs of life, if wanted, as long as the running loop is well."""
+        """Send watchdog messages, if requested, while the running loop responds."""
 
     def stopping(self, status: str, seconds: float) -> None:
-        """It is about to end, and may need so many `seconds`."""
+        """The service is stopping, which may take `seconds`."""
 
     def close(self) -> None:
-        """Tell no more."""
+        """Send no more messages."""
 
 
 class Tether(Manager, Protocol):
-    """What binds a worker to its supervisor, which stands between it and all signals."""
+    """Connects a worker to its supervisor, which handles all signals for it."""
 
     def attach(
         self,
@@ -131,10 +131,10 @@ class Tether(Manager, Protocol):
         exit: Callable[[], object],
         reload: Callable[[], object],
     ) -> None:
-        """Call these as the supervisor says, in the running loop; `exit` if that is gone."""
+        """Call these when the supervisor says so, in the running loop; `exit` if it is gone."""
 
 
-# Given a callback: calls it when the process has to end for another reason than a signal.
+# Takes a callback, and calls it when the process must end for a reason other than a signal.
 Watch = Callable[[Callable[[], object]], object]
 
 
@@ -149,10 +149,10 @@ def run(
 ) -> NoReturn:
     """Start `service` and serve until SIGINT or SIGTERM ends the process with exit code 0.
 
-    As `plugin` the process is gone at once. `watch` is called in the loop before the service
-    starts, `manager` hears how it goes. With `tether` all of this is the supervisor's business.
-    Must run in the main thread. Raises what `service.start()` raises, and UsageError if there is
-    no such event loop.
+    A `plugin` exits immediately. `watch` is called in the loop before the service starts; `manager`
+    receives the status. With `tether`, the supervisor is responsible for all of this. Must run in
+    the main thread. Raises what `service.start()` raises, and UsageError if the event loop is not
+    available.
     """
     options = options or ProcessOptions()
     listener: Manager = tether or manager or ServiceManager({})
@@ -195,21 +195,21 @@ async def _serve(
         async with asyncio.timeout(CLOSE_LIMIT):
             await service.close()
     except TimeoutError:
-        logger.debug("gave up waiting for tunnels to close")
+        logger.debug("tunnels did not close in time")
 
 
 def listening_on(service: Service) -> str:
-    """How `service` stands, for the service manager."""
+    """The status of `service`, for the service manager."""
     return f"listening on {', '.join(service.addresses)}"
 
 
 async def _drain(service: Service, grace: float, manager: Manager, *, quiet: bool) -> None:
-    """Let tunnels finish for `grace` seconds at most; if `quiet`, say only what becomes of them."""
+    """Let tunnels finish for at most `grace` seconds; if `quiet`, log only the result."""
     left = service.tunnels
     plan = "stopping"
     if left:
         tunnels = _tunnels(left)
-        plan += f": {tunnels} may go on for {grace:g} s" if grace else f": {tunnels} cut"
+        plan += f": waiting up to {grace:g} s for {tunnels}" if grace else f": {tunnels} cut"
     logger.log(logging.DEBUG if quiet and not left else logging.INFO, "%s", plan)
     manager.stopping(plan, grace + CLOSE_LIMIT)
     if not grace:
@@ -226,22 +226,22 @@ def _tunnels(count: int) -> str:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process as many descriptors as it may have.
+    """Raise this process's limit of file descriptors to the hard limit.
 
-    The usual soft limit of 1024 is for programs with select(), and a tunnel takes two.
+    The usual soft limit of 1024 is for programs that use select(); a tunnel takes two descriptors.
     """
     try:
         import resource  # Unix only
     except ImportError:
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Some systems (macOS) take less than they say; the old limit stays then.
+    # Some systems (macOS) accept less than the hard limit; then the old limit stays.
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Ending:
-    """How the process ends: at once, or after the service was closed."""
+    """Ends the process: at once, or after the service was closed."""
 
     def __init__(
         self, service: Service, loop: asyncio.AbstractEventLoop, *, at_once: bool
@@ -251,15 +251,15 @@ class Ending:
         self._loop = loop
         self._event = asyncio.Event()
         self._at_once = at_once
-        self._orderly = False  # somebody waits for the event and will close the service
+        self._orderly = False  # requested() is awaited, so the service will be closed
 
     async def requested(self) -> None:
-        """Wait for the first signal; from now on that one ends nothing by itself."""
+        """Wait for the first signal, which then no longer ends the process by itself."""
         self._orderly = not self._at_once
         await self._event.wait()
 
     def ask(self) -> None:
-        """End the process in order; when asked again, or before the service has started, now."""
+        """End the process in order; at once on a second call, or before the service has started."""
         if not self._orderly:
             self.exit()
         self._orderly = False
@@ -270,16 +270,16 @@ class Ending:
         try:
             self._service.cleanup()
         finally:
-            # In a finally: an exception must not keep a plugin alive, shadowsocks-libev waits
-            # for its end without limit.
+            # In a finally: an exception must not keep a plugin alive, because shadowsocks-libev
+            # waits for its end without a time limit.
             os._exit(0)
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        # Runs between any two byte codes of the main thread: no logging here.
+        # Runs between any two byte codes of the main thread, so it must not log.
         self.ask()
 
     def _on_hangup(self, _signum: int, _frame: FrameType | None) -> None:
-        # A terminal that is closed sends SIGHUP too: nobody is left there who wants us to go on.
+        # A closing terminal also sends SIGHUP; then the process should end.
         if self._ends_with_terminal and not has_terminal():
             self.ask()
         else:
@@ -289,11 +289,10 @@ class Ending:
     def on_signals(self) -> Iterator[None]:
         """Handle SIGINT, SIGTERM and SIGHUP while inside.
 
-        Not with loop.add_signal_handler(): Windows lacks it, and its callbacks wait for their
-        turn in the loop, while shadowsocks-rust follows up with SIGKILL after 10 ms. A plain
-        handler in turn needs the wakeup descriptor, or a signal that arrives just before the
-        loop goes to sleep would stay unnoticed until something else wakes it; on Windows
-        that is so for every signal.
+        Does not use loop.add_signal_handler(): Windows lacks it, and its callbacks wait in the
+        loop's queue, while shadowsocks-rust sends SIGKILL after 10 ms. A plain handler needs the
+        wakeup descriptor; otherwise a signal that arrives just before the loop sleeps would go
+        unnoticed until something else wakes it (on Windows, every signal would).
         """
         receiver, sender = socket.socketpair()
         with receiver, sender:
@@ -317,12 +316,12 @@ class Ending:
 
 
 def ends_with_terminal() -> bool:
-    """Whether we are to end when our terminal is closed."""
+    """Whether the process should end when its terminal is closed."""
     return has_terminal() and not _has_nohup()
 
 
 def has_terminal() -> bool:
-    """Whether there is a controlling terminal, which is gone when its window is closed."""
+    """Whether there is a controlling terminal, which disappears when its window is closed."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | getattr(os, "O_NOCTTY", 0)))
     except OSError:
@@ -331,7 +330,7 @@ def has_terminal() -> bool:
 
 
 def _has_nohup() -> bool:
-    """Whether we were started to survive the terminal, as by nohup(1)."""
+    """Whether SIGHUP was ignored at the start, as by nohup(1)."""
     return sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
 

@@ -1,8 +1,8 @@
-"""What systemd says to a service, and the other way round, without a library of its own.
+"""The protocols between systemd and a service, without libsystemd.
 
-Listening sockets that it hands over: sd_listen_fds(3). Messages to it, and the watchdog:
-sd_notify(3). All of it is told by environment variables, which the caller passes in. Any other
-service manager that speaks these protocols will do.
+Inherited listening sockets: sd_listen_fds(3). Status messages and the watchdog: sd_notify(3). Both
+are configured by environment variables, which the caller passes in. Any service manager with these
+protocols works.
 """
 
 from __future__ import annotations
@@ -19,37 +19,36 @@ from mtt.options.flags import quoted
 
 # SD_LISTEN_FDS_START of <systemd/sd-daemon.h>.
 FIRST_DESCRIPTOR = 3
-# A socket unit has a handful; a number beyond this is not one that systemd would say.
+# A socket unit has a handful; systemd never passes more than this.
 MAX_SOCKETS = 1024
-# What sd_listen_fds_with_names(3) calls sockets without a name.
+# The name that sd_listen_fds_with_names(3) gives to unnamed sockets.
 UNNAMED = "unknown"
 
-# Seconds. The service manager reads at once unless the machine is in deep trouble; a message that
-# is lost then is better than a tunnel that stands still.
+# Seconds. The service manager reads at once unless the machine is overloaded; then losing a message
+# is better than blocking the tunnels.
 SEND_TIME = 0.5
 # Messages per WATCHDOG_USEC, as sd_watchdog_enabled(3) advises.
 BEATS = 2
 
 
 class Inherited(NamedTuple):
-    """A listening socket that we were started with."""
+    """A listening socket inherited at the start."""
 
     descriptor: int
     name: str  # FileDescriptorName= in the socket unit; by default the name of that unit
 
     @property
     def unnamed(self) -> bool:
-        """Whether nobody has given it a name."""
+        """Whether it has no name."""
         return self.name == UNNAMED or self.name.endswith(".socket")
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> tuple[Inherited, ...]:
-    """The sockets that were handed to this process; none if it was not started for them.
+    """The sockets passed to this process; empty without socket activation.
 
-    Whether they are sockets of the right kind shows when they are listened on. Raises UsageError
-    if the variables make no sense.
+    Their type is checked when they are listened on. Raises UsageError if the variables are invalid.
     """
-    # Variables for another process, which started us without taking them back.
+    # The variables are for another process, which started this one without removing them.
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return ()
     count = _number(environ.get("LISTEN_FDS", ""))
@@ -68,10 +67,10 @@ def inherited_sockets(environ: Mapping[str, str]) -> tuple[Inherited, ...]:
 
 
 class ServiceManager:
-    """Who started us, if that wants to know how we are; otherwise all of this does nothing.
+    """Sends status messages to the service manager; does nothing if it wants none.
 
     Args:
-        environ: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID count.
+        environ: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are used.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -87,7 +86,7 @@ class ServiceManager:
             logger.warning("NOTIFY_SOCKET: %s is not a unix socket", quoted(address))
             return
         self._address = "\0" + address[1:] if address[0] == "@" else address
-        # Kept open: we have to give signs of life when there are no descriptors left, too.
+        # Kept open: watchdog messages must be sent even when no descriptors are left.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.settimeout(SEND_TIME)
         if environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
@@ -98,13 +97,13 @@ class ServiceManager:
                 self.beat_interval = microseconds / 1e6 / BEATS
 
     def ready(self, status: str) -> None:
-        """We have started."""
+        """Report that the service has started."""
         self._send("READY=1", f"STATUS={status}")
 
     def keep_beating(self) -> None:
-        """Give signs of life from now on, if asked for, with a timer of the running loop.
+        """Send watchdog messages from a timer of the running loop, if requested.
 
-        So a loop that hangs is found.
+        The manager thus detects a blocked event loop.
         """
         if self.beat_interval > 0:
             self.beat()
@@ -112,15 +111,15 @@ class ServiceManager:
             self._timer = loop.call_later(self.beat_interval, self.keep_beating)
 
     def beat(self) -> None:
-        """Give one sign of life; due every `beat_interval` seconds."""
+        """Send one watchdog message; due every `beat_interval` seconds."""
         self._send("WATCHDOG=1")
 
     def stopping(self, status: str, seconds: float) -> None:
-        """We are about to end, and may need so many `seconds`, more than the manager allows."""
+        """Report the stop, and request `seconds` for it, which may exceed the manager's limit."""
         self._send("STOPPING=1", f"STATUS={status}", f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def close(self) -> None:
-        """Send no more."""
+        """Send no more messages."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -135,7 +134,7 @@ class ServiceManager:
         try:
             self._socket.sendto(message.encode("utf-8", "backslashreplace"), self._address)
         except OSError as error:
-            logger.warning("the service manager was not told %s: %s", lines[0], describe(error))
+            logger.warning("cannot notify the service manager of %s: %s", lines[0], describe(error))
 
 
 def _number(text: str) -> int | None:

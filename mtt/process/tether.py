@@ -1,9 +1,9 @@
-"""What binds a worker to its supervisor: a socket between the two, from one end's fork on.
+"""The control socket between a supervisor and a worker, created when the worker is forked.
 
-The supervisor says what signals say elsewhere, because those do not tell who meant whom: a terminal
-sends Ctrl-C, and systemd SIGTERM, to supervisor and workers alike. Its words are single bytes, one
-of them with a descriptor. The worker's are lines of text. The end of the socket is the end of
-whoever was there, by whatever cause.
+The supervisor sends commands instead of signals, because a signal does not say for which process it
+is meant: a terminal sends Ctrl-C, and systemd SIGTERM, to supervisor and workers alike. Commands
+are single bytes, one of them with a descriptor. The worker answers with lines of text. The socket
+closes when either process ends, for any reason.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from collections.abc import Callable
 from mtt.errors import MttError, StartError, UsageError
 from mtt.log import escape, logger
 
-# The supervisor's words.
+# The supervisor's commands.
 STOP, STOP_NOW, RELOAD, ADOPT = b"s", b"n", b"r", b"a"
 
-# The worker's words. The last two are followed by what went wrong at its start.
+# The worker's messages. The last two are followed by the error at its start.
 READY, BEAT, WRONG, FAILED = "ready", "beat", "wrong", "failed"
 
-# Bytes. Nothing of the worker's is longer, so what is has another sender and is cut.
+# Bytes. A worker's messages are shorter; anything longer has another sender and is cut.
 MAX_LINE = 4096
 
-# Signs of life from a worker while one is due from the supervisor.
+# Watchdog messages from a worker per message due from the supervisor.
 BEATS = 2
 
 
 class Tether:
-    """The worker's end, see `runtime.Tether`.
+    """The worker's side, see `runtime.Tether`.
 
     Args:
-        sock: not blocking.
-        beat_interval: seconds in which a sign of life is due, 0 for none.
-        adopt: gets the sockets that the supervisor hands over.
+        sock: non-blocking.
+        beat_interval: seconds between watchdog messages; 0 for none.
+        adopt: called with each socket that the supervisor passes.
     """
 
     def __init__(
@@ -73,18 +73,18 @@ class Tether:
             self._timer = loop.call_later(self._beat_interval, self.keep_beating)
 
     def stopping(self, status: str, seconds: float) -> None:
-        """The supervisor knows."""
+        """Nothing to send: the supervisor gave the order."""
 
     def failed(self, error: MttError) -> None:
-        """The start came to nothing."""
+        """Report that the start failed."""
         self._say(f"{WRONG if isinstance(error, UsageError) else FAILED} {error}")
 
     def close(self) -> None:
-        """Nothing: the end of the process says it."""
+        """Nothing to send: the supervisor notices the end of the process."""
 
     def _say(self, words: str) -> None:
         data = escape(words).encode("utf-8", "backslashreplace")[: MAX_LINE - 1]
-        # A supervisor that is gone is noticed when we read, one that hangs is the manager's.
+        # _read() notices if the supervisor is gone; if it hangs, the service manager acts.
         with contextlib.suppress(OSError):
             self._socket.send(data + b"\n")
 
@@ -110,7 +110,7 @@ class Tether:
 
 
 class Child:
-    """The supervisor's end: a process that was forked, and its `line`, which does not block."""
+    """The supervisor's side: a forked process and the non-blocking socket `line` to it."""
 
     def __init__(self, number: int, pid: int, line: socket.socket) -> None:
         self.number = number  # 0 for the hub
@@ -125,12 +125,12 @@ class Child:
         return f"{f'worker {self.number}' if self.number else 'the hub'} (pid {self.pid})"
 
     def tell(self, word: bytes) -> None:
-        """Say one of our words."""
-        with contextlib.suppress(OSError):  # it is gone, or does not listen for a long time
+        """Send a command."""
+        with contextlib.suppress(OSError):  # the process is gone, or has not read for a long time
             self.line.send(word)
 
     def hear(self) -> bool:
-        """Take in what it says; whether more may come."""
+        """Read its messages; returns whether more may follow."""
         try:
             data = self.line.recv(MAX_LINE)
         except BlockingIOError:
@@ -149,13 +149,13 @@ class Child:
         return bool(data) and len(self._heard) <= MAX_LINE
 
     def ended(self) -> str | None:
-        """What it died of, None while it lives."""
+        """How the process ended; None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         return _cause(os.waitstatus_to_exitcode(status)) if pid else None
 
 
 def _cause(code: int) -> str:
-    """What a process died of."""
+    """How a process ended, in words."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:

@@ -1,8 +1,8 @@
-"""How many connections each worker has, in memory that all of them see.
+"""The number of connections of each worker, in memory shared by all of them.
 
-Which of the idle workers a new connection wakes first is up to the scheduler, and on a quiet
-machine that is always the same one: all multiplexed connections of a day can end up there. So who
-has more than another one lets that one go first.
+The scheduler chooses which idle worker a new connection wakes first. On a quiet machine that is
+always the same one, which could get all multiplexed connections of a day. So a worker that has more
+connections than another one yields to it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-# Whoever has so much more than the least, as a part of that, lets others go first: a few long-lived
-# connections are dealt out one by one, and among many the idle one still is the first.
+# A worker yields if it exceeds the smallest load by more than 1/8 of that. A few long-lived
+# connections are then spread evenly, and with many the idle worker still comes first.
 TOLERANCE = 8
 
-# Of a worker that does not listen. Else the number of connections.
+# The load of a worker that does not listen; otherwise it is the number of connections.
 _ABSENT = -1
 
 
 class WorkerLoads:
-    """One number per worker. Each writes its own only, so no lock is needed."""
+    """One number per worker. Each worker writes only its own, so no lock is needed."""
 
     def __init__(self, count: int) -> None:
         self._numbers = memoryview(mmap.mmap(-1, 8 * count)).cast("q")
@@ -27,11 +27,11 @@ class WorkerLoads:
             self.clear(number)
 
     def clear(self, number: int) -> None:
-        """Worker `number`, from 1, is gone."""
+        """Mark worker `number` (from 1) as absent."""
         self._numbers[number - 1] = _ABSENT
 
     def for_worker(self, number: int) -> Callable[[int], bool]:
-        """For worker `number`: told its load, says whether that is more than another one's."""
+        """A function for worker `number` that stores its load and returns whether to yield."""
         numbers = self._numbers
 
         def is_heavy(load: int) -> bool:

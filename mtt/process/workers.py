@@ -1,20 +1,20 @@
-"""-workers: several processes with the same listening sockets, and one that looks after them.
+"""-workers: several processes with shared listening sockets, and their supervisor.
 
 Theory of operation
 -------------------
-The supervisor is the process that was started. It never has a thread or, once it has taken the
-addresses to listen on, an event loop, so it can fork at any time, and what it made before is the
-same in all workers: listening sockets, certificates, the keys of TLS session tickets. It forks
+The supervisor is the process that was started. It has no threads and, once the listening sockets
+are bound, no event loop, so it can fork at any time. All workers share what it created before:
+listening sockets, certificates, the keys of TLS session tickets. It forks
 
-    the hub      if the service has something that belongs to all workers together
-    the workers  each with an event loop and `runtime.run()`, as if it were alone
+    the hub      if the service has state shared by all workers
+    the workers  each with an event loop and `runtime.run()`, like a single process
 
-and then waits for signals, words of theirs (`tether`), and deaths. The listening sockets are
-shared: who is idle takes the next connection (see `loads`), and what waits in the kernel's queue
-outlives any worker. (With SO_REUSEPORT the kernel would deal connections out to queues without a
-look at who is busy, and those in the queue of a worker that died would be lost.)
+and then waits for signals, messages of its children (`tether`), and their exits. The listening
+sockets are shared: an idle worker takes the next connection (see `worker_loads`), and connections
+in the kernel's queue survive the end of any worker. (With SO_REUSEPORT the kernel would assign
+connections to queues without regard to load; those in the queue of a dead worker would be lost.)
 
-A worker that dies is replaced. The hub is not: what belongs to all would begin anew, so all do.
+A worker that dies is replaced. The hub is not: its state is lost, so all processes end.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from mtt.errors import MttError, StartError, describe
 from mtt.log import logger
 from mtt.options.process import ProcessOptions
 from mtt.process import runtime
-from mtt.process.worker_loads import WorkerLoads
 from mtt.process.runtime import CLOSE_LIMIT, Hub, Service
 from mtt.process.systemd import ServiceManager
 from mtt.process.tether import ADOPT, RELOAD, STOP, STOP_NOW, Child, Tether
+from mtt.process.worker_loads import WorkerLoads
 
-# Seconds. A worker that dies is replaced at once, unless it was young; then after twice as long
-# each time, so that one that cannot live costs little.
+# Seconds. A worker that dies is replaced at once if it ran for STABLE_AGE; otherwise after a delay
+# that doubles each time, so that a worker that keeps failing costs little.
 STABLE_AGE = 10.0
 FIRST_DELAY = 0.1
 MAX_DELAY = 5.0
 
-# So many in a row that do not even get ready: the next would not, either. As long as others serve
-# somebody we go on trying.
+# The supervisor gives up after this many workers in a row that fail before they are ready, unless
+# other workers are still serving.
 MAX_UNREADY = 5
 
-# Seconds that the hub has more than the workers, to hear their last words.
+# Seconds that the hub runs longer than the workers, to read their final messages.
 HUB_GRACE = CLOSE_LIMIT + 1.0
-# Beyond what they allow themselves, until they are killed: a machine may be busy.
+# Seconds beyond their own limits until children are killed: the machine may be busy.
 PATIENCE = 2.0
-# For those who are to end at once.
+# Seconds for children that must end at once.
 AT_ONCE = 1.0
 
-# Seconds between two looks whether the program that started a plugin is still there.
+# Seconds between checks whether a plugin's parent is still running.
 PARENT_INTERVAL = 1.0
 
 
@@ -73,13 +73,14 @@ def run(
     """Serve with `options.workers` processes until SIGINT or SIGTERM; returns exit code 0.
 
     Args:
-        service: not started; all workers have a copy.
-        options: see there.
-        name: of the program, for the log; `manager` hears how it goes.
-        parent: of a plugin, which ends with that process, and at once.
+        service: not started; each worker has a copy.
+        options: see `ProcessOptions`.
+        name: the program's name, for the log.
+        manager: receives the status.
+        parent: the process of the program whose plugin this is; the plugin ends with it, at once.
 
-    Must run in the main thread, and before any other is started. Raises StartError and UsageError:
-    it cannot start, or cannot go on.
+    Must run in the main thread, before any other thread is started. Raises StartError and
+    UsageError if it cannot start or continue.
     """
     return _Supervisor(service, options, name, manager or ServiceManager({}), parent).run()
 
@@ -101,12 +102,12 @@ class _Supervisor:
         self._children: dict[int, Child] = {}  # by pid
         self._hub: Child | None = None
         self._loads = WorkerLoads(options.workers)
-        self._due: dict[int, float] = {}  # when to fork which worker
-        self._deaths = self._unready = 0  # in a row
+        self._due: dict[int, float] = {}  # time at which to fork each worker
+        self._deaths = self._unready = 0  # consecutive
         self._bound = self._started = self._stopping = False
         self._next_beat = 0.0
         # Set by signals.
-        self._asked = 0  # how often to end
+        self._asked = 0  # number of requests to end
         self._hung_up = False
         self._ends_with_terminal = runtime.ends_with_terminal()
 
@@ -127,8 +128,8 @@ class _Supervisor:
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(self._service.bind())
         self._bound = True
-        # What is there from now on has one copy in memory as long as nobody writes to it, which
-        # includes the garbage collector.
+        # Memory allocated so far is shared by all processes until one writes to it, and garbage
+        # collections write to it.
         gc.collect()
         gc.freeze()
         hub = self._service.hub()
@@ -150,11 +151,12 @@ class _Supervisor:
         return list(self._children.values())
 
     def _stop(self) -> None:
-        """Let the workers finish, unless we are asked again."""
+        """Let the workers finish, unless a second request arrives."""
         self._stopping = True
         if self._parent is not None or self._asked > 1 or not self._started:
             return
-        # Before the workers do: who leaves them last frees our addresses for another program.
+        # Close the listening sockets before the workers do: the last process that closes them frees
+        # the addresses for another program.
         self._service.cleanup()
         seconds = self._options.grace + HUB_GRACE + CLOSE_LIMIT
         logger.info("stopping")
@@ -166,7 +168,7 @@ class _Supervisor:
             self._step(left)
 
     def _end_all(self) -> None:
-        """End what is still there, at once."""
+        """End the remaining children at once."""
         self._stopping = True
         for child in self._all():
             child.tell(STOP_NOW)
@@ -174,19 +176,19 @@ class _Supervisor:
         while self._children and (left := until - time.monotonic()) > 0:
             self._step(left)
         for child in self._all():
-            logger.warning("%s does not end by itself and is killed", child)
+            logger.warning("%s did not end in time and was killed", child)
             os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
 
     # Waiting.
 
     def _until(self, condition: Callable[[], bool]) -> None:
-        """Look after everything until `condition` holds or we are to end."""
+        """Handle events until `condition` holds or the end is requested."""
         while not (self._asked or condition()):
             self._step()
 
     def _step(self, seconds: float | None = None) -> None:
-        """Wait for something to happen, for so long at most, and see to it."""
+        """Wait at most `seconds` for events, and handle them."""
         for key, _ in self._selector.select(self._wait_time(seconds)):
             if isinstance(key.data, Child):
                 self._hear(key.data)
@@ -208,7 +210,7 @@ class _Supervisor:
             self._replace(number)
 
     def _wait_time(self, seconds: float | None) -> float | None:
-        """How long to wait, None for as long as it takes."""
+        """Seconds to wait for events; None for no limit."""
         now = time.monotonic()
         limits = [] if seconds is None else [seconds]
         if not self._stopping:
@@ -220,7 +222,7 @@ class _Supervisor:
         return max(0.0, min(limits)) if limits else None
 
     def _send_watchdog(self, now: float) -> None:
-        """Tell the service manager that all is well, if it is."""
+        """Send a watchdog message if all children are responsive."""
         interval = self._manager.beat_interval
         if interval and now >= self._next_beat:
             self._next_beat = now + interval
@@ -239,7 +241,7 @@ class _Supervisor:
     def _hear(self, child: Child) -> None:
         was_ready = child.ready
         if not child.hear():
-            # Dead, or as good as that; what became of it is known when it is reaped.
+            # It has ended or is about to; _reap() reports how.
             self._selector.unregister(child.line)
         if child.ready and not was_ready:
             self._unready = 0
@@ -250,7 +252,7 @@ class _Supervisor:
             if cause is None:
                 continue
             if child.line in self._selector.get_map():
-                self._hear(child)  # its last words
+                self._hear(child)  # its final messages
             if child.line in self._selector.get_map():
                 self._selector.unregister(child.line)
             child.line.close()
@@ -261,9 +263,9 @@ class _Supervisor:
                 self._handle_death(child, cause)
 
     def _handle_death(self, child: Child, cause: str) -> None:
-        """A child has died when it should not."""
+        """Handle the unexpected end of a child."""
         if child is self._hub:
-            raise child.failure or StartError(f"{child} {cause}; without it nothing can go on")
+            raise child.failure or StartError(f"{child} {cause}; the service cannot run without it")
         if not child.ready:
             if child.failure is not None and not self._started:
                 raise child.failure
@@ -274,7 +276,7 @@ class _Supervisor:
                     f"{self._unready} workers in a row ended before they were ready, the last "
                     f"one: {child.failure or cause}"
                 )
-        logger.error("%s %s; a new one takes its place", child, child.failure or cause)
+        logger.error("%s %s; starting a new one", child, child.failure or cause)
         now = time.monotonic()
         self._deaths = 0 if now - child.born >= STABLE_AGE else self._deaths + 1
         delay = min(MAX_DELAY, FIRST_DELAY * 2 ** (self._deaths - 2)) if self._deaths > 1 else 0.0
@@ -289,10 +291,10 @@ class _Supervisor:
             self._due[number] = time.monotonic() + MAX_DELAY
 
     def _fork(self, number: int, hub: Hub | None = None) -> Child:
-        """Start worker `number`, or with number 0 the `hub`."""
+        """Start worker `number`, or the `hub` as number 0."""
         sockets: list[socket.socket] = []
         to_hub: socket.socket | None = None
-        # A signal that comes now must find the worker's handlers, not ours, in the worker.
+        # A signal that arrives now must run the worker's handlers in the worker, not these.
         handled = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD]
         before = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
         try:
@@ -328,8 +330,7 @@ class _Supervisor:
     # In the child.
 
     def _leave(self, handled: list[signal.Signals], line: socket.socket) -> None:
-        """Drop what is the supervisor's: as long as we held its lines, others would not see them
-        end."""
+        """Close the supervisor's sockets: while a child holds them, their peers see no EOF."""
         signal.set_wakeup_fd(-1)
         for number in handled:
             signal.signal(number, signal.SIG_IGN)
@@ -366,7 +367,7 @@ class _Supervisor:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Note SIGINT, SIGTERM and SIGHUP while inside, and let them, and deaths, wake us."""
+        """Record SIGINT, SIGTERM and SIGHUP while inside; they and SIGCHLD wake the supervisor."""
         self._wakeup, self._waker = socket.socketpair()
         with self._wakeup, self._waker:
             for end in (self._wakeup, self._waker):
@@ -391,7 +392,7 @@ class _Supervisor:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._asked += 1
-        if not self._bound:  # which may wait for a name server, and nobody depends on us yet
+        if not self._bound:  # bind() may wait for a name server, and no children exist yet
             self._service.cleanup()
             os._exit(0)
 

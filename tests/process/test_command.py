@@ -56,7 +56,7 @@ def test_command_line_alone() -> None:
     assert given_options(CLIENT, ["-b", ":1", "-wss"], {}) == ({"b": ":1", "wss": True}, None)
 
 
-def test_what_is_no_plugin_does_not_look_at_the_environment() -> None:
+def test_only_plugins_read_the_environment() -> None:
     assert given_options(ALONE, ["-wss"], {"SS_LOCAL_HOST": "x"}) == ({"wss": True}, None)
 
 
@@ -125,7 +125,7 @@ def test_errors_become_exit_codes(
     assert capfd.readouterr() == ("", line)
 
 
-def test_internal_errors_have_a_traceback_for_those_who_ask() -> None:
+def test_internal_errors_have_a_traceback_with_verbose() -> None:
     def service(_values: Values, _start: Start) -> Service:
         raise KeyError("k")
 
@@ -202,13 +202,13 @@ def test_the_service_runs_for_shadowsocks(run: Run) -> None:
     assert run.watch is not None
 
 
-def test_what_systemd_says_to_shadowsocks_is_not_for_the_plugin(run: Run) -> None:
+def test_plugins_ignore_the_variables_of_systemd(run: Run) -> None:
     assert main(CLIENT, [], ENVIRON | SYSTEMD) == 0
     assert run.service.origin == Start(plugin=True)
     assert run.manager is None
 
 
-def test_wrong_words_of_systemd_are_usage_errors(capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_systemd_variables_are_usage_errors(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(CLIENT, [], SYSTEMD | {"LISTEN_FDS": "x"}) == 2
     assert capfd.readouterr().err.startswith("client: LISTEN_FDS: 'x' is not")
 

@@ -12,7 +12,7 @@ import pytest
     ("program", "silent"),
     [("/usr/bin/mtt-client", True), ("anytls-server", True), ("/x/pytest", False), ("-c", False)],
 )
-def test_interrupt_is_silent_in_our_commands_only(program: str, silent: bool) -> None:
+def test_interrupt_is_silent_only_in_own_commands(program: str, silent: bool) -> None:
     code = (
         f"import os, signal; from mtt.process import early; early.begin({program!r}); "
         "os.kill(os.getpid(), signal.SIGINT); signal.pause()"

@@ -53,7 +53,7 @@ def test_errors_in_callbacks(
 
 
 @pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
-def test_only_those_who_debug_see_a_traceback(
+def test_traceback_only_at_level_debug(
     level: int, records: pytest.LogCaptureFixture
 ) -> None:
     records.set_level(level, "mtt")

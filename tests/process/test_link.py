@@ -55,7 +55,9 @@ async def test_a_large_message_waits_for_room() -> None:
 
 
 @pytest.mark.parametrize("data", [b"{\n", b"[1\n", b"\xff\n", b"x" * 2000])
-async def test_what_is_no_message_ends_it(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_message_closes_the_link(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(link_module, "MAX_MESSAGE", 1000)
     end = End()
     ours, theirs = socket.socketpair()
@@ -65,10 +67,10 @@ async def test_what_is_no_message_ends_it(data: bytes, monkeypatch: pytest.Monke
         await eventually(lambda: end.losses)
     assert end.heard == [["fine"]]
     assert len(lines) == 1
-    assert lines[0].startswith("ERROR another process of ours is not understood: ")
+    assert lines[0].startswith("ERROR invalid message from another process: ")
 
 
-async def test_who_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_peer_that_never_reads_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "MAX_BACKLOG", 100_000)
     end = End()
     ours, theirs = socket.socketpair()

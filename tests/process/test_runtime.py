@@ -140,7 +140,7 @@ def test_a_second_signal_ends_a_close_that_hangs(number: int, program: Programs)
     assert (code, out) == (0, "cleanup\n")
 
 
-def test_a_close_that_hangs_is_not_waited_for_without_limit(program: Programs) -> None:
+def test_hanging_close_has_a_time_limit(program: Programs) -> None:
     with program(close="await asyncio.sleep(60)", limit=0.01) as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_a_close_that_hangs_is_not_waited_for_without_limit(program: Programs) -
     assert "gave up" in err
 
 
-def test_threads_that_hang_do_not_keep_the_process(program: Programs) -> None:
+def test_hanging_threads_do_not_keep_the_process(program: Programs) -> None:
     # As getaddrinfo() does for half a minute when no DNS server answers.
     hang = "asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)"
     with program(start=hang) as process:
@@ -197,27 +197,27 @@ def test_a_failing_cleanup_does_not_keep_a_plugin_alive(program: Programs) -> No
     assert (code, out) == (0, "cleanup\n")
 
 
-def test_tunnels_have_a_time_of_grace(program: Programs) -> None:
+def test_tunnels_have_a_grace_period(program: Programs) -> None:
     with program(grace=60, tunnels=2) as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
         code, out, err = finish(process)
     # Nobody listens any more before anybody is waited for.
     assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
-    assert re.fullmatch(r".* INFO prog: stopping: 2 tunnels may go on for 60 s\n", err)
+    assert re.fullmatch(r".* INFO prog: stopping: waiting up to 60 s for 2 tunnels\n", err)
 
 
-def test_what_is_left_after_that_is_cut(program: Programs) -> None:
+def test_remaining_tunnels_are_cut_after_grace(program: Programs) -> None:
     with program(grace=0.01, tunnels=1, drain="await asyncio.sleep(60)") as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
         code, out, err = finish(process)
     assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
     lines = [line.partition("prog: ")[2] for line in err.splitlines()]
-    assert lines == ["stopping: 1 tunnel may go on for 0.01 s", "1 tunnel cut after 0.01 s"]
+    assert lines == ["stopping: waiting up to 0.01 s for 1 tunnel", "1 tunnel cut after 0.01 s"]
 
 
-def test_without_grace_nobody_waits(program: Programs) -> None:
+def test_without_grace_tunnels_are_cut_at_once(program: Programs) -> None:
     with program(tunnels=3, drain="await asyncio.sleep(60)") as process:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
@@ -237,7 +237,7 @@ def test_a_second_signal_ends_the_grace(number: int, program: Programs) -> None:
     assert (code, out) == (0, "cleanup\n")
 
 
-def test_the_service_manager_hears_how_it_goes(program: Programs, tmp_path: Path) -> None:
+def test_service_manager_receives_the_status(program: Programs, tmp_path: Path) -> None:
     with Manager(tmp_path) as manager:
         environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"}
         with program(environ, grace=60, tunnels=1) as process:
@@ -247,11 +247,11 @@ def test_the_service_manager_hears_how_it_goes(program: Programs, tmp_path: Path
             process.send_signal(signal.SIGTERM)
             assert finish(process)[0] == 0
         heard = [message for message in manager.rest() if message != "WATCHDOG=1"]
-    status = "STATUS=stopping: 1 tunnel may go on for 60 s"
+    status = "STATUS=stopping: waiting up to 60 s for 1 tunnel"
     assert heard == [f"STOPPING=1\n{status}\nEXTEND_TIMEOUT_USEC=120000000"]
 
 
-def test_a_loop_that_hangs_gives_no_sign_of_life(program: Programs, tmp_path: Path) -> None:
+def test_blocked_loop_sends_no_watchdog_message(program: Programs, tmp_path: Path) -> None:
     hang = "asyncio.get_running_loop().call_later(0.1, time.sleep, 60)"
     with Manager(tmp_path) as manager:
         environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "20000"}
@@ -304,7 +304,7 @@ def test_the_watch_begins_before_the_service(loop: str) -> None:
     assert events == ["watch", "start"]
 
 
-def test_as_many_descriptors_as_there_may_be() -> None:
+def test_descriptor_limit_is_raised() -> None:
     tell = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)"
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))\n{tell}\n"
     code = f"{limit}from mtt.process.runtime import raise_descriptor_limit as go\ngo()\n{tell}"

@@ -63,7 +63,7 @@ def test_inherited_sockets(environ: dict[str, str], expected: object) -> None:
         ({"LISTEN_FDS": "2", "LISTEN_FDNAMES": "a"}, "LISTEN_FDNAMES: 1 names for 2 sockets"),
     ],
 )
-def test_variables_that_make_no_sense(environ: dict[str, str], text: str) -> None:
+def test_invalid_variables(environ: dict[str, str], text: str) -> None:
     with pytest.raises(UsageError) as raised:
         inherited_sockets({"LISTEN_PID": PID, **environ})
     assert str(raised.value).startswith(text)
@@ -126,7 +126,7 @@ async def check_refused(descriptor: int, *words: str) -> None:
     assert all(word in text for word in words), text
 
 
-async def test_what_is_not_to_be_listened_on() -> None:
+async def test_unsuitable_descriptors() -> None:
     with socket.socket(type=socket.SOCK_DGRAM) as datagrams:
         await check_refused(os.dup(datagrams.fileno()), "ListenStream=")
     one, other = socket.socketpair()
@@ -157,7 +157,7 @@ async def test_messages(tmp_path: Path, kind: str) -> None:
         assert list(heard.rest()) == []
 
 
-async def test_signs_of_life_come_at_half_of_the_time(tmp_path: Path) -> None:
+async def test_watchdog_messages_come_at_half_the_interval(tmp_path: Path) -> None:
     with Manager(tmp_path) as heard:
         manager = ServiceManager(
             {"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "100000", "WATCHDOG_PID": PID}
@@ -202,11 +202,11 @@ async def test_no_watchdog(tmp_path: Path, watchdog: dict[str, str]) -> None:
         ({"NOTIFY_SOCKET": "vsock:2:1"}, "WARNING NOTIFY_SOCKET: 'vsock:2:1' is not a unix socket"),
         (
             {"NOTIFY_SOCKET": "/nonexistent/x"},
-            "WARNING the service manager was not told READY=1: no such file or directory",
+            "WARNING cannot notify the service manager of READY=1: no such file or directory",
         ),
     ],
 )
-async def test_nobody_to_tell(environ: dict[str, str], line: str) -> None:
+async def test_unreachable_service_manager(environ: dict[str, str], line: str) -> None:
     with logged() as lines:
         manager = ServiceManager(environ)
         manager.ready("x")
@@ -214,13 +214,13 @@ async def test_nobody_to_tell(environ: dict[str, str], line: str) -> None:
     assert lines == ([line] if line else [])
 
 
-async def test_a_watchdog_that_makes_no_sense(tmp_path: Path) -> None:
+async def test_invalid_watchdog_variables(tmp_path: Path) -> None:
     with Manager(tmp_path) as heard, logged() as lines:
         ServiceManager({"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "soon"}).close()
     assert lines == ["WARNING WATCHDOG_USEC is not a number: no watchdog"]
 
 
-async def test_a_manager_that_does_not_read_does_not_stop_us(
+async def test_manager_that_never_reads_does_not_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mtt.process.systemd.SEND_TIME", 0.01)
@@ -229,7 +229,7 @@ async def test_a_manager_that_does_not_read_does_not_stop_us(
         while not lines:
             manager.ready("x" * 1000)
         manager.close()
-    assert lines == ["WARNING the service manager was not told READY=1: timed out"]
+    assert lines == ["WARNING cannot notify the service manager of READY=1: timed out"]
 
 
 # The real systemd.
@@ -266,7 +266,7 @@ def _units() -> list[str]:
 
 
 @pytest.mark.parametrize("unit", _units())
-def test_units_are_right(unit: str, tmp_path: Path) -> None:
+def test_units_are_valid(unit: str, tmp_path: Path) -> None:
     """As far as systemd itself can tell without running them."""
     analyze = require_program("systemd-analyze")
     program = tmp_path / "program"

@@ -21,7 +21,7 @@ from mtt.process.worker_loads import WorkerLoads
         ((5, 9, 4), True),
     ],
 )
-def test_who_has_more_lets_others_go_first(loads: tuple[int, ...], heavy: bool) -> None:
+def test_worker_with_more_connections_yields(loads: tuple[int, ...], heavy: bool) -> None:
     shared = WorkerLoads(len(loads))
     first, *others = [shared.for_worker(number) for number in range(1, len(loads) + 1)]
     for is_heavy, load in zip(others, loads[1:], strict=True):
@@ -29,7 +29,7 @@ def test_who_has_more_lets_others_go_first(loads: tuple[int, ...], heavy: bool) 
     assert first(loads[0]) is heavy
 
 
-def test_who_is_not_there_does_not_count() -> None:
+def test_absent_workers_are_ignored() -> None:
     shared = WorkerLoads(3)
     first, second = shared.for_worker(1), shared.for_worker(2)
     assert not first(100)
@@ -40,7 +40,7 @@ def test_who_is_not_there_does_not_count() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_other_processes_see_it() -> None:
+def test_loads_are_shared_between_processes() -> None:
     shared = WorkerLoads(2)
     pid = os.fork()
     if not pid:

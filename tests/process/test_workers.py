@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_is_replaced(
         killed = server.worker(int(number))
         os.kill(killed, signal.SIGKILL)
         server.process.expect(
-            rf"ERROR mtt-server: worker {number} \(pid {killed}\) was killed by SIGKILL; a new one"
+            rf"ERROR mtt-server: worker {number} \(pid {killed}\) was killed by SIGKILL; starting"
         )
         for tunnel in kept:
             check_echo(tunnel)
@@ -102,7 +102,7 @@ def test_a_server_on_a_unix_socket(processes: Processes, echo: Echo, tmp_path: P
             talk()
     eventually(lambda: workers_with_tunnels(process) == {"1", "2"}, "each had its turn")
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    process.expect("a new one takes its place")
+    process.expect("starting a new one")
     assert path.exists()
     talk()
     assert process.stop() == 0
@@ -119,7 +119,7 @@ def test_workers_0_means_one_per_core(processes: Processes, echo: Echo) -> None:
     assert process.stop() == 0
 
 
-def test_all_workers_have_one_identity_and_resume_sessions_of_each_other(
+def test_workers_share_identity_and_tls_sessions(
     processes: Processes, echo: Echo
 ) -> None:
     server = Server(processes, echo)
@@ -148,7 +148,7 @@ def test_all_workers_have_one_identity_and_resume_sessions_of_each_other(
     eventually(lambda: workers_with_tunnels(server.process) == {"1", "2"}, "each had its turn")
 
 
-def test_certificates_are_read_again_by_all(
+def test_all_workers_reload_certificates(
     processes: Processes, echo: Echo, certs: Certs
 ) -> None:
     server = Server(processes, echo, "-cert", certs.cert, "-key", certs.key)
@@ -160,13 +160,13 @@ def test_certificates_are_read_again_by_all(
 # The end.
 
 
-def test_tunnels_have_their_grace(processes: Processes, echo: Echo, loop: str) -> None:
+def test_tunnels_have_a_grace_period(processes: Processes, echo: Echo, loop: str) -> None:
     server = Server(processes, echo, "-grace", LONG, "-loop", loop)
     _, port = server.client()
     with connect(port) as application:
         check_echo(application)
         server.process.send(signal.SIGTERM)
-        server.process.expect(r"INFO mtt-server\[\d\]: stopping: 1 tunnel may go on for 60 s")
+        server.process.expect(r"INFO mtt-server\[\d\]: stopping: waiting up to 60 s for 1 tunnel")
         eventually(lambda: is_free(server.port), "the port is free")
         check_echo(application)
         assert server.process.running
@@ -185,7 +185,7 @@ def test_a_signal_for_all_of_them_counts_once(
         check_echo(application)
         os.killpg(server.process.pid, number)
         server.process.expect("there are no certificate files" if number == signal.SIGHUP
-                              else "stopping: 1 tunnel may go on")  # fmt: skip
+                              else "stopping: waiting up to")  # fmt: skip
         check_echo(application)
     if number == signal.SIGHUP:
         server.process.send(signal.SIGTERM)
@@ -198,7 +198,7 @@ def test_a_second_signal_ends_all_at_once(processes: Processes, echo: Echo) -> N
     with connect(port) as application:
         check_echo(application)
         server.process.send(signal.SIGTERM)
-        server.process.expect("stopping: 1 tunnel")
+        server.process.expect("stopping: .*1 tunnel")
         assert server.process.stop(signal.SIGINT) == 0
         server.process.expect_silence(SOON)
 
@@ -213,11 +213,11 @@ def test_without_the_supervisor_all_end(processes: Processes, echo: Echo, loop: 
     assert output.count("the supervisor is gone") == 3
 
 
-def test_a_worker_that_hangs_is_killed_in_the_end(processes: Processes, echo: Echo) -> None:
+def test_hanging_worker_is_killed(processes: Processes, echo: Echo) -> None:
     server = Server(processes, echo)
     os.kill(server.worker(1), signal.SIGSTOP)
     server.process.send(signal.SIGTERM)
     server.process.expect("INFO mtt-server: stopping")
     assert server.process.stop() == 0
-    server.process.expect(r"worker 1 \(pid \d+\) does not end by itself and is killed")
+    server.process.expect(r"worker 1 \(pid \d+\) did not end in time and was killed")
     server.process.expect_silence(SOON)

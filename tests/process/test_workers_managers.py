@@ -22,7 +22,7 @@ pytestmark = needs_proc
 # Metrics.
 
 
-def test_metrics_are_those_of_all_and_never_fall(
+def test_metrics_are_summed_and_never_decrease(
     processes: Processes, echo: Echo, loop: str
 ) -> None:
     often = {"mtt.observe.hub.REPORT_INTERVAL": 0.1}
@@ -40,7 +40,7 @@ def test_metrics_are_those_of_all_and_never_fall(
         assert found['info{version="0.1.0"}'] == 1
         os.kill(server.worker(1), signal.SIGKILL)
         eventually(lambda: get(url)["tunnels"] < count, "a tunnel is gone")
-        server.process.expect("a new one takes its place")
+        server.process.expect("starting a new one")
         with connect(port) as application:
             check_echo(application)
             eventually(
@@ -50,13 +50,14 @@ def test_metrics_are_those_of_all_and_never_fall(
     assert server.process.stop() == 0
 
 
-def test_nothing_goes_on_without_the_hub(processes: Processes, echo: Echo) -> None:
+def test_service_ends_with_the_hub(processes: Processes, echo: Echo) -> None:
     server = Server(processes, echo, "-metrics", "0")
     pid = int(server.process.expect(r"the hub \(pid (\d+)\) started")[1])
     os.kill(pid, signal.SIGKILL)
     assert server.process.wait() == 1
     assert server.process.expect_silence().endswith(
-        f"mtt-server: the hub (pid {pid}) was killed by SIGKILL; without it nothing can go on\n"
+        f"mtt-server: the hub (pid {pid}) was killed by SIGKILL; the service cannot run without "
+        "it\n"
     )
 
 
@@ -83,7 +84,7 @@ def test_sockets_of_systemd(processes: Processes, echo: Echo, tmp_path: Path, lo
         assert list(heard.rest()) == []
 
 
-def test_signs_of_life_end_with_those_of_one_worker(
+def test_watchdog_messages_need_all_workers(
     processes: Processes, echo: Echo, tmp_path: Path
 ) -> None:
     with Manager(tmp_path) as heard:
@@ -143,7 +144,7 @@ def test_a_plugin_ends_with_its_parent(processes: Processes, echo: Echo) -> None
     parent.expect_silence(SOON)
 
 
-def test_one_worker_is_no_reason_to_look_for_more() -> None:
+def test_single_worker_imports_no_supervisor() -> None:
     """What a plugin imports is in the way of its start."""
     code = (
         "import sys, mtt_server, mtt.server, mtt.process.runtime\n"

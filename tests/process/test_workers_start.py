@@ -34,7 +34,7 @@ def test_an_address_in_use_is_one_line(processes: Processes, echo: Echo, option:
     )
 
 
-def test_wrong_numbers(processes: Processes) -> None:
+def test_invalid_numbers(processes: Processes) -> None:
     process = processes.command("mtt-server", "-b", ":0", "-d", "127.0.0.1:9", "-workers", "-1")
     assert process.wait() == 2
     assert process.expect_silence() == "mtt-server: -workers: -1 is not from 0 to 1024\n"
@@ -70,14 +70,14 @@ def program(processes: Processes, start: str, *argv: str | Path) -> Process:
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("StartError", "start"), ("UsageError", "usage")])
-def test_a_failed_start_is_told_once(processes: Processes, kind: str, shown: str) -> None:
+def test_failed_start_is_reported_once(processes: Processes, kind: str, shown: str) -> None:
     process = program(processes, f"raise {kind}('no way')")
     assert process.wait() == 1
     lines = [line for line in process.expect_silence().splitlines() if "DEBUG" not in line]
     assert lines == [f"{shown}: no way"]
 
 
-def test_it_gives_up_when_no_worker_gets_ready(processes: Processes, tmp_path: Path) -> None:
+def test_supervisor_gives_up_without_ready_workers(processes: Processes, tmp_path: Path) -> None:
     flag = tmp_path / "broken"
     process = program(processes, "if os.path.exists(sys.argv[1]): os._exit(3)", flag)
     process.expect("all are ready")
@@ -90,10 +90,10 @@ def test_it_gives_up_when_no_worker_gets_ready(processes: Processes, tmp_path: P
         "start: 5 workers in a row ended before they were ready, the last one: "
         "ended with exit code 3\n"
     )
-    assert output.count("a new one takes its place") == 6
+    assert output.count("starting a new one") == 6
 
 
-def test_it_does_not_give_up_while_a_worker_serves(processes: Processes, tmp_path: Path) -> None:
+def test_supervisor_continues_while_a_worker_serves(processes: Processes, tmp_path: Path) -> None:
     flag = tmp_path / "broken"
     process = program(processes, "if os.path.exists(sys.argv[1]): os._exit(3)", flag)
     process.expect("all are ready")
@@ -107,7 +107,7 @@ def test_it_does_not_give_up_while_a_worker_serves(processes: Processes, tmp_pat
     assert process.stop() == 0
 
 
-def test_it_does_not_end_when_no_process_can_be_made(processes: Processes) -> None:
+def test_supervisor_survives_failing_forks(processes: Processes) -> None:
     process = program(processes, "pass")
     process.expect("all are ready")
     lost, kept = children(process.pid)
