@@ -1,4 +1,4 @@
-"""Addresses as users write them: `host:port`, `[::1]:port`, and `a|b:port` for several hosts."""
+"""Addresses in options: `host:port`, `[::1]:port`, and `a|b:port` for several hosts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Endpoint(NamedTuple):
 
     @property
     def host(self) -> str:
-        """The first host, the one that names the server."""
+        """The first host, which is used as the server's name."""
         return self.hosts[0]
 
 
 def is_ip(host: str) -> bool:
-    """Tell whether `host` is an IPv4 or IPv6 literal (without brackets, a zone allowed)."""
+    """Whether `host` is an IPv4 or IPv6 literal (without brackets, a zone allowed)."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -43,7 +43,7 @@ def is_ip(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, an IP literal, can be reached from this machine only."""
+    """Whether `host`, an IP literal, can be reached only from this machine."""
     host = unmapped(host)
     return is_ip(host) and ipaddress.ip_address(host).is_loopback
 
@@ -51,7 +51,7 @@ def is_loopback(host: str) -> bool:
 def unmapped(host: str) -> str:
     """The IPv4 address in an IPv4-mapped IPv6 literal (RFC 4291, 2.5.5.2); other hosts unchanged.
 
-    That is how IPv6 sockets name their IPv4 peers.
+    IPv6 sockets report IPv4 peers in that form.
     """
     if host[:7].lower() != "::ffff:" or not is_ip(host):
         return host
@@ -60,12 +60,12 @@ def unmapped(host: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """`host` as it stands before a port: IPv6 literals in brackets (RFC 3986, 3.2.2)."""
+    """`host` as written before a port: IPv6 literals in brackets (RFC 3986, 3.2.2)."""
     return f"[{host}]" if ":" in host else host
 
 
 def host_port(host: str, port: int) -> str:
-    """`host:port` for people and logs, without IPv4 addresses in the guise of IPv6."""
+    """`host:port` for logs, with IPv4-mapped addresses shown as IPv4."""
     return f"{bracketed(unmapped(host))}:{port}"
 
 
@@ -78,7 +78,7 @@ def peer_name(transport: asyncio.BaseTransport) -> str:
 
 
 def _shown(text: str) -> str:
-    """What the user wrote, as far as it fits into a line."""
+    """The user's text, shortened to fit a line."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -90,9 +90,9 @@ def parse_port(text: str) -> int:
 
 
 def endpoint(hosts: str, port: str) -> Endpoint:
-    """An `Endpoint` from a host list and a port given apart, as SIP003 gives them.
+    """An `Endpoint` from a separate host list and port, as in SIP003.
 
-    Here IPv6 hosts may stand without brackets. Raises ValueError with a reason.
+    IPv6 hosts may be written without brackets here. Raises ValueError with a reason.
     """
     parsed = []
     for host in hosts.split("|"):
@@ -111,10 +111,10 @@ def endpoint(hosts: str, port: str) -> Endpoint:
 
 
 def parse_endpoint(option: str, text: str) -> Endpoint:
-    """An `Endpoint` from `host:port`; `option` names the culprit in the error.
+    """An `Endpoint` from `host:port`; `option` is named in errors.
 
-    Raises UsageError: an IPv6 host must stand in brackets, the port must be a number. What looks
-    like a URL, or has a user in it, is not repeated: there may be a secret in it.
+    Raises UsageError: an IPv6 host must be in brackets, the port must be a number. Text that looks
+    like a URL, or contains a user, is not shown, because it may contain a secret.
     """
     if "://" in text:
         raise UsageError(f"{option}: not a URL, but an address; write it like {_address_in(text)}")
@@ -131,7 +131,7 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
             raise ValueError("the port is missing")
         for host in hosts.split("|"):
             if ":" in host and not host.startswith("["):
-                raise ValueError("an IPv6 address stands in brackets")
+                raise ValueError("put an IPv6 address in brackets")
         return endpoint(hosts, port)
     except ValueError as error:
         raise UsageError(
@@ -141,7 +141,7 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
 
 
 def _address_in(url: str) -> str:
-    """The `host:port` in a URL if there is one, else an example."""
+    """The `host:port` in a URL if it has one, else an example."""
     scheme, _, rest = url.partition("://")
     authority = _END_OF_AUTHORITY.split(rest, maxsplit=1)[0].rpartition("@")[2]
     port = "80" if scheme.lower() in ("http", "ws") else "443"

@@ -1,7 +1,7 @@
-"""What can go wrong, sorted by whose fault it is.
+"""The errors of this project, by the party at fault.
 
-Every error that a user may see is one of these, and its text is one line that makes sense
-without a traceback: it names the option, key or peer, and the fix where there is one.
+Every error that a user may see is one of these. Its text is one line that makes sense without a
+traceback: it names the option, key or peer, and the fix if there is one.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ _Error = TypeVar("_Error", bound=Exception)
 
 
 class Cause(enum.StrEnum):
-    """Why a connection did not become a tunnel: what such failures are counted by."""
+    """Why a connection did not become a tunnel, for the metrics."""
 
     TIMEOUT = "timeout"
-    SILENT = "silent"  # left without a byte: a port scan, a health check, a probe
-    EOF = "eof"  # left in the middle of it, by whatever way
-    PLAINTEXT_HTTP = "plaintext_http"  # spoke HTTP where TLS was due
-    CERTIFICATE = "certificate"  # either end's, not accepted by the other, or not shown
-    TLS = "tls"  # anything else about TLS
-    HTTP = "http"  # broke HTTP, or asked for something else than a WebSocket
-    PATH = "path"  # asked for a path that leads nowhere, if only for the moment
-    PASSWORD = "password"  # showed none that is a user's
-    OVERLOAD = "overload"  # cut by us, to make room for others
+    SILENT = "silent"  # closed without sending a byte: a port scan, a health check, a probe
+    EOF = "eof"  # closed, reset or cut during the handshake
+    PLAINTEXT_HTTP = "plaintext_http"  # HTTP on a port that expects TLS
+    CERTIFICATE = "certificate"  # either side's certificate rejected or missing
+    TLS = "tls"  # any other TLS failure
+    HTTP = "http"  # invalid HTTP, or a request that is not for a WebSocket
+    PATH = "path"  # an unknown path, or one without a destination at the moment
+    PASSWORD = "password"  # no user's password
+    OVERLOAD = "overload"  # cut to make room for other connections
     OTHER = "other"
 
 
 class MttError(Exception):
-    """Base of all errors of this project; `str()` of it is one line for a person.
+    """Base of all errors of this project; `str()` is one readable line.
 
-    `cause` is for counting, and the class's own unless given.
+    `cause` is for the metrics; the default is the class's own.
     """
 
     cause = Cause.OTHER
@@ -46,27 +46,27 @@ class MttError(Exception):
 
 
 class UsageError(MttError):
-    """The user gave something that cannot work: a bad option, key or file (exit code 2)."""
+    """Invalid input of the operator: an option, key or file (exit code 2)."""
 
 
 class StartError(MttError):
-    """The machine does not let us start: port in use, no permission (exit code 1)."""
+    """Startup failed: port in use, no permission (exit code 1)."""
 
 
 class PeerError(MttError):
-    """The other end broke the protocol, refused us, or is not who it should be."""
+    """The peer broke the protocol, refused the connection, or has the wrong identity."""
 
 
 class RefusedError(PeerError):
-    """The server wants another certificate from us, or wants one at all."""
+    """The server requires a client certificate, or rejected this client's."""
 
     cause = Cause.CERTIFICATE
 
 
 class NetworkError(MttError):
-    """The network failed: refused, unreachable, timed out, reset, gone without a word.
+    """The network failed: refused, unreachable, timed out, reset, cut.
 
-    `outcome` is set where an attempt to connect failed and the reason is known.
+    `outcome` is set if an attempt to connect failed and the reason is known.
     """
 
     outcome = Outcome.GENERAL_FAILURE
@@ -80,9 +80,9 @@ class NetworkError(MttError):
 
 
 class DestinationError(NetworkError):
-    """A destination cannot be reached, as `outcome` says: the one who tried has reported it.
+    """A destination is unreachable for the reason `outcome`, as reported by the dialling side.
 
-    Failures on the way to the one who should try are other errors.
+    Failures between here and the dialling side are other errors.
     """
 
     def __init__(self, outcome: Outcome, text: str = "") -> None:
@@ -90,19 +90,20 @@ class DestinationError(NetworkError):
 
 
 class StuckError(NetworkError):
-    """A tunnel had to be cut because one end took or said nothing any more."""
+    """A tunnel was cut because one side no longer read or sent data."""
 
 
 class NothingSaidError(NetworkError):
-    """Somebody connected and left without a byte: a port scan, a health check, a probe."""
+    """The client disconnected without sending a byte: a port scan, a health check, a probe."""
 
     cause = Cause.SILENT
 
 
 def again(error: _Error) -> _Error:
-    """A copy of an error that is kept, to be raised.
+    """A copy of a stored error, to be raised.
 
-    What is raised refers to each frame that it passes, and those refer to what has it: a cycle.
+    A raised exception refers to the frames it passes, and they to the object that stores it, which
+    would form a reference cycle.
     """
     copy = type(error).__new__(type(error), *error.args)
     copy.__dict__.update(error.__dict__)
@@ -110,10 +111,10 @@ def again(error: _Error) -> _Error:
 
 
 def describe(exc: BaseException | None) -> str:
-    """Say in a few words what happened, for a log line: no class names, no tracebacks."""
+    """A short description of an error for a log line, without class names and tracebacks."""
     if exc is None:
         return "connection closed"
-    if isinstance(exc, OSError) and type(exc).__module__ == "ssl":  # which is not loaded here
+    if isinstance(exc, OSError) and type(exc).__module__ == "ssl":  # without importing ssl here
         return _describe_tls(exc)
     if isinstance(exc, OSError) and exc.errno:
         return os.strerror(exc.errno).lower()

@@ -1,4 +1,4 @@
-"""Files that options name: read whole, up to a limit, with errors that name the option."""
+"""Reads files given by options: whole, up to a limit, with errors that name the option."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from mtt.log import logger
 
 
 def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> bytes:
-    """The content of the file `path`, which `option` names; a pipe will do too.
+    """The content of the file `path`, which `option` gave; may be a pipe.
 
-    With `secret` there is a warning if every user of this machine can read it. Raises UsageError:
-    it cannot be read, or has more than `limit` bytes.
+    With `secret`, logs a warning if every user of this machine can read the file. Raises UsageError
+    if the file cannot be read or has more than `limit` bytes.
     """
     try:
         with open(path, "rb") as file:
@@ -30,13 +30,13 @@ def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> by
 
 def warn_if_exposed(option: str, path: str, status: os.stat_result) -> None:
     """Log a warning if every user of this machine can read the secrets in the file `path`."""
-    # A group may well be meant to read it: root writes it, the service's group reads it.
+    # Readable by the group is fine: root writes the file, and the service's group reads it.
     if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
         logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
 
 
 def read_text(option: str, path: str, *, limit: int, secret: bool = False) -> str:
-    """As `read_file`, decoded from UTF-8; a byte order mark does not count. Raises UsageError."""
+    """As `read_file`, decoded from UTF-8 without a byte order mark. Raises UsageError."""
     content = read_file(option, path, limit=limit, secret=secret)
     try:
         return content.decode("utf-8-sig")

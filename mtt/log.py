@@ -1,9 +1,9 @@
-"""The log of all commands: single lines on stderr, which ends up in shadowsocks' log for plugins.
+"""The log of all commands: single lines on stderr, which for plugins is shadowsocks' log.
 
-Levels: INFO is what was started, WARNING a connection that failed, ERROR a fault of the machine
-or of this program. DEBUG adds every tunnel's opening and close. Nothing ever logs payload.
+Levels: INFO for starts and changes, WARNING for failed connections, ERROR for faults of the machine
+or of this program. DEBUG adds the opening and closing of every tunnel. Payload is never logged.
 
-A line is text for people, or one JSON object (RFC 8259) for programs:
+A line is text, or one JSON object (RFC 8259):
 {"time": RFC 3339 in UTC, "level": ..., "program": ..., "msg": ...}, with "traceback" in DEBUG.
 """
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("mtt")
 
-# Seconds: how often the same kind of line may be written, see Throttle. Somebody who floods us must
-# not flood the log as well.
+# Seconds per burst of lines of the same kind, see Throttle. A flood of connections must not flood
+# the log.
 THROTTLE_INTERVAL = 10.0
-# Lines of one kind about connections that failed: enough to see who they are.
+# Lines per burst about failed connections: enough to identify the peers.
 FAILURE_BURST = 20
 
 _STDERR = 2
 
-# Whoever connects to us chooses parts of what is logged: without this they could forge lines
-# and send escape sequences to terminals. C0, DEL, C1, and Unicode's own line ends.
+# Peers choose parts of the logged text. Unescaped, they could forge lines and send escape sequences
+# to terminals. C0, DEL, C1, and Unicode's line separators.
 _ESCAPES = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
@@ -42,8 +42,8 @@ _ESCAPES = {
 
 
 def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
-    """Start logging to stderr as `prog`: `level` is the name of the least important one to show,
-    in small letters, and `format` is text or json. May be called again."""
+    """Start logging to stderr as `prog`. `level` is the lowest level to log, in lower case;
+    `format` is text or json. May be called again."""
     threshold = logging.getLevelNamesMapping()[level.upper()]
     debug = threshold <= logging.DEBUG
     handler = StderrHandler()
@@ -52,26 +52,26 @@ def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
-    # asyncio's own lines are for programmers; errors in callbacks reach our loop's handler anyway.
+    # asyncio's lines are for developers; errors in callbacks go to the loop's exception handler.
     logging.getLogger("asyncio").setLevel(logging.WARNING if debug else logging.CRITICAL)
     logger.setLevel(threshold)
     sys.unraisablehook = _report_unraisable
 
 
 def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Log what Python would print with a traceback: a callback from C that failed.
+    """Log a failed callback from C, for which Python would print a traceback.
 
-    A client can cause that at will, by a server name that `ssl` cannot decode. Its handshake fails,
-    with a line of its own.
+    Clients can cause this at will, with a server name that `ssl` cannot decode. The handshake then
+    fails and is logged separately.
     """
     logger.debug("ignored: %s", escape(repr(unraisable.exc_value)))
 
 
 class Throttle:
-    """Log lines of one kind, which peers can cause a thousand times a second.
+    """Limits log lines of one kind, which peers can cause a thousand times a second.
 
-    In every THROTTLE_INTERVAL the first `burst` are written. The next one that is written says how
-    many were not.
+    In every THROTTLE_INTERVAL, the first `burst` lines are written. The next one that is written
+    includes the number of suppressed lines.
     """
 
     __slots__ = ("_burst", "_left", "_next", "_suppressed")
@@ -88,7 +88,7 @@ class Throttle:
         self.log(logging.INFO, text, *args)
 
     def log(self, level: int, text: str, *args: object) -> None:
-        """Write a line as `logger.log` does, or count it."""
+        """Write a line as `logger.log` does, or suppress and count it."""
         if not logger.isEnabledFor(level):
             return
         now = time.monotonic()
@@ -100,13 +100,13 @@ class Throttle:
             return
         self._left -= 1
         if self._suppressed:
-            line = text % args if args else text  # as logging has it
+            line = text % args if args else text  # as in logging
             text, args = "%s (%d similar lines suppressed)", (line, self._suppressed)
             self._suppressed = 0
         logger.log(level, text, *args)
 
     def failure(self, transport: asyncio.BaseTransport, error: Exception) -> None:
-        """Say why a connection did not become a tunnel: in DEBUG only if it sent no byte."""
+        """Log why a connection did not become a tunnel; at level DEBUG if it sent no byte."""
         if isinstance(error, NothingSaidError):
             logger.debug("%s: %s", peer_name(transport), error)
         else:
@@ -114,16 +114,16 @@ class Throttle:
 
 
 def escape(text: str) -> str:
-    """`text` with control characters and line ends made visible: exactly one line."""
+    """`text` as exactly one line, with control characters and line ends escaped."""
     return text.translate(_ESCAPES)
 
 
 def write_line(text: str) -> None:
-    """Write `text` to stderr as exactly one line, or nothing if nobody listens there any more.
+    """Write `text` to stderr as exactly one line; does nothing if stderr is closed.
 
-    One write() per line, not through `sys.stderr`: processes that share stderr do not mix their
-    lines then, and no buffer is left whose flush fails at exit. If stderr was closed when we
-    were started, descriptor 2 may by now be someone's connection.
+    Uses one write() per line instead of `sys.stderr`, so that processes with a common stderr do not
+    mix their lines, and no buffer is left whose flush fails at exit. If stderr was closed at the
+    start, descriptor 2 may meanwhile be a connection.
     """
     _write(escape(text) + "\n")
 
@@ -131,7 +131,7 @@ def write_line(text: str) -> None:
 def _write(text: str) -> None:
     if sys.__stderr__ is None:
         return
-    # A broken pipe or a full disk: the tunnel matters more.
+    # A broken pipe or a full disk must not disturb the tunnels.
     with contextlib.suppress(OSError):
         os.write(_STDERR, text.encode("utf-8", "backslashreplace"))
 
@@ -143,16 +143,16 @@ class LineFormatter(logging.Formatter):
         super().__init__(f"%(asctime)s %(levelname)s {prog}: %(message)s", "%Y-%m-%d %H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # Here and not in format(): a traceback, which only DEBUG asks for, keeps its lines.
+        # Here and not in format(), so that a traceback (only in DEBUG) keeps its lines.
         return escape(super().formatMessage(record))
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record, in ASCII and on one line, whatever is in it."""
+    """One JSON object per record, in ASCII and always on one line."""
 
     def __init__(self, prog: str) -> None:
         super().__init__()
-        from json import JSONEncoder  # not in the way of a plugin's start
+        from json import JSONEncoder  # imported only if needed: plugins must start fast
 
         self._encode = JSONEncoder().encode
         self._prog = prog
@@ -163,7 +163,7 @@ class JsonFormatter(logging.Formatter):
             "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "program": self._prog,
-            # Escaped as in text: tools like jq show strings on a terminal as they are.
+            # Escaped as in text format: tools such as jq print strings unescaped to terminals.
             "msg": escape(_valid(record.getMessage())),
         }
         if record.exc_info:
@@ -172,18 +172,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def _valid(text: str) -> str:
-    """`text` without lone surrogates, on which JSON parsers do not agree (RFC 8259, 8.2)."""
+    """`text` without lone surrogates, which JSON parsers handle differently (RFC 8259, 8.2)."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class StderrHandler(logging.Handler):
-    """Writes records to stderr; an error in logging never ends up in the program's way."""
+    """Writes records to stderr; an error in logging never affects the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
         except Exception:
-            record.msg = f"a log line could not be formatted: {record.msg!r}"
+            record.msg = f"cannot format a log line: {record.msg!r}"
             record.args = record.exc_info = None
             text = self.format(record)
         _write(text + "\n")

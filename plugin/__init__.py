@@ -1,1 +1,1 @@
-"""SIP003: how shadowsocks starts the commands, tells them what to do, and ends them."""
+"""SIP003: how shadowsocks starts, configures and ends the commands as plugins."""

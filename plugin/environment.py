@@ -1,4 +1,4 @@
-"""The environment variables by which shadowsocks tells a plugin where to listen and connect."""
+"""The environment variables in which shadowsocks gives a plugin its addresses and options."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OPTIONS = "SS_PLUGIN_OPTIONS"
 
 
 class PluginEnvironment(NamedTuple):
-    """What shadowsocks said.
+    """The values of the environment variables.
 
     On the client the plugin listens on `local` and connects to `remote`; on the server it
     listens on `remote` and connects to `local`, which is shadowsocks itself.
@@ -22,14 +22,14 @@ class PluginEnvironment(NamedTuple):
 
     local: Endpoint
     remote: Endpoint
-    options: str  # not parsed yet
+    options: str  # unparsed
 
 
 def read_environment(environ: Mapping[str, str]) -> PluginEnvironment | None:
-    """What `environ` says to a plugin; None if shadowsocks did not start us.
+    """The plugin's variables in `environ`; None if shadowsocks did not start this process.
 
-    Raises UsageError if only a part of the variables is set, or one makes no sense: whoever set
-    any of them means a plugin, and its address is not to be guessed.
+    Raises UsageError if only some of the variables are set, or one is invalid: a single variable
+    already means that a plugin is wanted, and its addresses must not be guessed.
     """
     names = (*REMOTE, *LOCAL)
     if not any(name in environ for name in (*names, OPTIONS)):
@@ -38,7 +38,7 @@ def read_environment(environ: Mapping[str, str]) -> PluginEnvironment | None:
         raise UsageError(
             f"started as a plugin without {', '.join(missing)}; "
             "shadowsocks sets all of SS_REMOTE_HOST, SS_REMOTE_PORT, SS_LOCAL_HOST, SS_LOCAL_PORT "
-            "(to run without shadowsocks unset all SS_ variables)"
+            "(to run without shadowsocks, unset all SS_ variables)"
         )
     return PluginEnvironment(
         _endpoint(environ, LOCAL), _endpoint(environ, REMOTE), environ.get(OPTIONS, "")

@@ -1,12 +1,12 @@
-"""Ends a plugin when the shadowsocks that started it is gone, however that died.
+"""Ends a plugin when the shadowsocks that started it exits, for any reason.
 
-Shadowsocks ends its plugins with SIGTERM, but not when it crashes or is killed, and a
-shadowsocks-libev that has changed its user may not signal a plugin it started as root. A plugin
-that stays holds the port, and the next start fails.
+Shadowsocks ends its plugins with SIGTERM, but not if it crashes or is killed, and a
+shadowsocks-libev that has changed its user may not signal a plugin that it started as root. A
+plugin that stays holds the port, and the next start fails.
 
-prctl(PR_SET_PDEATHSIG) would look simpler, but it fires when the parent's *thread* that forked
-us ends, and programs written in Go or Rust start plugins from threads that come and go. EOF on
-stdin says nothing either: shadowsocks-rust gives plugins /dev/null.
+prctl(PR_SET_PDEATHSIG) looks simpler, but it fires when the *thread* that forked the plugin ends,
+and programs in Go or Rust start plugins from short-lived threads. EOF on stdin is no help either:
+shadowsocks-rust gives plugins /dev/null.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import os
 import sys
 from collections.abc import Callable
 
-# Seconds; where the system cannot tell us that the parent ended, we ask.
+# Seconds between checks of the parent where the system cannot report its end.
 POLL_INTERVAL = 1.0
 
 
 class ParentWatch:
     """Calls `gone` once, in the running loop, after the process `parent` has ended.
 
-    `parent` is what os.getppid() returned when this process began: the earlier that was, the
-    less can happen unseen. On Windows nothing is watched: there a process keeps the parent id
-    of a parent long dead, and shadowsocks-windows puts plugins into a job object that the
-    system ends with it.
+    `parent` is the result of os.getppid() when this process began: the earlier, the smaller the
+    chance that the parent's end goes unnoticed. Does nothing on Windows: a process there keeps the
+    parent id of a dead parent, and shadowsocks-windows puts plugins into a job object that ends
+    with it.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class ParentWatch:
         self._descriptor = _pidfd_open(parent)
         if self._descriptor >= 0:
             self._loop.add_reader(self._descriptor, self._end)
-        # After opening, because until then the parent may have died and its number may have
-        # gone to another process. An orphan has a new parent, so this is certain.
+        # Checked after opening: before that, the parent may have died and its pid may have been
+        # reused. An orphan has a new parent, so the check is reliable.
         self._check()
 
     def close(self) -> None:
@@ -69,12 +69,12 @@ class ParentWatch:
 
 
 def _pidfd_open(pid: int) -> int:
-    """A descriptor that becomes readable when process `pid` ends, or -1 without such a thing."""
+    """A descriptor that becomes readable when process `pid` ends; -1 if not supported."""
     if sys.platform != "linux":
         return -1
     try:
         return os.pidfd_open(pid)
     except OSError:
-        # Before Linux 5.3, forbidden by a container's seccomp filter, or the parent is in
-        # another PID namespace and appears as number 0.
+        # Linux before 5.3, forbidden by a container's seccomp filter, or the parent is in another
+        # PID namespace and appears as 0.
         return -1

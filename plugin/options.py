@@ -3,9 +3,9 @@
     string = piece *( ";" piece )
     piece  = *( boolean-key "," ) [ key [ "=" value ] ]
 
-Blanks around keys and values do not count, and neither do empty pieces. A backslash takes the
-next character literally. A key ends at the first `=`; further ones belong to the value, as
-v2ray-plugin has it. The comma is there because the original's documentation writes `wss,key=...`.
+Spaces around keys and values, and empty pieces, are ignored. A backslash makes the next character
+literal. A key ends at the first `=`; further ones belong to the value, as in v2ray-plugin. The
+comma exists because the original's documentation writes `wss,key=...`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from collections.abc import Collection, Iterator, Sequence
 from mtt.errors import UsageError
 from mtt.options.flags import Flag, Values, clipped, set_value, unknown_option
 
-# Shadowsocks for Android adds this key to the string, with or without a value. It means `V`.
+# Shadowsocks for Android adds this key, with or without a value. It means `V`.
 ANDROID_VPN = "__android_vpn"
 VPN_OPTION = "V"
 
 _KEY = re.compile(r"[A-Za-z0-9_,=-]{1,30}")
 
-# A character, and whether it was escaped and so never separates anything.
+# A character, and whether it was escaped, so that it never acts as a separator.
 _Char = tuple[str, bool]
 
 _SEMICOLON, _COMMA, _EQUALS = (";", False), (",", False), ("=", False)
 
 
 def parse_options(flags: Sequence[Flag], text: str) -> Values:
-    """The options in SS_PLUGIN_OPTIONS, as `parse_args` gives those of a command line.
+    """The options in SS_PLUGIN_OPTIONS, in the form of `parse_args`.
 
-    The last of equal keys wins, here as on the command line. Raises UsageError naming the key.
+    The last of equal keys wins, as on the command line. Raises UsageError with the key.
     """
-    # Options that print something and exit, like -h, make no sense here.
+    # Options that print something and exit, such as -h, are useless here.
     known = {flag.name: flag for flag in flags if not flag.final}
     booleans = {name for name, flag in known.items() if flag.kind == "bool"}
     vpn = VPN_OPTION in known
@@ -41,13 +41,13 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
     settings = _settings(text, booleans | {ANDROID_VPN} if vpn else booleans)
     for number, (key, value) in enumerate(settings, 1):
         if not key:
-            raise UsageError("plugin options: there is a = without a key before it")
+            raise UsageError("plugin options: found = without a key before it")
         if vpn and key == ANDROID_VPN:
             values[VPN_OPTION] = True
             continue
-        # The original put a dash before each key and so took keys with one dash as well.
+        # The original prefixes each key with a dash, and so accepts keys with one dash as well.
         name = key.removeprefix("-")
-        # What does not look like a key may be a piece of a secret value, and this ends in a log.
+        # Text that does not look like a key may be part of a secret, and the error is logged.
         shown = clipped(name) if _KEY.fullmatch(name) else f"number {number}"
         label = f"plugin option {shown}"
         flag = known.get(name)
@@ -60,13 +60,13 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
 
 
 def _settings(text: str, booleans: Collection[str]) -> Iterator[tuple[str, str | None]]:
-    """Keys and values in `text`; the value is None where there is no `=`."""
+    """Keys and values in `text`; the value is None if there is no `=`."""
     for piece in _split(_unescape(text), _SEMICOLON):
         start = 0
         for comma in [position for position, char in enumerate(piece) if char == _COMMA]:
             head = _text(piece[start:comma])
             if head not in booleans:
-                break  # an ordinary character, of a value as a rule
+                break  # an ordinary character, usually of a value
             yield head, None
             start = comma + 1
         piece = piece[start:]
@@ -103,7 +103,7 @@ def _split(chars: list[_Char], separator: _Char) -> Iterator[list[_Char]]:
 
 
 def _text(chars: list[_Char]) -> str:
-    """The characters as a string, without blanks at the ends unless those were escaped."""
+    """The characters as a string, stripped of unescaped surrounding spaces."""
     start, end = 0, len(chars)
     while start < end and _is_blank(chars[start]):
         start += 1

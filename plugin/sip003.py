@@ -1,4 +1,4 @@
-"""Makes a command a plugin of shadowsocks: where its options come from, and when it ends."""
+"""Runs a command as a plugin of shadowsocks: the sources of its options, and its end."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from plugin.options import parse_options
 class Sip003(NamedTuple):
     """A `mtt.process.command.Plugin`."""
 
-    # Options that stand for the addresses shadowsocks gave.
+    # The options that correspond to the addresses given by shadowsocks.
     addresses: Callable[[PluginEnvironment], Values]
     parent: int = PARENT
 
     def options(
         self, flags: Sequence[Flag], given: Values, environ: Mapping[str, str]
     ) -> Values | None:
-        """The option string ranks above what was `given` on the command line, where old versions
-        of shadowsocks put `--fast-open` or `-V` and new ones what their `plugin_args` say; the
-        addresses in the environment come last. Raises UsageError.
+        """The option string overrides what was `given` on the command line, where old versions of
+        shadowsocks put `--fast-open` or `-V`, and new ones their `plugin_args`. The addresses in
+        the environment have the lowest priority. Raises UsageError.
         """
         shadowsocks = read_environment(environ)
         if shadowsocks is None:
@@ -31,12 +31,12 @@ class Sip003(NamedTuple):
         values = given | parse_options(flags, shadowsocks.options)
         addresses = self.addresses(shadowsocks)
         if values.get("bind-unix"):
-            # There is always an address in the environment; only -b itself contradicts -bind-unix.
+            # The environment always has an address; only an explicit -b conflicts with -bind-unix.
             addresses.pop("b", None)
         return addresses | values
 
     def watch(self, end: Callable[[], object]) -> None:
-        # Here for the sake of start-up: it loads asyncio.
+        # Imported here for a fast start: it imports asyncio.
         from plugin.lifecycle import ParentWatch
 
         ParentWatch(self.parent, end)  # the loop keeps it

@@ -1,9 +1,9 @@
-"""Keeps our own connections out of the VPN that shadowsocks for Android provides.
+"""Keeps the plugin's connections out of the VPN that shadowsocks for Android provides.
 
-There everything an app sends goes through the VPN, and from there to us: our own connections
-must be exempted, or they would run in a circle. Only the app may do that, so it listens on a
-unix socket and takes descriptors: one byte together with the descriptor (SCM_RIGHTS), and one
-byte back, 0 for success.
+On Android all traffic of apps goes through the VPN, and from there to the plugin, so the plugin's
+own connections must be exempted to avoid a loop. Only the app can do that. It listens on a unix
+socket and accepts descriptors: the client sends one byte with the descriptor (SCM_RIGHTS), and the
+app answers with one byte, 0 for success.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mtt.log import logger
 # In the working directory, which the app chooses.
 PROTECT_PATH = "protect_path"
 
-# What v2ray-plugin waits, in seconds.
+# Seconds, as in v2ray-plugin.
 PROTECT_LIMIT = 3.0
 
-# How soon to try again when the app has more callers than fit into its backlog. A unix socket
-# says EAGAIN then, and polling it does not tell when there is room again.
+# Seconds until the next attempt when the app's backlog is full. A unix socket then reports EAGAIN,
+# and polling it does not show when there is room.
 BACKLOG_RETRY = 0.02
 
-# The byte means nothing, but without one the descriptor would not be delivered.
+# The byte has no meaning, but without data the descriptor would not be delivered.
 _REQUEST = b"\x01"
 _SUCCESS = b"\x00"
 
@@ -37,13 +37,13 @@ class VpnProtection:
         self._warned = False
 
     async def protect(self, sock: socket.socket) -> None:
-        """Exempt `sock`, which should not be connected yet, from the VPN.
+        """Exempt `sock`, which must not be connected yet, from the VPN.
 
-        Newer apps provide no protection and need none, so its absence is worth a warning only.
-        Raises NetworkError: the app refused, or did not answer in time.
+        Newer apps provide no protection and need none, so its absence causes only a warning.
+        Raises NetworkError if the app refuses or does not answer in time.
         """
         if not (hasattr(socket, "AF_UNIX") and hasattr(socket, "send_fds")):
-            self._warn("this platform cannot pass sockets on")
+            self._warn("this platform cannot pass descriptors between processes")
             return
         try:
             async with asyncio.timeout(PROTECT_LIMIT):

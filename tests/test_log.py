@@ -65,7 +65,7 @@ def test_setup_twice_does_not_log_twice(capfd: pytest.CaptureFixture[str]) -> No
     assert len(LINE.findall(capfd.readouterr().err)) == 1
 
 
-def test_strangers_cannot_forge_lines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_peers_cannot_forge_lines(capfd: pytest.CaptureFixture[str]) -> None:
     log.setup("info", "prog")
     name = "a\n2020-01-01 00:00:00 INFO prog: all is well\r\x1b[2J\x9b\u2028"
     log.logger.warning("name %s", name)
@@ -81,17 +81,17 @@ def test_write_line_takes_any_text(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == "caf\u00e9 \\udcff\\tend\\n\n"
 
 
-def test_a_message_that_cannot_be_formatted_is_no_accident(
+def test_unformattable_message_is_logged(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     log.setup("info", "prog")
     log.logger.info("%d bytes", "many")
     match = LINE.fullmatch(capfd.readouterr().err)
     assert match is not None
-    assert match[2] == "a log line could not be formatted: '%d bytes'"
+    assert match[2] == "cannot format a log line: '%d bytes'"
 
 
-def test_asyncio_speaks_only_when_verbose(capfd: pytest.CaptureFixture[str]) -> None:
+def test_asyncio_logs_only_with_verbose(capfd: pytest.CaptureFixture[str]) -> None:
     log.setup("info", "prog")
     logging.getLogger("asyncio").error("a traceback for programmers")
     assert capfd.readouterr().err == ""
@@ -117,7 +117,7 @@ def test_json_is_one_object_per_line(capfd: pytest.CaptureFixture[str]) -> None:
     assert [(each["level"], each["program"], each["msg"]) for each in lines] == [
         ("info", "prog", "listening on [::1]:443"),
         ("warning", "prog", 'name "a"\\n{}\\r\\x1b[2J\\x9b\\u2028 caf\u00e9 \\udcff'),
-        ("info", "prog", "a log line could not be formatted: '%d bytes'"),
+        ("info", "prog", "cannot format a log line: '%d bytes'"),
     ]
     assert all(set(line) == {"time", "level", "program", "msg"} for line in lines)
 
@@ -133,7 +133,7 @@ def test_json_has_tracebacks_on_the_same_line(capfd: pytest.CaptureFixture[str])
     assert json.loads(err)["traceback"].endswith("ValueError: here\nand there")
 
 
-def test_a_broken_stderr_does_no_harm() -> None:
+def test_broken_stderr_is_harmless() -> None:
     receiver, sender = os.pipe()
     os.close(receiver)
     code = (
@@ -150,7 +150,7 @@ def test_a_broken_stderr_does_no_harm() -> None:
     assert (done.returncode, done.stdout) == (0, b"alive\n")
 
 
-def test_without_a_stderr_nothing_is_written_to_whatever_became_descriptor_2(
+def test_closed_stderr_is_not_reused(
     tmp_path: Path,
 ) -> None:
     code = (
@@ -166,7 +166,7 @@ def test_without_a_stderr_nothing_is_written_to_whatever_became_descriptor_2(
     assert (done.returncode, done.stdout) == (0, b"0\n")
 
 
-def test_what_python_cannot_raise_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+def test_unraisable_errors_have_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     """As a client can cause it: `ssl` does not decode every server name."""
 
     class Broken:

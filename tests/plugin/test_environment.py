@@ -14,7 +14,7 @@ FULL = {
 }
 
 
-def test_without_the_variables_it_is_no_plugin() -> None:
+def test_not_a_plugin_without_the_variables() -> None:
     assert read_environment({"PATH": "/bin", "SS_OTHER": "1"}) is None
 
 
@@ -48,7 +48,7 @@ def test_hosts(host: str, hosts: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("missing", FULL)
-def test_a_part_of_the_variables_is_an_error_that_names_the_others(missing: str) -> None:
+def test_missing_variables_are_named(missing: str) -> None:
     for environ in (
         {name: value for name, value in FULL.items() if name != missing},
         {**FULL, missing: ""},
@@ -73,6 +73,6 @@ def test_options_alone_are_an_error() -> None:
         ("SS_REMOTE_HOST", "example.com:443"),
     ],
 )
-def test_nonsense_names_the_variable(name: str, value: str) -> None:
+def test_invalid_values_name_the_variable(name: str, value: str) -> None:
     with pytest.raises(UsageError, match=name):
         read_environment({**FULL, name: value})

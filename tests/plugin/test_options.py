@@ -137,7 +137,7 @@ def test_escaping_keeps_any_value() -> None:
         }
 
 
-def test_fuzz_any_string_gives_values_or_a_usage_error() -> None:
+def test_random_strings_give_values_or_usage_error() -> None:
     rng = random.Random(3)
     parts = [flag.name for flag in CLIENT_FLAGS]
     parts += [*";;;===,,\\\\ ", "true", "1", "5m", "__android_vpn", "\0", "\udc80", "\u2003"]
@@ -154,7 +154,7 @@ def test_fuzz_any_string_gives_values_or_a_usage_error() -> None:
     assert accepted > 200
 
 
-def test_a_huge_string_takes_no_long_time() -> None:
+def test_parsing_takes_linear_time() -> None:
     # 128 KiB is the longest environment string on Linux; quadratic time would be minutes.
     began = time.thread_time()  # what others have of the processor does not count
     for text in ("," * 2**17, ";" * 2**17, "wss," * 2**15, "\\," * 2**16, " " * 2**17):
@@ -165,7 +165,7 @@ def test_a_huge_string_takes_no_long_time() -> None:
     assert time.thread_time() - began < 5
 
 
-def test_what_does_not_look_like_a_key_is_not_repeated() -> None:
+def test_text_that_is_not_a_key_is_not_shown() -> None:
     """It may be a piece of a secret, and the error ends in shadowsocks' log."""
     with pytest.raises(UsageError) as caught:
         parse_options(CLIENT_FLAGS, "wss;/hush-hush;mux")

@@ -42,7 +42,7 @@ def test_addresses_of_shadowsocks() -> None:
         (["-wss"], "wss=0", {"wss": False}),
     ],
 )
-def test_rank_of_the_sources(argv: list[str], string: str, expected: Values) -> None:
+def test_priority_of_the_sources(argv: list[str], string: str, expected: Values) -> None:
     values, plugin = given_options(CLIENT, argv, {**ENVIRON, "SS_PLUGIN_OPTIONS": string})
     addresses = {"b": "127.0.0.1:1080", "s": "[2001:db8::1]|example.com:443"}
     assert plugin is CLIENT.plugin

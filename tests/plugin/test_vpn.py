@@ -53,7 +53,7 @@ async def answer(app: socket.socket, reply: bytes) -> tuple[bytes, list[str]]:
     return data, names
 
 
-async def test_the_socket_itself_is_handed_over() -> None:
+async def test_the_descriptor_is_passed() -> None:
     with listener() as app, socket.socket() as sock:
         served = asyncio.create_task(answer(app, b"\0"))
         await VpnProtection().protect(sock)
