@@ -21,7 +21,7 @@ CUT_REASON = "disconnected by the operator"
 Result = TypeVar("Result")
 
 
-class Spread(Protocol):
+class Replicas(Protocol):
     """Other processes that have copies of the users, and what these have open.
 
     A change has reached all of them when its call returns.
@@ -47,10 +47,10 @@ class Commands:
     when it is sure to be kept, in one step.
     """
 
-    def __init__(self, users: Users, store: Store | None, spread: Spread | None = None) -> None:
+    def __init__(self, users: Users, store: Store | None, replicas: Replicas | None = None) -> None:
         self._users = users
         self._store = store
-        self._spread = spread
+        self._replicas = replicas
         self.changing = asyncio.Lock()  # held while one of those runs
         self.done: dict[str, int] = {"done": 0, "refused": 0, "failed": 0}
 
@@ -108,8 +108,8 @@ class Commands:
         return api.answer()
 
     async def _statistics(self, paths: list[str]) -> bytes:
-        if self._spread is not None:
-            await self._spread.settle()
+        if self._replicas is not None:
+            await self._replicas.settle()
         found = [(path, used) for path in paths if (used := self._users.statistics(path))]
         return api.statistics_answer(len(self._users), found)
 
@@ -117,15 +117,15 @@ class Commands:
         if self._store is not None:
             await self._store.put(command.rows)
         self._users.put(command.rows)
-        if self._spread is not None:
-            await self._spread.put(command.rows)
+        if self._replicas is not None:
+            await self._replicas.put(command.rows)
 
     async def _delete(self, command: Delete) -> None:
         if self._store is not None:
             await self._store.remove(command.paths)
         await in_slices(self._users.remove(command.paths))
-        if self._spread is not None:
-            await self._spread.remove(command.paths)
+        if self._replicas is not None:
+            await self._replicas.remove(command.paths)
         if command.disconnect:
             await in_slices(self._users.cut(command.paths, CUT_REASON))
 
@@ -133,8 +133,8 @@ class Commands:
         if self._store is not None:
             await self._store.clear()
         await in_slices(self._users.clear())
-        if self._spread is not None:
-            await self._spread.clear()
+        if self._replicas is not None:
+            await self._replicas.clear()
         if command.disconnect:
             await in_slices(self._users.cut(self._users.live_paths(), CUT_REASON))
 

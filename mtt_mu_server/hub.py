@@ -42,7 +42,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
         self._management = management
         self._full: set[str] = set()
         self._numbers = itertools.count(1)
-        management.spread_to(self, self.page)
+        management.replicate_to(self, self.page)
 
     async def start(self) -> None:
         try:
@@ -69,7 +69,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
             await self._management.tls.close()
         await self._management.close()
 
-    # Changes, see `commands.Spread`.
+    # Changes, see `commands.Replicas`.
 
     async def put(self, rows: dict[str, Row]) -> None:
         await self._change(encode("put", piece) for piece in _slices(rows))

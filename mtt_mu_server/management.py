@@ -13,7 +13,7 @@ from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt_mu_server import metrics
-from mtt_mu_server.commands import Commands, Spread, in_slices
+from mtt_mu_server.commands import Commands, Replicas, in_slices
 from mtt_mu_server.control import Controller
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.store import Store, StoreError, open_store
@@ -51,7 +51,7 @@ class Management:
         self._users = users
         self._events = events
         self._service_page = service_page
-        self._spread: Spread | None = None
+        self._replicas: Replicas | None = None
         self.commands = Commands(users, None)
         self.tls, self._access = _controller_access(options)
         self.store: Store | None = None
@@ -64,9 +64,9 @@ class Management:
         """Where the controller listens, with the real port when port 0 was asked for."""
         return self._listener.addresses if self._listener is not None else []
 
-    def spread_to(self, workers: Spread, service_page: Callable[[], str]) -> None:
+    def replicate_to(self, workers: Replicas, service_page: Callable[[], str]) -> None:
         """Before `load()`: the users are those of several `workers`, and so is the page."""
-        self._spread = workers
+        self._replicas = workers
         self._service_page = service_page
 
     async def load(self) -> None:
@@ -74,7 +74,7 @@ class Management:
         if self._options.db:
             self.store, rows, counters = await open_store(self._options.db)
             self._users.load(rows, counters)
-        self.commands = Commands(self._users, self.store, self._spread)
+        self.commands = Commands(self._users, self.store, self._replicas)
 
     async def start(self, resolver: Resolver) -> None:
         """After `load()`: let the operator in. Raises StartError."""
@@ -144,8 +144,8 @@ class Management:
             logger.error("the counters could not be saved: %s", error)
 
     async def _metrics(self) -> tuple[list[bytes], str]:
-        if self._spread is not None:
-            await self._spread.settle()
+        if self._replicas is not None:
+            await self._replicas.settle()
         page = metrics.render(self._users, self._events, each=self._options.metrics_users)
         pieces = await in_slices(page)
         return [self._service_page().encode(), *pieces], CONTENT_TYPE
