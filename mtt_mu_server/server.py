@@ -25,9 +25,9 @@ from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
 from mtt_mu_server.management import Management
-from mtt_mu_server.mirror import Mirror
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.records import User, fingerprint
+from mtt_mu_server.replica import UserReplica
 from mtt_mu_server.users import Tunnel, Users
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ class MultiUserServer(Service):
         self._tls: TlsFiles | None = None
         if options.tls is not None:
             self._tls = server_tls(options.tls)
-        self._users: Users | Mirror = Users()
+        self._users: Users | UserReplica = Users()
         self._to_hub: socket.socket | None = None  # of a worker
-        self._mirror: Mirror | None = None  # of a worker
+        self._replica: UserReplica | None = None  # of a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
             options, self._users, self._events, self.metrics_page
@@ -94,9 +94,9 @@ class MultiUserServer(Service):
         try:
             if management is not None:
                 await management.load()
-            elif self._mirror is not None:
+            elif self._replica is not None:
                 assert self._to_hub is not None
-                await self._mirror.connect(self._to_hub)
+                await self._replica.connect(self._to_hub)
             await self.serve(self._frontend.accept)
             if management is not None:
                 await management.start(self._resolver)
@@ -135,7 +135,7 @@ class MultiUserServer(Service):
         if hub is None:  # this is where the hub will be
             return
         self._to_hub = hub
-        self._users = self._mirror = Mirror(self.metrics_page, self._events)
+        self._users = self._replica = UserReplica(self.metrics_page, self._events)
         self._management = None
         self.certificates = (self._tls,) if self._tls is not None else ()
         for descriptor in self._options.handed.control:
@@ -152,8 +152,8 @@ class MultiUserServer(Service):
             await self._management.stop()
         self._frontend.close()
         await super().close()
-        if self._mirror is not None:
-            await self._mirror.close()
+        if self._replica is not None:
+            await self._replica.close()
         if self._management is not None:
             await self._management.close()
 

@@ -8,8 +8,8 @@ import pytest
 
 from mtt.process.link import Message
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.mirror import DOWN, UP, Mirror
 from mtt_mu_server.records import User
+from mtt_mu_server.replica import DOWN, UP, UserReplica
 from tests.support.transports import FakeTransport
 
 FAST, OTHER = User("/fast", "127.0.0.1:9"), User("/other", "127.0.0.1:9", rate=1)
@@ -37,36 +37,36 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
 
 
 async def test_tunnels_of_a_user_share_tokens_until_the_last_one_is_over(said: list[Any]) -> None:
-    mirror = Mirror(str, Events())
+    replica = UserReplica(str, Events())
     tunnels = []
     for _ in range(3):
-        tunnels.append(mirror.enter(SLOW, FakeTransport()))
-        buckets = mirror.buckets(SLOW)
+        tunnels.append(replica.enter(SLOW, FakeTransport()))
+        buckets = replica.buckets(SLOW)
     assert buckets is not None
     waiting = Bucketful()
     buckets[DOWN].wait(waiting)  # type: ignore[arg-type]
     assert ["want", "/slow", DOWN, 10] in said
     for tunnel in tunnels[:2]:
         assert tunnel is not None
-        mirror.leave(tunnel)
+        replica.leave(tunnel)
     assert ["idle", "/slow"] not in said
-    assert mirror.buckets(SLOW) is buckets
-    mirror.hear(["tokens", "/slow", DOWN, 10])
+    assert replica.buckets(SLOW) is buckets
+    replica.hear(["tokens", "/slow", DOWN, 10])
     assert not waiting.backlog
     assert tunnels[2] is not None
-    mirror.leave(tunnels[2])
+    replica.leave(tunnels[2])
     assert said[-1] == ["idle", "/slow"]
-    mirror.hear(["tokens", "/slow", UP, 10])  # too late, for nobody
+    replica.hear(["tokens", "/slow", UP, 10])  # too late, for nobody
 
 
 async def test_only_users_with_a_rate_have_tokens(said: list[Any]) -> None:
-    mirror = Mirror(str, Events())
-    fast, other = mirror.enter(FAST, FakeTransport()), mirror.enter(OTHER, FakeTransport())
+    replica = UserReplica(str, Events())
+    fast, other = replica.enter(FAST, FakeTransport()), replica.enter(OTHER, FakeTransport())
     assert fast is not None
     assert other is not None
-    assert mirror.buckets(FAST) is None
-    assert mirror.buckets(OTHER) is not None
-    mirror.leave(fast)
+    assert replica.buckets(FAST) is None
+    assert replica.buckets(OTHER) is not None
+    replica.leave(fast)
     assert ["idle", "/other"] not in said
-    mirror.leave(other)
+    replica.leave(other)
     assert [words for words in said if words[0] == "idle"] == [["idle", "/other"]]

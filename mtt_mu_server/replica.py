@@ -38,7 +38,7 @@ HUB_GONE_TIME = 1.0
 UP, DOWN = 0, 1
 
 
-class MirroredTunnel(Tunnel):
+class ReplicaTunnel(Tunnel):
     """A tunnel as the hub knows it: by its number."""
 
     __slots__ = ("admission", "number")
@@ -49,7 +49,7 @@ class MirroredTunnel(Tunnel):
         self.admission: asyncio.Future[bool] | None = None  # while the hub is asked
 
 
-class Mirror(Reporter):
+class UserReplica(Reporter):
     """What a worker knows of the users; stands in for `Users` there.
 
     Args:
@@ -64,7 +64,7 @@ class Mirror(Reporter):
         self._staged: list[Message] = []  # changes that are to be seen together
         self._full: set[str] = set()  # users who have as many connections as they may
         self._numbers = itertools.count()
-        self._tunnels: dict[int, MirroredTunnel] = {}
+        self._tunnels: dict[int, ReplicaTunnel] = {}
         self._sessions: dict[int, Session] = {}
         self._buckets: dict[str, tuple[LeasedBucket, LeasedBucket]] = {}
         self._open: dict[str, int] = {}  # how many tunnels, by path
@@ -97,7 +97,7 @@ class Mirror(Reporter):
         return user.path not in self._full
 
     def enter(self, user: User, stream: StreamTransport) -> Tunnel | None:
-        tunnel = MirroredTunnel(next(self._numbers), user.path, stream)
+        tunnel = ReplicaTunnel(next(self._numbers), user.path, stream)
         self._tunnels[tunnel.number] = tunnel
         self._open[user.path] = self._open.get(user.path, 0) + 1
         limited = bool(user.max_conns)
@@ -107,7 +107,7 @@ class Mirror(Reporter):
         return tunnel
 
     async def admitted(self, tunnel: Tunnel) -> bool:
-        assert isinstance(tunnel, MirroredTunnel)
+        assert isinstance(tunnel, ReplicaTunnel)
         if tunnel.admission is None:
             return True
         try:
@@ -118,7 +118,7 @@ class Mirror(Reporter):
             return False
 
     def leave(self, tunnel: Tunnel) -> None:
-        assert isinstance(tunnel, MirroredTunnel)
+        assert isinstance(tunnel, ReplicaTunnel)
         del self._tunnels[tunnel.number]
         carrier = tunnel.relay
         sent, received = (carrier.sent, carrier.received) if carrier is not None else (0, 0)
