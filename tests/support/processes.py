@@ -47,7 +47,7 @@ class Process:
         self._popen = popen
         self._output = ""
         self._silent = False  # nobody is left who could write
-        self._news = threading.Condition()
+        self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -107,16 +107,16 @@ class Process:
         assert self._popen.stdout is not None
         descriptor = self._popen.stdout.fileno()
         while data := os.read(descriptor, 65536):
-            with self._news:
+            with self._changed:
                 self._output += data.decode("utf-8", "backslashreplace")
-                self._news.notify_all()
-        with self._news:
+                self._changed.notify_all()
+        with self._changed:
             self._silent = True
-            self._news.notify_all()
+            self._changed.notify_all()
 
     def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
-        with self._news:
-            if not self._news.wait_for(lambda: condition() or self._silent, seconds):
+        with self._changed:
+            if not self._changed.wait_for(lambda: condition() or self._silent, seconds):
                 pytest.fail(f"{self.name} did not {what} within {seconds:g} s:\n{self._output}")
 
 
