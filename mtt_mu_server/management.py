@@ -90,7 +90,7 @@ class Management:
             self._options.controller_unix,
             self.controller.accept,
             resolver=resolver,
-            descriptors=self._options.handed.control,
+            descriptors=self._options.inherited.control,
             private=True,
             use_reserve=True,
         )

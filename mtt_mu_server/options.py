@@ -28,7 +28,7 @@ from mtt.options.process import PROCESS_FLAGS
 from mtt.options.tls import SERVER_TLS_FLAGS, given_server_tls
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
-from mtt_mu_server.handed import NO_SOCKETS, Handed, assigned, control_hosts
+from mtt_mu_server.inherited_sockets import NO_SOCKETS, InheritedSockets, assigned, control_hosts
 
 if TYPE_CHECKING:
     from mtt.process.systemd import Inherited
@@ -63,7 +63,7 @@ FLAGS = (
 class MultiUserOptions(ServiceOptions):
     """What mtt-mu-server was told, checked."""
 
-    handed: Handed = NO_SOCKETS  # sockets to listen on instead
+    inherited: InheritedSockets = NO_SOCKETS  # sockets to listen on instead
     controller: Endpoint | None  # IP literals or names; None with the others
     controller_unix: str = ""  # a path
     controller_hosts: tuple[str, ...] = ()  # as in `controller`, or of the sockets instead of it
@@ -84,21 +84,21 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     instead of -c. Raises UsageError.
     """
     values = defaults(FLAGS) | given
-    handed = assigned(sockets)
-    bind, bind_unix = (None, "") if handed.tunnel else bind_address(values)
+    inherited = assigned(sockets)
+    bind, bind_unix = (None, "") if inherited.tunnel else bind_address(values)
     lacking = _lacking_guards(values)
-    if handed.control:
+    if inherited.control:
         controller, controller_unix = None, ""
-        hosts = control_hosts(handed.control, guarded=not lacking)
+        hosts = control_hosts(inherited.control, guarded=not lacking)
     else:
         controller, controller_unix = _controller(values, lacking)
         hosts = controller.hosts if controller is not None else ()
     tls = given_server_tls(values, alpn.SITE)
     return MultiUserOptions(
-        handed=handed,
+        inherited=inherited,
         bind=bind,
         bind_unix=bind_unix,
-        sockets=handed.tunnel,
+        sockets=inherited.tunnel,
         controller=controller,
         controller_unix=controller_unix,
         controller_hosts=hosts,

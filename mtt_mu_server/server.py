@@ -138,7 +138,7 @@ class MultiUserServer(Service):
         self._users = self._replica = UserReplica(self.metrics_page, self._events)
         self._management = None
         self.certificates = (self._tls,) if self._tls is not None else ()
-        for descriptor in self._options.handed.control:
+        for descriptor in self._options.inherited.control:
             os.close(descriptor)
 
     def cleanup(self) -> None:

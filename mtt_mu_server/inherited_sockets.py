@@ -20,17 +20,17 @@ TUNNEL, CONTROL = "tunnel", "control"
 HOW = f"write FileDescriptorName={TUNNEL} or {CONTROL} in the socket unit"
 
 
-class Handed(NamedTuple):
+class InheritedSockets(NamedTuple):
     """Descriptors that listen already."""
 
     tunnel: tuple[int, ...] = ()
     control: tuple[int, ...] = ()
 
 
-NO_SOCKETS = Handed()
+NO_SOCKETS = InheritedSockets()
 
 
-def assigned(sockets: Sequence[Inherited]) -> Handed:
+def assigned(sockets: Sequence[Inherited]) -> InheritedSockets:
     """Which of `sockets` is for what, by name; a single one without a name is for tunnels.
 
     Raises UsageError.
@@ -38,7 +38,7 @@ def assigned(sockets: Sequence[Inherited]) -> Handed:
     if len(sockets) == 1 and sockets[0].unnamed:
         (only,) = sockets
         if isinstance(_address(only.descriptor), tuple):
-            return Handed(tunnel=(only.descriptor,))
+            return InheritedSockets(tunnel=(only.descriptor,))
     for each in sockets:
         if each.name not in (TUNNEL, CONTROL):
             what = "has no name" if each.unnamed else f"is named {quoted(each.name)}"
@@ -49,7 +49,7 @@ def assigned(sockets: Sequence[Inherited]) -> Handed:
         name: tuple(each.descriptor for each in sockets if each.name == name)
         for name in (TUNNEL, CONTROL)
     }
-    return Handed(by_name[TUNNEL], by_name[CONTROL])
+    return InheritedSockets(by_name[TUNNEL], by_name[CONTROL])
 
 
 def control_hosts(descriptors: Sequence[int], *, guarded: bool) -> tuple[str, ...]:

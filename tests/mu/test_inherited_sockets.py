@@ -55,7 +55,7 @@ def unix(stack: contextlib.ExitStack, path: Path | str, mode: int = 0o600) -> in
 
 def test_without_sockets() -> None:
     checked = options(B | C)
-    assert checked.handed == ((), ())
+    assert checked.inherited == ((), ())
     assert checked.controller_hosts == ("127.0.0.1",)
 
 
@@ -64,7 +64,7 @@ def test_a_socket_for_tunnels(name: str, sockets: contextlib.ExitStack) -> None:
     descriptor = tcp(sockets, "0.0.0.0")
     for given in (C, B | C):
         checked = options(given, [Inherited(descriptor, name)])
-        assert checked.handed == ((descriptor,), ())
+        assert checked.inherited == ((descriptor,), ())
         assert checked.bind is None
         assert checked.controller == Endpoint(("127.0.0.1",), 8080)
     with pytest.raises(UsageError, match=r"^-c is missing"):
@@ -89,7 +89,7 @@ def test_sockets_for_both(sockets: contextlib.ExitStack, tmp_path: Path) -> None
         Inherited(tunnels[1], "tunnel"), Inherited(controls[1], "control"),
     ]  # fmt: skip
     checked = options({}, given)
-    assert checked.handed == (tuple(tunnels), tuple(controls))
+    assert checked.inherited == (tuple(tunnels), tuple(controls))
     assert (checked.bind, checked.bind_unix) == (None, "")
     assert (checked.controller, checked.controller_unix) == (None, "")
     assert checked.controller_hosts == ("127.0.0.1",)
@@ -145,7 +145,7 @@ def test_who_can_open_a_unix_socket_for_the_controller(
         given = [Inherited(descriptor, "control")]
         with pytest.raises(UsageError, match="every user of this machine; write SocketMode=0600"):
             options(B, given)
-        assert options(B | PUBLIC, given).handed.control == (descriptor,)
+        assert options(B | PUBLIC, given).inherited.control == (descriptor,)
 
 
 def test_a_descriptor_that_is_no_socket() -> None:
