@@ -26,7 +26,7 @@ from mtt.log import Throttle, logger
 from mtt.net.admission import MAX_PENDING, Pending
 from mtt.wire.http1 import Reply
 from mtt_mu_server import api
-from mtt_mu_server.turns import SMALL, CrowdedError, Turns
+from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
 
 # Connections that have not shown yet that they belong here, by a request that passes `Access`. A
 # panel's are among them for a moment only, so a hundred of those at a time do not fill this up.
@@ -66,7 +66,7 @@ class Controller:
             MAX_STRANGERS, what="connections to the controller have not made a valid request yet"
         )
         self._idle = Pending(MAX_IDLE, what="connections to the controller are idle")
-        self._turns = Turns()
+        self._slots = RequestSlots()
         self._failures = Throttle()
 
     def accept(self) -> StreamProtocol:
@@ -92,7 +92,7 @@ class Controller:
             transport.abort()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._turns.close()
+        self._slots.close()
 
     def _opened(self, transport: StreamTransport) -> None:
         if self._context is None:
@@ -141,7 +141,7 @@ class Controller:
         else:
             large = is_get or request.chunked or request.content_length > SMALL
             try:
-                async with self._turns.turn(exchange, large=large):
+                async with self._slots.slot(exchange, large=large):
                     await self._done(exchange)
             except CrowdedError as error:
                 self._failed(transport, error)

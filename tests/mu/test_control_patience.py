@@ -12,7 +12,7 @@ import pytest
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.reads import LARGE_READ
-from mtt_mu_server import control, turns
+from mtt_mu_server import control, request_slots
 from mtt_mu_server.api import BODY_LIMIT
 from tests.mu.panel import multi_user_server
 from tests.mu.posting import PING, closing, post, status
@@ -92,7 +92,7 @@ async def test_parallel_commands_are_all_answered(certs: Certs) -> None:
 async def test_stalled_bodies_have_a_bound_in_sum(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = Clock(monkeypatch, turns)
+    clock = Clock(monkeypatch, request_slots)
     big = closing(PING + b" " * (BODY_LIMIT // 2))
     half = BODY_LIMIT // 4
     head = big.index(b"\r\n\r\n") + 4
@@ -109,7 +109,7 @@ async def test_stalled_bodies_have_a_bound_in_sum(
             exchanges = [server._exchange for server in servers]
             return [head + each._received if each is not None else 0 for each in exchanges]
 
-        most = turns.MAX_LARGE_TURNS * half
+        most = request_slots.MAX_LARGE_SLOTS * half
         await eventually(lambda: sum(size == half for size in received()) == 16)
         await eventually(lambda: all(received()))
         assert sum(received()) < most + 64 * 2 * LARGE_READ
@@ -118,7 +118,7 @@ async def test_stalled_bodies_have_a_bound_in_sum(
         assert status(await panel.exchange(b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
         late = asyncio.create_task(panel.exchange(big))
         while not late.done():
-            await clock.passes(turns.LOOK_INTERVAL)
+            await clock.passes(request_slots.LOOK_INTERVAL)
             await asyncio.sleep(0.01)  # for the kernel
             assert sum(received()) < most + 64 * 2 * LARGE_READ
         assert status(late.result()) == 200
@@ -130,15 +130,15 @@ async def test_stalled_bodies_have_a_bound_in_sum(
 async def test_a_full_line_of_requests_is_answered_503(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turns, "MAX_LARGE_TURNS", 1)
-    monkeypatch.setattr(turns, "MAX_WAITING", 0)
+    monkeypatch.setattr(request_slots, "MAX_LARGE_SLOTS", 1)
+    monkeypatch.setattr(request_slots, "MAX_WAITING", 0)
     async with multi_user_server(certs) as (server, panel):
         _, holder = await panel.connect()
         holder.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         controller = server._management.controller
         assert controller is not None
-        await eventually(lambda: controller._turns._holders)
-        answer = await panel.exchange(closing(PING + b" " * turns.SMALL))
+        await eventually(lambda: controller._slots._holders)
+        answer = await panel.exchange(closing(PING + b" " * request_slots.SMALL))
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
         assert b"try again later" in answer
         assert await panel.command(9) == {"res": 1}
@@ -212,10 +212,10 @@ async def test_a_command_that_has_begun_is_done_whatever_becomes_of_its_client(
             await begun.wait()
             client.reset()
         await eventually(lambda: not controller._transports)
-        assert controller._turns._holders  # what it has in memory counts as long as it is there
+        assert controller._slots._holders  # what it has in memory counts as long as it is there
         going_on.set()
         await done.wait()
-        await eventually(lambda: not controller._turns._holders)
+        await eventually(lambda: not controller._slots._holders)
 
 
 async def test_connections_that_end_are_not_idle(certs: Certs) -> None:

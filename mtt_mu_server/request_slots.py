@@ -18,8 +18,8 @@ from mtt.errors import MttError
 from mtt.http.exchange import Exchange
 
 # Turns at a time, and how many of them large requests may have: 32 MiB of bodies.
-MAX_TURNS = 32
-MAX_LARGE_TURNS = 16
+MAX_SLOTS = 32
+MAX_LARGE_SLOTS = 16
 # A request above this is large: all small bodies together take no more than one large one.
 SMALL = 64 * 1024
 # Requests in line: a head and one read of the body each, some 25 MB.
@@ -37,26 +37,26 @@ class CrowdedError(MttError):
     """Too many requests wait already."""
 
 
-class Turns:
+class RequestSlots:
     """Hands out turns in the order of asking."""
 
     def __init__(self) -> None:
-        self._holders: set[_Turn] = set()
-        self._waiting: dict[asyncio.Future[None], _Turn] = {}
+        self._holders: set[_Slot] = set()
+        self._waiting: dict[asyncio.Future[None], _Slot] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def turn(self, exchange: Exchange, *, large: bool) -> AsyncIterator[None]:
+    async def slot(self, exchange: Exchange, *, large: bool) -> AsyncIterator[None]:
         """Wait for a turn to answer a request, and have it. Raises CrowdedError."""
-        turn = _Turn(exchange, large)
-        if not self._waiting and self._is_free(turn):
-            self._holders.add(turn)
+        slot = _Slot(exchange, large)
+        if not self._waiting and self._is_free(slot):
+            self._holders.add(slot)
         else:
-            await self._wait(turn)
+            await self._wait(slot)
         try:
             yield
         finally:
-            self._holders.discard(turn)
+            self._holders.discard(slot)
             self._give()
 
     def close(self) -> None:
@@ -65,17 +65,17 @@ class Turns:
             self._timer.cancel()
             self._timer = None
 
-    def _is_free(self, turn: _Turn) -> bool:
-        if turn.large and sum(holder.large for holder in self._holders) >= MAX_LARGE_TURNS:
+    def _is_free(self, slot: _Slot) -> bool:
+        if slot.large and sum(holder.large for holder in self._holders) >= MAX_LARGE_SLOTS:
             return False
-        return len(self._holders) < MAX_TURNS
+        return len(self._holders) < MAX_SLOTS
 
-    async def _wait(self, turn: _Turn) -> None:
+    async def _wait(self, slot: _Slot) -> None:
         if len(self._waiting) >= MAX_WAITING:
             raise CrowdedError(f"{MAX_WAITING} requests are waiting already; try again later")
         loop = asyncio.get_running_loop()
         given: asyncio.Future[None] = loop.create_future()
-        self._waiting[given] = turn
+        self._waiting[given] = slot
         self._give()  # a small one passes large ones that wait
         if self._timer is None and self._waiting:
             for holder in self._holders:
@@ -85,17 +85,17 @@ class Turns:
             await given
         except asyncio.CancelledError:
             self._waiting.pop(given, None)
-            self._holders.discard(turn)
+            self._holders.discard(slot)
             self._give()
             raise
 
     def _give(self) -> None:
         """Give what turns there are to those that wait, in their order."""
-        for given, turn in list(self._waiting.items()):
-            if self._is_free(turn):
+        for given, slot in list(self._waiting.items()):
+            if self._is_free(slot):
                 del self._waiting[given]
-                self._holders.add(turn)
-                turn.mark()
+                self._holders.add(slot)
+                slot.mark()
                 given.set_result(None)
 
     def _look(self) -> None:
@@ -109,7 +109,7 @@ class Turns:
                 holder.exchange.cut("stalled while other requests waited")
 
 
-class _Turn:
+class _Slot:
     __slots__ = ("_marked_at", "_moved", "exchange", "large")
 
     def __init__(self, exchange: Exchange, large: bool) -> None:
