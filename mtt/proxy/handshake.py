@@ -12,27 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from mtt.address import peer_name
 from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.parked import park
 from mtt.outcome import Outcome
-from mtt.proxy import http
 from mtt.proxy.http import HttpConnection
+from mtt.proxy.owner import Owner
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
-
-
-class Owner(http.Owner, Protocol):
-    """The proxy port, as a handshake uses it."""
-
-    has_udp: bool
-
-    def handshake_begun(self, transport: StreamTransport) -> None: ...
-    def handshake_over(self, transport: StreamTransport) -> None: ...
-    def associate(self, near: StreamTransport, port: int) -> None: ...
 
 
 class ProxyHandshake(StreamProtocol):

@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from mtt.address import peer_name
 from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
@@ -34,6 +34,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
+from mtt.proxy.owner import Owner
 from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
@@ -43,31 +44,6 @@ from mtt.wire.httpproxy import ProxyRequest
 # Idle timeout between requests, seconds. Clients keep connections for a minute or two (curl 118 s).
 # They should close first: a close from our side may cross a new request.
 KEEPALIVE_TIME = 150.0
-
-# Makes the answer for an unreachable destination.
-Failure = Callable[[Outcome], bytes]
-
-
-class Owner(Protocol):
-    """The proxy port, as a connection uses it."""
-
-    handshake_time: float
-    idle_time: float
-    has_login: bool
-    draining: bool
-
-    def idle(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
-    def busy(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
-    def accepts(self, user: bytes, password: bytes) -> bool: ...
-    def track(self, connection: HttpConnection, transport: StreamTransport) -> None: ...
-    def open(
-        self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
-    ) -> None: ...
-    def connect(
-        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
-    ) -> None: ...
-    def join(self, near: StreamTransport, far: StreamTransport) -> None: ...
-    def report(self, name: str, error: Exception) -> None: ...
 
 
 class HttpConnection(StreamProtocol):

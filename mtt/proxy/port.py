@@ -20,7 +20,7 @@ from mtt.net.admission import Pending
 from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
 from mtt.proxy.handshake import ProxyHandshake
-from mtt.proxy.http import Failure, HttpConnection
+from mtt.proxy.owner import Connection, Failure
 from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.users.user import User
 from mtt.wire import socks
@@ -71,7 +71,7 @@ class ProxyPort:
         self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
-        self._idle: set[HttpConnection] = set()  # connections between requests
+        self._idle: set[Connection] = set()  # connections between requests
         self._full = Throttle()
         self._errors, self._failures = Throttle(FAILURE_BURST), Throttle(FAILURE_BURST)
         self._closed = False
@@ -113,18 +113,18 @@ class ProxyPort:
     def handshake_over(self, transport: StreamTransport) -> None:
         self._handshakes.discard(transport)
 
-    def idle(self, connection: HttpConnection, transport: StreamTransport) -> None:
+    def idle(self, connection: Connection, transport: StreamTransport) -> None:
         self._idle.add(connection)
         self.handshake_begun(transport)
 
-    def busy(self, connection: HttpConnection, transport: StreamTransport) -> None:
+    def busy(self, connection: Connection, transport: StreamTransport) -> None:
         self._idle.discard(connection)
         self.handshake_over(transport)
 
-    def track(self, connection: HttpConnection, transport: StreamTransport) -> None:
+    def track(self, connection: Connection, transport: StreamTransport) -> None:
         """Track a connection from its first request."""
 
-        def make(done: Callable[[HttpConnection], None]) -> HttpConnection:
+        def make(done: Callable[[Connection], None]) -> Connection:
             connection.done = done
             return connection
 
@@ -135,7 +135,7 @@ class ProxyPort:
         self._tunnels.relay(near, far)
 
     def open(
-        self, connection: HttpConnection, transport: StreamTransport, host: str, port: int
+        self, connection: Connection, transport: StreamTransport, host: str, port: int
     ) -> None:
         """Open a stream for `connection`, whose transport is `transport`."""
         self._tunnels.spawn(transport, self._open_for(connection, transport, host, port))
@@ -179,7 +179,7 @@ class ProxyPort:
         self._tunnels.relay(near, far)
 
     async def _open_for(
-        self, connection: HttpConnection, near: StreamTransport, host: str, port: int
+        self, connection: Connection, near: StreamTransport, host: str, port: int
     ) -> None:
         if connection.over:
             return

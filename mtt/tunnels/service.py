@@ -5,7 +5,7 @@
     MetricsEndpoint  serves metrics
     TlsFiles         certificates and keys, reloaded when they change
 
-A program creates the parts and adds its track: a client an upstream, a server a front.
+A program creates the parts and adds its own: a client an upstream, a server a front.
 """
 
 from __future__ import annotations
