@@ -121,7 +121,7 @@ class AnyTlsPool:
                 raise
             else:
                 return stream
-        raise NetworkError("the AnyTLS client is being closed")
+        raise NetworkError("the AnyTLS client is closing")
 
     def open_at_once(self, destination: bytes) -> ClientStream | None:
         """Open a stream on an idle session without waiting; None if no session is idle."""
@@ -161,7 +161,7 @@ class AnyTlsPool:
         if self._closed:
             session.abort()
         if session.lost:
-            raise again(session.error or NetworkError("the AnyTLS client is being closed"))
+            raise again(session.error or NetworkError("the AnyTLS client is closing"))
         self._sessions[session] = None
         self._guard.add(session)
         if self._check_timer is None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import select
-from asyncio import get_running_loop  # by name, for tests that have their own time
+from asyncio import get_running_loop  # by name, so that tests can replace it
 from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import MttError, NetworkError, describe

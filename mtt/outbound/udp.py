@@ -182,7 +182,7 @@ class DirectUdp:
         if self._waiting + size > MAX_WAITING or (
             waiting is None and len(self._lookups) >= MAX_LOOKUPS
         ):
-            self._drop(f"to {host_port(host, port)}", len(payload), "too many wait for names")
+            self._drop(f"to {host_port(host, port)}", len(payload), "too many wait for lookups")
             return
         self._waiting += size
         if waiting is not None:
@@ -230,7 +230,7 @@ class DirectUdp:
             if self._peers is None or (host, port) in self._peers:
                 owner.deliver(host, port, _received[:size])
             else:
-                self._drop(f"from {host_port(host, port)}", size, "it is not the peer")
+                self._drop(f"from {host_port(host, port)}", size, "not from the peer")
 
     def _report_denied(self, host: str, port: int) -> None:
         if self._owner is not None:

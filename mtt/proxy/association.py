@@ -74,7 +74,7 @@ class Association(asyncio.DatagramProtocol):
         """
         local, remote = (self._control.get_extra_info(f"{name}name") for name in ("sock", "peer"))
         if not (isinstance(local, tuple) and isinstance(remote, tuple)):
-            raise NetworkError("no UDP for a client that did not come by TCP")
+            raise NetworkError("UDP ASSOCIATE needs a TCP control connection")
         self._client_ip = remote[0]
         try:
             sock = socket.socket(

@@ -67,7 +67,7 @@ class ProxyHandshake(StreamProtocol):
         if self._closed:
             return
         if self._buffer or self._step is not ProxyHandshake._detect_protocol:
-            text = f"left in the middle of its request: {describe(exc)}"
+            text = f"the client left in the middle of its request: {describe(exc)}"
             self._report(NetworkError(text, cause=Cause.EOF))
         else:
             self._report(NothingSaidError("closed without a byte"))
@@ -85,8 +85,8 @@ class ProxyHandshake(StreamProtocol):
             self._step = ProxyHandshake._http
         else:
             # No answer: the client's protocol is unknown.
-            what = " but TLS" if version == 0x16 else ""
-            raise SocksError(f"speaks neither SOCKS nor HTTP{what} (first byte {version:#04x})")
+            what = "TLS" if version == 0x16 else "neither SOCKS nor HTTP"
+            raise SocksError(f"the client speaks {what} (first byte {version:#04x})")
         return True
 
     def _socks5_methods(self) -> bool:
@@ -96,8 +96,10 @@ class ProxyHandshake(StreamProtocol):
         methods, end = found
         method = socks.LOGIN if self._owner.has_login else socks.NO_LOGIN
         if method not in methods:
-            text = "offers no login with user and password" if method else "offers only logins"
-            raise SocksError(text, socks.method_reply(socks.NO_METHOD))
+            text = "offers no login with user and password, which this port requires"
+            if method == socks.NO_LOGIN:
+                text = "offers only logins, but this port has no users"
+            raise SocksError(f"the client {text}", socks.method_reply(socks.NO_METHOD))
         self._transport.write(socks.method_reply(method))
         self._next(end, ProxyHandshake._socks5_login if method else ProxyHandshake._socks5_request)
         return True
@@ -125,7 +127,7 @@ class ProxyHandshake(StreamProtocol):
             self._owner.associate(self._hand_over(end), port)
         else:
             answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
-            raise SocksError(f"asks for SOCKS command {command}", answer)
+            raise SocksError(f"unsupported SOCKS command {command}", answer)
         return True
 
     def _socks4(self) -> bool:
@@ -134,9 +136,10 @@ class ProxyHandshake(StreamProtocol):
             return False
         command, host, port, end = found
         if self._owner.has_login:
-            raise SocksError("SOCKS4 has no passwords, and one is wanted", socks.reply4(False))
+            text = "SOCKS4 has no passwords, but this port requires a login; use SOCKS5"
+            raise SocksError(text, socks.reply4(False))
         if command != socks.CONNECT:
-            raise SocksError(f"asks for SOCKS command {command}", socks.reply4(False))
+            raise SocksError(f"unsupported SOCKS command {command}", socks.reply4(False))
         near = self._hand_over(end)
         self._owner.connect(near, host, port, socks.reply4(True), lambda _: socks.reply4(False))
         return True

@@ -195,7 +195,7 @@ class HttpConnection(StreamProtocol):
             shown = httpproxy.login(asked.request)
             if shown is None or not self._owner.accepts(*shown):
                 # Browsers send the first request without a login.
-                text = "wrong user or password" if shown else "no user and password yet"
+                text = "wrong user or password" if shown else "the request has no login"
                 error = PeerError(text) if shown else MttError(text)
                 answer = encoded(asked.request, httpproxy.login_wanted(), close=True)
                 self._refuse(error, answer)
@@ -340,7 +340,7 @@ class HttpConnection(StreamProtocol):
 
     def _report_end(self, exc: Exception | None) -> None:
         if self._buffer:
-            text = f"left in the middle of its request: {describe(exc)}"
+            text = f"the client left in the middle of its request: {describe(exc)}"
             self._report(NetworkError(text, cause=Cause.EOF))
         else:
             self._report(NothingSaidError("closed without a byte"))

@@ -209,7 +209,7 @@ class Origin(StreamProtocol):
         rest = self._buffer.take(len(self._buffer))
         if answer.status == 101:
             if not self._upgrade:
-                raise HttpError(502, "101 to a request for no upgrade")
+                raise HttpError(502, "101 without an upgrade request")
             self._detach()
             receiver.switched(answer, rest, self.eof)
             return

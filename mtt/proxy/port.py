@@ -201,7 +201,7 @@ class ProxyPort:
         self.associations += 1
         try:
             if self.associations > MAX_ASSOCIATIONS:
-                self._full.warning(f"there are {MAX_ASSOCIATIONS} UDP associations: one refused")
+                self._full.warning(f"UDP association refused: the limit is {MAX_ASSOCIATIONS}")
                 raise DestinationError(Outcome.GENERAL_FAILURE, "too many UDP associations")
             address = await association.open(self._open_packets)
             if not near.is_closing():

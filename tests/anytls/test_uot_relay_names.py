@@ -127,7 +127,7 @@ async def test_only_so_many_datagrams_wait_for_names(
             await peer.send(*(frame(PSH, 1, datagram("0.test", there.port, big)[at : at + 32000])
                               for at in range(0, 60_100, 32000)))  # fmt: skip
             await peer.send(frame(PSH, 1, datagram("0.test", there.port, bytes(5000))))
-            dropped = "too many wait for names"
+            dropped = "too many wait for lookups"
             await eventually(lambda: len([line for line in lines if dropped in line]) == 3)
             (relay,) = server.open_tunnels._carriers
             assert isinstance(relay, uot_relay.UotRelay)

@@ -571,7 +571,7 @@ async def test_stop_closes_ready_connections_and_dials(monkeypatch: pytest.Monke
     assert not any(layer.aborted for layer in network.made)
     assert [layer for layer in network.made if not layer.closing] == [taken]
     network.allowed.set()
-    await network.take()  # who was let in before is still served
+    await network.take()  # open() keeps working
     assert network.dials == 5
     await network.close()
     assert network.dials == 5

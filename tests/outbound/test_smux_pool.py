@@ -146,7 +146,7 @@ async def test_dial_that_fails_without_waiters() -> None:
     task.cancel()
     await asyncio.wait([task])
     network.allowed.set()
-    await turns()  # an exception that nobody retrieved would fail the test
+    await turns()  # an unretrieved exception would fail the test
     await network.close()
 
 

@@ -126,7 +126,7 @@ async def test_restricted_socket_accepts_only_the_peer(there: socket.socket) -> 
         there.sendto(b"pong", source)
         await eventually(lambda: owner.got)
         assert owner.got == [(HERE, port_of(there), b"pong")]
-        assert owner.drops == [(f"from {HERE}:{port_of(other)}", 8, "it is not the peer")]
+        assert owner.drops == [(f"from {HERE}:{port_of(other)}", 8, "not from the peer")]
     owner.udp.close()
 
 

@@ -89,7 +89,7 @@ async def test_datagrams_pass_with_their_addresses() -> None:
             ):  # fmt: skip
                 client.send(header + payload, port)
                 assert await client.receive() == header + payload.upper()
-            # Full cone: whoever knows the port at the far end may answer.
+            # Full cone: any host that knows the port may answer.
             proxy.channels[0].association.deliver("192.0.2.7", 7, b"from elsewhere")
             answer = await client.receive()
             assert parse_datagram(answer)[:2] == ("192.0.2.7", 7)

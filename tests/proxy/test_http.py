@@ -109,7 +109,7 @@ async def test_origin_connection_is_not_shared_between_clients() -> None:
         assert [len(heads) for heads in there.heads] == [2, 2]
 
 
-# Who wants to close.
+# Closing connections.
 
 
 @pytest.mark.parametrize(

@@ -70,33 +70,33 @@ class Above(StreamProtocol):
     def __init__(self) -> None:
         self.data = b""
         self.events: list[str] = []
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
         self.data += data
-        self.news.set()
+        self.changed.set()
 
     def eof_received(self) -> bool:
         self.events.append("eof")
-        self.news.set()
+        self.changed.set()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.events.append(f"lost {exc}")
-        self.news.set()
+        self.changed.set()
 
     def connection_made(self, transport: Any) -> None:
         pass
 
     async def has(self, size: int) -> None:
         while len(self.data) < size:
-            self.news.clear()
-            await self.news.wait()
+            self.changed.clear()
+            await self.changed.wait()
 
     async def had(self, *events: str) -> None:
         while self.events != list(events):
-            self.news.clear()
-            await self.news.wait()
+            self.changed.clear()
+            await self.changed.wait()
 
 
 def stack(bucket: Bucket) -> tuple[Below, RateLimiter, Above]:

@@ -146,12 +146,12 @@ async def test_early_data_may_cause_back_pressure(full: type[FakeTransport]) -> 
         await tunnel.finish()
 
 
-@pytest.mark.parametrize("who", ["near", "far", "both"])
+@pytest.mark.parametrize("end", ["near", "far", "both"])
 @pytest.mark.parametrize("told", [False, True], ids=["not told", "told"])
-async def test_transport_lost_before_the_relay(who: str, told: bool) -> None:
+async def test_transport_lost_before_the_relay(end: str, told: bool) -> None:
     def die(tunnel: Tunnel) -> None:
         for name, transport in (("near", tunnel.near), ("far", tunnel.far)):
-            if who in (name, "both"):
+            if end in (name, "both"):
                 if told:
                     transport.closing = True  # only the Parked is notified
                 else:
@@ -159,8 +159,8 @@ async def test_transport_lost_before_the_relay(who: str, told: bool) -> None:
 
     tunnel = Tunnel(prepare=die)
     await turns()
-    assert who == "near" or tunnel.near.aborted or who == "both"
-    assert who == "far" or tunnel.far.aborted or who == "both"
+    assert end == "near" or tunnel.near.aborted or end == "both"
+    assert end == "far" or tunnel.far.aborted or end == "both"
     assert (await tunnel.finish()).reason
 
 
@@ -398,23 +398,23 @@ async def test_end_waits_until_half_close_support_is_known(monkeypatch: pytest.M
 async def test_failed_leg_resets_the_other(
     exc: Exception | None, far: Callable[[], FakeTransport]
 ) -> None:
-    for who in ("near", "far"):
+    for end in ("near", "far"):
         tunnel = Tunnel(half_closing, far)
-        failing, other = (tunnel.near, tunnel.far) if who == "near" else (tunnel.far, tunnel.near)
+        failing, other = (tunnel.near, tunnel.far) if end == "near" else (tunnel.far, tunnel.near)
         failing.protocol.data_received(b"part")
         failing.lose(exc)
         await turns(2)
         assert other.aborted or other.was_cut
         words = "reset by peer" if exc else "connection closed"
-        assert (await tunnel.finish()).reason == f"{who} end: connection {words}".replace(
+        assert (await tunnel.finish()).reason == f"{end} end: connection {words}".replace(
             "connection connection", "connection"
         )
 
 
-@pytest.mark.parametrize("who", ["near", "far"])
-async def test_leg_failing_after_its_end_resets_the_other(who: str) -> None:
+@pytest.mark.parametrize("end", ["near", "far"])
+async def test_leg_failing_after_its_end_resets_the_other(end: str) -> None:
     tunnel = Tunnel(own_end, own_end)
-    ended, other = (tunnel.near, tunnel.far) if who == "near" else (tunnel.far, tunnel.near)
+    ended, other = (tunnel.near, tunnel.far) if end == "near" else (tunnel.far, tunnel.near)
     ended.protocol.data_received(b"all of it")
     ended.protocol.eof_received()
     assert other.eof_written
@@ -424,7 +424,7 @@ async def test_leg_failing_after_its_end_resets_the_other(who: str) -> None:
     assert other.was_cut
     assert not ended.was_cut
     relay = await tunnel.finish()
-    assert relay.reason == f"{who} end: takes no more data"
+    assert relay.reason == f"{end} end: takes no more data"
     assert relay.error is None
 
 

@@ -105,9 +105,9 @@ async def test_reset_is_passed_on(swap: bool) -> None:
 async def test_upload_completes_after_the_application_is_lost(
     talkative: bool, half_close: bool, certs: Certs
 ) -> None:
-    # The application closes right behind its upload and never reads what the destination says:
-    # its kernel resets what our side still writes to it. While we wait for silence before we pass
-    # on the end, nobody tells us of that.
+    # The application closes right after its upload and never reads the destination's data. Its
+    # kernel answers our writes with a reset, which goes unnoticed while the relay waits for silence
+    # before it sends the end.
     loop = asyncio.get_running_loop()
     data = random.Random(92).randbytes(800_000)
     over: list[Relay] = []
