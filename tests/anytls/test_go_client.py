@@ -52,7 +52,7 @@ async def test_end_behind_an_answer_is_told_at_once(
 
 
 @pytest.mark.parametrize(("serve", "reply"), [(greet, REPLY), (end_at_once, b"")])
-async def test_end_of_a_destination_that_was_told_nothing_is_told_at_once(
+async def test_end_of_unused_destination_arrives_at_once(
     serve: object, reply: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (

@@ -113,7 +113,7 @@ async def test_denied_destinations_are_logged_throttled(certs: Certs) -> None:
         )
 
 
-async def test_only_those_addresses_of_a_name_are_tried_that_are_allowed(
+async def test_only_allowed_addresses_of_a_name_are_tried(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow = [HERE]
@@ -194,7 +194,7 @@ def slow_dial(server: Server, then: Callable[[], Awaitable[asyncio.Transport]]) 
     return go_on
 
 
-async def test_a_slow_destination_is_acknowledged_before_the_client_gives_up_its_session(
+async def test_slow_destination_is_acknowledged_before_client_gives_up(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anytls_answer, "ANSWER_TIME", 0.1)

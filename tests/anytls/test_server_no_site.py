@@ -64,7 +64,7 @@ def one_date(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(b"GET /\1 HTTP/1.1\r\nHost: test.local\r\n\r\n", id="half a request"),
     ],
 )
-async def test_who_cannot_be_a_user_is_refused_like_a_bad_request_at_once(
+async def test_non_user_is_refused_at_once_as_bad_request(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=NEVER)

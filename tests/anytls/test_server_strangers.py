@@ -261,9 +261,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
         assert found["overload"] >= 4
 
 
-async def test_a_user_leaving_in_the_middle_of_anything_leaves_nothing_behind(
-    certs: Certs,
-) -> None:
+async def test_user_leaving_at_any_point_leaves_nothing_behind(certs: Certs) -> None:
     said = preamble() + settings() + frame(SYN, 1) + frame(PSH, 1, address("127.0.0.1", 1))
     said += frame(FIN, 1)
     async with asyncio.timeout(20), server_for(certs) as server:

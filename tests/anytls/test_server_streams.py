@@ -50,7 +50,7 @@ async def test_what_comes_with_the_destination_is_not_lost(certs: Certs) -> None
         await eventually(lambda: empty(server))
 
 
-async def test_a_destination_may_come_byte_by_byte_and_speak_first(certs: Certs) -> None:
+async def test_destination_byte_by_byte_may_speak_first(certs: Certs) -> None:
     async with asyncio.timeout(SOON), serving(greet) as there, server_for(certs) as server:
         know(server, {"greeter.test": [HERE]})
         async with await peer_connect(port_of(server), certs) as peer:
@@ -65,7 +65,7 @@ async def test_a_destination_may_come_byte_by_byte_and_speak_first(certs: Certs)
             await check_session(peer)
 
 
-async def test_megabytes_get_there_and_back_and_the_end_comes_last(certs: Certs) -> None:
+async def test_end_arrives_after_megabytes_both_ways(certs: Certs) -> None:
     sent = os.urandom(3_000_000)
     got: list[bytes] = []
 
@@ -90,9 +90,7 @@ async def test_megabytes_get_there_and_back_and_the_end_comes_last(certs: Certs)
             assert page[f'mtt_transferred_bytes_total{{direction="{way}"}}'] == len(sent)
 
 
-async def test_many_streams_of_one_session_have_nothing_to_do_with_each_other(
-    certs: Certs,
-) -> None:
+async def test_streams_of_one_session_are_independent(certs: Certs) -> None:
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         async with await peer_connect(port_of(server), certs) as peer:
             for stream in range(20):
@@ -128,9 +126,7 @@ async def test_a_stream_before_the_settings_is_refused_with_an_alert(certs: Cert
         await eventually(lambda: empty(server))
 
 
-async def test_the_padding_scheme_of_the_file_is_for_those_who_have_another(
-    certs: Certs, tmp_path: Path
-) -> None:
+async def test_padding_scheme_is_sent_to_clients_with_another(certs: Certs, tmp_path: Path) -> None:
     scheme = b"stop=2\n0=40-40\n1=100-100\n"
     path = tmp_path / "scheme"
     path.write_bytes(scheme)

@@ -96,9 +96,7 @@ async def test_users_are_read_again_and_former_ones_are_cut(certs: Certs, tmp_pa
             peer.tls.close()
 
 
-async def test_what_is_announced_and_what_a_worker_will_begin_with(
-    certs: Certs, tmp_path: Path
-) -> None:
+async def test_announcement_counts_renewed_users(certs: Certs, tmp_path: Path) -> None:
     path = write_users(tmp_path / "users", one="1", two="2")
     async with server_for(certs, users=path) as server:
         with logged() as lines:

@@ -57,7 +57,7 @@ async def test_a_denied_peer_is_refused(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_datagrams_wait_for_their_names_and_nobody_else_does(certs: Certs) -> None:
+async def test_only_datagrams_to_a_name_wait_for_it(certs: Certs) -> None:
     async with association(certs, ANYWHERE) as (server, peer):
         known = asyncio.Event()
         asked: list[str] = []

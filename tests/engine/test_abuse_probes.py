@@ -126,9 +126,7 @@ async def test_probes_of_a_plugin_do_not_reach_the_server(mode: str, certs: Cert
 
 
 @in_every_mode
-async def test_a_failed_connection_is_one_line_that_says_who_and_why(
-    mode: str, certs: Certs
-) -> None:
+async def test_failed_connection_logs_peer_and_cause_in_one_line(mode: str, certs: Certs) -> None:
     with logged() as lines:
         async with serving(echo) as there, server_at(mode, there.port, certs) as server:
             strange = dict(certs.__dict__, ca=certs.other_ca)

@@ -149,9 +149,7 @@ class Clogged(StreamTransport):
         self.close()
 
 
-async def test_an_upload_arrives_though_answers_to_it_cannot_be_delivered_any_more(
-    short_linger: None,
-) -> None:
+async def test_upload_arrives_though_its_answers_cannot(short_linger: None) -> None:
     """The application has said all and closed, so its kernel answers ours with RST."""
     upload = MEGABYTE[: 160 * 1024]
     listener = socket.create_server(("127.0.0.1", 0))

@@ -48,9 +48,7 @@ async def test_site_judges_at_the_first_byte_that_begins_no_tunnel(
         await eventually(lambda: site.received == first + said)
 
 
-async def test_tunnel_request_may_come_in_pieces_and_stays_unknown_to_the_site(
-    certs: Certs,
-) -> None:
+async def test_tunnel_request_in_pieces_is_hidden_from_the_site(certs: Certs) -> None:
     """All that the site hears is that a request has begun, so that its clock runs."""
     async with (
         serving(echo) as there,
@@ -111,9 +109,7 @@ async def test_slow_tunnel_is_served_when_the_site_is_down(
         await eventually(lambda: empty(server))
 
 
-async def test_requests_of_one_connection_go_to_the_site_until_one_begins_a_tunnel(
-    certs: Certs,
-) -> None:
+async def test_requests_go_to_the_site_until_one_begins_a_tunnel(certs: Certs) -> None:
     """As a CDN does it that keeps connections for whoever comes next."""
     site = Site()
     upload = b"POST /form HTTP/1.1\r\nHost: test.local\r\nContent-Length: 100000\r\n\r\n"

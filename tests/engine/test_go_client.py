@@ -149,9 +149,7 @@ async def test_our_server_answers_as_recorded(
 
 
 @in_every_go_mode
-async def test_an_upload_is_complete_when_the_client_closes_at_once_behind_it(
-    mode: str, certs: Certs
-) -> None:
+async def test_upload_is_complete_after_immediate_close(mode: str, certs: Certs) -> None:
     """The Go client ends everything in one go: FIN, close 1000, close_notify, close."""
     upload = bytes(range(256)) * 2000
     async with listening() as there, server_at(mode, there.port, certs) as server:
@@ -178,9 +176,7 @@ async def test_an_upload_is_complete_when_the_client_closes_at_once_behind_it(
 
 
 @in_every_go_mode
-async def test_a_client_that_vanishes_without_an_end_resets_the_destination(
-    mode: str, certs: Certs
-) -> None:
+async def test_vanished_client_resets_the_destination(mode: str, certs: Certs) -> None:
     """What the destination got so far must not look like the whole."""
     async with listening() as there, server_at(mode, there.port, certs) as server:
         go = await peer_connect(mode, port_of(server), certs)
@@ -281,7 +277,7 @@ async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(mode: str, certs: 
     ],
 )
 @pytest.mark.parametrize("server_mux", [False, True])
-async def test_the_sub_protocol_decides_about_mux_and_else_the_servers_flag(
+async def test_subprotocol_overrides_the_servers_mux_flag(
     offered: str, chosen: str | None, mux: bool | None, server_mux: bool, certs: Certs
 ) -> None:
     mode = "wss+mux" if server_mux else "wss"
@@ -321,7 +317,7 @@ async def test_a_burst_of_17_streams_is_served(mode: str, certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("mode", MUX_MODES)
-async def test_streams_beyond_the_limit_are_refused_and_the_others_live(
+async def test_only_streams_beyond_the_limit_are_refused(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mtt.layers.smux.MAX_STREAMS", 20)
@@ -347,9 +343,7 @@ async def test_streams_beyond_the_limit_are_refused_and_the_others_live(
 
 
 @pytest.mark.parametrize("mode", MUX_MODES)
-async def test_any_stream_id_is_served_and_data_for_unknown_ones_is_dropped(
-    mode: str, certs: Certs
-) -> None:
+async def test_any_stream_id_is_served_and_unknown_data_dropped(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at(mode, there.port, certs) as server,

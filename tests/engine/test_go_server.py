@@ -251,7 +251,7 @@ async def test_many_streams_never_exceed_what_a_go_server_bears(
 
 
 @pytest.mark.parametrize("mode", MUX_MODES)
-async def test_streams_that_the_server_never_ends_do_not_use_up_the_tunnel(
+async def test_streams_never_ended_do_not_use_up_the_tunnel(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Go server is silent about a destination it cannot reach, and keeps the stream."""

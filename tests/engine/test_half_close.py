@@ -36,9 +36,7 @@ def never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @in_every_mode
-async def test_the_end_of_a_request_arrives_at_once_and_the_reply_comes_back(
-    mode: str, certs: Certs
-) -> None:
+async def test_half_close_delivers_reply(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
         tunnel(mode, there.port, certs) as port,
@@ -72,7 +70,7 @@ async def test_the_destination_may_end_first_and_still_receive(mode: str, certs:
 
 
 @pytest.mark.parametrize("how", ["answered", "leaves"])
-async def test_a_foreign_client_that_says_close_notify_and_stays_gets_its_reply(
+async def test_foreign_client_gets_reply_after_its_close_notify(
     how: str, certs: Certs, short_linger: None
 ) -> None:
     """Without ALPN, like stunnel. When it closes TCP as well, both directions are over."""

@@ -65,7 +65,7 @@ async def flood(connection: Tcp) -> None:
         await connection.send(bytes(65536))
 
 
-async def test_a_close_frame_amid_a_stalled_download_does_not_stop_the_server(
+async def test_close_frame_in_stalled_download_does_not_stop_server(
     certs: Certs, small_buffers: None, short_linger: None
 ) -> None:
     with logged() as lines:

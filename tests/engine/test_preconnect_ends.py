@@ -177,7 +177,7 @@ async def test_the_metrics(certs: Certs) -> None:
         assert samples["mtt_waiting_connections_used_total"] == 1
 
 
-async def test_the_application_sees_the_failure_of_the_one_it_took(certs: Certs) -> None:
+async def test_application_sees_failure_of_its_prepared_connection(certs: Certs) -> None:
     """Nothing is sent again: whether the first try arrived cannot be known."""
     said: list[bytes] = []
 

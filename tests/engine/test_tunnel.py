@@ -72,9 +72,7 @@ async def test_the_server_is_dialled_before_the_application_speaks(
 
 
 @in_every_mode
-async def test_a_destination_that_cannot_be_reached_closes_the_application(
-    mode: str, certs: Certs
-) -> None:
+async def test_unreachable_destination_closes_the_application(mode: str, certs: Certs) -> None:
     async with listening() as gone:
         port = gone.port
     with logged() as lines:
@@ -94,9 +92,7 @@ async def test_a_destination_that_cannot_be_reached_closes_the_application(
 
 
 @in_every_mode
-async def test_a_server_that_cannot_be_reached_closes_the_application(
-    mode: str, certs: Certs
-) -> None:
+async def test_unreachable_server_closes_the_application(mode: str, certs: Certs) -> None:
     async with listening() as gone:
         port = gone.port
     with logged() as lines:
@@ -216,9 +212,7 @@ async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> No
 
 
 @pytest.mark.parametrize("mode", ["mux", "wss+mux"])
-async def test_a_tunnel_that_breaks_says_why_and_a_reset_application_does_not(
-    mode: str, certs: Certs
-) -> None:
+async def test_broken_tunnel_is_logged_but_not_reset_application(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
         server_at(mode, there.port, certs) as server,

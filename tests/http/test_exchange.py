@@ -184,7 +184,7 @@ async def test_errors_look_as_the_owner_likes() -> None:
     assert client.is_ended
 
 
-async def test_what_comes_while_an_answer_is_not_taken_has_a_bound() -> None:
+async def test_input_is_bounded_while_an_answer_is_not_taken() -> None:
     client = Client(writing)
     await client.send(GET)
     for _ in range(3):

@@ -21,7 +21,7 @@ def never(*_: Any) -> None:
     raise AssertionError("nobody asked for a tunnel")
 
 
-async def test_the_handshake_is_checked_whether_there_is_a_tunnel_or_not(
+async def test_handshake_is_checked_with_and_without_tunnel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checks: list[str] = []

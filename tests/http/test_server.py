@@ -147,7 +147,7 @@ async def test_early_bytes_end_the_connection_without_an_answer(request_: bytes)
     assert len(connection.failures) == 1
 
 
-async def test_a_full_pipe_does_not_reach_the_new_owner_as_a_reading_pause() -> None:
+async def test_full_pipe_does_not_pause_the_new_owner() -> None:
     connection = Connection("/")
     connection.transport.clog = True
     connection.send(UPGRADE)
@@ -177,7 +177,7 @@ async def test_a_client_that_does_not_read_is_not_served() -> None:
     await connection.gone()
 
 
-async def test_requests_before_an_end_are_served_when_the_client_reads_again() -> None:
+async def test_requests_before_end_are_served_once_client_reads() -> None:
     connection = Connection()
     connection.transport.clog = True
     connection.send(GET * 3)

@@ -109,7 +109,7 @@ async def test_a_half_closed_client_gets_its_answers() -> None:
         await with_client(port, talk)
 
 
-async def test_a_flood_of_requests_stops_at_a_client_that_does_not_read() -> None:
+async def test_request_flood_stops_when_client_does_not_read() -> None:
     servers: list[HttpServer] = []
     routed = 0
 

@@ -192,9 +192,7 @@ async def test_a_panel_that_leaves_has_its_command_done(certs: Certs) -> None:
         await eventually(lambda: "/a" in server._users)
 
 
-async def test_a_command_that_has_begun_is_done_whatever_becomes_of_its_client(
-    certs: Certs,
-) -> None:
+async def test_begun_command_completes_without_its_client(certs: Certs) -> None:
     async with multi_user_server(certs) as (server, panel):
         controller = server._management.controller
         assert controller is not None

@@ -36,7 +36,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     return messages
 
 
-async def test_tunnels_of_a_user_share_tokens_until_the_last_one_is_over(said: list[Any]) -> None:
+async def test_tunnels_share_tokens_until_the_last_one_ends(said: list[Any]) -> None:
     replica = UserReplica(str, Events())
     tunnels = []
     for _ in range(3):
