@@ -25,7 +25,7 @@ DIAL_TIME = 10.0
 # Seconds of that for lookup and TCP: less, so that the dialler's error names the cause.
 CONNECT_TIME = 8.0
 
-# Upgrades a TLS connection, parked in a `Parked`, to the mode's transport. Raises MttError.
+# Upgrades a parked TLS connection to the mode's transport. Raises MttError.
 Finish = Callable[[StreamTransport], Awaitable[StreamTransport]]
 
 

@@ -53,7 +53,7 @@ FAILURE_MEMORY = 120.0
 # paused, and the application notices its end.
 MAX_EARLY = 16 * 1024
 
-# Makes a connection, parked in a `Parked`. Raises MttError.
+# Makes a parked connection. Raises MttError.
 Connect = Callable[[], Awaitable[StreamTransport]]
 
 
@@ -198,7 +198,7 @@ class PreconnectPool:
     def _add(self, transport: StreamTransport, generation: int) -> None:
         parked = transport.get_protocol()
         assert isinstance(parked, Parked)
-        if transport.is_closing():  # its Parked has the reason, or will have it
+        if transport.is_closing():  # `parked` has the reason, or will have it
             self._ended_early(parked.error)
             return
         connection = _Preconnected(self, transport)

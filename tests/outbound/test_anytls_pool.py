@@ -99,7 +99,7 @@ class Network:
         assert not self.pool.sessions
 
 
-# Which one.
+# Choice of the session.
 
 
 async def test_newest_idle_session_is_used_and_not_shared() -> None:
@@ -154,7 +154,7 @@ async def test_early_data_is_kept_for_the_stream() -> None:
     parked = stream.get_protocol()
     assert isinstance(parked, Parked)
     assert not parked.early
-    assert network.pool.idle == 0  # as long as it is not read out
+    assert network.pool.idle == 0  # until the early data is read
     upper = Recorder(stay=False)
     hand_over(stream, upper)
     assert await upper.at_eof() == b"early"
@@ -178,7 +178,7 @@ async def test_unhealthy_sessions_are_not_used(monkeypatch: pytest.MonkeyPatch) 
     network = Network()
     sessions = await network.idle(3)
     monkeypatch.setattr(network.lowers[1], "write", lambda _data: None)
-    sessions[2].connection_lost(ConnectionResetError())  # the others are asked
+    sessions[2].connection_lost(ConnectionResetError())  # the pool verifies the others
     await turns()
     monkeypatch.setattr("mtt.layers.anytls_client.LATE_TIME", 0.0)
     assert network.number(await network.open()) == 0
@@ -204,14 +204,14 @@ async def test_session_found_dead_is_replaced_by_a_new_one() -> None:
 async def test_lost_session_makes_the_pool_verify_idle_ones() -> None:
     network = Network()
     sessions = await network.idle(3)
-    await network.open()  # on the newest
+    await network.open()  # on the newest session
     for lower in network.lowers:
         lower.take()
     sessions[1].connection_lost(ConnectionResetError())
     asked = [frame(HEART_REQUEST, 0) in lower.take() for lower in network.lowers]
     assert asked == [True, False, False]
     await turns()
-    sessions[2].abort()  # that was us
+    sessions[2].abort()  # closed by this side
     assert not network.lowers[0].sent
     await network.over()
 
@@ -305,7 +305,7 @@ async def test_sessions_share_the_learned_padding_scheme() -> None:
     await network.over()
 
 
-# Streams that linger: the application has ended, and a Go server is not told yet.
+# Lingering streams: the application has ended, and the Go server has not received the end.
 
 
 class Application(Recorder):
@@ -336,7 +336,7 @@ async def test_session_is_reused_while_its_stream_lingers() -> None:
     old, _ = await lingering(network)
     new = await network.open()
     assert network.number(new) == network.number(old) == 0
-    assert network.number(await network.open()) == 1  # the new one has not ended
+    assert network.number(await network.open()) == 1  # the new stream has not ended
     old.write_eof()
     assert network.sessions[0].open_streams == 2
     await network.over()
@@ -347,7 +347,7 @@ async def test_stream_awaiting_its_answer_keeps_its_session() -> None:
     stream, _ = await lingering(network, frame(HEART_RESPONSE, 0))
     assert network.number(await network.open()) == 1
     network.sessions[0].data_received(frame(PSH, stream.id, b"answer"))
-    assert network.number(await network.open()) == 2  # there may be more of it
+    assert network.number(await network.open()) == 2  # more of the answer may follow
     await network.over()
 
 
@@ -409,7 +409,7 @@ async def test_sole_stream_may_stall_its_session(monkeypatch: pytest.MonkeyPatch
     await network.over()
 
 
-# Cleaning. As the reference: looked at every 30 s, and 30 s idle.
+# Idle timeout, as in the reference: checks every 30 s, timeout 30 s.
 
 
 async def test_oldest_idle_sessions_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -430,7 +430,7 @@ async def test_idle_session_is_closed_at_the_second_check(monkeypatch: pytest.Mo
     clock = Clock(monkeypatch)
     network = Network(min_idle=0)
     stream = await network.open()
-    await clock.passes(1)  # the first look will find it idle for 29 s
+    await clock.passes(1)  # the first check will find it idle for 29 s
     stream.close()
     await clock.passes(58)
     assert network.up() == [0]
@@ -449,7 +449,7 @@ async def test_newest_idle_sessions_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     for stream in streams[1:4]:
         stream.close()
     await clock.passes(51)
-    # 1 to 3 are too young to go, and are enough: 0 goes. 4 was looked at before they counted.
+    # Sessions 1 to 3 are too young to close, and enough: 0 is closed. 4 was checked before them.
     assert network.up() == [1, 2, 3, 4]
     assert network.sessions[4].idle_since == 1100.0
     await clock.passes(100)
@@ -503,7 +503,7 @@ async def test_warm_sessions_are_verified_before_use() -> None:
     network.pool.start()
     await turns()
     assert network.dials == network.pool.idle == 3
-    for lower in network.lowers:  # silent after the preamble, they would be conspicuous
+    for lower in network.lowers:  # silence after the preamble would be conspicuous
         reader = PreambleReader()
         reader.feed(bytes(lower.sent))
         ((command, _, _),) = Decoder().feed(reader.rest)

@@ -51,7 +51,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.asleep = 0.0  # what only one of the two clocks counts
+        self.asleep = 0.0  # time that only one of the two clocks counts
         self._timers: list[tuple[float, int, Timer, Callable[..., object], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self.create_task = asyncio.get_running_loop().create_task
@@ -161,7 +161,7 @@ async def test_taken_connection_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     await network.start()
     network.allowed.clear()
     taken = [await network.take(), await network.take()]
-    assert taken == [network.made[1], network.made[0]]  # the youngest first
+    assert taken == [network.made[1], network.made[0]]  # newest first
     assert (len(network.pool), network.pool.used) == (0, 2)
     network.allowed.set()
     await turns()
@@ -198,10 +198,10 @@ async def test_stale_connections_are_replaced_then_closed(monkeypatch: pytest.Mo
     first = list(network.made)
     await network.clock.advance(MAX_AGE * REFRESH_FRACTION[0] - 0.1)
     assert network.dials == 4
-    network.allowed.clear()  # a dial may take its time
+    network.allowed.clear()  # the dials take longer
     await network.clock.advance(MAX_AGE * (REFRESH_FRACTION[1] - REFRESH_FRACTION[0]) + 0.1)
     assert network.most == MAX_DIALS
-    assert (len(network.pool), network.open) == (4, 4)  # until their successors are there
+    assert (len(network.pool), network.open) == (4, 4)  # until their replacements are there
     network.allowed.set()
     await turns()
     assert all(layer.closing for layer in first)
@@ -230,7 +230,7 @@ async def test_refresh_times_are_spread(monkeypatch: pytest.MonkeyPatch) -> None
         counts.append(network.dials)
     await network.clock.advance(10 * MAX_AGE)
     assert network.open == len(network.pool) == 20
-    # Every one is made anew once in REFRESH_FRACTION of MAX_AGE.
+    # Each is replaced once per REFRESH_FRACTION of MAX_AGE.
     assert 20 * (1 + 10 / REFRESH_FRACTION[1]) < network.dials < 20 * (1 + 11 / REFRESH_FRACTION[0])
     seconds = {round(waiting.since) for waiting in network.pool._ready}
     assert len(seconds) > 5
@@ -293,18 +293,18 @@ async def test_renew_replaces_ready_connections(monkeypatch: pytest.MonkeyPatch)
     network.allowed.clear()
     taken = await network.take()
     await turns()
-    assert network.dialling == 1  # with what is out of date now
+    assert network.dialling == 1  # with the old certificates
     network.pool.renew()
     network.allowed.set()
     await turns()
-    # Two that waited and the one that was under way are gone.
+    # Two ready connections and the pending one are gone.
     assert (network.dials, network.open, len(network.pool)) == (7, 4, 3)
     assert not taken.closing
     assert all(waiting.lower in network.made[3:] for waiting in network.pool._ready)
     await network.close()
 
 
-# What they say.
+# Early data.
 
 
 async def test_early_data_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,7 +352,7 @@ async def test_ended_connection_is_replaced_at_once(
     if how == "eof":
         assert not layer.protocol.eof_received()
         assert len(network.pool) == 1
-        layer.close()  # that is what False means
+        layer.close()  # as eof_received() returned False
     else:
         layer.lose(ConnectionResetError())
     await turns()
@@ -450,7 +450,7 @@ async def test_unread_socket_events_are_checked_before_use(how: str) -> None:
         if how == "reset":
             others[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         others[0].close()
-    # Not a turn of the loop from there to here, or it would have seen it.
+    # No turn of the loop since then, or the loop would have seen it.
     transport = await pool.open()
     assert transport is not waiting.lower
     while how == "data" and not waiting.early:
@@ -495,7 +495,7 @@ async def test_backoff_restarts_after_a_time_without_failures(
         network.error = DOWN
         await network.clock.advance(MAX_AGE)
     assert len(lines) == 2
-    # The first tries follow each other quickly again.
+    # The first attempts follow each other quickly again.
     assert network.clock.now - network.pool._failed_at < MAX_RETRY / 2
     assert network.pool._retry_delay < MAX_RETRY
     await network.close()
@@ -521,7 +521,7 @@ async def test_connections_ended_at_once_cause_backoff(monkeypatch: pytest.Monke
         await network.clock.advance(3600.0)
         assert network.dials < 4 * MAX_DIALS * 3600 / MAX_RETRY
         before = network.dials
-        await network.take()  # says nothing about how connections fare that wait
+        await network.take()  # says nothing about ready connections
         await turns()
         assert network.dials == before + 1
     assert len(lines) == 1

@@ -183,7 +183,7 @@ def test_sleep_is_zero_without_a_suitable_clock(monkeypatch: pytest.MonkeyPatch)
     assert reuse.slept_seconds() == 0.0
 
 
-# What answers: the kernel of the peer, or, where that is not told, a frame that comes later.
+# The answer: the peer's kernel's acknowledgement or, where the system hides it, a later frame.
 
 
 @linux_only

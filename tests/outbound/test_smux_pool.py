@@ -250,7 +250,7 @@ async def test_wanted_number_of_sessions_stays_warm(monkeypatch: pytest.MonkeyPa
         stream.close()
     await clock.passes(2 * sessions.IDLE_TIME)
     (kept,) = [session for session in network.sessions if not session.lost]
-    kept.data_received(frame(NOP, 0))  # the peer lives
+    kept.data_received(frame(NOP, 0))  # the peer is alive
     await network.open()
     assert network.dials == 2
     await network.close()
@@ -281,7 +281,7 @@ async def test_network_change_moves_streams_to_a_new_session(
         monkeypatch.setattr(reuse, "slept_seconds", lambda: 1e9)
     (stream,) = await network.open()
     assert session_of(stream) is network.sessions[1]
-    assert network.lowers[0].take() == frame(NOP, 0)  # it is asked, and used when it answers
+    assert network.lowers[0].take() == frame(NOP, 0)  # it is verified, and used after the answer
     await clock.passes(OLD_READ_TIME + 0.1)
     network.sessions[0].data_received(frame(NOP, 0))
     (stream,) = await network.open()
@@ -338,7 +338,7 @@ async def test_session_with_a_paused_peer_gets_no_new_stream(
     await network.open()
     network.sessions[0].pause_writing()
     (stream,) = await network.open()
-    assert session_of(stream) is network.sessions[0]  # it may be no more than busy
+    assert session_of(stream) is network.sessions[0]  # it may just be busy
     await clock.passes(STALL_TIME)
     (stream,) = await network.open()
     assert session_of(stream) is network.sessions[1]
@@ -349,14 +349,14 @@ async def test_session_with_a_paused_peer_gets_no_new_stream(
 
 
 async def test_unended_streams_do_not_keep_a_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The Go server keeps those for ever whose destination it could not reach.
+    # The Go server never ends streams whose destination was unreachable.
     clock = Clock(monkeypatch)
     network = Network()
     for stream in await network.open(MAX):
         stream.close()
     assert network.sessions[0].used_slots == MAX
     await network.open()
-    assert network.dials == 2  # there was no place left
+    assert network.dials == 2  # there was no free slot
     await clock.passes(sessions.FINISH_TIME)
     assert network.sessions[0].lost
     assert not network.sessions[1].lost

@@ -12,7 +12,7 @@ from tests.support.tunnels import Listening, Tcp, connect, serving
 END = b"\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
-# Answers one request, whose head it gets; whether to wait for another one.
+# Answers one request, given its head; returns whether to wait for another one.
 Answer = Callable[[Tcp, bytes], Awaitable[bool | None]]
 
 

@@ -102,7 +102,7 @@ async def test_datagram_from_another_port_is_dropped(caplog: pytest.LogCaptureFi
     caplog.set_level(logging.DEBUG)
     async with associated() as (proxy, _, port):
         with Udp() as client, Udp() as stranger:
-            # A datagram that is none does not make its sender the client.
+            # A malformed datagram does not make its sender the client.
             stranger.send(b"nonsense", port)
             await dropped(caplog, "")
             client.send(NAMED + b"first", port)

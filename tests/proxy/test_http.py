@@ -235,7 +235,7 @@ async def test_possibly_processed_request_is_not_retried(method: str, size: int)
         head, body = await read_answer(client)
         assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
         assert body == b"the connection failed\n"
-        await client.send(there.request("/first"))  # the client's connection goes on
+        await client.send(there.request("/first"))  # the client's connection stays open
         assert (await read_answer(client))[1] == b"ok"
         assert there.there.count == 2
 

@@ -256,7 +256,7 @@ async def test_cut_answer_looks_cut(framing: bytes, reset: bool) -> None:
 async def test_received_part_of_an_answer_precedes_the_cut() -> None:
     """Also if the client reads slowly."""
     gate, cut = asyncio.Event(), asyncio.Event()
-    data = PAYLOAD[:300_000]  # more than the kernel takes for the client
+    data = PAYLOAD[:300_000]  # more than the client's kernel buffers
 
     async def serve(connection: Tcp, _head: bytes) -> None:
         await gate.wait()
@@ -437,7 +437,7 @@ async def test_upgrade_becomes_a_tunnel(early: bool) -> None:
         else:
             await client.send(b"hello")
         assert await client.exactly(5) == b"HELLO"
-        await client.send(b"GET / HTTP/1.1\r\n\r\n")  # which is no request any more
+        await client.send(b"GET / HTTP/1.1\r\n\r\n")  # no longer a request
         assert await client.exactly(18) == b"GET / HTTP/1.1\r\n\r\n"
         await client.finish()
         assert await client.rest() == b"bye"
@@ -475,7 +475,7 @@ async def test_random_input_from_clients_and_origins(caplog: pytest.LogCaptureFi
         answer = rng.choice(answers)
         said = damaged(answer)
         await connection.send(said)
-        # It must end what is incomplete, or is complete by its end only.
+        # The origin must end answers that are incomplete, or that only the close completes.
         return said == answer and b"HTTP/1.0" not in said
 
     async with site(serve) as there:

@@ -128,7 +128,7 @@ FAILURES: list[tuple[MttError, int, bytes]] = [
     (DestinationError(Outcome.HOST_UNREACHABLE), 4, b"502"),
     (DestinationError(Outcome.CONNECTION_REFUSED), 5, b"502"),
     (DestinationError(Outcome.TIMED_OUT), 6, b"504"),
-    # Not the destination's: that the *server* refuses connections says nothing of it.
+    # A refusal by the *server* says nothing about the destination.
     (NetworkError("cannot connect to proxy.example:443: connection refused"), 1, b"502"),
     (NetworkError("no tunnel after 10 s", cause=Cause.TIMEOUT), 6, b"504"),
     (PeerError("the server closed the session"), 1, b"502"),

@@ -22,7 +22,7 @@ from mtt.tunnels.rate_limit import BURST_TIME, TICK, Bucket, RateLimiter
 from tests.support.clock import Clock
 from tests.support.transports import raw_peer
 
-# Seconds: what sums of fractions of one are off by, at most.
+# Largest rounding error of sums of fractions of a second.
 INEXACT = 1e-6
 
 
@@ -172,7 +172,7 @@ async def test_rate_limiters_share_a_bucket_evenly(monkeypatch: pytest.MonkeyPat
         await clock.passes(0.02)
         sizes = [len(above.data) for _, _, above in stacks]
         sizes[0] -= burst  # which the first one took
-        # At any time: what comes together in a turn is for all, not for each in its turn.
+        # At any time: the tokens of a turn are shared, not given to one after another.
         assert max(sizes) - min(sizes) <= 40_000 * TICK / len(stacks)
     assert 40_000 * (0.4 - 2 * TICK) <= sum(sizes) <= 40_000 * 0.4 + 1
     for _, layer, _ in stacks:
@@ -369,7 +369,7 @@ async def test_data_before_a_close_is_limited_and_delivered() -> None:
     data = random.Random(7).randbytes(30_000)
     bucket = Bucket(100_000)
     async with on_a_socket(bucket) as (sock, layer, above):
-        layer.data_received(bytes(int(bucket.burst)))  # uses up what there is
+        layer.data_received(bytes(int(bucket.burst)))  # spends all tokens
         above.data = b""
         layer.data_received(data[:100])  # waits, so the rest is not read
         await leave(sock, data[100:])
@@ -437,7 +437,7 @@ async def test_reader_that_closes_during_delivery(
     clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(20_000)
     below, layer, above = stack(bucket)
-    if waits:  # the last piece is from what waited, and the end behind it
+    if waits:  # the last piece is from the backlog, followed by the end
         layer.data_received(bytes(5100))
         layer.eof_received()
     given = len(above.data)

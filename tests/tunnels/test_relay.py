@@ -211,7 +211,7 @@ async def test_go_server_gets_the_end_after_silence(monkeypatch: pytest.MonkeyPa
     last = clock.now
     await clock.until(lambda: tunnel.far.eof_written)
     assert QUIET <= clock.now - last <= QUIET + module.QUIET_INTERVALS[1]
-    # Told of the end, it still says what it was about to say, and ends.
+    # After the end it still sends its pending data, and ends.
     tunnel.far.protocol.data_received(b", bye")
     tunnel.far.protocol.eof_received()
     assert tunnel.near.take() == b"01234567, bye"
@@ -224,9 +224,9 @@ async def test_go_server_gets_the_end_after_silence(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("asked", "said", "wait"),
     [
-        (0, 0, 0.0),  # the destination ends without a word, and so does the client
-        (10, 10, 0.0),  # it has answered
-        (0, 10, 0.0),  # it speaks first
+        (0, 0, 0.0),  # neither side has sent data
+        (10, 10, 0.0),  # the destination has answered
+        (0, 10, 0.0),  # the destination sends first
         (10, 0, module.REQUEST_QUIET_TIME),  # a request that is refused without an answer
         (module.REQUEST_SIZE, 0, module.REQUEST_QUIET_TIME),
         (module.REQUEST_SIZE + 1, 0, QUIET),  # an upload that may go on
@@ -275,7 +275,7 @@ async def test_upload_to_half_closed_destination_completes(monkeypatch: pytest.M
         await clock.passes(QUIET / 2)
         assert not tunnel.near.eof_written
         tunnel.near.protocol.data_received(b"more")
-    tunnel.far.buffered = 1000  # the destination is slow, so the client is not read
+    tunnel.far.buffered = 1000  # the destination is slow, so reading from the client is paused
     await clock.passes(3 * QUIET)
     assert not tunnel.near.eof_written
     tunnel.far.buffered = 0
@@ -321,7 +321,7 @@ async def test_unanswered_end_resets_the_other_transport(monkeypatch: pytest.Mon
     await clock.until(lambda: tunnel.far.eof_written)
     assert not tunnel.ending
     await clock.until(lambda: tunnel.ending)
-    assert tunnel.near.aborted  # a reply whose end never came is not for certain a whole one
+    assert tunnel.near.aborted  # without an end, the reply may be incomplete
     assert not tunnel.far.aborted
     assert (await tunnel.finish()).reason == "the peer did not end its side"
 
@@ -448,9 +448,9 @@ async def test_upload_of_a_lost_application_completes(monkeypatch: pytest.Monkey
     tunnel.near.protocol.eof_received()
     tunnel.near.lose(ConnectionResetError())
     await turns(2)
-    assert tunnel.far.reading  # it must be seen to fall silent
+    assert tunnel.far.reading  # to notice when it falls silent
     tunnel.far.buffered = 100
-    for _ in range(10):  # the upload is slow, and the far end never stops talking
+    for _ in range(10):  # the upload is slow, and the far end never stops sending
         await clock.passes(QUIET / 2)
         tunnel.far.protocol.data_received(b"to nobody")
         assert not tunnel.far.closing
@@ -521,7 +521,7 @@ async def test_equal_traffic_both_ways_is_not_idle(
     tunnel = Tunnel(timeout=80)
     for _ in range(10):
         await clock.passes(32)
-        # Between two looks, as an echo does it.
+        # Between two checks, as an echo does.
         tunnel.near.protocol.data_received(bytes(size))
         tunnel.far.protocol.data_received(bytes(size))
     assert not tunnel.ending
@@ -559,7 +559,7 @@ async def test_half_close_support_learned_after_the_application_is_lost(
     assert not tunnel.ending
     tunnel.far.half_close = True
     await clock.until(lambda: tunnel.ending)
-    # The answer has no reader: our own end is told so.
+    # The answer has no reader, so the far end is cut.
     assert tunnel.relay.reason == "near end: takes no more data"
     assert not tunnel.far.eof_written
     assert tunnel.far.closing
