@@ -13,6 +13,7 @@ from anytls.options import client_options
 from tests.proxy.clients import socks5
 from tests.support.anytlspeer import PASSWORD
 from tests.support.certs import Certs
+from tests.support.metrics import numbers
 from tests.support.tunnels import SOON, Tcp, connect, port_of
 
 # What a SOCKS5 request is answered with (RFC 1928, 6).
@@ -69,4 +70,5 @@ async def check_echo(client: Client, port: int, data: bytes = b"hello") -> None:
 
 
 def nothing_open(client: Client) -> bool:
-    return not (client.tunnels or client._proxy.pending or client._proxy.associations)
+    associations = numbers(client)["anytls_udp_associations"]
+    return not (client.tunnels or client._proxy.pending or associations)

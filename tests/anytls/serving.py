@@ -13,6 +13,7 @@ from mtt.net.resolve import Address, literal
 from mtt.outcome import Outcome
 from tests.support.anytlspeer import PASSWORD
 from tests.support.certs import Certs
+from tests.support.metrics import numbers
 
 # Tests have only this machine to go to, which is denied otherwise.
 OWN = ["127.0.0.0/8", "::1/128"]
@@ -36,8 +37,8 @@ async def server_for(certs: Certs, **options: Any) -> AsyncIterator[Server]:
 
 def empty(server: Server) -> bool:
     """Whether it holds nothing any more of the connections it had."""
-    frontend = server._frontend
-    return not (server.tunnels or frontend.pending or frontend.sessions)
+    held = numbers(server)
+    return not (server.tunnels or held["handshakes"] or held["sessions"])
 
 
 def know(server: Server, names: dict[str, list[str]]) -> None:

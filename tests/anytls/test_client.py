@@ -27,7 +27,7 @@ from tests.anytls.serving import empty, know, server_for
 from tests.proxy.clients import FAILURE4, TUNNELS, socks4a, socks5_login
 from tests.proxy.test_association import Udp, ask
 from tests.support.certs import Certs
-from tests.support.metrics import scrape
+from tests.support.metrics import numbers, scrape
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -163,12 +163,12 @@ async def test_a_session_is_used_again_and_never_shared(certs: Certs) -> None:
     ):
         for _ in range(5):
             await check_echo(client, there.port)
-            await eventually(lambda: client._servers.idle == 1)
+            await eventually(lambda: numbers(client)["anytls_idle_sessions"] == 1)
         assert client.counters.sessions == server.counters.sessions == 1
         async with through(client, there.port), through(client, there.port):
-            assert len(client._sessions()) == 2
-            assert client._servers.idle == 0
-        await eventually(lambda: client._servers.idle == 2)
+            assert numbers(client)["sessions"] == 2
+            assert numbers(client)["anytls_idle_sessions"] == 0
+        await eventually(lambda: numbers(client)["anytls_idle_sessions"] == 2)
 
 
 async def test_session_is_used_again_before_the_destination_has_ended(certs: Certs) -> None:
@@ -189,7 +189,7 @@ async def test_session_is_used_again_before_the_destination_has_ended(certs: Cer
         assert client.counters.sessions == server.counters.sessions == 1
         assert server.tunnels == 5
         done.set()
-        await eventually(lambda: client._servers.idle == 1)
+        await eventually(lambda: numbers(client)["anytls_idle_sessions"] == 1)
 
 
 async def test_without_reuse_each_connection_has_its_own(certs: Certs) -> None:
@@ -202,7 +202,7 @@ async def test_without_reuse_each_connection_has_its_own(certs: Certs) -> None:
             await check_echo(client, there.port)
         await eventually(lambda: empty(server))
         assert client.counters.sessions == 3
-        assert not client._sessions()
+        assert not numbers(client)["sessions"]
 
 
 async def test_sessions_are_made_ready(certs: Certs) -> None:
@@ -227,7 +227,7 @@ async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -
         await eventually(lambda: pool.idle == 3 and pool._newest_idle())
         async with through(client, there.port) as application:
             draining = asyncio.create_task(client.drain())
-            await eventually(lambda: len(client._sessions()) == 1)
+            await eventually(lambda: numbers(client)["sessions"] == 1)
             await application.send(b"still here")
             assert await application.exactly(10) == b"still here"
             assert not draining.done()
@@ -278,7 +278,7 @@ async def test_datagrams(certs: Certs) -> None:
             control.close()
             await eventually(lambda: nothing_open(client) and not server.tunnels)
             # The session is as good as any other.
-            await eventually(lambda: client._servers.idle == 1)
+            await eventually(lambda: numbers(client)["anytls_idle_sessions"] == 1)
 
 
 async def test_an_association_ends_with_its_stream(certs: Certs) -> None:
@@ -322,7 +322,7 @@ async def test_metrics(certs: Certs) -> None:
         assert samples["anytls_idle_sessions"] == 0
         assert samples['transferred_bytes_total{direction="up"}'] == 5
         application.close()
-        await eventually(lambda: client._servers.idle == 1)
+        await eventually(lambda: numbers(client)["anytls_idle_sessions"] == 1)
         assert (await scrape(client.metrics_addresses[0]))["anytls_idle_sessions"] == 1
 
 

@@ -17,7 +17,7 @@ from tests.anytls.serving import empty, server_for
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls
-from tests.support.metrics import failures, parse, short
+from tests.support.metrics import failures, numbers
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -107,9 +107,9 @@ async def test_a_wrong_password_and_sessions_made_ready(certs: Certs) -> None:
         ):
             await eventually(lambda: empty(server) and failed(server) == 3)
             assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
-            assert not client._sessions()
+            assert not numbers(client)["sessions"]
     assert sum("is the password right?" in line for line in lines) == 1
 
 
 def failed(server: Server) -> float:
-    return failures(short(parse(server.metrics_page()))).get("password", 0)
+    return failures(numbers(server)).get("password", 0)

@@ -14,6 +14,7 @@ from tests.proxy.test_association import ask as ask_packets
 from tests.support.anytlspeer import PASSWORD, address, datagram
 from tests.support.anytlsserver import Stream, anytls_go_server
 from tests.support.certs import Certs
+from tests.support.metrics import numbers
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -173,4 +174,4 @@ async def test_server_without_ipv6_ends_only_what_is_for_ipv6(certs: Certs) -> N
             application.send(b"\0\0\0" + address("192.0.2.1", 53) + b"y" * 16384, there)
             assert await first.exactly(len(REQUEST + FIT)) == REQUEST + FIT
             assert len(streams()) == 2
-            assert client._proxy.associations == 1
+            assert numbers(client)["anytls_udp_associations"] == 1

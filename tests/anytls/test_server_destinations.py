@@ -35,7 +35,7 @@ from tests.support.anytlspeer import (
 )
 from tests.support.certs import Certs
 from tests.support.gopeer import tls_connect
-from tests.support.metrics import parse
+from tests.support.metrics import numbers, parse
 from tests.support.tunnels import SOON, echo, eventually, listening, logged, port_of, serving
 
 
@@ -237,7 +237,7 @@ async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) ->
             await peer.open(2, "slow.test", 80)
             await eventually(lambda: server.tunnels == 2)
             peer.tls.reset()
-            await eventually(lambda: not server._frontend.sessions)
+            await eventually(lambda: not numbers(server)["sessions"])
             go_on.set()
             async with await there.accept() as destination:
                 assert await destination.rest() == b"the end"

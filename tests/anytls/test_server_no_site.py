@@ -27,7 +27,7 @@ from tests.support.anytlspeer import (
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.gopeer import tls_connect
-from tests.support.metrics import failures, parse, short
+from tests.support.metrics import failures, numbers
 from tests.support.tunnels import (
     SOON,
     connect,
@@ -75,7 +75,7 @@ async def test_non_user_is_refused_at_once_as_bad_request(
                 # And close_notify, or this would raise.
                 assert await stranger.rest() == BAD_REQUEST
             await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {"password": 1}
+        assert failures(numbers(server)) == {"password": 1}
         (line,) = lines
         assert "did not show the password of a user" in line
 
@@ -88,13 +88,13 @@ async def test_a_web_visitor_finds_no_page(certs: Certs, monkeypatch: pytest.Mon
                 await visitor.send(request)
                 answer = await visitor.until(b"\r\n\r\n404 page not found\n")
                 assert answer.startswith(NOTHING_HERE)
-                assert server._frontend.pending == 1
+                assert numbers(server)["handshakes"] == 1
             await visitor.send(SHORT_REQUEST)
             answer = await visitor.rest()  # HTTP/1.0
             assert answer.startswith(NOTHING_HERE)
             assert b"\r\nConnection: close\r\n" in answer
         await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {"path": 3}
+        assert failures(numbers(server)) == {"path": 3}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ async def test_text_that_is_no_request(
             await visitor.send(said)
             assert (await visitor.rest()).startswith(answer)
         await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {"http": 1}
+        assert failures(numbers(server)) == {"http": 1}
 
 
 @pytest.mark.parametrize("size", [5, 31, 32, 40])
@@ -167,7 +167,7 @@ async def test_visitors_who_are_slow_or_done_are_closed(
                     with pytest.raises(ssl.SSLEOFError):  # no close_notify, as from nginx
                         await visitor.read()
         await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {"timeout": 2, "path": 1}
+        assert failures(numbers(server)) == {"timeout": 2, "path": 1}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ async def test_who_is_never_complete_is_closed_at_the_deadline(
             await clock.passes(0.02)
             assert await stranger.rest() == answer
         await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {cause: 1}
+        assert failures(numbers(server)) == {cause: 1}
 
 
 async def test_without_a_site_who_leaves_is_let_go_at_once(
@@ -213,7 +213,7 @@ async def test_without_a_site_who_leaves_is_let_go_at_once(
             await eventually(lambda: has_heard(server, hashed()))
             stranger.reset()
             await eventually(lambda: empty(server))
-        found = failures(short(parse(server.metrics_page())))
+        found = failures(numbers(server))
         assert found == {"silent": 1, "eof": 2}
         assert [line.partition(" ")[0] for line in lines] == ["WARNING"] * 2
 
@@ -230,7 +230,7 @@ async def test_a_web_visitor_who_leaves_is_let_go_at_once(certs: Certs) -> None:
         await visitor.until(b"\r\n\r\n")
         visitor.reset()
         await eventually(lambda: empty(server))
-        assert failures(short(parse(server.metrics_page()))) == {"eof": 1, "path": 1}
+        assert failures(numbers(server)) == {"eof": 1, "path": 1}
 
 
 async def test_silence_lasts_as_long_as_at_an_nginx(
@@ -241,9 +241,9 @@ async def test_silence_lasts_as_long_as_at_an_nginx(
     async with asyncio.timeout(SOON), server_for(certs) as server:
         for connecting in (connect(port_of(server)), tls_connect(port_of(server), certs)):
             async with await connecting as silent:
-                await eventually(lambda: server._frontend.pending == 1)
+                await eventually(lambda: numbers(server)["handshakes"] == 1)
                 await clock.passes(59.9)
-                assert server._frontend.pending == 1
+                assert numbers(server)["handshakes"] == 1
                 await clock.passes(0.2)
                 assert await silent.rest() == b""
             await eventually(lambda: empty(server))

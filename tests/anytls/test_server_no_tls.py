@@ -18,6 +18,7 @@ from tests.support.anytlspeer import (
     settings,
 )
 from tests.support.certs import Certs
+from tests.support.metrics import numbers
 from tests.support.site import Site
 from tests.support.tunnels import SOON, connect, echo, eventually, port_of, serving
 
@@ -30,10 +31,10 @@ async def test_streams_without_tls(certs: Certs) -> None:
         server_for(certs, **{"disable-tls": True}) as server,
     ):
         async with AnyTlsPeer(await connect(port_of(server))) as peer:
-            await eventually(lambda: server._frontend.pending == 1)
+            await eventually(lambda: numbers(server)["handshakes"] == 1)
             await peer.send(preamble(), settings())
             assert await peer.frame() == (SERVER_SETTINGS, 0, b"v=2")
-            assert server._frontend.pending == 0
+            assert numbers(server)["handshakes"] == 0
             await peer.open(1, "127.0.0.1", there.port)
             assert await peer.frame() == (SYNACK, 1, b"")
             for start in range(0, len(payload), 60_000):
@@ -79,6 +80,6 @@ async def test_lost_connection_without_tls_is_forgotten(certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs, **{"disable-tls": True}) as server:
         peer = await connect(port_of(server))
         await peer.send(preamble()[:10])
-        await eventually(lambda: server._frontend.pending == 1)
+        await eventually(lambda: numbers(server)["handshakes"] == 1)
         peer.reset()
         await eventually(lambda: empty(server))

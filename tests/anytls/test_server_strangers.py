@@ -32,7 +32,7 @@ from tests.support.anytlspeer import (
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.gopeer import Tls, tls_connect
-from tests.support.metrics import failures, parse, short
+from tests.support.metrics import failures, numbers
 from tests.support.site import Site
 from tests.support.tunnels import SOON, Tcp, echo, eventually, logged, maybe_reset, port_of, serving
 
@@ -94,15 +94,15 @@ async def test_silent_visitor_is_given_to_the_site(
             await tls_connect(port_of(server), certs) as visitor,
             await tls_connect(port_of(server), certs) as late,
         ):
-            await eventually(lambda: has_heard(server, b"") and server._frontend.pending == 2)
+            await eventually(lambda: has_heard(server, b"") and numbers(server)["handshakes"] == 2)
             await clock.passes(SITE_TIME - 0.01)
             assert not site.visits
             await clock.passes(0.02)
             await eventually(lambda: site.visits == 2)
-            assert server._frontend.pending == 2  # and they are still limited in number
+            assert numbers(server)["handshakes"] == 2  # and they are still limited in number
             await visitor.send(b"\x01")
             assert await visitor.exactly(len(site.ANSWER)) == site.ANSWER
-            await eventually(lambda: server._frontend.pending == 1)
+            await eventually(lambda: numbers(server)["handshakes"] == 1)
             peer = AnyTlsPeer(late)
             await peer.send(preamble() + settings() + frame(SYN, 1))
             await peer.send(frame(PSH, 1, address("127.0.0.1", there.port) + b"hello"))
@@ -240,7 +240,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
     monkeypatch.setattr(front, "Pending", partial(Pending, 4))
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         slow = [await tls_connect(port_of(server), certs) for _ in range(8)]
-        await eventually(lambda: server._frontend.pending == 4)
+        await eventually(lambda: numbers(server)["handshakes"] == 4)
         async with await peer_connect(port_of(server), certs) as peer:
             await peer.open(1, "127.0.0.1", there.port, b"hello")
             assert await peer.frame() == (SYNACK, 1, b"")
@@ -256,7 +256,7 @@ async def test_slow_connections_are_limited_in_number_and_time(
         await eventually(lambda: empty(server))
         for connection in slow:
             connection.close()
-        found = failures(short(parse(server.metrics_page())))
+        found = failures(numbers(server))
         assert sum(found.values()) == 8
         assert found["overload"] >= 4
 

@@ -13,7 +13,7 @@ from tests.anytls.strangers import in_front_of_a_site
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
 from tests.support.gopeer import tls_connect
-from tests.support.metrics import failures, parse, short
+from tests.support.metrics import failures, numbers
 from tests.support.tunnels import SOON, connect, eventually, logged, port_of
 
 
@@ -25,7 +25,7 @@ async def test_a_plain_http_request_is_answered_as_by_a_web_server(certs: Certs)
             assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
             assert b"The plain HTTP request was sent to HTTPS port" in answer
         await eventually(lambda: empty(server))
-        found = failures(short(parse(server.metrics_page())))
+        found = failures(numbers(server))
         assert found == {"plaintext_http": 1}
 
 
@@ -40,7 +40,7 @@ async def test_visitor_without_tls_is_led_to_the_site(certs: Certs) -> None:
                 lambda: site.received == b"GET / HTTP/1.1\r\nHost: test.local\r\nHost: a/b\r\n\r\n"
             )
             assert (await visitor.exactly(len(site.ANSWER))) == site.ANSWER
-        found = failures(short(parse(server.metrics_page())))
+        found = failures(numbers(server))
         assert found == {"plaintext_http": 1}
 
 

@@ -11,6 +11,7 @@ import pytest
 from mtt.client import Client
 from tests.support.certs import Certs
 from tests.support.goserver import go_server
+from tests.support.metrics import numbers
 from tests.support.tunnels import (
     client_of,
     eventually,
@@ -45,6 +46,7 @@ async def prepared(mode: str, server: int, certs: Certs, **options: Any) -> Asyn
 
 
 def full(client: Client, size: int = SIZE) -> bool:
-    return len(client._upstream) == size and not client._connector.connecting
+    found = numbers(client)
+    return found["waiting_connections"] == size and not found["handshakes"]
 
 

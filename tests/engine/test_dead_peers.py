@@ -25,6 +25,7 @@ from mtt.tunnels import relay
 from tests.support.certs import Certs
 from tests.support.faults import ELSEWHERE, FaultProxy, drop_packets, take_packets
 from tests.support.gopeer import PING, ws_connect
+from tests.support.metrics import numbers
 from tests.support.transports import Recorder, attach, tcp_sockets
 from tests.support.tunnels import (
     SESSION_MODES,
@@ -114,7 +115,7 @@ async def test_a_network_that_goes_away_and_returns(
         async with await connect(port_of(client)) as too_early:
             await is_told(too_early)
         await eventually(lambda: empty(server) and empty(client))
-        await eventually(lambda: not server._sessions() and not client._sessions())
+        await eventually(lambda: not any(numbers(end)["sessions"] for end in (server, client)))
         proxy.come_back()
         async with await connect(port_of(client)) as application:
             await application.send(b"again")

@@ -15,6 +15,7 @@ from tests.engine.visitors import GET, PATH, TUNNEL, in_front_of_a_site, is_web,
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.gopeer import tls_connect
+from tests.support.metrics import numbers
 from tests.support.site import Site
 from tests.support.tunnels import SOON, echo, empty, eventually, port_of, server_at, serving
 
@@ -59,7 +60,7 @@ async def test_tunnel_request_in_pieces_is_hidden_from_the_site(certs: Certs) ->
             await client.send(TUNNEL[at : at + 1])
             if at == len(TUNNEL) - 2:
                 await eventually(lambda: site.received == b"GET ")
-                assert server._frontend.pending == 1  # limited in number until it is clear
+                assert numbers(server)["handshakes"] == 1  # limited in number until it is clear
         assert b"HTTP/1.1 101 " in await client.until(b"\r\n\r\n")
 
 
@@ -75,11 +76,11 @@ async def test_silent_visitor_is_given_to_the_site(
         assert not site.visits
         await clock.passes(0.02)
         await eventually(lambda: site.visits == 2)
-        assert server._frontend.pending == 2
+        assert numbers(server)["handshakes"] == 2
         late.write(TUNNEL)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         assert site.received == b""
-        assert server._frontend.pending == 1
+        assert numbers(server)["handshakes"] == 1
         await leave(silent)
         await leave(late)
 

@@ -20,6 +20,7 @@ from tests.engine.pools import (
 )
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy
+from tests.support.metrics import numbers
 from tests.support.tunnels import (
     SOON,
     Tcp,
@@ -94,7 +95,7 @@ async def test_the_first_byte_of_a_connection_takes_one_round_trip(
                     assert await application.exactly(5) == b"hello"
                     used = [turns for turns in recording.turns[: SIZE + 1] if turns]
                     assert used == ["ud"]
-                assert client._upstream.used == 1
+                assert numbers(client)["waiting_connections_used_total"] == 1
                 await eventually(lambda: full(client))
 
 
@@ -112,7 +113,7 @@ async def test_a_burst_of_applications(
             await asyncio.gather(
                 *(check_works(port_of(client), bytes([n]) * 100_000) for n in range(4 * SIZE))
             )
-        assert SIZE <= client._upstream.used < 8 * SIZE
+        assert SIZE <= numbers(client)["waiting_connections_used_total"] < 8 * SIZE
         await eventually(lambda: full(client) and empty(client))
 
 
@@ -131,7 +132,7 @@ async def test_what_the_destination_said_is_delivered(mode: str, far: str, certs
                 assert await application.exactly(len(BANNER)) == BANNER
                 await application.send(b"x")
                 assert await application.exactly(1) == b"x"
-        assert client._upstream.used >= SIZE
+        assert numbers(client)["waiting_connections_used_total"] >= SIZE
 
 
 @in_both_modes
@@ -153,7 +154,7 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
         assert len(waiting.early) < 200_000
         async with await connect(port_of(client)) as application:
             received = await application.rest()
-        assert client._upstream.used == 1
+        assert numbers(client)["waiting_connections_used_total"] == 1
         assert received == message
 
 
@@ -176,20 +177,20 @@ async def test_a_server_that_dies_and_returns(
             proxy.target = 0
             with logged() as lines:
                 await server.aclose()
-                await eventually(lambda: not len(client._upstream))
+                await eventually(lambda: not numbers(client)["waiting_connections"])
                 await eventually(lambda: client._upstream._retry_timer)
                 for _ in range(3):
                     await is_cut(port_of(client))
             assert len([line for line in lines if "-preconnect" in line]) == 1
             assert len([line for line in lines if line.startswith("WARNING")]) == 3
             assert proxy.count - before <= 3 + 3 * MAX_DIALS
-            assert client._upstream.used == 1
+            assert numbers(client)["waiting_connections_used_total"] == 1
             async with server_of(far, mode, there.port, certs) as port:
                 proxy.target = port
                 await check_works(port_of(client))
                 await eventually(lambda: full(client))  # by the next try
                 await check_works(port_of(client))
-                assert client._upstream.used == 2
+                assert numbers(client)["waiting_connections_used_total"] == 2
 
 
 @in_both_modes
@@ -207,11 +208,11 @@ async def test_a_destination_that_ends_idle_connections_at_once(mode: str, certs
         client_of(mode, port_of(server), certs, preconnect=20) as client,
     ):
         await eventually(lambda: client._upstream._retry_timer)
-        await eventually(lambda: not client._connector.connecting and not len(client._upstream))
+        await eventually(lambda: full(client, 0))
         before = there.count
         assert before <= 3 * MAX_DIALS
         for _ in range(3):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
                 assert await application.rest() == b"Tuesday\r\n"
-        assert client._upstream.used == 0
+        assert numbers(client)["waiting_connections_used_total"] == 0
         assert there.count - before <= 3 + 3 * MAX_DIALS

@@ -24,7 +24,7 @@ from tests.engine.pools import (
 )
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy
-from tests.support.metrics import parse
+from tests.support.metrics import numbers, parse
 from tests.support.tunnels import (
     Tcp,
     check_works,
@@ -61,7 +61,7 @@ async def test_old_ones_are_replaced(
     ):
         await eventually(lambda: len(ends) >= 3 * SIZE)
         assert set(ends) == {b""}
-        assert len(client._upstream) >= SIZE - 1
+        assert numbers(client)["waiting_connections"] >= SIZE - 1
         assert len(accepted) - len(ends) <= SIZE + MAX_DIALS + 1
         assert client.counters.dial_failures == 0
 
@@ -79,8 +79,8 @@ async def test_shutting_down_leaves_nothing(mode: str, certs: Certs) -> None:
             for _ in range(moment):
                 await asyncio.sleep(0.001)
             await client.close()
-            assert not len(client._upstream)
-            assert not client._connector.connecting
+            assert not numbers(client)["waiting_connections"]
+            assert not numbers(client)["handshakes"]
         await eventually(lambda: empty(server) and not proxy.open)
 
 
@@ -105,7 +105,7 @@ async def test_draining_closes_what_waits_and_keeps_what_is_used(
             assert await application.exactly(1) == b"x"
             drained = asyncio.create_task(client.drain())
             await eventually(lambda: server.tunnels == 1)
-            assert not len(client._upstream) and not drained.done()
+            assert not numbers(client)["waiting_connections"] and not drained.done()
             await application.send(b"y")
             assert await application.exactly(1) == b"y"
         await drained
@@ -127,7 +127,7 @@ async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> No
         for waiting in client._upstream._ready:
             assert waiting.lower.get_extra_info("ssl_object").context is context
         await check_works(port_of(client))
-        assert client._upstream.used == 1
+        assert numbers(client)["waiting_connections_used_total"] == 1
 
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])
@@ -140,8 +140,8 @@ async def test_a_server_that_refuses_us(mode: str, certs: Certs) -> None:
         with logged() as lines:
             async with client_of(mode, port_of(server), certs, preconnect=5) as client:
                 await eventually(lambda: client._upstream._retry_timer)
-                await eventually(lambda: not client._connector.connecting)
-                await eventually(lambda: not len(client._upstream))
+                await eventually(lambda: not numbers(client)["handshakes"])
+                await eventually(lambda: not numbers(client)["waiting_connections"])
                 refused = client.counters.handshake_failures[Cause.CERTIFICATE]
                 assert 1 <= refused <= 2 * MAX_DIALS
         told = [line for line in lines if "the server wants a client certificate" in line]
@@ -160,7 +160,7 @@ async def test_as_a_plugin(certs: Certs) -> None:
         await check_works(port_of(client))
         (await connect(port_of(client))).close()  # a check by shadowsocks takes none
         await eventually(lambda: not client.waiting and full(client))
-        assert client._upstream.used == 1
+        assert numbers(client)["waiting_connections_used_total"] == 1
 
 
 async def test_the_metrics(certs: Certs) -> None:

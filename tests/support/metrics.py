@@ -7,6 +7,7 @@ import re
 import subprocess
 from typing import Any
 
+from mtt.tunnels.service import Service
 from mtt.wire.http1 import parse_response
 from tests.support.programs import require_program
 
@@ -88,6 +89,11 @@ async def get(address: str, path: str = "/metrics") -> bytes:
 async def scrape(address: str) -> dict[str, float]:
     """The samples at an address, which prefix `mtt_` is taken off."""
     return short(parse((await get(address)).decode()))
+
+
+def numbers(service: Service) -> dict[str, float]:
+    """The samples of a service of this process, without the prefix `mtt_`."""
+    return short(parse(service.metrics_page()))
 
 
 def short(samples: dict[str, float]) -> dict[str, float]:
