@@ -1,1 +1,1 @@
-"""mtt-mu-server: many users on one TLS port, told apart by the path of their WebSocket request."""
+"""mtt-mu-server: many users on one TLS port, identified by the path of their WebSocket request."""

@@ -1,10 +1,10 @@
-"""The controller's language: JSON commands in, JSON answers out. Pure; nothing here waits.
+"""The controller's API: JSON commands and JSON answers. Pure functions; nothing here waits.
 
-It is the original's, extended; a panel that was written for the original notices no difference as
-long as it makes no mistakes. An error anywhere means that nothing of the request is done.
+It extends the original's API; a panel written for the original sees no difference as long as its
+requests are valid. Commands are atomic: on an error, nothing of the request is executed.
 
-A command may be 2 MiB large and hold 30,000 users, so `parse()` is a generator: it yields every now
-and then, so that its caller can let others have their turn.
+A command may have 2 MiB and 30,000 users, so `parse()` is a generator: it yields periodically, so
+that its caller can let the event loop run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BODY_LIMIT = 2 * 1024 * 1024
 
 ADD, DELETE, CLEAR, LIST, STATISTICS, PING = 1, 2, 3, 4, 5, 9
 
-# Users in one answer to LIST or STATISTICS: it takes 4 ms to make.
+# Users in one answer to LIST or STATISTICS, which takes 4 ms to make.
 PAGE_LIMIT = 1000
 
 _LIMITS = ("max_conns", "rate", "expires")
 
-# What clients do not send in a path: a query begins with the first, a fragment with the second, and
-# the server decodes the third.
+# Characters that a path cannot contain: `?` starts a query, `#` a fragment, and `%` an escape that
+# the server decodes.
 _NOT_IN_PATH = re.compile(r"[?#]|%[0-9A-Fa-f]{2}")
 
 
@@ -60,7 +60,7 @@ class Clear:
 
 @dataclass(slots=True)
 class Page:
-    """List users, or with `statistics` what they have used."""
+    """List users, with `statistics` their counters."""
 
     statistics: bool
     offset: int
@@ -69,14 +69,14 @@ class Page:
 
 @dataclass(slots=True)
 class Ask:
-    """What certain users have used."""
+    """Get the counters of certain users."""
 
     paths: list[str]
 
 
 @dataclass(slots=True)
 class Ping:
-    """How many users there are."""
+    """Get the number of users."""
 
 
 Command = Add | Delete | Clear | Page | Ask | Ping
@@ -85,7 +85,7 @@ Command = Add | Delete | Clear | Page | Ask | Ping
 def parse(body: bytes) -> Generator[None, None, Command]:
     """The command in the body of a request, returned after any number of yields.
 
-    Raises Refused, whose text names the field at fault.
+    Raises Refused, whose text names the invalid field.
     """
     fields = yield from decode(body)
     opt = fields.get("opt", 0)
@@ -116,7 +116,7 @@ def parse(body: bytes) -> Generator[None, None, Command]:
 
 
 def answer(**fields: object) -> bytes:
-    """A command was done. Fields that are 0 are left out, as in Go."""
+    """The answer to an executed command. Fields that are 0 are omitted, as in Go."""
     return _encode({"res": 1} | {name: value for name, value in fields.items() if value})
 
 
@@ -126,13 +126,13 @@ def users_answer(total: int, users: Iterable[User]) -> bytes:
 
 
 def statistics_answer(total: int, found: Iterable[tuple[str, Statistics]]) -> bytes:
-    """The answer to STATISTICS: each user's path with what it has used."""
+    """The answer to STATISTICS: the path and counters of each user."""
     users = [{"path": path, "id": fingerprint(path)} | used._asdict() for path, used in found]
     return _encode({"res": 1, "total": total, "users": users})
 
 
 def error_answer(reason: str) -> bytes:
-    """A request was not done."""
+    """The answer to a refused request."""
     return _encode({"res": 2, "err_string": reason})
 
 
@@ -151,7 +151,7 @@ def _encode(value: dict[str, Any]) -> bytes:
 
 def _rows(args: list[Arg]) -> Generator[None, None, dict[str, Row]]:
     rows: dict[str, Row] = {}
-    # Many users have the same few destinations. The same for limits, and equal ones share memory.
+    # Many users have the same few destinations and limits, so equal values share memory.
     known: dict[str, str] = {}
     for index, (path, dst, others) in enumerate(args):
         _check_path(index, path)
@@ -194,12 +194,12 @@ def _check_path(index: int, path: str) -> None:
         try:
             path.encode()
         except UnicodeEncodeError:
-            # Half of a character, as "\ud800": no request can ask for it.
+            # A lone surrogate such as "\ud800": no request can contain it.
             raise Refused(400, f"args_bunch[{index}].path: it is no valid text") from None
 
 
 def _check_reachable(index: int, path: str) -> None:
-    """Raise Refused if no client can ask for `path`. Users of old may have one, and be deleted."""
+    """Raise Refused if no client can request `path`. Such users may exist, and can be deleted."""
     found = _NOT_IN_PATH.search(path)
     if found is None and len(path) < MAX_HEAD:
         return

@@ -1,4 +1,4 @@
-"""Doing what the operator asks: from the body of a request to the body of its answer."""
+"""Executes the operator's commands: from the body of a request to the body of its answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mtt_mu_server.records import Row
 from mtt_mu_server.store import Store, StoreError
 from mtt_mu_server.users import Users
 
-# Paths whose counters are brought up to date between two turns.
+# Paths whose counters are updated before the event loop runs again.
 SETTLE_SLICE = 500
 
 CUT_REASON = "disconnected by the operator"
@@ -22,9 +22,9 @@ Result = TypeVar("Result")
 
 
 class Replicas(Protocol):
-    """Other processes that have copies of the users, and what these have open.
+    """Other processes that have copies of the users, and their connections.
 
-    A change has reached all of them when its call returns.
+    When a call returns, all of them have applied the change.
     """
 
     async def put(self, rows: dict[str, Row]) -> None:
@@ -37,21 +37,21 @@ class Replicas(Protocol):
         """As `Users.clear`."""
 
     async def settle(self) -> None:
-        """Bring what all tunnels have carried up to this moment."""
+        """Update the byte counts of all tunnels."""
 
 
 class Commands:
     """Executes commands on users, and on the database if there is one.
 
-    Those that change something run one at a time, and first in the database: memory follows only
-    when it is sure to be kept, in one step.
+    Commands that change something run one at a time. They change the database first; once the
+    change is durable, they change memory in one step.
     """
 
     def __init__(self, users: Users, store: Store | None, replicas: Replicas | None = None) -> None:
         self._users = users
         self._store = store
         self._replicas = replicas
-        self.changing = asyncio.Lock()  # held while one of those runs
+        self.changing = asyncio.Lock()  # held by a command that changes something
         self.done: dict[str, int] = {"done": 0, "refused": 0, "failed": 0}
 
     async def run(self, body: bytes) -> tuple[int, bytes]:
@@ -68,7 +68,7 @@ class Commands:
         return status, answer
 
     async def save_counters(self) -> None:
-        """Bring the counters up to date, in the database too. Raises StoreError."""
+        """Update the counters, in the database too. Raises StoreError."""
         if self._store is None:
             return
         async with self.changing:
@@ -81,7 +81,7 @@ class Commands:
                 return
             try:
                 await self._store.count([(path, self._users.counters(path)) for path in dirty])
-            except BaseException:  # or cancelled: then at the next opportunity
+            except BaseException:  # cancellation too: save them the next time
                 self._users.mark_dirty(dirty)
                 raise
 
@@ -140,7 +140,7 @@ class Commands:
 
 
 async def in_slices(work: Generator[None, None, Result]) -> Result:
-    """Run `work` to its end, and let others have a turn whenever it yields."""
+    """Run `work` to its end, and let the event loop run whenever it yields."""
     while True:
         try:
             next(work)

@@ -1,10 +1,10 @@
-"""The controller: HTTP on a socket of its own, for the operator.
+"""The controller: an HTTP server on its own socket, for the operator.
 
-POST to any path is a command, as with the original; GET of `/healthz` and `/metrics` is for those
-who watch. Every request has to pass `Access` first.
+POST to any path is a command, as with the original. GET /healthz and GET /metrics are for
+monitoring. Every request must pass `Access` first.
 
-Many commands may come at the same time: what cannot be done at once waits for its turn. The limits
-are on clients that have not made a valid request, and on what is in memory, see `turns`.
+Commands may arrive concurrently; those that cannot run at once wait. The limits are on clients that
+have not made a valid request, and on memory, see `request_slots`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mtt.wire.http1 import Reply
 from mtt_mu_server import api
 from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
 
-# Connections that have not shown yet that they belong here, by a request that passes `Access`. A
-# panel's are among them for a moment only, so a hundred of those at a time do not fill this up.
+# Connections without a request that has passed `Access` yet. A panel's connections are in this
+# state only briefly, so a hundred at a time do not reach the limit.
 MAX_STRANGERS = MAX_PENDING
 # Connections between two requests.
 MAX_IDLE = 256
@@ -42,10 +42,10 @@ class Controller:
     """Serves the operator's connections; `accept` is the protocol factory for a listener.
 
     Args:
-        access: who may ask at all.
-        run: executes a command: from the body of a POST to a status and the answer's body.
-        metrics: gives the pieces of the page `/metrics`, and its content type.
-        context: called for the TLS context of each connection, None to go without.
+        access: decides which requests are allowed.
+        run: executes a command: takes the body of a POST, returns a status and the answer's body.
+        metrics: returns the pieces of the page `/metrics` and its content type.
+        context: called for the TLS context of each connection; None for plain HTTP.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Controller:
         return tls
 
     async def close(self) -> None:
-        """Cut all connections. A command that has begun is not answered any more."""
+        """Cut all connections. Commands in progress get no answer."""
         for task in self._tasks:
             task.cancel()
         for transport in list(self._transports):
@@ -136,7 +136,7 @@ class Controller:
         self._strangers.discard(transport)
         self._idle.discard(transport)
         is_get = request.method in ("GET", "HEAD")
-        if is_get and request.path == "/healthz":  # whatever else is going on
+        if is_get and request.path == "/healthz":  # answered without waiting for a slot
             await exchange.answer(Reply(200, body=b"ok\n", content_type=TEXT))
         else:
             large = is_get or request.chunked or request.content_length > SMALL
@@ -150,11 +150,11 @@ class Controller:
             self._idle.add(transport)
 
     async def _done(self, exchange: Exchange) -> None:
-        """Do and answer what may take long."""
+        """Execute and answer requests that may take long."""
         request = exchange.request
         if request.method == "POST":
             body = await exchange.body(api.BODY_LIMIT)
-            exchange.keeps_on = True  # a command that has begun is done
+            exchange.keeps_on = True  # finish the command even if the client disconnects
             status, text = await self._run(body)
             await exchange.answer(Reply(status, body=text, content_type=JSON))
         elif request.method in ("GET", "HEAD") and request.path == "/metrics":

@@ -1,11 +1,11 @@
-"""JSON as Go's encoding/json reads it into the original's structures. Pure.
+"""Decodes JSON as Go's encoding/json decodes it into the original's structures. Pure functions.
 
-Keys match in any case, the last of equal ones wins, null is the same as nothing, an integer is
-written as one, and a wrong type anywhere spoils the whole. One thing is stricter: an unknown key is
-an error, for a limit with a typing error in its name would otherwise make an unlimited user.
+Keys are case-insensitive, the last of equal keys wins, null means absent, integers have no fraction
+or exponent, and a wrong type anywhere fails the whole request. One rule is stricter: an unknown key
+is an error, because a misspelt limit would otherwise create an unlimited user.
 
-The entries of `args_bunch` are taken one by one, with turns for others in between: Python's decoder
-would take 20 ms for all that fit into a request.
+The entries of `args_bunch` are decoded one by one, with pauses for the event loop: Python's decoder
+would block it for 20 ms for the largest request.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, NoReturn
 
 from mtt.options.flags import clipped
 
-# Entries between two turns for others: parsing and checking them takes about 1 ms.
+# Entries between two yields: parsing and checking them takes about 1 ms.
 SLICE = 100
 
-# Go's int, and what SQLite can hold.
+# The range of Go's int and of SQLite's integers.
 INT64 = range(-(2**63), 2**63)
 
 _FIELDS = frozenset(("opt", "args_bunch", "disconnect", "offset", "limit"))
-# `id` does nothing: it lets the users of an answer be added as they were listed.
+# `id` is ignored; it is accepted so that listed users can be added again unchanged.
 _ARG_FIELDS = frozenset(("path", "dst", "max_conns", "rate", "expires", "id"))
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
-# An entry of args_bunch: path, dst, and the other known fields as they came.
+# An entry of args_bunch: path, dst, and the other known fields as received.
 Arg = tuple[str, str, dict[str, Any] | None]
 _NO_ARG: Arg = ("", "", None)
 
 
 class Refused(Exception):
-    """A request that is not done.
+    """The request is refused.
 
-    `status`: of the response. It is 200 where the original says so.
+    `status`: of the response. It is 200 where the original answers with 200.
     """
 
     def __init__(self, status: int, reason: str) -> None:
@@ -46,21 +46,21 @@ class Refused(Exception):
 
 
 class FieldError(Refused):
-    """A field is at fault, in a request that is JSON."""
+    """A field of a valid JSON request is invalid."""
 
 
 class WrongTypeError(FieldError):
-    """A field has a value of another type than it takes."""
+    """A field has a value of the wrong type."""
 
     def __init__(self, name: str, wanted: str) -> None:
         super().__init__(400, f"{name}: not {wanted}")
 
 
 class UnknownFieldError(FieldError):
-    """There is no such field, or not where it stands."""
+    """The field does not exist, or not in this object."""
 
     def __init__(self, prefix: str, key: str) -> None:
-        from difflib import get_close_matches  # slow to import, and mostly not needed
+        from difflib import get_close_matches  # slow to import and rarely needed
 
         known, others = (_ARG_FIELDS, _FIELDS) if prefix else (_FIELDS, _ARG_FIELDS)
         name = clipped(key.casefold())
@@ -74,7 +74,7 @@ class UnknownFieldError(FieldError):
 
 
 class _Object(list[tuple[str, Any]]):
-    """A JSON object: its members in their order, equal keys included."""
+    """A JSON object: its members in order, duplicate keys included."""
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -82,7 +82,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _int_value(text: str) -> int:
-    # Beyond this nobody needs to know by how much; Python itself fails at 4300 digits.
+    # Larger values are out of range anyway; Python itself fails at 4300 digits.
     return int(text) if len(text) <= 20 else INT64.stop
 
 
@@ -92,7 +92,7 @@ _decoder = json.JSONDecoder(
 
 
 class _Scanner:
-    """A position in a JSON text. Its methods raise Refused where the text is none."""
+    """A position in a JSON text. Its methods raise Refused on invalid JSON."""
 
     def __init__(self, body: bytes) -> None:
         try:
@@ -102,7 +102,7 @@ class _Scanner:
         self._at = 0
 
     def peek(self) -> str:
-        """The next character that is not white space, empty at the end."""
+        """The next character that is not white space; empty at the end."""
         self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
         return self._text[self._at : self._at + 1]
 
@@ -116,7 +116,7 @@ class _Scanner:
         return value
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that starts here; whoever gets one reads its value."""
+        """The keys of the object that starts here; the caller reads the value after each key."""
         for _ in self._until("}"):
             if self.peek() != '"':
                 raise self.malformed(self._at)
@@ -140,7 +140,7 @@ class _Scanner:
         return Refused(400, f"malformed JSON at character {at}")
 
     def _until(self, closing: str) -> Iterator[None]:
-        """Once for every item between here and the closing bracket."""
+        """Yields once for every item up to the closing bracket."""
         self._at += 1
         if self.peek() == closing:
             self._at += 1
@@ -156,7 +156,7 @@ class _Scanner:
 
 
 def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
-    """The known fields of the request; `opt` and `args_bunch` are of the right types."""
+    """The known fields of the request; `opt` and `args_bunch` have the right types."""
     scanner = _Scanner(body)
     fields: dict[str, Any] = {}
     if scanner.peek() != "{":
@@ -165,7 +165,7 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
         if value is not None:
             raise Refused(400, "the request is not a JSON object")
         return fields
-    wrong: FieldError | None = None  # the first one, told only if the rest is JSON
+    wrong: FieldError | None = None  # the first one, raised only if the rest is valid JSON
     for key in scanner.members():
         name = _field(key, _FIELDS)
         try:

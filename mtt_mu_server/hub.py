@@ -1,7 +1,8 @@
-"""The hub of mtt-mu-server's workers: the one table of users, and the operator's side.
+"""The hub of mtt-mu-server's workers: the primary table of users, and the controller.
 
-What workers have open is in `Users` as if it were here: a tunnel's relay is a `_Carrier`, which
-has the bytes that the worker reported last, and passes on that it is to be cut.
+The workers' connections are entered in `Users` as if they were local: a tunnel's relay is a
+`_Carrier`, which holds the byte counts that the worker last reported, and forwards requests to cut
+the tunnel.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from mtt_mu_server.metrics import Events
 from mtt_mu_server.records import Row, User
 from mtt_mu_server.users import Tunnel, Users
 
-# Seconds for a worker to take over a change, or to report; it needs thousandths. The operator's
-# command waits for this, so one that hangs is given up then.
+# Seconds for a worker to apply a change or to report; it usually takes milliseconds. The operator's
+# command waits for this, so a worker that takes longer is dropped.
 ANSWER_TIME = 5.0
-# Seconds for a new worker to take all users.
+# Seconds for a new worker to load all users.
 LOAD_TIME = 30.0
-# Users in one message: 1 ms of work at either end.
+# Users per message: 1 ms of work on either side.
 SLICE = 1000
-# Characters of their paths and destinations in it, or one user: up to 12 bytes each as JSON has
-# them, and the controller takes 2 MiB at a time.
+# Characters of paths and destinations per message, unless it has a single user: each takes up to 12
+# bytes in JSON, and the controller accepts 2 MiB at a time.
 SLICE_TEXT = 512 * 1024
 
 
 class MultiUserHub(WorkerHub["UserMember"]):
-    """Keeps `users` for several workers, which tell `events` to it."""
+    """Holds `users` for several workers, which report `events` to it."""
 
     def __init__(self, management: Management, users: Users, events: Events) -> None:
         super().__init__(lambda lost: UserMember(self, lost))
@@ -98,26 +99,26 @@ class MultiUserHub(WorkerHub["UserMember"]):
         await self._answers("apply")
 
     async def _answers(self, kind: str) -> None:
-        """Say `kind` to all, and wait until they have done it."""
+        """Send `kind` to all workers, and wait until they have executed it."""
         number = next(self._numbers)
         asked = {member.ask(kind, number): member for member in self._loaded()}
         if not asked:
             return
         _, late = await asyncio.wait(asked, timeout=ANSWER_TIME)
         for answer in late:
-            logger.error("a worker does not answer and is given up")
+            logger.error("a worker does not answer; it was dropped")
             asked[answer].link.abort()
 
     def _loaded(self) -> list[UserMember]:
         return [member for member in self.members if member.loaded]
 
     async def welcome(self, member: UserMember) -> None:
-        """Tell a new worker everything; no change comes in between."""
+        """Send all users to a new worker; no change comes in between."""
         try:
             async with asyncio.timeout(LOAD_TIME), self._management.commands.changing:
                 for piece in _slices(self.users.rows):
                     member.link.say("put", piece)
-                    member.link.say("apply", 0)  # nobody looks yet
+                    member.link.say("apply", 0)  # in parts: the worker does not serve yet
                     await asyncio.sleep(0)
                     await member.link.drained()
                 for path in self._full:
@@ -125,13 +126,13 @@ class MultiUserHub(WorkerHub["UserMember"]):
                 member.loaded = True
                 member.link.say("loaded")
         except TimeoutError:
-            logger.error("a new worker does not take the users and is given up")
+            logger.error("a new worker did not load the users in time; it was dropped")
             member.link.abort()
 
     # Limits.
 
     def update_room(self, path: str) -> None:
-        """Let the workers know if it has changed whether `path` may have more connections."""
+        """Notify the workers if `path` has reached its limit, or is below it again."""
         user = self.users.find(path)
         full = user is not None and not self.users.has_room(user)
         if full != (path in self._full):
@@ -144,7 +145,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
 
 
 class UserMember(Member):
-    """One worker, and what its users have open."""
+    """One worker, and the connections of its users."""
 
     def __init__(self, hub: MultiUserHub, lost: Callable[[UserMember], object]) -> None:
         super().__init__(lost)
@@ -158,7 +159,7 @@ class UserMember(Member):
         self._answers: dict[int, asyncio.Future[None]] = {}
 
     def ask(self, kind: str, number: int) -> asyncio.Future[None]:
-        """Say `kind`; the future is done with the answer, or when there will be none."""
+        """Send `kind`; the future is done with the answer, or when the worker is gone."""
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         self.link.say(kind, number)
         return answer
@@ -209,7 +210,7 @@ class UserMember(Member):
     def _enter(self, number: int, path: str, limited: bool) -> None:
         user = self._users.find(path)
         if not limited:
-            # It is in already. The user may have been deleted, or given a limit, meanwhile.
+            # The worker has already admitted it. The user may have been deleted or limited since.
             user = User(path, "", 0, user.rate if user is not None else 0)
         tunnel = self._users.enter(user, None) if user is not None else None
         if limited:
@@ -226,7 +227,7 @@ class UserMember(Member):
         carrier.sent, carrier.received = sent, received
 
     def _leave(self, number: int, sent: int, received: int) -> None:
-        if number in self._tunnels:  # else it was not admitted
+        if number in self._tunnels:  # otherwise it was not admitted
             self._moved(number, sent, received)
             self._gone(number)
 
@@ -243,7 +244,7 @@ class UserMember(Member):
         self._sessions[number] = session
         self._users.session_changed(path, session)
         self._hub.update_room(path)
-        if not has_room:  # two came in at the same moment
+        if not has_room:  # two sessions started at the same time
             session.abort()
 
     def _session_over(self, number: int) -> None:
@@ -268,7 +269,7 @@ class UserMember(Member):
 
 
 class _Carrier:
-    """What carries a tunnel in a worker."""
+    """Represents the relay of a tunnel in a worker."""
 
     __slots__ = ("abort", "received", "sent")
 
@@ -278,7 +279,7 @@ class _Carrier:
 
 
 class _Session:
-    """A multiplexed connection in a worker."""
+    """Represents a multiplexed connection in a worker."""
 
     __slots__ = ("abort", "lost", "path")
 

@@ -1,4 +1,4 @@
-"""Sockets that the service manager handed over: which is for what, and who can open it."""
+"""Sockets inherited from the service manager: their purpose, and checks of their access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOW = f"write FileDescriptorName={TUNNEL} or {CONTROL} in the socket unit"
 
 
 class InheritedSockets(NamedTuple):
-    """Descriptors that listen already."""
+    """Listening descriptors by purpose."""
 
     tunnel: tuple[int, ...] = ()
     control: tuple[int, ...] = ()
@@ -31,7 +31,7 @@ NO_SOCKETS = InheritedSockets()
 
 
 def assigned(sockets: Sequence[Inherited]) -> InheritedSockets:
-    """Which of `sockets` is for what, by name; a single one without a name is for tunnels.
+    """The purposes of `sockets` by name; a single one without a name is for tunnels.
 
     Raises UsageError.
     """
@@ -43,7 +43,7 @@ def assigned(sockets: Sequence[Inherited]) -> InheritedSockets:
         if each.name not in (TUNNEL, CONTROL):
             what = "has no name" if each.unnamed else f"is named {quoted(each.name)}"
             raise UsageError(
-                f"the socket handed over as descriptor {each.descriptor} {what}; {HOW}"
+                f"inherited socket, descriptor {each.descriptor}: {what}; {HOW}"
             )
     by_name = {
         name: tuple(each.descriptor for each in sockets if each.name == name)
@@ -55,8 +55,8 @@ def assigned(sockets: Sequence[Inherited]) -> InheritedSockets:
 def control_hosts(descriptors: Sequence[int], *, guarded: bool) -> tuple[str, ...]:
     """The IP addresses of the controller's sockets.
 
-    `guarded` says that the controller speaks HTTPS and asks for a token. Raises UsageError if it
-    does not and somebody could get in who does not belong there.
+    `guarded`: the controller uses HTTPS and requires a token. If it does not, raises UsageError for
+    sockets that other users or machines can reach.
     """
     hosts = []
     for descriptor in descriptors:
@@ -78,7 +78,7 @@ def control_hosts(descriptors: Sequence[int], *, guarded: bool) -> tuple[str, ..
 
 
 def _address(descriptor: int) -> tuple[str, int] | bytes:
-    """Host and port, or the name of a unix socket with a zero in front if it is abstract."""
+    """Host and port, or the name of a unix socket, which starts with a zero if abstract."""
     try:
         copy = socket.socket(fileno=os.dup(descriptor))
     except OSError as error:
@@ -98,7 +98,7 @@ def _open_to_all(path: bytes) -> bool:
     try:
         mode = os.stat(path).st_mode
     except PermissionError:
-        return False  # its directory keeps out us, and so the others
+        return False  # its directory denies access to this user, and so to others
     except OSError:
-        return True  # not to be seen from here, so it cannot be told
-    return bool(mode & stat.S_IWOTH)  # which is what connecting takes
+        return True  # not visible from here, so its permissions are unknown
+    return bool(mode & stat.S_IWOTH)  # connecting requires write permission

@@ -1,7 +1,7 @@
-"""A user's rate over several workers: the hub has the bucket, and workers get tokens from it.
+"""A user's rate limit across workers: the hub has the bucket, and workers lease tokens from it.
 
-A worker asks for what waits there and no more, so that no token lies idle in one worker while
-another one wants it. Who waits at the bucket are the workers, each served in turn.
+A worker asks only for the tokens that its waiting connections need, so that no token is idle in one
+worker while another one needs it. The bucket serves the waiting workers in turn.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ class LeasedBucket:
     """The worker's end: what `RateLimiter`s there take their tokens from.
 
     Args:
-        ask: asks the hub for so many tokens; they come as `given()`, in pieces.
+        ask: asks the hub for a number of tokens; they arrive in pieces by `given()`.
     """
 
     __slots__ = ("_ask", "_asked", "_tokens", "_waiting")
 
     def __init__(self, ask: Callable[[int], object]) -> None:
         self._ask = ask
-        self._asked = 0  # tokens that are still to come
+        self._asked = 0  # tokens still to come
         self._tokens = 0  # left over by those who stopped waiting meanwhile
         self._waiting: dict[RateLimiter, None] = {}  # in the order in which it is their turn
 
@@ -46,7 +46,7 @@ class LeasedBucket:
         self._waiting.pop(limiter, None)
 
     def given(self, tokens: int) -> None:
-        """`tokens` have come: serve those who wait, with equal shares."""
+        """`tokens` have arrived: share them equally between the waiting rate limiters."""
         self._asked -= tokens
         self._tokens += tokens
         share = max(1, self._tokens // max(1, len(self._waiting)))
@@ -82,7 +82,7 @@ class Lessee:
         self._wanted = 0
 
     def want(self, tokens: int) -> None:
-        """The worker asks for so many more."""
+        """The worker asks for more tokens."""
         self._wanted += tokens
         self.pass_on(self._bucket.take(self._wanted))
 
@@ -96,6 +96,6 @@ class Lessee:
         return granted
 
     def leave(self) -> None:
-        """The worker is gone, or has nobody any more who waits."""
+        """The worker is gone, or has no waiting connections any more."""
         self._wanted = 0
         self._bucket.leave(self)

@@ -1,4 +1,4 @@
-"""The operator's side of the server: controller, database, and what has to be done now and then."""
+"""The management of the server: controller, database, and periodic tasks."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from mtt_mu_server.store import Store, StoreError, open_store
 from mtt_mu_server.token_file import read_token
 from mtt_mu_server.users import Users
 
-# How often expired users are looked for, of those who have something open.
+# Seconds between checks for expired users with open connections.
 EXPIRY_INTERVAL = 1.0
 
-# How often the counters are written to the database: what a crash may lose of them. Users are not
-# concerned, they are written before a command is answered.
+# Seconds between writes of the counters to the database: the most that a crash can lose. Users are
+# not affected; they are written before a command is answered.
 FLUSH_INTERVAL = 10.0
 
 EXPIRED_REASON = "the user has expired"
 
 
 class Management:
-    """Lets the operator manage `users`: from `start()` to `close()`.
+    """Manages `users` for the operator, from `start()` to `close()`.
 
     Args:
-        events: told to those who watch.
-        service_page: the metrics that are not about users.
+        events: counters for the metrics.
+        service_page: returns the metrics that are not about users.
 
-    Raises UsageError when the controller's certificate or token cannot be used.
+    Raises UsageError if the controller's certificate or token is unusable.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Management:
 
     @property
     def addresses(self) -> list[str]:
-        """Where the controller listens, with the real port when port 0 was asked for."""
+        """The addresses of the controller, with the actual port if port 0 was asked for."""
         return self._listener.addresses if self._listener is not None else []
 
     def replicate_to(self, workers: Replicas, service_page: Callable[[], str]) -> None:
-        """Before `load()`: the users are those of several `workers`, and so is the page."""
+        """Before `load()`: apply changes to several `workers` too; use their combined metrics."""
         self._replicas = workers
         self._service_page = service_page
 
@@ -77,7 +77,7 @@ class Management:
         self.commands = Commands(self._users, self.store, self._replicas)
 
     async def start(self, resolver: Resolver) -> None:
-        """After `load()`: let the operator in. Raises StartError."""
+        """After `load()`: start the controller. Raises StartError."""
         self._events.commands = self.commands.done
         self.controller = Controller(
             access=self._access,
@@ -99,10 +99,10 @@ class Management:
             self.tls.warn()
 
     def describe(self) -> str:
-        """What there is, for the log."""
+        """A summary for the log."""
         return (
             f"{len(self._users)} users, controller on {', '.join(self.addresses)}"
-            f"{'' if self._options.db else ' (no -db: users are forgotten at the end)'}"
+            f"{'' if self._options.db else ' (no -db: users are lost when the server stops)'}"
         )
 
     def cleanup(self) -> None:
@@ -111,7 +111,7 @@ class Management:
             self._listener.close()
 
     async def stop(self) -> None:
-        """Let the operator in no more, and do nothing any more."""
+        """Stop the controller and the periodic tasks."""
         self.cleanup()
         if self._housekeeper is not None:
             self._housekeeper.cancel()
@@ -120,9 +120,9 @@ class Management:
             await self.controller.close()
 
     async def close(self) -> None:
-        """After `stop()`, when all tunnels are over: save the last of them."""
+        """After `stop()`, when all tunnels have ended: save the final counters."""
         if self.store is not None:
-            if self._housekeeper is not None:  # else the start has failed
+            if self._housekeeper is not None:  # otherwise the start has failed
                 await self._save_counters()
             store, self.store = self.store, None
             await store.close()
@@ -141,7 +141,7 @@ class Management:
         try:
             await self.commands.save_counters()
         except StoreError as error:
-            logger.error("the counters could not be saved: %s", error)
+            logger.error("cannot save the counters: %s", error)
 
     async def _metrics(self) -> tuple[list[bytes], str]:
         if self._replicas is not None:
@@ -152,7 +152,7 @@ class Management:
 
 
 def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Access]:
-    """How the controller is reached. Raises UsageError."""
+    """The TLS and the access rules of the controller. Raises UsageError."""
     token = read_token(options.token_file) if options.token_file else ""
     hosts = options.controller_hosts
     wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)

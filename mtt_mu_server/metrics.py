@@ -1,4 +1,4 @@
-"""What GET /metrics says about users, besides what every service says of itself."""
+"""The metrics about users, in addition to those of every service."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mtt_mu_server.users import Users
 
 PREFIX = "mtt_mu_"
 
-# Users between two turns for others: their lines take about 1 ms.
+# Users between two yields: their lines take about 1 ms.
 SLICE = 100
 
 
 @dataclass(slots=True)
 class Events:
-    """What is counted from the start on, besides what `Users` counts."""
+    """Counters since the start that `Users` does not keep."""
 
-    unknown: int = 0  # requests that led to no user
-    full: int = 0  # connections of users who had as many as they may
+    unknown: int = 0  # requests without a user
+    full: int = 0  # connections refused because the user was at the limit
     dial_failures: int = 0
     commands: Mapping[str, int] = field(default_factory=dict)  # by result
 
@@ -33,15 +33,15 @@ def render(users: Users, events: Events, *, each: bool) -> Generator[None, None,
         if index % SLICE == SLICE - 1:
             yield
     metrics: list[tuple[str, str, str, Values]] = [
-        ("users", "gauge", "Users that are known.", len(users)),
-        ("tunnels", "gauge", "Connections of users that are open.", users.tunnels_open),
-        ("sessions", "gauge", "Multiplexed connections that are open.", users.sessions_open),
-        ("tunnels_opened_total", "counter", "Connections of users so far.", users.tunnels_total),
-        ("transferred_bytes_total", "counter", "Bytes carried for users, up being from them.",
+        ("users", "gauge", "Known users.", len(users)),
+        ("tunnels", "gauge", "Open connections of users.", users.tunnels_open),
+        ("sessions", "gauge", "Open multiplexed connections.", users.sessions_open),
+        ("tunnels_opened_total", "counter", "Opened connections of users.", users.tunnels_total),
+        ("transferred_bytes_total", "counter", "Bytes carried for users; up is from the user.",
          {UP: users.bytes_up, DOWN: users.bytes_down}),
-        ("refused_total", "counter", "Requests and connections that were refused.",
+        ("refused_total", "counter", "Refused requests and connections.",
          {labels(reason="unknown"): events.unknown, labels(reason="full"): events.full}),
-        ("dial_failures_total", "counter", "Destinations of users that could not be reached.",
+        ("dial_failures_total", "counter", "Failed connections to destinations of users.",
          events.dial_failures),
         ("commands_total", "counter", "Commands of the operator.",
          {labels(result=name): count for name, count in events.commands.items()}),
@@ -56,7 +56,7 @@ def render(users: Users, events: Events, *, each: bool) -> Generator[None, None,
 
 
 def _each_user(users: Users) -> Generator[None, None, list[bytes]]:
-    """Lines of those who have been here. Their paths are secret, so `id` stands for them."""
+    """The lines of all users seen so far. Their paths are secret, so `id` is a fingerprint."""
     moved: dict[str, int] = {}
     opened: dict[str, int] = {}
     open_now: dict[str, int] = {}
@@ -73,10 +73,10 @@ def _each_user(users: Users) -> Generator[None, None, list[bytes]]:
         if index % SLICE == 0:
             yield
     metrics = (
-        ("user_transferred_bytes_total", "counter", "Bytes carried for one user.", moved),
-        ("user_tunnels_opened_total", "counter", "Connections of one user so far.", opened),
-        ("user_tunnels", "gauge", "Connections of one user that are open.", open_now),
-        ("user_last_seen_seconds", "gauge", "Unix time at which one user was here.", seen),
+        ("user_transferred_bytes_total", "counter", "Bytes carried for a user.", moved),
+        ("user_tunnels_opened_total", "counter", "Opened connections of a user.", opened),
+        ("user_tunnels", "gauge", "Open connections of a user.", open_now),
+        ("user_last_seen_seconds", "gauge", "Unix time at which a user was last seen.", seen),
     )
     pieces = []
     for name, kind, about, values in metrics:

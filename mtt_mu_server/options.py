@@ -1,4 +1,4 @@
-"""What mtt-mu-server can be told: its option table, and the checked result."""
+"""The options of mtt-mu-server: their table, and the checked result."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MultiUserOptions(ServiceOptions):
-    """What mtt-mu-server was told, checked."""
+    """The checked options of mtt-mu-server."""
 
     inherited: InheritedSockets = NO_SOCKETS  # sockets to listen on instead
-    controller: Endpoint | None  # IP literals or names; None with the others
+    controller: Endpoint | None  # IP literals or names; None with a socket
     controller_unix: str = ""  # a path
-    controller_hosts: tuple[str, ...] = ()  # as in `controller`, or of the sockets instead of it
+    controller_hosts: tuple[str, ...] = ()  # those of `controller`, or of the inherited sockets
     token_file: str = ""
     controller_tls: ServerTls | None = None  # None for plain HTTP
-    db: str = ""  # a file; empty to keep nothing
+    db: str = ""  # a file; empty for none
     metrics_users: bool = False
     tls: ServerTls | None  # None without TLS
     fallback: Endpoint | None = None  # a web site
@@ -78,10 +78,10 @@ class MultiUserOptions(ServiceOptions):
 
 
 def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
-    """The options of mtt-mu-server from what was `given` of FLAGS.
+    """The options of mtt-mu-server, from those `given` of FLAGS.
 
-    `sockets` named tunnel are to be listened on instead of -b or -bind-unix, those named control
-    instead of -c. Raises UsageError.
+    `sockets` named tunnel replace -b and -bind-unix, those named control replace -c. Raises
+    UsageError.
     """
     values = defaults(FLAGS) | given
     inherited = assigned(sockets)
@@ -115,7 +115,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
 
 
 def _lacking_guards(values: Values) -> list[str]:
-    """The options that are missing to let a controller be reached from other machines."""
+    """The missing options that a controller needs to be reachable from other machines."""
     for given, missing in (("c-cert", "c-key"), ("c-key", "c-cert")):
         if values[given] and not values[missing]:
             raise UsageError(f"-{given} needs -{missing}; give both, or neither")
@@ -123,7 +123,7 @@ def _lacking_guards(values: Values) -> list[str]:
 
 
 def _controller_tls(values: Values) -> ServerTls | None:
-    """What -c-cert and -c-key say, None without them."""
+    """The TLS settings from -c-cert and -c-key; None without them."""
     if not values["c-cert"]:
         return None
     return ServerTls(
@@ -136,7 +136,7 @@ def _controller_tls(values: Values) -> ServerTls | None:
 
 
 def _controller(values: Values, lacking: list[str]) -> tuple[Endpoint | None, str]:
-    """Where the controller listens, and that nobody gets in there who does not belong."""
+    """The controller's address; raises UsageError if it is reachable without `lacking` options."""
     text = required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
     endpoint, path = own_address("-c", text)
     if endpoint is not None and lacking and not all(map(is_loopback, endpoint.hosts)):

@@ -1,4 +1,4 @@
-"""What is known about a user, as plain data."""
+"""Plain data about users."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ Row = tuple[str, int, int, int]
 Counters = tuple[int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0)
 
-# Hexadecimal digits that stand for a path in logs and metrics. 48 bits: among 100,000 users the
-# odds that two have the same are 1 in 56,000.
+# Hexadecimal digits of a path's fingerprint in logs and metrics. 48 bits: with 100,000 users the
+# probability that two are equal is 1 in 56,000.
 FINGERPRINT_LENGTH = 12
 
 
 class User(NamedTuple):
-    """What the operator said about one user. Zero stands for "no limit"."""
+    """The operator's settings for a user. Zero means "no limit"."""
 
     path: str  # percent-decoded
     dst: str  # host:port
-    max_conns: int = 0  # connections at a time
+    max_conns: int = 0  # concurrent connections
     rate: int = 0  # bytes per second in each direction, all connections together
-    expires: int = 0  # Unix time from which on the user is unknown
+    expires: int = 0  # Unix time at which the user expires
 
 
 class Statistics(NamedTuple):
-    """What one user has used."""
+    """The counters of a user."""
 
     bytes_up: int  # from the user to the destination
     bytes_down: int
@@ -37,6 +37,6 @@ class Statistics(NamedTuple):
 
 
 def fingerprint(path: str) -> str:
-    """What stands for a path where it must not be seen: short, and the same for ever."""
+    """A short, stable identifier of a path, for logs and metrics, where paths are secret."""
     raw = path.encode("utf-8", "surrogateescape")
     return hashlib.sha256(raw).hexdigest()[:FINGERPRINT_LENGTH]

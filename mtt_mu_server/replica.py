@@ -1,7 +1,7 @@
-"""A worker's copy of the users, which the hub keeps up to date, and its reports to the hub.
+"""A worker's replica of the users, which the hub keeps up to date, and its reports to the hub.
 
-Who may come in is decided here, at once, from the copy. Only where a user may have so many
-connections and no more the hub is asked, which sees those of all workers.
+The worker admits connections from its replica, without waiting. Only if the user has a limit of
+connections does it ask the hub, which counts those of all workers.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from mtt_mu_server.metrics import Events
 from mtt_mu_server.records import Row, User
 from mtt_mu_server.users import Session, Tunnel
 
-# Seconds for the hub to say whether a user may have another connection; a thousandth of one as a
-# rule. Much longer, and it hangs.
+# Seconds for the hub to decide whether a user may have another connection; it usually takes a
+# millisecond. A hub that takes this long hangs.
 ADMISSION_TIME = 5.0
-# Seconds to get all users at the start; 100,000 take half of one.
+# Seconds to receive all users at the start; 100,000 take half a second.
 LOAD_TIME = 60.0
-# Tunnels in one message of a report.
+# Tunnels per message of a report.
 SLICE = 1000
-# Seconds for the supervisor to end this process before it ends itself, without a hub.
+# Seconds that the supervisor has to end this process after the hub is gone; then it ends itself.
 HUB_GONE_TIME = 1.0
 
-# Directions of a rate, as `Users.buckets` has them.
+# Directions of a rate limit, in the order of `Users.buckets`.
 UP, DOWN = 0, 1
 
 
 class ReplicaTunnel(Tunnel):
-    """A tunnel as the hub knows it: by its number."""
+    """A tunnel with the number by which the hub identifies it."""
 
     __slots__ = ("admission", "number")
 
@@ -50,24 +50,24 @@ class ReplicaTunnel(Tunnel):
 
 
 class UserReplica(Reporter):
-    """What a worker knows of the users; stands in for `Users` there.
+    """A worker's replica of the users; used there in place of `Users`.
 
     Args:
-        page: makes the metrics of this worker.
-        events: of this worker; those the hub has been told of are taken off.
+        page: returns the metrics of this worker.
+        events: counters of this worker; reported ones are subtracted.
     """
 
     def __init__(self, page: Callable[[], str], events: Events) -> None:
         super().__init__(page)
         self._events = events
         self._rows: dict[str, Row] = {}
-        self._staged: list[Message] = []  # changes that are to be seen together
-        self._full: set[str] = set()  # users who have as many connections as they may
+        self._staged: list[Message] = []  # changes to apply in one step
+        self._full: set[str] = set()  # users that have reached their limit of connections
         self._numbers = itertools.count()
         self._tunnels: dict[int, ReplicaTunnel] = {}
         self._sessions: dict[int, Session] = {}
         self._buckets: dict[str, tuple[LeasedBucket, LeasedBucket]] = {}
-        self._open: dict[str, int] = {}  # how many tunnels, by path
+        self._open: dict[str, int] = {}  # number of tunnels by path
         self._loaded: asyncio.Future[None] | None = None
         self._closing = False
 
@@ -78,14 +78,14 @@ class UserReplica(Reporter):
             async with asyncio.timeout(LOAD_TIME):
                 await self._loaded
         except TimeoutError:
-            raise StartError(f"the hub has not told the users within {LOAD_TIME:g} s") from None
+            raise StartError(f"the hub did not send the users within {LOAD_TIME:g} s") from None
         self._report_often()
 
     async def close(self) -> None:
         self._closing = True
         await super().close()
 
-    # Those who come in, as with `Users`.
+    # Admission, as in `Users`.
 
     def find(self, path: str) -> User | None:
         row = self._rows.get(path)
@@ -114,7 +114,7 @@ class UserReplica(Reporter):
             async with asyncio.timeout(ADMISSION_TIME):
                 return await tunnel.admission
         except TimeoutError:
-            logger.error("the hub does not say whether a user may have another connection")
+            logger.error("the hub does not answer whether a user may have another connection")
             return False
 
     def leave(self, tunnel: Tunnel) -> None:
@@ -130,7 +130,7 @@ class UserReplica(Reporter):
                 self.link.say("idle", tunnel.path)
 
     def session_changed(self, path: str, session: Session) -> None:
-        number = id(session)  # until it is over there is no other like it
+        number = id(session)  # unique while the session exists
         if session.lost:
             self._sessions.pop(number, None)
             self.link.say("session_over", number)
@@ -149,7 +149,7 @@ class UserReplica(Reporter):
             )
         return self._buckets[path]
 
-    # What the hub says.
+    # Messages of the hub.
 
     def hear(self, message: Message) -> None:
         match message:
@@ -183,7 +183,7 @@ class UserReplica(Reporter):
     def lost(self) -> None:
         if self._closing:
             return
-        # Nothing that happens here is known any more, and nothing gets here.
+        # Without the hub, this worker gets no changes, and its reports are lost.
         asyncio.get_running_loop().call_later(HUB_GONE_TIME, self._give_up)
 
     def report(self) -> None:
@@ -209,7 +209,7 @@ class UserReplica(Reporter):
             tunnel.admission.set_result(granted)
 
     def _apply(self) -> None:
-        """Do what was announced, in one step."""
+        """Apply the staged changes in one step."""
         same: dict[Row, Row] = {}  # equal rows share memory
         same_text: dict[str, str] = {}
         for kind, *rest in self._staged:
@@ -226,5 +226,5 @@ class UserReplica(Reporter):
         self._staged.clear()
 
     def _give_up(self) -> None:
-        logger.error("the hub is gone, or has given this worker up")
+        logger.error("the hub is gone, or has dropped this worker")
         os._exit(1)

@@ -1,11 +1,11 @@
-"""Turns of the controller's requests, which bound the memory of all of them together.
+"""Slots for the controller's requests, which bound their total memory.
 
-A request of 2 MiB and its answer are in memory while it has a turn. Those that have none wait in
-line, with as little as one read of each; one that finds the line full is refused. Large requests
-have only a part of the turns, so small ones never wait behind a crowd of them.
+A request of up to 2 MiB and its answer are in memory while it has a slot. Requests without a slot
+wait in a queue, with at most one read of each in memory; if the queue is full, they are refused.
+Large requests get only some of the slots, so that they never delay small ones.
 
-A client that neither sends its request nor takes its answer keeps its turn as long as no other
-client wants it. While others wait, it is cut.
+A client that neither sends its request nor reads its answer keeps its slot while no other client
+needs it. If others wait, it is cut.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from contextlib import asynccontextmanager
 from mtt.errors import MttError
 from mtt.http.exchange import Exchange
 
-# Turns at a time, and how many of them large requests may have: 32 MiB of bodies.
+# Slots, and how many of them large requests may have: 32 MiB of bodies.
 MAX_SLOTS = 32
 MAX_LARGE_SLOTS = 16
 # A request above this is large: all small bodies together take no more than one large one.
 SMALL = 64 * 1024
-# Requests in line: a head and one read of the body each, some 25 MB.
+# Queued requests: a head and one read of the body each, some 25 MB.
 MAX_WAITING = 256
 
-# While others wait: seconds in which a client has to move MIN_MOVED bytes of request or answer. No
-# panel's network is that slow, and the wait for a dead client's turn is short.
+# While others wait: seconds in which a client must transfer MIN_MOVED bytes of request or answer.
+# No panel's network is that slow, and the wait for a dead client's slot is short.
 STALL_TIME = 2.0
 MIN_MOVED = 4096
-# How often that is looked at.
+# Seconds between checks for that.
 LOOK_INTERVAL = 0.5
 
 
 class CrowdedError(MttError):
-    """Too many requests wait already."""
+    """The queue of requests is full."""
 
 
 class RequestSlots:
-    """Hands out turns in the order of asking."""
+    """Assigns slots in the order of the requests."""
 
     def __init__(self) -> None:
         self._holders: set[_Slot] = set()
@@ -47,7 +47,7 @@ class RequestSlots:
 
     @asynccontextmanager
     async def slot(self, exchange: Exchange, *, large: bool) -> AsyncIterator[None]:
-        """Wait for a turn to answer a request, and have it. Raises CrowdedError."""
+        """Wait for a slot to answer a request, and hold it. Raises CrowdedError."""
         slot = _Slot(exchange, large)
         if not self._waiting and self._is_free(slot):
             self._holders.add(slot)
@@ -60,7 +60,7 @@ class RequestSlots:
             self._give()
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Stop checking for stalled clients."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -76,7 +76,7 @@ class RequestSlots:
         loop = asyncio.get_running_loop()
         given: asyncio.Future[None] = loop.create_future()
         self._waiting[given] = slot
-        self._give()  # a small one passes large ones that wait
+        self._give()  # a small request overtakes waiting large ones
         if self._timer is None and self._waiting:
             for holder in self._holders:
                 holder.mark()
@@ -90,7 +90,7 @@ class RequestSlots:
             raise
 
     def _give(self) -> None:
-        """Give what turns there are to those that wait, in their order."""
+        """Assign free slots to waiting requests, in order."""
         for given, slot in list(self._waiting.items()):
             if self._is_free(slot):
                 del self._waiting[given]
@@ -99,7 +99,7 @@ class RequestSlots:
                 given.set_result(None)
 
     def _look(self) -> None:
-        """Cut the clients that have stalled, while others wait."""
+        """Cut stalled clients while others wait."""
         self._timer = None
         if not self._waiting:
             return
@@ -118,12 +118,12 @@ class _Slot:
         self.mark()
 
     def mark(self) -> None:
-        """Measure from now on."""
+        """Start measuring."""
         self._moved = self.exchange.moved
         self._marked_at = asyncio.get_running_loop().time()
 
     def has_stalled(self) -> bool:
-        """Whether the client has kept the turn without need since the last mark."""
+        """Whether the client has moved too few bytes since the last mark."""
         if not self.exchange.waits or self.exchange.moved - self._moved >= MIN_MOVED:
             self.mark()
         return asyncio.get_running_loop().time() - self._marked_at >= STALL_TIME

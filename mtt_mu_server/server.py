@@ -33,15 +33,15 @@ from mtt_mu_server.users import Tunnel, Users
 if TYPE_CHECKING:
     from mtt_mu_server.hub import MultiUserHub
 
-# Destinations are near; one that needs longer to accept is not there. The original waits as long
-# as the system does, minutes.
+# Seconds. Destinations are near; one that takes longer to accept is down. The original waits as
+# long as the system, that is, minutes.
 DESTINATION_TIME = 10.0
 
 
 class MultiUserServer(Service):
     """mtt-mu-server: `start()` listens, `close()` ends everything.
 
-    Raises UsageError when a certificate or the token cannot be used.
+    Raises UsageError if a certificate or the token is unusable.
     """
 
     def __init__(self, options: MultiUserOptions) -> None:
@@ -59,8 +59,8 @@ class MultiUserServer(Service):
         if options.tls is not None:
             self._tls = server_tls(options.tls)
         self._users: Users | UserReplica = Users()
-        self._to_hub: socket.socket | None = None  # of a worker
-        self._replica: UserReplica | None = None  # of a worker
+        self._to_hub: socket.socket | None = None  # only in a worker
+        self._replica: UserReplica | None = None  # only in a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
             options, self._users, self._events, self.metrics_page
@@ -70,7 +70,7 @@ class MultiUserServer(Service):
             self._serve,
             self._route,
             mux=options.mux,
-            refusal=NOT_FOUND,  # as for unknown paths, or it would tell which ones exist
+            refusal=NOT_FOUND,  # as for unknown paths; otherwise it would reveal existing ones
         )
         self._frontend = Frontend(
             reader,
@@ -84,11 +84,11 @@ class MultiUserServer(Service):
 
     @property
     def controller_addresses(self) -> list[str]:
-        """Where the controller listens, with the real port when port 0 was asked for."""
+        """The addresses of the controller, with the actual port if port 0 was asked for."""
         return self._management.addresses if self._management is not None else []
 
     async def start(self) -> None:
-        """Read the database and listen. Raises StartError when that is not possible."""
+        """Read the database and listen. Raises StartError if that fails."""
         use_threads()
         management = self._management
         try:
@@ -111,7 +111,7 @@ class MultiUserServer(Service):
 
     def announce(self) -> None:
         options, management, tls = self._options, self._management, self._tls
-        # With several workers the hub says it.
+        # With several workers, the hub logs it.
         managed = management is not None and management.addresses
         logger.info(
             "listening on %s, %s%s%s",
@@ -132,7 +132,7 @@ class MultiUserServer(Service):
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
         super().join(None, is_heavy)  # metrics go to the hub with the rest
-        if hub is None:  # this is where the hub will be
+        if hub is None:  # this process becomes the hub
             return
         self._to_hub = hub
         self._users = self._replica = UserReplica(self.metrics_page, self._events)
@@ -160,7 +160,7 @@ class MultiUserServer(Service):
     # Users' connections.
 
     def _route(self, request: Request) -> User | Reply:
-        """The user of a request. Nobody learns why a path leads nowhere, nor that it did once."""
+        """The user of a request; unknown, expired and removed paths get the same answer."""
         user = self._users.find(request.path)
         if user is None:
             self._events.unknown += 1
@@ -171,7 +171,7 @@ class MultiUserServer(Service):
         return user
 
     def _serve(self, stream: StreamTransport, user: User) -> None:
-        # A multiplexed connection outlives what was said when it began.
+        # The user may have changed since a multiplexed connection was opened.
         known = self._users.find(user.path)
         room = self.open_tunnels.admission.has_room()
         tunnel = self._users.enter(known, stream) if known is not None and room else None
@@ -206,7 +206,7 @@ class MultiUserServer(Service):
                 self._users.leave(tunnel)
 
     def _visit(self, stream: StreamTransport) -> None:
-        """Somebody who wants no tunnel gets to the web site."""
+        """Relay a connection that is not for a tunnel to the fallback site."""
         assert self._options.fallback is not None
         site = self._options.fallback
         self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Parked))

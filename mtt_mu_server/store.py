@@ -1,12 +1,11 @@
-"""Where users and counters are kept: one SQLite file, used by one thread.
+"""The database of users and counters: one SQLite file, used by one thread.
 
-What `put`, `remove` and `clear` have done when they return survives a crash of this program and of
-the machine: each is one transaction, on the disk (WAL with synchronous=FULL). SQLite blocks, and
-for as long as the disk does, so all of it happens in a thread; that there is only one makes it a
-queue.
+When `put`, `remove` and `clear` return, their changes survive a crash of this program and of the
+machine: each is one transaction, written to disk (WAL with synchronous=FULL). SQLite blocks for as
+long as the disk does, so all operations run in a thread. A single thread also serialises them.
 
-The file is locked for as long as it is open. It holds all the secrets the users have, so nobody
-else may read it.
+The file is locked while it is open. It contains all secrets of the users, so no other user may read
+it.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from mtt.errors import MttError, StartError, describe
 from mtt.files import warn_if_exposed
 from mtt_mu_server.records import Counters, Row
 
-# "mttu", in the field of a database file that says whose it is.
+# "mttu", in the application id of the database file.
 APPLICATION_ID = 0x6D747475
 SCHEMA_VERSION = 1
 
-# The order in which users were added is that of their rowids.
+# The rowids give the order in which users were added.
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE users (
@@ -59,11 +58,11 @@ Result = TypeVar("Result")
 
 
 class StoreError(MttError):
-    """The database could not be changed, and was not."""
+    """A change of the database failed and was rolled back."""
 
 
 class Store:
-    """The open database; made by `open_store()`."""
+    """The open database; created by `open_store()`."""
 
     def __init__(self, path: str, thread: ThreadPoolExecutor, database: sqlite3.Connection) -> None:
         self._path = path
@@ -71,7 +70,7 @@ class Store:
         self._database = database
 
     async def put(self, rows: dict[str, Row]) -> None:
-        """Add users or overwrite what was said about them. Raises StoreError."""
+        """Add users or overwrite their settings. Raises StoreError."""
         await self._change(_PUT, ((path, *row) for path, row in rows.items()))
 
     async def remove(self, paths: list[str]) -> None:
@@ -83,14 +82,14 @@ class Store:
         await self._change("DELETE FROM users", [()])
 
     async def count(self, counters: list[tuple[str, Counters]]) -> None:
-        """Set the counters of users; those who are not there any more are skipped.
+        """Set the counters of users; skips users that no longer exist.
 
         Raises StoreError.
         """
         await self._change(_COUNT, ((*counts, path) for path, counts in counters))
 
     async def close(self) -> None:
-        """Close the database after what was begun."""
+        """Close the database after pending operations."""
         await self._run(self._database.close)
         self._thread.shutdown(wait=False)
 
@@ -105,16 +104,17 @@ class Store:
             raise StoreError(f"database {self._path}: {error}") from None
 
     async def _run(self, work: Callable[[], Result]) -> Result:
-        # To the end also when nobody waits for it any more: half a command is none.
+        # Finish even if the caller is cancelled, so that database and memory stay in step.
         running = asyncio.get_running_loop().run_in_executor(self._thread, work)
         return await asyncio.shield(running)
 
 
 async def open_store(path: str) -> tuple[Store, dict[str, Row], dict[str, Counters]]:
-    """Open the database, or make it, and read what it holds.
+    """Open or create the database, and read its content.
 
-    Returns rows and counters by path, those in the order in which the users were added. Raises
-    StartError: the file cannot be used, is damaged, in use, of a newer version or none of ours.
+    Returns rows and counters by path; rows are in the order in which the users were added. Raises
+    StartError if the file is unusable, damaged, in use, of a newer version, or not a database of
+    this program.
     """
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
@@ -143,18 +143,18 @@ def _open(path: str) -> sqlite3.Connection:
         warn_if_exposed("-db", path, os.fstat(descriptor))
     finally:
         os.close(descriptor)
-    # Without a timeout: who has locked it is another server, and that one will not let go of it.
+    # Without a timeout: another server that holds the lock does not release it.
     database = sqlite3.connect(path, timeout=0, isolation_level=None)
     try:
-        # Before WAL is entered: no other process can open the file then, and no shared memory
-        # is needed, which network file systems do not have.
+        # Set before WAL mode, so that no other process can open the file, and SQLite needs no
+        # shared memory, which network file systems lack.
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         _check(database, path)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         if not database.execute("PRAGMA user_version").fetchone()[0]:
             database.executescript(_SCHEMA)
-        with _transaction(database):  # takes the lock for good
+        with _transaction(database):  # takes the lock and keeps it
             database.execute("DELETE FROM users WHERE 0")
     except BaseException:
         database.close()
@@ -163,7 +163,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 
 def _check(database: sqlite3.Connection, path: str) -> None:
-    """Raise StartError, or sqlite3.Error, if the file is not a database that we can use."""
+    """Raise StartError or sqlite3.Error if the file is not a usable database."""
     version: int = database.execute("PRAGMA user_version").fetchone()[0]
     application: int = database.execute("PRAGMA application_id").fetchone()[0]
     tables: int = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
@@ -173,7 +173,7 @@ def _check(database: sqlite3.Connection, path: str) -> None:
         raise StartError(f"-db: {path} is the database of another program; choose another file")
     if version > SCHEMA_VERSION:
         raise StartError(
-            f"-db: {path} is of a newer version of this program (format {version}, this one knows "
+            f"-db: {path} is of a newer version of this program (format {version}, this one reads "
             f"{SCHEMA_VERSION}); upgrade, or choose another file"
         )
     fault = database.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -202,14 +202,14 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         yield
         database.execute("COMMIT")
     except BaseException:
-        if database.in_transaction:  # SQLite has ended it itself after some errors
+        if database.in_transaction:  # after some errors, SQLite has already ended it
             database.execute("ROLLBACK")
         raise
 
 
 @contextmanager
 def _start_errors(path: str) -> Iterator[None]:
-    """Make what keeps the database from being opened one clear line."""
+    """Turn errors of opening the database into a StartError with the fix."""
     try:
         yield
     except OSError as error:

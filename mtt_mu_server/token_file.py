@@ -8,7 +8,7 @@ import re
 from mtt.errors import UsageError, describe
 from mtt.log import logger
 
-# What `openssl rand -hex 8` gives; whoever may try a thousand a second needs an age for half.
+# The output of `openssl rand -hex 8`: 64 bits, infeasible to guess at a thousand tries a second.
 MIN_TOKEN_LENGTH = 16
 # A token is one header line.
 MAX_TOKEN_LENGTH = 4096
@@ -16,7 +16,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # RFC 6750, 2.1
 
 
 def read_token(path: str) -> str:
-    """The token in a file. Raises UsageError if there is none, or a bad one."""
+    """The token in a file. Raises UsageError if it is missing or invalid."""
     option = "-c-token-file"
     try:
         with open(path, encoding="ascii") as file:
@@ -27,7 +27,7 @@ def read_token(path: str) -> str:
         raise UsageError(f"{option}: cannot read {path}: {reason}") from None
     how = "make one with: openssl rand -hex 32"
     if not MIN_TOKEN_LENGTH <= len(token) <= MAX_TOKEN_LENGTH:
-        raise UsageError(f"{option}: the token in {path} has not at least {MIN_TOKEN_LENGTH} "
+        raise UsageError(f"{option}: the token in {path} has fewer than {MIN_TOKEN_LENGTH} "
                          f"characters, or too many; {how}")  # fmt: skip
     if not _TOKEN.fullmatch(token):
         raise UsageError(

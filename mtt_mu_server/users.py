@@ -1,20 +1,19 @@
-"""The users: who may go where, what each has used, and what each has open.
+"""The users: their settings, counters and open connections.
 
 Theory of operation
 -------------------
-Three tables, all by path, so a lookup costs the same however many users there are:
+Three tables by path, so that a lookup takes the same time for any number of users:
 
-    users     what the operator said: `Row`
-    counters  what was used so far: `Counters`, of those who have been here
-    live      what is open at this moment: `Live`, only of those who have something open
+    users     the operator's settings: `Row`
+    counters  the traffic so far: `Counters`, of users that have been seen
+    live      open connections: `Live`, only of users that have any
 
-Rows and counters are plain tuples of atoms. The garbage collector stops looking at those, whereas
-100,000 objects of a class of ours would make each of its full runs take 16 ms, in which no tunnel
-moves.
+Rows and counters are plain tuples of atoms, which the garbage collector stops tracking. 100,000
+instances of a class would make each full collection take 16 ms, during which no tunnel moves.
 
-A tunnel's bytes are added to the counters when somebody asks, and when it ends (`settle`). What
-belongs to a path is all that matters: a user who was deleted and has a tunnel left, and is added
-again, goes on with that tunnel.
+A tunnel's bytes are added to the counters on request and when it ends (`settle`). Everything is
+tied to the path: if a user is deleted and added again while a tunnel is open, the tunnel counts for
+the new user.
 """
 
 from __future__ import annotations
@@ -28,16 +27,15 @@ from mtt.layers.base import StreamTransport
 from mtt.tunnels.rate_limit import Bucket
 from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
 
-# Work that yields to let others have a turn.
+# Work that yields to let the event loop run.
 Steps = Generator[None, None, None]
 
-# Entries between two turns, where one takes about 1 us: to bring counters up to date, or to free
-# what was deleted.
+# Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
 
 
 class Carrier(Protocol):
-    """What carries a tunnel: a relay, here or in another process."""
+    """The relay of a tunnel, in this or another process."""
 
     @property
     def sent(self) -> int:
@@ -52,7 +50,7 @@ class Carrier(Protocol):
 
 
 class Session(Protocol):
-    """A multiplexed connection, here or in another process."""
+    """A multiplexed connection, in this or another process."""
 
     lost: bool
 
@@ -69,11 +67,11 @@ class Tunnel:
         self.path = path
         self._stream = stream
         self.relay: Carrier | None = None  # None while the destination is being dialled
-        self.sent = self.received = 0  # bytes of the relay that are in the counters
+        self.sent = self.received = 0  # bytes of the relay already in the counters
         self.cut = False
 
     def end(self, reason: str) -> None:
-        """Cut the connection; whoever dials for it sees `cut`."""
+        """Cut the connection; a dial in progress checks `cut`."""
         self.cut = True
         if self.relay is not None:
             self.relay.abort(reason)
@@ -82,7 +80,7 @@ class Tunnel:
 
 
 class Live:
-    """What one user has open."""
+    """The open connections of a user."""
 
     __slots__ = ("buckets", "sessions", "tunnels")
 
@@ -95,7 +93,7 @@ class Live:
 class Users:
     """All users of a server.
 
-    `clock` gives the Unix time.
+    `clock` returns the Unix time.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -103,8 +101,8 @@ class Users:
         self._rows: dict[str, Row] = {}
         self._counters: dict[str, Counters] = {}
         self._live: dict[str, Live] = {}
-        self._dirty: set[str] = set()  # whose counters have changed since `take_dirty`
-        self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all, since the start
+        self._dirty: set[str] = set()  # paths with changed counters since `take_dirty`
+        self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all users, since the start
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -120,10 +118,10 @@ class Users:
     def sessions_open(self) -> int:
         return sum(len(live.sessions) for live in self._live.values())
 
-    # Those who come in.
+    # Admission.
 
     def find(self, path: str) -> User | None:
-        """The user of a request for `path`: an entry that has not expired."""
+        """The user of a request for `path`, unless expired."""
         row = self._rows.get(path)
         if row is None or (row[3] and row[3] <= self._clock()):
             return None
@@ -132,8 +130,8 @@ class Users:
     def has_room(self, user: User) -> bool:
         """Whether `user` may have another connection.
 
-        A multiplexed connection counts by its streams, and also as such: many without a stream
-        would cost us as much as any other.
+        Streams count, and multiplexed connections as such are limited as well: without streams they
+        cost as much as other connections.
         """
         live = self._live.get(user.path)
         if live is None or not user.max_conns:
@@ -143,7 +141,7 @@ class Users:
     def enter(self, user: User, stream: StreamTransport | None) -> Tunnel | None:
         """Admit the transport `stream`; None if the user has as many as allowed.
 
-        Without a `stream` the tunnel's `relay` is for the caller to set at once.
+        Without a `stream`, the caller must set the tunnel's `relay` at once.
         """
         live = self._live.setdefault(user.path, Live())
         if user.max_conns and len(live.tunnels) >= user.max_conns:
@@ -155,18 +153,18 @@ class Users:
         return tunnel
 
     async def admitted(self, tunnel: Tunnel) -> bool:
-        """Whether `enter` holds: where others decide as well, that takes a moment."""
+        """Whether the admission by `enter` is confirmed; a replica waits for the hub."""
         return True
 
     def leave(self, tunnel: Tunnel) -> None:
-        """The tunnel is over."""
+        """Record the end of a tunnel."""
         self._settle(tunnel)
         live = self._live[tunnel.path]
         live.tunnels.discard(tunnel)
         self._tidy(tunnel.path, live)
 
     def session_changed(self, path: str, session: Session) -> None:
-        """A multiplexed connection has begun, or is over."""
+        """Record the start or end of a multiplexed connection."""
         live = self._live.setdefault(path, Live())
         if session.lost:
             live.sessions.discard(session)
@@ -175,10 +173,10 @@ class Users:
             live.sessions.add(session)
 
     def buckets(self, user: User) -> tuple[Bucket, Bucket] | None:
-        """What holds the next connection of `user` to the rate: up and down, None without one.
+        """The rate limit buckets for the next connection of `user`, up and down; None without one.
 
-        Connections from before a change of the rate share the buckets and so the new rate; those
-        from before there was one stay as they are.
+        When the rate changes, existing connections share the buckets and so the new rate. When a
+        rate is set for the first time, existing connections stay unlimited.
         """
         if not user.rate:
             return None
@@ -194,23 +192,23 @@ class Users:
             del self._live[path]
 
     def known_buckets(self, path: str) -> tuple[Bucket, Bucket] | None:
-        """The `buckets` that there are for what `path` has open."""
+        """The existing `buckets` of the connections of `path`."""
         live = self._live.get(path)
         return live.buckets if live is not None else None
 
-    # What the operator does. The change itself is one step, which nobody sees half of. What is left
-    # to do after it may wait for others to have their turn.
+    # Commands of the operator. Each change is one atomic step. The remaining work yields to let the
+    # event loop run.
 
     def put(self, rows: dict[str, Row]) -> None:
-        """Add users, or overwrite what was said about them; their counters go on."""
+        """Add users, or overwrite their settings; counters are kept."""
         self._rows.update(rows)
 
     def load(self, rows: dict[str, Row], counters: dict[str, Counters]) -> None:
-        """Begin with what was kept from an earlier run."""
+        """Start with the saved state of an earlier run."""
         self._rows, self._counters = rows, counters
 
     def remove(self, paths: list[str]) -> Steps:
-        """Forget users and their counters. What they have open goes on, uncounted."""
+        """Delete users and their counters. Open connections continue, uncounted."""
         rows = self._rows
         garbage = [rows.pop(path, None) for path in paths]
         yield
@@ -225,7 +223,7 @@ class Users:
             yield
 
     def clear(self) -> Steps:
-        """Forget all users, as `remove` does."""
+        """Delete all users, as `remove` does."""
         garbage: list[dict[str, Any]] = [self._rows, self._counters]
         self._rows, self._counters, self._dirty = {}, {}, set()
         yield
@@ -239,7 +237,7 @@ class Users:
                 yield
 
     def cut(self, paths: Iterable[str], reason: str) -> Steps:
-        """Cut all that is open for `paths`, also of users deleted before; a step per connection."""
+        """Cut all connections of `paths`, also of deleted users; one step per connection."""
         for path in paths:
             live = self._live.get(path)
             if live is None:
@@ -252,16 +250,16 @@ class Users:
                 yield
 
     def live_paths(self) -> list[str]:
-        """The paths for which something is open."""
+        """The paths with open connections."""
         return list(self._live)
 
     def lapsed(self) -> list[str]:
-        """The paths of expired users who still have something open."""
+        """The paths of expired users that still have open connections."""
         now = self._clock()
         rows = self._rows
         return [path for path in self._live if (row := rows.get(path)) and 0 < row[3] <= now]
 
-    # What the operator asks.
+    # Queries of the operator.
 
     def page(self, offset: int, limit: int) -> list[User]:
         """Users in the order in which they were added."""
@@ -270,20 +268,20 @@ class Users:
 
     def paths(self, offset: int, limit: int) -> list[str]:
         """The paths of `page`."""
-        start = min(offset, len(self._rows))  # islice takes nothing beyond 63 bits
+        start = min(offset, len(self._rows))  # islice accepts at most 63 bits
         return list(islice(self._rows, start, start + limit))
 
     @property
     def rows(self) -> dict[str, Row]:
-        """All of them; not to be changed."""
+        """All users; read-only."""
         return self._rows
 
     def seen_paths(self) -> list[str]:
-        """The paths of all users who have been here."""
+        """The paths of all users seen so far."""
         return list(self._counters)
 
     def statistics(self, path: str) -> Statistics | None:
-        """What the user of `path` has used, up to this moment; None without such a user."""
+        """The up-to-date counters of the user of `path`; None without such a user."""
         if path not in self._rows:
             return None
         live = self._live.get(path)
@@ -296,17 +294,17 @@ class Users:
     # Counting.
 
     def settle(self, path: str) -> None:
-        """Add what the tunnels of `path` have carried to the counters."""
+        """Add the bytes of the tunnels of `path` to the counters."""
         if path in self._live:
             self._settle_all(self._live[path])
 
     def take_dirty(self) -> list[str]:
-        """The paths whose counters have changed since the last call."""
+        """The paths with changed counters since the last call."""
         dirty, self._dirty = self._dirty, set()
         return list(dirty)
 
     def mark_dirty(self, paths: Iterable[str]) -> None:
-        """Take back `take_dirty`."""
+        """Undo `take_dirty` for `paths`."""
         self._dirty.update(path for path in paths if path in self._rows)
 
     def counters(self, path: str) -> Counters:

@@ -143,7 +143,7 @@ def test_wrong_values_are_named(body: str, field: str) -> None:
         ("expires", 2**63), ("expires", []),
     ],
 )  # fmt: skip
-def test_one_bad_user_spoils_the_request(field: str, value: Any) -> None:
+def test_one_invalid_user_fails_the_request(field: str, value: Any) -> None:
     good = {"path": "/p", "dst": "h:1"}
     status, reason = refusal({"opt": 1, "args_bunch": [good, good | {field: value}]})
     assert status == 400
@@ -220,17 +220,17 @@ def test_a_path_to_delete_starts_with_a_slash(path: str) -> None:
         b'{"opt":9,"x":' + b"[" * 100_000, b"\x0b{}", b'{"opt":9}\xc2\xa0',
     ],
 )  # fmt: skip
-def test_what_is_no_json(body: bytes) -> None:
+def test_invalid_json(body: bytes) -> None:
     status, reason = refusal(body)
     assert (status, reason[:14]) == (400, "malformed JSON")
 
 
 @pytest.mark.parametrize("body", ["[]", '[{"opt":9}]', "9", '"x"', "true", "1.5"])
-def test_what_is_no_object(body: str) -> None:
+def test_json_that_is_not_an_object(body: str) -> None:
     assert refusal(body) == (400, "the request is not a JSON object")
 
 
-def test_a_large_command_lets_others_have_their_turn() -> None:
+def test_large_command_yields_to_the_event_loop() -> None:
     bunch = [{"path": f"/{number}", "dst": "h:1"} for number in range(5000)]
     steps = sum(1 for _ in api.parse(json.dumps({"opt": 1, "args_bunch": bunch}).encode()))
     assert steps >= 2 * 5000 // SLICE

@@ -146,7 +146,7 @@ async def test_a_small_body_that_is_not_wanted_is_dropped(certs: Certs) -> None:
         assert answers.endswith(b'{"res":1}')
 
 
-async def test_an_end_in_the_middle_of_a_head_is_a_bad_request(certs: Certs) -> None:
+async def test_truncated_head_is_a_bad_request(certs: Certs) -> None:
     async with (
         multi_user_server(certs) as (_, panel),
         await connect(int(panel.address.rpartition(":")[2])) as client,

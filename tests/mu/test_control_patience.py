@@ -45,7 +45,7 @@ async def test_slow_clients_are_closed(
         assert await panel.command(9) == {"res": 1}
 
 
-async def test_strangers_cannot_keep_the_panel_out(
+async def test_unauthenticated_connections_do_not_exclude_the_panel(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "MAX_STRANGERS", 5)
@@ -127,7 +127,7 @@ async def test_stalled_bodies_have_a_bound_in_sum(
         await eventually(lambda: not controller._transports)
 
 
-async def test_a_full_line_of_requests_is_answered_503(
+async def test_full_queue_is_answered_with_503(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_slots, "MAX_LARGE_SLOTS", 1)
@@ -155,7 +155,7 @@ async def test_refusals_do_not_flood_the_log(certs: Certs) -> None:
     assert sum("Host is not" in line for line in lines) == 1
 
 
-async def test_requests_that_come_together_let_others_have_their_turn(certs: Certs) -> None:
+async def test_concurrent_requests_yield_to_the_event_loop(certs: Certs) -> None:
     async with multi_user_server(certs) as (server, panel):
         controller = server._management.controller
         assert controller is not None

@@ -97,19 +97,19 @@ def test_sockets_for_both(sockets: contextlib.ExitStack, tmp_path: Path) -> None
         options({}, [Inherited(controls[0], "control")])
 
 
-def test_names_that_say_nothing(sockets: contextlib.ExitStack, tmp_path: Path) -> None:
+def test_missing_and_unknown_names(sockets: contextlib.ExitStack, tmp_path: Path) -> None:
     one, two, local = tcp(sockets), tcp(sockets), unix(sockets, tmp_path / "socket")
     how = "write FileDescriptorName=tunnel or control in the socket unit"
     for given, words in [
-        ([(local, UNNAMED)], f"descriptor {local} has no name; {how}"),
-        ([(one, UNNAMED), (two, UNNAMED)], f"descriptor {one} has no name; {how}"),
-        ([(one, "tunnel"), (two, "x.socket")], f"descriptor {two} has no name; {how}"),
-        ([(one, "web")], f"descriptor {one} is named 'web'; {how}"),
-        ([(one, "tunnel"), (two, "Control")], f"descriptor {two} is named 'Control'; {how}"),
+        ([(local, UNNAMED)], f"descriptor {local}: has no name; {how}"),
+        ([(one, UNNAMED), (two, UNNAMED)], f"descriptor {one}: has no name; {how}"),
+        ([(one, "tunnel"), (two, "x.socket")], f"descriptor {two}: has no name; {how}"),
+        ([(one, "web")], f"descriptor {one}: is named 'web'; {how}"),
+        ([(one, "tunnel"), (two, "Control")], f"descriptor {two}: is named 'Control'; {how}"),
     ]:
         with pytest.raises(UsageError) as caught:
             options(B | C, [Inherited(*each) for each in given])
-        assert str(caught.value) == f"the socket handed over as {words}"
+        assert str(caught.value) == f"inherited socket, {words}"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_names_that_say_nothing(sockets: contextlib.ExitStack, tmp_path: Path) -
         ("::", "the control socket at :: can be reached from other machines"),
     ],
 )
-def test_who_can_reach_a_socket_for_the_controller(
+def test_public_controller_socket_needs_tls_and_token(
     host: str, words: str, sockets: contextlib.ExitStack
 ) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -134,7 +134,7 @@ def test_who_can_reach_a_socket_for_the_controller(
     assert options(B | PUBLIC, given).controller_hosts == (host,)
 
 
-def test_who_can_open_a_unix_socket_for_the_controller(
+def test_controller_unix_socket_needs_private_permissions(
     sockets: contextlib.ExitStack, tmp_path: Path
 ) -> None:
     open_to_all = unix(sockets, tmp_path / "open", 0o666)
@@ -148,7 +148,7 @@ def test_who_can_open_a_unix_socket_for_the_controller(
         assert options(B | PUBLIC, given).inherited.control == (descriptor,)
 
 
-def test_a_descriptor_that_is_no_socket() -> None:
+def test_descriptor_that_is_not_a_socket() -> None:
     reading, writing = os.pipe()
     for given in ([Inherited(reading, "control")], [Inherited(reading, UNNAMED)]):
         with pytest.raises(UsageError, match=f"cannot listen on inherited descriptor {reading}: "):

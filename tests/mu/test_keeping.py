@@ -84,7 +84,7 @@ async def test_counters_are_saved_now_and_then(
                 await asyncio.sleep(0.01)
 
 
-async def test_a_database_error_is_told_and_nothing_is_done(
+async def test_database_error_is_reported_and_nothing_changes(
     certs: Certs, tmp_path: Path
 ) -> None:
     async with multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel):

@@ -61,7 +61,7 @@ async def test_workers_share_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ideal - TICK / 100 <= clock.now - start <= ideal + 2 * TICK
 
 
-async def test_nothing_is_given_to_those_who_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_tokens_for_ended_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     clock = Clock(monkeypatch, rate_limit)
     bucket = Bucket(1000)
@@ -75,7 +75,7 @@ async def test_nothing_is_given_to_those_who_are_gone(monkeypatch: pytest.Monkey
     assert given == [250]
 
 
-async def test_what_is_left_over_serves_the_next() -> None:
+async def test_unused_tokens_serve_the_next_connection() -> None:
     asked: list[int] = []
     bucket = LeasedBucket(asked.append)
     first = Waiter(bucket, 100)
@@ -94,7 +94,7 @@ async def test_what_is_left_over_serves_the_next() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_what_was_asked_for_comes_and_no_more(
+async def test_only_requested_tokens_are_leased(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dice = random.Random(seed)

@@ -112,8 +112,8 @@ def test_version_help_and_errors_of_the_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "has not at least 16"),
-        (b"short\n", "has not at least 16"),
+        (b"", "has fewer than 16"),
+        (b"short\n", "has fewer than 16"),
         (b"x" * 5000, "too many"),
         (b"two words in one file\n", "one token"),
         (b"0123456789abcdef\nsecond line\n", "one token"),
@@ -145,7 +145,7 @@ def test_token_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "lines"), [(0o600, 0), (0o640, 1), (0o604, 1)])
-def test_a_token_that_others_can_read_costs_a_warning(
+def test_readable_token_file_causes_a_warning(
     mode: int, lines: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "token"

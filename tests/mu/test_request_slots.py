@@ -1,4 +1,4 @@
-"""Turns of the controller's requests: who waits, who passes, and who is cut."""
+"""Slots for the controller's requests: waiting, overtaking, and cutting stalled clients."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def served(clients: list[Client]) -> int:
     return sum(client.served for client in clients)
 
 
-async def test_turns_are_given_in_order() -> None:
+async def test_slots_are_assigned_in_order() -> None:
     async with crowd() as (slots, clients):
         clients += [Client(slots) for _ in range(MAX_SLOTS + 3)]
         await transports.turns()
@@ -72,7 +72,7 @@ async def test_turns_are_given_in_order() -> None:
             assert clients[MAX_SLOTS + number].served
 
 
-async def test_small_requests_pass_large_ones() -> None:
+async def test_small_requests_overtake_large_ones() -> None:
     async with crowd() as (slots, clients):
         clients += [Client(slots, large=True) for _ in range(MAX_SLOTS + 1)]
         await transports.turns()
@@ -91,7 +91,7 @@ async def test_small_requests_pass_large_ones() -> None:
         assert small[-1].served
 
 
-async def test_a_full_line_refuses() -> None:
+async def test_full_queue_refuses() -> None:
     async with crowd() as (slots, clients):
         clients += [Client(slots) for _ in range(MAX_SLOTS + MAX_WAITING)]
         await transports.turns()
@@ -105,7 +105,7 @@ async def test_a_full_line_refuses() -> None:
         assert not clients[-1].task.done()
 
 
-async def test_a_cancelled_client_keeps_no_turn() -> None:
+async def test_cancelled_client_releases_its_slot() -> None:
     async with crowd() as (slots, clients):
         clients += [Client(slots) for _ in range(MAX_SLOTS + 2)]
         await transports.turns()

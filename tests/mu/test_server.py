@@ -61,7 +61,7 @@ async def test_each_user_gets_to_its_own_destination(mode: str, certs: Certs) ->
     await eventually(lambda: empty(server))
 
 
-async def test_the_server_decides_for_clients_that_do_not_say(certs: Certs) -> None:
+async def test_server_decides_without_a_subprotocol(certs: Certs) -> None:
     """A foreign client without a sub-protocol, with -mux on the server."""
     async with answering(b"A") as there, multi_user_server(certs, mux=True) as (server, panel):
         await panel.add("/a", there.port)
@@ -88,7 +88,7 @@ async def test_recorded_upgrades_are_accepted(certs: Certs) -> None:
 
 
 @in_both_modes
-async def test_who_is_unknown_gets_the_page_of_a_web_server(mode: str, certs: Certs) -> None:
+async def test_unknown_users_get_the_page_of_a_web_server(mode: str, certs: Certs) -> None:
     async with serving(echo) as there, multi_user_server(certs) as (server, panel):
         await panel.add("/a", there.port)
         await panel.add("/old", there.port, expires=int(time.time()) - 1)
@@ -237,7 +237,7 @@ async def test_disconnect_while_the_destination_is_dialled(certs: Certs) -> None
 
 
 @in_both_modes
-async def test_a_dead_destination_affects_nobody_else(
+async def test_dead_destination_does_not_affect_other_users(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Longer than any test: whoever waits for it fails.
@@ -260,7 +260,7 @@ async def test_a_dead_destination_affects_nobody_else(
 
 
 @in_both_modes
-async def test_a_dead_destination_is_given_up(
+async def test_dead_destination_times_out(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "DESTINATION_TIME", 0.2)

@@ -24,7 +24,7 @@ async def contents(path: Path) -> tuple[object, object]:
     return list(rows.items()), counters
 
 
-async def test_what_was_put_is_there_again_in_its_order(tmp_path: Path) -> None:
+async def test_users_are_restored_in_order(tmp_path: Path) -> None:
     path = tmp_path / "users.sqlite"
     store, rows, counters = await open_store(str(path))
     assert (rows, counters) == ({}, {})
@@ -48,7 +48,7 @@ async def test_clear(tmp_path: Path) -> None:
     assert await contents(tmp_path / "db") == ([], {})
 
 
-async def test_added_again_a_user_begins_anew(tmp_path: Path) -> None:
+async def test_user_added_again_has_new_counters(tmp_path: Path) -> None:
     store, _, _ = await open_store(str(tmp_path / "db"))
     await store.put(ROWS)
     await store.count([("/b", (1, 2, 3, 4))])
@@ -82,7 +82,7 @@ async def test_all_files_are_private(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "count"), [(0o600, 0), (0o640, 0), (0o644, 1)])
-async def test_a_database_that_every_user_can_read_costs_a_warning(
+async def test_world_readable_database_causes_a_warning(
     tmp_path: Path, mode: int, count: int
 ) -> None:
     path = tmp_path / "db"
@@ -187,7 +187,7 @@ async def directory(path: Path) -> None:
         (directory, "is a directory"),
     ],
 )
-async def test_what_cannot_be_used(
+async def test_unusable_files(
     make: Callable[[Path], object], words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "users.sqlite"

@@ -101,7 +101,7 @@ def test_counters_grow_while_tunnels_run(users: Users, clock: Clock) -> None:
     assert (users.bytes_up, users.bytes_down, users.tunnels_open) == (15, 100, 0)
 
 
-def test_who_never_came_has_statistics_too(users: Users) -> None:
+def test_unseen_users_have_statistics(users: Users) -> None:
     assert users.statistics("/a") == (*NO_COUNTERS, 0)
     assert users.statistics("/nobody") is None
 
@@ -134,7 +134,7 @@ def test_sessions_without_streams_count_too(users: Users) -> None:
     assert users.has_room(user)
 
 
-def test_nothing_is_kept_of_users_with_nothing_open(users: Users) -> None:
+def test_no_state_is_kept_without_connections(users: Users) -> None:
     tunnel = enter(users, "/a")
     session: Any = Session()
     users.session_changed("/a", session)

@@ -143,7 +143,7 @@ def test_users_are_cut_in_all_workers(
 # Start and end.
 
 
-def test_nothing_goes_on_without_the_hub(
+def test_service_ends_with_the_hub(
     processes: Processes, echo: Echo, tmp_path: Path
 ) -> None:
     server = Server(processes, tmp_path, "-grace", LONG)
@@ -155,18 +155,18 @@ def test_nothing_goes_on_without_the_hub(
                            "run without it\n")  # fmt: skip
 
 
-def test_a_worker_that_hangs_does_not_hold_up_commands(
+def test_hanging_worker_does_not_block_commands(
     processes: Processes, echo: Echo, tmp_path: Path
 ) -> None:
     server = Server(processes, tmp_path)
     worker = server.worker(2)
     os.kill(worker, signal.SIGSTOP)
     server.add("/a", echo)
-    server.process.expect("a worker does not answer and is given up")
+    server.process.expect("a worker does not answer; it was dropped")
     server.add("/b", echo)
     assert server.command(9) == {"res": 1, "current_users": 2}
     os.kill(worker, signal.SIGCONT)
-    server.process.expect(r"\[2\]: the hub is gone, or has given this worker up")
+    server.process.expect(r"\[2\]: the hub is gone, or has dropped this worker")
     server.process.expect(r"worker 2 \(pid \d+\) ended with exit code 1; starting a new one")
     eventually(lambda: server.worker(2) != worker, "a new worker")
     assert [server.upgrade("/a") for _ in range(10)] == [101] * 10
