@@ -19,7 +19,7 @@ from mtt.trust.reload import TlsFiles
 from mtt.wire.anytls import password_hash
 
 
-class Upstream:
+class AnyTlsServer:
     """One server."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Upstreams:
         dialer: Dialer,
         counters: Counters,
     ) -> None:
-        self._servers = [Upstream(choice, options, dialer, counters) for choice in choices]
+        self._servers = [AnyTlsServer(choice, options, dialer, counters) for choice in choices]
         self._balancer = Balancer(self._servers)
 
     @property

@@ -24,7 +24,7 @@ FIRST_BACKOFF, MAX_BACKOFF = 30.0, 1800.0
 FAILOVER_TIME = 20.0
 
 
-class Upstream(Protocol):
+class Choice(Protocol):
     """A server that the balancer chooses from."""
 
     @property
@@ -35,13 +35,13 @@ class Upstream(Protocol):
 
 
 Stream = TypeVar("Stream")
-AnyUpstream = TypeVar("AnyUpstream", bound=Upstream)
+AnyChoice = TypeVar("AnyChoice", bound=Choice)
 
 
-class Candidate(Generic[AnyUpstream]):
+class Candidate(Generic[AnyChoice]):
     """One upstream and its backoff."""
 
-    def __init__(self, upstream: AnyUpstream) -> None:
+    def __init__(self, upstream: AnyChoice) -> None:
         self.upstream = upstream
         self._backoff = 0.0  # seconds; 0 after a success
         self._backoff_until = 0.0
@@ -73,17 +73,17 @@ class Candidate(Generic[AnyUpstream]):
         self._backoff_until = _now() + self._backoff
 
 
-class Balancer(Generic[AnyUpstream]):
+class Balancer(Generic[AnyChoice]):
     """Tries upstreams in order of preference.
 
     Args:
         upstreams: at least one, the preferred one first.
     """
 
-    def __init__(self, upstreams: Iterable[AnyUpstream]) -> None:
+    def __init__(self, upstreams: Iterable[AnyChoice]) -> None:
         self._candidates = [Candidate(upstream) for upstream in upstreams]
 
-    async def open(self, ask: Callable[[AnyUpstream], Awaitable[Stream]]) -> Stream:
+    async def open(self, ask: Callable[[AnyChoice], Awaitable[Stream]]) -> Stream:
         """Open a stream on the first usable upstream.
 
         Args:
