@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import http.client
-import json
 import random
 import signal
-import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,29 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.support.processes import ROOT, Process, Processes
+from tests.mu.controller import Connection, start
+from tests.support.processes import Processes
 
 KILLS = 20
 BUNCH = 40  # users per command
 
 Users = dict[str, str]
-
-
-class Connection(http.client.HTTPConnection):
-    """HTTP through a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
-        self.sock.connect(str(self._path))
-
-    def command(self, opt: int, args: list[dict[str, Any]], **fields: Any) -> Any:
-        self.request("POST", "/", json.dumps({"opt": opt, "args_bunch": args} | fields))
-        return json.loads(self.getresponse().read())
 
 
 def users_of(connection: Connection) -> Users:
@@ -102,13 +83,3 @@ def test_kill_in_the_middle_of_commands(tmp_path: Path) -> None:
             assert server.wait() == -signal.SIGKILL
     assert commands > 3 * KILLS
     assert interrupted > KILLS / 2  # the kills did fall into commands
-
-
-def start(processes: Processes, directory: Path, *argv: str) -> Process:
-    """Start a server with its files in `directory`."""
-    server = processes.start(
-        sys.executable, "-m", "mtt_mu_server", "-b", "127.0.0.1:0", *argv,
-        "-c", f"unix:{directory / 'control.sock'}", "-db", directory / "users.sqlite", cwd=ROOT,
-    )  # fmt: skip
-    server.expect("listening on")
-    return server

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mu.test_durability import Connection, start
+from tests.mu.controller import Connection, start
 from tests.real.checks import http_transfers
 from tests.real.destinations import SIZE, Site
 from tests.support.certs import Certs

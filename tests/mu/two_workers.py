@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import socket
 import ssl
@@ -13,23 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.mu.controller import Connection
 from tests.support.contexts import bare_context
 from tests.support.metrics import parse, short
 from tests.support.processes import ROOT, Processes, listening
-from tests.support.workers import SOON, Echo, check_echo, connect, worker
+from tests.support.workers import Echo, check_echo, connect, worker
 
 in_both_modes = pytest.mark.parametrize("mode", [(), ("-mux",)], ids=["wss", "wss+mux"])
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=2 * SOON)
-        self._path = str(path)
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class Server:
@@ -45,7 +34,7 @@ class Server:
         self.port = listening(self.process)[1]
 
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
-        connection = UnixConnection(self._control)
+        connection = Connection(self._control)
         with contextlib.closing(connection):
             connection.request(method, path, body)
             return connection.getresponse().read()
