@@ -1,4 +1,7 @@
-"""The controller's endpoint: who gets in, and where it listens."""
+"""The controller's endpoint: who gets in, and where it listens.
+
+The rules by themselves are in tests.http.test_access.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Rate limits: the bucket and the layer in memory, mostly on a fake clock.
 
-Rate-limited tunnels are in test_limits.
+Rate-limited tunnels are in tests.mu.test_server_limits.
 """
 
 from __future__ import annotations
