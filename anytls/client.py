@@ -1,4 +1,4 @@
-"""The client: takes what applications want to reach, and has a server carry them there."""
+"""anytls-client: a local proxy port whose connections an AnyTLS server carries."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
 
-# How many servers the line at the start names.
+# Number of servers named in the log line at the start.
 SHOWN = 3
 
 
 class Client(Service):
-    """anytls-client: `start()` listens, `close()` ends everything.
+    """The service of anytls-client: `start()` listens, `close()` ends everything.
 
-    Raises UsageError when the TLS options cannot work.
+    Raises UsageError if the TLS options are unusable.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -51,7 +51,7 @@ class Client(Service):
         )
 
     async def start(self) -> None:
-        """Listen. Raises StartError when that is not possible."""
+        """Listen. Raises StartError if that fails."""
         await self.serve(self._proxy.accept)
         self._servers.start()
 
@@ -77,7 +77,7 @@ class Client(Service):
         return (
             super().metrics_page()
             + metrics.metric(
-                "mtt_anytls_idle_sessions", "gauge", "Sessions that wait for a stream.",
+                "mtt_anytls_idle_sessions", "gauge", "Idle sessions.",
                 self._servers.idle,
             )
             + metrics.metric(
@@ -94,7 +94,7 @@ class Client(Service):
     async def _open_packets(self, association: Association) -> UotChannel | GoChannel:
         stream = await self._open_uot()
         channel = UotChannel(stream, association, self.counters)
-        if stream.half_closes():  # the server is ours
+        if stream.half_closes():  # the server is this program
             return channel
         return GoChannel(channel, association, self._open_uot, self.counters)
 

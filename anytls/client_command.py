@@ -39,7 +39,7 @@ COMMAND = Command(
 
 
 def main() -> int:
-    """Run anytls-client as this process was told; returns an exit code."""
+    """Run anytls-client with this process's arguments; returns an exit code."""
     return run(COMMAND, sys.argv[1:], os.environ)
 
 

@@ -1,7 +1,7 @@
-"""The file of -c: a configuration of sing-box or Xray, whole, or only the object that is ours.
+"""The file of -c: a whole configuration of sing-box or Xray, or only its AnyTLS object.
 
-From a whole one, the inbounds and outbounds that we can do are taken; what is left out is named in
-a warning, as is every key that nobody knows.
+From a whole configuration, the supported inbounds and outbounds are used. A warning names what is
+not used, and every unknown key.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from mtt.options.flags import Values, clipped
 OPTION = "-c"
 ANYTLS = "anytls"
 
-# A client tries them one after the other.
+# A client tries the servers one after the other.
 MAX_SERVERS = 64
 
 _POOL = ("m", "idle-check", "idle-timeout")
 
-# Outbounds that are in every configuration: what we do ourselves, or choices between others.
+# Outbounds that need no warning: built-in actions, or choices between others.
 _ORDINARY = ("direct", "block", "dns", "selector", "urltest", "freedom", "blackhole", "loopback")
 
 _NO_RULES = "routing rules are not supported"
@@ -34,18 +34,18 @@ _TOP = dict.fromkeys(("route", "routing", "dns", "fakedns", "policy"), _NO_RULES
 
 
 class ClientFile(NamedTuple):
-    """What a file says to a client."""
+    """The content of a client's file."""
 
     local: Values  # "l" and "users", a tuple of Users; empty if it has no local port
-    pool: Values  # those of "m", "idle-check" and "idle-timeout" that are given
+    pool: Values  # "m", "idle-check" and "idle-timeout", as far as given
     servers: tuple[Values, ...]  # see singbox.outbound(); at least one
 
 
 def read_client(path: str, *, ignore_fingerprint: bool = False) -> ClientFile:
-    """What the file `path` says to a client. Raises UsageError.
+    """Read the file `path` of a client. Raises UsageError.
 
     Args:
-        ignore_fingerprint: do not refuse a file that asks for a browser's TLS handshake.
+        ignore_fingerprint: accept a file that asks for a browser's TLS handshake.
     """
     file = JsonFile(OPTION, path, ignore_fingerprint=ignore_fingerprint)
     inbounds, outbounds = _sections(file)
@@ -86,7 +86,7 @@ def read_client(path: str, *, ignore_fingerprint: bool = False) -> ClientFile:
 
 
 def read_server(path: str) -> Values:
-    """What the file `path` says to a server, see `singbox.inbound()`. Raises UsageError."""
+    """Read the file `path` of a server, see `singbox.inbound()`. Raises UsageError."""
     file = JsonFile(OPTION, path)
     inbounds, outbounds = _sections(file)
     ours = [each for each in inbounds if _kind(each) == ANYTLS]
@@ -97,8 +97,8 @@ def read_server(path: str) -> Values:
         )
     if len(ours) > 1:
         raise UsageError(
-            f"{ours[1].label()} is a second AnyTLS inbound; write it into a file of its own, and "
-            "start another anytls-server with that"
+            f"{ours[1].label()} is a second AnyTLS inbound; move it to a separate file, and start "
+            "another anytls-server with that"
         )
     if ours[0].has("protocol"):
         raise UsageError(
@@ -114,12 +114,12 @@ def read_server(path: str) -> Values:
 
 
 def _sections(file: JsonFile) -> tuple[list[Section], list[Section]]:
-    """Inbounds and outbounds."""
+    """The inbounds and outbounds."""
     top = Section(file, "", file.top)
     if top.flag(tls_fields.IGNORE_FINGERPRINT):
         file.ignore_fingerprint = True
     if top.has("type") or top.has("protocol"):
-        # Alone. Only inbounds have these.
+        # A single object. Only inbounds have these keys.
         inbound = any(top.has(key) for key in ("listen", "listen_port", "port", "users"))
         return ([top], []) if inbound else ([], [top])
     inbounds, outbounds = top.sections("inbounds"), top.sections("outbounds")
@@ -130,7 +130,7 @@ def _sections(file: JsonFile) -> tuple[list[Section], list[Section]]:
 
 
 def _kind(section: Section) -> str:
-    """Which protocol an inbound or outbound is about, whoever it was written for."""
+    """The protocol of an inbound or outbound of sing-box or Xray."""
     return section.text("protocol" if section.has("protocol") else "type")
 
 

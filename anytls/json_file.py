@@ -1,6 +1,6 @@
-"""A configuration file: JSON as people write it, and its objects, which know where they stand.
+"""A configuration file in JSON, with comments, and its objects, which know their path.
 
-Errors name line and column, or the key by its path: `config.json: outbounds[0].tls.utls`.
+Errors name line and column, or the path of the key: `config.json: outbounds[0].tls.utls`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from mtt.options.json_text import parse_json
 # Bytes. A user takes about 60, rules for a country's web sites some 100 KB.
 MAX_CONFIG = 8 << 20
 
-# Keys that weaken security: never suggested for a misspelt one.
+# Keys that weaken security are never suggested for a misspelt one.
 _WEAKENING = {"insecure", "allowInsecure", "ignore-fingerprint"}
 
-# How many keys one warning names; the line has to stay readable.
+# Maximum number of keys in one warning, which has to stay readable.
 _SHOWN = 12
 
-# Panels keep numbers as the text of a form's field. 18 digits fit into 64 bits.
+# Panels store numbers as the text of a form field. 18 digits fit into 64 bits.
 _NUMBER = re.compile(r"\s*(-?[0-9]{1,18})\s*", re.ASCII)
 
-# Seconds: more than a century, and less than any timer or Go's 64 bits would mind.
+# Seconds: more than a century, and within the range of timers and of Go's 64 bits.
 _LONGEST = 4e9
 
 
 class JsonFile:
-    """A file that was read: its top, and what there is to say about it in the end."""
+    """A parsed file: its top-level value, and the warnings about it."""
 
     def __init__(self, option: str, path: str, *, ignore_fingerprint: bool = False) -> None:
-        """Read it. Raises UsageError."""
+        """Read the file. Raises UsageError."""
         self.name = f"{option}: {path}"
         self.ignore_fingerprint = ignore_fingerprint  # see tls_fields.fingerprint()
         text = read_text(option, path, limit=MAX_CONFIG, secret=True)
@@ -45,19 +45,19 @@ class JsonFile:
         self._fingerprints: list[str] = []
 
     def note_fingerprint(self, path: str) -> None:
-        """The browser that `path` asks for is not imitated."""
+        """Warn that the browser handshake requested at `path` is not imitated."""
         self._fingerprints.append(path)
 
     def note_unknown(self, path: str) -> None:
-        """Nobody knows the key at `path`."""
+        """Warn that the key at `path` is unknown."""
         self._unknown.append(path)
 
     def note_ignored(self, path: str, why: str) -> None:
-        """What stands at `path` makes no difference."""
+        """Warn that the value at `path` has no effect."""
         self._ignored.setdefault(why, []).append(path)
 
     def warn(self) -> None:
-        """Tell what of the file is not used, in one line for each reason."""
+        """Log what is not used of the file, one line per reason."""
         if self._fingerprints:
             logger.warning(
                 "%s: fingerprint IGNORED (%s): observers see a TLS handshake of OpenSSL, "
@@ -75,14 +75,14 @@ def _listed(paths: list[str]) -> str:
 
 
 class Section:
-    """One object of a file. Its methods take the values of keys, and raise UsageError.
+    """One object of a file. Its methods return the values of keys, and raise UsageError.
 
-    What was never asked for is unknown, see `done()`. Null is the same as nothing, and so are zero
-    values where `present()` is asked: that is how the programs that write such files see it.
+    Keys that were never read are unknown, see `done()`. Null means absent, and so do zero values
+    for `present()`: the programs that write such files treat them the same way.
     """
 
     def __init__(self, file: JsonFile, path: str, value: Any) -> None:
-        """`value` stands at `path`, which is empty for the top of the file."""
+        """`value` is the object at `path`, which is empty for the top of the file."""
         self.file = file
         self.path = path
         if not isinstance(value, dict):
@@ -95,7 +95,7 @@ class Section:
         return f"{self.path}.{key}" if self.path else key
 
     def label(self, key: str = "") -> str:
-        """What an error about `key`, or about the object itself, begins with."""
+        """The start of an error text about `key` or about the object itself."""
         path = self.where(key) if key else self.path
         return f"{self.file.name}: {path}" if path else self.file.name
 
@@ -103,9 +103,9 @@ class Section:
         raise UsageError(f"{self.label(key)}: {reason}")
 
     def present(self, key: str) -> bool:
-        """Whether `key` says anything: a switch that is off, and what is empty, do not.
+        """Whether `key` has an effect: false and empty values have none.
 
-        An object does if its "enabled" is true, or if it has members and no "enabled".
+        An object has an effect if its "enabled" is true, or if it has members but no "enabled".
         """
         value = self._members.get(key)
         if isinstance(value, dict) and "enabled" in value:
@@ -113,14 +113,14 @@ class Section:
         return bool(value)
 
     def text(self, key: str) -> str:
-        """A string, empty if there is none."""
+        """A string; empty if absent."""
         return self._get(key, str, "a string") or ""
 
     def flag(self, key: str) -> bool:
         return self._get(key, bool, "true or false") or False
 
     def integer(self, key: str) -> int:
-        """An integer, or a string with one; 0 if there is none."""
+        """An integer, or a string with one; 0 if absent."""
         value = self._members.get(key)
         if isinstance(value, str) and (number := _NUMBER.fullmatch(value)):
             self._known.add(key)
@@ -128,7 +128,7 @@ class Section:
         return self._get(key, int, "an integer") or 0
 
     def port(self, key: str) -> int:
-        """A port number that must be there."""
+        """A required port number."""
         port = self.integer(key)
         if not 1 <= port <= 65535:
             self.fail(key, f"{port} is not a port; give one from 1 to 65535" if self.has(key)
@@ -136,7 +136,7 @@ class Section:
         return port
 
     def required(self, key: str, what: str) -> str:
-        """A string that must be there: `what` completes "give ..."."""
+        """A required string; `what` completes the error "give ..."."""
         text = self.text(key)
         if not text:
             self.fail(key, f"missing; give {what}")
@@ -162,7 +162,7 @@ class Section:
         return float(value)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """Strings: a list of them, or one that stands alone."""
+        """A list of strings, or a single string."""
         value = self._members.get(key)
         self._known.add(key)
         if isinstance(value, str):
@@ -174,41 +174,41 @@ class Section:
         return tuple(value)
 
     def section(self, key: str) -> Section | None:
-        """An object within this one."""
+        """The object at `key`."""
         self._known.add(key)
         value = self._members.get(key)
         return None if value is None else Section(self.file, self.where(key), value)
 
     def sections(self, key: str) -> list[Section]:
-        """A list of objects within this one."""
+        """The list of objects at `key`."""
         value = self._get(key, list, "a list") or []
         return [Section(self.file, f"{self.where(key)}[{n}]", item) for n, item in enumerate(value)]
 
     def has(self, key: str) -> bool:
-        """Whether `key` is there, be it empty."""
+        """Whether `key` exists, even if empty."""
         return key in self._members
 
     def skip(self, *keys: str) -> None:
-        """These are known, and there is nothing to do about them."""
+        """Mark these keys as known; they need no action."""
         self._known.update(keys)
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Fail if one of these keys says anything, with its reason."""
+        """Fail if one of these keys has an effect, with its reason."""
         self._known.update(reasons)
         for key, reason in reasons.items():
             if self.present(key):
                 self.fail(key, reason)
 
     def ignore(self, reasons: Mapping[str, str]) -> None:
-        """Have the warnings tell if one of these keys says anything, with its reason."""
+        """Warn if one of these keys has an effect, with its reason."""
         self._known.update(reasons)
         for key, reason in reasons.items():
             if self.present(key):
                 self.file.note_ignored(self.where(key), reason)
 
     def done(self) -> None:
-        """Have the warnings name the keys that nobody asked for."""
-        from difflib import get_close_matches  # slow to import, and mostly not needed
+        """Warn about all keys that were never read."""
+        from difflib import get_close_matches  # slow to import and rarely needed
 
         for key in self._members:
             if key not in self._known:
@@ -220,9 +220,9 @@ class Section:
     def _get(self, key: str, kind: type, what: str) -> Any:
         self._known.add(key)
         value = self._members.get(key)
-        # In Python a bool is an integer, too.
+        # In Python, a bool is an integer too.
         if value is not None and (
             not isinstance(value, kind) or (kind is int and isinstance(value, bool))
         ):
-            self.fail(key, f"not {what}")  # and not what it is: it may be a secret
+            self.fail(key, f"not {what}")  # without the value, which may be a secret
         return value

@@ -1,7 +1,6 @@
-"""What anytls-client and anytls-server can be told: their option tables, and the checked result.
+"""The options of anytls-client and anytls-server: their tables, and the checked results.
 
-What stands on the command line ranks above what a file says (-c): option by option, and for every
-server of the file alike.
+Command-line options override the file of -c: option by option, and for all servers of the file.
 """
 
 from __future__ import annotations
@@ -49,19 +48,19 @@ from mtt.users.file import checked_user, read_users
 from mtt.users.user import User
 from mtt.wire import alpn
 
-# Where the reference listens.
+# The reference's default address.
 DEFAULT_LOCAL = f"{LOOPBACK}:1080"
 DEFAULT_BIND = "0.0.0.0:8443"
 
-# As sing-box; RFC 4787 (4.3) asks a NAT for two minutes at least and recommends five.
+# As sing-box; RFC 4787 (4.3) requires at least two minutes of a NAT and recommends five.
 DEFAULT_UDP_TIMEOUT = "5m"
 
-# Options that say who a server is, and what of a file does not matter with -disable-tls. But a file
-# that asks clients for certificates contradicts that.
+# Options of a server's identity; with -disable-tls, those in a file are ignored. A file that
+# requires client certificates contradicts -disable-tls, though.
 _IDENTITY = ("cert", "key", "cert-dir")
 _OF_TLS = ("cert", "key", "no-tls", "alpn", "tls-min")
 
-# Who has the password of -p.
+# The name of the user with the password of -p.
 DEFAULT_USER = "default"
 
 # Bytes of a user's name or password in a login of SOCKS5 (RFC 1929).
@@ -128,19 +127,19 @@ SERVER_FLAGS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientOptions(ServiceOptions):
-    """What anytls-client was told, checked."""
+    """The checked options of anytls-client."""
 
-    users: tuple[User, ...] = ()  # of the local port; empty to ask nobody
-    servers: tuple[ServerChoice, ...]  # to be tried in turn; at least one
+    users: tuple[User, ...] = ()  # of the local port; empty for no authentication
+    servers: tuple[ServerChoice, ...]  # tried in order; at least one
     pool: PoolOptions = DEFAULT_POOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerOptions(ServiceOptions):
-    """What anytls-server was told, checked."""
+    """The checked options of anytls-server."""
 
     users: tuple[User, ...]  # at least one
-    users_file: str = ""  # where they came from, to be read again
+    users_file: str = ""  # their source, for reloading
     padding_scheme: bytes = b""  # empty for the default one
     tls: ServerTls | None  # None without TLS
     alpn_ignored: tuple[str, ...] = ()  # clients may offer these alone, but get no ALPN
@@ -151,7 +150,7 @@ class ServerOptions(ServiceOptions):
 
 
 def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOptions:
-    """The options of anytls-client from what was `given` of CLIENT_FLAGS. Reads the files named.
+    """The options of anytls-client, from those `given` of CLIENT_FLAGS. Reads the named files.
 
     `sockets` are descriptors to listen on instead of -l. Raises UsageError.
     """
@@ -171,7 +170,7 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
                 "bytes, which SOCKS5 cannot carry; choose a shorter one"
             )
     if bind is not None and not users and not all(map(_is_own, bind.hosts)):
-        logger.warning("-l: all that reach %s can use the proxy; give -user, or listen on %s",
+        logger.warning("-l: anyone who can reach %s can use the proxy; set -user, or listen on %s",
                        bind, LOOPBACK)  # fmt: skip
     return ClientOptions(
         bind=bind,
@@ -184,7 +183,7 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
 
 
 def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOptions:
-    """The options of anytls-server from what was `given` of SERVER_FLAGS. Reads the files named.
+    """The options of anytls-server, from those `given` of SERVER_FLAGS. Reads the named files.
 
     `sockets` are descriptors to listen on instead of -l. Raises UsageError.
     """
@@ -192,7 +191,7 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
     if given.get("disable-tls"):
         file = {key: value for key, value in file.items() if key not in _OF_TLS}
     elif any(given.get(name) for name in _IDENTITY):
-        # One identity or another, not the certificate of one and the key of the other.
+        # Certificate and key must come from the same source.
         file = {key: value for key, value in file.items() if key not in ("cert", "key", "no-tls")}
     values = defaults(SERVER_FLAGS) | file | given
     bind = None if sockets else parse_endpoint("-l", values["l"])
@@ -226,10 +225,10 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
 
 
 def _server_alpn(values: Values) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The ALPN names of a server: those to select from, and those that are left out.
+    """The ALPN names of a server: those to select from, and those that are ignored.
 
-    Visitors meet a web site of HTTP/1.1. A browser to which the server selects HTTP/2 would see
-    nothing of it. Raises UsageError.
+    The fallback site speaks only HTTP/1.1, so a browser for which the server selects HTTP/2 could
+    not show it. Raises UsageError.
     """
     names = alpn_names(values)
     ignored = tuple(name for name in names if name in _NEWER_HTTP)
@@ -249,7 +248,7 @@ def _is_own(host: str) -> bool:
 
 
 def _local_users(values: Values) -> tuple[User, ...]:
-    """Whom -user lets in, nobody without it."""
+    """The user of -user; empty without it."""
     name, path = values["user"], values["user-password-file"]
     if bool(name) != bool(path):
         given, missing = ("user", "user-password-file") if name else ("user-password-file", "user")
@@ -262,7 +261,7 @@ def _local_users(values: Values) -> tuple[User, ...]:
 
 
 def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]:
-    """Whom the server lets in; `of_file` come with -c and count if no option names others."""
+    """The users of the server; `of_file` are those of -c, used if no option names others."""
     # "users" of a file of -c are Users already.
     path = values["users"] if isinstance(values["users"], str) else ""
     password = given_password(values)

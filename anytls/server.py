@@ -1,4 +1,4 @@
-"""The server: lets users in, and goes where they want to go, as far as the rules let it."""
+"""anytls-server: authenticates users and connects to the destinations that the rules permit."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from mtt.wire import uot
 from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
 
-# The web site of -fallback is near; one that needs longer to accept is not there.
+# Seconds. The fallback site is near; one that takes longer to accept is down.
 FALLBACK_TIME = 10.0
 
 
-# Lines about denied destinations in each interval of the throttle: those of one web page, not those
-# of a scan of the operator's network.
+# Log lines about denied destinations per interval of the throttle: enough for one web page, but not
+# for a scan of the operator's network.
 DENIALS_SHOWN = 5
 
 
 class Server(Service):
-    """anytls-server: `start()` listens, `close()` ends everything.
+    """The service of anytls-server: `start()` listens, `close()` ends everything.
 
-    Raises UsageError when the certificate cannot be used.
+    Raises UsageError if the certificate is unusable.
     """
 
     def __init__(self, options: ServerOptions) -> None:
@@ -66,7 +66,7 @@ class Server(Service):
             self.certificates = (self._tls,)
         self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         self._reloading: asyncio.Task[None] | None = None
-        self._denied = 0  # streams to where clients must not go
+        self._denied = 0  # streams to denied destinations
         self._denials = Throttle(DENIALS_SHOWN)
         self._outbound = DirectDialer(self._resolver, options.policy.allows)
         self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
@@ -85,7 +85,7 @@ class Server(Service):
         )
 
     async def start(self) -> None:
-        """Listen. Raises StartError when that is not possible."""
+        """Listen. Raises StartError if that fails."""
         use_threads()
         await self.serve(self._frontend.accept)
         if self._tls is not None:
@@ -111,9 +111,9 @@ class Server(Service):
     # Users.
 
     def reload(self) -> None:
-        """Read certificates, keys and users again.
+        """Reload certificates, keys and users.
 
-        Sessions of users who have no right to them any more are cut, the others go on.
+        Cuts the sessions of removed users and changed passwords; all others continue.
         """
         super().reload()
         if self._options.users_file and (self._reloading is None or self._reloading.done()):
@@ -134,8 +134,8 @@ class Server(Service):
             passwords = await asyncio.to_thread(self._read_users)
             changed = self._accounts.replace(passwords)
             cut = self._frontend.cut(changed.__contains__)
-            former = f"; sessions of former users that were cut: {cut}" if cut else ""
-            logger.info("read again: users: %d%s", len(self._accounts), former)
+            former = f"; sessions of removed users cut: {cut}" if cut else ""
+            logger.info("reloaded: users: %d%s", len(self._accounts), former)
 
     def _session_changed(self, account: Account, session: ServerSession) -> None:
         account.sessions += -1 if session.lost else 1
@@ -144,7 +144,7 @@ class Server(Service):
     def metrics_page(self) -> str:
         denied = metrics.metric(
             "mtt_anytls_denied_total", "counter",
-            "Streams to destinations that -allow and -deny do not let clients go to.",
+            "Streams to destinations denied by -allow and -deny.",
             self._denied,
         )  # fmt: skip
         return super().metrics_page() + denied + self._accounts.page()
@@ -171,7 +171,7 @@ class Server(Service):
                 self._log_denied("TCP", stream, account, host, port)
                 return
             self.counters.dial_failures += 1
-            # Where users fail to get to is their business.
+            # At level debug only: failed destinations of users are no concern of the operator.
             logger.debug("%s: %s", peer_name(stream), error)
             return
         self._begin(account, self.open_tunnels.relay(stream, far, on_done=account.end))
@@ -211,9 +211,9 @@ class Server(Service):
 
     def _begin(self, account: Account, carrier: Carrier) -> None:
         account.begin(carrier)
-        logger.debug("user %s: a stream begins", account.name)
+        logger.debug("user %s: stream opened", account.name)
 
-    # Visitors of the web site.
+    # Visitors of the fallback site.
 
     def _visit(self, stream: StreamTransport) -> None:
         assert self._options.fallback is not None
@@ -222,7 +222,7 @@ class Server(Service):
 
 
 def _hashed(users: Iterable[User]) -> dict[str, bytes]:
-    """The hashes of passwords, by the names of users."""
+    """The password hashes by user name."""
     return {user.name: password_hash(user.password) for user in users}
 
 
@@ -231,4 +231,4 @@ def _old_users_stay() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        logger.error("the old users stay: %s", error)
+        logger.error("the old users stay in use: %s", error)

@@ -32,14 +32,14 @@ def service(values: Values, start: Start) -> Service:
 COMMAND = Command(
     name="anytls-server",
     description="Carries TCP and UDP of AnyTLS clients to the destinations that -allow and -deny "
-    "permit. Clients without a valid password see a web site.",
+    "permit. Clients without a valid password see the fallback site.",
     flags=SERVER_FLAGS,
     service=service,
 )
 
 
 def main() -> int:
-    """Run anytls-server as this process was told; returns an exit code."""
+    """Run anytls-server with this process's arguments; returns an exit code."""
     return run(COMMAND, sys.argv[1:], os.environ)
 
 

@@ -1,4 +1,4 @@
-"""The servers of a client: from the file of -c, from -s, and what the command line says of them."""
+"""The servers of a client, from the file of -c, from -s, and from options that override both."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mtt.options.flags import Values
 from mtt.options.tls import given_client_tls
 from mtt.trust.tls_options import ClientTls
 
-# Options about a server; on the command line they hold for all of them.
+# Options of a server; on the command line they apply to all servers.
 _SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerChoice:
-    """A server that a client can use, checked."""
+    """A server of a client, checked."""
 
     address: Endpoint
     password: str = field(repr=False)
@@ -30,11 +30,11 @@ class ServerChoice:
 def given_servers(
     given: Values, of_file: tuple[Values, ...], otherwise: Values
 ) -> tuple[ServerChoice, ...]:
-    """The servers to try in turn, at least one.
+    """The servers to try in order, at least one.
 
     Args:
         given: the options on the command line.
-        of_file: servers that the file of -c has, see `singbox.outbound()`.
+        of_file: the servers in the file of -c, see `singbox.outbound()`.
         otherwise: the options' defaults.
 
     Raises UsageError.
@@ -57,17 +57,17 @@ def given_servers(
 
 
 def alpn_names(values: Values) -> tuple[str, ...]:
-    """What -alpn says, or a file. Raises UsageError."""
+    """The value of -alpn or of a file. Raises UsageError."""
     given = values["alpn"]
-    if isinstance(given, tuple):  # of a file, and checked
+    if isinstance(given, tuple):  # from a file, already checked
         return given
     return checked_alpn("-alpn", [name.strip() for name in given.split(",")] if given else ())
 
 
 def _given_server(text: str, override: Values) -> Values:
-    """What -s says, in the terms of `singbox.outbound()`."""
+    """The value of -s, in the form of `singbox.outbound()`."""
     if not is_uri(text):
-        if "@" in text:  # not for an error that shows it: there is a password in it
+        if "@" in text:  # checked first: other errors show the text, here with a password
             raise UsageError("-s: an @ is only valid in a URI, like anytls://PASSWORD@example.com:443")
         return {"server": reachable("-s", text)}
     uri = parse_uri("-s", text)
@@ -90,7 +90,7 @@ def _choice(known: Values, override: Values) -> ServerChoice:
     if override.get("insecure"):
         values |= {"ca": "", "pin": ()}
     elif override.get("ca") or override.get("pin"):
-        # Somebody has found a better way than the URI or the file knew.
+        # The command line verifies the server, so `insecure` in the URI or file is obsolete.
         values["insecure"] = False
     if not values["p"]:
         raise UsageError(
@@ -103,7 +103,7 @@ def _choice(known: Values, override: Values) -> ServerChoice:
         tls=given_client_tls(
             values,
             server_name=_server_name(values, address),
-            alpn=alpn_names(values),  # none by default, as the reference
+            alpn=alpn_names(values),  # none by default, like the reference
             skip_verify=values["insecure"],
         ),
     )

@@ -1,7 +1,7 @@
 """Objects of sing-box's configuration: the AnyTLS inbound and outbound, and the local port.
 
-Field names: https://sing-box.sagernet.org/configuration/, up to 1.13. What is read becomes values
-of our own options, by their names; errors and warnings name the key in the file.
+Field names: https://sing-box.sagernet.org/configuration/, up to 1.13. The result is values of this
+program's options, by name; errors and warnings name the key in the file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from mtt.trust.pem import PemSource
 from mtt.users.file import check_unique, checked_user
 from mtt.users.user import User
 
-# Types of inbounds whose clients our local port serves as well.
+# Types of inbounds whose clients the local port can serve.
 LOCAL_TYPES = ("mixed", "socks", "http")
 
 ENABLED = '"tls": {"enabled": true}'
 
-# What sing-box takes if nothing is given (common/listener).
+# The default of sing-box (common/listener).
 _LISTEN = "127.0.0.1"
 
 _OTHER_WAY = "connections follow the system's routes; remove it, or use sing-box"
@@ -32,7 +32,8 @@ _TUNING = "not adjustable"
 _RESOLVER = "the system's resolver looks up names"
 _ROUTING = "routing rules are not supported"
 
-# Listen and dial fields that change where packets go, and so who sees them: not to be left out.
+# Listen and dial fields that change the route of packets, and so their exposure. They are refused,
+# because ignoring them would be unsafe.
 _NETWORK = dict.fromkeys(("bind_interface", "routing_mark", "netns", "detour"), _OTHER_WAY)
 _KEEP_ALIVE = dict.fromkeys(
     ("disable_tcp_keep_alive", "tcp_keep_alive", "tcp_keep_alive_interval", "tcp_keep_alive_count",
@@ -87,9 +88,9 @@ _CLIENT_AUTHENTICATION = {"": False, "no": False, "require-and-verify": True}
 
 
 def outbound(section: Section) -> Values:
-    """A server for the client, and how to keep sessions with it.
+    """A server for the client, and the settings of its session pool.
 
-    Keys: "server" (an Endpoint), and of options those that are about a server or the pool.
+    Keys: "server" (an Endpoint), and the names of options about a server or the pool.
     """
     section.skip("type", "tag")
     section.refuse(_DIAL_REFUSED)
@@ -100,7 +101,7 @@ def outbound(section: Section) -> Values:
     values: Values = {
         "server": Endpoint((name,), section.port("server_port")),
         "p": checked_password(section.label("password"), password),
-        # Without it none are kept, there as here.
+        # Without it no idle sessions are kept, as in sing-box.
         "m": checked_min_idle(
             section.label("min_idle_session"), section.integer("min_idle_session")
         ),
@@ -117,10 +118,10 @@ def outbound(section: Section) -> Values:
 
 
 def inbound(section: Section) -> Values:
-    """What a server is to do.
+    """The settings of a server.
 
-    Keys: "users" (a tuple of Users), "padding" (bytes), "no-tls" (what an error about that begins
-    with) if it is to go without TLS, and those of options.
+    Keys: "users" (a tuple of Users), "padding" (bytes), "no-tls" if it has no TLS (the start of an
+    error text about that), and the names of options.
     """
     section.skip("type", "tag")
     section.refuse(_NETWORK)
@@ -146,7 +147,7 @@ def inbound(section: Section) -> Values:
 
 
 def local(section: Section) -> Values:
-    """Where applications find the client: "l", and "users", a tuple of Users."""
+    """The local port of the client: "l", and "users", a tuple of Users."""
     section.skip("type", "tag", "udp_timeout")
     section.refuse(_NETWORK | {
         "set_system_proxy": "set the proxy in the settings of your system, and remove it",
@@ -160,10 +161,10 @@ def local(section: Section) -> Values:
 
 
 def listen_text(label: str, host: str, port: int) -> str:
-    """The value of -l for an address given as the Go programs take it. Raises UsageError."""
+    """The value of -l for an address in the syntax of the Go programs. Raises UsageError."""
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    # There this means all addresses, of IPv4 as well.
+    # In Go this means all addresses, IPv4 included.
     text = host_port("" if host == "::" else host, port)
     parse_endpoint(label, text)
     return text
@@ -177,7 +178,7 @@ def _listen(section: Section) -> str:
 def _users(section: Section, key: str, name_key: str) -> tuple[User, ...]:
     users: list[User] = []
     for number, each in enumerate(section.sections(key), 1):
-        # sing-box knows those without a name by their number.
+        # sing-box identifies users without a name by their index.
         name = each.text(name_key) or f"user-{number}"
         users.append(checked_user(each.label(), name, each.text("password")))
         each.done()
@@ -215,7 +216,7 @@ def _outbound_tls(section: Section) -> Values:
 def _inbound_tls(tls: Section) -> Values:
     tls.refuse(_INBOUND_TLS_REFUSED)
     tls.ignore(_TLS_IGNORED)
-    tls.skip("insecure")  # of clients only
+    tls.skip("insecure")  # only for clients
     name = tls.text("server_name")
     values: Values = {
         "n": host_name(tls.label("server_name"), name) if name else "",
@@ -248,7 +249,7 @@ def _both_ends(tls: Section) -> Values:
 
 
 def _pem(tls: Section, key: str) -> PemSource:
-    """What `key` has inline, else the path with `_path` behind `key`: the order of sing-box."""
+    """The inline value of `key`, else the path at `key` + `_path`, in sing-box's order."""
     path = tls.text(f"{key}_path")
     return tls_fields.inline_pem(tls, key) or path
 

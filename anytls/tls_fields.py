@@ -1,4 +1,4 @@
-"""Values about TLS that sing-box and Xray spell differently and mean alike."""
+"""TLS settings that sing-box and Xray spell differently but define alike."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
 from mtt.trust.tls_options import TLS_VERSIONS
 
-# Why a client does not do what the file asks for, and what to do about it.
-NO_REALITY = "REALITY is not supported; use a server with a certificate of its own"
+# Reasons why a client refuses a setting of the file, with the fix.
+NO_REALITY = "REALITY is not supported; use a server with its own certificate"
 NO_ECH = "Python's TLS has no Encrypted Client Hello yet; remove it"
 NO_CHOICE = "OpenSSL chooses ciphers and curves; remove it"
 NO_MUX = "AnyTLS reuses sessions and has no other multiplexing; remove it"
@@ -20,15 +20,15 @@ NO_CLIENT_FAST_OPEN = (
     "AnyTLS cannot use TCP fast open: it keeps connections for later instead; remove it"
 )
 
-# The option, and the key that stands for it in a TLS object or at the top of a file.
+# The option, and the equivalent key in a TLS object or at the top of a file.
 IGNORE_FINGERPRINT = "ignore-fingerprint"
 
-# An ALPN name has a length of one byte (RFC 7301, 3.1); all those in use are ASCII.
+# The length of an ALPN name is one byte (RFC 7301, 3.1); all names in use are ASCII.
 _MAX_ALPN = 255
 
 
 def versions(section: Section, least: str, most: str) -> str:
-    """The oldest version of TLS by the keys `least` and `most`, empty if nothing is said."""
+    """The lowest TLS version from the keys `least` and `most`; empty if not given."""
     version = section.text(least)
     if version and version not in TLS_VERSIONS:
         section.fail(least, f"{quoted(version)} is not {' or '.join(TLS_VERSIONS)}; older ones "
@@ -41,7 +41,7 @@ def versions(section: Section, least: str, most: str) -> str:
 
 
 def fingerprint(section: Section, key: str) -> None:
-    """Refuse `key`, which asks for a browser's TLS handshake, unless the user agreed to another."""
+    """Refuse `key`, which asks for a browser's TLS handshake, unless the user opted out of it."""
     if not section.flag(IGNORE_FINGERPRINT) and not section.file.ignore_fingerprint:
         section.fail(
             key,
@@ -69,7 +69,7 @@ def inline_pem(section: Section, key: str) -> InlinePem | None:
 
 
 def checked_alpn(option: str, names: Iterable[str]) -> tuple[str, ...]:
-    """`names` if they can be offered in ALPN. Raises UsageError."""
+    """`names` if they are valid ALPN names. Raises UsageError."""
     found = tuple(names)
     for name in found:
         if not (name.isascii() and name.isprintable() and 0 < len(name) <= _MAX_ALPN):

@@ -1,4 +1,4 @@
-"""The servers of a client: the sessions with each, and a stream from the first that can be used."""
+"""The servers of a client: a session pool for each, and streams from the first usable one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mtt.wire.anytls import password_hash
 
 
 class AnyTlsServer:
-    """One server."""
+    """One server and its session pool."""
 
     def __init__(
         self, choice: ServerChoice, options: PoolOptions, dialer: Dialer, counters: Counters
@@ -36,13 +36,13 @@ class AnyTlsServer:
         self._counters = counters
 
     def start(self) -> None:
-        """Make the sessions of -warm, once."""
+        """Open the sessions of -warm, once."""
         self.pool.start()
 
     def _lost(self, error: Exception | None) -> None:
         self._counters.session_over(error)
         if error is not None:
-            # No news: whoever needs one finds out, and servers may well end idle sessions.
+            # Only at level debug: the next connection reports it, and servers end idle sessions.
             logger.debug("%s: %s", self.name, describe(error))
 
 
@@ -50,12 +50,12 @@ class Upstreams:
     """All servers.
 
     Args:
-        choices: which, the preferred one first.
-        options: for the sessions with each.
-        dialer: how to get there.
-        counters: where failures and sessions are counted.
+        choices: the servers, the preferred one first.
+        options: settings of the session pools.
+        dialer: connects to the servers.
+        counters: counts failures and sessions.
 
-    Raises UsageError when the TLS options of one cannot work.
+    Raises UsageError if the TLS options of a server are unusable.
     """
 
     def __init__(
@@ -70,34 +70,35 @@ class Upstreams:
 
     @property
     def files(self) -> tuple[TlsFiles, ...]:
-        """The files of certificates, to be followed."""
+        """The certificate files to watch."""
         return tuple(server.connector.tls for server in self._servers)
 
     @property
     def connecting(self) -> int:
-        """How many connections are being made."""
+        """The number of connections being established."""
         return sum(server.connector.connecting for server in self._servers)
 
     @property
     def sessions(self) -> Collection[ClientSession]:
-        """Those that are up, with all servers."""
+        """The established sessions with all servers."""
         return [session for server in self._servers for session in server.pool.sessions]
 
     @property
     def idle(self) -> int:
-        """How many of those wait for a stream."""
+        """The number of idle sessions."""
         return sum(server.pool.idle for server in self._servers)
 
     def start(self) -> None:
-        """Make sessions with the preferred server ready; others follow when they are needed."""
+        """Open sessions with the preferred server; those with others follow on demand."""
         for server in self._servers:
             server.connector.start()
         self._servers[0].start()
 
     async def open(self, destination: bytes) -> ClientStream:
-        """A stream to a destination, held, after the server has reached that.
+        """A parked stream to a destination that the server has reached.
 
-        Raises DestinationError: it could not be reached; other MttErrors: no server can be asked.
+        Raises DestinationError if the destination is unreachable, and other MttErrors if no server
+        is usable.
         """
         return await self._balancer.open(lambda server: server.pool.open(destination))
 

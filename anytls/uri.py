@@ -1,10 +1,10 @@
-"""The URI of a server, as anytls-go's docs/uri_scheme.md has it.
+"""The URI of a server, as defined in anytls-go's docs/uri_scheme.md.
 
     anytls://[password@]host[:port]/?[key=value]&[key=value]...
 
-The password is the user of the URI (RFC 3986, 3.2.1), all of it, and percent-encoded; the port is
-443 if not given. `sni` is the name to send and to verify, where an IP address says to send none;
-`insecure=1` accepts any certificate. Programs add parameters of their own, and a name behind a #.
+The password is the whole userinfo of the URI (RFC 3986, 3.2.1), percent-encoded. The default port
+is 443. `sni` is the name to send and verify; an IP address is not sent. `insecure=1` accepts any
+certificate. Programs add their own parameters, and a name after a #.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mtt.options.flags import clipped, quoted
 SCHEME = "anytls://"
 DEFAULT_PORT = 443
 
-# How many names of unknown parameters fit into a log line.
+# Maximum number of unknown parameters named in a log line.
 _SHOWN = 8
 
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
@@ -32,24 +32,24 @@ _FORM = "write it like anytls://password@example.com:443/?sni=example.com"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerUri:
-    """What a URI says."""
+    """The content of a URI."""
 
     endpoint: Endpoint
     password: str = field(default="", repr=False)  # empty if there is none
-    sni: str = ""  # a host name in ASCII, or an IP literal; empty if there is none
-    insecure: bool | None = None  # None if nothing is said
+    sni: str = ""  # an ASCII host name, or an IP literal; empty if there is none
+    insecure: bool | None = None  # None if not given
 
 
 def is_uri(text: str) -> bool:
-    """Whether `text` is meant to be a URI, of whatever scheme, and not `host:port`."""
+    """Whether `text` is meant as a URI of any scheme, rather than `host:port`."""
     return "://" in text
 
 
 def parse_uri(option: str, text: str) -> ServerUri:
-    """The server that the URI `text`, the value of `option`, is about.
+    """The server described by the URI `text`, the value of `option`.
 
-    Parameters that nobody knows are named in a warning. Raises UsageError, which never shows more
-    of the URI than host and port, or the name or value of a parameter.
+    Logs a warning about unknown parameters. Raises UsageError, which shows at most host and port of
+    the URI, or the name or value of a parameter.
     """
     if text[: len(SCHEME)].lower() != SCHEME:
         raise UsageError(f"{option}: the URI does not start with {SCHEME}; {_FORM}")
@@ -57,9 +57,9 @@ def parse_uri(option: str, text: str) -> ServerUri:
     rest, _, query = rest.partition("?")
     authority, _, path = rest.partition("/")
     if "@" not in authority and "@" in text:
-        # A password with one of these characters in it would be taken for a host, and end in logs.
+        # A password with one of these characters would be taken for a host, and logged.
         raise UsageError(
-            f"{option}: the URI has an @ behind a /, ? or #; in a password write those as %2F, %3F "
+            f"{option}: the URI has an @ after a /, ? or #; in a password write those as %2F, %3F "
             f"and %23, and elsewhere @ as %40"
         )
     user, at, location = authority.rpartition("@")
@@ -84,7 +84,7 @@ def _endpoint(option: str, location: str) -> Endpoint:
         raise UsageError(f"{option}: the URI has no host; {_FORM}")
     if "|" in location:
         raise UsageError(f"{option}: {quoted(location)}: a URI names one host; {_FORM}")
-    # Without a port, or an empty one, which means the same (RFC 3986, 3.2.3).
+    # No port, or an empty one, which is equivalent (RFC 3986, 3.2.3).
     bare = location.removesuffix(":")
     if bare.endswith("]") or ":" not in bare:
         bare = f"{bare}:{DEFAULT_PORT}"
@@ -92,7 +92,7 @@ def _endpoint(option: str, location: str) -> Endpoint:
 
 
 def _parameters(option: str, query: str) -> tuple[dict[str, str], list[str]]:
-    """The known parameters, the last of equal ones; and the names of the others."""
+    """The known parameters (the last of equal ones), and the names of unknown ones."""
     known: dict[str, str] = {}
     unknown: dict[str, None] = {}
     for pair in query.split("&"):
@@ -114,12 +114,12 @@ def _insecure(option: str, value: str) -> bool | None:
 
 
 def _decoded(option: str, text: str, what: str) -> str:
-    """`text` without percent-encoding."""
+    """`text`, percent-decoded."""
     if _BAD_ESCAPE.search(text):
         raise UsageError(
             f"{option}: in the {what} of the URI a % does not start an escape; write % as %25"
         )
     try:
         return unquote_to_bytes(text).decode()
-    except UnicodeError:  # also of the command line itself
+    except UnicodeError:  # also for raw bytes from the command line
         raise UsageError(f"{option}: the {what} in the URI is not UTF-8 text") from None

@@ -1,7 +1,7 @@
-"""The outbound of Xray and its relatives, and the local port of such a configuration.
+"""The outbound of Xray and its forks, and the local port of such a configuration.
 
-There is `settings.servers`, a list, or the one server stands in `settings` itself; both spellings
-of the pool's keys are in use. Durations are seconds. Fields of `streamSettings`:
+`settings.servers` is a list, or `settings` itself describes the only server. Both spellings of the
+pool's keys are in use. Durations are in seconds. Fields of `streamSettings`:
 https://xtls.github.io/config/transports/tls.html
 """
 
@@ -20,10 +20,10 @@ from mtt.trust.pem import PemSource
 from mtt.users.file import check_unique, checked_user
 from mtt.users.user import User
 
-# Protocols of inbounds whose clients our local port serves as well.
+# Protocols of inbounds whose clients the local port can serve.
 LOCAL_PROTOCOLS = ("mixed", "socks", "http")
 
-_LISTEN = "0.0.0.0"  # what Xray takes if nothing is given
+_LISTEN = "0.0.0.0"  # Xray's default
 
 _OTHER_WAY = "connections follow the system's routes; remove it"
 _TUNING = "not adjustable"
@@ -64,7 +64,7 @@ _NATIVE = ("", "unsafe", "none")  # fingerprints: that of the program's own TLS
 
 
 def outbound(section: Section) -> list[Values]:
-    """The servers of an outbound, each as in `singbox.outbound()`."""
+    """The servers of an outbound, each in the form of `singbox.outbound()`."""
     section.skip("protocol", "tag", "targetStrategy")
     section.refuse(_OUTBOUND_REFUSED)
     settings = section.section("settings")
@@ -88,7 +88,7 @@ def outbound(section: Section) -> list[Values]:
 
 
 def local(section: Section) -> Values:
-    """Where applications find the client: "l", and "users", a tuple of Users."""
+    """The local port of the client: "l", and "users", a tuple of Users."""
     section.skip("protocol", "tag", "sniffing", "allocate", "streamSettings")
     listen = section.text("listen") or _LISTEN
     text = listen_text(section.label("listen"), listen, section.port("port"))
@@ -97,7 +97,7 @@ def local(section: Section) -> Values:
     if settings is not None:
         settings.skip("udp", "ip", "userLevel", "timeout", "allowTransparent", "auth")
         accounts = settings.sections("accounts")
-        # SOCKS has a switch for them; an HTTP inbound has not.
+        # A SOCKS inbound has a switch for accounts; an HTTP inbound has none.
         if section.text("protocol") == "http" or settings.text("auth") == "password":
             users = _accounts(settings, accounts)
         settings.done()
@@ -162,14 +162,14 @@ def _stream(stream: Section) -> Values:
         header = raw.section("header") if raw is not None else None
         if header is not None and header.text("type") not in ("", "none"):
             header.fail("type", 'only "none" is supported')
-    # Of transports and securities that are not used: clients write them all.
+    # Settings of unused transports and securities: clients write all of them.
     stream.skip("realitySettings", "kcpSettings", "wsSettings", "httpSettings", "grpcSettings",
                 "httpupgradeSettings", "xhttpSettings", "quicSettings")  # fmt: skip
     sockopt = stream.section("sockopt")
     if sockopt is not None:
         sockopt.refuse(_SOCKOPT_REFUSED)
         sockopt.ignore(_SOCKOPT_IGNORED)
-        sockopt.skip("tproxy", "acceptProxyProtocol")  # of inbounds
+        sockopt.skip("tproxy", "acceptProxyProtocol")  # only for inbounds
         sockopt.done()
     tls = stream.section("tlsSettings")
     values = _tls(tls) if tls is not None else {}
@@ -190,7 +190,7 @@ def _tls(tls: Section) -> Values:
         "insecure": tls.flag("allowInsecure"),
         "pin": tls_fields.pins(tls, "pinnedPeerCertificatePublicKeySha256"),
     } | _certificates(tls)
-    # A list, or one text with commas.
+    # A list, or one string with commas.
     names = [part.strip() for text in tls.texts("alpn") for part in text.split(",")]
     alpn = tls_fields.checked_alpn(tls.label("alpn"), filter(None, names))
     if alpn:
@@ -202,14 +202,14 @@ def _tls(tls: Section) -> Values:
         tls.fail("allowInsecure", "turns off the verification that the other keys ask for; "
                                   "remove it")  # fmt: skip
     if tls.flag("disableSystemRoot") and not (values.get("ca") or values["pin"]):
-        tls.fail("disableSystemRoot", "leaves nobody to trust; give a certificate with usage "
+        tls.fail("disableSystemRoot", "leaves no trusted roots; add a certificate with usage "
                                       "verify, or remove it")  # fmt: skip
     tls.done()
     return values
 
 
 def _certificates(tls: Section) -> Values:
-    """Whom to trust, and who we are."""
+    """The trusted certificates and the client's own."""
     values: Values = {}
     for each in tls.sections("certificates"):
         each.skip("ocspStapling", "oneTimeLoading", "buildChain")
@@ -223,13 +223,13 @@ def _certificates(tls: Section) -> Values:
                 each.fail(f"{name}File", "missing; give the path of a PEM file, or its lines in "
                                          f"{name}")  # fmt: skip
         if found.keys() & values.keys():
-            each.fail("usage", "only one certificate is supported for that; put all into one")
+            each.fail("usage", "only one certificate per usage is supported; put all into one file")
         values |= found
         each.done()
     return values
 
 
 def _pem(each: Section, key: str) -> PemSource:
-    """The path with `File` behind `key`, else what `key` has inline: the order of Xray."""
+    """The path at `key` + `File`, else the inline value of `key`, in Xray's order."""
     inline = tls_fields.inline_pem(each, key)
     return each.text(f"{key}File") or inline or ""

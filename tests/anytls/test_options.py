@@ -123,7 +123,7 @@ def test_users_of_the_local_port(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_an_open_proxy_is_warned_of(listen: str, caplog: pytest.LogCaptureFixture) -> None:
     client("-s", "h:1", "-p", "x", "-l", listen)
     (record,) = caplog.records
-    assert "give -user" in record.getMessage()
+    assert "set -user" in record.getMessage()
 
 
 @pytest.mark.parametrize("listen", ["localhost:1080", "[::1]:1080", "127.0.0.2:1080"])

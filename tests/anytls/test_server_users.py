@@ -74,8 +74,8 @@ async def test_users_are_read_again_and_former_ones_are_cut(certs: Certs, tmp_pa
         with logged() as lines:
             write_users(tmp_path / "users", stays="one", changes="new", comes="four")
             server.reload()
-            await eventually(lambda: any("read again: users: 3; " in line for line in lines))
-        assert any(line.endswith("sessions of former users that were cut: 2") for line in lines)
+            await eventually(lambda: any("reloaded: users: 3; " in line for line in lines))
+        assert any(line.endswith("sessions of removed users cut: 2") for line in lines)
         for password in ("two", "three"):
             with pytest.raises(ConnectionError):
                 await peers[password].frame()
@@ -90,7 +90,7 @@ async def test_users_are_read_again_and_former_ones_are_cut(certs: Certs, tmp_pa
         (tmp_path / "users").write_text("nonsense\n")
         with logged() as lines:
             server.reload()
-            await eventually(lambda: any("the old users stay" in line for line in lines))
+            await eventually(lambda: any("the old users stay in use" in line for line in lines))
         await check_echo(peers["one"], 3, there.port)
         for peer in peers.values():
             peer.tls.close()
@@ -108,4 +108,4 @@ async def test_announcement_counts_renewed_users(certs: Certs, tmp_path: Path) -
             assert ", users: 3; " in lines[1]
             Path(path).unlink()
             server.renew()
-            assert "ERROR the old users stay: -users: cannot read" in lines[2]
+            assert "ERROR the old users stay in use: -users: cannot read" in lines[2]

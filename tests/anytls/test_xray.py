@@ -80,7 +80,7 @@ def test_inline_certificates_of_xray(path: Path) -> None:
         ("streamSettings", {"sockopt": {"tcpFastOpen": True}}, "AnyTLS cannot use TCP fast open"),
         ("streamSettings", {"sockopt": {"dialerProxy": "x"}}, "dialerProxy"),
         ("streamSettings", {"tlsSettings": {"fingerprint": "chrome"}}, "-ignore-fingerprint"),
-        ("streamSettings", {"tlsSettings": {"disableSystemRoot": True}}, "nobody to trust"),
+        ("streamSettings", {"tlsSettings": {"disableSystemRoot": True}}, "no trusted roots"),
         ("streamSettings", {"tlsSettings": {"pinnedPeerCertSha256": "x"}}, "give -pin"),
         ("streamSettings", {"tlsSettings": {"certificates": [{"certificate": ["x"]}]}},
          "certificates[0].keyFile: missing"),
