@@ -121,7 +121,7 @@ class Manager(Protocol):
         """Send no more messages."""
 
 
-class Tether(Manager, Protocol):
+class SupervisorLink(Manager, Protocol):
     """Connects a worker to its supervisor, which handles all signals for it."""
 
     def attach(
@@ -145,17 +145,17 @@ def run(
     plugin: bool = False,
     watch: Watch | None = None,
     manager: ServiceManager | None = None,
-    tether: Tether | None = None,
+    link: SupervisorLink | None = None,
 ) -> NoReturn:
     """Start `service` and serve until SIGINT or SIGTERM ends the process with exit code 0.
 
     A `plugin` exits immediately. `watch` is called in the loop before the service starts; `manager`
-    receives the status. With `tether`, the supervisor is responsible for all of this. Must run in
+    receives the status. With `link`, the supervisor is responsible for all of this. Must run in
     the main thread. Raises what `service.start()` raises, and UsageError if the event loop is not
     available.
     """
     options = options or ProcessOptions()
-    listener: Manager = tether or manager or ServiceManager({})
+    listener: Manager = link or manager or ServiceManager({})
     raise_descriptor_limit()
     with (
         contextlib.closing(listener),
@@ -164,8 +164,8 @@ def run(
         loop = runner.get_loop()
         loop.set_exception_handler(report_error)
         ending = Ending(service, loop, at_once=plugin)
-        with ending.on_signals() if tether is None else contextlib.nullcontext():
-            runner.run(_serve(service, ending, options.grace, watch, listener, tether))
+        with ending.on_signals() if link is None else contextlib.nullcontext():
+            runner.run(_serve(service, ending, options.grace, watch, listener, link))
             # Not by returning: interpreter exit waits for threads, and one that is stuck in
             # the system's resolver stays for half a minute.
             ending.exit()
@@ -177,20 +177,20 @@ async def _serve(
     grace: float,
     watch: Watch | None,
     manager: Manager,
-    tether: Tether | None,
+    link: SupervisorLink | None,
 ) -> None:
     if watch is not None:
         watch(ending.exit)
-    if tether is not None:
-        tether.attach(ask=ending.ask, exit=ending.exit, reload=service.reload)
+    if link is not None:
+        link.attach(ask=ending.ask, exit=ending.exit, reload=service.reload)
     await service.start()
-    if tether is None:
+    if link is None:
         service.announce()
     manager.ready(listening_on(service))
     manager.keep_beating()
     await ending.requested()
     service.cleanup()
-    await _drain(service, grace, manager, quiet=tether is not None)
+    await _drain(service, grace, manager, quiet=link is not None)
     try:
         async with asyncio.timeout(CLOSE_LIMIT):
             await service.close()

@@ -9,10 +9,10 @@ listening sockets, certificates, the keys of TLS session tickets. It forks
     the hub      if the service has state shared by all workers
     the workers  each with an event loop and `runtime.run()`, like a single process
 
-and then waits for signals, messages of its children (`tether`), and their exits. The listening
-sockets are shared: an idle worker takes the next connection (see `worker_loads`), and connections
-in the kernel's queue survive the end of any worker. (With SO_REUSEPORT the kernel would assign
-connections to queues without regard to load; those in the queue of a dead worker would be lost.)
+and then waits for signals, messages of its children (see `supervisor_link`), and their exits. The
+listening sockets are shared: an idle worker takes the next connection (see `worker_loads`), and
+connections in the kernel's queue survive the end of any worker. (With SO_REUSEPORT the kernel would
+assign connections to queues without regard to load; those in the queue of a dead worker would be lost.)
 
 A worker that dies is replaced. The hub is not: its state is lost, so all processes end.
 """
@@ -37,8 +37,8 @@ from mtt.log import logger
 from mtt.options.process import ProcessOptions
 from mtt.process import runtime
 from mtt.process.runtime import CLOSE_LIMIT, Hub, Service
+from mtt.process.supervisor_link import ADOPT, RELOAD, STOP, STOP_NOW, Child, SupervisorLink
 from mtt.process.systemd import ServiceManager
-from mtt.process.tether import ADOPT, RELOAD, STOP, STOP_NOW, Child, Tether
 from mtt.process.worker_loads import WorkerLoads
 
 # Seconds. A worker that dies is replaced at once if it ran for STABLE_AGE; otherwise after a delay
@@ -347,20 +347,20 @@ class _Supervisor:
         log.setup(self._options.log_level, label, self._options.log_format)
         line.setblocking(False)
         adopt = hub.adopt if hub is not None else None
-        tether = Tether(line, self._manager.beat_interval, adopt)
+        link = SupervisorLink(line, self._manager.beat_interval, adopt)
         options = self._options
         try:
             self._service.join(to_hub, self._loads.for_worker(number))
             if hub is None:
-                runtime.run(self._service, options=options, tether=tether)
+                runtime.run(self._service, options=options, link=link)
             self._service.cleanup()
             options = options._replace(grace=options.grace + HUB_GRACE)
-            runtime.run(hub, options=options, tether=tether)
+            runtime.run(hub, options=options, link=link)
         except MttError as error:
-            tether.failed(error)
+            link.failed(error)
         except Exception as error:
             logger.debug("where it happened:", exc_info=True)
-            tether.failed(StartError(f"internal error: {type(error).__name__}: {error}"))
+            link.failed(StartError(f"internal error: {type(error).__name__}: {error}"))
         os._exit(1)
 
     # Signals.

@@ -32,8 +32,8 @@ MAX_LINE = 4096
 BEATS = 2
 
 
-class Tether:
-    """The worker's side, see `runtime.Tether`.
+class SupervisorLink:
+    """The worker's side, see `runtime.SupervisorLink`.
 
     Args:
         sock: non-blocking.
