@@ -127,7 +127,7 @@ class Counters:
             self.session_failures += 1
 
 
-class Now(NamedTuple):
+class Snapshot(NamedTuple):
     """The current state of a service; totals include open tunnels."""
 
     connections: int
@@ -141,7 +141,7 @@ class Now(NamedTuple):
     bytes_down: int
 
 
-def page(counters: Counters, now: Now) -> str:
+def page(counters: Counters, now: Snapshot) -> str:
     """The metrics of a service."""
     failures = {
         labels(cause=cause): count for cause, count in counters.handshake_failures.items()

@@ -149,7 +149,7 @@ class Service:
         """Metrics in the Prometheus text format."""
         tunnels, sessions = self.open_tunnels, self._sessions()
         admission = tunnels.admission
-        now = metrics.Now(
+        now = metrics.Snapshot(
             connections=admission.accepted,
             refused=admission.refused,
             tunnels_refused=admission.tunnels_refused,

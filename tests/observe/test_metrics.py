@@ -19,14 +19,14 @@ from mtt.errors import (
 )
 from mtt.observe import lag as module
 from mtt.observe.lag import LAG_INTERVAL, LagMeter
-from mtt.observe.metrics import Counters, Histogram, Now, labels, metric, page
+from mtt.observe.metrics import Counters, Histogram, Snapshot, labels, metric, page
 from mtt.trust.failures import tls_cause
 from mtt.wire.http1 import HttpError
 from mtt.wire.upgrade import UpgradeRefused
 from tests.support.clock import Clock
 from tests.support.metrics import check_with_promtool, failures, parse, short
 
-NOTHING = Now(0, 0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Snapshot(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_metric() -> None:

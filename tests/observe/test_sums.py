@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mtt.observe import metrics
-from mtt.observe.metrics import Counters, Histogram, Now, metric
+from mtt.observe.metrics import Counters, Histogram, Snapshot, metric
 from mtt.observe.sums import Page, total
 from tests.support.metrics import parse, short
 
@@ -12,7 +12,7 @@ def page(started: float, number: int, lag: float) -> str:
     counters.tunnels = number
     histogram = Histogram((0.1, 1.0))
     histogram.add(lag)
-    now = Now(*[number] * len(Now._fields))
+    now = Snapshot(*[number] * len(Snapshot._fields))
     return (
         metrics.page(counters, now)
         + histogram.lines("mtt_event_loop_lag_seconds", "Lag.")
