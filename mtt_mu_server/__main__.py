@@ -40,7 +40,7 @@ COMMAND = Command(
 
 
 def main() -> int:
-    """Run mtt-mu-server as this process was told; returns an exit code."""
+    """Run mtt-mu-server with this process's arguments; returns an exit code."""
     return run(COMMAND, sys.argv[1:], os.environ)
 
 

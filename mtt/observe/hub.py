@@ -68,7 +68,7 @@ class Member:
 
     def __init__(self, lost: Callable[[Any], object]) -> None:
         self.page = Page()
-        self.told = False  # whether the page was included in a scrape
+        self.scraped = False  # whether the page was included in a scrape
         self._on_lost = lost
         self.link = Link(self.hear, self.lost)
 
@@ -76,10 +76,10 @@ class Member:
         """Handle a message of the worker."""
         _, text = message
         page = Page(text)
-        if not self.told:
+        if not self.scraped:
             page.keep_most(self.page)
         self.page = page
-        self.told = False
+        self.scraped = False
 
     def lost(self) -> None:
         """The link to the worker is closed."""
@@ -117,7 +117,7 @@ class WorkerHub(Hub, Generic[AnyMember]):
     def page(self) -> str:
         """The metrics of all workers together."""
         for member in self.members:
-            member.told = True
+            member.scraped = True
         return str(total((self._past, *(member.page for member in self.members))))
 
     async def drain(self) -> None:

@@ -12,7 +12,7 @@ listening sockets, certificates, the keys of TLS session tickets. It forks
 and then waits for signals, messages of its children (see `supervisor_link`), and their exits. The
 listening sockets are shared: an idle worker takes the next connection (see `worker_loads`), and
 connections in the kernel's queue survive the end of any worker. (With SO_REUSEPORT the kernel would
-assign connections to queues without regard to load; those in the queue of a dead worker would be lost.)
+assign connections to queues without regard to load, and a dead worker's queue would be lost.)
 
 A worker that dies is replaced. The hub is not: its state is lost, so all processes end.
 """

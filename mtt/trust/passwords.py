@@ -7,13 +7,13 @@ import secrets
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
-Who = TypeVar("Who")
+Owner = TypeVar("Owner")
 
 # 128 bits: with a million users, a wrong hash matches one of theirs once in 2**108 tries.
 _TAG_SIZE = 16
 
 
-class Passwords(Generic[Who]):
+class Passwords(Generic[Owner]):
     """Finds the owner of a password by the hash that a client sends (`wire.anytls.password_hash`).
 
     Such a hash is as good as the password, so the time of a lookup must reveal nothing about the
@@ -30,14 +30,14 @@ class Passwords(Generic[Who]):
         owners: the password hashes and their owners.
     """
 
-    def __init__(self, owners: Iterable[tuple[bytes, Who]]) -> None:
+    def __init__(self, owners: Iterable[tuple[bytes, Owner]]) -> None:
         self._key = secrets.token_bytes(hashlib.blake2b.MAX_KEY_SIZE)
-        self._owners = {self._tag(hashed): who for hashed, who in owners}
+        self._owners = {self._tag(hashed): owner for hashed, owner in owners}
 
     def __len__(self) -> int:
         return len(self._owners)
 
-    def find(self, shown: bytes) -> Who | None:
+    def find(self, shown: bytes) -> Owner | None:
         """The owner of the password with the hash `shown`, or None."""
         return self._owners.get(self._tag(shown))
 
