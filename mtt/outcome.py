@@ -1,7 +1,7 @@
-"""How an attempt to reach a destination ended. Pure.
+"""The outcome of an attempt to reach a destination. Pure functions.
 
-Whoever tried knows it, and `NetworkError.outcome` carries it. Each codec that tells a peer has a
-table of its own, with what its protocol says for each outcome.
+The dialling side sets it, and `NetworkError.outcome` carries it. Each codec has a table of its
+protocol's replies for the outcomes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 
 class Outcome(enum.Enum):
-    """How an attempt ended; failures in the order of how much they tell."""
+    """The outcome of an attempt; failures ordered from the most to the least specific."""
 
     SUCCEEDED = "connected"
     CONNECTION_REFUSED = "connection refused"
@@ -24,7 +24,7 @@ class Outcome(enum.Enum):
 
     @property
     def text(self) -> str:
-        """The outcome in words, for people."""
+        """The outcome in words."""
         return self.value
 
 
@@ -41,12 +41,12 @@ _BY_ERRNO = {
 
 
 def from_error(error: OSError) -> Outcome:
-    """The outcome when connecting a socket failed with `error`."""
+    """The outcome for the `error` of a failed connect."""
     if isinstance(error, TimeoutError):  # ETIMEDOUT, or asyncio's, which has no errno
         return Outcome.TIMED_OUT
     return _BY_ERRNO.get(error.errno or 0, Outcome.GENERAL_FAILURE)
 
 
 def most_telling(outcomes: Iterable[Outcome]) -> Outcome:
-    """The outcome of an attempt at several addresses, from those at each."""
+    """The most specific outcome of attempts at several addresses."""
     return min(outcomes, key=_ORDER.index)

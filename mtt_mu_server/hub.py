@@ -94,7 +94,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
     async def _change(self, messages: Iterable[bytes]) -> None:
         for data in messages:
             for member in self._loaded():
-                member.link.send(data)
+                member.link.send_encoded(data)
             await asyncio.sleep(0)
         await self._answers("apply")
 
@@ -117,14 +117,14 @@ class MultiUserHub(WorkerHub["UserMember"]):
         try:
             async with asyncio.timeout(LOAD_TIME), self._management.commands.changing:
                 for piece in _slices(self.users.rows):
-                    member.link.say("put", piece)
-                    member.link.say("apply", 0)  # in parts: the worker does not serve yet
+                    member.link.send("put", piece)
+                    member.link.send("apply", 0)  # in parts: the worker does not serve yet
                     await asyncio.sleep(0)
                     await member.link.drained()
                 for path in self._full:
-                    member.link.say("full", path, True)
+                    member.link.send("full", path, True)
                 member.loaded = True
-                member.link.say("loaded")
+                member.link.send("loaded")
         except TimeoutError:
             logger.error("a new worker did not load the users in time; it was dropped")
             member.link.abort()
@@ -138,7 +138,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
         if full != (path in self._full):
             (self._full.add if full else self._full.discard)(path)
             for member in self._loaded():
-                member.link.say("full", path, full)
+                member.link.send("full", path, full)
 
     def _concerned(self) -> set[str]:
         return self._full.union(self.users.live_paths())
@@ -161,10 +161,10 @@ class UserMember(Member):
     def ask(self, kind: str, number: int) -> asyncio.Future[None]:
         """Send `kind`; the future is done with the answer, or when the worker is gone."""
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
-        self.link.say(kind, number)
+        self.link.send(kind, number)
         return answer
 
-    def hear(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         match message:
             case ["enter", int(number), str(path), bool(limited)]:
                 self._enter(number, path, limited)
@@ -192,7 +192,7 @@ class UserMember(Member):
                 if number in self._answers:
                     self._answers.pop(number).set_result(None)
             case _:
-                super().hear(message)
+                super().handle(message)
 
     def lost(self) -> None:
         for lessee in self._lessees.values():
@@ -214,9 +214,9 @@ class UserMember(Member):
             user = User(path, "", 0, user.rate if user is not None else 0)
         tunnel = self._users.enter(user, None) if user is not None else None
         if limited:
-            self.link.say("admission", number, tunnel is not None)
+            self.link.send("admission", number, tunnel is not None)
         if tunnel is not None and user is not None:
-            carrier = _Carrier(lambda reason: self.link.say("cut", number, reason))
+            carrier = _Carrier(lambda reason: self.link.send("cut", number, reason))
             tunnel.relay = self._carriers[number] = carrier
             self._tunnels[number] = tunnel
             self._users.buckets(user)
@@ -238,7 +238,7 @@ class UserMember(Member):
         self._hub.update_room(tunnel.path)
 
     def _session(self, number: int, path: str) -> None:
-        session = _Session(path, lambda: self.link.say("cut_session", number))
+        session = _Session(path, lambda: self.link.send("cut_session", number))
         user = self._users.find(path)
         has_room = user is None or self._users.has_room(user)
         self._sessions[number] = session
@@ -258,11 +258,11 @@ class UserMember(Member):
         if lessee is None:
             buckets = self._users.known_buckets(path)
             if buckets is None:  # the last tunnel has just ended
-                self.link.say("tokens", path, direction, tokens)
+                self.link.send("tokens", path, direction, tokens)
                 return
             lessee = Lessee(
                 buckets[direction],
-                lambda granted: self.link.say("tokens", path, direction, granted),
+                lambda granted: self.link.send("tokens", path, direction, granted),
             )
             self._lessees[path, direction] = lessee
         lessee.want(tokens)

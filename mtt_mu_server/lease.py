@@ -24,7 +24,7 @@ class LeasedBucket:
     def __init__(self, ask: Callable[[int], object]) -> None:
         self._ask = ask
         self._asked = 0  # tokens still to come
-        self._tokens = 0  # left over by those who stopped waiting meanwhile
+        self._tokens = 0  # left by rate limiters that stopped waiting meanwhile
         self._waiting: dict[RateLimiter, None] = {}  # in the order in which it is their turn
 
     def take(self, wanted: int) -> int:

@@ -103,7 +103,7 @@ class UserReplica(Reporter):
         limited = bool(user.max_conns)
         if limited:
             tunnel.admission = asyncio.get_running_loop().create_future()
-        self.link.say("enter", tunnel.number, user.path, limited)
+        self.link.send("enter", tunnel.number, user.path, limited)
         return tunnel
 
     async def admitted(self, tunnel: Tunnel) -> bool:
@@ -122,21 +122,21 @@ class UserReplica(Reporter):
         del self._tunnels[tunnel.number]
         carrier = tunnel.relay
         sent, received = (carrier.sent, carrier.received) if carrier is not None else (0, 0)
-        self.link.say("leave", tunnel.number, sent, received)
+        self.link.send("leave", tunnel.number, sent, received)
         self._open[tunnel.path] -= 1
         if not self._open[tunnel.path]:
             del self._open[tunnel.path]
             if self._buckets.pop(tunnel.path, None):
-                self.link.say("idle", tunnel.path)
+                self.link.send("idle", tunnel.path)
 
     def session_changed(self, path: str, session: Session) -> None:
         number = id(session)  # unique while the session exists
         if session.lost:
             self._sessions.pop(number, None)
-            self.link.say("session_over", number)
+            self.link.send("session_over", number)
         else:
             self._sessions[number] = session
-            self.link.say("session", number, path)
+            self.link.send("session", number, path)
 
     def buckets(self, user: User) -> tuple[LeasedBucket, LeasedBucket] | None:
         path = user.path
@@ -144,14 +144,14 @@ class UserReplica(Reporter):
             return None
         if path not in self._buckets:
             self._buckets[path] = (
-                LeasedBucket(lambda tokens: self.link.say("want", path, UP, tokens)),
-                LeasedBucket(lambda tokens: self.link.say("want", path, DOWN, tokens)),
+                LeasedBucket(lambda tokens: self.link.send("want", path, UP, tokens)),
+                LeasedBucket(lambda tokens: self.link.send("want", path, DOWN, tokens)),
             )
         return self._buckets[path]
 
     # Messages of the hub.
 
-    def hear(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         match message:
             case ["admission", int(number), bool(granted)]:
                 self._admission(number, granted)
@@ -164,7 +164,7 @@ class UserReplica(Reporter):
                 self._staged.append(message)
             case ["apply", int(number)]:
                 self._apply()
-                self.link.say("done", number)
+                self.link.send("done", number)
             case ["loaded"]:
                 assert self._loaded is not None
                 self._loaded.set_result(None)
@@ -176,7 +176,7 @@ class UserReplica(Reporter):
                     self._sessions[number].abort()
             case ["report", int(number)]:
                 self.report()
-                self.link.say("done", number)
+                self.link.send("done", number)
             case _:
                 raise ValueError(f"unknown message {message[:1]}")
 
@@ -196,10 +196,10 @@ class UserReplica(Reporter):
                 tunnel.sent, tunnel.received = carrier.sent, carrier.received
                 moved += tunnel.number, tunnel.sent, tunnel.received
         for start in range(0, len(moved), 3 * SLICE):
-            self.link.say("moved", moved[start : start + 3 * SLICE])
+            self.link.send("moved", moved[start : start + 3 * SLICE])
         events = self._events
         if events.unknown or events.full or events.dial_failures:
-            self.link.say("events", events.unknown, events.full, events.dial_failures)
+            self.link.send("events", events.unknown, events.full, events.dial_failures)
             events.unknown = events.full = events.dial_failures = 0
         super().report()
 

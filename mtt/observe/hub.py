@@ -28,7 +28,7 @@ class Reporter:
 
     def __init__(self, page: Callable[[], str]) -> None:
         self._page = page
-        self.link = Link(self.hear, self.lost)
+        self.link = Link(self.handle, self.lost)
         self._timer: asyncio.TimerHandle | None = None
 
     async def connect(self, hub: socket.socket) -> None:
@@ -43,7 +43,7 @@ class Reporter:
         self.report()
         await self.link.close()
 
-    def hear(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         """Handle a message of the hub."""
         raise ValueError("unexpected message from the hub")
 
@@ -52,7 +52,7 @@ class Reporter:
 
     def report(self) -> None:
         """Send the current metrics."""
-        self.link.say("page", self._page())
+        self.link.send("page", self._page())
 
     def _report_often(self) -> None:
         self.report()
@@ -70,9 +70,9 @@ class Member:
         self.page = Page()
         self.scraped = False  # whether the page was included in a scrape
         self._on_lost = lost
-        self.link = Link(self.hear, self.lost)
+        self.link = Link(self.handle, self.lost)
 
-    def hear(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         """Handle a message of the worker."""
         _, text = message
         page = Page(text)

@@ -32,12 +32,12 @@ class Link(StreamProtocol):
     """One side of the connection, open from `connect()` to `close()`.
 
     Args:
-        hear: called with every message.
+        handle: called with every message.
         lost: called once, when the other process is gone or sends an invalid message.
     """
 
-    def __init__(self, hear: Callable[[Message], object], lost: Callable[[], object]) -> None:
-        self._hear = hear
+    def __init__(self, handle: Callable[[Message], object], lost: Callable[[], object]) -> None:
+        self._handle = handle
         self._lost = lost
         self._transport: StreamTransport | None = None
         self._buffer = b""
@@ -49,11 +49,11 @@ class Link(StreamProtocol):
         sock.setblocking(False)
         SocketTransport(sock, self)
 
-    def say(self, *message: Any) -> None:
+    def send(self, *message: Any) -> None:
         """Send a message; drops it if the other process is gone."""
-        self.send(encode(*message))
+        self.send_encoded(encode(*message))
 
-    def send(self, data: bytes) -> None:
+    def send_encoded(self, data: bytes) -> None:
         """Send a message encoded by `encode()`."""
         if self._transport is not None:
             self._transport.write(data)
@@ -87,7 +87,7 @@ class Link(StreamProtocol):
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         try:
             for line in lines:
-                self._hear(json.loads(line))
+                self._handle(json.loads(line))
             if len(self._buffer) > MAX_MESSAGE:
                 raise ValueError("a message is too long")
         except Exception as error:

@@ -64,11 +64,11 @@ class SupervisorLink:
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
     def ready(self, status: str) -> None:
-        self._say(READY)
+        self._send(READY)
 
     def keep_beating(self) -> None:
         if self._beat_interval > 0:
-            self._say(BEAT)
+            self._send(BEAT)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(self._beat_interval, self.keep_beating)
 
@@ -77,13 +77,13 @@ class SupervisorLink:
 
     def failed(self, error: MttError) -> None:
         """Report that the start failed."""
-        self._say(f"{WRONG if isinstance(error, UsageError) else FAILED} {error}")
+        self._send(f"{WRONG if isinstance(error, UsageError) else FAILED} {error}")
 
     def close(self) -> None:
         """Nothing to send: the supervisor notices the end of the process."""
 
-    def _say(self, words: str) -> None:
-        data = escape(words).encode("utf-8", "backslashreplace")[: MAX_LINE - 1]
+    def _send(self, message: str) -> None:
+        data = escape(message).encode("utf-8", "backslashreplace")[: MAX_LINE - 1]
         # _read() notices if the supervisor is gone; if it hangs, the service manager acts.
         with contextlib.suppress(OSError):
             self._socket.send(data + b"\n")
@@ -124,12 +124,12 @@ class Child:
     def __str__(self) -> str:
         return f"{f'worker {self.number}' if self.number else 'the hub'} (pid {self.pid})"
 
-    def tell(self, word: bytes) -> None:
+    def send(self, command: bytes) -> None:
         """Send a command."""
         with contextlib.suppress(OSError):  # the process is gone, or has not read for a long time
-            self.line.send(word)
+            self.line.send(command)
 
-    def hear(self) -> bool:
+    def read(self) -> bool:
         """Read its messages; returns whether more may follow."""
         try:
             data = self.line.recv(MAX_LINE)

@@ -162,7 +162,7 @@ class _Supervisor:
         logger.info("stopping")
         self._manager.stopping("stopping", seconds)
         for child in self._all():
-            child.tell(STOP)
+            child.send(STOP)
         until = time.monotonic() + seconds + PATIENCE
         while self._children and self._asked == 1 and (left := until - time.monotonic()) > 0:
             self._step(left)
@@ -171,7 +171,7 @@ class _Supervisor:
         """End the remaining children at once."""
         self._stopping = True
         for child in self._all():
-            child.tell(STOP_NOW)
+            child.send(STOP_NOW)
         until = time.monotonic() + AT_ONCE
         while self._children and (left := until - time.monotonic()) > 0:
             self._step(left)
@@ -191,7 +191,7 @@ class _Supervisor:
         """Wait at most `seconds` for events, and handle them."""
         for key, _ in self._selector.select(self._wait_time(seconds)):
             if isinstance(key.data, Child):
-                self._hear(key.data)
+                self._read(key.data)
             else:
                 self._wakeup.recv(4096)
         self._reap()
@@ -234,13 +234,13 @@ class _Supervisor:
             self._asked += 1
             return
         for child in self._all():
-            child.tell(RELOAD)
+            child.send(RELOAD)
 
     # Children.
 
-    def _hear(self, child: Child) -> None:
+    def _read(self, child: Child) -> None:
         was_ready = child.ready
-        if not child.hear():
+        if not child.read():
             # It has ended or is about to; _reap() reports how.
             self._selector.unregister(child.line)
         if child.ready and not was_ready:
@@ -252,7 +252,7 @@ class _Supervisor:
             if cause is None:
                 continue
             if child.line in self._selector.get_map():
-                self._hear(child)  # its final messages
+                self._read(child)  # its final messages
             if child.line in self._selector.get_map():
                 self._selector.unregister(child.line)
             child.line.close()

@@ -32,7 +32,7 @@ class Bucketful:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """What the hub is told."""
     messages: list[Message] = []
-    monkeypatch.setattr("mtt.process.link.Link.say", lambda _, *words: messages.append([*words]))
+    monkeypatch.setattr("mtt.process.link.Link.send", lambda _, *words: messages.append([*words]))
     return messages
 
 
@@ -51,12 +51,12 @@ async def test_tunnels_share_tokens_until_the_last_one_ends(said: list[Any]) -> 
         replica.leave(tunnel)
     assert ["idle", "/slow"] not in said
     assert replica.buckets(SLOW) is buckets
-    replica.hear(["tokens", "/slow", DOWN, 10])
+    replica.handle(["tokens", "/slow", DOWN, 10])
     assert not waiting.backlog
     assert tunnels[2] is not None
     replica.leave(tunnels[2])
     assert said[-1] == ["idle", "/slow"]
-    replica.hear(["tokens", "/slow", UP, 10])  # too late, for nobody
+    replica.handle(["tokens", "/slow", UP, 10])  # too late: no tunnel waits
 
 
 async def test_only_users_with_a_rate_have_tokens(said: list[Any]) -> None:

@@ -34,20 +34,20 @@ async def test_messages_arrive_in_their_order() -> None:
     one, other = await pair()
     sent: list[list[Any]] = [["a"], ["\n\u20ac\U0001f600", 1, True, None], [{"k": [1.5]}]]
     for message in sent:
-        one.link.say(*message)
-    other.link.say("back")
+        one.link.send(*message)
+    other.link.send("back")
     await eventually(lambda: one.heard)
     await one.link.close()
     await eventually(lambda: other.losses)
     assert (other.heard, one.heard) == (sent, [["back"]])
     assert one.losses == other.losses == 1
-    other.link.say("nobody hears this")
+    other.link.send("not delivered")
 
 
 async def test_a_large_message_waits_for_room() -> None:
     one, other = await pair()
     text = "x" * 3_000_000
-    one.link.say(text)
+    one.link.send(text)
     await one.link.drained()
     await eventually(lambda: other.heard == [[text]])
     await one.link.close()
@@ -77,7 +77,7 @@ async def test_peer_that_never_reads_is_dropped(monkeypatch: pytest.MonkeyPatch)
     end.link.connect(ours)
     with theirs:
         for _ in range(1000):
-            end.link.say("x" * 1000)
+            end.link.send("x" * 1000)
         waiting = asyncio.create_task(end.link.drained())
         await eventually(lambda: end.losses)
         await waiting
@@ -89,6 +89,6 @@ async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     ours, theirs = socket.socketpair()
     end.link.connect(ours)
     with theirs:
-        end.link.say("x" * 1_000_000)
+        end.link.send("x" * 1_000_000)
         await end.link.close()
         await eventually(lambda: end.losses)
