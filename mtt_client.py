@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 def main() -> int:
-    """Run mtt-client as this process was told; returns an exit code."""
+    """Run mtt-client with this process's arguments; returns an exit code."""
     return run(COMMAND, sys.argv[1:], os.environ)
 
 

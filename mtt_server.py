@@ -46,7 +46,7 @@ COMMAND = Command(
 
 
 def main() -> int:
-    """Run mtt-server as this process was told; returns an exit code."""
+    """Run mtt-server with this process's arguments; returns an exit code."""
     return run(COMMAND, sys.argv[1:], os.environ)
 
 

@@ -113,11 +113,11 @@ class Accounts:
         streams: dict[str, int] = {}
         sessions: dict[str, int] = {}
         for index, account in enumerate(self._seen):
-            who = labels(user=account.name if index < MAX_SHOWN else "")
+            label = labels(user=account.name if index < MAX_SHOWN else "")
             for way, count in ((UP, account.bytes_up), (DOWN, account.bytes_down)):
-                moved[f"{who},{way}"] = moved.get(f"{who},{way}", 0) + count
-            streams[who] = streams.get(who, 0) + account.streams
-            sessions[who] = sessions.get(who, 0) + account.sessions
+                moved[f"{label},{way}"] = moved.get(f"{label},{way}", 0) + count
+            streams[label] = streams.get(label, 0) + account.streams
+            sessions[label] = sessions.get(label, 0) + account.sessions
         metrics: list[tuple[str, str, str, Values]] = [
             ("transferred_bytes_total", "counter", "Bytes carried for a user; up is from the user.",
              moved),

@@ -384,8 +384,7 @@ def _framing(
         if [coding.lower() for coding in codings] != ["chunked"]:
             unsupported = 501 if status == 400 else status
             raise HttpError(unsupported, "unsupported transfer encoding")
-        # Go accepts the next two. Servers disagree on them, which allows request smuggling past a
-        # front proxy.
+        # Go accepts these two. Servers disagree on them, which allows smuggling past a front proxy.
         if lengths:
             raise HttpError(status, "both Transfer-Encoding and Content-Length")
         if version < (1, 1):
