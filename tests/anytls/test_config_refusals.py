@@ -86,7 +86,7 @@ def test_unknown_keys_are_named(path: Path, caplog: pytest.LogCaptureFixture) ->
         ({"idle_session_check_interval": ["30s"]}, "idle_session_check_interval", "30s"),
     ],
 )
-def test_what_an_outbound_cannot_have(
+def test_refused_keys_of_an_outbound(
     change: dict[str, Any], key: str, words: str, path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -127,7 +127,7 @@ def test_what_an_outbound_cannot_have(
         ({"udp_timeout": "x"}, "udp_timeout", "unit"),
     ],
 )  # fmt: skip
-def test_what_an_inbound_cannot_have(
+def test_refused_keys_of_an_inbound(
     change: dict[str, Any], key: str, words: str, path: Path
 ) -> None:
     with pytest.raises(UsageError) as caught:

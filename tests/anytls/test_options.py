@@ -70,7 +70,7 @@ def test_flags_are_named_once_and_fit_the_screen(flags: Any) -> None:
     assert max(map(len, text.splitlines())) < 80
 
 
-def test_a_uri_says_all_about_a_server() -> None:
+def test_a_uri_describes_a_server() -> None:
     (only,) = client("-s", "anytls://p%40ss@[2001:db8::1]/?sni=real.example&insecure=1").servers
     assert only.address == Endpoint(("2001:db8::1",), 443)
     assert only.password == "p@ss"
@@ -120,14 +120,14 @@ def test_users_of_the_local_port(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.parametrize("listen", [":1080", "0.0.0.0:1080", "127.0.0.1|192.0.2.1:1080"])
-def test_an_open_proxy_is_warned_of(listen: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_open_proxy_causes_a_warning(listen: str, caplog: pytest.LogCaptureFixture) -> None:
     client("-s", "h:1", "-p", "x", "-l", listen)
     (record,) = caplog.records
     assert "set -user" in record.getMessage()
 
 
 @pytest.mark.parametrize("listen", ["localhost:1080", "[::1]:1080", "127.0.0.2:1080"])
-def test_a_proxy_of_our_own_is_not(listen: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_loopback_proxy_causes_no_warning(listen: str, caplog: pytest.LogCaptureFixture) -> None:
     client("-s", "h:1", "-p", "x", "-l", listen)
     assert not caplog.records
 

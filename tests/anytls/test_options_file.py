@@ -42,7 +42,7 @@ def two_servers(tmp_path: Path) -> str:
     return written(tmp_path / "two.json", {"outbounds": [one, one | {"server": "b"}]})
 
 
-def test_no_secret_is_shown_by_accident(config: str, tmp_path: Path) -> None:
+def test_errors_show_no_secrets(config: str, tmp_path: Path) -> None:
     users = written(tmp_path / "users", "a:s3cret\nb:s3cret2\n")
     for options in (
         client("-s", "anytls://s3cret@h"), client("-s", "h:1", "-p", "s3cret"),
@@ -53,7 +53,7 @@ def test_no_secret_is_shown_by_accident(config: str, tmp_path: Path) -> None:
         assert dataclasses.is_dataclass(options)
 
 
-def test_the_file_and_what_ranks_above_it(config: str) -> None:
+def test_command_line_overrides_the_file(config: str) -> None:
     options = client("-c", config)
     assert options.bind == Endpoint(("127.0.0.1",), 2080)
     assert options.pool == PoolOptions(3, 30, 120, True)
@@ -141,7 +141,7 @@ def test_rules_and_scheme(tmp_path: Path) -> None:
         server("-p", "x", "-padding-scheme", str(scheme))
 
 
-def test_the_servers_file_and_what_ranks_above_it(
+def test_command_line_overrides_the_servers_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = written(tmp_path / "config.json", {

@@ -156,7 +156,7 @@ async def test_the_port_counts_as_well(certs: Certs) -> None:
 @pytest.mark.parametrize(
     "data", [b"\x02\x00\x00", b"\x03\x00\x00\x50", b"\x03\x02\xff\xff\0\0", b"\x03\x03a b\0\0"]
 )
-async def test_what_is_no_address_ends_the_stream_alone(data: bytes, certs: Certs) -> None:
+async def test_invalid_address_ends_only_its_stream(data: bytes, certs: Certs) -> None:
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
@@ -227,7 +227,7 @@ async def test_one_that_fails_after_that_is_an_end_without_a_byte(
             await check_session(peer)
 
 
-async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) -> None:
+async def test_disconnect_during_the_dial_leaves_nothing_behind(certs: Certs) -> None:
     async with asyncio.timeout(SOON), listening() as there, server_for(certs) as server:
         dial = server._outbound._dialer.connect
         go_on = slow_dial(server, lambda: dial(Endpoint((HERE,), there.port), Parked))
@@ -244,7 +244,7 @@ async def test_who_leaves_during_the_dial_leaves_nothing_behind(certs: Certs) ->
         await eventually(lambda: empty(server))
 
 
-async def test_nobody_is_dialled_for_streams_that_were_given_up(certs: Certs) -> None:
+async def test_abandoned_streams_are_not_dialled(certs: Certs) -> None:
     """A stream that is reset takes no room in its session, so its dial must not go on either."""
     count = 2 * MAX_STREAMS
     async with asyncio.timeout(20), server_for(certs) as server:

@@ -106,7 +106,7 @@ async def test_a_web_visitor_finds_no_page(certs: Certs, monkeypatch: pytest.Mon
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 400 Bad Request", id="no host"),
     ],
 )
-async def test_text_that_is_no_request(
+async def test_text_that_is_not_a_request(
     said: bytes, answer: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=NEVER)
@@ -142,7 +142,7 @@ def is_web(server: Server) -> bool:
     return [type(tls.upper) for tls in pending] == [HttpServer]
 
 
-async def test_visitors_who_are_slow_or_done_are_closed(
+async def test_slow_and_finished_visitors_are_closed(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the web server's own deadlines."""
@@ -177,7 +177,7 @@ async def test_visitors_who_are_slow_or_done_are_closed(
         pytest.param(preamble()[:-1], BAD_REQUEST, "timeout", id="preamble but for one byte"),
     ],
 )
-async def test_who_is_never_complete_is_closed_at_the_deadline(
+async def test_incomplete_start_is_closed_at_the_deadline(
     said: bytes, answer: bytes, cause: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=10)
@@ -194,7 +194,7 @@ async def test_who_is_never_complete_is_closed_at_the_deadline(
         assert failures(numbers(server)) == {cause: 1}
 
 
-async def test_without_a_site_who_leaves_is_let_go_at_once(
+async def test_client_that_disconnects_is_closed_at_once(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=NEVER)
@@ -218,7 +218,7 @@ async def test_without_a_site_who_leaves_is_let_go_at_once(
         assert [line.partition(" ")[0] for line in lines] == ["WARNING"] * 2
 
 
-async def test_a_web_visitor_who_leaves_is_let_go_at_once(certs: Certs) -> None:
+async def test_visitor_that_disconnects_is_closed_at_once(certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs) as server:
         async with await tls_connect(port_of(server), certs) as visitor:
             await visitor.send(b"GET / HT")

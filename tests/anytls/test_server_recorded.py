@@ -52,7 +52,7 @@ def destination(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "kind"), RECORDED)
-async def test_the_server_says_what_the_reference_said(name: str, kind: str, certs: Certs) -> None:
+async def test_server_answers_like_the_reference(name: str, kind: str, certs: Certs) -> None:
     async with contextlib.AsyncExitStack() as stack:
         if kind == "tcp":
             port = (await stack.enter_async_context(serving(echo))).port
@@ -77,7 +77,7 @@ async def test_the_server_says_what_the_reference_said(name: str, kind: str, cer
         await eventually(lambda: empty(server))
 
 
-async def test_a_destination_that_refuses_is_told_in_words_of_our_own(certs: Certs) -> None:
+async def test_refused_destination_has_a_fixed_synack_text(certs: Certs) -> None:
     said, settings, answer, fin = vector("x-anytls-dial-failure")
     async with (
         asyncio.timeout(SOON),

@@ -52,7 +52,7 @@ from tests.support.tunnels import SOON, Tcp, echo, eventually, logged, maybe_res
         pytest.param(b"POST / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 300, id="upload"),
     ],
 )
-async def test_what_cannot_be_a_preamble_reaches_the_site_at_once(
+async def test_invalid_preamble_reaches_the_site_at_once(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=NEVER)
@@ -68,7 +68,7 @@ async def test_what_cannot_be_a_preamble_reaches_the_site_at_once(
 
 
 @pytest.mark.parametrize("said", [hashed(), preamble()[:-1], preamble(padding=40_000)[:-9]])
-async def test_at_the_deadline_the_site_gets_what_there_is(
+async def test_incomplete_preamble_reaches_the_site_at_the_deadline(
     said: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits(monkeypatch, preamble=0.3)

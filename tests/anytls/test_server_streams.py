@@ -40,7 +40,7 @@ async def greet(connection: Tcp) -> None:
     await connection.read()
 
 
-async def test_what_comes_with_the_destination_is_not_lost(certs: Certs) -> None:
+async def test_data_sent_with_the_destination_is_delivered(certs: Certs) -> None:
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
         async with await peer_connect(port_of(server), certs) as peer:
             await peer.open(1, HERE, there.port, b"first ")

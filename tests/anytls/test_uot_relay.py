@@ -124,7 +124,7 @@ async def test_connected_there_is_one_peer(host: str, certs: Certs) -> None:
                 assert await peer.frame() == (PSH, 1, short(b"answer"))
 
 
-async def test_what_is_too_large_is_dropped_alone(certs: Certs) -> None:
+async def test_only_oversized_datagrams_are_dropped(certs: Certs) -> None:
     async with association(certs, ANYWHERE) as (_, peer):
         with Udp() as there, logged(logging.DEBUG) as lines:
             large = datagram(HERE, there.port, bytes(65_527))  # UDP over IPv4 carries 65507
@@ -147,7 +147,7 @@ async def test_what_is_too_large_is_dropped_alone(certs: Certs) -> None:
 @pytest.mark.parametrize(
     "garbage", [b"\x07garbage", datagram(HERE, 53, b"")[:-2] + b"\xff\xff", b"\x02\0\0\0\0\0"]
 )
-async def test_what_is_no_datagram_ends_the_stream_alone(garbage: bytes, certs: Certs) -> None:
+async def test_invalid_datagram_ends_only_its_stream(garbage: bytes, certs: Certs) -> None:
     async with association(certs, ANYWHERE) as (server, peer):
         await peer.send(frame(PSH, 1, garbage))
         assert await peer.frame() == (FIN, 1, b"")
@@ -178,7 +178,7 @@ async def test_the_end_of_the_stream_is_the_end(certs: Certs) -> None:
         await eventually(lambda: not server.tunnels)
 
 
-async def test_a_request_that_is_late_costs_nobody_the_session(
+async def test_late_request_does_not_end_the_session(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients send it with the first datagram, and want to hear within 3 s of the beginning."""
@@ -190,7 +190,7 @@ async def test_a_request_that_is_late_costs_nobody_the_session(
             assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:hello"))
 
 
-async def test_a_client_that_does_not_read_costs_datagrams_not_memory(
+async def test_client_that_does_not_read_loses_datagrams(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with association(certs, ANYWHERE) as (server, peer):
@@ -226,7 +226,7 @@ async def test_closing_the_server_ends_associations(certs: Certs) -> None:
     peer.tls.close()
 
 
-async def test_no_socket_is_said_to_the_client(
+async def test_missing_socket_is_reported_to_the_client(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def none_left() -> socket.socket:

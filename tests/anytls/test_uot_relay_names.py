@@ -83,7 +83,7 @@ async def test_only_datagrams_to_a_name_wait_for_it(certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("zone", ["%a%b", "%", "%lo%1"])
-async def test_a_malformed_zone_costs_its_datagrams_only(zone: str, certs: Certs) -> None:
+async def test_malformed_zone_drops_only_its_datagrams(zone: str, certs: Certs) -> None:
     """Not even in the request."""
     async with association(certs, ANYWHERE) as (_, peer):
         with Udp() as there:
@@ -96,7 +96,7 @@ async def test_a_malformed_zone_costs_its_datagrams_only(zone: str, certs: Certs
             assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:hello"))
 
 
-async def test_a_name_that_fails_costs_its_datagrams_only(certs: Certs) -> None:
+async def test_failing_name_drops_only_its_datagrams(certs: Certs) -> None:
     async with association(certs, ANYWHERE) as (server, peer):
         know(server, {})
         with Udp() as there:

@@ -113,7 +113,7 @@ def test_errors_do_not_show_the_password(text: str, words: str) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_what_is_a_uri() -> None:
+def test_is_uri() -> None:
     assert is_uri("anytls://h") and is_uri("vless://h")
     assert not is_uri("example.com:443") and not is_uri("[::1]:443")
 
