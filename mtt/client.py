@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import cached_property
 from socket import socket
 from typing import Any
 
@@ -17,6 +18,7 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ClientOptions
 from mtt.outbound.connector import CONNECT_TIME, Connector
+from mtt.outbound.upstream import Upstream
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
@@ -56,13 +58,21 @@ class Client(Service):
             self.counters,
             replace(options.tls, alpn=mode.client_alpn),
             half_close=mode.half_close,
-            finish=mode.upgrade(options),
             on_change=lambda: self._upstream.renew(),
         )
         self.certificates = (self._connector.tls,)
-        self._upstream = mode.upstream(options, self._connector, self.counters)
         self.waiting: set[StreamTransport] = set()  # before the first byte
         self.closed = False
+
+    @cached_property
+    def _upstream(self) -> Upstream:
+        options = self._options
+        mode = MODES[options.mode]
+        self._connector.finish = mode.upgrade(options)
+        return mode.upstream(options, self._connector, self.counters)
+
+    def load(self) -> None:
+        assert self._upstream is not None
 
     async def start(self) -> None:
         """Start listening. Raises StartError."""

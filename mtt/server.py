@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from mtt.address import Endpoint
-from mtt.inbound.front import Frontend
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
@@ -18,6 +18,9 @@ from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.service import Service
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
+
+if TYPE_CHECKING:
+    from mtt.inbound.front import Frontend
 
 # Seconds to connect to the destination. It is near; a longer delay means that it is down.
 DESTINATION_TIME = 10.0
@@ -47,16 +50,25 @@ class Server(Service):
             self.certificates = (self._tls,)
         self._paths = ServeMux(options.wss_path)
         self._dialer = Dialer(resolver, timeout=DESTINATION_TIME)
-        self._frontend = Frontend(
-            mode.reader(options, self),
+
+    @cached_property
+    def _frontend(self) -> Frontend[Endpoint, Any]:
+        from mtt.inbound.front import Frontend
+
+        options = self._options
+        return Frontend(
+            MODES[options.mode].reader(options, self),
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
         )
 
+    def load(self) -> None:
+        assert self._frontend is not None
+
     async def start(self) -> None:
         """Start listening. Raises StartError."""
-        await self.serve(self._frontend.accept)
+        await self.serve(lambda: self._frontend.accept())
         if self._tls is not None:
             self._tls.follow()
 

@@ -64,7 +64,7 @@ class Connector:
         self._counters = counters
         self._options = tls
         self._half_close = half_close
-        self._finish = finish
+        self.finish = finish
         self._started = False
 
         def load() -> Loaded:
@@ -105,7 +105,7 @@ class Connector:
             async with asyncio.timeout(DIAL_TIME):
                 await self._dialer.connect(self.server, tls_layer)
                 transport = await parked.opened()
-                return transport if self._finish is None else await self._finish(transport)
+                return transport if self.finish is None else await self.finish(transport)
         except BaseException as error:
             for layer in layers:
                 if not layer.is_closing():  # a closing layer is delivering an alert

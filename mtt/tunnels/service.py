@@ -103,6 +103,13 @@ class Service:
     async def bind(self) -> None:
         """Bind the listening addresses."""
         await self.listening.bind()
+        self.load()
+
+    def load(self) -> None:
+        """Load what is not needed to listen: plugins must listen at once.
+
+        Called again in each worker; what was loaded before the fork is shared.
+        """
 
     async def serve(self, accept: Callable[[], Any]) -> None:
         """Accept connections; `accept` makes their protocols.
@@ -110,6 +117,7 @@ class Service:
         Raises StartError, after closing all listening sockets.
         """
         await self.listening.serve(self.open_tunnels.admission.guard(accept))
+        self.load()
         try:
             if await self.endpoint.start():
                 self.lag.start()
