@@ -123,6 +123,11 @@ class AnyTlsSession(MuxSession[Stream]):
         else:
             self._said(command, stream_id, bytes(payload))
 
+    def _peer_half_closes(self) -> None:
+        """Learn that the peer knows half-close, and so is ours."""
+        self._half_close = True
+        self.lower.peer_is_ours()
+
     # For streams.
 
     def control(self, command: int, stream_id: int, payload: bytes = b"") -> None:

@@ -219,7 +219,8 @@ class ClientSession(AnyTlsSession[ClientStream]):
         elif command == SERVER_SETTINGS and payload:
             settings = parse_settings(payload)
             self.version = self._server.version = max(1, version_of(settings))
-            self._half_close = self._offer_half_close and settings.get(HALF_CLOSE) == "1"
+            if self._offer_half_close and settings.get(HALF_CLOSE) == "1":
+                self._peer_half_closes()
             if self._beat_answered is False:  # we are to ask, and could not before
                 self.ask()
         elif command == UPDATE_PADDING:

@@ -103,8 +103,8 @@ class ServerSession(AnyTlsSession[ServerStream]):
             self.control(UPDATE_PADDING, 0, self._scheme.raw)
         if version_of(settings) >= VERSION:
             self.version = VERSION
-            if not self._greeted:
-                self._half_close = settings.get(HALF_CLOSE) == "1"
+            if not self._greeted and settings.get(HALF_CLOSE) == "1":
+                self._peer_half_closes()
             answer = server_settings()
             if self._half_close:
                 answer += b"\n" + encode_settings({HALF_CLOSE: "1"})

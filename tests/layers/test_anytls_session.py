@@ -59,6 +59,16 @@ class Pair:
 
 
 @pytest.mark.parametrize("half_close", [False, True])
+async def test_connection_learns_that_peer_is_ours(half_close: bool) -> None:
+    pair = Pair(half_close=half_close)
+    pair.client.open_stream(Recorder(), b"destination").write(b"x")
+    assert not (pair.up.is_ours or pair.down.is_ours)
+    await pair.exchange()
+    assert pair.up.is_ours is pair.down.is_ours is half_close
+    await pair.over()
+
+
+@pytest.mark.parametrize("half_close", [False, True])
 async def test_streams_one_after_the_other(half_close: bool) -> None:
     pair = Pair(half_close=half_close)
     rng = random.Random(61)

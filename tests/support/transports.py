@@ -130,6 +130,7 @@ class FakeTransport(StreamTransport):
         self.closing = False
         self.aborted = self.was_cut = False
         self.eof_written = False
+        self.is_ours = False  # has been told that its peer is
         self.half_close = half_close
         self.written = 0
 
@@ -179,6 +180,9 @@ class FakeTransport(StreamTransport):
 
     def write_eof(self) -> None:
         self.eof_written = True
+
+    def peer_is_ours(self) -> None:
+        self.is_ours = True
 
     def close(self) -> None:
         if not self.closing:
