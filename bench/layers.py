@@ -52,14 +52,11 @@ class Pipe(StreamTransport):
 
     def __init__(self, protocol: Any) -> None:
         super().__init__()
-        self.protocol = protocol
+        self.upper = protocol
         self.queue: list[bytes] = []
 
     def write(self, data: Any) -> None:
         self.queue.append(data)
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
 
     def unsent(self) -> int:
         return 0
@@ -76,7 +73,7 @@ class Pipe(StreamTransport):
         data = memoryview(b"".join(self.queue))
         self.queue.clear()
         for start in range(0, len(data), READ_SIZE):
-            far.protocol.data_received(data[start : start + READ_SIZE])
+            far.upper.data_received(data[start : start + READ_SIZE])
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
@@ -127,7 +124,7 @@ async def _measure(stack: Stack, certs: Certs, seconds: float) -> dict[str, floa
         for sink, client in zip(sinks, (True, False), strict=True)
     )
     for pipe in (client, server):
-        pipe.protocol.connection_made(pipe)
+        pipe.upper.connection_made(pipe)
     for _ in range(_SETTLE_TURNS):
         client.deliver_to(server)
         server.deliver_to(client)
