@@ -177,11 +177,13 @@ def _tls(upper: Any, client: bool, certs: Certs) -> TlsLayer:
     names = alpn.STREAM
     if client:
         context = certificates.client_context(ClientTls(ca=certs.ca, alpn=names))
-        return TlsLayer(upper, context, server_side=False, server_name=SERVER_NAME)
+        return TlsLayer(
+            upper, context, server_side=False, server_name=SERVER_NAME, half_close=True
+        )
     context, _ = certificates.server_context(
         ServerTls(cert=certs.cert, key=certs.key, alpn=names)
     )
-    return TlsLayer(upper, context, server_side=True)
+    return TlsLayer(upper, context, server_side=True, half_close=True)
 
 
 def _websocket(upper: Any, client: bool, random_mask: bool) -> Parked:
