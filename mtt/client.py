@@ -72,7 +72,7 @@ class Client(Service):
         return mode.upstream(options, self._connector, self.counters)
 
     def load(self) -> None:
-        assert self._upstream is not None
+        _ = self._upstream  # creates it, with its imports
 
     async def start(self) -> None:
         """Start listening. Raises StartError."""

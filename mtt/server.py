@@ -64,7 +64,7 @@ class Server(Service):
         )
 
     def load(self) -> None:
-        assert self._frontend is not None
+        _ = self._frontend  # creates it, with its imports
 
     async def start(self) -> None:
         """Start listening. Raises StartError."""

@@ -106,9 +106,9 @@ class Service:
         self.load()
 
     def load(self) -> None:
-        """Load what is not needed to listen: plugins must listen at once.
+        """Load what connections need, after listening: a plugin must listen at once.
 
-        Called again in each worker; what was loaded before the fork is shared.
+        Called before workers fork, so that they share it, and again in each of them.
         """
 
     async def serve(self, accept: Callable[[], Any]) -> None:
@@ -117,8 +117,8 @@ class Service:
         Raises StartError, after closing all listening sockets.
         """
         await self.listening.serve(self.open_tunnels.admission.guard(accept))
-        self.load()
         try:
+            self.load()
             if await self.endpoint.start():
                 self.lag.start()
         except BaseException:
