@@ -144,7 +144,7 @@ class Service:
     def reload(self) -> None:
         """Reload certificates and keys for new connections."""
         if not any(files.files for files in self.certificates):
-            logger.info("there are no certificate files to read again")
+            logger.info("not reloaded: certificates: no option names a file")
         for files in self.certificates:
             files.reload()
 

@@ -296,4 +296,4 @@ async def test_reload_with_nothing_to_read(certs: Certs) -> None:
         async with server_at("tls", there.port, certs, cert="", key="") as server:
             with logged() as lines:
                 server.reload()
-        assert lines == ["INFO there are no certificate files to read again"]
+        assert lines == ["INFO not reloaded: certificates: no option names a file"]

@@ -62,7 +62,7 @@ def test_sighup_without_files_is_harmless(argv: tuple[str, ...], processes: Proc
     process = processes.command(*argv)
     process.expect("listening")
     process.send(signal.SIGHUP)
-    process.expect("INFO mtt-.*: there are no certificate files to read again\n")
+    process.expect("INFO mtt-.*: not reloaded: certificates: no option names a file\n")
     assert process.stop() == 0
 
 
@@ -93,7 +93,7 @@ def test_closed_terminal_ends_its_programs(how: str) -> None:
             assert b"listening" in server.stderr.readline()
             os.close(window)
             if how == "nohup":
-                assert b"no certificate files" in server.stderr.readline()
+                assert b"not reloaded: certificates" in server.stderr.readline()
                 server.terminate()
             assert server.wait(PATIENCE) == 0
             assert b"certificate" not in server.stderr.read()
