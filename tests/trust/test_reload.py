@@ -1,158 +1,26 @@
-"""The kept identity of `-cert-dir`, contexts that follow their files, and the options of both."""
+"""Certificates that change while a server runs."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import ssl
-import stat
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from mtt.errors import StartError, UsageError
-from mtt.options.flags import parse_args
-from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.trust import reload
-from mtt.trust.certdir import kept_pair
 from mtt.trust.identity import Identity
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.trust.tls_options import ServerTls
-from mtt.wire import alpn
-from mtt_mu_server.options import FLAGS as MU_FLAGS
 from mtt_mu_server.options import options as mu_options
 from mtt_mu_server.server import MultiUserServer
 from tests.anytls.serving import server_for
 from tests.mu.panel import multi_user_server
-from tests.support.certs import Authority, Certs, key_pem
+from tests.support.certs import Authority, Certs
 from tests.support.tunnels import eventually, logged, server_at
-
-POSIX = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX's")
-
-
-def kept(directory: Path, name: str = "") -> TlsFiles:
-    return server_tls(ServerTls(cert_dir=str(directory), name=name, alpn=("http/1.1",)))
-
-
-def pin(files: TlsFiles) -> str:
-    assert files.identity is not None
-    assert files.identity.pin is not None
-    return files.identity.pin
-
-
-# -cert-dir
-
-
-def test_the_identity_is_kept(tmp_path: Path) -> None:
-    directory = tmp_path / "new"
-    first = kept(directory, "some.example")
-    assert first.description.startswith("certificate for some.example, valid until ")
-    assert sorted(path.name for path in directory.iterdir()) == ["cert.pem", "key.pem"]
-    content = [path.read_bytes() for path in sorted(directory.iterdir())]
-    for name in ("", "some.example", "Some.Example"):
-        assert kept(directory, name).description == first.description
-    assert content == [path.read_bytes() for path in sorted(directory.iterdir())]
-
-
-@POSIX
-def test_key_is_readable_only_by_its_user(tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        kept(tmp_path / "new")
-    finally:
-        os.umask(before)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").iterdir()}
-    assert modes == {"cert.pem": 0o644, "key.pem": 0o600}
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
-
-
-def test_removed_certificate_is_replaced_for_the_same_key(tmp_path: Path) -> None:
-    first = kept(tmp_path, "old.example")
-    with pytest.raises(UsageError, match=r"^-n: .*cert\.pem is for old\.example, not new\.example"):
-        kept(tmp_path, "new.example")
-    (tmp_path / "cert.pem").unlink()
-    second = kept(tmp_path, "new.example")
-    assert "new.example" in second.description
-    assert pin(second) == pin(first)
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        ({"key.pem": None}, r"cert\.pem exists, but its key .*key\.pem is missing; restore"),
-        ({"key.pem": b""}, r"key\.pem has no PEM private key.*remove both"),
-        ({"cert.pem": b"\0"}, r"cert\.pem has no PEM certificate.*remove both"),
-        ({"cert.pem": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"},
-         r"cert\.pem is damaged.*remove both"),
-        ({"key.pem": key_pem(ec.generate_private_key(ec.SECP256R1()))},
-         r"key\.pem does not belong to the certificate .*cert\.pem.*remove both"),
-        ({"cert.pem": None, "key.pem": b"junk"}, r"key\.pem is not a usable private key"),
-        ({"cert.pem": None,
-          "key.pem": key_pem(ec.generate_private_key(ec.SECP256R1()), b"secret")},
-         r"key\.pem is not a usable private key .*encrypted"),
-        ({"cert.pem": None,
-          "key.pem": ed25519.Ed25519PrivateKey.generate().private_bytes(
-              Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())},
-         r"key\.pem is not a usable private key .*RSA"),
-    ],
-    ids=["no key", "empty key", "no PEM", "damaged", "foreign key", "junk", "encrypted", "kind"],
-)  # fmt: skip
-def test_a_damaged_directory(
-    damage: dict[str, bytes | None], reason: str, tmp_path: Path
-) -> None:
-    kept(tmp_path)
-    for name, content in damage.items():
-        if content is None:
-            (tmp_path / name).unlink()
-        else:
-            (tmp_path / name).write_bytes(content)
-    left = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UsageError, match=f"(?s)^-cert-dir: .*{reason}") as caught:
-        kept(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert left == {path: path.read_bytes() for path in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize("kind", ["file", "no parent", "NUL"])
-def test_unusable_directory(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    path = {"file": tmp_path / "file", "no parent": tmp_path / "a" / "b", "NUL": "a\0b"}[kind]
-    with pytest.raises(StartError, match=r"^-cert-dir: cannot use "):
-        kept_pair(str(path), "")
-
-
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("mtt.trust.certdir.os.fsync", full)
-        with pytest.raises(StartError, match="no space left on device"):
-            kept(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    kept(tmp_path)
-
-
-@POSIX
-def test_servers_that_start_together_share_one_identity(tmp_path: Path) -> None:
-    pins: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: pins.append(pin(kept(tmp_path / "new")))) for _ in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(pins) == 6
-    assert len(set(pins)) == 1
-
-
-# Files that change
+from tests.trust.handshakes import pin
 
 
 class Pair:
@@ -396,51 +264,3 @@ async def test_the_multi_user_server_follows_all_its_files(
     assert sorted(line.partition(" has ")[0].partition("use: ")[2] for line in lines[:2]) == [
         f"-c-key: {control_key}", f"-key: {pair.key}",
     ]  # fmt: skip
-
-
-# Options
-
-CLIENT = ("-b", "127.0.0.1:0", "-s", "example.com:443")
-SERVER = ("-b", "127.0.0.1:0", "-d", "127.0.0.1:1")
-MU_SERVER = ("-b", "127.0.0.1:0", "-c", "127.0.0.1:0")
-
-
-def test_options_of_both_ends() -> None:
-    client = client_options(
-        parse_args(CLIENT_FLAGS, [*CLIENT, "-cert", "c", "-key", "k", "-tls-min", "1.3"])
-    )
-    assert (client.tls.cert, client.tls.key, client.tls.tls_min) == ("c", "k", "1.3")
-    server = server_options(
-        parse_args(SERVER_FLAGS, [*SERVER, "-cert-dir", "d", "-client-ca", "ca"])
-    )
-    assert server.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2")
-    many = mu_options(parse_args(MU_FLAGS, [*MU_SERVER, "-cert-dir", "d", "-client-ca", "ca"]))
-    assert many.tls == ServerTls(cert_dir="d", client_ca="ca", tls_min="1.2", alpn=alpn.SITE)
-
-
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        ("-cert-dir d -cert c -key k", "-cert-dir is for a self-signed certificate; drop it"),
-        ("-client-ca ca -disable-tls", "-client-ca needs TLS, which -disable-tls turns off"),
-        ("-tls-min 1.1", "-tls-min: '1.1' is not 1.2 or 1.3"),
-    ],
-)
-def test_invalid_server_options(argv: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=f"^{reason}"):
-        server_options(parse_args(SERVER_FLAGS, [*SERVER, *argv.split()]))
-    with pytest.raises(UsageError, match=f"^{reason}"):
-        mu_options(parse_args(MU_FLAGS, [*MU_SERVER, *argv.split()]))
-
-
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        ("-cert c", "-cert needs -key; give both, or neither to go without"),
-        ("-key k", "-key needs -cert;"),
-        ("-tls-min TLS1.3", "-tls-min: 'TLS1.3' is not 1.2 or 1.3"),
-    ],
-)
-def test_invalid_client_options(argv: str, reason: str) -> None:
-    with pytest.raises(UsageError, match=f"^{reason}"):
-        client_options(parse_args(CLIENT_FLAGS, [*CLIENT, *argv.split()]))
