@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtt.http.fallback import Visit
+from mtt.layers import anytls, smux
 from mtt.layers.anytls_client import ClientSession, Learned
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux import MuxSession
 from mtt.layers.parked import Parked, hand_over
+from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
+from mtt.layers.smux_stream import STOP_AT
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
@@ -128,6 +131,19 @@ class Stack:
         """Whether the server's end of data is the end of both directions, as that of a web server
         is to its visitors."""
         return "visit" in self.layers
+
+    @property
+    def capacity(self) -> int:
+        """What a clogged connection may hold in all: kernel buffers of both sides, the
+        high-water mark, one read in the layers, and what the sessions allow to queue."""
+        limit = 6 * READ_SIZE
+        if "smux" in self.layers:
+            limit += STOP_AT if self.half_close else smux.RECEIVE_BUDGET
+        if "anytls" in self.layers:
+            limit += anytls.RECEIVE_BUDGET
+        if "throttle" in self.layers:
+            limit += READ_SIZE
+        return limit
 
     @contextlib.asynccontextmanager
     async def open(
