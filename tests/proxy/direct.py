@@ -86,10 +86,6 @@ class EchoChannel:
         self.closed = True
 
 
-def port_of(service: Service) -> int:
-    return int(service.addresses[0].rpartition(":")[2])
-
-
 @contextlib.asynccontextmanager
 async def direct_proxy(
     *, udp: bool = False, host: str = "127.0.0.1", **options: Any

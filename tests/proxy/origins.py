@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+from mtt.layers.base import StreamTransport
 from mtt.proxy.http import HttpConnection
-from tests.proxy.direct import DirectProxy, direct_proxy, port_of
-from tests.support.tunnels import Listening, Tcp, connect, serving
+from tests.proxy.direct import DirectProxy, direct_proxy
+from tests.support.tunnels import Listening, Tcp, connect, port_of, serving
 
 END = b"\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OK_AND_KEEP = OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")
+SIZE = 3_000_000
+PAYLOAD = random.Random(2).randbytes(SIZE)
 
 # Answers one request, given its head; returns whether to wait for another one.
 Answer = Callable[[Tcp, bytes], Awaitable[bool | None]]
@@ -37,12 +42,26 @@ class Site:
         assert isinstance(connection, HttpConnection)
         return connection
 
+    @property
+    def near(self) -> StreamTransport:
+        """The proxy's transport to the only client."""
+        return self.connection._near
+
     async def client(self) -> Tcp:
         return await connect(port_of(self.proxy))
 
     def request(self, target: str, *lines: str, method: str = "GET", version: str = "1.1") -> bytes:
         first = f"{method} {self.base}{target} HTTP/{version}"
         return "\r\n".join([first, "Host: x", *lines, "", ""]).encode()
+
+
+def chunked(data: bytes, trailer: bytes = b"") -> bytes:
+    rng, at, wire = random.Random(3), 0, bytearray()
+    while at < len(data):
+        piece = data[at : at + rng.choice((1, 10, 5_000, 100_000))]
+        wire += b"%x\r\n%b\r\n" % (len(piece), piece)
+        at += len(piece)
+    return bytes(wire + b"0\r\n" + trailer + b"\r\n")
 
 
 async def ok(connection: Tcp, head: bytes) -> bool:

@@ -16,8 +16,8 @@ from mtt.errors import DestinationError, NetworkError
 from mtt.outcome import Outcome
 from mtt.proxy import port as proxy_port
 from mtt.wire.socks import datagram_header, parse_datagram
-from tests.proxy.direct import DirectProxy, direct_proxy, port_of
-from tests.support.tunnels import Tcp, connect
+from tests.proxy.direct import DirectProxy, direct_proxy
+from tests.support.tunnels import Tcp, connect, port_of
 
 NAMED = datagram_header("name.test", 53)
 NUMBERED = datagram_header("2001:db8::1", 65535)

@@ -16,9 +16,9 @@ from mtt.outcome import Outcome
 from mtt.proxy import handshake, http
 from mtt.proxy import port as proxy_port
 from tests.proxy.clients import TUNNELS, socks4a, socks5
-from tests.proxy.direct import direct_proxy, port_of
+from tests.proxy.direct import direct_proxy
 from tests.support.clock import Clock
-from tests.support.tunnels import connect, eventually
+from tests.support.tunnels import connect, eventually, port_of
 
 
 @pytest.mark.parametrize("said", [b"", b"\5", b"\5\1\0", b"\4\1\0", b"GET http://a"])

@@ -26,8 +26,8 @@ from tests.proxy.clients import (
     socks5,
     socks5_login,
 )
-from tests.proxy.direct import direct_proxy, port_of
-from tests.support.tunnels import Tcp, connect, echo, listening, serving
+from tests.proxy.direct import direct_proxy
+from tests.support.tunnels import Tcp, connect, echo, listening, port_of, serving
 
 
 @in_every_protocol

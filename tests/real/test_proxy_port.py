@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from mtt.users.user import User
-from tests.proxy.direct import direct_proxy, port_of
+from tests.proxy.direct import direct_proxy
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, SIZE, Destination, Site, digest, payload
 from tests.support.processes import run
 from tests.support.programs import require_package, require_program
+from tests.support.tunnels import port_of
 
 USER = User("user", "pass:wörd")
 # curl wants them percent-encoded in a URL.
