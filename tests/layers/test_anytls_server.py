@@ -1,16 +1,11 @@
-"""The server's AnyTLS session over a fake connection: every frame under control."""
+"""The server's AnyTLS session over a fake connection: settings, streams, half-close."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
-from mtt.errors import NetworkError, PeerError
-from mtt.layers.anytls import RECEIVE_BUDGET
-from mtt.layers.anytls_server import MAX_STREAMS, WHOLE_SIZE, WHOLE_TIME, ServerSession
-from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.mux import ANSWERS_LIMIT
+from mtt.errors import PeerError
+from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     ALERT,
@@ -25,133 +20,11 @@ from mtt.wire.anytls import (
     SYNACK,
     UPDATE_PADDING,
     WASTE,
-    Decoder,
-    client_settings,
     frame,
 )
 from mtt.wire.padding import DEFAULT, Scheme
-from tests.support.clock import Clock
-from tests.support.transports import FakeLayer, Recorder, turns
-
-V2 = frame(SETTINGS, 0, client_settings("test/1", DEFAULT.md5))
-V1 = V2.replace(b"v=2", b"v=1")
-OWN = frame(SETTINGS, 0, client_settings("test/1", DEFAULT.md5) + b"\nhalf-close=1")
-GREETING = (SERVER_SETTINGS, 0, b"v=2")
-
-
-class Server:
-    """A server's session and everything that happened to it."""
-
-    def __init__(self, settings: bytes = b"", *, scheme: Scheme = DEFAULT) -> None:
-        self.uppers: list[Recorder] = []
-        self.lost: list[Exception | None] = []
-        self.changes = 0
-        self.session = ServerSession(
-            self._accept, scheme=scheme, on_change=self._changed, on_lost=self._lost
-        )
-        self.lower = FakeLayer(self.session)
-        self.session.connection_made(self.lower)
-        if settings:
-            self.feed(settings)
-            self.lower.take()
-
-    def _accept(self) -> Recorder:
-        self.uppers.append(Recorder())
-        return self.uppers[-1]
-
-    def _changed(self, session: ServerSession) -> None:
-        assert session is self.session
-        self.changes += 1
-
-    def _lost(self, session: ServerSession, exc: Exception | None) -> None:
-        assert session is self.session
-        self.lost.append(exc)
-
-    def feed(self, *frames: bytes) -> None:
-        self.session.data_received(b"".join(frames))
-
-    def open(self, stream_id: int = 1) -> tuple[Recorder, ServerStream]:
-        self.feed(frame(SYN, stream_id))
-        return self.uppers[-1], self.uppers[-1].transport
-
-    def said(self) -> list[tuple[int, int, bytes]]:
-        return [(*event[:2], bytes(event[2])) for event in Decoder().feed(self.lower.take())]
-
-    async def over(self) -> None:
-        self.session.abort()
-        await turns()
-        assert all(upper.lost for upper in self.uppers)
-
-
-# What a write of the client was.
-
-
-async def test_a_frame_in_pieces_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    server = Server(V2)
-    upper, _ = server.open()
-    hello = frame(PSH, 1, bytes(517))
-    server.feed(hello[:9])
-    server.feed(hello[9:300])
-    assert not upper.calls
-    server.feed(hello[300:] + frame(PSH, 1, b"more"))
-    assert (upper.calls, len(upper.data)) == (1, 521)
-    await clock.passes(1)
-    assert upper.calls == 1
-    await server.over()
-
-
-async def test_a_slow_frame_is_passed_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    server = Server(V2)
-    upper, _ = server.open()
-    slow = frame(PSH, 1, b"abcdef")
-    server.feed(slow[:9])
-    await clock.passes(WHOLE_TIME / 2)
-    server.feed(slow[9:10])  # this does not make it younger
-    await clock.passes(WHOLE_TIME * 0.6)
-    assert upper.data == b"abc"
-    server.feed(slow[10:12])
-    assert upper.data == b"abcde"
-    server.feed(slow[12:])
-    assert upper.data == b"abcdef"
-    await server.over()
-
-
-async def test_each_frame_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch)
-    server = Server(V2)
-    upper, _ = server.open()
-    each = frame(PSH, 1, b"abcdef")
-    server.feed(each[:9])
-    for _ in range(3):
-        await clock.passes(WHOLE_TIME * 0.9)
-        server.feed(each[9:] + each[:9])
-    assert (upper.calls, len(upper.data)) == (3, 18)
-    await clock.passes(WHOLE_TIME)
-    assert len(upper.data) == 20
-    await server.over()
-
-
-async def test_large_frames_are_passed_on_as_they_come() -> None:
-    server = Server(V2)
-    upper, _ = server.open()
-    large = frame(PSH, 1, bytes(WHOLE_SIZE + 1))
-    server.feed(large[:1000])
-    assert len(upper.data) == 1000 - 7
-    server.feed(large[1000:])
-    assert len(upper.data) == WHOLE_SIZE + 1
-    await server.over()
-
-
-async def test_what_came_of_a_frame_before_a_failure_is_passed_on() -> None:
-    server = Server(V2)
-    upper, _ = server.open()
-    server.feed(frame(PSH, 1, b"abcdef")[:10])
-    server.session.connection_lost(ConnectionResetError())
-    assert upper.data == b"abc"
-    assert isinstance(upper.error, NetworkError)
-
+from tests.layers.anytls_server_side import GREETING, OWN, V1, V2, Server
+from tests.support.transports import turns
 
 # Settings.
 
@@ -160,9 +33,7 @@ async def test_what_came_of_a_frame_before_a_failure_is_passed_on() -> None:
     ("version", "answers"),
     [(b"2", 1), (b"3", 1), (b"256", 1), (b"1", 0), (b"0", 0), (b"-1", 0), (b"two", 0), (b"", 0)],
 )
-async def test_only_clients_of_version_2_and_newer_get_version_2(
-    version: bytes, answers: int
-) -> None:
+async def test_only_clients_from_version_2_on_get_version_2(version: bytes, answers: int) -> None:
     server = Server()
     text = b"v=" + version + b"\npadding-md5=" + DEFAULT.md5.encode()
     server.feed(frame(SETTINGS, 0, text))
@@ -173,7 +44,7 @@ async def test_only_clients_of_version_2_and_newer_get_version_2(
     await server.over()
 
 
-async def test_the_scheme_is_sent_to_who_has_another_one_and_each_time() -> None:
+async def test_scheme_is_sent_whenever_the_client_has_another() -> None:
     scheme = Scheme.parse(b"stop=1")
     server = Server(scheme=scheme)
     server.feed(V2)
@@ -223,14 +94,14 @@ async def test_a_stream_from_opening_to_end() -> None:
     await server.over()
 
 
-async def test_the_end_of_a_client_is_the_end_of_both_directions_and_not_answered() -> None:
+async def test_fin_of_a_client_ends_both_directions_unanswered() -> None:
     server = Server(V2)
     upper, stream = server.open()
     assert not stream.can_write_eof()
     server.feed(frame(PSH, 1, b"all"), frame(FIN, 1), frame(PSH, 1, b"late"))
     assert upper.data == b"all"
     assert upper.eof
-    stream.write(b"nobody listens")
+    stream.write(b"ignored")
     stream.acknowledge()
     stream.close()
     assert await upper.ended() is None
@@ -240,7 +111,7 @@ async def test_the_end_of_a_client_is_the_end_of_both_directions_and_not_answere
     await server.over()
 
 
-async def test_our_own_end_comes_back_because_the_client_will_not_say_anything() -> None:
+async def test_write_eof_ends_both_directions_without_half_close() -> None:
     server = Server(V2)
     upper, stream = server.open()
     stream.pause_reading()
@@ -258,7 +129,7 @@ async def test_our_own_end_comes_back_because_the_client_will_not_say_anything()
 
 
 @pytest.mark.parametrize("outcome", list(Outcome)[1:])
-async def test_failures_are_told_in_fixed_words(outcome: Outcome) -> None:
+async def test_failures_are_reported_in_fixed_words(outcome: Outcome) -> None:
     for settings, told in ((V2, [(SYNACK, 7, outcome.text.encode())]), (V1, [])):
         server = Server(settings)
         _, stream = server.open(7)
@@ -268,21 +139,21 @@ async def test_failures_are_told_in_fixed_words(outcome: Outcome) -> None:
         await server.over()
 
 
-async def test_what_a_client_says_about_streams_that_are_not_there() -> None:
+async def test_frames_for_unknown_streams_are_ignored() -> None:
     server = Server(V2)
     upper, _ = server.open(0)
     server.feed(
-        frame(SYN, 0), frame(PSH, 9, b"nobody"), frame(FIN, 9), frame(PSH, 9), frame(PSH, 0),
+        frame(SYN, 0), frame(PSH, 9, b"unknown"), frame(FIN, 9), frame(PSH, 9), frame(PSH, 0),
         frame(SYNACK, 0, b"x"), frame(SERVER_SETTINGS, 0, b"v=2"), frame(UPDATE_PADDING, 0, b"x"),
-        frame(77, 0), frame(ALERT, 0), frame(HEART_RESPONSE, 3), frame(PSH, 0, b"somebody"),
+        frame(77, 0), frame(ALERT, 0), frame(HEART_RESPONSE, 3), frame(PSH, 0, b"known"),
     )  # fmt: skip
-    assert upper.data == b"somebody"
+    assert upper.data == b"known"
     assert len(server.uppers) == 1
     assert server.said() == []
     await server.over()
 
 
-async def test_too_many_streams_are_refused_and_the_others_live() -> None:
+async def test_streams_beyond_the_limit_are_refused() -> None:
     server = Server(V2)
     server.feed(*(frame(SYN, number) for number in range(1, MAX_STREAMS + 2)))
     assert len(server.uppers) == MAX_STREAMS
@@ -299,7 +170,7 @@ async def test_too_many_streams_are_refused_and_the_others_live() -> None:
 # Own clients.
 
 
-async def test_half_close_is_for_who_asks_for_it() -> None:
+async def test_half_close_is_for_clients_that_ask_for_it() -> None:
     server = Server()
     server.feed(OWN)
     assert server.said() == [(SERVER_SETTINGS, 0, b"v=2\nhalf-close=1")]
@@ -317,7 +188,7 @@ async def test_half_close_is_for_who_asks_for_it() -> None:
     await server.over()
 
 
-async def test_a_reset_is_told_from_an_end() -> None:
+async def test_reset_differs_from_an_ordinary_end() -> None:
     server = Server(OWN)
     upper, stream = server.open()
     server.feed(frame(PSH, 1, b"cut"), frame(PSH, 1), frame(FIN, 1))
@@ -331,117 +202,4 @@ async def test_a_reset_is_told_from_an_end() -> None:
     server.feed(frame(FIN, 2))
     assert server.session.used_slots == 0
     assert await other.ended() is None
-    await server.over()
-
-
-# Bounds and ends.
-
-
-async def test_a_reader_that_has_stopped_stops_the_session_in_the_end() -> None:
-    server = Server(V2)
-    slow, stream = server.open(1)
-    quick, _ = server.open(2)
-    stream.pause_reading()
-    chunk = bytes(random.Random(1).randbytes(40_000))
-    sent = 0
-    while server.lower.reading:
-        server.feed(frame(PSH, 1, chunk), frame(PSH, 2, b"x"))
-        sent += len(chunk)
-    assert sent - len(chunk) < RECEIVE_BUDGET <= sent
-    assert len(quick.data) == sent // len(chunk)
-    stream.resume_reading()
-    await slow.received(sent)
-    assert slow.data == chunk * (sent // len(chunk))
-    assert server.lower.reading
-    await server.over()
-
-
-async def test_questions_are_answered_and_only_so_many_to_who_does_not_read() -> None:
-    server = Server(V2)
-    server.feed(frame(HEART_REQUEST, 5), frame(HEART_REQUEST, 0))
-    assert server.said() == [(HEART_RESPONSE, 5, b""), (HEART_RESPONSE, 0, b"")]
-    flood = frame(HEART_REQUEST, 0) * 1000
-    for _ in range(2 * ANSWERS_LIMIT // len(flood)):  # read, all of them
-        server.session.pause_writing()
-        server.feed(flood)
-        server.session.resume_writing()
-    await turns()
-    assert not server.lost
-    server.lower.take()
-    server.session.pause_writing()
-    while not server.lost:
-        server.feed(flood)
-        await turns(1)
-        assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(flood)
-    assert isinstance(server.lost[0], PeerError)
-    assert server.lower.aborted
-    await turns()
-
-
-async def test_one_read_full_of_questions_is_not_answered_to_who_does_not_read() -> None:
-    scheme = Scheme.parse(b"stop=8\n" + b"#" * 16_000)
-    server = Server(scheme=scheme)
-    server.session.pause_writing()
-    server.feed(frame(SETTINGS, 0, b"v=2") * 6000)  # 64 KiB, and 96 MB of answers
-    assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(scheme.raw)
-    await turns()
-    assert isinstance(server.lost[0], PeerError)
-    assert server.lower.aborted
-
-
-async def test_an_alert_ends_the_session_whoever_says_it() -> None:
-    server = Server(V2)
-    upper, _ = server.open()
-    server.feed(frame(ALERT, 0, b"enough\x1b[2J"), frame(PSH, 1, b"late"))
-    assert isinstance(upper.error, PeerError)
-    assert "enough" in str(upper.error)
-    assert "\x1b" not in str(upper.error)
-    assert server.lost == [upper.error]
-    assert not upper.data
-    await turns()
-
-
-async def test_a_whole_upload_survives_the_reset_of_its_stream() -> None:
-    server = Server(OWN)
-    upper, stream = server.open(1)
-    stream.pause_reading()
-    server.feed(frame(PSH, 1, b"all"), frame(FIN, 1), frame(PSH, 1))
-    assert server.session.used_slots == 1
-    stream.resume_reading()
-    assert await upper.at_eof() == b"all"
-    assert isinstance(await upper.ended(), ConnectionResetError)
-    assert server.session.used_slots == 0
-    await server.over()
-
-
-@pytest.mark.parametrize("settings", [V2, OWN], ids=["reference", "own"])
-async def test_a_whole_upload_survives_the_end_of_the_session(settings: bytes) -> None:
-    server = Server(settings)
-    whole, stream = server.open(1)
-    half, other = server.open(2)
-    stream.pause_reading()
-    other.pause_reading()
-    server.feed(frame(PSH, 1, b"all"), frame(PSH, 2, b"some"), frame(FIN, 1))
-    server.session.eof_received()
-    assert not half.lost
-    other.resume_reading()
-    assert await half.ended() is not None
-    assert half.data == b"some"
-    assert not half.eof
-    stream.resume_reading()
-    assert await whole.at_eof() == b"all"
-    await whole.ended()
-    await server.over()
-
-
-@pytest.mark.parametrize(("settings", "most"), [(V2, 32768), (OWN, 65535)])
-async def test_only_own_clients_get_frames_of_a_whole_read(settings: bytes, most: int) -> None:
-    """The reference has never sent more than 32 KiB in one, and waits for the whole of it."""
-    server = Server(settings)
-    _, stream = server.open()
-    data = random.Random(8).randbytes(2 * 65535)
-    stream.write(data)
-    said = server.said()
-    assert b"".join(payload for _, _, payload in said) == data
-    assert {len(payload) for _, _, payload in said[:-1]} == {most}
     await server.over()

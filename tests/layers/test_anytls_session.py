@@ -114,7 +114,7 @@ async def test_a_reset_reaches_the_other_end() -> None:
     await pair.over()
 
 
-async def test_who_goes_on_sending_is_told_that_it_is_in_vain() -> None:
+async def test_sender_to_a_closed_stream_gets_a_reset() -> None:
     pair = Pair(half_close=True)
     stream = pair.client.open_stream(Recorder(), b"dest")
     await pair.exchange()
@@ -291,7 +291,7 @@ async def test_a_peer_may_say_anything(client_side: bool) -> None:
     await turns()
 
 
-async def test_what_a_hostile_peer_can_make_us_hold() -> None:
+async def test_memory_held_for_a_hostile_peer_is_bounded() -> None:
     server = ServerSession(Recorder)
     lower = FakeLayer(server)
     server.connection_made(lower)

@@ -7,7 +7,7 @@ import pytest
 from mtt.layers import arrivals
 from mtt.layers.arrivals import STREAMS_A_TURN
 from mtt.wire.smux import FIN, PSH, SYN, frame
-from tests.layers.test_smux import Server
+from tests.layers.smux_side import Server
 from tests.support.transports import turns
 
 BURST = 3 * STREAMS_A_TURN

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtt.wire import anytls, smux
-from tests.layers import test_anytls_client, test_anytls_server, test_smux
+from tests.layers import anytls_client_side, anytls_server_side, smux_side
 from tests.support.transports import FakeLayer, Recorder, turns
 
 READS = pytest.mark.parametrize("reads", ["same read", "next read"])
@@ -35,19 +35,19 @@ class Ended:
 
 
 def smux_server() -> Ended:
-    server = test_smux.Server(half_close=True)
+    server = smux_side.Server(half_close=True)
     upper, _ = server.open(3)
     return Ended(server, upper, 3)
 
 
 def anytls_server() -> Ended:
-    server = test_anytls_server.Server(test_anytls_server.OWN)
+    server = anytls_server_side.Server(anytls_server_side.OWN)
     upper, _ = server.open(1)
     return Ended(server, upper, 1)
 
 
 def anytls_client() -> Ended:
-    client = test_anytls_client.Client(greeting=test_anytls_client.OWN, half_close=True)
+    client = anytls_client_side.Client(greeting=anytls_client_side.OWN, half_close=True)
     upper, stream = client.stream()
     return Ended(client, upper, stream.id)
 
@@ -55,7 +55,7 @@ def anytls_client() -> Ended:
 def frames(ended: Ended) -> tuple[bytes, bytes]:
     """A frame with the stream's data, and frames that a session answers to or remembers."""
     number = ended.stream_id
-    if isinstance(ended.owner, test_smux.Server):
+    if isinstance(ended.owner, smux_side.Server):
         data = smux.frame(smux.PSH, number, b"last")
         return data, b"".join((
             smux.frame(smux.SYN, 5), smux.frame(smux.PSH, number, b"late"),

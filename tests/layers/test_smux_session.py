@@ -12,7 +12,7 @@ from mtt.layers import keepalive
 from mtt.layers.smux import RECEIVE_BUDGET
 from mtt.layers.smux_stream import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
-from tests.layers.test_smux import Server, client, finished
+from tests.layers.smux_side import Server, client, finished
 from tests.support.clock import Clock
 from tests.support.transports import Recorder, turns
 
@@ -20,7 +20,7 @@ from tests.support.transports import Recorder, turns
 
 
 @pytest.mark.parametrize("how", ["eof", "lost", "garbage", "close", "abort"])
-async def test_every_stream_hears_of_the_end_of_the_session_once(how: str) -> None:
+async def test_every_stream_ends_once_with_its_session(how: str) -> None:
     server = Server()
     uppers = [server.open(number)[0] for number in (3, 5, 7)]
     uppers[1].transport.pause_reading()
@@ -153,7 +153,7 @@ async def test_a_whole_upload_survives_the_reset_of_its_stream(end: str) -> None
     assert (PSH, 3, b"in vain") not in server.said()
 
 
-async def test_such_a_stream_can_be_closed_unread() -> None:
+async def test_stream_that_outlives_its_session_can_be_closed_unread() -> None:
     for end in (SmuxStream.close, SmuxStream.abort):
         server = Server()
         upper, stream = server.open(3)
@@ -172,9 +172,7 @@ async def test_such_a_stream_can_be_closed_unread() -> None:
 # Keepalive.
 
 
-async def test_nops_are_sent_unless_the_connection_is_full(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_nops_are_sent_unless_the_connection_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     session, lower = client()
     session.pause_writing()
@@ -208,7 +206,7 @@ async def test_a_silent_peer_is_dead_and_a_talking_one_is_not(
     assert not paused.lost
     stream.resume_reading()
     await clock.until(lambda: paused.lost)
-    await finished(talking.session)
+    await talking.over()
 
 
 # Noise.

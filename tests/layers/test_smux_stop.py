@@ -7,44 +7,33 @@ import asyncio
 from mtt.layers import smux as layer
 from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, SmuxSession
 from mtt.layers.smux_stream import STOP_AT
-from mtt.wire.smux import FIN, NOP, PSH, Decoder, frame
-from tests.layers.test_smux import Server, client, finished
-from tests.support.transports import FakeLayer, Recorder
+from mtt.wire.smux import FIN, NOP, PSH, frame
+from tests.layers.smux_side import Server, client, finished
+from tests.support.transports import Recorder
 
 
-def own(lower: FakeLayer) -> None:
-    """Make the peer behind `lower` one of ours."""
-    lower.half_close = True
-
-
-def sent(lower: FakeLayer) -> list[tuple[int, int, bytes]]:
-    return [(command, sid, bytes(data)) for command, sid, data in Decoder().feed(lower.take())]
-
-
-async def test_a_long_queue_stops_the_sender_once_and_an_empty_one_lets_it_go_on() -> None:
-    server = Server()
-    own(server.lower)
+async def test_long_queue_stops_the_sender_until_it_is_empty() -> None:
+    server = Server(half_close=True)
     slow, stream = server.open(3)
     quick, _ = server.open(5)
     stream.pause_reading()
     server.lower.take()
     for _ in range(STOP_AT // 1000):
         server.feed(frame(PSH, 3, bytes(1000)))
-    assert sent(server.lower) == []
+    assert server.said() == []
     server.feed(frame(PSH, 3, bytes(1000)), frame(PSH, 3, bytes(1000)))
     server.feed(frame(PSH, 3, bytes(1000)))
-    assert sent(server.lower) == [(NOP, 3, b"")]
+    assert server.said() == [(NOP, 3, b"")]
     server.feed(frame(PSH, 5, b"not held up"))
     assert quick.data == b"not held up"
     stream.resume_reading()
     await slow.received(STOP_AT)
-    assert sent(server.lower) == [(NOP, 3, b"")]
-    await finished(server.session)
+    assert server.said() == [(NOP, 3, b"")]
+    await server.over()
 
 
-async def test_what_was_on_its_way_has_a_budget_of_its_own() -> None:
-    server = Server()
-    own(server.lower)
+async def test_data_on_their_way_have_a_separate_budget() -> None:
+    server = Server(half_close=True)
     _, stream = server.open(3)
     stream.pause_reading()
     chunk = frame(PSH, 3, bytes(65535))
@@ -55,7 +44,7 @@ async def test_what_was_on_its_way_has_a_budget_of_its_own() -> None:
     server.feed(chunk)
     server.feed(chunk)
     assert not server.lower.reading
-    await finished(server.session)
+    await server.over()
 
 
 async def test_a_go_peer_is_never_sent_the_sign() -> None:
@@ -64,13 +53,12 @@ async def test_a_go_peer_is_never_sent_the_sign() -> None:
     stream.pause_reading()
     server.lower.take()
     server.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(2 * STOP_AT // 65535)))
-    assert sent(server.lower) == []
-    await finished(server.session)
+    assert server.said() == []
+    await server.over()
 
 
 async def test_a_stopped_stream_pauses_its_writer_and_no_other() -> None:
-    server = Server()
-    own(server.lower)
+    server = Server(half_close=True)
     first, _ = server.open(3)
     second, _ = server.open(5)
     server.feed(frame(NOP, 3))
@@ -84,31 +72,30 @@ async def test_a_stopped_stream_pauses_its_writer_and_no_other() -> None:
     assert (first.writable, second.writable) == (False, False)
     server.session.resume_writing()
     assert (first.writable, second.writable) == (True, True)
-    await finished(server.session)
+    await server.over()
 
 
-async def test_the_sign_of_a_stranger_means_nothing() -> None:
+async def test_stop_sign_of_a_foreign_peer_is_ignored() -> None:
     server = Server()
     upper, _ = server.open(3)
     server.feed(frame(NOP, 3))
     assert upper.writable
-    await finished(server.session)
+    await server.over()
 
 
 async def test_a_stopped_stream_that_is_closed_leaves_nothing_behind() -> None:
-    server = Server()
-    own(server.lower)
+    server = Server(half_close=True)
     _, stream = server.open(3)
     stream.pause_reading()
     server.feed(*(frame(PSH, 3, bytes(65535)) for _ in range(3)))
     server.lower.take()
     stream.close()
-    assert sent(server.lower) == [(FIN, 3, b"")]
+    assert server.said() == [(FIN, 3, b"")]
     assert server.session._queued == 0
-    await finished(server.session)
+    await server.over()
 
 
-async def test_a_session_that_was_silent_for_too_long_gets_no_new_streams() -> None:
+async def test_stale_session_is_not_healthy_until_it_hears_something() -> None:
     session, _ = client()
     assert session.healthy
     session._seen_at -= layer.STALE_TIME
@@ -120,15 +107,12 @@ async def test_a_session_that_was_silent_for_too_long_gets_no_new_streams() -> N
 
 async def test_two_sessions_back_to_back_obey_the_sign() -> None:
     """Nothing is lost between the stop and the last byte that was on its way."""
-    server = Server()
-    own(server.lower)
+    server = Server(half_close=True)
     session, lower = client()
-    own(lower)
+    lower.half_close = True  # the peer is this program too
     assert isinstance(session, SmuxSession)
     upper, stream = server.open(3)
     stream.pause_reading()
-    from tests.support.transports import Recorder
-
     writer = Recorder()
     mine = session.open_stream(writer)
     lower.take()
@@ -146,10 +130,10 @@ async def test_two_sessions_back_to_back_obey_the_sign() -> None:
     await asyncio.sleep(0)
     assert writer.writable
     await finished(session)
-    await finished(server.session)
+    await server.over()
 
 
-async def test_who_has_filled_the_connection_is_the_last_to_go_on() -> None:
+async def test_stream_that_filled_the_connection_resumes_last() -> None:
     """Its next read fills it again: the others would never get their turn."""
     server = Server()
     uppers = [server.open(number)[0] for number in (3, 5, 7)]
@@ -167,4 +151,4 @@ async def test_who_has_filled_the_connection_is_the_last_to_go_on() -> None:
         assert first in uppers
         fill(first)
     assert turns_taken == [3, 5, 7, 3, 5, 7]
-    await finished(server.session)
+    await server.over()
