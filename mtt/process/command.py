@@ -78,9 +78,7 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
         if values.get("version"):
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)
-        if plugin is not None:
-            return _serve_plugin(command, values, process, plugin)
-        return _serve(command, values, process, environ)
+        return _serve(command, values, process, environ, plugin)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service handled signals
     except UsageError as error:
@@ -111,49 +109,38 @@ def given_options(
 
 
 def _serve(
-    command: Command, values: Values, process: ProcessOptions, environ: Mapping[str, str]
+    command: Command,
+    values: Values,
+    process: ProcessOptions,
+    environ: Mapping[str, str],
+    plugin: Plugin | None,
 ) -> int:
-    """Run `command` standalone, possibly under systemd."""
-    from mtt.process.systemd import ServiceManager, inherited_sockets
-
-    _begin(command, process)
-    service = command.service(values, Start(sockets=inherited_sockets(environ)))
-
-    manager = ServiceManager(environ)
-    if process.workers > 1:
-        from mtt.process import workers
-
-        return workers.run(service, options=process, name=command.name, manager=manager)
-
-    from mtt.process import runtime
-
-    return runtime.run(service, options=process, manager=manager)
-
-
-def _serve_plugin(
-    command: Command, values: Values, process: ProcessOptions, plugin: Plugin
-) -> int:
-    """Run `command` as a plugin. Ignores systemd's variables, which are for the parent."""
-    _begin(command, process)
-    service = command.service(values, Start(plugin=True))
-
-    if process.workers > 1:
-        from mtt.process import workers
-
-        return workers.run(service, options=process, name=command.name, parent=plugin.parent)
-
-    from mtt.process import runtime
-
-    return runtime.run(service, options=process, plugin=True, watch=plugin.watch)
-
-
-def _begin(command: Command, process: ProcessOptions) -> None:
-    """Set up what is the process's, and so not for a program that embeds a service."""
+    """Run `command`: as a plugin, or standalone, possibly under systemd."""
     from mtt import log
+    from mtt.process.systemd import ServiceManager, inherited_sockets
     from mtt.trust import child
 
+    # Both affect the whole process, so a program that embeds a service decides for itself.
     log.setup(process.log_level, command.name, process.log_format)
     child.allow()
+
+    # A plugin ignores systemd's variables, which are for its parent.
+    is_plugin = plugin is not None
+    sockets = () if is_plugin else inherited_sockets(environ)
+    service = command.service(values, Start(is_plugin, sockets))
+    manager = None if is_plugin else ServiceManager(environ)
+    if process.workers > 1:
+        from mtt.process import workers
+
+        parent = None if plugin is None else plugin.parent
+        return workers.run(
+            service, options=process, name=command.name, manager=manager, parent=parent
+        )
+
+    from mtt.process import runtime
+
+    watch = None if plugin is None else plugin.watch
+    return runtime.run(service, options=process, plugin=is_plugin, watch=watch, manager=manager)
 
 
 def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> int:

@@ -14,22 +14,25 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from mtt.log import logger
 from mtt.options.process import ProcessOptions
 from mtt.process.eventloop import loop_factory, report_error
 from mtt.process.systemd import ServiceManager
 
+if TYPE_CHECKING:
+    from mtt.process.supervisor_link import SupervisorLink
+
 # Closing sends final messages to peers, which may be gone or slow. Service managers such as systemd
 # allow 90 s, a person at a terminal much less.
 CLOSE_LIMIT = 5.0
 
 
-class Service(Protocol):
-    """A service that listens. Methods that are not overridden do nothing."""
+class Service:
+    """Base of services that listen. Methods that are not overridden do nothing."""
 
     @property
     def addresses(self) -> Sequence[str]:
@@ -46,37 +49,30 @@ class Service(Protocol):
 
         `start()` does whatever is not done here. Raises StartError.
         """
-        return
 
     async def start(self) -> None:
         """Start listening; serving continues in the background.
 
         Raises MttError, after cleaning up.
         """
-        return
 
     def announce(self) -> None:
         """Log what has started."""
-        return
 
     async def drain(self) -> None:
         """After `cleanup()`: wait until all tunnels have ended on their own."""
-        return
 
     async def close(self) -> None:
         """Stop listening and end all tunnels."""
-        return
 
     def cleanup(self) -> None:
         """Stop listening, and remove what would outlive the process, such as a unix socket.
 
         May be called more than once, and in a signal handler.
         """
-        return
 
     def reload(self) -> None:
         """Reload files that may have changed, on SIGHUP."""
-        return
 
     # For several processes, see `mtt.process.workers`.
 
@@ -91,51 +87,23 @@ class Service(Protocol):
         and returns whether another worker should have the next one. Called in a newly forked
         process.
         """
-        return
 
     def renew(self) -> None:
         """As `reload()`, synchronous, for a process that never starts the service."""
-        return
 
 
-class Hub(Service, Protocol):
+class Hub(Service):
     """The state shared by all workers, in its own process."""
 
     def adopt(self, worker: socket.socket) -> None:
         """Add a worker by the socket to it; the socket closes when the worker ends."""
-
-
-class Manager(Protocol):
-    """Receives the status of a service."""
-
-    def ready(self, status: str) -> None:
-        """The service has started."""
-
-    def keep_beating(self) -> None:
-        """Send watchdog messages, if requested, while the running loop responds."""
-
-    def stopping(self, status: str, seconds: float) -> None:
-        """The service is stopping, which may take `seconds`."""
-
-    def close(self) -> None:
-        """Send no more messages."""
-
-
-class SupervisorLink(Manager, Protocol):
-    """Connects a worker to its supervisor, which handles all signals for it."""
-
-    def attach(
-        self,
-        *,
-        ask: Callable[[], object],
-        exit: Callable[[], object],
-        reload: Callable[[], object],
-    ) -> None:
-        """Call these when the supervisor says so, in the running loop; `exit` if it is gone."""
+        raise NotImplementedError
 
 
 # Takes a callback, and calls it when the process must end for a reason other than a signal.
 Watch = Callable[[Callable[[], object]], object]
+
+Handler = Callable[[int, FrameType | None], object]  # of a signal
 
 
 def run(
@@ -155,7 +123,7 @@ def run(
     available.
     """
     options = options or ProcessOptions()
-    listener: Manager = link or manager or ServiceManager({})
+    listener = link or manager or ServiceManager({})
     raise_descriptor_limit()
     with (
         contextlib.closing(listener),
@@ -176,7 +144,7 @@ async def _serve(
     ending: Ending,
     grace: float,
     watch: Watch | None,
-    manager: Manager,
+    manager: ServiceManager | SupervisorLink,
     link: SupervisorLink | None,
 ) -> None:
     if watch is not None:
@@ -203,7 +171,9 @@ def listening_on(service: Service) -> str:
     return f"listening on {', '.join(service.addresses)}"
 
 
-async def _drain(service: Service, grace: float, manager: Manager, *, quiet: bool) -> None:
+async def _drain(
+    service: Service, grace: float, manager: ServiceManager | SupervisorLink, *, quiet: bool
+) -> None:
     """Let tunnels finish for at most `grace` seconds; if `quiet`, log only the result."""
     left = service.tunnels
     plan = "stopping"
@@ -290,29 +260,50 @@ class Ending:
         """Handle SIGINT, SIGTERM and SIGHUP while inside.
 
         Does not use loop.add_signal_handler(): Windows lacks it, and its callbacks wait in the
-        loop's queue, while shadowsocks-rust sends SIGKILL after 10 ms. A plain handler needs the
-        wakeup descriptor; otherwise a signal that arrives just before the loop sleeps would go
-        unnoticed until something else wakes it (on Windows, every signal would).
+        loop's queue, while shadowsocks-rust sends SIGKILL after 10 ms.
         """
-        receiver, sender = socket.socketpair()
-        with receiver, sender:
-            for end in (receiver, sender):
-                end.setblocking(False)
-            self._loop.add_reader(receiver, _read_out, receiver)
-            handlers = {signal.SIGINT: self._on_signal, signal.SIGTERM: self._on_signal}
-            if sys.platform != "win32":
-                handlers[signal.SIGHUP] = self._on_hangup
-            previous = {
-                number: signal.signal(number, handler) for number, handler in handlers.items()
-            }
-            signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        handlers: dict[int, Handler] = {
+            signal.SIGINT: self._on_signal,
+            signal.SIGTERM: self._on_signal,
+        }
+        if sys.platform != "win32":
+            handlers[signal.SIGHUP] = self._on_hangup
+        with handle_signals(handlers) as (wakeup, _):
+            self._loop.add_reader(wakeup, read_wakeup, wakeup)
             try:
                 yield
             finally:
-                signal.set_wakeup_fd(-1)
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
-                self._loop.remove_reader(receiver)
+                self._loop.remove_reader(wakeup)
+
+
+@contextlib.contextmanager
+def handle_signals(
+    handlers: Mapping[int, Handler],
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Run `handlers` for signals while inside.
+
+    Yields a socket that becomes readable with each signal, and its other end. A signal that arrives
+    just before the process waits for events would otherwise go unnoticed until something else wakes
+    it (on Windows, every signal would).
+    """
+    wakeup, waker = socket.socketpair()
+    with wakeup, waker:
+        for end in (wakeup, waker):
+            end.setblocking(False)
+        previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        try:
+            yield wakeup, waker
+        finally:
+            signal.set_wakeup_fd(-1)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def read_wakeup(wakeup: socket.socket) -> None:
+    """Read the signals' bytes, so that the socket is no longer readable."""
+    with contextlib.suppress(BlockingIOError):
+        wakeup.recv(4096)
 
 
 def ends_with_terminal() -> bool:
@@ -332,8 +323,3 @@ def has_terminal() -> bool:
 def _has_nohup() -> bool:
     """Whether SIGHUP was ignored at the start, as by nohup(1)."""
     return sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-
-
-def _read_out(receiver: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        receiver.recv(4096)

@@ -33,7 +33,7 @@ BEATS = 2
 
 
 class SupervisorLink:
-    """The worker's side, see `runtime.SupervisorLink`.
+    """The worker's side: receives commands, and the status like a `systemd.ServiceManager`.
 
     Args:
         sock: non-blocking.
@@ -50,7 +50,6 @@ class SupervisorLink:
         self._socket = sock
         self._beat_interval = beat_interval / BEATS
         self._adopt = adopt
-        self._timer: asyncio.TimerHandle | None = None
         self._commands: dict[bytes, Callable[[], object]] = {}
 
     def attach(
@@ -60,6 +59,7 @@ class SupervisorLink:
         exit: Callable[[], object],
         reload: Callable[[], object],
     ) -> None:
+        """Call these when the supervisor says so, in the running loop; `exit` if it is gone."""
         self._commands = {STOP: ask, STOP_NOW: exit, RELOAD: reload, b"": exit}
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
@@ -69,8 +69,7 @@ class SupervisorLink:
     def keep_beating(self) -> None:
         if self._beat_interval > 0:
             self._send(BEAT)
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._beat_interval, self.keep_beating)
+            asyncio.get_running_loop().call_later(self._beat_interval, self.keep_beating)
 
     def stopping(self, status: str, seconds: float) -> None:
         """Nothing to send: the supervisor gave the order."""

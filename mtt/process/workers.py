@@ -27,7 +27,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -114,7 +114,18 @@ class _Supervisor:
     def run(self) -> int:
         runtime.raise_descriptor_limit()
         self._selector = selectors.DefaultSelector()
-        with contextlib.closing(self._manager), self._selector, self._signals():
+        handlers: dict[int, runtime.Handler] = {
+            signal.SIGINT: self._on_signal,
+            signal.SIGTERM: self._on_signal,
+            signal.SIGHUP: self._on_hangup,
+            signal.SIGCHLD: lambda *_: None,  # wakes the supervisor
+        }
+        with (
+            contextlib.closing(self._manager),
+            self._selector,
+            runtime.handle_signals(handlers) as (self._wakeup, self._waker),
+        ):
+            self._selector.register(self._wakeup, selectors.EVENT_READ)
             try:
                 self._start()
                 self._until(lambda: False)
@@ -193,7 +204,7 @@ class _Supervisor:
             if isinstance(key.data, Child):
                 self._read(key.data)
             else:
-                self._wakeup.recv(4096)
+                runtime.read_wakeup(self._wakeup)
         self._reap()
         if self._parent not in (None, os.getppid()):
             self._asked += 1
@@ -364,31 +375,6 @@ class _Supervisor:
         os._exit(1)
 
     # Signals.
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Record SIGINT, SIGTERM and SIGHUP while inside; they and SIGCHLD wake the supervisor."""
-        self._wakeup, self._waker = socket.socketpair()
-        with self._wakeup, self._waker:
-            for end in (self._wakeup, self._waker):
-                end.setblocking(False)
-            self._selector.register(self._wakeup, selectors.EVENT_READ)
-            handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-                signal.SIGINT: self._on_signal,
-                signal.SIGTERM: self._on_signal,
-                signal.SIGHUP: self._on_hangup,
-                signal.SIGCHLD: lambda *_: None,
-            }
-            previous = {
-                number: signal.signal(number, handler) for number, handler in handlers.items()
-            }
-            signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-            try:
-                yield
-            finally:
-                signal.set_wakeup_fd(-1)
-                for number, handler in previous.items():
-                    signal.signal(number, handler)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._asked += 1

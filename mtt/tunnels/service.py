@@ -1,6 +1,6 @@
 """The base of all services, assembled from parts that each do one thing.
 
-    Listening        listening sockets, exclusive or shared with other workers
+    Listener         listening sockets, exclusive or shared with other workers
     OpenTunnels      the tunnels and their limit
     MetricsEndpoint  serves metrics
     TlsFiles         certificates and keys, reloaded when they change
@@ -13,27 +13,28 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from mtt.errors import MttError
 from mtt.log import logger
+from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
 from mtt.observe import metrics
 from mtt.observe.endpoint import MetricsEndpoint
 from mtt.observe.lag import LagMeter
 from mtt.options.common import ServiceOptions
 from mtt.outbound.upstream import Session
-from mtt.process.runtime import Hub
+from mtt.process import runtime
 from mtt.trust.reload import TlsFiles
-from mtt.tunnels.listening import Listening
 from mtt.tunnels.open_tunnels import SERVER_LOGGED_ERRORS, OpenTunnels
 
 # Seconds between checks for remaining tunnels during a drain.
 DRAIN_TICK = 0.05
 
 
-class Service:
-    """Base class of all services, see `mtt.process.runtime.Service`.
+class Service(runtime.Service):
+    """Base class of all services.
 
     Args:
         options: where it listens, its limits, and where it serves metrics.
@@ -60,13 +61,16 @@ class Service:
         sessions: Callable[[], Collection[Session]],
         pending: Callable[[], int],
     ) -> None:
-        self.listening = Listening(
+        self._bind = partial(
+            bind,
             options.bind,
             options.bind_unix,
             resolver=resolver,
             descriptors=options.sockets,
             fast_open=fast_open,
         )
+        self._listener: Listener | None = None
+        self._yields: Callable[[], bool] | None = None  # leave a connection to another worker?
         self.counters = metrics.Counters()
         self.open_tunnels = OpenTunnels(
             self.counters,
@@ -86,7 +90,7 @@ class Service:
     @property
     def addresses(self) -> list[str]:
         """Listening addresses, with the actual port if port 0 was requested."""
-        return self.listening.addresses
+        return self._listener.addresses if self._listener is not None else []
 
     @property
     def metrics_addresses(self) -> list[str]:
@@ -95,14 +99,12 @@ class Service:
 
     @property
     def tunnels(self) -> int:
-        """Number of tunnels that are open or opening."""
         return len(self.open_tunnels)
 
     # Start.
 
     async def bind(self) -> None:
-        """Bind the listening addresses."""
-        await self.listening.bind()
+        self._listener = await self._bind()
         self.load()
 
     def load(self) -> None:
@@ -116,7 +118,9 @@ class Service:
 
         Raises StartError, after closing all listening sockets.
         """
-        await self.listening.serve(self.open_tunnels.admission.guard(accept))
+        if self._listener is None:
+            self._listener = await self._bind()
+        self._listener.serve(self.open_tunnels.admission.guard(accept), yields=self._yields)
         try:
             self.load()
             if await self.endpoint.start():
@@ -125,31 +129,25 @@ class Service:
             self.cleanup()
             raise
 
-    def announce(self) -> None:
-        """Log what has started."""
-        raise NotImplementedError
-
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        """Join other workers, see `mtt.process.runtime`."""
         tunnels, pending = self.open_tunnels, self._pending
-        self.listening.share(lambda: is_heavy(tunnels.connections + pending()))
+        self._yields = lambda: is_heavy(tunnels.connections + pending())
+        if self._listener is not None:
+            self._listener.disown()
         self.endpoint.report_to(hub)
 
-    def hub(self) -> Hub | None:
-        """What the workers share."""
+    def hub(self) -> runtime.Hub | None:
         return self.endpoint.hub()
 
     # Operation.
 
     def reload(self) -> None:
-        """Reload certificates and keys for new connections."""
         if not any(files.files for files in self.certificates):
             logger.info("not reloaded: certificates: no option names a file")
         for files in self.certificates:
             files.reload()
 
     def renew(self) -> None:
-        """Before a start, reload certificates and keys that have changed."""
         for files in self.certificates:
             files.renew()
 
@@ -173,8 +171,8 @@ class Service:
     # Shutdown.
 
     def cleanup(self) -> None:
-        """Stop listening. This is all that must happen before the process exits at once."""
-        self.listening.close()
+        if self._listener is not None:
+            self._listener.close()
         self.endpoint.cleanup()
 
     async def drain(self) -> None:
@@ -198,7 +196,6 @@ class Service:
         return over
 
     async def close(self) -> None:
-        """Stop listening and abort all tunnels."""
         self.cleanup()
         self.lag.stop()
         self.endpoint.close()
