@@ -184,7 +184,7 @@ def test_a_signal_for_all_of_them_counts_once(
     with connect(port) as application:
         check_echo(application)
         os.killpg(server.process.pid, number)
-        server.process.expect("there are no certificate files" if number == signal.SIGHUP
+        server.process.expect("not reloaded: certificates: no option" if number == signal.SIGHUP
                               else "stopping: waiting up to")  # fmt: skip
         check_echo(application)
     if number == signal.SIGHUP:
