@@ -24,9 +24,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bench.processes import BenchError
+from mtt.users.store import Row
 from mtt_mu_server.api import BODY_LIMIT
 from mtt_mu_server.options import options
-from mtt_mu_server.records import Row
 from mtt_mu_server.server import MultiUserServer
 from mtt_mu_server.users import Users
 

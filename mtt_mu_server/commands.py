@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Generator
 from typing import Protocol, TypeVar
 
+from mtt.users.store import Changes, Store, StoreError
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Delete, Page, Ping
 from mtt_mu_server.decoding import Refused
-from mtt_mu_server.records import Row
-from mtt_mu_server.store import Store, StoreError
 from mtt_mu_server.users import Users
 
 # Paths whose counters are updated before the event loop runs again.
@@ -21,36 +20,27 @@ CUT_REASON = "disconnected by the operator"
 Result = TypeVar("Result")
 
 
-class Replicas(Protocol):
+class Replicas(Changes, Protocol):
     """Other processes that have copies of the users, and their connections.
 
     When a call returns, all of them have applied the change.
     """
-
-    async def put(self, rows: dict[str, Row]) -> None:
-        """As `Users.put`."""
-
-    async def remove(self, paths: list[str]) -> None:
-        """As `Users.remove`."""
-
-    async def clear(self) -> None:
-        """As `Users.clear`."""
 
     async def settle(self) -> None:
         """Update the byte counts of all tunnels."""
 
 
 class Commands:
-    """Executes commands on users, and on the database if there is one.
+    """Executes commands on users and their store.
 
-    Commands that change something run one at a time. They change the database first; once the
-    change is durable, they change memory in one step.
+    Commands that change something run one at a time. They change the store first; once the change
+    is durable, they change memory in one step, and then the replicas, if there are any.
     """
 
-    def __init__(self, users: Users, store: Store | None, replicas: Replicas | None = None) -> None:
+    def __init__(self, users: Users, store: Store) -> None:
         self._users = users
         self._store = store
-        self._replicas = replicas
+        self.replicas: Replicas | None = None
         self.changing = asyncio.Lock()  # held by a command that changes something
         self.done: dict[str, int] = {"done": 0, "refused": 0, "failed": 0}
 
@@ -68,9 +58,7 @@ class Commands:
         return status, answer
 
     async def save_counters(self) -> None:
-        """Update the counters, in the database too. Raises StoreError."""
-        if self._store is None:
-            return
+        """Update the counters, in the store too. Raises StoreError."""
         async with self.changing:
             for index, path in enumerate(self._users.live_paths()):
                 self._users.settle(path)
@@ -108,33 +96,30 @@ class Commands:
         return api.answer()
 
     async def _statistics(self, paths: list[str]) -> bytes:
-        if self._replicas is not None:
-            await self._replicas.settle()
+        if self.replicas is not None:
+            await self.replicas.settle()
         found = [(path, used) for path in paths if (used := self._users.statistics(path))]
         return api.statistics_answer(len(self._users), found)
 
     async def _add(self, command: Add) -> None:
-        if self._store is not None:
-            await self._store.put(command.rows)
+        await self._store.put(command.rows)
         self._users.put(command.rows)
-        if self._replicas is not None:
-            await self._replicas.put(command.rows)
+        if self.replicas is not None:
+            await self.replicas.put(command.rows)
 
     async def _delete(self, command: Delete) -> None:
-        if self._store is not None:
-            await self._store.remove(command.paths)
+        await self._store.remove(command.paths)
         await in_slices(self._users.remove(command.paths))
-        if self._replicas is not None:
-            await self._replicas.remove(command.paths)
+        if self.replicas is not None:
+            await self.replicas.remove(command.paths)
         if command.disconnect:
             await in_slices(self._users.cut(command.paths, CUT_REASON))
 
     async def _clear(self, command: Clear) -> None:
-        if self._store is not None:
-            await self._store.clear()
+        await self._store.clear()
         await in_slices(self._users.clear())
-        if self._replicas is not None:
-            await self._replicas.clear()
+        if self.replicas is not None:
+            await self.replicas.clear()
         if command.disconnect:
             await in_slices(self._users.cut(self._users.live_paths(), CUT_REASON))
 

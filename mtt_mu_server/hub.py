@@ -15,10 +15,11 @@ from mtt.log import logger
 from mtt.net.resolve import Resolver
 from mtt.observe.hub import Member, WorkerHub
 from mtt.process.link import Message, encode
+from mtt.users.store import Row
 from mtt_mu_server.lease import Lessee
 from mtt_mu_server.management import Management
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.records import Row, User
+from mtt_mu_server.records import User
 from mtt_mu_server.users import Tunnel, Users
 
 # Seconds for a worker to apply a change or to report; it usually takes milliseconds. The operator's

@@ -12,11 +12,12 @@ from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.trust.reload import TlsFiles, server_tls
+from mtt.users.sqlite import SqliteStore
+from mtt.users.store import MemoryStore, Store, StoreError
 from mtt_mu_server import metrics
 from mtt_mu_server.commands import Commands, Replicas, in_slices
 from mtt_mu_server.control import Controller
 from mtt_mu_server.options import MultiUserOptions
-from mtt_mu_server.store import Store, StoreError, open_store
 from mtt_mu_server.token_file import read_token
 from mtt_mu_server.users import Users
 
@@ -51,10 +52,9 @@ class Management:
         self._users = users
         self._events = events
         self._service_page = service_page
-        self._replicas: Replicas | None = None
-        self.commands = Commands(users, None)
+        self.store: Store = SqliteStore(options.db) if options.db else MemoryStore()
+        self.commands = Commands(users, self.store)
         self.tls, self._access = _controller_access(options)
-        self.store: Store | None = None
         self.controller: Controller | None = None
         self._listener: Listener | None = None
         self._housekeeper: asyncio.Task[None] | None = None
@@ -66,15 +66,12 @@ class Management:
 
     def replicate_to(self, workers: Replicas, service_page: Callable[[], str]) -> None:
         """Before `load()`: apply changes to several `workers` too; use their combined metrics."""
-        self._replicas = workers
+        self.commands.replicas = workers
         self._service_page = service_page
 
     async def load(self) -> None:
-        """Read the database, if there is one. Raises StartError."""
-        if self._options.db:
-            self.store, rows, counters = await open_store(self._options.db)
-            self._users.load(rows, counters)
-        self.commands = Commands(self._users, self.store, self._replicas)
+        """Read the store. Raises StartError."""
+        self._users.load(*await self.store.load())
 
     async def start(self, resolver: Resolver) -> None:
         """After `load()`: start the controller. Raises StartError."""
@@ -102,7 +99,7 @@ class Management:
         """A summary for the log."""
         return (
             f"{len(self._users)} users, controller on {', '.join(self.addresses)}"
-            f"{'' if self._options.db else ' (no -db: users are lost when the server stops)'}"
+            f"{'' if self.store.is_durable else ' (no -db: users are lost when the server stops)'}"
         )
 
     def cleanup(self) -> None:
@@ -121,11 +118,10 @@ class Management:
 
     async def close(self) -> None:
         """After `stop()`, when all tunnels have ended: save the final counters."""
-        if self.store is not None:
-            if self._housekeeper is not None:  # otherwise the start has failed
-                await self._save_counters()
-            store, self.store = self.store, None
-            await store.close()
+        if self._housekeeper is not None:  # otherwise the start has failed
+            self._housekeeper = None
+            await self._save_counters()
+        await self.store.close()
 
     async def _keep_house(self) -> None:
         flushed = time.monotonic()
@@ -138,14 +134,16 @@ class Management:
                 flushed = time.monotonic()
 
     async def _save_counters(self) -> None:
+        if not self.store.is_durable:
+            return
         try:
             await self.commands.save_counters()
         except StoreError as error:
             logger.error("cannot save the counters: %s", error)
 
     async def _metrics(self) -> tuple[list[bytes], str]:
-        if self._replicas is not None:
-            await self._replicas.settle()
+        if self.commands.replicas is not None:
+            await self.commands.replicas.settle()
         page = metrics.render(self._users, self._events, each=self._options.metrics_users)
         pieces = await in_slices(page)
         return [self._service_page().encode(), *pieces], CONTENT_TYPE

@@ -5,12 +5,6 @@ from __future__ import annotations
 import hashlib
 from typing import NamedTuple
 
-# Destination as the operator wrote it, max_conns, rate, expires; see `User`.
-Row = tuple[str, int, int, int]
-# Bytes up, bytes down, connections so far, and the Unix time at which the user was last seen.
-Counters = tuple[int, int, int, int]
-NO_COUNTERS: Counters = (0, 0, 0, 0)
-
 # Hexadecimal digits of a path's fingerprint in logs and metrics. 48 bits: with 100,000 users the
 # probability that two are equal is 1 in 56,000.
 FINGERPRINT_LENGTH = 12

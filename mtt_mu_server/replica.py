@@ -19,9 +19,10 @@ from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.observe.hub import Reporter
 from mtt.process.link import Message
+from mtt.users.store import Row
 from mtt_mu_server.lease import LeasedBucket
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.records import Row, User
+from mtt_mu_server.records import User
 from mtt_mu_server.users import Session, Tunnel
 
 # Seconds for the hub to decide whether a user may have another connection; it usually takes a

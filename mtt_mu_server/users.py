@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 from mtt.layers.base import StreamTransport
 from mtt.tunnels.rate_limit import Bucket
-from mtt_mu_server.records import NO_COUNTERS, Counters, Row, Statistics, User
+from mtt.users.store import NO_COUNTERS, Counters, Row
+from mtt_mu_server.records import Statistics, User
 
 # Work that yields to let the event loop run.
 Steps = Generator[None, None, None]

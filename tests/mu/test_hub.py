@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mtt.process.link import MAX_MESSAGE, encode
+from mtt.users.store import Row
 from mtt_mu_server.api import BODY_LIMIT
 from mtt_mu_server.hub import SLICE, _slices
-from mtt_mu_server.records import Row
 
 # Most bytes in JSON for one in UTF-8.
 LONG_LETTER = "\N{MUSICAL SYMBOL G CLEF}"

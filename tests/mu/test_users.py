@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mtt_mu_server.records import NO_COUNTERS, User, fingerprint
+from mtt.users.store import NO_COUNTERS
+from mtt_mu_server.records import User, fingerprint
 from mtt_mu_server.users import Users
 
 

@@ -12,22 +12,30 @@ from pathlib import Path
 import pytest
 
 from mtt.errors import StartError
-from mtt_mu_server.store import APPLICATION_ID, SCHEMA_VERSION, StoreError, open_store
+from mtt.users.sqlite import APPLICATION_ID, SCHEMA_VERSION, SqliteStore
+from mtt.users.store import StoreError
 from tests.support.tunnels import logged
 
 ROWS = {"/b": ("h:1", 1, 2, 3), "/\u00e4": ("[::1]:2", 0, 0, 2**63 - 1)}
 
 
 async def contents(path: Path) -> tuple[object, object]:
-    store, rows, counters = await open_store(str(path))
+    store = SqliteStore(str(path))
+    rows, counters = await store.load()
     await store.close()
     return list(rows.items()), counters
 
 
+async def opened(path: Path) -> SqliteStore:
+    store = SqliteStore(str(path))
+    await store.load()
+    return store
+
+
 async def test_users_are_restored_in_order(tmp_path: Path) -> None:
     path = tmp_path / "users.sqlite"
-    store, rows, counters = await open_store(str(path))
-    assert (rows, counters) == ({}, {})
+    store = SqliteStore(str(path))
+    assert await store.load() == ({}, {})
     await store.put(ROWS)
     await store.put({"/c": ("h:3", 0, 0, 0), "/d": ("h:4", 0, 0, 0)})
     await store.count([("/b", (1, 2, 3, 4)), ("/gone", (9, 9, 9, 9))])
@@ -41,7 +49,7 @@ async def test_users_are_restored_in_order(tmp_path: Path) -> None:
 
 
 async def test_clear(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     await store.put(ROWS)
     await store.clear()
     await store.close()
@@ -49,7 +57,7 @@ async def test_clear(tmp_path: Path) -> None:
 
 
 async def test_user_added_again_has_new_counters(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     await store.put(ROWS)
     await store.count([("/b", (1, 2, 3, 4))])
     await store.remove(["/b"])
@@ -59,7 +67,7 @@ async def test_user_added_again_has_new_counters(tmp_path: Path) -> None:
 
 
 async def test_commits_wait_for_the_disk(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
 
     def settings() -> list[object]:
         names = ("journal_mode", "synchronous")
@@ -72,7 +80,7 @@ async def test_commits_wait_for_the_disk(tmp_path: Path) -> None:
 async def test_all_files_are_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
-        store, _, _ = await open_store(str(tmp_path / "db"))
+        store = await opened(tmp_path / "db")
         await store.put(ROWS)
     finally:
         os.umask(before)
@@ -89,13 +97,13 @@ async def test_world_readable_database_causes_a_warning(
     path.touch(0o600)
     path.chmod(mode)
     with logged() as lines:
-        store, _, _ = await open_store(str(path))
+        store = await opened(path)
         await store.close()
     assert lines == [f"WARNING -db: every user can read {path}; run chmod o-r on it"] * count
 
 
 async def test_a_failed_change_changes_nothing(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     await store.put(ROWS)
     bad: dict[str, tuple[str, int, int, int]] = {
         "/x": ("h:1", 0, 0, 0), "/y": (None, 0, 0, 0),  # type: ignore[dict-item]
@@ -110,7 +118,7 @@ async def test_a_failed_change_changes_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     await store.put(ROWS)
     await store._run(lambda: store._database.execute("PRAGMA max_page_count = 8").fetchall())
     many = {f"/{number:0100}": ("h:1", 0, 0, 0) for number in range(2000)}
@@ -121,7 +129,7 @@ async def test_a_full_disk_is_reported(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_change_is_carried_out(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     task = asyncio.create_task(store.put(ROWS))
     await asyncio.sleep(0)
     task.cancel()
@@ -132,7 +140,7 @@ async def test_a_cancelled_change_is_carried_out(tmp_path: Path) -> None:
 
 
 async def damaged(path: Path) -> None:
-    store, _, _ = await open_store(str(path))
+    store = await opened(path)
     await store.put({f"/{number}": ("h:1", 0, 0, 0) for number in range(3000)})
     await store.close()
     data = bytearray(path.read_bytes())
@@ -150,7 +158,7 @@ async def no_database(path: Path) -> None:
 
 
 async def newer(path: Path) -> None:
-    store, _, _ = await open_store(str(path))
+    store = await opened(path)
     await store.close()
     with sqlite3.connect(path) as database:
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
@@ -193,7 +201,7 @@ async def test_unusable_files(
     path = tmp_path / "users.sqlite"
     await make(path)  # type: ignore[misc]
     with pytest.raises(StartError) as caught:
-        await open_store(str(path))
+        await opened(path)
     assert words in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -202,13 +210,13 @@ async def test_unusable_files(
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="no such file or directory"):
-        await open_store(str(tmp_path / "nowhere" / "db"))
+        await opened(tmp_path / "nowhere" / "db")
 
 
 async def test_one_server_per_database(tmp_path: Path) -> None:
-    store, _, _ = await open_store(str(tmp_path / "db"))
+    store = await opened(tmp_path / "db")
     with pytest.raises(StartError, match="another program has it open"):
-        await open_store(str(tmp_path / "db"))
+        await opened(tmp_path / "db")
     await store.put(ROWS)
     await store.close()
     assert await contents(tmp_path / "db") == (list(ROWS.items()), {})

@@ -1,4 +1,4 @@
-"""The database of users and counters: one SQLite file, used by one thread.
+"""The store in one SQLite file, used by one thread.
 
 When `put`, `remove` and `clear` return, their changes survive a crash of this program and of the
 machine: each is one transaction, written to disk (WAL with synchronous=FULL). SQLite blocks for as
@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from mtt.errors import MttError, StartError, describe
+from mtt.errors import StartError, describe
 from mtt.files import warn_if_exposed
-from mtt_mu_server.records import Counters, Row
+from mtt.users.store import Counters, Row, StoreError
 
 # "mttu", in the application id of the database file.
 APPLICATION_ID = 0x6D747475
@@ -57,44 +57,53 @@ UPDATE users SET bytes_up = ?, bytes_down = ?, total_conns = ?, last_seen = ? WH
 Result = TypeVar("Result")
 
 
-class StoreError(MttError):
-    """A change of the database failed and was rolled back."""
+class SqliteStore:
+    """The database at `path`, which -db gave; created if there is none.
 
+    `load()` raises StartError if the file is unusable, damaged, in use, of a newer version, or not
+    a database of this program.
+    """
 
-class Store:
-    """The open database; created by `open_store()`."""
+    is_durable = True
 
-    def __init__(self, path: str, thread: ThreadPoolExecutor, database: sqlite3.Connection) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
-        self._thread = thread
-        self._database = database
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        self._database: sqlite3.Connection | None = None  # None if it is not open
+
+    async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
+        def load() -> tuple[dict[str, Row], dict[str, Counters]]:
+            with _start_errors(self._path):
+                self._database = _open(self._path)
+                return _read(self._database)
+
+        try:
+            return await self._run(load)
+        except BaseException:
+            await self.close()
+            raise
 
     async def put(self, rows: dict[str, Row]) -> None:
-        """Add users or overwrite their settings. Raises StoreError."""
         await self._change(_PUT, ((path, *row) for path, row in rows.items()))
 
     async def remove(self, paths: list[str]) -> None:
-        """Delete users. Raises StoreError."""
         await self._change("DELETE FROM users WHERE path = ?", ((path,) for path in paths))
 
     async def clear(self) -> None:
-        """Delete all users. Raises StoreError."""
         await self._change("DELETE FROM users", [()])
 
     async def count(self, counters: list[tuple[str, Counters]]) -> None:
-        """Set the counters of users; skips users that no longer exist.
-
-        Raises StoreError.
-        """
         await self._change(_COUNT, ((*counts, path) for path, counts in counters))
 
     async def close(self) -> None:
-        """Close the database after pending operations."""
-        await self._run(self._database.close)
+        database, self._database = self._database, None
+        if database is not None:
+            await self._run(database.close)
         self._thread.shutdown(wait=False)
 
     async def _change(self, statement: str, parameters: Iterable[tuple[Any, ...]]) -> None:
         def change() -> None:
+            assert self._database is not None
             with _transaction(self._database):
                 self._database.executemany(statement, parameters)
 
@@ -107,33 +116,6 @@ class Store:
         # Finish even if the caller is cancelled, so that database and memory stay in step.
         running = asyncio.get_running_loop().run_in_executor(self._thread, work)
         return await asyncio.shield(running)
-
-
-async def open_store(path: str) -> tuple[Store, dict[str, Row], dict[str, Counters]]:
-    """Open or create the database, and read its content.
-
-    Returns rows and counters by path; rows are in the order in which the users were added. Raises
-    StartError if the file is unusable, damaged, in use, of a newer version, or not a database of
-    this program.
-    """
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
-
-    def prepare() -> tuple[sqlite3.Connection, dict[str, Row], dict[str, Counters]]:
-        with _start_errors(path):
-            database = _open(path)
-            try:
-                return database, *_read(database)
-            except BaseException:
-                database.close()
-                raise
-
-    try:
-        opened = await asyncio.get_running_loop().run_in_executor(thread, prepare)
-    except BaseException:
-        thread.shutdown(wait=False)
-        raise
-    database, rows, counters = opened
-    return Store(path, thread, database), rows, counters
 
 
 def _open(path: str) -> sqlite3.Connection:

@@ -1,0 +1,87 @@
+"""The contract of stores: where a server's users and their counters outlive its run.
+
+A server loads everything at the start and answers from memory. A change is made in the store first;
+once it is durable, the server makes it in memory.
+
+    MemoryStore                     nothing outlives the run
+    mtt.users.sqlite.SqliteStore    one file, one server
+
+A file of users and passwords (`mtt.users.file`) is no store: the operator edits it, the server only
+reads it again, and it has no counters.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from mtt.errors import MttError
+
+# A user's settings: destination (host:port), the most concurrent connections, bytes per second in
+# each direction, and the Unix time at which the user expires. Zero means "no limit".
+Row = tuple[str, int, int, int]
+# Bytes up, bytes down, connections so far, and the Unix time at which the user was last seen.
+Counters = tuple[int, int, int, int]
+NO_COUNTERS: Counters = (0, 0, 0, 0)
+
+
+class StoreError(MttError):
+    """A change of the store failed and was rolled back."""
+
+
+class Changes(Protocol):
+    """Commands of the operator, each atomic: done as a whole when the call returns."""
+
+    async def put(self, rows: dict[str, Row]) -> None:
+        """Add users, by path, or overwrite their settings; counters are kept."""
+
+    async def remove(self, paths: list[str]) -> None:
+        """Delete users and their counters."""
+
+    async def clear(self) -> None:
+        """Delete all users and their counters."""
+
+
+class Store(Changes, Protocol):
+    """Users and counters. Changes raise StoreError.
+
+    Attributes:
+        is_durable: whether they outlive the run of the server.
+    """
+
+    is_durable: bool
+
+    async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
+        """Open the store, and return rows and counters by path, in the order of the first `put`.
+
+        Raises StartError.
+        """
+
+    async def count(self, counters: list[tuple[str, Counters]]) -> None:
+        """Set the counters of users; skips users that no longer exist."""
+
+    async def close(self) -> None:
+        """Close the store after pending operations; no effect if it is not open."""
+
+
+class MemoryStore:
+    """The store of a server without a database: all that there is is in the server's memory."""
+
+    is_durable = False
+
+    async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
+        return {}, {}
+
+    async def put(self, rows: dict[str, Row]) -> None:
+        pass
+
+    async def remove(self, paths: list[str]) -> None:
+        pass
+
+    async def clear(self) -> None:
+        pass
+
+    async def count(self, counters: list[tuple[str, Counters]]) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
