@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mtt.wire import alpn
@@ -99,12 +100,9 @@ def _websocket(options: ClientOptions) -> Finish:
         server_name = options.tls.server_name
         await UpgradeClient(transport, options.wss_path, server_name, (protocol,)).answered()
         layer = WebSocketLayer(
-            Parked(),
-            client=True,
-            random_mask=options.wss_mask,
-            half_close=True,
+            Parked(), client=True, random_mask=options.wss_mask, half_close=True,
             ping=not options.mux,
-        )
+        )  # fmt: skip
         layer.start(transport)
         return layer
 
@@ -184,49 +182,27 @@ def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint,
     )
 
 
+_over_tls = partial(
+    Mode,
+    client_alpn=alpn.STREAM,
+    server_alpn=alpn.STREAM,
+    half_close=True,
+    upgrade=_no_upgrade,
+    reader=_stream_reader,
+)
+_over_websocket = partial(
+    Mode,
+    client_alpn=alpn.WEBSOCKET,
+    server_alpn=alpn.SITE,
+    half_close=False,
+    upgrade=_websocket,
+    reader=_websocket_reader,
+)
 _TABLE = (
-    Mode(
-        name="tls",
-        options=(),
-        client_alpn=alpn.STREAM,
-        server_alpn=alpn.STREAM,
-        half_close=True,
-        upgrade=_no_upgrade,
-        upstream=_connections,
-        reader=_stream_reader,
-    ),
-    Mode(
-        name="wss",
-        options=("wss",),
-        client_alpn=alpn.WEBSOCKET,
-        server_alpn=alpn.SITE,
-        half_close=False,
-        upgrade=_websocket,
-        upstream=_connections,
-        reader=_websocket_reader,
-    ),
-    Mode(
-        name="mux",
-        options=("mux",),
-        has_sessions=True,
-        client_alpn=alpn.STREAM,
-        server_alpn=alpn.STREAM,
-        half_close=True,
-        upgrade=_no_upgrade,
-        upstream=_smux,
-        reader=_stream_reader,
-    ),
-    Mode(
-        name="wss+mux",
-        options=("wss", "mux"),
-        has_sessions=True,
-        client_alpn=alpn.WEBSOCKET,
-        server_alpn=alpn.SITE,
-        half_close=False,
-        upgrade=_websocket,
-        upstream=_smux,
-        reader=_websocket_reader,
-    ),
+    _over_tls(name="tls", options=(), upstream=_connections),
+    _over_websocket(name="wss", options=("wss",), upstream=_connections),
+    _over_tls(name="mux", options=("mux",), has_sessions=True, upstream=_smux),
+    _over_websocket(name="wss+mux", options=("wss", "mux"), has_sessions=True, upstream=_smux),
     Mode(
         name="anytls",
         options=("anytls",),

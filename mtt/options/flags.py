@@ -97,15 +97,14 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
         if flag is None:
             value = text if equals else next(words, None)
             raise unknown_option(f"-{name}", name, value, known, dash="-")
-        if not equals:
-            if flag.kind == "bool":
-                text = "true"
-            else:
-                # The next argument is the value, even if it looks like an option, as in Go.
-                following = next(words, None)
-                if following is None:
-                    raise UsageError(f"-{name} needs a value; write -{name} {flag.placeholder}")
-                text = following
+        if not equals and flag.kind == "bool":
+            text = "true"
+        elif not equals:
+            # The next argument is the value, even if it looks like an option, as in Go.
+            following = next(words, None)
+            if following is None:
+                raise UsageError(f"-{name} needs a value; write -{name} {flag.placeholder}")
+            text = following
         set_value(values, flag, text, label=f"-{name}")
         if flag.final:
             break
@@ -273,8 +272,6 @@ def usage(flags: Iterable[Flag], prog: str, description: str) -> str:
         notes += ["may be repeated"] if flag.repeatable else []
         text = flag.help + (f" ({', '.join(notes)})" if notes else "")
         indent = " " * _USAGE_INDENT
-        lines.append(
-            fill(text, _USAGE_WIDTH, initial_indent=indent, subsequent_indent=indent,
-                 break_on_hyphens=False)
-        )
+        lines.append(fill(text, _USAGE_WIDTH, initial_indent=indent, subsequent_indent=indent,
+                          break_on_hyphens=False))  # fmt: skip
     return "\n".join(lines) + "\n"

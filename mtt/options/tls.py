@@ -7,63 +7,28 @@ from mtt.options.common import host_name
 from mtt.options.flags import Flag, Values, quoted
 from mtt.trust.tls_options import DEFAULT_TLS_MIN, TLS_VERSIONS, ClientTls, ServerTls
 
-CERT = Flag(
-    "cert",
-    "str",
-    "PEM file with the server's certificate and its chain. Without -cert "
-    "and -key the server generates a self-signed certificate.",
-    "FILE",
-)
+CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
+            "and -key the server generates a self-signed certificate.", "FILE")
 KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
-CERT_DIR = Flag(
-    "cert-dir",
-    "str",
-    "Directory that keeps the generated certificate and its key, "
-    "so that the pin survives restarts.",
-    "DIR",
-)
-CLIENT_CA = Flag(
-    "client-ca",
-    "str",
-    "PEM file with CA certificates, or with the clients' own; "
-    "clients without a certificate issued by, or equal to, one of these are refused.",
-    "FILE",
-)
+CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the generated certificate and its key, "
+                "so that the pin survives restarts.", "DIR")
+CLIENT_CA = Flag("client-ca", "str", "PEM file with CA certificates, or with the clients' own; "
+                 "clients without a certificate issued by, or equal to, one of these are refused.",
+                 "FILE")
 TLS_MIN = Flag("tls-min", "str", "Lowest TLS version, 1.2 or 1.3.", "VERSION", DEFAULT_TLS_MIN)
 CA = Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE")
-PIN = Flag(
-    "pin",
-    "str",
-    "Trust the server whose public key has this hash, which it prints at start.",
-    "sha256/BASE64",
-    repeatable=True,
-)
-SKIP_VERIFY = Flag(
-    "sv",
-    "bool",
-    "Skip verification: accept any certificate, and so any attacker. "
-    "Use -pin or -ca to trust a self-signed certificate.",
-    weakens=True,
-)
-DISABLE_TLS = Flag(
-    "disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.", weakens=True
-)
-CERT_NAME = Flag(
-    "n",
-    "str",
-    "Host name in the generated certificate; random if not given.",
-    "NAME",
-    may_be_empty=True,
-)
+PIN = Flag("pin", "str", "Trust the server whose public key has this hash, which it prints at "
+           "start.", "sha256/BASE64", repeatable=True)
+SKIP_VERIFY = Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. "
+                   "Use -pin or -ca to trust a self-signed certificate.", weakens=True)
+DISABLE_TLS = Flag("disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.",
+                   weakens=True)
+CERT_NAME = Flag("n", "str", "Host name in the generated certificate; random if not given.", "NAME",
+                 may_be_empty=True)
 
-CLIENT_TLS_FLAGS = (
-    CA,
-    PIN,
-    CERT._replace(help="PEM file with the client's certificate and its chain, for servers with "
-                  "-client-ca."),
-    KEY,
-    TLS_MIN,
-)  # fmt: skip
+_CLIENT_CERT = CERT._replace(help="PEM file with the client's certificate and its chain, for "
+                             "servers with -client-ca.")
+CLIENT_TLS_FLAGS = (CA, PIN, _CLIENT_CERT, KEY, TLS_MIN)
 SERVER_TLS_FLAGS = (CERT, KEY, CERT_DIR, CLIENT_CA, TLS_MIN, DISABLE_TLS, CERT_NAME)
 
 

@@ -132,56 +132,48 @@ SERVER_FLAGS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions(ServiceOptions):
+class TunnelOptions(ServiceOptions):
+    """The checked options that both ends have."""
+
+    wss: bool = False
+    # The client's is a request target: escaped, perhaps with a ?query. The server's is compared
+    # with the decoded path of requests.
+    wss_path: str = DEFAULT_PATH
+    mux: bool = False
+    anytls_password: str = field(default="", repr=False)  # empty without -anytls
+    fast_open: bool = False
+    plugin: bool = False  # started by shadowsocks
+
+    @property
+    def mode(self) -> str:
+        """The name of the mode, as in `mtt.modes`: `tls`, `wss`, `mux`, `wss+mux` or `anytls`."""
+        parts = (("wss", self.wss), ("mux", self.mux), ("anytls", self.anytls_password))
+        return "+".join(part for part, on in parts if on) or "tls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientOptions(TunnelOptions):
     """The checked options of mtt-client."""
 
     server: Endpoint
     tls: ClientTls  # its ALPN names are the mode's
-    wss: bool = False
-    wss_path: str = DEFAULT_PATH  # a request target: escaped, perhaps with a ?query
     wss_mask: bool = False  # random masking keys
-    mux: bool = False
     mux_max_stream: int = DEFAULT_MAX_STREAM
     mux_warm: int = 1
     mux_idle: float = 30.0  # seconds
     preconnect: int = 0  # up to MAX_PRECONNECT
-    anytls_password: str = field(default="", repr=False)  # empty without -anytls
     pool: PoolOptions = DEFAULT_POOL
-    fast_open: bool = False
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
-    plugin: bool = False  # started by shadowsocks
-
-    @property
-    def mode(self) -> str:
-        """The name of the mode, as in `mtt.modes`."""
-        return mode_name(wss=self.wss, mux=self.mux, anytls=bool(self.anytls_password))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions(ServiceOptions):
+class ServerOptions(TunnelOptions):
     """The checked options of mtt-server."""
 
     destination: Endpoint
     tls: ServerTls | None = DEFAULT_TLS  # None without TLS; its ALPN names are the mode's
-    wss: bool = False
-    wss_path: str = DEFAULT_PATH  # compared with the decoded path of requests
     fallback: Endpoint | None = None  # a web site
-    mux: bool = False
-    anytls_password: str = field(default="", repr=False)  # empty without -anytls
     padding_scheme: bytes = b""  # empty for the default one
-    fast_open: bool = False
-    plugin: bool = False  # started by shadowsocks
-
-    @property
-    def mode(self) -> str:
-        """The name of the mode, as in `mtt.modes`."""
-        return mode_name(wss=self.wss, mux=self.mux, anytls=bool(self.anytls_password))
-
-
-def mode_name(*, wss: bool, mux: bool, anytls: bool = False) -> str:
-    """The name of the mode with these options: `tls`, `wss`, `mux`, `wss+mux` or `anytls`."""
-    parts = (("wss", wss), ("mux", mux), ("anytls", anytls))
-    return "+".join(part for part, on in parts if on) or "tls"
 
 
 def client_options(
@@ -192,12 +184,11 @@ def client_options(
     `sockets` are descriptors to listen on instead of -b. Raises UsageError.
     """
     values = defaults(CLIENT_FLAGS) | given
-    bind_endpoint = None
+    bind = None
     if not sockets:
-        bind = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
-        bind_endpoint = parse_endpoint("-b", bind)
-    server = required(values, "s", "the server's address, like -s example.com:443")
-    server_endpoint = reachable("-s", server)
+        text = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+        bind = parse_endpoint("-b", text)
+    server = reachable("-s", required(values, "s", "the server's address, like -s example.com:443"))
     max_stream: int = values["mux-max-stream"]
     if not 1 <= max_stream <= MAX_STREAM_LIMIT:
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
@@ -205,15 +196,12 @@ def client_options(
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; remove one")
     only_with("wss", values, (WSS_PATH, WSS_MASK))
     only_with("mux", values, MUX_FLAGS)
+    server_name = host_name("-n", values["n"]) if values["n"] else host_name("-s", server.host)
     return ClientOptions(
-        bind=bind_endpoint,
+        bind=bind,
         sockets=sockets,
-        server=server_endpoint,
-        tls=given_client_tls(
-            values,
-            server_name=_server_name(values["n"], server_endpoint),
-            skip_verify=values["sv"],
-        ),
+        server=server,
+        tls=given_client_tls(values, server_name=server_name, skip_verify=values["sv"]),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],
@@ -266,10 +254,6 @@ def server_options(
     )
 
 
-def _server_name(name: str, server: Endpoint) -> str:
-    return host_name("-n", name) if name else host_name("-s", server.host)
-
-
 def _slashed(path: str) -> str:
     """`path` with the leading slash that users often omit."""
     if any(char < " " or "\x7f" <= char <= "\x9f" for char in path):
@@ -287,12 +271,9 @@ def _request_target(path: str) -> str:
         raise UsageError("-wss-path: a path cannot contain spaces; write a space as %20")
     if _BAD_ESCAPE.search(target.partition("?")[0]):
         raise UsageError("-wss-path: a % must start an escape like %20; write % itself as %25")
-    return "".join(char if char.isascii() else _escaped(char) for char in target)
-
-
-def _escaped(char: str) -> str:
     # Command-line bytes that are not UTF-8 arrive as lone surrogates, and are sent as bytes.
-    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogateescape"))
+    raw = target.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in raw)
 
 
 def _path_pattern(path: str) -> str:
