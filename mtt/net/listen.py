@@ -86,29 +86,9 @@ class Listener:
         while self._bound:
             self._acceptor.add(self._bound.pop())
 
-    async def _bind(
-        self,
-        endpoint: Endpoint | None,
-        unix_path: str,
-        resolver: Resolver,
-        fast_open: bool,
-        descriptors: Iterable[int],
-        private: bool,
-    ) -> None:
-        for descriptor in descriptors:
-            self._bound.append(_adopt(descriptor))
-            self.addresses.append(_name(self._bound[-1]))
-        if endpoint is not None:
-            groups = await _addresses(endpoint, resolver)
-            self._bound += _bind_endpoint(groups, fast_open and _fast_open_available())
-            self.addresses += map(_name, self._bound[len(self.addresses) :])
-        if unix_path:
-            sock = _bind_unix(unix_path, private)
-            self._bound.append(sock)
-            self.addresses.append(unix_path)
-            if not unix_path.startswith("@"):
-                status = os.lstat(unix_path)
-                self._unix_file = os.path.abspath(unix_path), status.st_dev, status.st_ino
+    def _add(self, sock: socket.socket) -> None:
+        self._bound.append(sock)
+        self.addresses.append(_name(sock))
 
 
 async def bind(
@@ -134,7 +114,17 @@ async def bind(
     """
     listener = Listener()
     try:
-        await listener._bind(endpoint, unix_path, resolver, fast_open, descriptors, private)
+        for descriptor in descriptors:
+            listener._add(_adopt(descriptor))
+        if endpoint is not None:
+            groups = await _addresses(endpoint, resolver)
+            for sock in _bind_endpoint(groups, fast_open and _fast_open_available()):
+                listener._add(sock)
+        if unix_path:
+            listener._add(_bind_unix(unix_path, private))
+            if not unix_path.startswith("@"):
+                status = os.lstat(unix_path)
+                listener._unix_file = os.path.abspath(unix_path), status.st_dev, status.st_ino
     except BaseException:
         listener.close()
         raise

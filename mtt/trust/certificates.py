@@ -91,7 +91,8 @@ def server_context(
         from mtt.trust.selfsigned import new_identity
 
         made = new_identity(tls.name)
-    _load_memory(context, made.certificate, made.key)
+    with memory_file(made.certificate + made.key) as path:
+        context.load_cert_chain(path)
     return context, Identity(made.certificate, words=made.words)
 
 
@@ -130,9 +131,7 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
         from cryptography import x509  # noqa: F401  (speeds up the first handshake)
 
 
-def _accept_name(
-    connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext
-) -> int | None:
+def _accept_name(connection: ssl.SSLObject, _name: object, _context: object) -> int | None:
     """Accept any server name: without a callback OpenSSL does not acknowledge it, visibly."""
     return connection.alert() if isinstance(connection, ServerConnection) else None
 
@@ -189,32 +188,24 @@ def _load_files(
             raise UsageError(
                 f"{cert_option}, {key_option}: {cert} and {key}: {describe(error)}"
             ) from None
-        culprit = key_label if _is_certificate(cert) else cert_label
+        is_certificate = _trusts(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert)
+        culprit = key_label if is_certificate else cert_label
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
     return certificate_pem, True
 
 
-def _load_memory(context: ssl.SSLContext, certificate_pem: bytes, key_pem: bytes) -> None:
-    """Load a certificate and key that exist only in memory."""
-    with memory_file(certificate_pem + key_pem) as path:
-        context.load_cert_chain(path)
-
-
 def _load_authorities(context: ssl.SSLContext, option: str, source: PemSource) -> None:
     read_pem(option, source)
+    if not _trusts(context, source):
+        where = labelled(option, source)
+        raise UsageError(f"{where} has no PEM certificate that OpenSSL can decode")
+
+
+def _trusts(context: ssl.SSLContext, source: PemSource) -> bool:
+    """Trust the certificates in `source`; returns whether there are any."""
     try:
         with pem_path(source) as path:
             context.load_verify_locations(cafile=path)
-    except OSError:
-        raise UsageError(
-            f"{labelled(option, source)} has no PEM certificate that OpenSSL can decode"
-        ) from None
-
-
-def _is_certificate(source: PemSource) -> bool:
-    try:
-        with pem_path(source) as path:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except OSError:
         return False
     return True

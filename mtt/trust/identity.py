@@ -105,7 +105,7 @@ def _description(certificate: x509.Certificate, names: tuple[str, ...], path: st
         shown += f" and {len(names) - NAMES_SHOWN} more"
     if not path:
         return f"self-signed for {shown}"
-    expiry = _expiry(certificate)
+    _, expiry = _validity(certificate)
     verb = "expired on" if expiry < datetime.datetime.now(datetime.UTC) else "valid until"
     return f"certificate for {shown}, {verb} {expiry:%Y-%m-%d}"
 
@@ -124,11 +124,10 @@ def _warnings(pem: bytes, path: str, in_order: bool) -> tuple[str, ...]:
     now = datetime.datetime.now(datetime.UTC)
     for number, certificate in enumerate(certificates, 1):
         which = "the certificate" if number == 1 else f"certificate {number}"
-        start, expiry = _start(certificate), _expiry(certificate)
+        start, expiry = _validity(certificate)
         if expiry < now:
             found.append(
-                f"{which} in {path} expired on {expiry:%Y-%m-%d}, so clients refuse it; "
-                "renew it"
+                f"{which} in {path} expired on {expiry:%Y-%m-%d}, so clients refuse it; renew it"
             )
         elif now < start:
             found.append(
@@ -213,15 +212,10 @@ def _names(certificate: x509.Certificate) -> list[str]:
     return names
 
 
-def _start(certificate: x509.Certificate) -> datetime.datetime:
+def _validity(certificate: x509.Certificate) -> tuple[datetime.datetime, datetime.datetime]:
+    """The first and the last moment at which a certificate is valid."""
     try:
-        return certificate.not_valid_before_utc
-    except AttributeError:  # see _expiry()
-        return certificate.not_valid_before.replace(tzinfo=datetime.UTC)
-
-
-def _expiry(certificate: x509.Certificate) -> datetime.datetime:
-    try:
-        return certificate.not_valid_after_utc
+        return certificate.not_valid_before_utc, certificate.not_valid_after_utc
     except AttributeError:  # cryptography before 42, in Debian 12
-        return certificate.not_valid_after.replace(tzinfo=datetime.UTC)
+        start, expiry = certificate.not_valid_before, certificate.not_valid_after
+        return start.replace(tzinfo=datetime.UTC), expiry.replace(tzinfo=datetime.UTC)

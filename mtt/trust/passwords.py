@@ -25,9 +25,6 @@ class Passwords(Generic[Owner]):
     attacker without that key can neither predict nor choose the digest that is looked up: hashes
     that differ in one bit have unrelated digests. The time that the dict takes is therefore that
     of a random key, and a lookup computes one digest, for ten users or for 100 000.
-
-    Args:
-        owners: the password hashes and their owners.
     """
 
     def __init__(self, owners: Iterable[tuple[bytes, Owner]]) -> None:

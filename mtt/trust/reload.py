@@ -39,11 +39,9 @@ _State = tuple[tuple[int, ...] | None, ...]
 class TlsFiles:
     """The TLS context of a client or server, and the files it is made from.
 
-    Args:
-        load: makes the context, and the identity of a server. Called in the constructor, and in a
-            thread after every change. Raises MttError.
-        files: the files; empty paths and sources that are not files are ignored.
-        on_change: called after the context was replaced.
+    `load` makes the context, and the identity of a server: in the constructor, and in a thread
+    after every change. It raises MttError. Among `files`, empty paths and sources that are not
+    files are ignored. `on_change` is called after the context was replaced.
     """
 
     def __init__(

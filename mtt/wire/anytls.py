@@ -48,32 +48,15 @@ _PREAMBLE_SIZE = HASH_SIZE + 2
 
 # SYNACK texts about a destination. They are fixed: error texts of the system or the resolver would
 # leak internals to clients.
-_SYNACKS = {
-    Outcome.SUCCEEDED: b"",
-    Outcome.GENERAL_FAILURE: b"the connection failed",
-    Outcome.NOT_ALLOWED: b"not allowed",
-    Outcome.NETWORK_UNREACHABLE: b"network unreachable",
-    Outcome.HOST_UNREACHABLE: b"host unreachable",
-    Outcome.CONNECTION_REFUSED: b"connection refused",
-    Outcome.TIMED_OUT: b"timed out",
-}
+_SYNACKS = {each: each.text.encode() for each in Outcome} | {Outcome.SUCCEEDED: b""}
 # Phrases in other servers' SYNACK texts: those of Go's syscall, net and context, strerror() texts,
 # and the ones above.
-_WORDS = (
-    ("connection refused", Outcome.CONNECTION_REFUSED),
-    ("network is unreachable", Outcome.NETWORK_UNREACHABLE),
-    ("network unreachable", Outcome.NETWORK_UNREACHABLE),
-    ("no route to host", Outcome.HOST_UNREACHABLE),
-    ("host is unreachable", Outcome.HOST_UNREACHABLE),
-    ("host is down", Outcome.HOST_UNREACHABLE),
-    ("host unreachable", Outcome.HOST_UNREACHABLE),
-    ("no such host", Outcome.HOST_UNREACHABLE),  # the name does not resolve
-    ("not allowed", Outcome.NOT_ALLOWED),
-    ("not permitted", Outcome.NOT_ALLOWED),
-    ("permission denied", Outcome.NOT_ALLOWED),
-    ("timed out", Outcome.TIMED_OUT),
-    ("timeout", Outcome.TIMED_OUT),
-    ("deadline exceeded", Outcome.TIMED_OUT),
+_PHRASES = (
+    (Outcome.CONNECTION_REFUSED, "connection refused"),
+    (Outcome.NETWORK_UNREACHABLE, "network is unreachable|network unreachable"),
+    (Outcome.HOST_UNREACHABLE, "no route to host|host (is )?unreachable|host is down|no such host"),
+    (Outcome.NOT_ALLOWED, "not allowed|not permitted|permission denied"),
+    (Outcome.TIMED_OUT, "timed out|timeout|deadline exceeded"),
 )
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)
@@ -107,10 +90,7 @@ class Decoder:
     their data as bytes. SYN, FIN and the heartbeats carry b""; data in them is skipped. Waste and
     unknown commands produce no event.
 
-    Holds at most one incomplete frame, that is, MAX_LENGTH bytes.
-
-    Args:
-        whole: maximum data of a PSH frame returned in one piece, from 0 to MAX_LENGTH.
+    Holds at most one incomplete frame, that is, MAX_LENGTH bytes. `whole` is at most that, too.
     """
 
     __slots__ = ("_command", "_head", "_id", "_left", "_passed", "_whole", "_whole_limit")
@@ -212,9 +192,7 @@ def encode_settings(settings: Mapping[str, str]) -> bytes:
 def client_settings(client: str, padding_md5: str) -> bytes:
     """The data of the Settings frame that a client must send first.
 
-    Args:
-        client: program and version, such as `anytls/0.0.13`.
-        padding_md5: `Scheme.md5` of the padding scheme in use.
+    `client`: program and version, such as `anytls/0.0.13`. `padding_md5`: of the scheme in use.
     """
     return encode_settings({"v": str(VERSION), "client": client, "padding-md5": padding_md5})
 
@@ -257,8 +235,8 @@ def synack(outcome: Outcome) -> bytes:
 
 def outcome_from_text(text: str) -> Outcome:
     """The outcome that best matches a SYNACK text about a failed destination."""
-    text = text.lower()
-    return next((outcome for words, outcome in _WORDS if words in text), Outcome.GENERAL_FAILURE)
+    found = (outcome for outcome, phrases in _PHRASES if re.search(phrases, text, re.IGNORECASE))
+    return next(found, Outcome.GENERAL_FAILURE)
 
 
 def shown(text: bytes) -> str:
@@ -279,9 +257,8 @@ def password_hash(password: str) -> bytes:
 def preamble(hashed: bytes, padding: int) -> bytes:
     """The client's first bytes. Send them in one TLS record: the reference reads only once.
 
-    Args:
-        hashed: the `password_hash`.
-        padding: bytes of padding, `Scheme.padding0`. More than MAX_LENGTH raise ValueError.
+    `hashed`: the `password_hash`. `padding`: bytes of padding, see `Scheme.padding0`; more than
+    MAX_LENGTH raise ValueError.
     """
     if not 0 <= padding <= MAX_LENGTH:
         raise ValueError(f"a preamble holds 0 to {MAX_LENGTH} bytes of padding, not {padding}")

@@ -49,19 +49,19 @@ REASONS = {
 
 Headers = list[tuple[str, str]]
 
+_PLAIN_TEXT = ("Content-Type", "text/plain; charset=utf-8")
+
+TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110, 5.6.2
+
 # None of these patterns backtracks more than one step, so no input makes them slow.
 _HEAD_END = re.compile(rb"\n\r?\n")
 _FOLD = re.compile(rb"\r?\n[ \t]+")
-_REQUEST_LINE = re.compile(
-    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])"
-)
+_REQUEST_LINE = re.compile(rb"(%s) ([^\x00-\x20\x7f]+) HTTP/([0-9])\.([0-9])" % TOKEN)
 # A whole request line or a prefix of one.
-_REQUEST_LINE_BEGINS = re.compile(
-    rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?: [^\x00-\x1f\x7f]*)?(?:\r?\n|\r?\Z)"
-)
+_REQUEST_LINE_BEGINS = re.compile(rb"%s(?: [^\x00-\x1f\x7f]*)?(?:\r?\n|\r?\Z)" % TOKEN)
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([0-9]{3})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?]*)([^?]*)")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAME = re.compile(TOKEN)
 _NOT_VALUE = re.compile(rb"[^\t\x20-\x7e\x80-\xff]")
 _NOT_HOST = re.compile(r"[^!$%&'()*+,.:;=\[\]_~0-9A-Za-z-]")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -89,9 +89,9 @@ class HttpError(WireError):
         line = f"{self.status} {REASONS[self.status]}"
         if self.public:
             line += f": {self.reason}"
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Connection", "close")]
         body = "Unsupported transfer encoding" if self.status == 501 else line
-        return encode_head(f"HTTP/1.1 {line}", headers) + body.encode("ascii")
+        head = encode_head(f"HTTP/1.1 {line}", [_PLAIN_TEXT, ("Connection", "close")])
+        return head + body.encode("ascii")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,9 +117,7 @@ class _Head:
     def keep_alive(self) -> bool:
         """Whether the sender keeps the connection open afterwards (RFC 9112, 9.3)."""
         options = self.tokens("connection")
-        if "close" in options:
-            return False
-        return self.version >= (1, 1) or "keep-alive" in options
+        return "close" not in options and (self.version >= (1, 1) or "keep-alive" in options)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -205,11 +203,7 @@ def encode_head(start: str, headers: Iterable[tuple[str, str]]) -> bytes:
 
 def text_reply(status: int, text: str, *extra: tuple[str, str]) -> Reply:
     """A one-line text as sent by Go's `http.Error`; `extra`: more headers."""
-    headers = [
-        ("Content-Type", "text/plain; charset=utf-8"),
-        ("X-Content-Type-Options", "nosniff"),
-        *extra,
-    ]
+    headers = [_PLAIN_TEXT, ("X-Content-Type-Options", "nosniff"), *extra]
     return Reply(status, tuple(sorted(headers)), f"{text}\n".encode())
 
 
@@ -337,9 +331,9 @@ def _split(head: bytes, status: int) -> tuple[bytes, Headers, list[str]]:
         value = value.strip(b" \t")
         if not colon or _NOT_VALUE.search(value):
             raise HttpError(status, "malformed header line")
-        if not _TOKEN.fullmatch(name):
+        if not _NAME.fullmatch(name):
             # Go's first check accepts a space in the name, so `Host : x` gets the public reason.
-            blank = bool(_TOKEN.fullmatch(name.replace(b" ", b"")))
+            blank = bool(_NAME.fullmatch(name.replace(b" ", b"")))
             raise HttpError(status, "invalid header name", public=blank)
         spelled.append(name.decode("ascii"))
         headers.append((spelled[-1].lower(), value.decode("latin-1")))
@@ -371,9 +365,7 @@ def _authority(raw: bytes) -> str:
     return host
 
 
-def _framing(
-    version: tuple[int, int], headers: Headers, status: int
-) -> tuple[bool, int | None]:
+def _framing(version: tuple[int, int], headers: Headers, status: int) -> tuple[bool, int | None]:
     """Whether the body is chunked, and its Content-Length (RFC 9112, 6.1-6.3).
 
     Raises HttpError with `status`, or with 501 for an unknown transfer coding in a request.

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import re
 
-from mtt.wire.http1 import MAX_HEAD, HttpError
+from mtt.wire.http1 import MAX_HEAD, TOKEN, HttpError
 
 Data = bytes | bytearray | memoryview
 
 # A line of a chunked body or its trailer. Go allows 4096 for the former; trailers are headers.
 MAX_LINE = 8192
-# Bytes of all trailers together; they are headers.
-MAX_TRAILERS = MAX_HEAD
+MAX_TRAILERS = MAX_HEAD  # bytes, all together
 # Lines between chunks are usually below this, so a copy of this size is searched first.
 _SHORT_LINE = 32
 
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?\r\n")
-_TRAILER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[^\r\n\0]*\r\n")
+_TRAILER = re.compile(rb"(%s):[^\r\n\0]*\r\n" % TOKEN)
 # These determine framing and routing; a recipient that merges trailers into headers would decide
 # both anew (RFC 9110, 6.5.1).
 _NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})

@@ -9,14 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from mtt.wire.http1 import (
-    Headers,
-    HttpError,
-    Request,
-    Response,
-    parse_response,
-    response_framing,
-)
+from mtt.wire.http1 import HttpError, Request, Response, parse_response, response_framing
 from mtt.wire.httpbody import Body
 
 _OF_ONE_CONNECTION = frozenset({
@@ -73,7 +66,7 @@ def forwarded_request(
     lines = [
         f"{request.method} {target} HTTP/1.1".encode("utf-8", "surrogateescape"),
         b"Host: " + authority.encode("utf-8", "surrogateescape"),
-        *_end_to_end(request.headers, request.spelled, request.tokens("connection"), dropped, kept),
+        *_end_to_end(request, dropped, kept),
     ]
     if authorization and request.first("authorization") is None:
         lines.append(f"Authorization: {authorization}".encode("latin-1"))
@@ -148,27 +141,23 @@ def forwarded_answer(answer: Answer, *, close: bool, unchunked: bool = False) ->
         options.append("close")
     lines = [
         f"HTTP/1.1 {response.status} {response.reason}".encode("latin-1"),
-        *_end_to_end(
-            response.headers, response.spelled, response.tokens("connection"), dropped, kept
-        ),
+        *_end_to_end(response, dropped, kept),
     ]
     if options:
         lines.append(f"Connection: {', '.join(options)}".encode("ascii"))
     return b"\r\n".join([*lines, b"", b""])
 
 
-def _end_to_end(
-    headers: Headers, spelled: list[str], options: list[str], dropped: set[str], kept: set[str]
-) -> list[bytes]:
+def _end_to_end(message: Request | Response, dropped: set[str], kept: set[str]) -> list[bytes]:
     """The lines of the forwarded headers, spelled as received.
 
-    `options`: the names in Connection. `dropped`: further names to drop. `kept`: names to keep even
-    if listed in the other two.
+    `dropped`: names to drop besides those of one connection. `kept`: exceptions from the latter.
     """
-    unwanted = ((_OF_ONE_CONNECTION | set(options)) - _FRAMING - kept) | dropped
+    of_connection = _OF_ONE_CONNECTION.union(message.tokens("connection"))
+    unwanted = (of_connection - _FRAMING - kept) | dropped
     lines = []
     lengths = 0
-    for (name, value), shown in zip(headers, spelled, strict=True):
+    for (name, value), shown in zip(message.headers, message.spelled, strict=True):
         lengths += name == "content-length"
         # Equal lengths are merged into one (RFC 9110, 8.6).
         if name not in unwanted and not (name == "content-length" and lengths > 1):

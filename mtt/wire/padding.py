@@ -202,12 +202,7 @@ DEFAULT = Scheme.parse(
 
 
 class Padder:
-    """Splits and pads the packets of one client session.
-
-    Args:
-        scheme: the initial scheme.
-        randrange: the source of random sizes.
-    """
+    """Splits and pads the packets of one client session."""
 
     __slots__ = ("_packet", "_randrange", "active", "scheme")
 
@@ -222,9 +217,8 @@ class Padder:
     def write(self, data: Data) -> list[Data]:
         """Split one packet into records; write each to TLS separately.
 
-        Args:
-            data: whole frames, not empty. The first packet is Settings, SYN and the first PSH
-                together; after that, each frame is a packet.
+        `data`: whole frames, not empty. The first packet is Settings, SYN and the first PSH
+        together; after that, each frame is a packet.
         """
         if not self.active:
             return [data]

@@ -27,13 +27,10 @@ HEADER_SIZE = _HEADER.size
 
 
 class SmuxError(WireError):
-    """The peer does not speak smux version 1.
-
-    Attributes:
-        events: the events decoded from the same data before the error.
-    """
+    """The peer does not speak smux version 1."""
 
     events: list[tuple[int, int, Data]]
+    """The events decoded from the same data before the error."""
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:

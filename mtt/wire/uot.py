@@ -75,12 +75,8 @@ def version(host: str) -> int:
 def encode_request(host: str, port: int, *, connect: bool) -> bytes:
     """The request of version 2.
 
-    Args:
-        host: the only destination with `connect`; otherwise ignored (0.0.0.0, for example).
-        port: likewise.
-        connect: whether all datagrams go to and come from `host`, and carry no address.
-
-    Raises AddressError.
+    With `connect`, all datagrams go to and come from `host`, and carry no address; otherwise host
+    and port are ignored. Raises ValueError if the address is invalid.
     """
     return bytes((connect,)) + encode_address(host, port)
 
@@ -107,13 +103,9 @@ def encode_connected(payload: Data) -> bytes:
 class Decoder:
     """Turns a stream's data into datagrams `(host, port, payload)`.
 
-    Payloads are views of the bytes fed where possible.
-
-    Args:
-        request: whether a request comes first (on a server, version 2). The attribute `request`
-            then holds it.
-        peer: the address that the client asked to connect to, if any. Datagrams then carry no
-            address, and are returned with this one.
+    Payloads are views of the bytes fed where possible. `request`: whether a request comes first (on
+    a server, version 2). `peer`: the address that the client asked to connect to, if any; datagrams
+    then carry no address, and are returned with this one.
     """
 
     __slots__ = ("_awaits_request", "_held", "_need", "_peer", "request")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from mtt.errors import Cause
 from mtt.wire.errors import WireError
-from mtt.wire.http1 import REASONS, Reply, Request, Response, is_host, text_reply
+from mtt.wire.http1 import REASONS, TOKEN, Reply, Request, Response, is_host, text_reply
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 
@@ -31,10 +31,9 @@ PREFERENCE = (SMUX_ON, SMUX_OFF)
 METHOD = b"GET "
 # Longest line of a head that arrives in pieces: nginx's limit.
 MAX_LINE = 8192
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
-_FIELD = re.compile(rb"(%s):(%s)\r?" % (_TOKEN, _VALUE))
-_FIELD_BEGINS = re.compile(rb"(?:%s(?::%s)?)?\r?" % (_TOKEN, _VALUE))
+_FIELD = re.compile(rb"(%s):(%s)\r?" % (TOKEN, _VALUE))
+_FIELD_BEGINS = re.compile(rb"(?:%s(?::%s)?)?\r?" % (TOKEN, _VALUE))
 _NOT_TARGET = re.compile(rb"[\x00-\x20\x7f]")
 _BODY = (b"content-length", b"transfer-encoding")
 

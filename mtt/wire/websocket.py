@@ -41,22 +41,16 @@ _TRANSLATE_FROM = 256
 
 
 class WebSocketError(WireError):
-    """The peer broke RFC 6455; `str()` goes into the close frame with code 1002.
-
-    Attributes:
-        events: the events decoded from the same data before the error.
-    """
+    """The peer broke RFC 6455; `str()` goes into the close frame with code 1002."""
 
     events: list[tuple[int, Data]]
+    """The events decoded from the same data before the error."""
 
 
 def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
     """The header of one unfragmented frame, with the shortest length form (5.2).
 
-    Args:
-        opcode: the type of the frame.
-        length: payload size in bytes.
-        mask: masking key of a client's frame (4 bytes); None for a server's.
+    `mask`: masking key of a client's frame (4 bytes); None for a server's.
     """
     first = 0x80 | opcode
     if mask is None:
@@ -129,10 +123,7 @@ class Decoder:
     Events are tuples `(opcode, payload)`: BINARY with a piece of the tunnel's byte stream (a view
     of the given data where possible), or CLOSE, PING, PONG with a whole control payload. An empty
     text message carries no data and gives TEXT: this program sends it as its greeting and as a
-    half-close.
-
-    Args:
-        masked: whether the peer must mask its frames (True on a server, 5.1).
+    half-close. `masked`: whether the peer must mask its frames (True on a server, 5.1).
     """
 
     __slots__ = ("_control", "_head", "_key", "_left", "_masked", "_offset", "_opcode", "_open")
