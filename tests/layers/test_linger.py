@@ -155,7 +155,7 @@ async def test_a_connection_that_the_peer_has_reset() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
         recorder.transport.pause_reading()  # so that nobody has noticed
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET)
+        linger.reset_on_close(sock)
         sock.close()
         await turns()
         close(recorder)
@@ -265,7 +265,7 @@ async def test_a_connection_that_was_reset_behind_its_end_has_nothing_to_send() 
         recorder.transport.write(b"unread")
         sock.shutdown(socket.SHUT_WR)
         await recorder.at_eof()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET)
+        linger.reset_on_close(sock)
         recorder.transport.pause_reading()
         sock.close()
         assert not recorder.lost

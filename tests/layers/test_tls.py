@@ -6,100 +6,17 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.tls import TlsLayer
+from tests.layers.tls_side import Peer, both_versions
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, tcp_sockets, turns
-
-V12, V13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-both_versions = pytest.mark.parametrize("version", [V12, V13], ids=["1.2", "1.3"])
-
-
-class Peer:
-    """A TLS client made of nothing but OpenSSL, against a server layer on a fake transport.
-
-    Every record of either side is under control: what the layer wrote is in `transport`, what
-    the peer wants to say comes out of `say()` and goes in with `feed()`.
-    """
-
-    def __init__(
-        self,
-        certs: Certs,
-        version: ssl.TLSVersion,
-        *,
-        half_close: bool = True,
-        alpn: str | None = "x",
-        keylog: str = "",
-    ) -> None:
-        names = [alpn] if alpn else None
-        self.recorder = Recorder()
-        self.layer = TlsLayer(
-            self.recorder,
-            server_context(certs, version, names),
-            server_side=True,
-            half_close=half_close,
-        )
-        self.transport = FakeTransport(self.layer)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = client_context(certs, version, names)
-        if keylog:
-            context.keylog_filename = keylog
-        self.ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=certs.name)
-        self.layer.connection_made(self.transport)
-        for _ in range(3):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                self.ssl.do_handshake()
-            self.feed(self._outgoing.read())
-            self._incoming.write(self.transport.take())
-        self.ssl.do_handshake()
-        assert self.recorder.transport is self.layer
-
-    def feed(self, data: bytes) -> None:
-        for at in range(0, len(data), READ_SIZE):
-            self.layer.data_received(data[at : at + READ_SIZE])
-
-    def say(self, data: bytes) -> bytes:
-        """`data` encrypted."""
-        view = memoryview(data)
-        while view:
-            view = view[self.ssl.write(view) :]
-        return self._outgoing.read()
-
-    def end(self) -> bytes:
-        """close_notify."""
-        with contextlib.suppress(ssl.SSLWantReadError):
-            self.ssl.unwrap()
-        return self._outgoing.read()
-
-    def heard(self) -> bytes:
-        """What the layer has said so far; raises SSLError for an alert."""
-        self._incoming.write(self.transport.take())
-        data = b""
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLZeroReturnError):
-            while piece := self.ssl.read(65536):
-                data += piece
-        return data
-
-
-@contextlib.asynccontextmanager
-async def peer(
-    certs: Certs,
-    version: ssl.TLSVersion,
-    *,
-    half_close: bool = True,
-    alpn: str | None = "x",
-) -> AsyncIterator[Peer]:
-    made = Peer(certs, version, half_close=half_close, alpn=alpn)
-    yield made
-    made.transport.abort()
-    await turns()
-
 
 # Records.
 
@@ -107,7 +24,7 @@ async def peer(
 @both_versions
 async def test_records_may_be_cut_anywhere(version: ssl.TLSVersion, certs: Certs) -> None:
     rng = random.Random(41)
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         said = b""
         for _ in range(60):
             data = rng.randbytes(rng.choice((1, 5, 300, 16384, 20_000)))
@@ -123,10 +40,10 @@ async def test_records_may_be_cut_anywhere(version: ssl.TLSVersion, certs: Certs
 
 
 @both_versions
-async def test_what_fills_the_plaintext_buffer_exactly_or_nearly(
+async def test_reads_about_as_large_as_the_plaintext_buffer(
     version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         said = b""
         for size in (READ_SIZE, 98_303, 98_304, 98_305, 300_000):
             for record in (16384, 1000, 16383):
@@ -140,7 +57,7 @@ async def test_what_fills_the_plaintext_buffer_exactly_or_nearly(
 @both_versions
 async def test_one_write_becomes_one_write_below(version: ssl.TLSVersion, certs: Certs) -> None:
     data = random.Random(42).randbytes(100_000)
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         one.transport.writes.clear()
         one.layer.write(data)
         assert len(one.transport.writes) == 1
@@ -148,7 +65,9 @@ async def test_one_write_becomes_one_write_below(version: ssl.TLSVersion, certs:
 
 
 @both_versions
-async def test_data_right_behind_the_handshake(version: ssl.TLSVersion, certs: Certs) -> None:
+async def test_data_right_after_the_handshake_are_delivered(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
     recorder = Recorder()
     layer = TlsLayer(recorder, server_context(certs, version), server_side=True)
     transport = FakeTransport(layer)
@@ -174,8 +93,8 @@ async def test_data_right_behind_the_handshake(version: ssl.TLSVersion, certs: C
 
 
 @both_versions
-async def test_a_paused_layer_hands_up_nothing(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
+async def test_paused_layer_delivers_nothing(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version) as one:
         one.layer.pause_reading()
         assert not one.transport.reading
         one.feed(one.say(b"x" * 40_000) + one.say(b"y"))
@@ -192,9 +111,11 @@ async def test_a_paused_layer_hands_up_nothing(version: ssl.TLSVersion, certs: C
 
 
 @both_versions
-async def test_an_upper_that_pauses_in_the_middle(version: ssl.TLSVersion, certs: Certs) -> None:
+async def test_protocol_that_pauses_at_each_piece_gets_all(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
     data = random.Random(43).randbytes(250_000)
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         one.recorder.on_data = lambda _piece: one.layer.pause_reading()
         one.feed(one.say(data))
         one.feed(one.end())
@@ -215,7 +136,9 @@ async def test_an_upper_that_pauses_in_the_middle(version: ssl.TLSVersion, certs
 
 @both_versions
 @pytest.mark.parametrize("we_are", ["client", "server"])
-async def test_with_asyncios_own_tls(we_are: str, version: ssl.TLSVersion, certs: Certs) -> None:
+async def test_exchange_with_the_tls_of_asyncio(
+    we_are: str, version: ssl.TLSVersion, certs: Certs
+) -> None:
     ours, theirs = tcp_sockets()
     recorder = Recorder()
     data = random.Random(49).randbytes(400_000)

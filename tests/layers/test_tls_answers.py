@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from mtt.layers.tls import ANSWERS_LIMIT
-from tests.layers.test_tls import V13, Peer
+from tests.layers.tls_side import V13, Peer
 from tests.support.certs import Certs
 from tests.support.keyupdates import ForgedClient
 from tests.support.transports import turns
@@ -18,7 +16,8 @@ ANSWER = 27  # bytes of a key update, with the head of its record and the tag (R
 class Asking(Peer):
     """A client that asks for key updates."""
 
-    def __init__(self, certs: Certs, keylog: str) -> None:
+    def __init__(self, certs: Certs, directory: Path) -> None:
+        keylog = str(directory / "keys")
         super().__init__(certs, V13, keylog=keylog)
         self.heard()  # session tickets
         cipher = self.ssl.cipher()
@@ -29,16 +28,8 @@ class Asking(Peer):
         self.feed(b"".join(self.forged.key_update() for _ in range(count)))
 
 
-@contextlib.asynccontextmanager
-async def asking_peer(certs: Certs, tmp_path: Path) -> AsyncIterator[Asking]:
-    made = Asking(certs, str(tmp_path / "keys"))
-    yield made
-    made.transport.abort()
-    await turns()
-
-
 async def test_key_updates_are_answered(certs: Certs, tmp_path: Path) -> None:
-    async with asking_peer(certs, tmp_path) as one:
+    async with Asking(certs, tmp_path) as one:
         one.ask(3)
         # OpenSSL gives the last answer with what it does next.
         assert len(one.transport.sent) >= 2 * ANSWER
@@ -49,7 +40,7 @@ async def test_key_updates_are_answered(certs: Certs, tmp_path: Path) -> None:
 
 
 async def test_peer_that_reads_may_ask_without_end(certs: Certs, tmp_path: Path) -> None:
-    async with asking_peer(certs, tmp_path) as one:
+    async with Asking(certs, tmp_path) as one:
         for _ in range(2):
             one.ask(2 * ANSWERS_LIMIT // ANSWER)
             assert one.transport.reading
@@ -61,7 +52,7 @@ async def test_peer_that_reads_may_ask_without_end(certs: Certs, tmp_path: Path)
 
 
 async def test_peer_that_does_not_read_answers_is_not_read(certs: Certs, tmp_path: Path) -> None:
-    async with asking_peer(certs, tmp_path) as one:
+    async with Asking(certs, tmp_path) as one:
         one.layer.pause_writing()
         one.transport.take()
         asked = 0
@@ -80,10 +71,10 @@ async def test_peer_that_does_not_read_answers_is_not_read(certs: Certs, tmp_pat
         assert one.recorder.data == b"goes on"
 
 
-async def test_reading_stays_paused_for_the_upper_after_answers(
+async def test_reading_stays_paused_for_the_protocol_after_answers(
     certs: Certs, tmp_path: Path
 ) -> None:
-    async with asking_peer(certs, tmp_path) as one:
+    async with Asking(certs, tmp_path) as one:
         one.layer.pause_writing()
         one.ask(ANSWERS_LIMIT // ANSWER + 2)
         assert not one.transport.reading
@@ -96,7 +87,7 @@ async def test_reading_stays_paused_for_the_upper_after_answers(
 
 
 async def test_answers_are_not_unsent_data(certs: Certs, tmp_path: Path) -> None:
-    async with asking_peer(certs, tmp_path) as one:
+    async with Asking(certs, tmp_path) as one:
         one.transport.take()
         one.ask(10)
         one.transport.buffered = len(one.transport.sent)

@@ -1,129 +1,27 @@
-"""How an open TLS connection ends: half-close, cuts, damage, and the end of both directions."""
+"""How open TLS connections end: close, cuts, damage, record edges."""
 
 from __future__ import annotations
 
-import asyncio
 import random
-import socket
 import ssl
 
 import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import linger, tls
-from tests.layers.test_tls import both_versions, peer
+from tests.layers.tls_side import Peer, both_versions, stack
 from tests.support.certs import Certs
-from tests.support.stacks import End, Stack
 from tests.support.transports import turns
 
 CLOSE_NOTIFY_SEEN = b""
-
-
-def stack(version: ssl.TLSVersion) -> Stack:
-    return Stack("tls", ("tls",), version=version)
-
-
-# Half-close.
-
-
-@both_versions
-async def test_half_close_with_data_the_other_way(version: ssl.TLSVersion, certs: Certs) -> None:
-    up, down = random.Random(44).randbytes(500_000), random.Random(45).randbytes(500_000)
-    for swap in (False, True):
-        async with stack(version).open(certs, small=True) as ends:
-            one, other = reversed(ends) if swap else ends
-            task = asyncio.create_task(other.send(down))
-            await one.recorder.received(50_000)
-            await one.send(up)
-            one.transport.write_eof()
-            one.transport.write(b"late")
-            await other.recorder.at_eof()
-            assert other.recorder.data == up
-            await task
-            other.transport.write_eof()
-            await one.recorder.at_eof()
-            assert one.recorder.data == down
-            await finish(one, other)
-
-
-async def finish(one: End, other: End) -> None:
-    one.close()
-    other.close()
-    assert await one.recorder.ended() is None
-    assert await other.recorder.ended() is None
-
-
-@both_versions
-@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
-async def test_our_end_while_unread_data_waits(
-    ended: bool, version: ssl.TLSVersion, certs: Certs
-) -> None:
-    data = random.Random(46).randbytes(60_000)
-    async with peer(certs, version) as one:
-        one.layer.pause_reading()
-        one.feed(one.say(data))
-        if ended:
-            one.feed(one.end())
-        one.layer.write_eof()
-        await turns()
-        assert not one.recorder.data
-        one.layer.resume_reading()
-        await turns()
-        assert one.recorder.data == data
-        assert one.recorder.eof is ended
-        if not ended:
-            one.feed(one.say(b"more") + one.end())
-            assert one.recorder.data == data + b"more"
-            assert one.recorder.eof
-
-
-@both_versions
-async def test_our_end_in_the_middle_of_a_record(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
-        record = one.say(b"z" * 10_000)
-        one.feed(record[:5000])
-        one.layer.write_eof()
-        one.feed(record[5000:])
-        assert one.recorder.data == b"z" * 10_000
-        one.feed(one.say(b"more"))
-        assert one.recorder.data[10_000:] == b"more"
-
-
-@both_versions
-async def test_our_end_from_inside_data_received(version: ssl.TLSVersion, certs: Certs) -> None:
-    data = random.Random(47).randbytes(250_000)
-    async with peer(certs, version) as one:
-        one.recorder.on_data = lambda _piece: one.layer.write_eof()
-        one.feed(one.say(data) + one.end())
-        await turns()
-        assert one.recorder.data == data
-        assert one.recorder.eof
-
-
-@both_versions
-async def test_without_half_close_an_end_is_the_end_of_both(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    async with peer(certs, version) as one:
-        one.recorder._stay = False
-        one.feed(one.say(b"last") + one.end())
-        assert one.recorder.data == b"last"
-        assert one.layer.is_closing()
-        assert one.transport.eof_written
-        assert one.heard() == b""
-        one.layer.eof_received()
-        one.transport.lose(None)
-        assert await one.recorder.ended() is None
 
 
 # Failures.
 
 
 @both_versions
-async def test_the_end_of_tcp_without_close_notify_is_a_cut(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    async with peer(certs, version) as one:
+async def test_fin_without_close_notify_is_a_failure(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version) as one:
         one.feed(one.say(b"whole") + one.say(b"cut off")[:-1])
         one.layer.eof_received()
         error = await one.recorder.ended()
@@ -135,8 +33,10 @@ async def test_the_end_of_tcp_without_close_notify_is_a_cut(
 
 
 @both_versions
-async def test_a_cut_while_the_reader_has_paused(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
+async def test_cut_is_reported_once_the_reader_resumes(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with Peer(certs, version) as one:
         one.layer.pause_reading()
         one.feed(one.say(b"whole") + one.say(b"cut off")[:-1])
         one.layer.eof_received()
@@ -148,8 +48,8 @@ async def test_a_cut_while_the_reader_has_paused(version: ssl.TLSVersion, certs:
 
 
 @both_versions
-async def test_a_cut_after_our_end(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
+async def test_cut_after_write_eof_is_a_failure(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version) as one:
         one.layer.write_eof()
         one.feed(one.say(b"half")[:-3])
         one.layer.eof_received()
@@ -158,20 +58,7 @@ async def test_a_cut_after_our_end(version: ssl.TLSVersion, certs: Certs) -> Non
 
 
 @both_versions
-async def test_tcp_may_end_after_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version, half_close=False) as one:
-        one.feed(one.say(b"all") + one.end())
-        one.layer.eof_received()
-        one.layer.eof_received()  # asyncio repeats it
-        await turns()
-        assert one.recorder.eof
-        assert not one.recorder.lost
-        one.layer.write(b"still writing")
-        assert one.heard() == b"still writing"
-
-
-@both_versions
-async def test_own_peer_that_ends_tcp_takes_no_more(
+async def test_fin_of_a_half_closed_own_peer_is_a_reset(
     version: ssl.TLSVersion, certs: Certs
 ) -> None:
     async with stack(version).open(certs) as (client, server):
@@ -184,10 +71,8 @@ async def test_own_peer_that_ends_tcp_takes_no_more(
 
 
 @both_versions
-async def test_foreign_peer_may_end_at_a_record_edge(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    async with peer(certs, version, half_close=False) as one:
+async def test_foreign_peer_may_end_at_a_record_edge(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version, half_close=False) as one:
         record = one.say(b"whole")
         one.feed(record[:3])
         one.feed(record[3:7])
@@ -208,7 +93,7 @@ async def test_foreign_peer_may_end_at_a_record_edge(
 async def test_foreign_peer_that_ends_inside_a_record_is_cut(
     missing: int, version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version, half_close=False) as one:
+    async with Peer(certs, version, half_close=False) as one:
         one.feed(one.say(b"whole") + one.say(b"cut off")[:-missing])
         one.layer.eof_received()
         assert isinstance(await one.recorder.ended(), NetworkError)
@@ -220,7 +105,7 @@ async def test_foreign_peer_that_ends_inside_a_record_is_cut(
 async def test_go_server_that_skips_its_last_record_has_ended(
     version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version, half_close=False) as one:
+    async with Peer(certs, version, half_close=False) as one:
         whole = one.say(b"whole")
         one.say(b"\x88\x02\x03\xe8")  # numbered, and never sent
         one.feed(whole + one.end())
@@ -239,7 +124,7 @@ async def test_damaged_alert_without_a_fin_is_a_failure(
     then: str, version: ssl.TLSVersion, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tls, "DAMAGED_TIME", 3600.0 if then != "nothing" else 0.0)
-    async with peer(certs, version, half_close=False) as one:
+    async with Peer(certs, version, half_close=False) as one:
         one.say(b"lost")
         one.feed(one.end())
         if then == "data":
@@ -256,7 +141,7 @@ async def test_damaged_alert_without_a_fin_is_a_failure(
 async def test_other_damaged_records_are_a_failure_at_once(
     size: int, version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version, half_close=False) as one:
+    async with Peer(certs, version, half_close=False) as one:
         one.say(b"lost")
         one.feed(one.say(bytes(size)))
         assert isinstance(await one.recorder.ended(), PeerError)
@@ -280,7 +165,7 @@ async def test_own_peer_that_ends_at_a_record_edge_is_cut(
 async def test_a_damaged_record_is_answered_with_an_alert(
     version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         record = bytearray(one.say(b"secret"))
         record[-1] ^= 1
         one.feed(bytes(record))
@@ -297,7 +182,7 @@ async def test_a_damaged_record_is_answered_with_an_alert(
 async def test_noise_on_an_open_connection(version: ssl.TLSVersion, certs: Certs) -> None:
     rng = random.Random(48)
     for _ in range(25):
-        async with peer(certs, version) as one:
+        async with Peer(certs, version) as one:
             one.feed(one.say(b"fine"))
             record = bytearray(one.say(rng.randbytes(200)))
             record[rng.randrange(5, len(record))] ^= 1 << rng.randrange(8)
@@ -309,9 +194,7 @@ async def test_noise_on_an_open_connection(version: ssl.TLSVersion, certs: Certs
 @both_versions
 async def test_a_reset_is_a_failure(version: ssl.TLSVersion, certs: Certs) -> None:
     async with stack(version).open(certs) as (client, server):
-        client.tcp.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET
-        )
+        linger.reset_on_close(client.tcp.get_extra_info("socket"))
         client.tcp.abort()
         assert isinstance(await server.recorder.ended(), ConnectionResetError)
         assert isinstance(await client.recorder.ended(), NetworkError)
@@ -319,8 +202,8 @@ async def test_a_reset_is_a_failure(version: ssl.TLSVersion, certs: Certs) -> No
 
 
 @both_versions
-async def test_close_says_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
-    async with peer(certs, version) as one:
+async def test_close_sends_close_notify(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version) as one:
         one.layer.write(b"last words")
         one.layer.close()
         assert one.transport.eof_written
@@ -333,10 +216,10 @@ async def test_close_says_close_notify(version: ssl.TLSVersion, certs: Certs) ->
 
 @both_versions
 @pytest.mark.parametrize("how", ["close", "abort"])
-async def test_closing_while_reading_is_paused(
+async def test_close_or_abort_while_reading_is_paused(
     how: str, version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         one.layer.pause_reading()
         one.feed(one.say(b"unread"))
         getattr(one.layer, how)()
@@ -355,10 +238,10 @@ async def test_closing_while_reading_is_paused(
 
 @both_versions
 @pytest.mark.parametrize("how", ["close", "abort", "lost"])
-async def test_nothing_is_handed_up_after_a_close(
+async def test_nothing_is_delivered_after_an_end(
     how: str, version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version) as one:
+    async with Peer(certs, version) as one:
         one.layer.pause_reading()
         one.feed(one.say(b"too late") + one.end())
         one.layer.resume_reading()  # hands it up in the next turn
@@ -373,10 +256,8 @@ async def test_nothing_is_handed_up_after_a_close(
 
 
 @both_versions
-async def test_pausing_again_keeps_what_was_to_be_handed_up(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    async with peer(certs, version) as one:
+async def test_pausing_again_keeps_pending_data(version: ssl.TLSVersion, certs: Certs) -> None:
+    async with Peer(certs, version) as one:
         one.layer.pause_reading()
         one.feed(one.say(b"data") + one.end())
         one.layer.resume_reading()
@@ -391,10 +272,10 @@ async def test_pausing_again_keeps_what_was_to_be_handed_up(
 
 @both_versions
 @pytest.mark.parametrize("waiting", [0, 1000])
-async def test_closing_after_the_fin_of_tcp(
+async def test_close_after_the_fin_of_tcp_waits_for_nothing(
     waiting: int, version: ssl.TLSVersion, certs: Certs
 ) -> None:
-    async with peer(certs, version, half_close=False, alpn=None) as one:
+    async with Peer(certs, version, half_close=False, alpn=None) as one:
         one.feed(one.say(b"all") + one.end())
         one.layer.eof_received()
         one.layer.write(b"reply")
@@ -406,23 +287,4 @@ async def test_closing_after_the_fin_of_tcp(
         # The peer has ended both of its layers: nothing is left to wait for.
         assert one.transport.closing
         assert not one.transport.aborted
-        assert await one.recorder.ended() is None
-
-
-@both_versions
-async def test_a_half_closed_stranger_ends_with_its_fin(
-    version: ssl.TLSVersion, certs: Certs
-) -> None:
-    """Without ALPN; stunnel, for instance, goes on reading after its close_notify."""
-    async with peer(certs, version, alpn=None) as one:
-        one.feed(one.say(b"all") + one.end())
-        assert one.recorder.eof
-        assert one.layer.can_write_eof()
-        one.layer.write(b"reply")
-        one.layer.eof_received()
-        assert one.layer.is_closing()
-        one.layer.write(b"late")
-        assert one.heard() == b"reply"
-        with pytest.raises(ssl.SSLZeroReturnError):  # close_notify, after the peer's own
-            one.ssl.read(1)
         assert await one.recorder.ended() is None

@@ -1,53 +1,32 @@
-"""The TLS layer until it is open: what makes a handshake fail, and what both ends hear of it."""
+"""The TLS layer until it is open: who the peer is, sessions, ALPN, early ends."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import socket
 import ssl
-import warnings
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from mtt.errors import NetworkError, NothingSaidError, PeerError
-from mtt.layers import linger
+from mtt.errors import PeerError
 from mtt.layers.parked import Parked
 from mtt.layers.tls import TlsLayer
 from mtt.trust import certificates
 from mtt.trust.identity import check_pin
 from mtt.trust.tls_options import ServerTls
+from tests.layers.tls_side import both_versions, client, server
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.contexts import bare_context
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
-VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-
-ALERT = 21  # TLS record type; the body is level and description
-FATAL = 2
-
 # Bytes that TLS 1.3 adds to a record: header, content type, tag; and of a client's Finished message
 # with SHA-256, less than any cipher suite makes it.
 TLS13_OVERHEAD = 5 + 1 + 16
 FINISHED = TLS13_OVERHEAD + 4 + 32
-
-
-def server(certs: Certs, **options: Any) -> tuple[TlsLayer, Recorder]:
-    recorder = Recorder()
-    context = options.pop("context", None) or server_context(certs)
-    return TlsLayer(recorder, context, server_side=True, **options), recorder
-
-
-def client(certs: Certs, **options: Any) -> tuple[TlsLayer, Recorder]:
-    recorder = Recorder()
-    context = options.pop("context", None) or client_context(certs)
-    name = options.pop("server_name", certs.name)
-    return TlsLayer(recorder, context, server_side=False, server_name=name, **options), recorder
 
 
 @contextlib.asynccontextmanager
@@ -63,149 +42,7 @@ async def joined(one: TlsLayer, other: TlsLayer) -> AsyncIterator[None]:
         await turns()
 
 
-async def answer_to(layer: TlsLayer, said: bytes, *, end: bool = False) -> bytes:
-    """All that a peer hears that says this, until the layer closes the connection."""
-    loop = asyncio.get_running_loop()
-    async with raw_peer(layer) as sock:
-        await loop.sock_sendall(sock, said)
-        if end:
-            sock.shutdown(socket.SHUT_WR)
-        heard = b""
-        while data := await loop.sock_recv(sock, 65536):
-            heard += data
-        return heard
-
-
-# What is not TLS.
-
-
-@pytest.mark.parametrize(
-    "said",
-    [b"\x00" * 20, b"SSH-2.0-OpenSSH_9\r\n", b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03",
-     b"\x17\x03\x03\x00\x05hello", b"\x16\x03\x01\xff\xff" + b"a" * 70_000],
-    ids=["zeros", "ssh", "short hello", "data before the handshake", "record too long"],
-)  # fmt: skip
-async def test_noise_is_a_peers_error_and_answered_as_openssl_does(
-    said: bytes, certs: Certs
-) -> None:
-    layer, recorder = server(certs)
-    heard = await answer_to(layer, said)
-    assert heard == openssl_answer(certs, said)
-    assert isinstance(recorder.error, PeerError)
-    assert str(recorder.error).startswith("TLS: ")
-    assert recorder.transport is None
-    assert layer.is_closing()
-
-
-def openssl_answer(certs: Certs, said: bytes) -> bytes:
-    """What OpenSSL itself answers."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    bare = server_context(certs).wrap_bio(incoming, outgoing, server_side=True)
-    incoming.write(said)
-    with pytest.raises(ssl.SSLError):
-        bare.do_handshake()
-    return outgoing.read()
-
-
-async def test_the_alert_is_really_sent(certs: Certs) -> None:
-    layer, _ = server(certs)
-    heard = await answer_to(layer, b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03")
-    assert heard[0] == ALERT
-    assert heard[5] == FATAL
-
-
-async def test_old_versions_get_a_protocol_version_alert(certs: Certs) -> None:
-    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    old = context.wrap_bio(incoming, outgoing, server_hostname=certs.name)
-    with pytest.raises(ssl.SSLWantReadError):
-        old.do_handshake()
-    layer, recorder = server(certs)
-    heard = await answer_to(layer, outgoing.read())
-    assert (heard[0], heard[5:7]) == (ALERT, bytes((FATAL, 70)))
-    assert isinstance(recorder.error, PeerError)
-
-
-async def test_a_connection_without_a_byte_is_told_apart(certs: Certs) -> None:
-    layer, recorder = server(certs)
-    assert await answer_to(layer, b"", end=True) == b""
-    assert isinstance(recorder.error, NothingSaidError)
-
-
-async def test_a_handshake_cut_anywhere(certs: Certs) -> None:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    peer = client_context(certs).wrap_bio(incoming, outgoing, server_hostname=certs.name)
-    with pytest.raises(ssl.SSLWantReadError):
-        peer.do_handshake()
-    hello = outgoing.read()
-    for size in (1, 4, 5, 6, 60, len(hello) - 1, len(hello)):
-        layer, recorder = server(certs)
-        heard = await answer_to(layer, hello[:size], end=True)
-        assert bool(heard) == (size == len(hello))  # no alert: web servers do not answer to an end
-        assert isinstance(recorder.error, NetworkError)
-        assert not isinstance(recorder.error, NothingSaidError)
-        assert "during the TLS handshake" in str(recorder.error)
-        assert recorder.transport is None
-
-
-async def test_a_reset_during_the_handshake(certs: Certs) -> None:
-    layer, recorder = client(certs)
-    async with raw_peer(layer) as sock:
-        await asyncio.get_running_loop().sock_recv(sock, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger._RESET)
-        sock.close()
-        assert isinstance(await recorder.ended(), NetworkError)
-
-
-async def test_noise_never_gives_another_error(certs: Certs) -> None:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    peer = client_context(certs).wrap_bio(incoming, outgoing, server_hostname=certs.name)
-    with pytest.raises(ssl.SSLWantReadError):
-        peer.do_handshake()
-    hello = outgoing.read()
-    context = server_context(certs)
-    rng = random.Random(31)
-    for _ in range(150):
-        noise = bytearray(hello)
-        for _ in range(rng.randrange(1, 4)):
-            noise[rng.randrange(len(noise))] = rng.randrange(256)
-        layer, recorder = server(certs, context=context)
-        transport = FakeTransport(layer)
-        layer.connection_made(transport)
-        feed(layer, bytes(noise))
-        if not recorder.lost:
-            layer.eof_received()
-        await turns(3)
-        assert isinstance(recorder.error, PeerError | NetworkError)
-        transport.abort()
-        await turns(2)
-
-
-def feed(layer: TlsLayer, data: bytes) -> None:
-    """What the event loop does with received data."""
-    for at in range(0, len(data), 1 << 16):
-        layer.data_received(data[at : at + (1 << 16)])
-
-
-# Time.
-
-
-async def test_a_peer_that_is_too_slow(certs: Certs) -> None:
-    for make in (server, client):
-        layer, recorder = make(certs, handshake_time=0.05)
-        async with raw_peer(layer) as sock:
-            error = await recorder.ended()
-            assert isinstance(error, NetworkError)
-            assert "timed out" in str(error)
-            sock.shutdown(socket.SHUT_RDWR)
-
-
-async def test_time_stops_when_the_handshake_is_over(
+async def test_handshake_timeout_ends_with_the_handshake(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
@@ -222,8 +59,8 @@ async def test_time_stops_when_the_handshake_is_over(
 # Who the peer is.
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_an_unknown_authority(version: ssl.TLSVersion, certs: Certs) -> None:
+@both_versions
+async def test_unknown_authority_fails_at_both_ends(version: ssl.TLSVersion, certs: Certs) -> None:
     context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(certs.other_ca)
     context.maximum_version = version
@@ -238,7 +75,7 @@ async def test_an_unknown_authority(version: ssl.TLSVersion, certs: Certs) -> No
         assert near.transport is None
 
 
-async def test_a_wrong_name(certs: Certs) -> None:
+async def test_wrong_name_fails_at_both_ends(certs: Certs) -> None:
     one, near = client(certs, server_name="other.example")
     other, far = server(certs)
     async with joined(one, other):
@@ -246,8 +83,8 @@ async def test_a_wrong_name(certs: Certs) -> None:
         await far.ended()
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_check_of_ones_own(version: ssl.TLSVersion, certs: Certs) -> None:
+@both_versions
+async def test_pin_is_checked_within_the_handshake(version: ssl.TLSVersion, certs: Certs) -> None:
     _, identity = certificates.server_context(ServerTls(cert=certs.cert, key=certs.key))
     assert identity.pin
 
@@ -277,8 +114,8 @@ async def test_a_check_of_ones_own(version: ssl.TLSVersion, certs: Certs) -> Non
 # Sessions.
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-async def test_a_session_is_resumed(version: ssl.TLSVersion, certs: Certs) -> None:
+@both_versions
+async def test_session_is_resumed(version: ssl.TLSVersion, certs: Certs) -> None:
     sessions: list[ssl.SSLSession] = []
     near_context, far_context = client_context(certs, version), server_context(certs, version)
     reused = []
@@ -337,9 +174,7 @@ async def test_half_close_needs_alpn(
 
 
 @pytest.mark.parametrize("early", [b"", b"first words"])
-async def test_the_end_of_the_handshake_travels_with_the_first_data(
-    early: bytes, certs: Certs
-) -> None:
+async def test_first_data_travel_with_the_end_of_the_handshake(early: bytes, certs: Certs) -> None:
     """One packet instead of two; and when there are no data, it goes all the same."""
     parked = Parked()
     one = TlsLayer(parked, client_context(certs), server_side=False, server_name=certs.name)
@@ -362,7 +197,7 @@ async def test_the_end_of_the_handshake_travels_with_the_first_data(
 # Ends before there is a beginning.
 
 
-async def test_abort_in_the_middle(certs: Certs) -> None:
+async def test_abort_and_close_during_the_handshake_reset(certs: Certs) -> None:
     for end in (TlsLayer.abort, TlsLayer.close):
         layer, recorder = client(certs)
         async with raw_peer(layer) as sock:
@@ -384,11 +219,11 @@ async def test_abort_before_there_is_a_connection(certs: Certs) -> None:
     transport = FakeTransport(layer)
     layer.connection_made(transport)
     await turns()
-    assert transport.aborted  # nobody else would ever close it
+    assert transport.aborted  # no other object would ever close it
     assert recorder.transport is None
 
 
-async def test_the_upper_closes_as_soon_as_it_is_made(certs: Certs) -> None:
+async def test_protocol_that_closes_at_once_is_delivered(certs: Certs) -> None:
     class Closer(Recorder):
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)

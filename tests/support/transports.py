@@ -35,7 +35,7 @@ class Recorder(StreamProtocol):
         self.writable = True
         self.pauses = 0
         self.on_data: Callable[[bytes], None] | None = None
-        self._stay = stay
+        self.stay = stay
         self._changed = asyncio.Event()
 
     async def until(self, condition: Callable[[], Any]) -> None:
@@ -90,7 +90,7 @@ class Recorder(StreamProtocol):
         assert not self.eof, "the end twice"
         self.eof = True
         self._changed.set()
-        return self._stay
+        return self.stay
 
     def connection_lost(self, exc: Exception | None) -> None:
         assert not self.lost, "connection_lost twice"
