@@ -19,7 +19,7 @@ from typing import Any
 from mtt.http.watch import Watch
 from mtt.layers.base import Data, StreamTransport, Upper
 from mtt.layers.layer import Layer
-from mtt.layers.parked import Parked
+from mtt.layers.parked import Parked, park
 
 # A connection on which nothing has come for so long after its handshakes is given to the site, so
 # that the site's clock decides how long silence may last. Clients send a tunnel's request right
@@ -36,7 +36,7 @@ class Visit(Layer):
     Args:
         upper: the protocol that holds the transport for the relay.
         watch: sees all that the visitor sends.
-        on_tunnel: gets the connection and what was received of it that begins a tunnel.
+        on_tunnel: gets the connection, parked with the beginning of a tunnel.
         on_refused: the same if the site cannot be reached before it was clear what the visitor
             wants. None to reset the connection then, as otherwise.
         on_settled: called once when that is clear: the site has got a request, or a tunnel begins,
@@ -56,13 +56,13 @@ class Visit(Layer):
         upper: Upper,
         watch: Watch,
         *,
-        on_tunnel: Callable[[StreamTransport, bytes], None],
-        on_refused: Callable[[StreamTransport, bytes], None] | None,
+        on_tunnel: Callable[[StreamTransport], None],
+        on_refused: Callable[[StreamTransport], None] | None,
         on_settled: Callable[[], object],
     ) -> None:
         super().__init__(upper)
         self._watch = watch
-        self._on_tunnel: Callable[[StreamTransport, bytes], None] | None = on_tunnel
+        self._on_tunnel: Callable[[StreamTransport], None] | None = on_tunnel
         self._on_refused = on_refused
         self._on_settled: Callable[[], object] | None = on_settled
         self._buffer = b""  # what came while paused
@@ -115,15 +115,14 @@ class Visit(Layer):
         if self._eof and not self._over:
             self._end()
 
-    def _leave(
-        self, to: Callable[[StreamTransport, bytes], None] | None, received: bytes
-    ) -> None:
-        """End the visit; the connection goes on elsewhere."""
+    def _leave(self, to: Callable[[StreamTransport], None] | None, received: bytes) -> None:
+        """End the visit; the connection goes on elsewhere, from `received`."""
         assert to is not None
         self._over = True
         self._let_go()
         self._end()
-        to(self.lower, received)
+        park(self.lower, received)
+        to(self.lower)
 
     def _settle(self) -> None:
         on_settled, self._on_settled = self._on_settled, None

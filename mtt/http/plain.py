@@ -145,5 +145,5 @@ def https_page(page: bytes, *, head_only: bool = False) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-def _never(transport: StreamTransport, received: bytes) -> None:
+def _never(transport: StreamTransport) -> None:
     raise AssertionError("no tunnel begins without TLS")

@@ -109,7 +109,7 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
             # Who has said nothing yet may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
             park(transport, received, eof=eof)
-            self.site.visit(transport, watch, self._resume, self._resume).start(transport)
+            self.site.visit(transport, watch, self._read, self._read).start(transport)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             park(transport, received, eof=eof)
             self._serve_http(transport)
@@ -127,10 +127,6 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
 
     def _is_user(self, data: bytes) -> bool:
         return len(data) >= HASH_SIZE and self._find(data[:HASH_SIZE]) is not None
-
-    def _resume(self, transport: StreamTransport, received: bytes) -> None:
-        park(transport, received)
-        self._read(transport)
 
     def _serve_http(self, transport: StreamTransport) -> None:
         """Be a web server without a page, as with -wss to paths that lead nowhere."""

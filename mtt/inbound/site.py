@@ -25,8 +25,8 @@ from mtt.layers.tls import TlsLayer
 from mtt.log import logger
 from mtt.wire.http1 import Reply
 
-# Gets the connection of a visitor who may want a tunnel after all, and what was received.
-Resume = Callable[[StreamTransport, bytes], None]
+# Gets the connection, parked, of a visitor that may want a tunnel after all.
+Resume = Callable[[StreamTransport], None]
 
 
 class WebSite:

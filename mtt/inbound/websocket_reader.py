@@ -94,9 +94,7 @@ class _HttpHead(Generic[Place]):
         self._reader = reader
         self._is_refused = False  # the fallback site could not be reached
 
-    def wait(
-        self, transport: StreamTransport, received: bytes = b"", *, is_refused: bool = False
-    ) -> None:
+    def wait(self, transport: StreamTransport, *, is_refused: bool = False) -> None:
         self._transport = transport
         self._is_refused = is_refused
         front = self._reader.front
@@ -112,8 +110,6 @@ class _HttpHead(Generic[Place]):
             on_failure=partial(front.failed, transport),
             on_end=partial(front.handshakes.discard, transport),
         )
-        if received:
-            park(transport, received)
         hand_over(transport, http)
 
     def _find(self, request: Request) -> Reply | None:
