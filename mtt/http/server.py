@@ -135,6 +135,8 @@ class HttpServer(StreamProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        if self._paused:
+            transport.pause_reading()
         eager = self._fallback_time
         self._arm(self._limits.head if eager is None else eager)
 
@@ -159,7 +161,8 @@ class HttpServer(StreamProtocol):
             self._exchange.full = True
         elif not self._closed:  # else reading is the business of whoever takes over
             self._paused = True
-            self._transport.pause_reading()
+            if self._timer is not None:  # connected: `set_protocol` of a full transport is earlier
+                self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         if self._exchange is not None:

@@ -8,10 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from mtt.http.limits import MAX_DISCARD, VISITORS
+from mtt.http.server import HttpServer
+from mtt.layers.parked import hand_over, park
 from mtt.layers.reads import READ_SIZE
+from mtt.wire.http1 import text_reply
 from mtt.wire.upgrade import switching_protocols
 from tests.http.served import GET, UPGRADE, Connection, each_byte, until
 from tests.support.clock import Clock
+from tests.support.transports import FakeTransport
 from tests.wire.test_http1 import WSS_VECTORS, handshake
 
 # Answers.
@@ -175,6 +179,20 @@ async def test_a_client_that_does_not_read_is_not_served() -> None:
     assert len(connection.routed) == 200
     assert connection.transport.reading
     await connection.gone()
+
+
+async def test_full_transport_is_taken_over() -> None:
+    transport = FakeTransport()
+    transport.write_paused = True
+    park(transport, GET)
+    server = HttpServer(lambda request: text_reply(404, "no"))
+    hand_over(transport, server)
+    assert not transport.sent
+    assert not transport.reading
+    server.resume_writing()
+    assert transport.sent.startswith(b"HTTP/1.1 404 ")
+    assert transport.reading
+    server.connection_lost(None)
 
 
 async def test_requests_before_end_are_served_once_client_reads() -> None:
