@@ -9,20 +9,14 @@ have not made a valid request, and on memory, see `request_slots`.
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
 
-from mtt.address import peer_name
-from mtt.errors import MttError, describe
-from mtt.http.access import UNAUTHORIZED, Access
+from mtt.http.access import Access
 from mtt.http.exchange import Exchange
-from mtt.http.limits import OPERATORS
-from mtt.http.server import HttpServer
-from mtt.layers.base import StreamProtocol, StreamTransport
-from mtt.layers.parked import Parked, hand_over
-from mtt.layers.tls import TlsLayer
-from mtt.log import Throttle, logger
+from mtt.http.listener import HttpListener
+from mtt.http.server import Handler
 from mtt.net.admission import MAX_PENDING, Pending
 from mtt.wire.http1 import Reply
 from mtt_mu_server import api
@@ -35,11 +29,10 @@ MAX_STRANGERS = MAX_PENDING
 MAX_IDLE = 256
 
 JSON = "application/json"
-TEXT = "text/plain; charset=utf-8"
 
 
-class Controller:
-    """Serves the operator's connections; `accept` is the protocol factory for a listener.
+class Controller(HttpListener):
+    """Serves the operator's connections.
 
     Args:
         access: decides which requests are allowed.
@@ -56,113 +49,52 @@ class Controller:
         metrics: Callable[[], Awaitable[tuple[list[bytes], str]]],
         context: Callable[[], ssl.SSLContext] | None,
     ) -> None:
-        self._access = access
+        super().__init__(
+            {"/metrics": partial(self._in_slot, self._answer_metrics)},
+            partial(self._in_slot, self._answer_command),
+            access=access,
+            pending=Pending(
+                MAX_STRANGERS,
+                what="connections to the controller have not made a valid request yet",
+            ),
+            idle=Pending(MAX_IDLE, what="connections to the controller are idle"),
+            name="controller",
+            error=_error,
+            context=context,
+        )
         self._run = run
         self._metrics = metrics
-        self._context = context
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._transports: set[StreamTransport] = set()
-        self._strangers = Pending(
-            MAX_STRANGERS, what="connections to the controller have not made a valid request yet"
-        )
-        self._idle = Pending(MAX_IDLE, what="connections to the controller are idle")
         self._slots = RequestSlots()
-        self._failures = Throttle()
-
-    def accept(self) -> StreamProtocol:
-        """The protocol for a new connection."""
-        parked = Parked(self._opened)
-        if self._context is None:
-            return parked
-        tls = TlsLayer(parked, self._context(), server_side=True)
-        self._admit(tls)
-
-        def failed(error: Exception) -> None:
-            self._forget(tls)
-            logger.debug("controller: %s: %s", peer_name(tls), describe(error))
-
-        parked.failed = failed
-        return tls
 
     async def close(self) -> None:
-        """Cut all connections. Commands in progress get no answer."""
-        for task in self._tasks:
-            task.cancel()
-        for transport in list(self._transports):
-            transport.abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await super().close()
         self._slots.close()
 
-    def _opened(self, transport: StreamTransport) -> None:
-        if self._context is None:
-            self._admit(transport)
-        http = HttpServer(
-            lambda request: self._serve,
-            error_reply=lambda error: _error(error.status, error.reason),
-            on_failure=lambda error: self._failed(transport, error),
-            on_lost=lambda: self._forget(transport),
-            limits=OPERATORS,
-            tasks=self._tasks,
-        )
-        hand_over(transport, http)
-
-    def _admit(self, transport: StreamTransport) -> None:
-        self._transports.add(transport)
-        self._strangers.add(transport)
-
-    def _forget(self, transport: StreamTransport) -> None:
-        self._transports.discard(transport)
-        self._strangers.discard(transport)
-        self._idle.discard(transport)
-
-    def _failed(self, transport: StreamTransport, error: Exception) -> None:
-        if isinstance(error, MttError):
-            self._failures.warning("controller: %s: %s", peer_name(transport), describe(error))
-        else:
-            logger.error("controller: internal error: %s", describe(error))
-            logger.debug("where it happened:", exc_info=error)
-
-    async def _serve(self, exchange: Exchange) -> None:
-        """Answer a request."""
-        request, transport = exchange.request, exchange.transport
-        refusal = self._access.refusal(request)
-        if refusal is not None:
-            status, reason = refusal
-            self._failures.warning("controller: %s: %s", peer_name(transport), reason)
-            challenge = (("WWW-Authenticate", "Bearer"),) if status == UNAUTHORIZED else ()
-            await exchange.answer(_error(status, reason, *challenge), close=True)
-            return
-        self._strangers.discard(transport)
-        self._idle.discard(transport)
-        is_get = request.method in ("GET", "HEAD")
-        if is_get and request.path == "/healthz":  # answered without waiting for a slot
-            await exchange.answer(Reply(200, body=b"ok\n", content_type=TEXT))
-        else:
-            large = is_get or request.chunked or request.content_length > SMALL
-            try:
-                async with self._slots.slot(exchange, large=large):
-                    await self._done(exchange)
-            except CrowdedError as error:
-                self._failed(transport, error)
-                await exchange.answer(_error(503, str(error), ("Retry-After", "1")))
-        if not exchange.closes:
-            self._idle.add(transport)
-
-    async def _done(self, exchange: Exchange) -> None:
-        """Execute and answer requests that may take long."""
+    async def _in_slot(self, handler: Handler, exchange: Exchange) -> None:
+        """Answer a request that may take long, when there is a slot for it."""
         request = exchange.request
-        if request.method == "POST":
-            body = await exchange.body(api.BODY_LIMIT)
-            exchange.keeps_on = True  # finish the command even if the client disconnects
-            status, text = await self._run(body)
-            await exchange.answer(Reply(status, body=text, content_type=JSON))
-        elif request.method in ("GET", "HEAD") and request.path == "/metrics":
-            pieces, kind = await self._metrics()
-            length = sum(map(len, pieces))
-            await exchange.stream(Reply(200, content_type=kind), _each(pieces), length)
-        else:
+        is_large = request.chunked or request.content_length > SMALL
+        large = is_large or request.method in ("GET", "HEAD")
+        try:
+            async with self._slots.slot(exchange, large=large):
+                await handler(exchange)
+        except CrowdedError as error:
+            self.report(exchange.transport, error)
+            await exchange.answer(_error(503, str(error), ("Retry-After", "1")))
+
+    async def _answer_command(self, exchange: Exchange) -> None:
+        if exchange.request.method != "POST":
             await exchange.answer(_error(405, "method: a command is a POST", ("Allow", "POST")))
+            return
+        body = await exchange.body(api.BODY_LIMIT)
+        exchange.keeps_on = True  # finish the command even if the client disconnects
+        status, text = await self._run(body)
+        await exchange.answer(Reply(status, body=text, content_type=JSON))
+
+    async def _answer_metrics(self, exchange: Exchange) -> None:
+        pieces, kind = await self._metrics()
+        length = sum(map(len, pieces))
+        await exchange.stream(Reply(200, content_type=kind), _each(pieces), length)
 
 
 async def _each(pieces: list[bytes]) -> AsyncGenerator[bytes, None]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from mtt.http.access import Access
 from mtt.log import logger
-from mtt.net.listen import Listener, listen
 from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.trust.reload import TlsFiles, server_tls
@@ -56,13 +55,12 @@ class Management:
         self.commands = Commands(users, self.store)
         self.tls, self._access = _controller_access(options)
         self.controller: Controller | None = None
-        self._listener: Listener | None = None
         self._housekeeper: asyncio.Task[None] | None = None
 
     @property
     def addresses(self) -> list[str]:
         """The addresses of the controller, with the actual port if port 0 was asked for."""
-        return self._listener.addresses if self._listener is not None else []
+        return self.controller.addresses if self.controller is not None else []
 
     def replicate_to(self, workers: Replicas, service_page: Callable[[], str]) -> None:
         """Before `load()`: apply changes to several `workers` too; use their combined metrics."""
@@ -82,14 +80,11 @@ class Management:
             metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
         )
-        self._listener = await listen(
+        await self.controller.start(
             self._options.controller,
             self._options.controller_unix,
-            self.controller.accept,
-            resolver=resolver,
-            descriptors=self._options.inherited.control,
-            private=True,
-            use_reserve=True,
+            resolver,
+            self._options.inherited.control,
         )
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
         if self.tls is not None:
@@ -104,8 +99,8 @@ class Management:
 
     def cleanup(self) -> None:
         """Stop listening."""
-        if self._listener is not None:
-            self._listener.close()
+        if self.controller is not None:
+            self.controller.cleanup()
 
     async def stop(self) -> None:
         """Stop the controller and the periodic tasks."""

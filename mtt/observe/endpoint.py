@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
-from mtt.log import logger
 from mtt.net.resolve import Resolver
 
 if TYPE_CHECKING:
@@ -69,9 +68,8 @@ class MetricsEndpoint:
             return False
         from mtt.observe.server import MetricsServer  # only if needed: plugins must start fast
 
-        self._server = MetricsServer(self._page)
-        await self._server.start(self._endpoint, self._unix_path, self._resolver)
-        logger.info("metrics on %s", ", ".join(self.addresses))
+        self._server = MetricsServer(self._page, self._endpoint, self._unix_path)
+        await self._server.serve(self._resolver)
         return True
 
     def cleanup(self) -> None:
@@ -79,10 +77,10 @@ class MetricsEndpoint:
         if self._server is not None:
             self._server.cleanup()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Cut the connections of the metrics server."""
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
 
     async def report(self) -> None:
         """Send the hub the final metrics."""

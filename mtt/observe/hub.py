@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from mtt.address import Endpoint
-from mtt.log import logger
 from mtt.net.resolve import Resolver
 from mtt.observe.server import MetricsServer
 from mtt.observe.sums import Page, total
@@ -146,21 +145,18 @@ class MetricsHub(WorkerHub[Member]):
 
     def __init__(self, endpoint: Endpoint | None, unix_path: str) -> None:
         super().__init__(Member)
-        self._endpoint = endpoint
-        self._unix_path = unix_path
-        self._server = MetricsServer(self.page)
+        self._server = MetricsServer(self.page, endpoint, unix_path)
 
     @property
     def addresses(self) -> list[str]:
         return self._server.addresses
 
     async def start(self) -> None:
-        await self._server.start(self._endpoint, self._unix_path, Resolver())
-        logger.info("metrics on %s", ", ".join(self.addresses))
+        await self._server.serve(Resolver())
 
     def cleanup(self) -> None:
         self._server.cleanup()
 
     async def close(self) -> None:
-        self._server.close()
+        await self._server.close()
         await super().close()

@@ -198,7 +198,7 @@ class Service(runtime.Service):
     async def close(self) -> None:
         self.cleanup()
         self.lag.stop()
-        self.endpoint.close()
+        await self.endpoint.close()
         await self.open_tunnels.close()
         for files in self.certificates:
             await files.close()

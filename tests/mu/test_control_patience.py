@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from mtt.http import listener
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.layers.reads import LARGE_READ
@@ -34,14 +35,14 @@ async def test_slow_clients_are_closed(
     limit: str, sent: bytes, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     patient = OPERATORS._make([600.0] * 3)  # longer than any test, so none of the others does it
-    monkeypatch.setattr(control, "OPERATORS", patient._replace(**{limit: 0.1}))
+    monkeypatch.setattr(listener, "OPERATORS", patient._replace(**{limit: 0.1}))
     async with multi_user_server(certs) as (_, panel):
         reader, writer = await panel.connect()
         writer.write(sent)
         await reader.read()
         writer.close()
         await writer.wait_closed()
-        monkeypatch.setattr(control, "OPERATORS", patient)
+        monkeypatch.setattr(listener, "OPERATORS", patient)
         assert await panel.command(9) == {"res": 1}
 
 
@@ -68,7 +69,7 @@ async def test_unauthenticated_connections_do_not_exclude_the_panel(
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
-        await eventually(lambda: not controller._transports and not controller._strangers)
+        await eventually(lambda: not controller._transports and not controller._pending)
         assert not controller._idle
 
 

@@ -18,17 +18,18 @@ from mtt.observe import server as metrics_server
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.observe.server import MetricsServer
 from tests.support.metrics import ask, get
-from tests.support.tunnels import connect, logged
+from tests.support.tunnels import connect, eventually, logged
 
 
 @contextlib.asynccontextmanager
 async def serving(*hosts: str, unix: str = "") -> AsyncIterator[MetricsServer]:
-    server = MetricsServer(lambda: "a 1\n")
-    await server.start(None if unix else Endpoint(hosts or ("127.0.0.1",), 0), unix, Resolver())
+    endpoint = None if unix else Endpoint(hosts or ("127.0.0.1",), 0)
+    server = MetricsServer(lambda: "a 1\n", endpoint, unix)
+    await server.serve(Resolver())
     try:
         yield server
     finally:
-        server.close()
+        await server.close()
         await asyncio.sleep(0)
 
 
@@ -85,20 +86,21 @@ async def test_public_address_causes_a_warning_and_accepts_any_host() -> None:
             request = "GET /metrics HTTP/1.1\r\nHost: tunnel.example"
             assert (await ask(f"127.0.0.1:{port}", request))[0] == 200
     assert lines == [
-        f"WARNING -metrics: anyone who can reach 0.0.0.0:{port} can read the metrics"
+        f"WARNING -metrics: anyone who can reach 0.0.0.0:{port} can read the metrics",
+        f"INFO metrics on 0.0.0.0:{port}",
     ]
     with logged() as lines:
-        async with serving("127.0.0.1"):
+        async with serving("127.0.0.1") as server:
             pass
-    assert not lines
+    assert lines == [f"INFO metrics on {server.addresses[0]}"]
 
 
 async def test_a_port_that_is_taken() -> None:
     async with serving() as server:
-        other = MetricsServer(str)
         port = int(server.addresses[0].rpartition(":")[2])
+        other = MetricsServer(str, Endpoint(("127.0.0.1",), port), "")
         with pytest.raises(StartError, match="already in use"):
-            await other.start(Endpoint(("127.0.0.1",), port), "", Resolver())
+            await other.serve(Resolver())
 
 
 async def test_connections_are_bounded_and_cut_at_the_end(
@@ -110,8 +112,8 @@ async def test_connections_are_bounded_and_cut_at_the_end(
             port = int(server.addresses[0].rpartition(":")[2])
             silent = [await connect(port) for _ in range(8)]
             assert await get(server.addresses[0]) == b"a 1\n"
-            assert len(server._connections) == 3 - 1
-    assert lines[0].startswith("WARNING more than 3 connections are open at -metrics")
+            await eventually(lambda: len(server._pending) == 3 - 1)
+    assert lines[1].startswith("WARNING more than 3 connections are open at -metrics")
     for connection in silent:
         with pytest.raises(ConnectionResetError):
             await connection.read()
