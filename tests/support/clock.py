@@ -53,6 +53,11 @@ class Clock:
         heapq.heappush(self._timers, (self.now + delay, next(self._numbers), handle))
         return handle
 
+    @property
+    def pending(self) -> int:
+        """Number of timers that are due later."""
+        return sum(not handle.cancelled() for _, _, handle in self._timers)
+
     async def passes(self, seconds: float) -> None:
         """Let so much time pass."""
         end = self.now + seconds
