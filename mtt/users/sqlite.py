@@ -102,10 +102,12 @@ class SqliteStore:
         self._thread.shutdown(wait=False)
 
     async def _change(self, statement: str, parameters: Iterable[tuple[Any, ...]]) -> None:
+        database = self._database  # now: `close()` waits for this change, but forgets it before
+        assert database is not None
+
         def change() -> None:
-            assert self._database is not None
-            with _transaction(self._database):
-                self._database.executemany(statement, parameters)
+            with _transaction(database):
+                database.executemany(statement, parameters)
 
         try:
             await self._run(change)
