@@ -13,7 +13,6 @@ from mtt.errors import DestinationError, NetworkError, UsageError
 from mtt.inbound.anytls_answer import ANSWER_TIME, answered
 from mtt.inbound.anytls_reader import AnyTlsReader
 from mtt.inbound.front import Frontend
-from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ServerStream
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
@@ -81,7 +80,7 @@ class Server(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
-            on_session=self._session_changed,
+            on_session=self._accounts.session_changed,
         )
 
     async def start(self) -> None:
@@ -133,13 +132,11 @@ class Server(Service):
             # A long list takes a while.
             passwords = await asyncio.to_thread(self._read_users)
             changed = self._accounts.replace(passwords)
-            cut = self._frontend.cut(changed.__contains__)
-            former = f"; sessions of removed users cut: {cut}" if cut else ""
+            sessions = [session for account in changed for session in account.sessions]
+            for session in sessions:
+                session.abort()
+            former = f"; sessions of removed users cut: {len(sessions)}" if sessions else ""
             logger.info("reloaded: users: %d%s", len(self._accounts), former)
-
-    def _session_changed(self, account: Account, session: ServerSession) -> None:
-        account.sessions += -1 if session.lost else 1
-        self._accounts.saw(account)
 
     def metrics_page(self) -> str:
         denied = metrics.metric(

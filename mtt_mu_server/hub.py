@@ -239,11 +239,11 @@ class UserMember(Member):
         self._hub.update_room(tunnel.path)
 
     def _session(self, number: int, path: str) -> None:
-        session = _Session(path, lambda: self.link.send("cut_session", number))
-        user = self._users.find(path)
-        has_room = user is None or self._users.has_room(user)
+        user = self._users.find(path) or User(path, "")  # it may have been deleted since
+        session = _Session(user, lambda: self.link.send("cut_session", number))
+        has_room = self._users.has_room(user)
         self._sessions[number] = session
-        self._users.session_changed(path, session)
+        self._users.session_changed(user, session)
         self._hub.update_room(path)
         if not has_room:  # two sessions started at the same time
             session.abort()
@@ -251,8 +251,8 @@ class UserMember(Member):
     def _session_over(self, number: int) -> None:
         session = self._sessions.pop(number)
         session.lost = True
-        self._users.session_changed(session.path, session)
-        self._hub.update_room(session.path)
+        self._users.session_changed(session.user, session)
+        self._hub.update_room(session.user.path)
 
     def _want(self, path: str, direction: int, tokens: int) -> None:
         lessee = self._lessees.get((path, direction))
@@ -282,10 +282,10 @@ class _Carrier:
 class _Session:
     """Represents a multiplexed connection in a worker."""
 
-    __slots__ = ("abort", "lost", "path")
+    __slots__ = ("abort", "lost", "user")
 
-    def __init__(self, path: str, abort: Callable[[], None]) -> None:
-        self.path = path
+    def __init__(self, user: User, abort: Callable[[], None]) -> None:
+        self.user = user
         self.lost = False
         self.abort = abort
 

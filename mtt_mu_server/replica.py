@@ -19,11 +19,12 @@ from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.observe.hub import Reporter
 from mtt.process.link import Message
+from mtt.users.directory import LimitedDirectory, Session
 from mtt.users.store import Row
 from mtt_mu_server.lease import LeasedBucket
 from mtt_mu_server.metrics import Events
 from mtt_mu_server.records import User
-from mtt_mu_server.users import Session, Tunnel
+from mtt_mu_server.users import Tunnel
 
 # Seconds for the hub to decide whether a user may have another connection; it usually takes a
 # millisecond. A hub that takes this long hangs.
@@ -50,7 +51,7 @@ class ReplicaTunnel(Tunnel):
         self.admission: asyncio.Future[bool] | None = None  # while the hub is asked
 
 
-class UserReplica(Reporter):
+class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
     """A worker's replica of the users; used there in place of `Users`.
 
     Args:
@@ -86,7 +87,7 @@ class UserReplica(Reporter):
         self._closing = True
         await super().close()
 
-    # Admission, as in `Users`.
+    # Admission.
 
     def find(self, path: str) -> User | None:
         row = self._rows.get(path)
@@ -130,14 +131,14 @@ class UserReplica(Reporter):
             if self._buckets.pop(tunnel.path, None):
                 self.link.send("idle", tunnel.path)
 
-    def session_changed(self, path: str, session: Session) -> None:
+    def session_changed(self, user: User, session: Session) -> None:
         number = id(session)  # unique while the session exists
         if session.lost:
             self._sessions.pop(number, None)
             self.link.send("session_over", number)
         else:
             self._sessions[number] = session
-            self.link.send("session", number, path)
+            self.link.send("session", number, user.path)
 
     def buckets(self, user: User) -> tuple[LeasedBucket, LeasedBucket] | None:
         path = user.path
@@ -171,7 +172,7 @@ class UserReplica(Reporter):
                 self._loaded.set_result(None)
             case ["cut", int(number), str(reason)]:
                 if number in self._tunnels:
-                    self._tunnels[number].end(reason)
+                    self._tunnels[number].abort(reason)
             case ["cut_session", int(number)]:
                 if number in self._sessions:
                     self._sessions[number].abort()

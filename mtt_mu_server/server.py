@@ -21,6 +21,7 @@ from mtt.net.resolve import Resolver, use_threads
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.rate_limit import RateLimiter, TokenSource
 from mtt.tunnels.service import Service
+from mtt.users.directory import LimitedDirectory
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
@@ -58,12 +59,13 @@ class MultiUserServer(Service):
         self._tls: TlsFiles | None = None
         if options.tls is not None:
             self._tls = server_tls(options.tls)
-        self._users: Users | UserReplica = Users()
+        self._primary = Users()
+        self._users: LimitedDirectory[str, User, Tunnel] = self._primary
         self._to_hub: socket.socket | None = None  # only in a worker
         self._replica: UserReplica | None = None  # only in a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
-            options, self._users, self._events, self.metrics_page
+            options, self._primary, self._events, self.metrics_page
         )
         self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
         reader = WebSocketReader(
@@ -77,7 +79,7 @@ class MultiUserServer(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if options.fallback is not None else None,
-            on_session=lambda user, session: self._users.session_changed(user.path, session),
+            on_session=lambda user, session: self._users.session_changed(user, session),
         )
         own = (self._tls, self._management.tls)
         self.certificates = tuple(files for files in own if files is not None)
@@ -126,9 +128,8 @@ class MultiUserServer(Service):
     def hub(self) -> MultiUserHub | None:
         from mtt_mu_server.hub import MultiUserHub
 
-        assert isinstance(self._users, Users)
         assert self._management is not None
-        return MultiUserHub(self._management, self._users, self._events)
+        return MultiUserHub(self._management, self._primary, self._events)
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
         super().join(None, is_heavy)  # metrics go to the hub with the rest
@@ -187,12 +188,17 @@ class MultiUserServer(Service):
                 self._events.full += 1
                 stream.abort()
                 return
-            far = await self._dial(user)
+            try:
+                far = await self._dialer.connect(parse_endpoint("dst", user.dst), Parked)
+            except NetworkError as error:
+                self._events.dial_failures += 1
+                self.counters.dial_failures += 1
+                raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
             if tunnel.cut:
                 far.abort()
                 return
             near = stream
-            buckets: tuple[TokenSource, TokenSource] | None = self._users.buckets(user)
+            buckets = self._users.buckets(user)
             if buckets:
                 near, far = (
                     _rate_limited(end, bucket)
@@ -210,14 +216,6 @@ class MultiUserServer(Service):
         assert self._options.fallback is not None
         site = self._options.fallback
         self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Parked))
-
-    async def _dial(self, user: User) -> StreamTransport:
-        try:
-            return await self._dialer.connect(parse_endpoint("dst", user.dst), Parked)
-        except NetworkError as error:
-            self._events.dial_failures += 1
-            self.counters.dial_failures += 1
-            raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
 
 
 def _rate_limited(transport: StreamTransport, bucket: TokenSource) -> RateLimiter:

@@ -6,7 +6,7 @@ Three tables by path, so that a lookup takes the same time for any number of use
 
     users     the operator's settings: `Row`
     counters  the traffic so far: `Counters`, of users that have been seen
-    live      open connections: `Live`, only of users that have any
+    live      open connections: `OpenConnections`, only of users that have any
 
 Rows and counters are plain tuples of atoms, which the garbage collector stops tracking. 100,000
 instances of a class would make each full collection take 16 ms, during which no tunnel moves.
@@ -19,44 +19,18 @@ the new user.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from mtt.layers.base import StreamTransport
 from mtt.tunnels.rate_limit import Bucket
+from mtt.users.directory import Carrier, LimitedDirectory, OpenConnections, Session, Steps
 from mtt.users.store import NO_COUNTERS, Counters, Row
 from mtt_mu_server.records import Statistics, User
 
-# Work that yields to let the event loop run.
-Steps = Generator[None, None, None]
-
 # Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
-
-
-class Carrier(Protocol):
-    """The relay of a tunnel, in this or another process."""
-
-    @property
-    def sent(self) -> int:
-        """Bytes so far, from the user."""
-
-    @property
-    def received(self) -> int:
-        """Bytes so far, to the user."""
-
-    def abort(self, reason: str) -> None:
-        """Cut it."""
-
-
-class Session(Protocol):
-    """A multiplexed connection, in this or another process."""
-
-    lost: bool
-
-    def abort(self) -> None:
-        """Cut it."""
 
 
 class Tunnel:
@@ -71,7 +45,7 @@ class Tunnel:
         self.sent = self.received = 0  # bytes of the relay already in the counters
         self.cut = False
 
-    def end(self, reason: str) -> None:
+    def abort(self, reason: str) -> None:
         """Cut the connection; a dial in progress checks `cut`."""
         self.cut = True
         if self.relay is not None:
@@ -80,19 +54,8 @@ class Tunnel:
             self._stream.abort()
 
 
-class Live:
-    """The open connections of a user."""
-
-    __slots__ = ("buckets", "sessions", "tunnels")
-
-    def __init__(self) -> None:
-        self.tunnels: set[Tunnel] = set()
-        self.sessions: set[Session] = set()
-        self.buckets: tuple[Bucket, Bucket] | None = None  # up, down
-
-
-class Users:
-    """All users of a server.
+class Users(LimitedDirectory[str, User, Tunnel]):
+    """All users of a server, by path.
 
     `clock` returns the Unix time.
     """
@@ -101,7 +64,7 @@ class Users:
         self._clock = clock
         self._rows: dict[str, Row] = {}
         self._counters: dict[str, Counters] = {}
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, OpenConnections[Tunnel]] = {}
         self._dirty: set[str] = set()  # paths with changed counters since `take_dirty`
         self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all users, since the start
 
@@ -122,80 +85,55 @@ class Users:
     # Admission.
 
     def find(self, path: str) -> User | None:
-        """The user of a request for `path`, unless expired."""
         row = self._rows.get(path)
         if row is None or (row[3] and row[3] <= self._clock()):
             return None
         return User(path, *row)
 
     def has_room(self, user: User) -> bool:
-        """Whether `user` may have another connection.
-
-        Streams count, and multiplexed connections as such are limited as well: without streams they
-        cost as much as other connections.
-        """
         live = self._live.get(user.path)
-        if live is None or not user.max_conns:
-            return True
-        return max(len(live.tunnels), len(live.sessions)) < user.max_conns
+        return live is None or live.has_room(user.max_conns)
 
     def enter(self, user: User, stream: StreamTransport | None) -> Tunnel | None:
-        """Admit the transport `stream`; None if the user has as many as allowed.
-
-        Without a `stream`, the caller must set the tunnel's `relay` at once.
-        """
-        live = self._live.setdefault(user.path, Live())
+        """As in `LimitedDirectory`; without `stream`, the caller sets the tunnel's `relay`."""
+        live = self._live.setdefault(user.path, OpenConnections())
         if user.max_conns and len(live.tunnels) >= user.max_conns:
             return None
         tunnel = Tunnel(user.path, stream)
-        live.tunnels.add(tunnel)
+        live.tunnels[tunnel] = None
         self.tunnels_total += 1
         self._count(user.path, 0, 0, 1)
         return tunnel
 
     async def admitted(self, tunnel: Tunnel) -> bool:
-        """Whether the admission by `enter` is confirmed; a replica waits for the hub."""
         return True
 
     def leave(self, tunnel: Tunnel) -> None:
-        """Record the end of a tunnel."""
         self._settle(tunnel)
         live = self._live[tunnel.path]
-        live.tunnels.discard(tunnel)
+        live.tunnels.pop(tunnel, None)
         self._tidy(tunnel.path, live)
 
-    def session_changed(self, path: str, session: Session) -> None:
-        """Record the start or end of a multiplexed connection."""
-        live = self._live.setdefault(path, Live())
-        if session.lost:
-            live.sessions.discard(session)
-            self._tidy(path, live)
-        else:
-            live.sessions.add(session)
+    def session_changed(self, user: User, session: Session) -> None:
+        live = self._live.setdefault(user.path, OpenConnections())
+        live.session_changed(session)
+        self._tidy(user.path, live)
 
     def buckets(self, user: User) -> tuple[Bucket, Bucket] | None:
-        """The rate limit buckets for the next connection of `user`, up and down; None without one.
+        """As in `LimitedDirectory`; when the rate changes, existing connections share it.
 
-        When the rate changes, existing connections share the buckets and so the new rate. When a
-        rate is set for the first time, existing connections stay unlimited.
+        When a rate is set for the first time, existing connections stay unlimited.
         """
-        if not user.rate:
-            return None
-        live = self._live[user.path]
-        if live.buckets is None:
-            live.buckets = Bucket(user.rate), Bucket(user.rate)
-        for bucket in live.buckets:
-            bucket.rate = user.rate
-        return live.buckets
-
-    def _tidy(self, path: str, live: Live) -> None:
-        if not (live.tunnels or live.sessions):
-            del self._live[path]
+        return self._live[user.path].limited_to(user.rate) if user.rate else None
 
     def known_buckets(self, path: str) -> tuple[Bucket, Bucket] | None:
         """The existing `buckets` of the connections of `path`."""
         live = self._live.get(path)
         return live.buckets if live is not None else None
+
+    def _tidy(self, path: str, live: OpenConnections[Tunnel]) -> None:
+        if not (live.tunnels or live.sessions):
+            del self._live[path]
 
     # Commands of the operator. Each change is one atomic step. The remaining work yields to let the
     # event loop run.
@@ -240,15 +178,8 @@ class Users:
     def cut(self, paths: Iterable[str], reason: str) -> Steps:
         """Cut all connections of `paths`, also of deleted users; one step per connection."""
         for path in paths:
-            live = self._live.get(path)
-            if live is None:
-                continue
-            for tunnel in list(live.tunnels):
-                tunnel.end(reason)
-                yield
-            for session in list(live.sessions):
-                session.abort()
-                yield
+            if path in self._live:
+                yield from self._live[path].cut(reason)
 
     def live_paths(self) -> list[str]:
         """The paths with open connections."""
@@ -312,7 +243,7 @@ class Users:
         """The counters of `path` as of the last settlement."""
         return self._counters.get(path, NO_COUNTERS)
 
-    def _settle_all(self, live: Live) -> None:
+    def _settle_all(self, live: OpenConnections[Tunnel]) -> None:
         for tunnel in live.tunnels:
             self._settle(tunnel)
 

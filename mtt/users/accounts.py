@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from mtt.observe.metrics import DOWN, UP, Values, labels, metric
 from mtt.trust.passwords import Passwords
+from mtt.users.directory import Carrier, Directory, OpenConnections, Session
 
 # Users with their own lines in the metrics: the first ones seen. A line costs 100 bytes per scrape,
 # and more in the database that stores it. All other users share lines with an empty name, which no
@@ -13,52 +12,42 @@ from mtt.trust.passwords import Passwords
 MAX_SHOWN = 1000
 
 
-class Carrier(Protocol):
-    """An object that carries a user's bytes, such as a `Relay`."""
+class Account(OpenConnections[Carrier]):
+    """One user, with counters since the start. Its `tunnels` are the relays of streams."""
 
-    @property
-    def sent(self) -> int: ...
-    @property
-    def received(self) -> int: ...
-
-
-class Account:
-    """One user, with counters since the start."""
-
-    __slots__ = ("_down", "_up", "carried", "hashed", "name", "sessions", "streams")
+    __slots__ = ("_down", "_up", "hashed", "name", "streams")
 
     def __init__(self, name: str, hashed: bytes) -> None:
+        super().__init__()
         self.name = name
         self.hashed = hashed  # the hash of the password
-        self.sessions = 0  # open sessions
         self.streams = 0  # streams so far, UDP included
-        self.carried: set[Carrier] = set()  # open streams
         self._up = self._down = 0  # bytes of ended streams
 
     @property
     def bytes_up(self) -> int:
         """Bytes received from the user."""
-        return self._up + sum(one.sent for one in self.carried)
+        return self._up + sum(carrier.sent for carrier in self.tunnels)
 
     @property
     def bytes_down(self) -> int:
         """Bytes received for the user."""
-        return self._down + sum(one.received for one in self.carried)
+        return self._down + sum(carrier.received for carrier in self.tunnels)
 
-    def begin(self, carried: Carrier) -> None:
+    def begin(self, carrier: Carrier) -> None:
         """Count a stream that has reached its destination."""
         self.streams += 1
-        self.carried.add(carried)
+        self.tunnels[carrier] = None
 
-    def end(self, carried: Carrier) -> None:
+    def end(self, carrier: Carrier) -> None:
         """Count the end of a stream."""
-        self.carried.discard(carried)
-        self._up += carried.sent
-        self._down += carried.received
+        self.tunnels.pop(carrier, None)
+        self._up += carrier.sent
+        self._down += carrier.received
 
 
-class Accounts:
-    """All users.
+class Accounts(Directory[bytes, Account]):
+    """All users, by the hash of their password.
 
     Args:
         passwords: the users to admit, as for `replace()`.
@@ -76,7 +65,6 @@ class Accounts:
         return len(self._accounts)
 
     def find(self, shown: bytes) -> Account | None:
-        """The account whose password has the hash `shown`, or None."""
         return self._passwords.find(shown)
 
     def replace(self, passwords: dict[str, bytes]) -> set[Account]:
@@ -102,8 +90,8 @@ class Accounts:
         self._passwords = Passwords((account.hashed, account) for account in accounts.values())
         return changed
 
-    def saw(self, account: Account) -> None:
-        """Record that the user has connected."""
+    def session_changed(self, account: Account, session: Session) -> None:
+        account.session_changed(session)
         if self._accounts.get(account.name) is account:
             self._seen[account] = None
 
@@ -117,7 +105,7 @@ class Accounts:
             for way, count in ((UP, account.bytes_up), (DOWN, account.bytes_down)):
                 moved[f"{label},{way}"] = moved.get(f"{label},{way}", 0) + count
             streams[label] = streams.get(label, 0) + account.streams
-            sessions[label] = sessions.get(label, 0) + account.sessions
+            sessions[label] = sessions.get(label, 0) + len(account.sessions)
         metrics: list[tuple[str, str, str, Values]] = [
             ("transferred_bytes_total", "counter", "Bytes carried for a user; up is from the user.",
              moved),

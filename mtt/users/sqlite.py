@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from mtt.errors import StartError, describe
 from mtt.files import warn_if_exposed
-from mtt.users.store import Counters, Row, StoreError
+from mtt.users.store import Counters, Row, Store, StoreError
 
 # "mttu", in the application id of the database file.
 APPLICATION_ID = 0x6D747475
@@ -57,7 +57,7 @@ UPDATE users SET bytes_up = ?, bytes_down = ?, total_conns = ?, last_seen = ? WH
 Result = TypeVar("Result")
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """The database at `path`, which -db gave; created if there is none.
 
     `load()` raises StartError if the file is unusable, damaged, in use, of a newer version, or not

@@ -63,7 +63,7 @@ class Store(Changes, Protocol):
         """Close the store after pending operations; no effect if it is not open."""
 
 
-class MemoryStore:
+class MemoryStore(Store):
     """The store of a server without a database: all that there is is in the server's memory."""
 
     is_durable = False

@@ -10,6 +10,8 @@ from mtt.users.store import NO_COUNTERS
 from mtt_mu_server.records import User, fingerprint
 from mtt_mu_server.users import Users
 
+A = User("/a", "h:1", 2)
+
 
 class Clock:
     now = 1000.0
@@ -127,22 +129,22 @@ def test_sessions_without_streams_count_too(users: Users) -> None:
     assert user is not None
     sessions: list[Any] = [Session(), Session()]
     for session in sessions:
-        users.session_changed("/a", session)
+        users.session_changed(A, session)
     assert not users.has_room(user)
     assert users.sessions_open == 2
     sessions[0].lost = True
-    users.session_changed("/a", sessions[0])
+    users.session_changed(A, sessions[0])
     assert users.has_room(user)
 
 
 def test_no_state_is_kept_without_connections(users: Users) -> None:
     tunnel = enter(users, "/a")
     session: Any = Session()
-    users.session_changed("/a", session)
+    users.session_changed(A, session)
     assert users.live_paths() == ["/a"]
     users.leave(tunnel)
     session.lost = True
-    users.session_changed("/a", session)
+    users.session_changed(A, session)
     assert users.live_paths() == []
 
 
@@ -187,7 +189,7 @@ def test_cutting(users: Users) -> None:
     relay = FakeRelay()
     running, dialling, other = enter(users, "/a", relay), enter(users, "/a"), enter(users, "/b")
     session: Any = Session()
-    users.session_changed("/a", session)
+    users.session_changed(A, session)
     all_of(users.remove(["/a"]))
     all_of(users.cut(["/a", "/nobody"], "because"))  # though it was deleted before
     assert relay.aborted == "because"
