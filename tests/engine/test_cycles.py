@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -22,6 +21,7 @@ from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.garbage import collector_off
 from tests.support.gopeer import tls_connect
+from tests.support.loopback import refused_port
 from tests.support.tunnels import (
     Listening,
     Tcp,
@@ -289,7 +289,7 @@ async def test_handshakes_that_take_too_long(
 @pytest.mark.parametrize("there", [True, False], ids=["site", "no site"])
 async def test_visitors_of_a_web_site(mode: str, there: bool, certs: Certs) -> None:
     async with listening() as nothing, serving(page) as site:
-        fallback = {"fallback": f"127.0.0.1:{site.port if there else port_of_nothing()}"}
+        fallback = {"fallback": f"127.0.0.1:{site.port if there else refused_port()}"}
         async with server_at(mode, nothing.port, certs, **fallback) as server:
             with collector_off() as left:
                 for _ in range(TIMES):
@@ -308,12 +308,6 @@ async def page(connection: Tcp) -> None:
     await connection.until(b"\r\n\r\n")
     await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npage")
     await connection.rest()
-
-
-def port_of_nothing() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 @in_every_mode

@@ -1,4 +1,4 @@
-"""A DNS server on loopback whose answers a test writes, and the pieces of DNS messages."""
+"""A DNS server on loopback whose answers a test writes, and the clock of a resolver."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import contextlib
 import ipaddress
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
+
+from mtt.net import resolve
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
 A, CNAME, AAAA = 1, 5, 28
 
 Record = tuple[bytes, int, int, bytes]  # owner on the wire, type, TTL, data
@@ -125,3 +131,11 @@ async def fake_dns(handler: Handler) -> AsyncIterator[FakeDns]:
         transport.close()
         stream.close()
         await stream.wait_closed()
+
+
+class Clock:
+    """The time as the cache sees it; timers go their own way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        monkeypatch.setattr(resolve, "monotonic", lambda: time.monotonic() + self.ahead)

@@ -1,14 +1,11 @@
+"""Listening on TCP: hosts, families, errors, options, shared sockets."""
+
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-import os
 import socket
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,31 +14,11 @@ from mtt.address import Endpoint
 from mtt.errors import NetworkError, StartError
 from mtt.layers.base import StreamProtocol
 from mtt.net import listen as listen_module
-from mtt.net.listen import FAST_OPEN_QUEUE, UNIX_PATH_MAX, Listener, bind, listen
+from mtt.net.listen import FAST_OPEN_QUEUE, Listener, bind, listen
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
-
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux sockets")
-unix_only = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets here")
-
-
-def has_ipv6_loopback() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6_loopback(), reason="no IPv6 on loopback")
-
-
-class Accepting(StreamProtocol):
-    """Sends one byte to each client and closes."""
-
-    def connection_made(self, transport: Any) -> None:
-        transport.write(b"!")
-        transport.close()
+from tests.net.listening import Accepting, answers
+from tests.support.loopback import linux_only, needs_ipv6
 
 
 class Names(Resolver):
@@ -65,47 +42,15 @@ async def open_tcp(
     )
 
 
-async def open_unix(path: str | Path) -> Listener:
-    return await listen(None, str(path), Accepting, resolver=Resolver())
-
-
 def port_of(listener: Listener) -> int:
     ports = {int(address.rpartition(":")[2]) for address in listener.addresses}
     assert len(ports) == 1
     return ports.pop()
 
 
-async def answers(host: str, port: int) -> bool:
-    try:
-        reader, writer = await asyncio.open_connection(host, port)
-    except OSError:
-        return False
-    try:
-        return await reader.read() == b"!"
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
-async def unix_answers(address: str) -> bool:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(address)  # uvloop itself cannot connect to abstract sockets
-    reader, writer = await asyncio.open_unix_connection(sock=sock)
-    try:
-        return await reader.read() == b"!"
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-
 def listening_sockets(listener: Listener) -> list[socket.socket]:
     assert listener._acceptor is not None
     return listener._acceptor.sockets
-
-
-# --- TCP
 
 
 async def test_port_0_is_reported_and_close_stops_listening():
@@ -225,13 +170,13 @@ async def test_name_is_bound_where_this_machine_has_it():
         await open_tcp("127.0.0.1", "foreign", resolver=resolver)
 
 
-async def test_localhost():
+async def test_localhost_is_bound():
     listener = await open_tcp("localhost")
     assert await answers("127.0.0.1", port_of(listener))
     listener.close()
 
 
-async def test_name_that_does_not_resolve():
+async def test_unresolved_name_is_an_error():
     class Failing(Resolver):
         async def resolve(self, host: str, port: int) -> list[Address]:
             raise NetworkError(f"cannot resolve {host}: no such name")
@@ -240,7 +185,7 @@ async def test_name_that_does_not_resolve():
         await open_tcp("a.b", port=80, resolver=Failing())
 
 
-async def test_port_in_use():
+async def test_port_in_use_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(StartError) as caught:
@@ -253,7 +198,7 @@ async def test_port_in_use():
         socket.create_server(("127.0.0.2", port)).close()
 
 
-async def test_no_permission(monkeypatch):
+async def test_missing_permission_is_an_error(monkeypatch):
     def refuse(*args: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -303,201 +248,6 @@ async def test_fast_open_is_set_on_the_listener(monkeypatch, tmp_path, caplog):
         listener.close()
 
 
-# --- unix sockets
-
-
-@pytest.fixture
-def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory to stand in, whose own path does not count against the limit of addresses."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@contextlib.contextmanager
-def live_socket(path: str, kind: int = socket.SOCK_STREAM) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, kind) as sock:
-        sock.bind(path)
-        if kind == socket.SOCK_STREAM:
-            sock.listen(1)
-        yield sock
-
-
-@unix_only
-async def test_unix_socket_comes_and_goes(directory):
-    listener = await open_unix("s")
-    assert listener.addresses == ["s"]
-    assert await unix_answers("s")
-    listener.close()
-    assert not os.path.lexists("s")
-
-
-@unix_only
-async def test_unix_socket_is_removed_after_chdir(directory, monkeypatch):
-    listener = await open_unix("s")
-    (directory / "elsewhere").mkdir()
-    monkeypatch.chdir(directory / "elsewhere")
-    Path("s").touch()
-    listener.close()
-    assert not os.path.lexists(directory / "s")
-    assert Path("s").exists()
-
-
-@unix_only
-async def test_unix_socket_of_another_program_is_left_alone(directory):
-    listener = await open_unix("s")
-    os.rename("s", "moved")
-    with live_socket("s"):
-        listener.close()
-        assert Path("s").is_socket()
-
-
-@unix_only
-async def test_tcp_and_unix_together(directory):
-    both = await listen(Endpoint(("127.0.0.1",), 0), "s", Accepting, resolver=Resolver())
-    assert len(both.addresses) == 2
-    assert await answers("127.0.0.1", int(both.addresses[0].rpartition(":")[2]))
-    assert await unix_answers("s")
-    both.close()
-
-
-@unix_only
-async def test_failure_closes_opened_sockets(directory):
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    Path("file").touch()
-    with pytest.raises(StartError):
-        await listen(Endpoint(("127.0.0.1",), port), "file", Accepting, resolver=Resolver())
-    assert not await answers("127.0.0.1", port)
-
-
-@unix_only
-async def test_stale_socket_is_replaced(directory):
-    with live_socket("s"):
-        pass  # closed, but its file stays
-    assert Path("s").is_socket()
-    listener = await open_unix("s")
-    assert await unix_answers("s")
-    listener.close()
-
-
-@unix_only
-async def test_live_socket_is_in_use(directory):
-    listener = await open_unix("s")
-    with pytest.raises(StartError) as caught:
-        await open_unix("s")
-    assert str(caught.value) == (
-        "cannot listen on s: address already in use: another program listens there; "
-        "stop it or choose another path"
-    )
-    assert await unix_answers("s")
-    listener.close()
-
-
-@linux_only
-async def test_live_socket_with_a_full_backlog_is_in_use(directory):
-    with contextlib.ExitStack() as stack:
-        full = stack.enter_context(live_socket("s"))
-        full.listen(0)
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket(socket.AF_UNIX))
-            filler.setblocking(False)
-            filler.connect_ex("s")
-        with pytest.raises(StartError, match="in use"):
-            await open_unix("s")
-        assert Path("s").is_socket()
-
-
-@linux_only
-async def test_datagram_socket_is_in_use(directory):
-    with live_socket("s", socket.SOCK_DGRAM):
-        with pytest.raises(StartError, match="in use"):
-            await open_unix("s")
-        assert Path("s").is_socket()
-
-
-@unix_only
-@pytest.mark.parametrize("kind", ["file", "directory", "link", "dangling link", "fifo"])
-async def test_other_files_are_never_removed(directory, kind):
-    target = Path("target")
-    if kind == "file":
-        Path("s").write_text("precious")
-    elif kind == "directory":
-        Path("s").mkdir()
-        Path("s/precious").touch()
-    elif kind == "fifo":
-        os.mkfifo("s")
-    else:
-        if kind == "link":
-            with live_socket("target"):
-                pass  # even a link to a stale socket
-        Path("s").symlink_to(target)
-    before = os.lstat("s")
-    with pytest.raises(StartError, match="cannot listen on s: it exists and is not a socket"):
-        await open_unix("s")
-    assert os.lstat("s") == before
-    assert kind != "directory" or Path("s/precious").exists()
-    assert kind != "link" or target.is_socket()
-
-
-@unix_only
-async def test_unix_path_length(directory):
-    longest = "x" * UNIX_PATH_MAX
-    listener = await open_unix(longest)
-    assert await unix_answers(longest)
-    listener.close()
-    for path in (longest + "x", "ü" * (UNIX_PATH_MAX // 2 + 1)):
-        with pytest.raises(StartError, match=f"108 bytes, a unix socket takes {UNIX_PATH_MAX}"):
-            await open_unix(path)
-
-
-@unix_only
-async def test_unix_path_in_a_missing_or_closed_directory(directory, monkeypatch):
-    with pytest.raises(StartError, match="cannot listen on no/s: the directory does not exist"):
-        await open_unix("no/s")
-
-    class Refusing(socket.socket):
-        def bind(self, address: object) -> None:
-            raise PermissionError(errno.EACCES, "Permission denied")
-
-    monkeypatch.setattr(listen_module.socket, "socket", Refusing)
-    with pytest.raises(StartError, match="listen on s: no permission; choose a writable"):
-        await open_unix("s")
-
-
-@linux_only
-async def test_abstract_socket(directory):
-    name = f"@mtt-test-{os.getpid()}"
-    listener = await open_unix(name)
-    assert listener.addresses == [name]
-    assert await unix_answers("\0" + name[1:])
-    assert not os.listdir(".")
-    with pytest.raises(StartError, match="in use"):
-        await open_unix(name)
-    listener.close()
-    await asyncio.sleep(0)
-    (await open_unix(name)).close()
-    longest = "@" + "x" * UNIX_PATH_MAX
-    (await open_unix(longest)).close()
-    with pytest.raises(StartError, match="bytes, a unix socket takes"):
-        await open_unix(longest + "x")
-
-
-# These two pretend to another system, which no event loop would survive.
-
-
-@unix_only
-def test_abstract_socket_elsewhere(monkeypatch):
-    monkeypatch.setattr(listen_module.sys, "platform", "darwin")
-    with pytest.raises(StartError, match="only Linux has abstract sockets"):
-        listen_module._bind_unix("@name")
-
-
-def test_system_without_unix_sockets(monkeypatch):
-    monkeypatch.delattr(socket, "AF_UNIX", raising=False)
-    with pytest.raises(StartError, match="no unix sockets; use host:port"):
-        listen_module._bind_unix("s")
-
-
 # Several processes with the same sockets.
 
 
@@ -516,16 +266,7 @@ async def test_connections_wait_until_they_are_served() -> None:
     await asyncio.sleep(0)
 
 
-@unix_only
-async def test_shared_unix_socket_file_is_left(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-    listener = await bind(None, path, resolver=Resolver())
-    listener.disown()
-    listener.close()
-    assert os.path.exists(path)
-
-
-async def test_a_listener_that_never_served_is_closed() -> None:
+async def test_listener_that_never_served_is_closed() -> None:
     listener = await bind(Endpoint(("127.0.0.1",), 0), "", resolver=Resolver())
     (address,) = listener.addresses
     listener.close()

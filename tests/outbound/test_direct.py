@@ -12,7 +12,7 @@ from mtt.net.resolve import Address, Resolver
 from mtt.outbound import direct
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
-from tests.net.test_dial import black_hole
+from tests.support.loopback import black_hole
 from tests.support.tunnels import SOON, listening
 
 HERE, DENIED = "127.0.0.1", "127.0.0.2"
