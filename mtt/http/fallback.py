@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.http.watch import Watch
-from mtt.layers.base import Data, StreamTransport, Upper
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked, park
 
@@ -53,7 +53,7 @@ class Visit(Layer):
 
     def __init__(
         self,
-        upper: Upper,
+        upper: StreamProtocol,
         watch: Watch,
         *,
         on_tunnel: Callable[[StreamTransport], None],

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from mtt.http import nginx
 from mtt.http.fallback import Visit
-from mtt.layers.base import Data, StreamTransport, Upper
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
@@ -98,7 +98,7 @@ class PlainVisit(Visit):
 
     __slots__ = ("_page", "_plain")
 
-    def __init__(self, upper: Upper, *, on_settled: Callable[[], object]) -> None:
+    def __init__(self, upper: StreamProtocol, *, on_settled: Callable[[], object]) -> None:
         self._plain = _PlainWatch()
         self._page: bytearray | None = bytearray()
         super().__init__(

@@ -10,7 +10,7 @@ from typing import Any
 from mtt.errors import NetworkError, PeerError, again, describe
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.version import __version__
 from mtt.wire.anytls import (
@@ -237,7 +237,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     # Sending.
 
-    def open_stream(self, upper: Upper, destination: bytes) -> ClientStream:
+    def open_stream(self, upper: StreamProtocol, destination: bytes) -> ClientStream:
         """Open a stream.
 
         Args:

@@ -101,12 +101,6 @@ class ConnectionHead(StreamProtocol, Generic[Who]):
             self._let_go()
             failed(self._transport, error)
 
-    def pause_writing(self) -> None:
-        """Nothing is written."""
-
-    def resume_writing(self) -> None:
-        """Nothing is written."""
-
     def _is_stranger(self) -> None:
         self._hand_over(Cause.PASSWORD)
 
@@ -187,12 +181,6 @@ class StreamHead(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()
-
-    def pause_writing(self) -> None:
-        """Nothing is written."""
-
-    def resume_writing(self) -> None:
-        """Nothing is written."""
 
     def _expired(self) -> None:
         self._fail(f"no destination within {DESTINATION_TIME:g} s")

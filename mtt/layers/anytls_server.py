@@ -8,7 +8,7 @@ from collections.abc import Callable
 from mtt.errors import PeerError
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import ServerStream
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.outcome import Outcome
 from mtt.wire.anytls import (
     ALERT,
@@ -58,14 +58,14 @@ class ServerSession(AnyTlsSession[ServerStream]):
 
     def __init__(
         self,
-        accept: Callable[[], Upper],
+        accept: Callable[[], StreamProtocol],
         *,
         scheme: Scheme = DEFAULT,
         on_change: Callable[[ServerSession], object] | None = None,
         on_lost: Callable[[ServerSession, Exception | None], object] | None = None,
     ) -> None:
         super().__init__(on_change=on_change, on_lost=on_lost)
-        self._accept: Callable[[], Upper] | None = accept
+        self._accept: Callable[[], StreamProtocol] | None = accept
         self._scheme = scheme
         self._greeted = False  # the client's settings have come
         self._whole_timer: asyncio.TimerHandle | None = None  # runs while a frame is held

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from mtt.errors import DestinationError, MttError, NetworkError, again
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
 from mtt.outcome import Outcome
@@ -69,7 +69,7 @@ class ServerStream(AnyTlsStream):
 
     __slots__ = ("_acknowledged",)
 
-    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
+    def __init__(self, session: Session, stream_id: int, upper: StreamProtocol) -> None:
         super().__init__(session, stream_id, upper)
         self._acknowledged = False
 
@@ -107,7 +107,7 @@ class ClientStream(AnyTlsStream):
 
     _session: ClientsSession
 
-    def __init__(self, session: ClientsSession, stream_id: int, upper: Upper) -> None:
+    def __init__(self, session: ClientsSession, stream_id: int, upper: StreamProtocol) -> None:
         super().__init__(session, stream_id, upper)
         self._settled = session.server_version == 1  # which does not tell
         self._answered = False  # the last byte is the server's, and came before our upper's end

@@ -26,26 +26,9 @@ that is kept loses its traceback first: that refers to every frame it went throu
 from __future__ import annotations
 
 import asyncio
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 Data = bytes | memoryview
-
-
-class Upper(Protocol):
-    """What a transport needs of the protocol above it; see `StreamProtocol`."""
-
-    borrows: bool
-
-    @property
-    def sends_no_more(self) -> bool: ...
-    @property
-    def wants_rest(self) -> bool: ...
-    def connection_made(self, transport: Any) -> None: ...
-    def data_received(self, data: Data) -> None: ...
-    def eof_received(self) -> bool | None: ...
-    def connection_lost(self, exc: Exception | None) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
 
 
 class StreamProtocol(asyncio.Protocol):
@@ -111,7 +94,7 @@ class StreamTransport(asyncio.Transport):
     borrows: bool = False
     shares: ClassVar[bool] = False
     name: ClassVar[str] = "stream"  # for `repr`
-    upper: Upper
+    upper: StreamProtocol
     write_paused: bool  # the protocol above has been told to pause writing
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.websocket import WebSocketLayer
 from mtt.wire.foreign import LONGEST
 
@@ -19,7 +19,7 @@ class ForeignWebSocketLayer(WebSocketLayer):
 
     __slots__ = ("_on_first",)
 
-    def __init__(self, upper: Upper, on_first: Callable[[bytes], None]) -> None:
+    def __init__(self, upper: StreamProtocol, on_first: Callable[[bytes], None]) -> None:
         super().__init__(upper, client=False, ping=True)
         self._on_first: Callable[[bytes], None] | None = on_first
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtt.layers.base import Data, StreamProtocol, StreamTransport, Upper
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.parked import hand_over
 from mtt.layers.pausable import Pausable
 
@@ -19,7 +19,7 @@ class Layer(StreamProtocol, Pausable):
 
     lower: StreamTransport
 
-    def __init__(self, upper: Upper) -> None:
+    def __init__(self, upper: StreamProtocol) -> None:
         # Without a call of super().__init__(), which would do no more: there are many of these.
         self._paused = self._scheduled = self.write_paused = False
         self.upper = upper
@@ -111,7 +111,7 @@ class SpeakingLayer(Layer):
     # from above sets it to 0.
     _tail: int
 
-    def __init__(self, upper: Upper) -> None:
+    def __init__(self, upper: StreamProtocol) -> None:
         super().__init__(upper)
         self._tail = 0
 

@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Protocol
 
-from mtt.layers.base import Data, StreamProtocol, Upper
+from mtt.layers.base import Data, StreamProtocol
 
 # How often a closing connection is looked at.
 TICK = 0.5
@@ -57,7 +57,7 @@ class Lingering(StreamProtocol):
 
     __slots__ = ("_left", "_protocol", "_since", "_tick_time", "_timer", "_transport")
 
-    def __init__(self, transport: Ends, protocol: Upper) -> None:
+    def __init__(self, transport: Ends, protocol: StreamProtocol) -> None:
         self._transport = transport
         self._protocol = protocol
         loop = asyncio.get_running_loop()

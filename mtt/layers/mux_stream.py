@@ -7,7 +7,7 @@ import errno
 from typing import Any, Protocol
 
 from mtt.layers.arrivals import Arrivals
-from mtt.layers.base import Data, StreamTransport, Upper
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.pausable import Pausable
 
 
@@ -40,7 +40,7 @@ class MuxStream(Pausable):
         "begun", "id",
     )  # fmt: skip
 
-    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
+    def __init__(self, session: Session, stream_id: int, upper: StreamProtocol) -> None:
         # Without a call of super().__init__(), which would do no more: there are many of these.
         self._paused = self._scheduled = self.write_paused = False
         self._session = session

@@ -103,12 +103,6 @@ class Parked(StreamProtocol):
             self.left()
         return True
 
-    def pause_writing(self) -> None:
-        """Nobody writes yet."""
-
-    def resume_writing(self) -> None:
-        """Nobody writes yet."""
-
 
 def park(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None:
     """Park a transport whose beginning has been read by a protocol that it is not for.

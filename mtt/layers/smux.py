@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
 from mtt.layers.reads import READ_SIZE
@@ -65,7 +65,7 @@ class SmuxSession(MuxSession[SmuxStream]):
     def __init__(
         self,
         *,
-        accept: Callable[[], Upper] | None = None,
+        accept: Callable[[], StreamProtocol] | None = None,
         on_change: Callable[[SmuxSession], None] | None = None,
         on_lost: Callable[[SmuxSession, Exception | None], None] | None = None,
     ) -> None:
@@ -131,7 +131,7 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     # For streams and owners.
 
-    def open_stream(self, upper: Upper) -> SmuxStream:
+    def open_stream(self, upper: StreamProtocol) -> SmuxStream:
         """Open a stream (client). Raises NetworkError when the session is over."""
         if self.lost or self.exhausted:
             raise NetworkError("the mux session is over")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from mtt.layers.base import Data, Upper
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux_stream import MuxStream
 from mtt.layers.mux_stream import Session as MuxSession
 from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, data_frames, frame, header
@@ -32,7 +32,7 @@ class SmuxStream(MuxStream):
 
     _session: Session
 
-    def __init__(self, session: Session, stream_id: int, upper: Upper) -> None:
+    def __init__(self, session: Session, stream_id: int, upper: StreamProtocol) -> None:
         super().__init__(session, stream_id, upper)
         self._peer_stopped = False  # we have told the peer to stop, because of the queue
         self._stopped = False  # the peer has told us

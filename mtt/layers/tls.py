@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import GONE, Data, Upper
+from mtt.layers.base import GONE, Data, StreamProtocol
 from mtt.layers.layer import SpeakingLayer
 from mtt.layers.records import Records
 from mtt.trust.failures import tls_failure
@@ -79,7 +79,7 @@ class TlsLayer(SpeakingLayer):
 
     def __init__(
         self,
-        upper: Upper,
+        upper: StreamProtocol,
         context: ssl.SSLContext,
         *,
         server_side: bool,

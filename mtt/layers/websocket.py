@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import GONE, Data, Upper
+from mtt.layers.base import GONE, Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.layer import SpeakingLayer
 from mtt.wire.websocket import (
@@ -83,7 +83,7 @@ class WebSocketLayer(SpeakingLayer):
 
     def __init__(
         self,
-        upper: Upper,
+        upper: StreamProtocol,
         *,
         client: bool,
         random_mask: bool = False,

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
-from mtt.layers.base import Upper
+from mtt.layers.base import StreamProtocol
 from mtt.layers.parked import Parked
 from mtt.layers.smux import SmuxSession
 from mtt.layers.smux_stream import SmuxStream
@@ -66,7 +66,7 @@ class SessionPool(Pool):
     def start(self) -> None:
         """Do nothing: sessions are dialled when needed."""
 
-    async def open(self, upper: Upper | None = None) -> SmuxStream:
+    async def open(self, upper: StreamProtocol | None = None) -> SmuxStream:
         """Open a stream for `upper` (default: a `Parked`), on an existing or a new session.
 
         Raises like `connect`, and NetworkError if the new session ends at once.
@@ -79,12 +79,12 @@ class SessionPool(Pool):
             stream = self._open_on((session, *self._sessions), upper)
         return stream
 
-    def open_at_once(self, upper: Upper | None = None) -> SmuxStream | None:
+    def open_at_once(self, upper: StreamProtocol | None = None) -> SmuxStream | None:
         """Like `open`, but only on an existing session; None if no session has room."""
         return self._open_on(self._sessions, upper)
 
     def _open_on(
-        self, sessions: Iterable[SmuxSession], upper: Upper | None
+        self, sessions: Iterable[SmuxSession], upper: StreamProtocol | None
     ) -> SmuxStream | None:
         for session in sessions:
             if self._has_room(session) and session.healthy and self._guard.admits(session):
