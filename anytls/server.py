@@ -13,7 +13,7 @@ from mtt.errors import DestinationError, NetworkError, UsageError
 from mtt.inbound.anytls_answer import ANSWER_TIME, answered
 from mtt.inbound.anytls_reader import AnyTlsReader
 from mtt.inbound.front import Frontend
-from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.anytls_server import ServerStream
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger

@@ -62,7 +62,7 @@ class Pipe(StreamTransport):
         return 0
 
     @property
-    def handed_over(self) -> int:
+    def socket_written(self) -> int:
         return 0
 
     def half_closes(self) -> bool | None:

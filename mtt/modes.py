@@ -161,7 +161,7 @@ def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoi
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
     from mtt.inbound.anytls_answer import answered, answered_at_once
     from mtt.inbound.anytls_reader import AnyTlsReader
-    from mtt.layers.anytls_stream import ServerStream
+    from mtt.layers.anytls_server import ServerStream
     from mtt.trust.passwords import Passwords
     from mtt.wire.anytls import password_hash
     from mtt.wire.padding import DEFAULT, Scheme

@@ -223,7 +223,7 @@ def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
         ("mtt.layers.tcp", "LOW_WATER", "| socket, "),
         ("mtt.layers.smux", "RECEIVE_BUDGET", "| smux session "),
         ("mtt.layers.smux", "OWN_BUDGET", "| smux session "),
-        ("mtt.layers.smux_stream", "STOP_AT", "| smux session "),
+        ("mtt.layers.smux", "STOP_AT", "| smux session "),
         ("mtt.layers.anytls", "RECEIVE_BUDGET", "| AnyTLS session "),
         ("mtt.layers.mux", "UNSENT_LIMIT", "| multiplexed connection, "),
         ("mtt.layers.tls", "ANSWERS_LIMIT", "| answers "),

@@ -100,7 +100,7 @@ class Visit(Layer):
         if self._closed:
             self._end()
         self._let_go()
-        self.tell_lost(exc)
+        self.report_lost(exc)
 
     def _pass_on(self, data: bytes) -> None:
         passed, tunnel = self._watch.take(data, self._eof)
@@ -178,7 +178,7 @@ class Visit(Layer):
 
     def close(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self.tell_lost, None)
+            asyncio.get_running_loop().call_soon(self.report_lost, None)
         elif not self._closed:
             self._closed = True
             # nginx says no close_notify to a visitor who has ended first, nor to one who was too
@@ -196,7 +196,7 @@ class Visit(Layer):
 
     def abort(self) -> None:
         if self._over:
-            asyncio.get_running_loop().call_soon(self.tell_lost, None)
+            asyncio.get_running_loop().call_soon(self.report_lost, None)
         elif self._is_refused():
             self._leave(self._on_refused, self._watch.unfinished + self._buffer)
             self.abort()

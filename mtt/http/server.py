@@ -130,7 +130,7 @@ class HttpServer(StreamProtocol):
     # The protocol of the transport.
 
     @property
-    def wants_rest(self) -> bool:
+    def reads_after_send_error(self) -> bool:
         return False
 
     def connection_made(self, transport: Any) -> None:

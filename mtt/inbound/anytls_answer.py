@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 
 from mtt.errors import NetworkError
-from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.anytls_server import ServerStream
 from mtt.layers.base import StreamTransport
 
 # The reference client gives up a whole session, with all that is in it, when 3 s after the

@@ -23,8 +23,7 @@ from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.inbound.front import HeadReader
 from mtt.inbound.site import WebSite
 from mtt.layers.anytls_heads import ConnectionHead, StreamHead
-from mtt.layers.anytls_server import ServerSession
-from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.anytls_server import ServerSession, ServerStream
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import hand_over, park
 from mtt.log import logger

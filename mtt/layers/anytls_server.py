@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from mtt.errors import PeerError
 from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
-from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.anytls_stream import AnyTlsStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.outcome import Outcome
 from mtt.wire.anytls import (
@@ -28,31 +28,54 @@ from mtt.wire.anytls import (
 )
 from mtt.wire.padding import DEFAULT, Scheme
 
-# Streams of one session. The clients there are carry one at a time; the rest is room for others.
+# Streams of one session. Known clients carry one at a time; the rest is room for others.
 MAX_STREAMS = 256
 
-# The client's padding cuts its packets. Frames up to WHOLE_SIZE are put together again: some
-# destinations reject a TLS hello or a request in two pieces. The pieces of one packet
-# follow each other at once; after WHOLE_TIME the stream gets what has arrived, and the rest as it
-# comes. Larger frames take several segments of TCP anyway, and are passed on as they arrive.
+# The client's padding splits its packets. Frames up to WHOLE_SIZE are reassembled, because some
+# destinations reject a TLS hello or a request in two pieces. The pieces of one packet follow each
+# other at once; after WHOLE_TIME the stream gets what has arrived, and the rest as it comes. Larger
+# frames take several TCP segments anyway, and are passed on as they arrive.
 WHOLE_SIZE = 16 * 1024
 WHOLE_TIME = 0.1
+
+
+class ServerStream(AnyTlsStream):
+    """A stream that the peer has opened. Its data begins with the destination."""
+
+    __slots__ = ("_acknowledged",)
+
+    _session: ServerSession
+
+    def __init__(self, session: ServerSession, stream_id: int, upper: StreamProtocol) -> None:
+        super().__init__(session, stream_id, upper)
+        self._acknowledged = False
+
+    def acknowledge(self, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+        """Tell the client, once, whether the destination is reached; if not, `close()` the stream.
+
+        Clients of version 1 cannot be told.
+        """
+        session = self._session
+        if self._acknowledged or self._write_eof or session.is_gone(self):
+            return
+        self._acknowledged = True
+        if session.version >= VERSION:
+            session.send_command(SYNACK, self.id, synack(outcome))
 
 
 class ServerSession(AnyTlsSession[ServerStream]):
     """A server's session: the protocol of the TLS layer once the preamble has been read.
 
     Args:
-        accept: gives the protocol for a stream that the client has opened.
-        scheme: the padding that clients shall use.
-        on_change: called when a stream ended.
-        on_lost: called once when the session is over, with the reason (None: closed by us).
+        accept: returns the protocol for a stream that the client has opened.
+        scheme: the padding scheme that clients have to use.
+        on_change, on_lost: see `MuxSession`.
 
     Attributes:
-        client: what the client calls itself, fit for a log line.
+        client: the client's name for itself, escaped for the log.
     """
 
-    __slots__ = ("_accept", "_greeted", "_scheme", "_whole_timer", "client")
+    __slots__ = ("_accept", "_has_settings", "_scheme", "_whole_timer", "client")
 
     whole = WHOLE_SIZE
 
@@ -67,31 +90,31 @@ class ServerSession(AnyTlsSession[ServerStream]):
         super().__init__(on_change=on_change, on_lost=on_lost)
         self._accept: Callable[[], StreamProtocol] | None = accept
         self._scheme = scheme
-        self._greeted = False  # the client's settings have come
-        self._whole_timer: asyncio.TimerHandle | None = None  # runs while a frame is held
+        self._has_settings = False  # the client's
+        self._whole_timer: asyncio.TimerHandle | None = None  # runs while a frame is incomplete
         self.client = ""
 
     def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
         before = self._decoder.held
         events = super()._decode(data)
         held = self._decoder.held
-        if held != before + len(data) and self._whole_timer is not None:  # it is another one now
+        if held != before + len(data) and self._whole_timer is not None:  # for an earlier frame
             self._whole_timer.cancel()
             self._whole_timer = None
         if held and self._whole_timer is None:
             loop = asyncio.get_running_loop()
-            self._whole_timer = loop.call_later(WHOLE_TIME, self._pass_on)
+            self._whole_timer = loop.call_later(WHOLE_TIME, self._release_partial_frame)
         return events
 
-    def _pass_on(self) -> None:
-        """Give a stream what has come of a frame."""
+    def _release_partial_frame(self) -> None:
+        """Give a stream what has arrived of a frame."""
         self._whole_timer = None
         stream_id, data = self._decoder.release()
         stream = self._streams.get(stream_id)
         if stream is not None:
             stream.receive(data)
 
-    def _said(self, command: int, stream_id: int, payload: bytes) -> None:
+    def _role_command_received(self, command: int, stream_id: int, payload: bytes) -> None:
         if command == SYN:
             self._syn_received(stream_id)
         elif command == SETTINGS and payload:
@@ -100,37 +123,37 @@ class ServerSession(AnyTlsSession[ServerStream]):
     def _settings_received(self, payload: bytes) -> None:
         settings = parse_settings(payload)
         if settings.get("padding-md5") != self._scheme.md5:
-            self.control(UPDATE_PADDING, 0, self._scheme.raw)
+            self.send_command(UPDATE_PADDING, 0, self._scheme.raw)
         if version_of(settings) >= VERSION:
             self.version = VERSION
-            if not self._greeted and settings.get(HALF_CLOSE) == "1":
+            if not self._has_settings and settings.get(HALF_CLOSE) == "1":
                 self._peer_half_closes()
             answer = server_settings()
-            if self._half_close:
+            if self.half_close:
                 answer += b"\n" + encode_settings({HALF_CLOSE: "1"})
-            self.control(SERVER_SETTINGS, 0, answer)
-        if not self._greeted:
-            self._greeted = True
+            self.send_command(SERVER_SETTINGS, 0, answer)
+        if not self._has_settings:
+            self._has_settings = True
             self.client = shown(settings.get("client", "").encode())
 
     def _syn_received(self, stream_id: int) -> None:
-        if not self._greeted:
-            self.control(ALERT, 0, NO_SETTINGS)
-            self.close(PeerError("AnyTLS session: the client opens a stream before its settings"))
+        if not self._has_settings:
+            self.send_command(ALERT, 0, NO_SETTINGS)
+            self.close(PeerError(f"{self.name}: the client opened a stream before its settings"))
             return
         if stream_id in self._streams or self._accept is None:
             return
-        self._finishing.pop(stream_id, None)
+        self._awaiting_fin.pop(stream_id, None)
         if self.used_slots >= MAX_STREAMS:
             if self.version >= VERSION:
-                self.control(SYNACK, stream_id, synack(Outcome.GENERAL_FAILURE))
-            self._send_fin(stream_id)
+                self.send_command(SYNACK, stream_id, synack(Outcome.GENERAL_FAILURE))
+            self.send_fin(stream_id)
             return
-        self._arrived(ServerStream(self, stream_id, self._accept()))
+        self._stream_arrived(ServerStream(self, stream_id, self._accept()))
 
-    def _forget(self) -> None:
+    def _release(self) -> None:
         self._accept = None
         if self._whole_timer is not None:
             self._whole_timer.cancel()
-            if self.error is not None:  # what came before a failure is passed on before it
-                self._pass_on()
+            if self.error is not None:  # deliver what arrived before the failure
+                self._release_partial_frame()

@@ -1,4 +1,7 @@
-"""One stream of an AnyTLS session, as client and server have it. See `anytls`."""
+"""One stream of an AnyTLS session: the common part of both sides, and the client's. See `anytls`.
+
+The server's is in `anytls_server`.
+"""
 
 from __future__ import annotations
 
@@ -7,195 +10,155 @@ from typing import Protocol
 
 from mtt.errors import DestinationError, MttError, NetworkError, again
 from mtt.layers.base import Data, StreamProtocol
-from mtt.layers.mux_stream import MuxStream
-from mtt.layers.mux_stream import Session as MuxSession
+from mtt.layers.mux_stream import MuxStream, Session
 from mtt.outcome import Outcome
-from mtt.wire.anytls import FIN, PSH, SYNACK, outcome_from_text, synack
+from mtt.wire.anytls import VERSION, outcome_from_text
 
-# How long a server may take to connect to a destination: Linux sends SYN at 0, 1, 3, 7 and 15 s.
-# The servers' own limits are 5 s (the reference), 10 s (ours), 15 s (sing-box, all addresses).
+# Seconds for a server to connect to a destination: Linux sends SYN at 0, 1, 3, 7 and 15 s. The
+# servers' own limits are 5 s (the reference), 10 s (ours), 15 s (sing-box, all addresses).
 SYNACK_TIME = 20.0
-# After so long without an answer the server itself is asked for a sign of life; and one that has
-# not said its version by now, although it has what we said, has none: its answer to our settings
-# takes one round trip. That is learned once per server.
-QUESTION_TIME = 3.0
-
-
-class Session(MuxSession, Protocol):
-    """What a stream needs of its session."""
-
-    version: int
-
-    def control(self, command: int, stream_id: int, payload: bytes = b"") -> None: ...
-    def send_data(self, stream_id: int, data: Data) -> None: ...
+# Seconds without an answer until the client requests a heartbeat. A server that has acknowledged
+# the client's settings, but not announced a version by now, has version 1: its answer takes one
+# round trip. The client remembers that for the server's other sessions.
+HEARTBEAT_DELAY = 3.0
 
 
 class AnyTlsStream(MuxStream):
-    """What the streams of both sides have in common."""
+    """The common part of both sides."""
 
     name = "AnyTLS stream"
 
     __slots__ = ()
 
-    _session: Session
-
-    def _send_data(self, data: Data) -> None:
-        self._session.send_data(self.id, data)
-
-    def _send_fin(self) -> None:
-        self._session.control(FIN, self.id)
-
-    def _send_reset(self) -> None:
-        self._session.control(PSH, self.id)
-
     def receive_fin(self) -> None:
         if not self._session.half_close:
-            self._write_eof = True  # it takes nothing any more, and no FIN either
+            self._write_eof = True  # the peer takes no more data, and no FIN
         super().receive_fin()
 
     def write_eof(self) -> None:
-        """Tell the peer that no more data comes from us.
-
-        If it does not know half-close, that is its end as well, and it will not say so.
-        """
+        """End our direction; without half-close also the peer's, which then sends no FIN."""
         super().write_eof()
         if not (self._session.half_close or self._eof):
             self._eof = True
             self._deliver_soon()
 
 
-class ServerStream(AnyTlsStream):
-    """A stream that the peer has opened. Its data begin with the destination."""
-
-    __slots__ = ("_acknowledged",)
-
-    def __init__(self, session: Session, stream_id: int, upper: StreamProtocol) -> None:
-        super().__init__(session, stream_id, upper)
-        self._acknowledged = False
-
-    def acknowledge(self, outcome: Outcome = Outcome.SUCCEEDED) -> None:
-        """Say once whether the destination is reached; `close()` the stream if it is not.
-
-        Clients of version 1 cannot be told.
-        """
-        session = self._session
-        if self._acknowledged or self._write_eof or session.gone(self):
-            return
-        self._acknowledged = True
-        if session.version >= 2:
-            session.control(SYNACK, self.id, synack(outcome))
-
-
-class ClientsSession(Session, Protocol):
-    """What a stream of a client needs of its session."""
+class ClientSideSession(Session, Protocol):
+    """What a client's stream needs of its session."""
 
     @property
     def server_version(self) -> int: ...
     @property
     def may_half_close(self) -> bool: ...
-    def question(self) -> None: ...
-    def no_version(self, *, certain: bool) -> None: ...
-    def has_sent(self, mark: int) -> bool: ...
+    def request_heartbeat(self) -> None: ...
+    def assume_version_1(self, *, certain: bool) -> None: ...
 
 
 class ClientStream(AnyTlsStream):
-    """A stream that we have opened."""
+    """A stream that this client has opened."""
 
     __slots__ = (
-        "_answered", "_begin_mark", "_question_timer", "_settled", "_verdict", "_waiter",
+        "_begin_mark", "_failure", "_heartbeat_timer", "_reply_ended", "_settled", "_waiter",
     )  # fmt: skip
 
-    _session: ClientsSession
+    _session: ClientSideSession
 
-    def __init__(self, session: ClientsSession, stream_id: int, upper: StreamProtocol) -> None:
+    def __init__(
+        self, session: ClientSideSession, stream_id: int, upper: StreamProtocol
+    ) -> None:
         super().__init__(session, stream_id, upper)
-        self._settled = session.server_version == 1  # which does not tell
-        self._answered = False  # the last byte is the server's, and came before our upper's end
-        self._verdict: Exception | None = None  # why the destination is not reached
+        self._settled = session.server_version == 1  # which sends no SYNACK
+        self._failure: Exception | None = None  # why the destination is not reached
         self._waiter: asyncio.Future[None] | None = None
-        self._question_timer: asyncio.TimerHandle | None = None
-        self._begin_mark = 0  # what the socket had been given with the destination
+        self._heartbeat_timer: asyncio.TimerHandle | None = None
+        self._begin_mark = 0  # the socket's count after the destination was written
+        # The server has sent the last byte, and before the protocol above had ended its direction.
+        self._reply_ended = False
 
-    def watch(self) -> None:
-        """Have the server asked for a sign of life, on which the session depends, if it takes long
-        to answer. For who does not wait for `acknowledged`, which does that as well."""
-        if not self._settled and self._question_timer is None:
+    def expect_answer(self) -> None:
+        """Request a heartbeat, on which the session depends, if the server does not answer soon.
+
+        `acknowledged` includes this.
+        """
+        if not self._settled and self._heartbeat_timer is None:
             loop = asyncio.get_running_loop()
-            self._question_timer = loop.call_later(QUESTION_TIME, self._question)
+            self._heartbeat_timer = loop.call_later(HEARTBEAT_DELAY, self._answer_overdue)
 
     async def acknowledged(self) -> None:
-        """Wait until the server has reached the destination, or is known not to tell (version 1).
+        """Wait until the server has reached the destination, or is known to have version 1.
 
-        Raises DestinationError if the server could not, ends the stream, or does not say so within
-        SYNACK_TIME: the stream is closed then. Raises another MttError if the session is over.
-        To be called by one task.
+        Raises DestinationError if the server could not reach it, ended the stream, or did not
+        answer within SYNACK_TIME, which closes the stream. Raises another MttError if the session
+        is over. For one task only.
         """
         if not self._settled:
             self._waiter = asyncio.get_running_loop().create_future()
-            self.watch()
+            self.expect_answer()
             try:
                 async with asyncio.timeout(SYNACK_TIME):
                     await self._waiter
             except TimeoutError:
                 self._settle(DestinationError(Outcome.TIMED_OUT))
                 self.close()
-        if self._verdict is not None:
-            raise again(self._verdict)
+        if self._failure is not None:
+            raise again(self._failure)
 
-    def _question(self) -> None:
-        self._question_timer = None
+    def _answer_overdue(self) -> None:
+        self._heartbeat_timer = None
         session = self._session
-        if session.server_version >= 2:
-            session.question()
-        elif session.has_sent(self._begin_mark):
-            session.no_version(certain=False)
+        if session.server_version >= VERSION:
+            session.request_heartbeat()
+        elif session.acknowledged >= self._begin_mark:
+            session.assume_version_1(certain=False)
             self._settle(None)
-        else:  # not even its kernel has answered, which tells nothing of its version
-            self.watch()
+        else:  # not even its kernel has answered, so its version is still unknown
+            self.expect_answer()
 
-    def _settle(self, verdict: Exception | None) -> None:
+    def _settle(self, failure: Exception | None) -> None:
         if not self._settled:
             self._settled = True
-            self._verdict = verdict
-            if self._question_timer is not None:
-                self._question_timer.cancel()
+            self._failure = failure
+            if self._heartbeat_timer is not None:
+                self._heartbeat_timer.cancel()
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
     @property
-    def lingers(self) -> bool:
-        """Whether nothing but its end is to be expected of it.
+    def is_lingering(self) -> bool:
+        """Whether only the stream's end is missing.
 
-        The protocol above has written its last, the destination has answered since, and all of that
-        has been handed up. While an answer is due, or on its way, it is not so: the reply may be
-        large, and its reader slow.
+        The protocol above has ended its direction after the destination had answered its last
+        byte, and has been given all of that. While an answer is due or arriving, this is false: it
+        may be large, and its reader slow.
         """
         return (
-            self._answered and self.upper.sends_no_more and not (self._queue or self._paused)
+            self._reply_ended
+            and self.upper.has_finished_writing
+            and not (self._queue or self._paused)
         )
 
     # The transport of the protocol above.
 
     def write(self, data: Data | bytearray) -> None:
-        self._answered = False
+        self._reply_ended = False
         super().write(data)
         if not self._begin_mark:
-            self._begin_mark = self._mark
+            self._begin_mark = self._write_mark
 
     def half_closes(self) -> bool | None:
         session = self._session
         return session.half_close or (None if session.may_half_close else False)
 
     def abort(self) -> None:
-        """Cut the stream. Also as long as the question is open: others than our servers take an
-        empty PSH for nothing, and ours must not take what follows for an ordinary end."""
+        # Also resets while half-close is undecided: other servers ignore an empty PSH, and ours
+        # must not take the following FIN for an ordinary end.
         session = self._session
         self._finish(reset=session.half_close or session.may_half_close)
 
     # Called by the session.
 
     def receive_answer(self, text: str) -> None:
-        """SYNACK: the destination is reached if there is no text."""
+        """SYNACK: an empty text means that the destination is reached."""
         if not text:
             self._settle(None)
             return
@@ -206,21 +169,21 @@ class ClientStream(AnyTlsStream):
     def receive(self, data: Data) -> None:
         if not self._settled:
             self._settle(None)
-            self._session.no_version(certain=True)
-        self._answered = not self.upper.sends_no_more
+            self._session.assume_version_1(certain=True)
+        self._reply_ended = not self.upper.has_finished_writing
         super().receive(data)
 
-    def give_way(self) -> None:
-        """Fail if the session waits for our reader, and our writer is done: see `ClientSession`."""
-        if self._queue and self.upper.sends_no_more:
+    def fail_if_stalling(self) -> None:
+        """Fail if the writer has finished and a slow reader stalls the session."""
+        if self._queue and self.upper.has_finished_writing:
             if self._session.half_close:
-                self._send_reset()
-            self._fail(NetworkError("the application reads too slowly; another one had to wait"))
+                self._session.send_reset(self.id)
+            self._fail(NetworkError("the application reads too slowly and blocked another one"))
 
     def _fail(self, error: MttError) -> None:
         self._session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
         self._drop_queue()
-        self.tell_lost(error)
+        self.report_lost(error)
 
     def receive_fin(self) -> None:
         self._settle(DestinationError(Outcome.GENERAL_FAILURE, "the server ended the stream"))

@@ -1,26 +1,25 @@
-"""What all layers share: the two contracts.
+"""The two contracts of all layers: transport and protocol of a byte stream.
 
 Theory of operation
 -------------------
-A connection is a stack. At the bottom is a socket (`tcp`); each layer above (TLS, WebSocket) is a
-*protocol* to the layer below it and a *transport* to the one above. All transports, that of the
-socket included, obey one contract, `StreamTransport`; all protocols obey `StreamProtocol`. Both
-extend asyncio's own. So any protocol runs on any stack, and none asks which it is.
+A connection is a stack. At the bottom is a socket (`tcp`). Each layer above (TLS, WebSocket) is a
+*protocol* to the layer below it and a *transport* to the one above. All transports obey
+`StreamTransport`, and all protocols `StreamProtocol`; both extend asyncio's. So any protocol runs
+on any stack.
 
 Data goes up as immutable bytes (`bytes`, or a `memoryview` of one); a protocol that keeps it longer
 than the call copies it. Data goes down with `write()`, which takes it at once.
 
-Back-pressure goes down-up as `pause_writing` / `resume_writing` and up-down as
-`pause_reading` / `resume_reading`; a layer holds at most what one read of the layer below
-gave it, because a paused layer pauses the one below.
+Back-pressure goes up as `pause_writing` / `resume_writing`, and down as `pause_reading` /
+`resume_reading`. A paused layer pauses the one below, so it holds at most one read of that.
 
-A protocol above a layer gets `connection_made` when that layer is ready to carry its data. If
-the layer fails before, it gets `connection_lost` alone.
+A protocol gets `connection_made` when the layer below is ready to carry its data. If that layer
+fails before, the protocol gets `connection_lost` alone.
 
-Transport and protocol refer to each other, which is a cycle that only the garbage collector would
-break, rarely and late. So a transport lets go of its protocol when it says `connection_lost`, and
-nothing that a connection is made of may refer back to what is above it after that. An exception
-that is kept loses its traceback first: that refers to every frame it went through.
+Transport and protocol refer to each other, a cycle that only the garbage collector breaks, rarely
+and late. So a transport drops its protocol when it calls `connection_lost`; after that, no part of
+a connection may refer to what is above it. An exception that is kept loses its traceback, which
+refers to every frame that it passed.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ Data = bytes | memoryview
 
 
 class StreamProtocol(asyncio.Protocol):
-    """A protocol of ours: what is above a transport.
+    """The protocol above a transport.
 
-    `borrows`: it keeps nothing of what it is given, so that may be a view of memory that is used
-    again afterwards.
+    `borrows`: keeps nothing of the data it is given, so that may be a view of a buffer that is
+    reused after the call.
     """
 
     __slots__ = ()
@@ -43,16 +42,16 @@ class StreamProtocol(asyncio.Protocol):
     borrows: bool = False
 
     @property
-    def sends_no_more(self) -> bool:
+    def has_finished_writing(self) -> bool:
         """Whether it is known to have written its last byte."""
         return False
 
     @property
-    def wants_rest(self) -> bool:
-        """Whether data still to be read are of use when sending has failed.
+    def reads_after_send_error(self) -> bool:
+        """Whether it wants the data still to be read after sending has failed.
 
-        They are not to a server that could not answer them. It would wait for its answers to be
-        taken, and read nothing meanwhile, so it would not hear of the failure.
+        A server that cannot answer them does not: it would pause reading until its answers are
+        sent, and so never see the failure.
         """
         return True
 
@@ -61,44 +60,44 @@ class StreamProtocol(asyncio.Protocol):
         raise NotImplementedError
 
 
-class _Gone(StreamProtocol):
-    """Stands above a transport that is over."""
+class _NoProtocol(StreamProtocol):
+    """Takes the place of the protocol above a transport that has ended."""
 
     __slots__ = ()
 
-    borrows = True  # what comes is dropped
+    borrows = True  # it discards all data
 
     def data_received(self, data: Data) -> None:
         pass
 
 
-GONE = _Gone()
+NO_PROTOCOL = _NoProtocol()
 
 
 class StreamTransport(asyncio.Transport):
     """The transport of a byte stream: a socket, a layer, or a stream of a session.
 
-    There are three ways to end it. Each calls `connection_lost` of the protocol once, when the
-    stream is gone, and no other method of it any more:
+    There are three ways to end it. Each leads to one call of the protocol's `connection_lost` when
+    the stream has ended, and to no other call:
 
     * `close()`: deliver what was written, however the peer behaves (see `linger`), then end.
     * `cut()`: deliver what was written, then have the peer see a failure.
     * `abort()`: have the peer see a failure at once.
 
-    `borrows`: it keeps nothing of what it is given. `shares`: others write to the same
-    connection, and wait for as long as it takes to send what was written before.
+    `borrows`: keeps nothing of the data it is given. `shares_connection`: others write to the same
+    connection, and have to wait until everything written before is sent.
     """
 
     __slots__ = ("upper", "write_paused")
 
     borrows: bool = False
-    shares: ClassVar[bool] = False
+    shares_connection: ClassVar[bool] = False
     name: ClassVar[str] = "stream"  # for `repr`
     upper: StreamProtocol
     write_paused: bool  # the protocol above has been told to pause writing
 
     def __init__(self) -> None:
-        # Without asyncio's, which makes a dictionary for what is known of the connection.
+        # Does not call asyncio's, which creates a dictionary for extra information.
         self.write_paused = False
 
     def __repr__(self) -> str:
@@ -116,7 +115,7 @@ class StreamTransport(asyncio.Transport):
         return self
 
     def set_protocol(self, protocol: Any) -> None:
-        """Hand the stream over; `protocol` is told at once if nothing can be taken now."""
+        """Replace the protocol above; pauses its writing at once if no more data can be taken."""
         self.upper = protocol
         if self.write_paused:
             protocol.pause_writing()
@@ -124,12 +123,9 @@ class StreamTransport(asyncio.Transport):
     def get_protocol(self) -> Any:
         return self.upper
 
-    def tell_lost(self, exc: Exception | None) -> None:
-        """Tell the protocol above that this is over, and let go of it.
-
-        Without the traceback, which refers to every frame that `exc` went through: it may be kept.
-        """
-        upper, self.upper, self.write_paused = self.upper, GONE, False
+    def report_lost(self, exc: Exception | None) -> None:
+        """Call `connection_lost` of the protocol above, and drop the protocol."""
+        upper, self.upper, self.write_paused = self.upper, NO_PROTOCOL, False
         upper.connection_lost(exc if exc is None else exc.with_traceback(None))
 
     # Sending.
@@ -139,43 +135,42 @@ class StreamTransport(asyncio.Transport):
         self.write(b"".join((head, data)))
 
     def unsent(self) -> int:
-        """How many of the bytes written by the protocol above the peer's kernel has not
-        acknowledged yet."""
+        """Bytes from the protocol above that the peer's kernel has not acknowledged yet."""
         raise NotImplementedError
 
-    def held_back(self) -> int:
-        """How many bytes from the peer wait here although the protocol above would take them: a
-        rate limit's. Above zero, the stream is slow, not quiet."""
+    def throttled_bytes(self) -> int:
+        """Bytes from the peer that a rate limit holds back, although the protocol above would take
+        them. Above zero, the stream is slow, not idle."""
         return 0
 
     @property
-    def handed_over(self) -> int:
-        """Bytes given to the socket so far, in its own count."""
+    def socket_written(self) -> int:
+        """Total bytes written to the socket so far, as the socket counts them."""
         raise NotImplementedError
 
     @property
-    def tail(self) -> int:
-        """How many of the last of these are not from the protocol above: see `SpeakingLayer`."""
+    def own_tail(self) -> int:
+        """Of these, the bytes at the end that do not come from above: see `SignalingLayer`."""
         return 0
 
     def limit_reads(self) -> None:
-        """Read little at a time from the socket, if this is one, however fast it comes."""
+        """Keep reads from the socket small, if this is one, however fast data arrives."""
 
     # Ends.
 
     def half_closes(self) -> bool | None:
-        """Whether both ends can end each direction by itself; None while that is not known."""
+        """Whether each direction can end separately; None while that is not known."""
         raise NotImplementedError
 
     def ask_half_close(self) -> None:
-        """Ask the peer, if that helps, for what `half_closes` does not know yet."""
+        """Have the peer say, if possible, what `half_closes` does not know yet."""
 
     def can_write_eof(self) -> bool:
-        """As asyncio has it; what is ours asks `half_closes`."""
+        """For asyncio's contract; `half_closes` says more."""
         return self.half_closes() is True
 
     def close_silently(self) -> None:
-        """As `close()`, without the last word that the layer owes its peer, if it has one."""
+        """Close without the layer's closing message to the peer, if it has one."""
         self.close()
 
     def cut(self) -> None:
@@ -184,16 +179,16 @@ class StreamTransport(asyncio.Transport):
 
     # The peer.
 
-    def ask(self) -> bool:
+    def ping(self) -> bool:
         """Ask the peer's program for a sign of life; false if that is not possible."""
         return False
 
-    def has_answered(self) -> bool:
-        """Whether the answer to the last question has come."""
+    def ping_answered(self) -> bool:
+        """Whether the last `ping` has been answered."""
         return False
 
-    def peer_is_ours(self) -> None:
-        """Learn that the peer's program is ours: it never leaves without saying so."""
+    def set_peer_is_ours(self) -> None:
+        """Note that the peer runs this program, which always announces its end."""
 
-    def engage(self, count: int) -> None:
-        """Learn that something has begun (1) or ceased (-1) to carry what comes from here."""
+    def add_carried(self, count: int) -> None:
+        """Count one more (1) or one less (-1) tunnel that carries data of this connection."""

@@ -1,4 +1,4 @@
-"""The plumbing of a layer: a protocol to what is below, a transport to what is above."""
+"""The base classes of layers, which pass through everything that a layer does not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mtt.layers.pausable import Pausable
 class Layer(StreamProtocol, Pausable):
     """A protocol to the transport below (`lower`) and a transport to the protocol above (`upper`).
 
-    Subclasses override what they change; everything else passes straight through.
+    Subclasses override what they change.
     """
 
     __slots__ = ("lower",)
@@ -20,7 +20,7 @@ class Layer(StreamProtocol, Pausable):
     lower: StreamTransport
 
     def __init__(self, upper: StreamProtocol) -> None:
-        # Without a call of super().__init__(), which would do no more: there are many of these.
+        # Does not call super().__init__(), which would do no more: there are many layers.
         self._paused = self._scheduled = self.write_paused = False
         self.upper = upper
 
@@ -29,14 +29,14 @@ class Layer(StreamProtocol, Pausable):
         return self.name if lower is None else f"{self.name} over {lower!r}"
 
     def start(self, transport: StreamTransport) -> None:
-        """Take over `transport`, and what came of it while it was held."""
+        """Take over a parked `transport`, and what it has received."""
         hand_over(transport, self)
 
     # As a protocol, called from below.
 
     @property
-    def wants_rest(self) -> bool:
-        return self.upper.wants_rest
+    def reads_after_send_error(self) -> bool:
+        return self.upper.reads_after_send_error
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
@@ -73,19 +73,19 @@ class Layer(StreamProtocol, Pausable):
     def unsent(self) -> int:
         return self.lower.unsent()
 
-    def held_back(self) -> int:
-        return self.lower.held_back()
+    def throttled_bytes(self) -> int:
+        return self.lower.throttled_bytes()
 
     @property
-    def handed_over(self) -> int:
-        return self.lower.handed_over
+    def socket_written(self) -> int:
+        return self.lower.socket_written
 
     @property
-    def tail(self) -> int:
-        return self.lower.tail
+    def own_tail(self) -> int:
+        return self.lower.own_tail
 
-    def peer_is_ours(self) -> None:
-        self.lower.peer_is_ours()
+    def set_peer_is_ours(self) -> None:
+        self.lower.set_peer_is_ours()
 
     def half_closes(self) -> bool | None:
         return False
@@ -94,21 +94,21 @@ class Layer(StreamProtocol, Pausable):
         self.lower.ask_half_close()
 
     def write_eof(self) -> None:
-        """Tell the peer that nothing more comes from us; if it cannot half-close, it closes."""
+        """End our direction; a peer that cannot half-close then closes the connection."""
         self.lower.write_eof()
 
 
-class SpeakingLayer(Layer):
-    """A layer that also sends what is not from above: answers, alerts, signs of life.
+class SignalingLayer(Layer):
+    """A layer that also sends data of its own: answers, alerts, pings.
 
-    That does not count as unsent. A peer that has us answer without end and reads nothing would
-    look busy to an idle timer, and whatever waits until all data are sent would wait for ever.
+    Such data does not count as unsent. Otherwise a peer that requests answers without end and reads
+    nothing would look busy to an idle timer, and delay for ever what waits until all data is sent.
     """
 
     __slots__ = ("_tail",)
 
-    # Bytes of its own behind the last data from above, in the socket's count. Whatever writes data
-    # from above sets it to 0.
+    # Own bytes behind the last data from above, as the socket counts them; 0 after each write of
+    # data from above.
     _tail: int
 
     def __init__(self, upper: StreamProtocol) -> None:
@@ -118,15 +118,15 @@ class SpeakingLayer(Layer):
     def write(self, data: Data | bytearray) -> None:
         self.write_framed(b"", data)
 
-    def _speak(self, data: bytes) -> None:
-        """Hand `data` that is not from above to the transport below."""
-        before = self.lower.handed_over
+    def _send_signal(self, data: bytes) -> None:
+        """Write the layer's own `data` to the transport below."""
+        before = self.lower.socket_written
         self.lower.write(data)
-        self._tail += self.lower.handed_over - before
+        self._tail += self.lower.socket_written - before
 
     @property
-    def tail(self) -> int:
-        return self._tail + self.lower.tail
+    def own_tail(self) -> int:
+        return self._tail + self.lower.own_tail
 
     def unsent(self) -> int:
         return max(0, self.lower.unsent() - self._tail)

@@ -1,4 +1,11 @@
-"""One of many streams on a connection: a transport for the protocol above. See `mux`."""
+"""One of many streams on a connection: a transport for the protocol above. See `mux`.
+
+A frame of a few bytes opens a stream on a server, and each stream makes the server connect
+somewhere. One read could use up all descriptors, and block the event loop for seconds. So the
+session looks at new streams after the whole read; those that are over by then never begin. The
+others begin a few in each turn of the loop, and wait while too many streams of the same peer are
+being carried. When the session ends, waiting streams that the peer has ended with FIN still begin.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +13,36 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
-from mtt.layers.arrivals import Arrivals
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.pausable import Pausable
+
+# Connecting takes 0.1 to 0.2 ms of the loop: this keeps a turn below a few milliseconds.
+STREAMS_A_TURN = 16
+# Streams of one session that are carried at a time, including those whose connections are being
+# made or closed. Our clients open at most 16; a client that opens streams one after another has a
+# few that are still ending.
+MAX_CARRIED = 256
 
 
 class Session(Protocol):
     """What a stream needs of its session."""
 
     lower: StreamTransport
+    bottom: StreamTransport
     write_paused: bool
-    writer: int
-    arrivals: Arrivals | None
+    last_writer: int
+    admission: StreamAdmission | None
 
     @property
     def half_close(self) -> bool: ...
     @property
-    def handed_over(self) -> int: ...
-    @property
     def acknowledged(self) -> int: ...
-    def gone(self, stream: Any) -> bool: ...
+    def is_gone(self, stream: Any) -> bool: ...
     def finish(self, stream: Any, *, eof_seen: bool, say_fin: bool) -> None: ...
-    def queued(self, size: int) -> None: ...
+    def count_queued(self, size: int) -> None: ...
+    def send_data(self, stream_id: int, data: Data) -> None: ...
+    def send_fin(self, stream_id: int) -> None: ...
+    def send_reset(self, stream_id: int) -> None: ...
 
 
 class MuxStream(Pausable):
@@ -36,54 +51,39 @@ class MuxStream(Pausable):
     borrows = True
 
     __slots__ = (
-        "_eof", "_eof_told", "_mark", "_queue", "_reset", "_session", "_survives", "_write_eof",
-        "begun", "id",
+        "_eof", "_eof_told", "_queue", "_reset", "_session", "_session_error", "_write_eof",
+        "_write_mark", "begun", "id",
     )  # fmt: skip
 
     def __init__(self, session: Session, stream_id: int, upper: StreamProtocol) -> None:
-        # Without a call of super().__init__(), which would do no more: there are many of these.
+        # Does not call super().__init__(), which would do no more: there are many streams.
         self._paused = self._scheduled = self.write_paused = False
         self._session = session
         self.id = stream_id
         self.upper = upper
         self.begun = False
-        self._queue = bytearray()  # what came while the upper had paused
-        self._survives: Exception | None = None  # what ended the session before we were read out
-        self._reset = False  # the peer has reset the stream before we were read out
+        self._queue = bytearray()  # received while the protocol above had paused
+        # The session failed, or the peer reset the stream, before all data was handed up.
+        self._session_error: Exception | None = None
+        self._reset = False
         self._eof = False  # the peer has sent FIN
         self._eof_told = False
-        self._write_eof = False  # we have
-        self._mark = 0  # what the socket had been given when we had written our last
-
-    # How the protocol of the session says it.
-
-    def _send_data(self, data: Data) -> None:
-        raise NotImplementedError
-
-    def _send_fin(self) -> None:
-        raise NotImplementedError
-
-    def _send_reset(self) -> None:
-        """Only for peers that know half-close."""
-        raise NotImplementedError
+        self._write_eof = False  # we have sent FIN
+        self._write_mark = 0  # the socket's count after our last write
 
     # Called by the session.
 
     def begin(self) -> None:
-        """Tell the protocol above of the stream, and hand up what has come meanwhile."""
+        """Tell the protocol above of the stream, and hand up what has arrived meanwhile."""
         self._paused = False
         self.begun = True
         upper = self.upper
         upper.connection_made(self)
-        # A protocol that took the stream over in there knows already.
-        if self._session.write_paused and self.upper is upper and not self._session.gone(self):
+        # If another protocol took over in that call, `set_protocol` has told it.
+        if self._session.write_paused and self.upper is upper and not self._session.is_gone(self):
             upper.pause_writing()
         if self._queue or self._eof:
             self._deliver()
-
-    def give_up(self) -> None:
-        """The peer has reset the stream before it began."""
-        self._end_by_reset()
 
     def receive(self, data: Data) -> None:
         if self._eof:
@@ -96,26 +96,26 @@ class MuxStream(Pausable):
 
     def _enqueue(self, data: Data) -> None:
         self._queue += data
-        self._session.queued(len(data))
+        self._session.count_queued(len(data))
 
     def pause_writing(self) -> None:
-        """The connection can take no more."""
+        """The connection is full."""
         self.upper.pause_writing()
 
     def resume_writing(self) -> None:
         self.upper.resume_writing()
 
     def receive_fin(self) -> None:
-        if not self._reset:  # the FIN behind a reset is not the end of data
+        if not self._reset:  # a FIN behind a reset is not the end of data
             self._eof = True
             self._deliver()
 
     def receive_reset(self) -> None:
         """The peer takes nothing any more; what it has sent before is handed up first.
 
-        Until then the stream keeps its place in the session: those are counted.
+        Until then the stream keeps its place in the session, which limits their number.
         """
-        if not self._owes:
+        if not (self.begun and self._has_undelivered):
             self._end_by_reset()
         elif not self._reset:
             self._reset = True
@@ -123,30 +123,29 @@ class MuxStream(Pausable):
             self.upper.pause_writing()
 
     @property
-    def _owes(self) -> bool:
-        """Whether something that the peer has sent is still to be handed up."""
+    def _has_undelivered(self) -> bool:
+        """Whether data or the end from the peer is still to be handed up."""
         return bool(self._queue) or (self._eof and not self._eof_told)
 
     @property
     def _has_more(self) -> bool:
-        return self._owes or self._reset or self._survives is not None
+        return self._has_undelivered or self._reset or self._session_error is not None
 
     def _end_by_reset(self) -> None:
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
-        # As when a socket is reset: somebody's application went away, which is routine.
-        self.tell_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
+        # As for a reset of a socket: an application has closed early, which is routine.
+        self.report_lost(ConnectionResetError(errno.ECONNRESET, "reset by the peer"))
 
     def session_ended(self, exc: Exception | None) -> None:
-        """The session is over. What the peer has sent before it failed is still handed up."""
-        if exc is not None and self._owes:
-            self._survives = exc
+        """The session is over; what the peer has sent before a failure is still handed up."""
+        if exc is not None and self._has_undelivered:
+            self._session_error = exc
             self.upper.pause_writing()
         else:
-            self.tell_lost(exc)
+            self.report_lost(exc)
 
     def _deliver(self) -> None:
-        """Hand up what is queued, then the end."""
         if self._paused or self.is_closing():
             return
         if self._queue:
@@ -157,39 +156,37 @@ class MuxStream(Pausable):
             self._eof_told = True
             if not self.upper.eof_received():
                 self.close()
-        if self._paused or self._owes:
+        if self._paused or self._has_undelivered:
             return
-        if self._survives is not None:
-            exc, self._survives = self._survives, None
-            self.tell_lost(exc)
-        elif self._reset and not self._session.gone(self):
+        if self._session_error is not None:
+            exc, self._session_error = self._session_error, None
+            self.report_lost(exc)
+        elif self._reset and not self._session.is_gone(self):
             self._end_by_reset()
 
     def _drop_queue(self) -> None:
         size = len(self._queue)
         self._queue = bytearray()
-        self._session.queued(-size)
+        self._session.count_queued(-size)
 
     @property
     def is_over(self) -> bool:
-        """Whether the peer has ended both directions, and has nothing left to say."""
+        """Whether the peer has ended both directions, and nothing is left to hand up."""
         return self._eof and not self._queue and not self._session.half_close
 
-    def engage(self, count: int) -> None:
-        arrivals = self._session.arrivals
-        if arrivals is not None:
-            arrivals.engage(count)
+    def add_carried(self, count: int) -> None:
+        admission = self._session.admission
+        if admission is not None:
+            admission.add_carried(count)
 
     # The transport of the protocol above.
 
-    def _blocked(self) -> bool:
-        """Whether nothing should be written now."""
+    def _is_write_blocked(self) -> bool:
         return self._session.write_paused
 
     def set_protocol(self, protocol: Any) -> None:
-        """Hand the stream over; unlike a new socket, it may be unable to take anything by now."""
         self.upper = protocol
-        if self._blocked() and not self._session.gone(self):
+        if self._is_write_blocked() and not self._session.is_gone(self):
             protocol.pause_writing()
 
     def __repr__(self) -> str:
@@ -197,52 +194,48 @@ class MuxStream(Pausable):
 
     @property
     def bottom(self) -> StreamTransport:
-        return self._session.lower.bottom
+        return self._session.bottom
 
     @property
-    def handed_over(self) -> int:
-        return self._session.handed_over
+    def socket_written(self) -> int:
+        return self._session.bottom.socket_written
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._session.lower.get_extra_info(name, default)
 
     def is_closing(self) -> bool:
-        return self._survives is None and self._session.gone(self)
+        return self._session_error is None and self._session.is_gone(self)
 
     def get_write_buffer_size(self) -> int:
-        """The connection's buffer: streams have none of their own."""
+        """The size of the connection's buffer: streams have none."""
         return self._session.lower.get_write_buffer_size()
 
     def unsent(self) -> int:
         """What the connection still has to send up to our last byte, not what came after it."""
-        session = self._session
-        return max(0, self._mark - session.acknowledged)
+        return max(0, self._write_mark - self._session.acknowledged)
 
     def write(self, data: Data | bytearray) -> None:
         session = self._session
-        if data and not (self._write_eof or session.gone(self)):
+        if data and not (self._write_eof or session.is_gone(self)):
             if isinstance(data, bytearray):
                 data = bytes(data)
-            session.writer = self.id
-            self._send_data(data)
-            self._mark = session.handed_over
+            session.last_writer = self.id
+            session.send_data(self.id, data)
+            self._write_mark = session.bottom.socket_written
 
     def half_closes(self) -> bool | None:
         return self._session.half_close
 
     def write_eof(self) -> None:
-        """Tell the peer that no more data comes from us; the other direction goes on."""
-        if not (self._write_eof or self._session.gone(self)):
+        if not (self._write_eof or self._session.is_gone(self)):
             self._write_eof = True
-            self._send_fin()
+            self._session.send_fin(self.id)
 
     def close(self) -> None:
-        """End the stream; what was written is delivered by the session."""
         self._finish(reset=False)
 
     def cut(self) -> None:
-        """End the stream with a failure, behind what was written: frames keep their order."""
-        self.abort()
+        self.abort()  # frames keep their order, so what was written is delivered
 
     def abort(self) -> None:
         """Cut the stream. A Go peer cannot tell it from an ordinary end."""
@@ -250,12 +243,64 @@ class MuxStream(Pausable):
 
     def _finish(self, *, reset: bool) -> None:
         session = self._session
-        if not session.gone(self):
+        if not session.is_gone(self):
             if reset:
-                self._send_reset()
+                session.send_reset(self.id)
             session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
-        elif self._survives is None:
+        elif self._session_error is None:
             return
-        self._survives = None
+        self._session_error = None
         self._drop_queue()
-        asyncio.get_running_loop().call_soon(self.tell_lost, None)
+        asyncio.get_running_loop().call_soon(self.report_lost, None)
+
+
+class StreamAdmission:
+    """Begins the streams that the peer of one session opens.
+
+    Attributes:
+        waiting: streams that have not begun, in the order in which they were opened.
+    """
+
+    __slots__ = ("_carried", "_scheduled", "waiting")
+
+    def __init__(self) -> None:
+        self._carried = 0
+        self._scheduled = False
+        # At most 256 streams; an empty deque takes 600 bytes.
+        self.waiting: list[MuxStream] = []
+
+    def add(self, stream: MuxStream) -> None:
+        """Add a new stream; the caller calls `admit` before the turn ends."""
+        stream.pause_reading()
+        self.waiting.append(stream)
+
+    def admit(self) -> None:
+        """Begin streams, unless a separate turn for that is due."""
+        if not self._scheduled:
+            self._admit()
+
+    def add_carried(self, count: int) -> None:
+        """Count one more or one less carried stream."""
+        self._carried += count
+        if self.waiting and not self._scheduled and self._carried < MAX_CARRIED:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._admit)
+
+    def _admit(self) -> None:
+        self._scheduled = False
+        waiting = self.waiting
+        left = STREAMS_A_TURN
+        while waiting and self._carried < MAX_CARRIED:
+            if waiting[0].is_closing():
+                waiting.pop(0)
+            elif waiting[0].is_over:
+                waiting.pop(0).close()
+            elif left:
+                left -= 1
+                waiting.pop(0).begin()
+            else:
+                self._schedule()
+                break

@@ -128,7 +128,7 @@ def hand_over(transport: StreamTransport, protocol: Any) -> None:
         if held.early or held.eof:
             _replay(transport, held)
         if held.error is not None:
-            transport.tell_lost(held.error)
+            transport.report_lost(held.error)
 
 
 def take_over(*pairs: tuple[StreamTransport, StreamProtocol]) -> None:

@@ -1,4 +1,4 @@
-"""Pausing a transport that has something in hand, and resuming it later."""
+"""Pausing a transport that still holds data, and resuming it later."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mtt.layers.base import StreamTransport
 
 
 class Pausable(StreamTransport):
-    """A transport that may hold what came while the protocol above had paused it.
+    """A transport that may hold data that arrived while the protocol above had paused it.
 
-    What waits is delivered in a turn of the event loop of its own, never inside `resume_reading`:
-    the caller may be in the middle of something. It comes before anything that is read after it,
-    and is no more than what the transport below had in hand when it was paused.
+    It delivers that data in a separate turn of the event loop, never inside `resume_reading`, whose
+    caller may be in the middle of something. The data comes before anything that is read later, and
+    is at most what the transport below held when it was paused.
     """
 
     __slots__ = ("_paused", "_scheduled")
@@ -38,9 +38,9 @@ class Pausable(StreamTransport):
     def _deliver_soon(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._go_on)
+            asyncio.get_running_loop().call_soon(self._deliver_scheduled)
 
-    def _go_on(self) -> None:
+    def _deliver_scheduled(self) -> None:
         self._scheduled = False
         if not self._paused:
             self._deliver()
@@ -49,14 +49,14 @@ class Pausable(StreamTransport):
 
     @property
     def _has_more(self) -> bool:
-        """Whether something waits, or may wait, to be handed up."""
+        """Whether the transport holds, or may hold, data for the protocol above."""
         return False
 
     def _deliver(self) -> None:
-        """Hand up what waits, until the protocol above pauses again."""
+        """Hand up the held data, until the protocol above pauses again."""
 
     def _pause_below(self) -> None:
-        """Pause what data come from, if that can be."""
+        """Pause the source of the data, if possible."""
 
     def _resume_below(self) -> None:
-        """Undo that."""
+        """Resume the source of the data."""

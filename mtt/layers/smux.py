@@ -1,19 +1,20 @@
 """smux as a layer: many streams on one connection, each a transport of its own. See `mux`.
 
-Theory of operation, as far as it is smux's own
------------------------------------------------
-Streams are opened by the client only.
+Theory of operation, as far as it is specific to smux
+-----------------------------------------------------
+Only the client opens streams.
 
-Receiving: a stream whose queue gets long tells the peer to stop the stream's sender, and to go on
-when it is empty. Only our own ends know this sign (a NOP with the stream's id). smux has no window,
-so for the others, and for what is on its way, there is the session's budget.
+Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
+when the queue is empty. The message is a NOP with the stream's id, known only to our own ends. smux
+has no flow-control window; for other peers, and for data already on its way, the session's budget
+is the limit.
 
-Closing: the connection below knows whether the peer is ours (`half_closes`). A Go peer answers FIN
-with FIN, and ignores an empty PSH. A stream counts against the peer's limit of streams until the
-peer has said FIN as well.
+Closing: the layer below knows whether the peer is ours (`half_closes`). A Go peer answers FIN with
+FIN, and ignores an empty PSH. A stream counts against the peer's limit of streams until the peer
+has sent FIN, too.
 
-Keepalive: each side sends a NOP now and then; a session from which not a single frame came for a
-while is dead, unless it was us who did not read.
+Keepalive: each side sends a NOP now and then. A session that receives no frame for a while is dead,
+unless it is not reading.
 """
 
 from __future__ import annotations
@@ -26,37 +27,104 @@ from mtt.errors import NetworkError, PeerError
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
+from mtt.layers.mux_stream import MuxStream
 from mtt.layers.reads import READ_SIZE
-from mtt.layers.smux_stream import SmuxStream
-from mtt.wire.smux import FIN, NOP, PSH, SYN, Decoder, SmuxError, frame
+from mtt.wire.smux import (
+    FIN,
+    MAX_LENGTH,
+    MAX_PAYLOAD,
+    NOP,
+    PSH,
+    SYN,
+    Decoder,
+    SmuxError,
+    data_frames,
+    frame,
+    header,
+)
 
 # Bytes queued for paused readers, all streams of a session together, when the peer cannot stop a
 # stream's sender: from there on one slow reader stalls its neighbours. (The Go peers: 256 KiB.)
 RECEIVE_BUDGET = 1024 * 1024
-# The same when it can: room for what is on its way when it is told, on a fast and long line.
+# The same when it can: room for data on its way when it is told, on a fast and long line.
 OWN_BUDGET = 4 * 1024 * 1024
+# Bytes queued on a stream when its sender is told to stop, if the peer is ours. Data already on its
+# way, a round trip's worth, comes on top.
+STOP_AT = 128 * 1024
 # A session with a NOP overdue gets no new streams.
 STALE_TIME = 35.0
-# Streams of one session. Clients open at most 16; the rest is room for foreign ones.
+# Streams of one session. Our clients open at most 16; the rest is room for foreign ones.
 MAX_STREAMS = 256
 # A peer that opens streams while this much waits to be sent to it does not read at all: even when
 # every stream has just been told to pause, each gives us one last read.
 SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
-# Ids are 32 bits wide and not re-used.
-_LAST_ID = 0xFFFFFFFF
+
+
+class SmuxStream(MuxStream):
+    """One stream of a `SmuxSession`."""
+
+    shares_connection = True
+    name = "smux stream"
+
+    __slots__ = ("_peer_stopped", "_stopped")
+
+    _session: SmuxSession
+
+    def __init__(self, session: SmuxSession, stream_id: int, upper: StreamProtocol) -> None:
+        super().__init__(session, stream_id, upper)
+        self._peer_stopped = False  # we have told the peer to stop
+        self._stopped = False  # the peer has told us to stop
+
+    def half_closes(self) -> bool | None:
+        return self._session.lower.half_closes()
+
+    def ask_half_close(self) -> None:
+        self._session.lower.ask_half_close()
+
+    # Called by the session.
+
+    def _enqueue(self, data: Data) -> None:
+        super()._enqueue(data)
+        if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
+            self._peer_stopped = True
+            self._session.send_control(frame(NOP, self.id))
+
+    def receive_stop(self) -> None:
+        """The peer's queue for us is full, or (every second time) empty again."""
+        self._stopped = not self._stopped
+        if self._stopped:
+            self.upper.pause_writing()
+        else:
+            self.resume_writing()
+
+    def pause_writing(self) -> None:
+        if not self._stopped:
+            super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if not self._is_write_blocked():
+            super().resume_writing()
+
+    def _is_write_blocked(self) -> bool:
+        return self._stopped or super()._is_write_blocked()
+
+    def _drop_queue(self) -> None:
+        super()._drop_queue()
+        if self._peer_stopped and not self._session.is_gone(self):
+            self._peer_stopped = False
+            self._session.send_control(frame(NOP, self.id))
 
 
 class SmuxSession(MuxSession[SmuxStream]):
     """One multiplexed connection.
 
     Args:
-        accept: server side: gives the protocol for a stream that the peer opened. None on a
-            client, where a peer that opens streams is refused.
-        on_change: called when a stream ended, which may have made room or emptied the session.
-        on_lost: called once when the session is over, with the reason (None: closed by us).
+        accept: server side: returns the protocol for a stream that the peer opened. None on a
+            client, which refuses such streams.
+        on_change, on_lost: see `MuxSession`.
     """
 
-    __slots__ = ("_accept", "_decoder", "_keepalive", "_next_id")
+    __slots__ = ("_accept", "_decoder")
 
     name: ClassVar[str] = "mux session"
     psh: ClassVar[int] = PSH
@@ -73,7 +141,6 @@ class SmuxSession(MuxSession[SmuxStream]):
         self._accept = accept
         self._decoder = Decoder()
         self._next_id = 3  # as the Go client: 3, 5, 7, ...
-        self._keepalive: Keepalive | None = None
 
     @property
     def half_close(self) -> bool:
@@ -84,14 +151,9 @@ class SmuxSession(MuxSession[SmuxStream]):
         return OWN_BUDGET if self.half_close else RECEIVE_BUDGET
 
     @property
-    def exhausted(self) -> bool:
-        """Whether all stream ids have been used."""
-        return self._next_id > _LAST_ID
-
-    @property
     def healthy(self) -> bool:
-        """Whether a new stream may rely on it, as far as the session itself knows."""
-        return self._now() - self._seen_at < STALE_TIME and not self.is_stalled
+        """Whether the session can take a new stream, as far as it knows."""
+        return self._now() - self.heard_at < STALE_TIME and not self.is_stalled
 
     # The protocol of the connection below.
 
@@ -103,13 +165,13 @@ class SmuxSession(MuxSession[SmuxStream]):
         try:
             return self._decoder.feed(data)
         except SmuxError as error:
-            # What came before is handed up first, and nothing is read behind it.
+            # The frames before the error are handed up first, and nothing is read behind it.
             self.lower.pause_reading()
             failure = PeerError(f"smux: {error}")
             asyncio.get_running_loop().call_soon(self.close, failure)
             return error.events
 
-    def _command(self, command: int, stream_id: int, payload: Data) -> None:
+    def _command_received(self, command: int, stream_id: int, payload: Data) -> None:
         if command == FIN:
             self._fin_received(stream_id)
         elif command == SYN:
@@ -124,10 +186,10 @@ class SmuxSession(MuxSession[SmuxStream]):
             self.abort(PeerError("smux: the peer opens streams but reads nothing"))
             return
         if self._accept is None or self.used_slots >= MAX_STREAMS:
-            self._send_fin(stream_id)
+            self.send_fin(stream_id)
             return
-        self._finishing.pop(stream_id, None)
-        self._arrived(SmuxStream(self, stream_id, self._accept()))
+        self._awaiting_fin.pop(stream_id, None)
+        self._stream_arrived(SmuxStream(self, stream_id, self._accept()))
 
     # For streams and owners.
 
@@ -137,26 +199,37 @@ class SmuxSession(MuxSession[SmuxStream]):
             raise NetworkError("the mux session is over")
         stream = SmuxStream(self, self._next_id, upper)
         self._next_id += 2
-        if not self._ahead:
-            asyncio.get_running_loop().call_soon(self._send_ahead)
-        self._ahead += frame(SYN, stream.id)
-        self._made(stream)
+        if not self._prefix:
+            asyncio.get_running_loop().call_soon(self._send_prefix)
+        self._prefix += frame(SYN, stream.id)
+        self._streams[stream.id] = stream
+        stream.begin()
         return stream
 
-    def _send_ahead(self) -> None:
-        """Streams whose applications have nothing to say yet are opened all the same."""
-        if self._ahead and not self.lost:
+    def _send_prefix(self) -> None:
+        """Open the streams whose applications have written nothing yet."""
+        if self._prefix and not self.lost:
             self.send(b"")
 
-    def _send_fin(self, stream_id: int) -> None:
+    def send_data(self, stream_id: int, data: Data) -> None:
+        size = len(data)
+        # A whole read in one frame costs our own ends less; others expect the original's size.
+        most = MAX_LENGTH if size > MAX_PAYLOAD and self.half_close else MAX_PAYLOAD
+        if size <= most:
+            self.send_framed(header(PSH, stream_id, size), data)
+        else:
+            self.send(data_frames(stream_id, data, most))
+
+    def send_fin(self, stream_id: int) -> None:
         self.send_control(frame(FIN, stream_id))
 
-    def _send_reset(self, stream_id: int) -> None:
+    def send_reset(self, stream_id: int) -> None:
         self.send_control(frame(PSH, stream_id))
 
-    def _forget(self) -> None:
-        if self._keepalive is not None:
-            self._keepalive.stop()
+    def send_noop(self) -> None:
+        self.send(frame(NOP, 0))
+
+    def _release(self) -> None:
         self._accept = None
 
     # For the keepalive.
@@ -165,11 +238,8 @@ class SmuxSession(MuxSession[SmuxStream]):
         if not self.write_paused:
             self.send_noop()
 
-    def send_noop(self) -> None:
-        self.send(frame(NOP, 0))
-
     def silent_since(self) -> float | None:
-        return None if self._held else self._seen_at
+        return None if self._reading_paused else self.heard_at
 
     def peer_is_dead(self) -> None:
         self.abort(NetworkError("the mux session is dead: no sign of life from the peer"))

@@ -201,7 +201,7 @@ class SocketTransport(StreamTransport):
         return self._waiting + kernel_queue(self._sock)
 
     @property
-    def handed_over(self) -> int:
+    def socket_written(self) -> int:
         return self._written
 
     def half_closes(self) -> bool | None:
@@ -226,7 +226,7 @@ class SocketTransport(StreamTransport):
 
     def _send_failed(self, error: OSError) -> None:
         """Nothing can be sent any more; what has been received is still handed up if wanted."""
-        wanted = not (self._closing or self._read_eof) and self.upper.wants_rest
+        wanted = not (self._closing or self._read_eof) and self.upper.reads_after_send_error
         if not wanted or not self._has_more(error):
             self._fail(error)
             return
@@ -357,7 +357,7 @@ class SocketTransport(StreamTransport):
 
     def _over(self, error: Exception | None) -> None:
         try:
-            self.tell_lost(error)
+            self.report_lost(error)
         finally:
             self._sock.close()
 

@@ -30,8 +30,8 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import GONE, Data, StreamProtocol
-from mtt.layers.layer import SpeakingLayer
+from mtt.layers.base import NO_PROTOCOL, Data, StreamProtocol
+from mtt.layers.layer import SignalingLayer
 from mtt.layers.records import Records
 from mtt.trust.failures import tls_failure
 
@@ -49,7 +49,7 @@ DAMAGED_TIME = 1.0
 HANDSHAKE, OPEN, CLOSED = range(3)
 
 
-class TlsLayer(SpeakingLayer):
+class TlsLayer(SignalingLayer):
     """One TLS connection, client or server side.
 
     Args:
@@ -141,7 +141,7 @@ class TlsLayer(SpeakingLayer):
         if self._state != CLOSED:
             self._closed()
             exc = exc or NetworkError("connection lost")
-        self.tell_lost(exc)
+        self.report_lost(exc)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -174,7 +174,7 @@ class TlsLayer(SpeakingLayer):
         records = self._records
         self._half_close = self._streams and records.ssl.selected_alpn_protocol() is not None
         if self._half_close:
-            self.peer_is_ours()
+            self.set_peer_is_ours()
         if records.ssl.server_side:
             self._flush()
         self.upper.connection_made(self)
@@ -187,7 +187,7 @@ class TlsLayer(SpeakingLayer):
     def give_up(self, error: Exception) -> None:
         """Do nothing more for the connection below, which is not TLS and is another's now."""
         self._closed()
-        self.tell_lost(error)
+        self.report_lost(error)
 
     def _cut_handshake(self) -> NetworkError:
         if self._heard:
@@ -264,10 +264,10 @@ class TlsLayer(SpeakingLayer):
 
     def _answer(self) -> None:
         """Send what the peer's records ask for."""
-        before = self.lower.handed_over
+        before = self.lower.socket_written
         self._flush()
         if self.write_paused and not self._is_held:
-            self._answered += self.lower.handed_over - before
+            self._answered += self.lower.socket_written - before
             if self._is_held:
                 self.lower.pause_reading()
 
@@ -313,7 +313,7 @@ class TlsLayer(SpeakingLayer):
         self._tail = 0
         self.lower.write(encrypted)
 
-    def peer_is_ours(self) -> None:
+    def set_peer_is_ours(self) -> None:
         self._records.tracks = False  # see is_at_edge: where it leaves matters no more
 
     def half_closes(self) -> bool | None:
@@ -372,7 +372,7 @@ class TlsLayer(SpeakingLayer):
         handshake = self._state == HANDSHAKE
         self._flush()
         self._closed()
-        self.lower.set_protocol(GONE)  # its end tells nothing more
+        self.lower.set_protocol(NO_PROTOCOL)  # its end tells nothing more
         if handshake and isinstance(error, PeerError):  # our own verdict, for which no alert is
             self.lower.cut()
         elif handshake:
@@ -381,7 +381,7 @@ class TlsLayer(SpeakingLayer):
             self.lower.abort()
         if isinstance(error, ssl.SSLError):
             error = tls_failure(error, server_side=self._records.ssl.server_side)
-        asyncio.get_running_loop().call_soon(self.tell_lost, error)
+        asyncio.get_running_loop().call_soon(self.report_lost, error)
 
     def _closed(self) -> None:
         if self._on_end is not None and self._state == OPEN:

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.base import GONE, Data, StreamProtocol
+from mtt.layers.base import NO_PROTOCOL, Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
-from mtt.layers.layer import SpeakingLayer
+from mtt.layers.layer import SignalingLayer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -59,7 +59,7 @@ _ALIVE = b"alive-%d"
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
 
 
-class WebSocketLayer(SpeakingLayer):
+class WebSocketLayer(SignalingLayer):
     """The open phase of one WebSocket connection.
 
     Args:
@@ -146,7 +146,7 @@ class WebSocketLayer(SpeakingLayer):
             elif opcode == TEXT:
                 if self._half_close and not self._greeted:
                     self._greeted = True
-                    self.peer_is_ours()
+                    self.set_peer_is_ours()
                     if self._client:
                         self._sign()
                 elif self._half_close:
@@ -190,11 +190,11 @@ class WebSocketLayer(SpeakingLayer):
 
     def _sign(self) -> None:
         if not self._close_sent:
-            self._speak(frame(TEXT, b"", self._mask()))
+            self._send_signal(frame(TEXT, b"", self._mask()))
 
     def _pong(self, payload: Data) -> None:
         if not self._close_sent and self.lower.get_write_buffer_size() < CONTROL_BACKLOG:
-            self._speak(frame(PONG, payload, self._mask()))
+            self._send_signal(frame(PONG, payload, self._mask()))
 
     def _on_close(self, payload: bytes) -> None:
         if self._closed:  # by the protocol above, on the data before this frame
@@ -242,10 +242,10 @@ class WebSocketLayer(SpeakingLayer):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_pings()
         if self._closed:
-            self.tell_lost(None)
+            self.report_lost(None)
         else:
             self._closed = True
-            self.tell_lost(exc or NetworkError("connection lost"))
+            self.report_lost(exc or NetworkError("connection lost"))
 
     # The transport of the protocol above.
 
@@ -294,7 +294,7 @@ class WebSocketLayer(SpeakingLayer):
     def ask_half_close(self) -> None:
         if self._asked_at is None and self.half_closes() is None:
             self._asked_at = self._now()
-            self._speak(frame(PING, _QUESTION, self._mask()))
+            self._send_signal(frame(PING, _QUESTION, self._mask()))
 
     def write_eof(self) -> None:
         """Tell the peer that no more data comes from us.
@@ -336,7 +336,7 @@ class WebSocketLayer(SpeakingLayer):
     def _send_close(self, reason: str = "") -> None:
         if not self._close_sent:
             self._close_sent = True
-            self._speak(frame(CLOSE, close_payload(self._close_code, reason), self._mask()))
+            self._send_signal(frame(CLOSE, close_payload(self._close_code, reason), self._mask()))
 
     def _refuse(self, reason: str) -> None:
         """End the connection because the peer broke the protocol."""
@@ -348,27 +348,27 @@ class WebSocketLayer(SpeakingLayer):
         """End the connection because of `error`; a close frame already written is delivered."""
         self._closed = True
         self._stop_pings()
-        self.lower.set_protocol(GONE)  # its end tells nothing more
+        self.lower.set_protocol(NO_PROTOCOL)  # its end tells nothing more
         if reset:
             self.lower.abort()
         else:
             self.lower.close()
-        asyncio.get_running_loop().call_soon(self.tell_lost, error)
+        asyncio.get_running_loop().call_soon(self.report_lost, error)
 
-    def ask(self) -> bool:
+    def ping(self) -> bool:
         self._alive_asked += 1
         if not self._close_sent:
-            self._speak(frame(PING, _ALIVE % self._alive_asked, self._mask()))
+            self._send_signal(frame(PING, _ALIVE % self._alive_asked, self._mask()))
         return True
 
-    def has_answered(self) -> bool:
+    def ping_answered(self) -> bool:
         return self._alive_told == self._alive_asked
 
     # For the keepalive, which a multiplexed session above has for itself.
 
     def keep_alive(self) -> None:
         if not self.lower.get_write_buffer_size():
-            self._speak(frame(PING, b"", self._mask()))
+            self._send_signal(frame(PING, b"", self._mask()))
 
     def silent_since(self) -> float | None:
         # Only our own ends are known to send signs of life as we do.

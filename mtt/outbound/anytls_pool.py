@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection
 
 from mtt.errors import DestinationError, MttError, NetworkError, again, describe
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
@@ -65,7 +65,7 @@ class AnyTlsPool:
         self._idle_timeout = idle_timeout if idle_timeout > MIN_TIME else IDLE_TIMEOUT
         self._reuse = reuse
         self._on_lost = on_lost
-        self._server = Learned(on_refused=Throttle().warning)
+        self._server = ServerState(on_refused=Throttle().warning)
         self._sessions: dict[ClientSession, None] = {}  # oldest first
         self._guard = ReuseGuard()
         self._unfinished: set[ClientSession] = set()  # see _close_unfinished
@@ -105,7 +105,7 @@ class AnyTlsPool:
                 session = await self._dial()
             stream = _open_on(session, destination)
             if not wait:
-                stream.watch()
+                stream.expect_answer()
                 return stream
             try:
                 await stream.acknowledged()
@@ -129,7 +129,7 @@ class AnyTlsPool:
         if session is None:
             return None
         stream = _open_on(session, destination)
-        stream.watch()
+        stream.expect_answer()
         return stream
 
     async def close(self) -> None:
@@ -175,7 +175,7 @@ class AnyTlsPool:
             while len(self._sessions) < self._warm:
                 try:
                     session = await self._dial()
-                    session.greet()
+                    session.send_settings()
                     self._guard.verify(session)
                     break
                 except MttError as error:

@@ -321,10 +321,10 @@ class _Preconnected(Parked):
     def heard_at(self) -> float:
         return self.since
 
-    def ask(self) -> None:
+    def ping(self) -> None:
         """Do nothing: anything sent now would become application data."""
 
-    def has_answered(self) -> bool:
+    def ping_answered(self) -> bool:
         return False
 
     def has_pending_input(self) -> bool:

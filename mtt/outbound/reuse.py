@@ -56,11 +56,11 @@ class Reusable(Protocol):
     def heard_at(self) -> float:
         """Loop time when data last arrived from the peer."""
 
-    def ask(self) -> None:
+    def ping(self) -> None:
         """Ask the peer for a sign of life, if possible."""
 
-    def has_answered(self) -> bool:
-        """Whether the peer has answered since `ask`."""
+    def ping_answered(self) -> bool:
+        """Whether the peer has answered the last `ping`."""
 
 
 class ReuseGuard:
@@ -106,7 +106,7 @@ class _Liveness:
 
     def is_reusable(self, connection: Reusable) -> bool:
         now = asyncio.get_running_loop().time()
-        if self._unverified and connection.has_answered():
+        if self._unverified and connection.ping_answered():
             self._unverified = False
         if self._has_changed(now):
             self._route = source_address(self._peer)
@@ -127,7 +127,7 @@ class _Liveness:
     def verify(self, connection: Reusable) -> None:
         if not self._unverified:
             self._unverified = True
-            connection.ask()
+            connection.ping()
 
     def _has_changed(self, now: float) -> bool:
         """Whether the computer has slept or its route has changed since the recorded state."""

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from mtt.errors import NetworkError
 from mtt.layers.base import StreamProtocol
 from mtt.layers.parked import Parked
-from mtt.layers.smux import SmuxSession
-from mtt.layers.smux_stream import SmuxStream
+from mtt.layers.smux import SmuxSession, SmuxStream
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
 from mtt.outbound.upstream import Pool
 

@@ -261,7 +261,7 @@ class HttpConnection(StreamProtocol):
         self._owner.open(self, self._near, host, port)
 
     def attached(self, transport: StreamTransport) -> None:
-        if transport.shares:
+        if transport.shares_connection:
             self._near.limit_reads()
 
     def flow(self) -> None:
@@ -374,7 +374,7 @@ class HttpConnection(StreamProtocol):
         ends = [self._near]
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
-        waiting = sum(end.unsent() + end.held_back() for end in ends)
+        waiting = sum(end.unsent() + end.throttled_bytes() for end in ends)
         # Delivered bytes count as well: a slow reader may drain our buffers for a long time.
         count = self.sent + self.received - waiting
         if count != self._counted:

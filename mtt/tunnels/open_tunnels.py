@@ -121,11 +121,11 @@ class OpenTunnels:
         """
         task = asyncio.get_running_loop().create_task(self._guarded(connection, work))
         self._tasks.add(task)
-        connection.engage(1)
+        connection.add_carried(1)
 
         def done(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            connection.engage(-1)
+            connection.add_carried(-1)
             if task.cancelled():  # perhaps before its first step
                 work.close()
                 held = connection.get_protocol()
@@ -218,7 +218,7 @@ class OpenTunnels:
         # A closure and its cells would take twice the memory.
         carrier = make(partial(self._untrack, near, on_done))
         self._carriers.add(carrier)
-        near.engage(1)
+        near.add_carried(1)
         self.counters.tunnels += 1
         return carrier
 
@@ -229,7 +229,7 @@ class OpenTunnels:
         carrier: _Carrier,
     ) -> None:
         self._carriers.discard(carrier)
-        near.engage(-1)
+        near.add_carried(-1)
         self.counters.bytes_up += carrier.sent
         self.counters.bytes_down += carrier.received
         if logger.isEnabledFor(DEBUG):

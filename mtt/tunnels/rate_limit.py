@@ -170,12 +170,12 @@ class RateLimiter(Layer):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._backlog:
             # Deliver what it sent before.
-            self._lost = lambda: self.tell_lost(exc)
+            self._lost = lambda: self.report_lost(exc)
             self.upper.pause_writing()
             self._queue_up()
         else:
             self._drop()
-            self.tell_lost(exc)
+            self.report_lost(exc)
 
     # For the bucket.
 
@@ -243,8 +243,8 @@ class RateLimiter(Layer):
         if not self._closed:
             self.lower.resume_reading()
 
-    def held_back(self) -> int:
-        return len(self._backlog) + self.lower.held_back()
+    def throttled_bytes(self) -> int:
+        return len(self._backlog) + self.lower.throttled_bytes()
 
     def half_closes(self) -> bool | None:
         return self.lower.half_closes()

@@ -334,11 +334,11 @@ class _Leg(StreamProtocol):
         transport = peer.transport
         self.forward = transport.write if both_half_close else self._write_timed
         self.borrows = transport.borrows
-        if transport.shares:
+        if transport.shares_connection:
             self.transport.limit_reads()
 
     @property
-    def sends_no_more(self) -> bool:
+    def has_finished_writing(self) -> bool:
         return self.peer.eof
 
     def data_received(self, data: Data) -> None:
@@ -380,7 +380,7 @@ class _Leg(StreamProtocol):
 
 def _in_flight(leg: _Leg) -> int:
     """Bytes in flight: written to `leg` and not acknowledged, or held back by a rate limiter."""
-    return leg.transport.unsent() + leg.transport.held_back()
+    return leg.transport.unsent() + leg.transport.throttled_bytes()
 
 
 def _ignore(_: object) -> None:

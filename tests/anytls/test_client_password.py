@@ -73,7 +73,7 @@ async def test_a_wrong_password(how: str, certs: Certs, monkeypatch: pytest.Monk
     """One outcome at once: an error that names the server, and no success for the application."""
     # Who would wait fails the test; and a server that waits is taken for one of version 1.
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", 60.0)
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 60.0)
     # The site's end is passed on to the client after that.
     monkeypatch.setattr(relay, "QUIET_TIME", 0.05)
     monkeypatch.setattr(relay, "QUIET_INTERVALS", (0.01, 0.01))

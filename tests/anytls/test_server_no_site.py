@@ -77,7 +77,7 @@ async def test_non_user_is_refused_at_once_as_bad_request(
             await eventually(lambda: empty(server))
         assert failures(numbers(server)) == {"password": 1}
         (line,) = lines
-        assert "did not show the password of a user" in line
+        assert "authentication failed (wrong password, or a scanner)" in line
 
 
 async def test_a_web_visitor_finds_no_page(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ async def test_a_wrong_password(
     """The application is told that it failed, and the log says why, at once."""
     # Who would wait fails the test.
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", 60.0)
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 60.0)
     with logged() as lines:
         async with (
             asyncio.timeout(2 * SOON),

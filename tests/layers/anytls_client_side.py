@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtt.errors import MttError
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_stream import ClientStream
 from mtt.wire.anytls import FIN, SERVER_SETTINGS, Decoder, frame
 from mtt.wire.padding import Scheme
@@ -20,10 +20,10 @@ class Client(SessionSide):
     decoder = Decoder
 
     def __init__(
-        self, server: Learned | None = None, *, greeting: bytes = b"", half_close: bool = False
+        self, server: ServerState | None = None, *, greeting: bytes = b"", half_close: bool = False
     ) -> None:
         super().__init__()
-        self.server = server or Learned(PLAIN)
+        self.server = server or ServerState(PLAIN)
         self.session = ClientSession(
             HASHED,
             self.server,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mtt.layers.anytls_server import ServerSession
-from mtt.layers.anytls_stream import ServerStream
+from mtt.layers.anytls_server import ServerSession, ServerStream
 from mtt.wire.anytls import SERVER_SETTINGS, SETTINGS, SYN, Decoder, client_settings, frame
 from mtt.wire.padding import DEFAULT, Scheme
 from tests.layers.session_side import SessionSide

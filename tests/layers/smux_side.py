@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from mtt.layers.smux import SmuxSession
-from mtt.layers.smux_stream import SmuxStream
+from mtt.layers.smux import SmuxSession, SmuxStream
 from mtt.wire.smux import SYN, Decoder, frame
 from tests.layers.session_side import SessionSide
 from tests.support.transports import FakeLayer, Recorder, turns

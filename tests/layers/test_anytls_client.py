@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.anytls_client import CLIENT, MAX_UPDATES, Learned
+from mtt.layers.anytls_client import CLIENT, MAX_UPDATES, ServerState
 from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.wire.anytls import (
     FIN,
@@ -30,7 +30,7 @@ from tests.support.transports import turns
 
 
 async def test_settings_are_sent_with_the_first_destination() -> None:
-    client = Client(Learned(Scheme.parse(b"stop=3\n0=9-9\n1=300-300\n2=50-50")))
+    client = Client(ServerState(Scheme.parse(b"stop=3\n0=9-9\n1=300-300\n2=50-50")))
     assert client.first == preamble(HASHED, 9)
     client.server.scheme = DEFAULT  # learned by another session meanwhile
     _, stream = client.stream()
@@ -50,7 +50,7 @@ async def test_settings_are_sent_with_the_first_destination() -> None:
 
 
 async def test_each_frame_is_a_packet_while_there_is_padding() -> None:
-    client = Client(Learned(Scheme.parse(b"stop=4\n2=100-100\n3=60-60,200-200")))
+    client = Client(ServerState(Scheme.parse(b"stop=4\n2=100-100\n3=60-60,200-200")))
     _, stream = client.stream()
     client.lower.writes.clear()
     data = bytes(3 * MAX_PAYLOAD + 5)
@@ -68,7 +68,7 @@ async def test_each_frame_is_a_packet_while_there_is_padding() -> None:
 
 
 async def test_new_scheme_applies_from_the_next_packet_on() -> None:
-    client = Client(Learned(Scheme.parse(b"stop=9")))
+    client = Client(ServerState(Scheme.parse(b"stop=9")))
     _, stream = client.stream()
     raw = b"stop=9\n0=5-5\n2=40-40\n4=41-41"
     client.feed(frame(UPDATE_PADDING, 0, raw))
@@ -85,7 +85,7 @@ async def test_new_scheme_applies_from_the_next_packet_on() -> None:
 
 async def test_invalid_scheme_is_ignored_and_reported_once() -> None:
     told: list[str] = []
-    server = Learned(PLAIN, on_refused=told.append)
+    server = ServerState(PLAIN, on_refused=told.append)
     for _ in range(3):
         client = Client(server)
         client.feed(frame(UPDATE_PADDING, 0, b"stop=8\n1=99999-99999"))
@@ -111,7 +111,7 @@ async def test_endless_new_schemes_end_the_session() -> None:
 
 
 async def test_streams_of_a_server_are_refused_within_a_limit() -> None:
-    client = Client(Learned(DEFAULT))
+    client = Client(ServerState(DEFAULT))
     client.stream()
     client.said()
     client.feed(frame(SYN, 4))

@@ -129,7 +129,7 @@ async def test_error_suspects_the_password_if_an_answer_is_missing(
 
 
 async def test_silent_server_is_taken_for_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.01)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 0.01)
     client = Client()
     _, stream = client.stream()
     client.said()
@@ -139,7 +139,7 @@ async def test_silent_server_is_taken_for_version_1(monkeypatch: pytest.MonkeyPa
     assert client.server.version == 1  # which is learned once
 
     other = Client(client.server)
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 60.0)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 60.0)
     assert await answer_of(other.stream()[1]) is None
     other.feed(GREETING)
     assert client.server.version == 2  # it has been replaced, or was slow
@@ -153,11 +153,11 @@ async def test_unacknowledged_request_does_not_mean_version_1(
     client = Client()
     waiting = asyncio.ensure_future(answer_of(client.stream()[1]))
     client.lower.buffered = 1000  # nothing is acknowledged
-    await clock.passes(3 * anytls_stream.QUESTION_TIME)
+    await clock.passes(3 * anytls_stream.HEARTBEAT_DELAY)
     assert not waiting.done()
     assert client.server.version == 0
     client.lower.buffered = 0
-    await clock.passes(anytls_stream.QUESTION_TIME)
+    await clock.passes(anytls_stream.HEARTBEAT_DELAY)
     assert await waiting is None
     assert client.server.version == 1
     await client.over()

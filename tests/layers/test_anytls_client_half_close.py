@@ -16,8 +16,8 @@ async def test_guessed_version_leaves_half_close_open(monkeypatch: pytest.Monkey
     clock = Clock(monkeypatch)
     client = Client(half_close=True)
     _, stream = client.stream()
-    stream.watch()
-    await clock.passes(anytls_stream.QUESTION_TIME + 0.1)
+    stream.expect_answer()
+    await clock.passes(anytls_stream.HEARTBEAT_DELAY + 0.1)
     assert client.server.version == 1
     assert stream.half_closes() is None
     other = Client(client.server, half_close=True)

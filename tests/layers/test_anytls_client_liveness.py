@@ -15,7 +15,7 @@ from tests.support.transports import turns
 async def test_dead_server_is_found_while_a_stream_waits_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.01)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 0.01)
     monkeypatch.setattr(anytls_client, "HEART_TIME", 0.05)
     monkeypatch.setattr(anytls_client, "LATE_TIME", 0.02)
     client = Client(greeting=GREETING)
@@ -30,14 +30,14 @@ async def test_dead_server_is_found_while_a_stream_waits_for_it(
 
 
 async def test_watched_stream_ends_if_the_server_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(anytls_stream, "QUESTION_TIME", 0.01)
+    monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 0.01)
     monkeypatch.setattr(anytls_client, "HEART_TIME", 0.05)
     told, silent = Client(greeting=GREETING), Client(greeting=GREETING)
-    told.stream()[1].watch()
+    told.stream()[1].expect_answer()
     told.feed(frame(SYNACK, 2))
     told.said()
     upper, stream = silent.stream()
-    stream.watch()
+    stream.expect_answer()
     assert isinstance(await upper.ended(), NetworkError)
     assert silent.lower.aborted
     assert told.said() == []
@@ -76,11 +76,11 @@ async def test_full_connection_gets_no_heartbeat(monkeypatch: pytest.MonkeyPatch
     clock = Clock(monkeypatch)
     client = Client(greeting=GREETING)
     client.session.pause_writing()
-    client.session.question()
+    client.session.request_heartbeat()
     assert not client.lower.sent
     client.session.resume_writing()
-    client.session.question()
-    client.session.question()
+    client.session.request_heartbeat()
+    client.session.request_heartbeat()
     assert client.said() == [(HEART_REQUEST, 0, b"")]
     client.feed(frame(HEART_RESPONSE, 0))
     await clock.passes(2 * anytls_client.HEART_TIME)

@@ -8,7 +8,7 @@ import pytest
 
 from mtt.errors import DestinationError, PeerError
 from mtt.layers import anytls_client
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.outcome import Outcome
@@ -59,7 +59,7 @@ async def test_a_client_says_what_the_reference_said_in_the_same_records(
     md5 = parse_settings(settings)["padding-md5"]
     (scheme,) = (scheme for scheme in SCHEMES if scheme.md5 == md5)
     observed = Observed()
-    session = ClientSession(HASHED, Learned(scheme), randrange=observed.randrange)
+    session = ClientSession(HASHED, ServerState(scheme), randrange=observed.randrange)
     lower = FakeLayer(session)
     session.connection_made(lower)
     streams: dict[int, ClientStream] = {}
@@ -132,7 +132,7 @@ async def test_a_client_is_told_why_its_session_ends() -> None:
 
 
 def opened() -> tuple[ClientSession, FakeLayer, ClientStream]:
-    session = ClientSession(HASHED, Learned())
+    session = ClientSession(HASHED, ServerState())
     lower = FakeLayer(session)
     session.connection_made(lower)
     return session, lower, session.open_stream(Recorder(), b"dest")

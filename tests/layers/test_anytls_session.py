@@ -12,7 +12,7 @@ import pytest
 
 from mtt.errors import MttError, PeerError
 from mtt.layers.anytls import RECEIVE_BUDGET
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.tcp import SocketTransport
 from mtt.layers.tls import TlsLayer
@@ -31,7 +31,7 @@ class Pair:
 
     def __init__(self, *, half_close: bool = False) -> None:
         self.uppers: list[Recorder] = []
-        self.client = ClientSession(bytes(32), Learned(), half_close=half_close)
+        self.client = ClientSession(bytes(32), ServerState(), half_close=half_close)
         self.server = ServerSession(self._accept)
         self.up, self.down = FakeLayer(self.client), FakeLayer(self.server)
         self.server.connection_made(self.down)
@@ -125,7 +125,7 @@ async def test_sender_to_a_closed_stream_gets_a_reset() -> None:
     server.transport.write(b"more")
     await pair.exchange()
     assert not server.lost
-    pair.client._finishing[1] -= 10
+    pair.client._awaiting_fin[1] -= 10
     server.transport.write(b"and more")
     await pair.exchange()
     assert server.lost
@@ -137,7 +137,7 @@ async def test_every_padded_record_is_a_record_of_tls(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scheme = Scheme.parse(b"stop=4\n0=30-30\n1=500-500\n2=20-20,700-700,90-90\n3=9-9,60-60,c,8-8")
-    monkeypatch.setattr("tests.support.stacks.Learned", lambda: Learned(scheme))
+    monkeypatch.setattr("tests.support.stacks.ServerState", lambda: ServerState(scheme))
     monkeypatch.setattr(
         "tests.support.stacks.ServerSession", lambda accept: ServerSession(accept, scheme=scheme)
     )
@@ -257,7 +257,7 @@ async def test_a_peer_may_say_anything(client_side: bool) -> None:
 
         session: Any
         if client_side:
-            session = ClientSession(bytes(32), Learned(), half_close=rng.random() < 0.5)
+            session = ClientSession(bytes(32), ServerState(), half_close=rng.random() < 0.5)
         else:
             session = ServerSession(accept)
         lower = FakeLayer(session)

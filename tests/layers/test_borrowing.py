@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data
 from mtt.layers.smux import SmuxSession
@@ -83,7 +83,7 @@ def anytls_server(upper: Recorder, lower: FakeLayer) -> Any:
 
 
 def anytls_client(upper: Recorder, lower: FakeLayer) -> Any:
-    session = ClientSession(bytes(32), Learned(), half_close=True)
+    session = ClientSession(bytes(32), ServerState(), half_close=True)
     lower.set_protocol(session)
     session.connection_made(lower)
     session.open_stream(upper, b"dest")

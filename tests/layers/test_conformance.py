@@ -118,41 +118,41 @@ async def test_half_close_is_asked_once(stack: Stack, certs: Certs) -> None:
     async with stack.open(certs, greeted=False) as (client, server):
         for end in (client, server):
             bottom = end.transport.bottom
-            sent = bottom.handed_over
+            sent = bottom.socket_written
             for _ in range(3):
                 assert end.transport.half_closes() in (stack.half_close, None)
                 assert end.transport.can_write_eof() in (stack.half_close, False)
-            assert bottom.handed_over == sent
+            assert bottom.socket_written == sent
             is_known = end.transport.half_closes() is not None
             end.transport.ask_half_close()
-            asked = bottom.handed_over
+            asked = bottom.socket_written
             assert asked == sent or not is_known
             end.transport.ask_half_close()
-            assert bottom.handed_over == asked
+            assert bottom.socket_written == asked
             assert end.transport.unsent() == 0  # nothing that the protocol above has written
         await turns(100)
         for end in (client, server):
             assert end.transport.half_closes() is stack.half_close
-            sent = end.transport.bottom.handed_over
+            sent = end.transport.bottom.socket_written
             end.transport.ask_half_close()
             assert end.transport.half_closes() is stack.half_close
-            assert end.transport.bottom.handed_over == sent
+            assert end.transport.bottom.socket_written == sent
             assert not end.recorder.data
 
 
-async def test_handed_over_and_unsent_count_bytes(stack: Stack, certs: Certs) -> None:
-    """`handed_over` is the socket's count; `unsent` is of what was written, until it is there."""
+async def test_socket_written_and_unsent_count_bytes(stack: Stack, certs: Certs) -> None:
+    """`socket_written` counts what the socket got; `unsent` counts until the peer has it."""
     async with stack.open(certs) as (client, server):
         for end, other in ((client, server), (server, client)):
             transport = end.transport
             assert transport.bottom is end.tcp
             written = 0
             for size in (1, 100, 40_000):
-                before = transport.handed_over
+                before = transport.socket_written
                 transport.write(bytes(size))
                 written += size
-                assert transport.handed_over >= before + size
-                assert transport.handed_over == end.tcp.handed_over
+                assert transport.socket_written >= before + size
+                assert transport.socket_written == end.tcp.socket_written
                 # With what the layers put around it: padding, above all.
                 assert transport.unsent() <= written + (4000 if "anytls" in stack.layers else 500)
             await other.recorder.received(written)

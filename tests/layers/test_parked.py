@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mtt.errors import NetworkError, NothingSaidError, PeerError
-from mtt.layers.base import GONE
+from mtt.layers.base import NO_PROTOCOL
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
 from tests.support.certs import Certs
@@ -51,7 +51,7 @@ async def test_handed_over(dead: bool) -> None:
     recorder = Recorder()
     hand_over(transport, recorder)
     # A transport that is over refers to nothing that is above it.
-    assert transport.get_protocol() is (GONE if dead else recorder)
+    assert transport.get_protocol() is (NO_PROTOCOL if dead else recorder)
     assert bytes(recorder.data) == b"first words"
     assert recorder.eof
     assert recorder.lost == dead

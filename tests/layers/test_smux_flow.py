@@ -7,8 +7,7 @@ import pytest
 from mtt.errors import PeerError
 from mtt.layers import smux as layer
 from mtt.layers.mux import ANSWERS_LIMIT
-from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET
-from mtt.layers.smux_stream import SmuxStream
+from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.layers.smux_side import Server, client, finished
 from tests.support.transports import Recorder, turns

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from mtt.layers import smux as layer
-from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, SmuxSession
-from mtt.layers.smux_stream import STOP_AT
+from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, STOP_AT, SmuxSession
 from mtt.wire.smux import FIN, NOP, PSH, frame
 from tests.layers.smux_side import Server, client, finished
 from tests.support.transports import Recorder
@@ -98,7 +97,7 @@ async def test_a_stopped_stream_that_is_closed_leaves_nothing_behind() -> None:
 async def test_stale_session_is_not_healthy_until_it_hears_something() -> None:
     session, _ = client()
     assert session.healthy
-    session._seen_at -= layer.STALE_TIME
+    session.heard_at -= layer.STALE_TIME
     assert not session.healthy
     session.data_received(frame(NOP, 0))
     assert session.healthy

@@ -190,7 +190,7 @@ async def test_end_of_a_silent_peer_comes_before_a_failed_write() -> None:
 class Server(Told):
     """Has no use for requests that it cannot answer."""
 
-    wants_rest = False  # type: ignore[assignment]
+    reads_after_send_error = False  # type: ignore[assignment]
 
 
 async def test_a_server_that_reads_nothing_hears_of_a_failed_write_at_once() -> None:

@@ -182,9 +182,9 @@ async def test_first_data_travel_with_the_end_of_the_handshake(early: bytes, cer
 
     async def write_at_once() -> int:
         transport = await parked.opened()
-        before = one.handed_over
+        before = one.socket_written
         transport.write(early)
-        return one.handed_over - before
+        return one.socket_written - before
 
     writing = asyncio.get_running_loop().create_task(write_at_once())
     async with joined(one, other):

@@ -40,16 +40,16 @@ async def test_data_both_ways() -> None:
 
 async def test_only_the_matching_pong_answers_ask() -> None:
     client = Side(client=True)
-    assert client.layer.ask()
+    assert client.layer.ping()
     (first,) = client.said()
     client.feed(frame(PONG, b""), frame(BINARY, b"data"))
-    assert not client.layer.has_answered()
-    client.layer.ask()
+    assert not client.layer.ping_answered()
+    client.layer.ping()
     (second,) = client.said()
     client.feed(frame(PONG, first[1]))
-    assert not client.layer.has_answered()
+    assert not client.layer.ping_answered()
     client.feed(frame(PONG, second[1]))
-    assert client.layer.has_answered()
+    assert client.layer.ping_answered()
     await client.over()
 
 

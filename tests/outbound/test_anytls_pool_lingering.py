@@ -21,7 +21,7 @@ class Application(Recorder):
     ended = False
 
     @property
-    def sends_no_more(self) -> bool:
+    def has_finished_writing(self) -> bool:
         return self.ended
 
 

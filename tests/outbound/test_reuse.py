@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from mtt.errors import Cause, NetworkError, PeerError
-from mtt.layers import question
+from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
 from mtt.outbound import reuse
 from mtt.outbound.reuse import ROUTE_TIME, SLEEP_TIME, UNANSWERED_TIME, ReuseGuard, is_abnormal_end
@@ -52,11 +52,11 @@ class Connection:
         self.asked = 0
         self.answered = False
 
-    def ask(self) -> None:
+    def ping(self) -> None:
         self.asked += 1
         self.answered = False
 
-    def has_answered(self) -> bool:
+    def ping_answered(self) -> bool:
         return self.answered
 
 
@@ -193,11 +193,11 @@ async def test_kernel_acknowledgement_is_an_answer() -> None:
         session = SmuxSession()
         attach(near, session)
         drop_packets(far)
-        session.ask()
+        session.ping()
         await turns()
-        assert not session.has_answered()
+        assert not session.ping_answered()
         take_packets(far)
-        await eventually(session.has_answered)
+        await eventually(session.ping_answered)
         session.abort()
         await turns()
 
@@ -227,11 +227,11 @@ async def test_later_frame_is_the_answer_without_kernel_support(
     clock = Clock(monkeypatch)
     session = SmuxSession()
     session.connection_made(FakeTransport(session))
-    session.ask()
+    session.ping()
     session.data_received(b"\1\3\0\0\0\0\0\0")  # may have waited in the kernel
-    assert not session.has_answered()
-    await clock.passes(question.OLD_READ_TIME + 0.1)
+    assert not session.ping_answered()
+    await clock.passes(mux.OLD_READ_TIME + 0.1)
     session.data_received(b"\1\3\0\0\0\0\0\0")
-    assert session.has_answered()
+    assert session.ping_answered()
     session.abort()
     await turns()

@@ -7,10 +7,8 @@ import asyncio
 import pytest
 
 from mtt.errors import NetworkError, PeerError
-from mtt.layers.mux import STALL_TIME
-from mtt.layers.question import OLD_READ_TIME
-from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession
-from mtt.layers.smux_stream import SmuxStream
+from mtt.layers.mux import OLD_READ_TIME, STALL_TIME
+from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession, SmuxStream
 from mtt.outbound import reuse
 from mtt.outbound import smux_pool as sessions
 from mtt.outbound.smux_pool import SessionPool
@@ -259,7 +257,7 @@ async def test_wanted_number_of_sessions_stays_warm(monkeypatch: pytest.MonkeyPa
 async def test_silent_session_gets_no_new_stream() -> None:
     network = Network(warm=1)
     await network.open()
-    network.sessions[0]._seen_at -= 60.0
+    network.sessions[0].heard_at -= 60.0
     (stream,) = await network.open()
     assert session_of(stream) is network.sessions[1]
     await network.close()

@@ -12,14 +12,13 @@ from typing import Any
 
 from mtt.http.fallback import Visit
 from mtt.layers import anytls, smux
-from mtt.layers.anytls_client import ClientSession, Learned
+from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux import MuxSession
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.reads import READ_SIZE
-from mtt.layers.smux import SmuxSession
-from mtt.layers.smux_stream import STOP_AT
+from mtt.layers.smux import STOP_AT, SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
@@ -307,7 +306,7 @@ def _anytls(
     def ready(transport: asyncio.Transport) -> None:
         session: MuxSession[Any]
         if client:
-            session = ClientSession(bytes(32), Learned(), half_close=half_close)
+            session = ClientSession(bytes(32), ServerState(), half_close=half_close)
             hand_over(transport, session)
             session.open_stream(upper, b"dest")
         else:

@@ -163,7 +163,7 @@ class FakeTransport(StreamTransport):
         return self.buffered
 
     @property
-    def handed_over(self) -> int:
+    def socket_written(self) -> int:
         return self.written
 
     def write(self, data: Any) -> None:
@@ -181,7 +181,7 @@ class FakeTransport(StreamTransport):
     def write_eof(self) -> None:
         self.eof_written = True
 
-    def peer_is_ours(self) -> None:
+    def set_peer_is_ours(self) -> None:
         self.is_ours = True
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ async def test_excess_waits_and_pauses_reading(monkeypatch: pytest.MonkeyPatch) 
     burst = int(40_000 * BURST_TIME)
     assert len(above.data) == burst
     assert not below.reading
-    assert (layer.held_back(), layer.unsent()) == (256 * 80 - burst, 0)
+    assert (layer.throttled_bytes(), layer.unsent()) == (256 * 80 - burst, 0)
     await clock.until(lambda: len(above.data) == 256 * 80)
     ideal = (256 * 80 - burst) / 40_000
     assert ideal - INEXACT <= clock.now - start <= ideal + TICK

@@ -63,7 +63,7 @@ async def test_close_and_abort_from_above(how: str) -> None:
     assert below.calls == [how]
     assert layer.is_closing()
     assert not bucket._waiting
-    assert (layer.held_back(), layer.unsent()) == (0, 0)
+    assert (layer.throttled_bytes(), layer.unsent()) == (0, 0)
     layer.connection_lost(None)
     assert above.events == ["lost None"]
     assert len(above.data) == size

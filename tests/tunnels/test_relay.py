@@ -163,7 +163,7 @@ async def test_abort_resets_both_at_any_time() -> None:
 class Shared(FakeLayer):
     """A stream that shares its connection with others."""
 
-    shares = True
+    shares_connection = True
 
 
 @pytest.mark.parametrize("swap", [False, True])

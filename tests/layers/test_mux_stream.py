@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.layers import arrivals
-from mtt.layers.arrivals import STREAMS_A_TURN
+from mtt.layers import mux_stream
+from mtt.layers.mux_stream import STREAMS_A_TURN
 from mtt.wire.smux import FIN, PSH, SYN, frame
 from tests.layers.smux_side import Server
 from tests.support.transports import turns
@@ -76,17 +76,17 @@ async def test_streams_that_are_reset_do_not_begin(said: tuple[int, ...]) -> Non
 async def test_streams_wait_for_those_that_are_being_carried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arrivals, "MAX_CARRIED", 2)
+    monkeypatch.setattr(mux_stream, "MAX_CARRIED", 2)
     server = Server()
     server.feed(frame(SYN, 3))
     first = server.uppers[0].transport
-    first.engage(1)
-    first.engage(1)
+    first.add_carried(1)
+    first.add_carried(1)
     server.feed(frame(SYN, 5))
     await turns()
     assert begun(server) == 1
     first.close()
-    first.engage(-1)
+    first.add_carried(-1)
     await turns()
     assert begun(server) == 2
 
