@@ -11,46 +11,9 @@ from dataclasses import dataclass, field
 
 from mtt.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.errors import UsageError
-from mtt.options.anytls import (
-    DEFAULT_POOL,
-    TUNNEL_CLIENT_FLAGS,
-    TUNNEL_SERVER_FLAGS,
-    PoolOptions,
-    given_scheme,
-    pool_options,
-    tunnel_password,
-)
-from mtt.options.common import (
-    BIND,
-    BIND_UNIX,
-    DEFAULT_PATH,
-    FALLBACK,
-    FAST_OPEN,
-    MAX_CONNS,
-    METRICS,
-    MUX,
-    TIMEOUT,
-    WSS,
-    WSS_PATH,
-    ServiceOptions,
-    at_least,
-    bind_address,
-    fallback_site,
-    host_name,
-    only_with,
-    reachable,
-    required,
-    service_values,
-)
+from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.options.process import PROCESS_FLAGS
-from mtt.options.tls import (
-    CLIENT_TLS_FLAGS,
-    SERVER_TLS_FLAGS,
-    SKIP_VERIFY,
-    given_client_tls,
-    given_server_tls,
-)
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
@@ -86,26 +49,26 @@ MUX_FLAGS = (
 )  # fmt: skip
 
 CLIENT_FLAGS = (
-    BIND,
+    common.BIND,
     Flag("s", "str", "Address of the server. Join several hosts with |.", "HOST:PORT",
          may_be_empty=True),
-    WSS,
-    WSS_PATH,
+    common.WSS,
+    common.WSS_PATH,
     WSS_MASK,
     Flag("n", "str", "Server name for SNI, the Host header of -wss, and certificate verification; "
          "the host of -s if not given.", "NAME", may_be_empty=True),
-    SKIP_VERIFY,
-    *CLIENT_TLS_FLAGS,
-    MUX._replace(otherwise="mux-max-stream is the number of connections"),
+    tls.SKIP_VERIFY,
+    *tls.CLIENT_TLS_FLAGS,
+    common.MUX._replace(otherwise="mux-max-stream is the number of connections"),
     *MUX_FLAGS,
     Flag("preconnect", "int", "Tunnel connections to keep ready without -mux, 0 to "
          f"{MAX_PRECONNECT} per process; new connections then need no handshake. The server and "
          "the destination see them as idle connections.", "N", "0"),
-    *TUNNEL_CLIENT_FLAGS,
-    TIMEOUT,
-    MAX_CONNS,
-    FAST_OPEN,
-    METRICS,
+    *anytls.TUNNEL_CLIENT_FLAGS,
+    common.TIMEOUT,
+    common.MAX_CONNS,
+    common.FAST_OPEN,
+    common.METRICS,
     Flag("fallback-dns", "str", "DNS server for the names in -s and -b, instead of the system's "
          f"resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
     Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
@@ -114,31 +77,31 @@ CLIENT_FLAGS = (
 )
 
 SERVER_FLAGS = (
-    BIND,
-    BIND_UNIX,
+    common.BIND,
+    common.BIND_UNIX,
     Flag("d", "str", "Destination of all connections.", "HOST:PORT", may_be_empty=True),
-    *SERVER_TLS_FLAGS,
-    WSS,
-    WSS_PATH,
-    FALLBACK._replace(help=FALLBACK.help + " Needs -wss or -anytls."),
-    MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
-    *TUNNEL_SERVER_FLAGS,
-    TIMEOUT,
-    MAX_CONNS,
-    FAST_OPEN,
-    METRICS,
+    *tls.SERVER_TLS_FLAGS,
+    common.WSS,
+    common.WSS_PATH,
+    common.FALLBACK._replace(help=common.FALLBACK.help + " Needs -wss or -anytls."),
+    common.MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
+    *anytls.TUNNEL_SERVER_FLAGS,
+    common.TIMEOUT,
+    common.MAX_CONNS,
+    common.FAST_OPEN,
+    common.METRICS,
     *PROCESS_FLAGS,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TunnelOptions(ServiceOptions):
+class TunnelOptions(common.ServiceOptions):
     """The checked options that both ends have."""
 
     wss: bool = False
     # The client's is a request target: escaped, perhaps with a ?query. The server's is compared
     # with the decoded path of requests.
-    wss_path: str = DEFAULT_PATH
+    wss_path: str = common.DEFAULT_PATH
     mux: bool = False
     anytls_password: str = field(default="", repr=False)  # empty without -anytls
     fast_open: bool = False
@@ -162,7 +125,7 @@ class ClientOptions(TunnelOptions):
     mux_warm: int = 1
     mux_idle: float = 30.0  # seconds
     preconnect: int = 0  # up to MAX_PRECONNECT
-    pool: PoolOptions = DEFAULT_POOL
+    pool: anytls.PoolOptions = anytls.DEFAULT_POOL
     fallback_dns: tuple[str, int] | None = None  # IP literal and port
 
 
@@ -186,36 +149,38 @@ def client_options(
     values = defaults(CLIENT_FLAGS) | given
     bind = None
     if not sockets:
-        text = required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
+        text = common.required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
         bind = parse_endpoint("-b", text)
-    server = reachable("-s", required(values, "s", "the server's address, like -s example.com:443"))
+    text = common.required(values, "s", "the server's address, like -s example.com:443")
+    server = common.reachable("-s", text)
     max_stream: int = values["mux-max-stream"]
     if not 1 <= max_stream <= MAX_STREAM_LIMIT:
         raise UsageError(f"-mux-max-stream: {max_stream} is not from 1 to {MAX_STREAM_LIMIT}")
     if values["sv"] and (values["ca"] or values["pin"]):
         raise UsageError("-sv turns off the verification that -ca and -pin ask for; remove one")
-    only_with("wss", values, (WSS_PATH, WSS_MASK))
-    only_with("mux", values, MUX_FLAGS)
-    server_name = host_name("-n", values["n"]) if values["n"] else host_name("-s", server.host)
+    common.only_with("wss", values, (common.WSS_PATH, WSS_MASK))
+    common.only_with("mux", values, MUX_FLAGS)
+    option, name = ("-n", values["n"]) if values["n"] else ("-s", server.host)
+    server_name = common.host_name(option, name)
     return ClientOptions(
         bind=bind,
         sockets=sockets,
         server=server,
-        tls=given_client_tls(values, server_name=server_name, skip_verify=values["sv"]),
+        tls=tls.given_client_tls(values, server_name=server_name, skip_verify=values["sv"]),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],
         mux=values["mux"],
         mux_max_stream=max_stream,
-        mux_warm=at_least(0, values, "mux-warm"),
-        mux_idle=at_least(0, values, "mux-idle"),
+        mux_warm=common.at_least(0, values, "mux-warm"),
+        mux_idle=common.at_least(0, values, "mux-idle"),
         preconnect=_preconnect(values),
-        anytls_password=tunnel_password(values, given),
-        pool=pool_options(values, given),
+        anytls_password=anytls.tunnel_password(values, given),
+        pool=anytls.pool_options(values, given),
         fast_open=values["fast-open"],
         fallback_dns=_dns_server(values["fallback-dns"]),
         plugin=plugin,
-        **service_values(values),
+        **common.service_values(values),
     )
 
 
@@ -227,9 +192,9 @@ def server_options(
     `sockets` are descriptors to listen on instead of -b or -bind-unix. Raises UsageError.
     """
     values = defaults(SERVER_FLAGS) | given
-    bind, bind_unix = (None, "") if sockets else bind_address(values)
-    destination = required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
-    only_with("wss", values, (WSS_PATH,))
+    bind, bind_unix = (None, "") if sockets else common.bind_address(values)
+    destination = common.required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
+    common.only_with("wss", values, (common.WSS_PATH,))
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
             "-anytls and -disable-tls exclude each other: AnyTLS itself encrypts nothing"
@@ -240,17 +205,17 @@ def server_options(
         bind=bind,
         bind_unix=bind_unix,
         sockets=sockets,
-        destination=reachable("-d", destination),
-        tls=given_server_tls(values),
+        destination=common.reachable("-d", destination),
+        tls=tls.given_server_tls(values),
         wss=values["wss"],
         wss_path=_path_pattern(values["wss-path"]),
-        fallback=fallback_site(values),
+        fallback=common.fallback_site(values),
         mux=values["mux"],
-        anytls_password=tunnel_password(values, given),
-        padding_scheme=given_scheme(values),
+        anytls_password=anytls.tunnel_password(values, given),
+        padding_scheme=anytls.given_scheme(values),
         fast_open=values["fast-open"],
         plugin=plugin,
-        **service_values(values),
+        **common.service_values(values),
     )
 
 

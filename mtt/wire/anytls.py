@@ -138,25 +138,16 @@ class Decoder:
                 take = min(self._left, end - at)
                 if not take:
                     return events
-                if self._command == PSH:
-                    piece = view[at : at + take]
-                    if self._whole:
-                        self._whole += piece
-                        if take == self._left:
-                            events.append((PSH, self._id, bytes(self._whole)))
-                            self._whole = bytearray()
-                    elif take == self._left:
-                        events.append((PSH, self._id, piece))
-                        self._passed = False
-                    elif self._passed or self._left > self._whole_limit:
-                        events.append((PSH, self._id, piece))
-                        self._passed = True
-                    else:
-                        self._whole += piece
-                elif self._command in _WHOLE:
+                command, is_last = self._command, take == self._left
+                if command == PSH and not self._whole and (
+                    is_last or self._passed or self._left > self._whole_limit
+                ):
+                    events.append((PSH, self._id, view[at : at + take]))
+                    self._passed = not is_last
+                elif command == PSH or command in _WHOLE:
                     self._whole += view[at : at + take]
-                    if take == self._left:
-                        events.append((self._command, self._id, bytes(self._whole)))
+                    if is_last:
+                        events.append((command, self._id, bytes(self._whole)))
                         self._whole = bytearray()
                 at += take
                 self._left -= take
