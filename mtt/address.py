@@ -102,9 +102,7 @@ def endpoint(hosts: str, port: str) -> Endpoint:
         except ValueError:
             inner = _shown(host[1:].removesuffix("]"))
             raise ValueError(f"{inner} is not an IPv6 address") from None
-        if ":" in bare and not is_ip(bare):
-            raise ValueError(f"{_shown(host)} is not a host")
-        if any(c in bare for c in " /@\\\0"):
+        if (":" in bare and not is_ip(bare)) or any(c in bare for c in " /@\\\0"):
             raise ValueError(f"{_shown(host)} is not a host")
         parsed.append(bare)
     return Endpoint(tuple(parsed), parse_port(port.strip()))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Required, Self, TypedDict, Unpack
 
 from mtt import client, server
@@ -18,6 +19,7 @@ from mtt.errors import StartError, UsageError
 from mtt.modes import MODES
 from mtt.options.flags import Flag, Values
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
+from mtt.tunnels.service import Service
 
 FilePath = str | os.PathLike[str]
 
@@ -151,16 +153,15 @@ def _errors_name(keywords: frozenset[str]) -> Iterator[None]:
 
 
 class _Embedded:
-    """One run of a service: from `start()`, or the beginning of an `async with`, to `close()`."""
+    """One run of a service: from `start()`, or the beginning of an `async with`, to `close()`.
 
-    _keywords: frozenset[str]
+    `make` makes the service. Errors about its options name `keywords`.
+    """
 
-    def __init__(self) -> None:
-        self._service: client.Client | server.Server | None = None
-        self._used = False
-
-    def _make(self) -> client.Client | server.Server:
-        raise NotImplementedError
+    def __init__(self, keywords: frozenset[str], make: Callable[[], Service]) -> None:
+        self._keywords = keywords
+        self._make: Callable[[], Service] | None = make  # None once started
+        self._service: Service | None = None
 
     async def start(self) -> None:
         """Listen, and serve in the background.
@@ -168,11 +169,11 @@ class _Embedded:
         Raises StartError (no permission, port in use) or UsageError (a certificate cannot be used);
         nothing is left behind then.
         """
-        if self._used:
+        make, self._make = self._make, None
+        if make is None:
             raise RuntimeError("it has been started before; make another one")
-        self._used = True
         with _errors_name(self._keywords):
-            service = self._make()
+            service = make()
             try:
                 await service.start()
             except BaseException:
@@ -217,7 +218,7 @@ class _Embedded:
         """How many tunnels are open or being opened."""
         return self._running().tunnels
 
-    def _running(self) -> client.Client | server.Server:
+    def _running(self) -> Service:
         if self._service is None:
             raise RuntimeError("it is not running: use `async with`, or `start()` it first")
         return self._service
@@ -229,15 +230,10 @@ class Client(_Embedded):
     Raises UsageError for options that cannot work; nothing else happens before `start()`.
     """
 
-    _keywords = CLIENT_KEYWORDS
-
-    def __init__(self, **options: Unpack[ClientKeywords]) -> None:
-        super().__init__()
-        with _errors_name(self._keywords):
-            self._options = client_options(_values(options, self._keywords, CLIENT_FLAGS))
-
-    def _make(self) -> client.Client:
-        return client.Client(self._options)
+    def __init__(self, **keywords: Unpack[ClientKeywords]) -> None:
+        with _errors_name(CLIENT_KEYWORDS):
+            self._options = client_options(_values(keywords, CLIENT_KEYWORDS, CLIENT_FLAGS))
+        super().__init__(CLIENT_KEYWORDS, partial(client.Client, self._options))
 
 
 class Server(_Embedded):
@@ -246,15 +242,10 @@ class Server(_Embedded):
     Raises UsageError for options that cannot work; nothing else happens before `start()`.
     """
 
-    _keywords = SERVER_KEYWORDS
-
-    def __init__(self, **options: Unpack[ServerKeywords]) -> None:
-        super().__init__()
-        with _errors_name(self._keywords):
-            self._options = server_options(_values(options, self._keywords, SERVER_FLAGS))
-
-    def _make(self) -> server.Server:
-        return server.Server(self._options)
+    def __init__(self, **keywords: Unpack[ServerKeywords]) -> None:
+        with _errors_name(SERVER_KEYWORDS):
+            self._options = server_options(_values(keywords, SERVER_KEYWORDS, SERVER_FLAGS))
+        super().__init__(SERVER_KEYWORDS, partial(server.Server, self._options))
 
     @property
     def pin(self) -> str | None:

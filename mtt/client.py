@@ -51,6 +51,7 @@ class Client(Service):
             pending=lambda: self._connector.connecting,
         )
         self._options = options
+        self.waits_for_first_byte = options.plugin
         mode = MODES[options.mode]
         self._connector = Connector(
             options.server,
@@ -105,10 +106,6 @@ class Client(Service):
 
     def metrics_page(self) -> str:
         return super().metrics_page() + self._upstream.metrics()
-
-    @property
-    def waits_for_first_byte(self) -> bool:
-        return self._options.plugin
 
     def application_ready(self, transport: StreamTransport) -> None:
         """Open a tunnel for an application."""

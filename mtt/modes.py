@@ -62,7 +62,7 @@ class Mode:
         has_sessions: whether streams share connections.
         client_alpn, server_alpn: ALPN names that the client offers and the server supports.
         half_close: see TlsLayer.
-        upgrade: makes the client's upgrade on top of TLS.
+        upgrade: makes the client's upgrade on top of TLS, if there is one.
         upstream: makes the client's upstream from its connector.
         reader: makes the server's reader of connection heads.
     """
@@ -75,7 +75,7 @@ class Mode:
     client_alpn: tuple[str, ...]
     server_alpn: tuple[str, ...]
     half_close: bool
-    upgrade: Callable[[ClientOptions], Finish | None]
+    upgrade: Callable[[ClientOptions], Finish | None] = lambda _: None
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
 
@@ -83,10 +83,6 @@ class Mode:
         """The command-line arguments that select the mode, for either end."""
         arguments = tuple(f"-{option}" for option in self.options)
         return (*arguments, "-p", password) if self.has_password else arguments
-
-
-def _no_upgrade(_options: ClientOptions) -> None:
-    return None
 
 
 def _websocket(options: ClientOptions) -> Finish:
@@ -187,7 +183,6 @@ _over_tls = partial(
     client_alpn=alpn.STREAM,
     server_alpn=alpn.STREAM,
     half_close=True,
-    upgrade=_no_upgrade,
     reader=_stream_reader,
 )
 _over_websocket = partial(
@@ -212,7 +207,6 @@ _TABLE = (
         client_alpn=alpn.WEBSOCKET,
         server_alpn=alpn.SITE,
         half_close=True,
-        upgrade=_no_upgrade,
         upstream=_anytls,
         reader=_anytls_reader,
     ),

@@ -70,7 +70,9 @@ def workers(values: Values) -> int:
     if not 0 <= count <= MAX_WORKERS:
         raise UsageError(f"-workers: {count} is not from 0 to {MAX_WORKERS}")
     if count == 0:
-        count = _cores()
+        # taskset and containers can restrict which cores a process may use.
+        may_ask = hasattr(os, "sched_getaffinity")
+        count = len(os.sched_getaffinity(0)) if may_ask else os.cpu_count() or 1
     if count > 1 and not hasattr(os, "fork"):
         raise UsageError("-workers: this system cannot fork processes; remove it, or set it to 1")
     return count
@@ -79,10 +81,3 @@ def workers(values: Values) -> int:
 def part_of(total: int, values: Values) -> int:
     """Each worker's share of the limit `total`, rounded up; 0 (no limit) stays 0."""
     return -(-total // workers(values))
-
-
-def _cores() -> int:
-    """The number of cores this process may use, which taskset and containers can restrict."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -37,10 +37,15 @@ def given_client_tls(
 ) -> ClientTls:
     """The value of CLIENT_TLS_FLAGS. Raises UsageError."""
     _certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
+    pins = values["pin"]
+    if pins:
+        from mtt.trust.identity import parse_pin
+
+        pins = tuple(map(parse_pin, pins))
     return ClientTls(
         server_name=server_name,
         ca=values["ca"],
-        pins=_pins(values["pin"]),
+        pins=pins,
         skip_verify=skip_verify,
         cert=values["cert"],
         key=values["key"],
@@ -94,11 +99,3 @@ def _tls_min(values: Values) -> str:
     if version not in TLS_VERSIONS:
         raise UsageError(f"-tls-min: {quoted(version)} is not {' or '.join(TLS_VERSIONS)}")
     return version
-
-
-def _pins(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if not texts:
-        return ()
-    from mtt.trust.identity import parse_pin
-
-    return tuple(parse_pin(text) for text in texts)

@@ -94,18 +94,14 @@ def memory_file(content: bytes) -> Iterator[str]:
 
 def _memory_descriptor(content: bytes) -> int | None:
     """A descriptor of a file in memory; None if the system has no such files."""
-    if not hasattr(os, "memfd_create"):
-        return None
     try:
         descriptor = os.memfd_create("mtt")
-    except OSError:  # forbidden by a container's seccomp filter
+    except (AttributeError, OSError):  # not Linux; forbidden by a container's seccomp filter
         return None
-    try:
+    with contextlib.suppress(OSError):
         if os.path.exists(f"{_DESCRIPTORS}/{descriptor}"):  # not in a chroot without /proc
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(content)
             return descriptor
-    except OSError:
-        pass
     os.close(descriptor)
     return None
