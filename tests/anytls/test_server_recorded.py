@@ -12,8 +12,9 @@ import pytest
 from tests.anytls.serving import empty, know, server_for
 from tests.support.anytlspeer import FIN, PSH, SYNACK, AnyTlsPeer
 from tests.support.certs import Certs
-from tests.support.gopeer import tls_connect, vector
+from tests.support.gopeer import tls_connect
 from tests.support.tunnels import SOON, echo, eventually, port_of, serving
+from tests.support.vectors import stream_of, vector
 
 HERE = "127.0.0.1"
 
@@ -46,7 +47,7 @@ RECORDED = [
 
 def destination(name: str) -> bytes:
     """The port that the client of a recording goes to: behind the first 127.0.0.1."""
-    said = b"".join(bytes.fromhex(e["hex"]) for e in vector(name) if e["dir"] == "c2s")
+    said = stream_of(vector(name), "c2s")
     start = said.index(b"\x7f\0\0\1") + 4
     return said[start : start + 2]
 

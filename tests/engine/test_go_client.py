@@ -25,7 +25,6 @@ from tests.support.gopeer import (
     smux_read,
     tls_connect,
     upgrade_request,
-    vector,
     ws_connect,
 )
 from tests.support.tunnels import (
@@ -42,6 +41,7 @@ from tests.support.tunnels import (
     server_at,
     serving,
 )
+from tests.support.vectors import vector
 
 VECTORS = {
     "a-tls-echo": "tls",

@@ -14,7 +14,7 @@ from mtt.layers.smux import SmuxSession
 from mtt.options.tunnel import MAX_STREAM_LIMIT
 from mtt.tunnels.relay import END_TIME, QUIET_TIME
 from tests.support.certs import Certs
-from tests.support.gopeer import CLOSE_1000, vector
+from tests.support.gopeer import CLOSE_1000
 from tests.support.goserver import MAX_STREAMS, go_server
 from tests.support.tunnels import (
     GO_MODES,
@@ -34,6 +34,7 @@ from tests.support.tunnels import (
     serving,
     settled,
 )
+from tests.support.vectors import vector
 
 MEGABYTE = bytes(range(256)) * 4096
 MUX_MODES = ("mux", "wss+mux")

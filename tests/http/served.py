@@ -11,10 +11,10 @@ from mtt.layers.base import StreamTransport
 from mtt.wire.http1 import Reply, Request, parse_response
 from mtt.wire.servemux import ServeMux
 from mtt.wire.upgrade import Upgrade
-from tests.wire.test_http1 import WSS_VECTORS, handshake
+from tests.support.vectors import WSS, handshake
 
 GET = b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n"
-UPGRADE = handshake(WSS_VECTORS[0])[0]
+UPGRADE = handshake(WSS[0])[0]
 PROTOCOLS = ("smux_on", "smux_off")
 WS = ServeMux("/ws").route
 

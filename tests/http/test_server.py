@@ -16,7 +16,7 @@ from mtt.wire.upgrade import switching_protocols
 from tests.http.served import GET, UPGRADE, Connection, each_byte, until
 from tests.support.clock import Clock
 from tests.support.transports import FakeTransport
-from tests.wire.test_http1 import WSS_VECTORS, handshake
+from tests.support.vectors import WSS, handshake
 
 # Answers.
 
@@ -98,7 +98,7 @@ async def test_bodies_are_dropped(length: int) -> None:
 @pytest.mark.parametrize("cut", [lambda data: [data], each_byte], ids=["whole", "bytewise"])
 async def test_an_upgrade_hands_the_transport_over(cut: Callable[[bytes], list[bytes]]) -> None:
     connection = Connection("/")
-    request, answer = handshake(WSS_VECTORS[0])
+    request, answer = handshake(WSS[0])
     connection.send(*cut(request))
     assert bytes(connection.transport.sent) == answer
     [(asked, upgrade)] = connection.upgrades

@@ -17,7 +17,7 @@ from mtt.net.resolve import Resolver
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, text_reply
 from mtt.wire.upgrade import Upgrade
 from tests.http.served import GET, PROTOCOLS, UPGRADE, WS, until
-from tests.wire.test_http1 import WSS_VECTORS, handshake
+from tests.support.vectors import WSS, handshake
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +73,7 @@ async def test_upgrade_on_a_socket() -> None:
         assert await reader.readexactly(19) == b"404 page not found\n"
         writer.write(UPGRADE.replace(b"GET / ", b"GET /ws "))
         answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer == handshake(WSS_VECTORS[0])[1]
+        assert answer == handshake(WSS[0])[1]
         writer.write(b"\x82\x05hello")
         assert await reader.readexactly(7) == b"\x82\x05hello"
 

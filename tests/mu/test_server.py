@@ -10,15 +10,7 @@ import pytest
 
 from mtt_mu_server import server as server_module
 from tests.mu.panel import Panel, multi_user_server
-from tests.mu.users import (
-    answering,
-    client,
-    empty,
-    ended,
-    in_both_modes,
-    unreachable,
-    upgrade,
-)
+from tests.mu.users import answering, client, empty, ended, in_both_modes, unreachable, upgrade
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     Tcp,
@@ -30,7 +22,7 @@ from tests.support.tunnels import (
     port_of,
     serving,
 )
-from tests.wire.test_http1 import WSS_VECTORS, handshake
+from tests.support.vectors import WSS, handshake
 
 
 @in_both_modes
@@ -78,8 +70,8 @@ async def test_recorded_upgrades_are_accepted(certs: Certs) -> None:
         serving(echo) as there,
         multi_user_server(certs, **{"disable-tls": True}) as (server, panel),
     ):
-        for vector in WSS_VECTORS:
-            request, response = handshake(vector)
+        for name in WSS:
+            request, response = handshake(name)
             await panel.add(request.split()[1].decode(), there.port)
             application = await stack.enter_async_context(await connect(port_of(server)))
             await application.send(request)
@@ -156,7 +148,7 @@ async def test_with_a_fallback_visitors_get_to_a_web_site(certs: Certs) -> None:
             answer = await Panel(server.addresses[0]).exchange(request)
             assert answer == b"HTTP/1.0 200 OK\r\n\r\n" + request
         async with await connect(port_of(server)) as application:
-            await application.send(handshake(WSS_VECTORS[0])[0].replace(b"GET / ", b"GET /a "))
+            await application.send(handshake(WSS[0])[0].replace(b"GET / ", b"GET /a "))
             assert (await application.until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
 
 

@@ -9,12 +9,9 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import json
 import os
 import ssl
 import struct
-from pathlib import Path
-from typing import Any
 
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
@@ -26,14 +23,6 @@ CLOSE_1000 = (1000).to_bytes(2, "big")
 
 # io.CopyBuffer of the original reads so much at once; smux and WebSocket frames follow from it.
 COPY_SIZE = 16384
-
-VECTORS = Path(__file__).parent.parent / "vectors"
-
-
-def vector(name: str) -> list[dict[str, Any]]:
-    """The events of a recorded exchange between the Go client and server."""
-    events: list[dict[str, Any]] = json.loads((VECTORS / f"{name}.json").read_text())["events"]
-    return events
 
 
 class Tls(Tcp):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import tracemalloc
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -41,6 +40,7 @@ from mtt.wire.anytls import (
     shown,
     version_of,
 )
+from tests.wire.pieces import bytewise, split
 
 WHOLE = [SETTINGS, ALERT, UPDATE_PADDING, SYNACK, SERVER_SETTINGS]
 BARE = [SYN, FIN, HEART_REQUEST, HEART_RESPONSE]
@@ -65,15 +65,6 @@ def decode(pieces: Iterable[bytes], whole: int = 0) -> list[Event]:
     events = [event for piece in pieces for event in decoder.feed(piece)]
     assert decoder.at_boundary
     return joined(events)
-
-
-def bytewise(data: bytes) -> Iterator[bytes]:
-    return (data[at : at + 1] for at in range(len(data)))
-
-
-def split(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(1, 12)))
-    return (data[start:end] for start, end in pairwise([0, *cuts, len(data)]))
 
 
 # The format.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -33,9 +32,9 @@ from mtt.wire.anytls import (
     version_of,
 )
 from mtt.wire.padding import CHECK, DEFAULT, Padder, Scheme
-from tests.support.gopeer import VECTORS, vector
+from tests.support.vectors import Events, names, stream_of, vector
 
-NAMES = sorted(path.stem for path in VECTORS.glob("*anytls*.json"))
+NAMES = names("*anytls*")
 # Recordings of the real client; the others were made by hand, one record with everything.
 PADDED = [name for name in NAMES if name[0] in "efgh"]
 
@@ -53,7 +52,7 @@ EDGE_CASES = Scheme.parse(
 Event = tuple[int, int, bytes]
 
 
-def connections(name: str) -> list[list[dict[str, Any]]]:
+def connections(name: str) -> list[Events]:
     """The events of each TLS connection of a recording."""
     events = vector(name)
     numbers = sorted({event.get("conn", 0) for event in events})
@@ -72,11 +71,7 @@ PADDED_CONNECTIONS = [
 ]
 
 
-def stream_of(events: list[dict[str, Any]], direction: str) -> bytes:
-    return b"".join(bytes.fromhex(event["hex"]) for event in events if event["dir"] == direction)
-
-
-def frames_of(events: list[dict[str, Any]], direction: str) -> bytes:
+def frames_of(events: Events, direction: str) -> bytes:
     """What was sent in one direction, without the preamble."""
     stream = stream_of(events, direction)
     if direction == "c2s":
@@ -100,7 +95,7 @@ def decode(data: bytes, *, size: int = 0) -> list[Event]:
     return [(command, stream_id, bytes(payload)) for command, stream_id, payload in events]
 
 
-def noted(events: list[dict[str, Any]], direction: str) -> list[tuple[int, int, int]]:
+def noted(events: Events, direction: str) -> list[tuple[int, int, int]]:
     """Command, stream and length of each frame, by the notes of the recording."""
     found = []
     for event in events:
@@ -119,7 +114,7 @@ def test_there_are_recordings() -> None:
 
 @pytest.mark.parametrize("direction", ["c2s", "s2c"])
 @pytest.mark.parametrize("events", CONNECTIONS)
-def test_recorded_frames_match_the_notes(events: list[dict[str, Any]], direction: str) -> None:
+def test_recorded_frames_match_the_notes(events: Events, direction: str) -> None:
     data = frames_of(events, direction)
     expected = noted(events, direction)
     found = decode(data)
@@ -136,7 +131,7 @@ def test_recorded_frames_match_the_notes(events: list[dict[str, Any]], direction
 
 @pytest.mark.parametrize("direction", ["c2s", "s2c"])
 @pytest.mark.parametrize("events", CONNECTIONS)
-def test_frames_may_be_cut_anywhere(events: list[dict[str, Any]], direction: str) -> None:
+def test_frames_may_be_cut_anywhere(events: Events, direction: str) -> None:
     data = frames_of(events, direction)
     whole = joined(decode(data))
     for size in (1, 2, 5, 7, 8, 100):
@@ -154,7 +149,7 @@ def joined(events: list[Event]) -> list[Event]:
 
 
 @pytest.mark.parametrize("events", CONNECTIONS)
-def test_settings_and_versions(events: list[dict[str, Any]]) -> None:
+def test_settings_and_versions(events: Events) -> None:
     sent = decode(frames_of(events, "c2s"))
     said = [payload for command, _, payload in sent if command == SETTINGS]
     for payload in said:
@@ -173,7 +168,7 @@ def test_settings_and_versions(events: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("events", CONNECTIONS)
-def test_the_preamble(events: list[dict[str, Any]]) -> None:
+def test_the_preamble(events: Events) -> None:
     (size,) = re.findall(r"auth: .* padding0 len=(\d+)", events[0]["note"])
     stream = stream_of(events, "c2s")
     hashed = password_hash("test-password")
@@ -235,7 +230,7 @@ class Observed:
 
 @pytest.mark.parametrize("events", PADDED_CONNECTIONS)
 def test_padded_records_match_the_recording(
-    events: list[dict[str, Any]],
+    events: Events,
 ) -> None:
     data = frames_of(events, "c2s")
     md5 = parse_settings(decode(data)[0][2])["padding-md5"]

@@ -1,51 +1,30 @@
-"""HTTP heads: what is understood, what is refused, and with which words."""
+"""Heads of HTTP requests: what is understood, what is refused, and with which words; noise."""
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from pathlib import Path
 
 import pytest
 
 from mtt.wire.http1 import (
     MAX_HEAD,
     HttpError,
-    Reply,
-    Request,
     find_head_end,
     may_be_request,
     parse_request,
     parse_request_line,
     parse_response,
-    text_reply,
 )
-
-VECTORS = Path(__file__).parent.parent / "vectors"
-WSS_VECTORS = sorted(VECTORS.glob("*wss*.json"))
-DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
-
-
-def handshake(path: Path) -> tuple[bytes, bytes]:
-    """The recorded upgrade request and its response."""
-    events = json.loads(path.read_text())["events"]
-    assert [event["dir"] for event in events[:2]] == ["c2s", "s2c"]
-    return bytes.fromhex(events[0]["hex"]), bytes.fromhex(events[1]["hex"])
-
-
-def get(*lines: str, target: str = "/", version: str = "1.1", method: str = "GET") -> Request:
-    """Parse a request with these header lines; a Host comes first."""
-    head = "\r\n".join([f"{method} {target} HTTP/{version}", "Host: a", *lines, "", ""])
-    return parse_request(head.encode("utf-8", "surrogateescape"))
-
+from tests.support.vectors import WSS, handshake
+from tests.wire.http_heads import get
 
 # Finding the end of a head.
 
 
 def test_head_end_is_found_whole_in_pieces_and_before_more_data() -> None:
-    for path in WSS_VECTORS:
-        for head in handshake(path):
+    for name in WSS:
+        for head in handshake(name):
             assert find_head_end(head) == len(head)
             assert find_head_end(head + b"\x82\x05hello") == len(head)
             buffer, scanned = bytearray(), 0
@@ -67,11 +46,11 @@ def test_lines_may_end_in_a_bare_lf(end: bytes) -> None:
 # Requests.
 
 
-@pytest.mark.parametrize("path", WSS_VECTORS, ids=lambda path: path.stem)
-def test_recorded_requests_are_understood(path: Path) -> None:
-    request = parse_request(handshake(path)[0])
+@pytest.mark.parametrize("name", WSS)
+def test_recorded_requests_are_understood(name: str) -> None:
+    request = parse_request(handshake(name)[0])
     assert (request.method, request.version, request.host) == ("GET", (1, 1), "test.local")
-    assert request.path == request.target == ("/tunnel" if path.stem.startswith("d-") else "/")
+    assert request.path == request.target == ("/tunnel" if name.startswith("d-") else "/")
     assert [name for name, _ in request.headers] == [
         "host",
         "user-agent",
@@ -200,7 +179,6 @@ BAD = {
     "bare cr": (b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rY: b\r\n\r\n", 400, ""),
     "first folded": (b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", 400, ""),
 }
-
 SMUGGLED = {
     "both": ("Content-Length: 5", "Transfer-Encoding: chunked", 400),
     "differing": ("Content-Length: 5", "Content-Length: 6", 400),
@@ -259,87 +237,12 @@ def test_the_first_line_alone_is_enough_to_refuse() -> None:
         parse_request_line(b"\x16\x03\x01")
 
 
-# Responses.
-
-
-@pytest.mark.parametrize("path", WSS_VECTORS, ids=lambda path: path.stem)
-def test_recorded_responses_are_understood(path: Path) -> None:
-    response = parse_response(handshake(path)[1])
-    assert (response.status, response.reason) == (101, "Switching Protocols")
-    assert response.first("connection") == "Upgrade"
-    assert len(response.headers) == 4
-
-
-def test_a_response_needs_no_reason() -> None:
-    assert parse_response(b"HTTP/1.0 204\r\n\r\n").reason == ""
-    assert parse_response(b"HTTP/1.1 404 \r\n\r\n").reason == ""
-    assert parse_response(b"HTTP/1.1 404 Not Found\r\n\r\n").version == (1, 1)
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"SSH-2.0-x\r\n\r\n",
-        b"HTTP/1.1 20 OK\r\n\r\n",
-        b"HTTP/1.1 2000 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nX\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\n",
-    ],
-)
-def test_invalid_responses_are_refused(head: bytes) -> None:
-    with pytest.raises(HttpError) as caught:
-        parse_response(head)
-    assert caught.value.status == 502
-
-
-# Replies.
-
-
-def test_replies_are_laid_out_as_by_go() -> None:
-    reply = text_reply(400, "Bad Request", ("Sec-Websocket-Version", "13"))
-    head = (
-        b"400 Bad Request\r\n"
-        b"Content-Type: text/plain; charset=utf-8\r\n"
-        b"Sec-Websocket-Version: 13\r\n"
-        b"X-Content-Type-Options: nosniff\r\n"
-        b"Date: Mon, 02 Jan 2006 15:04:05 GMT\r\n"
-        b"Content-Length: 12\r\n"
-    )
-    body = b"Bad Request\n"
-    alive, closing = get(), get("Connection: close")
-    assert reply.encode(alive, date=DATE, close=False) == b"HTTP/1.1 " + head + b"\r\n" + body
-    close = b"Connection: close\r\n\r\n"
-    assert reply.encode(closing, date=DATE, close=True) == b"HTTP/1.1 " + head + close + body
-    old = get(version="1.0")
-    assert reply.encode(old, date=DATE, close=True) == b"HTTP/1.0 " + head + b"\r\n" + body
-    alive_line = b"Connection: keep-alive\r\n\r\n"
-    assert reply.encode(old, date=DATE, close=False) == b"HTTP/1.0 " + head + alive_line + body
-
-
-def test_head_gets_no_body_and_an_empty_reply_a_length() -> None:
-    reply = text_reply(404, "404 page not found")
-    sent = reply.encode(get(method="HEAD"), date=DATE, close=False)
-    assert b"\r\nContent-Length: 19\r\n" in sent
-    assert sent.endswith(b"\r\n\r\n")
-    empty = Reply(200)
-    assert empty.encode(get(), date=DATE, close=False) == (
-        b"HTTP/1.1 200 OK\r\nDate: Mon, 02 Jan 2006 15:04:05 GMT\r\nContent-Length: 0\r\n\r\n"
-    )
-    assert b"Content-Length" not in empty.encode(get(method="HEAD"), date=DATE, close=False)
-
-
-def test_a_reply_that_closes_says_so_once() -> None:
-    reply = Reply(400, (("Connection", "close"),))
-    assert reply.closes
-    assert reply.encode(get(), date=DATE, close=True).count(b"Connection: close") == 1
-
-
 # Fuzzing.
 
 
 def test_any_bytes_are_a_request_or_an_error() -> None:
     rng = random.Random(6455)
-    seeds = [handshake(path)[0] for path in WSS_VECTORS] + [head for head, _, _ in BAD.values()]
+    seeds = [handshake(name)[0] for name in WSS] + [head for head, _, _ in BAD.values()]
     pieces = [
         b"\r\n",
         b"\n",

@@ -8,10 +8,7 @@ import pytest
 
 from mtt.wire.http1 import HttpError, parse_response
 from mtt.wire.httphop import forwarded_answer, parse_answer
-
-
-def head(*lines: str) -> bytes:
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+from tests.wire.http_heads import head
 
 
 def test_hop_by_hop_headers_are_dropped() -> None:

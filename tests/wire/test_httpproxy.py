@@ -10,12 +10,9 @@ import pytest
 from mtt.outcome import Outcome
 from mtt.wire.http1 import HttpError, Request, parse_request
 from mtt.wire.httpproxy import failure, login, login_wanted, parse
+from tests.wire.http_heads import head
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
-
-
-def head(first: str, *lines: str) -> bytes:
-    return "\r\n".join([first, *lines, "", ""]).encode("latin-1")
 
 
 @pytest.mark.parametrize(

@@ -6,17 +6,13 @@ import random
 
 import pytest
 
-from mtt.wire.http1 import Reply, Request, parse_request
+from mtt.wire.http1 import Reply
 from mtt.wire.servemux import NOT_FOUND, ServeMux, clean_path
-
-
-def request(target: str, method: str = "GET") -> Request:
-    head = f"{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n"
-    return parse_request(head.encode("utf-8", "surrogateescape"))
+from tests.wire.http_heads import get
 
 
 def route(pattern: str, target: str, method: str = "GET") -> Reply | None:
-    return ServeMux(pattern).route(request(target, method))
+    return ServeMux(pattern).route(get(target=target, method=method))
 
 
 def location(pattern: str, target: str, method: str = "GET") -> str | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -25,16 +22,13 @@ from mtt.wire.smux import (
     data_frames,
     frame,
 )
+from tests.support.vectors import names, stream_of, vector
+from tests.wire.pieces import bytewise, split
 
-VECTORS = sorted((Path(__file__).parent.parent / "vectors").glob("*-mux-*.json"))
-PLAIN = [path for path in VECTORS if "wss" not in path.stem]
+RECORDED = names("*-mux-*")
+PLAIN = [name for name in RECORDED if "wss" not in name]
 
 Event = tuple[int, int, bytes]
-
-
-def stream_of(path: Path, direction: str) -> bytes:
-    events = json.loads(path.read_text())["events"]
-    return b"".join(bytes.fromhex(event["hex"]) for event in events if event["dir"] == direction)
 
 
 def joined(events: Iterable[tuple[int, int, Any]]) -> list[Event]:
@@ -55,26 +49,17 @@ def decode(pieces: Iterable[bytes]) -> list[Event]:
     return joined(events)
 
 
-def bytewise(data: bytes) -> Iterator[bytes]:
-    return (data[at : at + 1] for at in range(len(data)))
-
-
-def split(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(1, 12)))
-    return (data[start:end] for start, end in pairwise([0, *cuts, len(data)]))
-
-
 # Recorded exchanges.
 
 
 def test_there_are_recorded_exchanges() -> None:
-    assert [path.stem[0] for path in PLAIN] == ["c", "x"]
+    assert [name[0] for name in PLAIN] == ["c", "x"]
 
 
 @pytest.mark.parametrize("direction", ["c2s", "s2c"])
-@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
-def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, direction: str) -> None:
-    stream = stream_of(path, direction)
+@pytest.mark.parametrize("name", PLAIN)
+def test_recorded_frames_decode_and_encode_to_the_same_bytes(name: str, direction: str) -> None:
+    stream = stream_of(vector(name), direction)
     events = Decoder().feed(stream)
     assert len(events) > 1
     assert b"".join(frame(*event) for event in events) == stream
@@ -82,7 +67,7 @@ def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, directi
 
 
 def test_recorded_conversation() -> None:
-    assert decode([stream_of(PLAIN[0], "c2s")]) == [
+    assert decode([stream_of(vector(PLAIN[0]), "c2s")]) == [
         (SYN, 3, b""),
         (PSH, 3, b"stream one"),
         (SYN, 5, b""),
@@ -95,10 +80,10 @@ def test_recorded_conversation() -> None:
 
 
 def test_frames_inside_recorded_websocket_messages() -> None:
-    (path,) = (path for path in VECTORS if "wss" in path.stem)
+    (name,) = (name for name in RECORDED if "wss" in name)
     for direction in ("c2s", "s2c"):
         messages = websocket.Decoder(masked=direction == "c2s").feed(
-            stream_of(path, direction).partition(b"\r\n\r\n")[2]
+            stream_of(vector(name), direction).partition(b"\r\n\r\n")[2]
         )
         stream = b"".join(payload for opcode, payload in messages if opcode == websocket.BINARY)
         events = Decoder().feed(stream)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from mtt.wire import upgrade
 from mtt.wire.http1 import Reply, Request, Response, parse_request, parse_response
 from mtt.wire.upgrade import Upgrade, UpgradeError, UpgradeRefused
-from tests.wire.test_http1 import WSS_VECTORS, handshake
+from tests.support.vectors import WSS, handshake
 
 PREFERENCE = ("smux_on", "smux_off")
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455, 1.3
@@ -20,9 +18,9 @@ def test_the_example_of_the_rfc() -> None:
     assert upgrade.accept_key(KEY) == ACCEPT
 
 
-@pytest.mark.parametrize("path", WSS_VECTORS, ids=lambda path: path.stem)
-def test_recorded_handshakes_to_the_byte(path: Path) -> None:
-    sent, answered = handshake(path)
+@pytest.mark.parametrize("name", WSS)
+def test_recorded_handshakes_to_the_byte(name: str) -> None:
+    sent, answered = handshake(name)
     parsed = parse_request(sent)
     key = parsed.first("sec-websocket-key")
     protocol = parsed.first("sec-websocket-protocol")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -31,19 +28,18 @@ from mtt.wire.websocket import (
     parse_close,
     xor,
 )
+from tests.support.vectors import WSS, stream_of, vector
+from tests.wire.pieces import bytewise, split
 
-VECTORS = sorted((Path(__file__).parent.parent / "vectors").glob("*wss*.json"))
 KEY = b"\x37\xfa\x21\x3d"  # of the examples in RFC 6455, 5.7
 
 # One thing that the decoder said: payload of data frames runs together.
 Event = tuple[int, bytes]
 
 
-def frames_of(path: Path, direction: str) -> bytes:
+def frames_of(name: str, direction: str) -> bytes:
     """What went one way after the HTTP handshake."""
-    events = json.loads(path.read_text())["events"]
-    sent = b"".join(bytes.fromhex(event["hex"]) for event in events if event["dir"] == direction)
-    return sent.partition(b"\r\n\r\n")[2]
+    return stream_of(vector(name), direction).partition(b"\r\n\r\n")[2]
 
 
 def joined(events: Iterable[tuple[int, Any]]) -> list[Event]:
@@ -64,27 +60,18 @@ def decode(pieces: Iterable[bytes], *, masked: bool) -> list[Event]:
     return joined(events)
 
 
-def bytewise(data: bytes) -> Iterator[bytes]:
-    return (data[at : at + 1] for at in range(len(data)))
-
-
-def split(data: bytes, rng: random.Random) -> Iterator[bytes]:
-    cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(1, 12)))
-    return (data[start:end] for start, end in pairwise([0, *cuts, len(data)]))
-
-
 # Recorded exchanges.
 
 
 def test_there_are_recorded_exchanges() -> None:
-    assert len(VECTORS) == 3
+    assert len(WSS) == 3
 
 
 @pytest.mark.parametrize("direction", ["c2s", "s2c"])
-@pytest.mark.parametrize("path", VECTORS, ids=lambda path: path.stem)
-def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, direction: str) -> None:
+@pytest.mark.parametrize("name", WSS)
+def test_recorded_frames_decode_and_encode_to_the_same_bytes(name: str, direction: str) -> None:
     masked = direction == "c2s"
-    stream = frames_of(path, direction)
+    stream = frames_of(name, direction)
     payloads = []
     encoded = b""
     rest = stream
@@ -105,10 +92,10 @@ def test_recorded_frames_decode_and_encode_to_the_same_bytes(path: Path, directi
 
 
 def test_recorded_echo_conversation() -> None:
-    path = next(path for path in VECTORS if path.stem.startswith("b-"))
+    name = next(name for name in WSS if name.startswith("b-"))
     said = b"hello" + 126 * b"P" + 1500 * b"Q"
-    assert decode([frames_of(path, "s2c")], masked=False)[0] == (BINARY, said)
-    up = decode([frames_of(path, "c2s")], masked=True)
+    assert decode([frames_of(name, "s2c")], masked=False)[0] == (BINARY, said)
+    up = decode([frames_of(name, "c2s")], masked=True)
     assert up[0] == (BINARY, said)
     assert up[-1] == (CLOSE, b"\x03\xe8")
     assert parse_close(up[-1][1]) == (NORMAL_CLOSURE, "")
