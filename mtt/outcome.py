@@ -17,9 +17,11 @@ class Outcome(enum.Enum):
     SUCCEEDED = "connected"
     CONNECTION_REFUSED = "connection refused"
     NETWORK_UNREACHABLE = "network unreachable"
-    HOST_UNREACHABLE = "host unreachable"  # includes names that do not resolve
+    HOST_UNREACHABLE = "host unreachable"
+    UNRESOLVABLE = "no such host"  # the name does not resolve
     NOT_ALLOWED = "not allowed"
     TIMED_OUT = "timed out"
+    NO_AGENT = "no agent is connected"  # of a gateway's group
     GENERAL_FAILURE = "the connection failed"
 
     @property

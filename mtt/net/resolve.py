@@ -191,7 +191,7 @@ class Resolver:
 
     def _failure(self, host: str, reason: str) -> NetworkError:
         return NetworkError(
-            f"cannot resolve {host}: {self._who}: {reason}", outcome=Outcome.HOST_UNREACHABLE
+            f"cannot resolve {host}: {self._who}: {reason}", outcome=Outcome.UNRESOLVABLE
         )
 
     async def _ask_system(self, host: str) -> _Addresses:

@@ -54,9 +54,11 @@ _SYNACKS = {each: each.text.encode() for each in Outcome} | {Outcome.SUCCEEDED: 
 _PHRASES = (
     (Outcome.CONNECTION_REFUSED, "connection refused"),
     (Outcome.NETWORK_UNREACHABLE, "network is unreachable|network unreachable"),
-    (Outcome.HOST_UNREACHABLE, "no route to host|host (is )?unreachable|host is down|no such host"),
+    (Outcome.HOST_UNREACHABLE, "no route to host|host (is )?unreachable|host is down"),
+    (Outcome.UNRESOLVABLE, "no such host"),
     (Outcome.NOT_ALLOWED, "not allowed|not permitted|permission denied"),
     (Outcome.TIMED_OUT, "timed out|timeout|deadline exceeded"),
+    (Outcome.NO_AGENT, "no agent is connected"),
 )
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)

@@ -40,8 +40,10 @@ _REPLIES = {
     Outcome.NOT_ALLOWED: 2,
     Outcome.NETWORK_UNREACHABLE: 3,
     Outcome.HOST_UNREACHABLE: 4,
+    Outcome.UNRESOLVABLE: 4,
     Outcome.CONNECTION_REFUSED: 5,
     Outcome.TIMED_OUT: 6,
+    Outcome.NO_AGENT: 1,
 }
 # Version 5 replies to requests that are not attempted.
 COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 7, 8

@@ -49,7 +49,7 @@ def know(server: Server, names: dict[str, list[str]]) -> None:
         addresses = [host] if found else names.get(host, [])
         if not addresses:
             reason = f"cannot resolve {host}: the test has no such name"
-            raise NetworkError(reason, outcome=Outcome.HOST_UNREACHABLE)
+            raise NetworkError(reason, outcome=Outcome.UNRESOLVABLE)
         return [known for text in addresses if (known := literal(text, port))]
 
     server._resolver.resolve = resolve  # type: ignore[method-assign]

@@ -128,7 +128,7 @@ async def test_system_errors_name_the_host(monkeypatch):
             await resolver.resolve("nope.example", 80)
         reason = "cannot resolve nope.example: the system's resolver: name or service not known"
         assert str(caught.value) == reason
-        assert caught.value.outcome is Outcome.HOST_UNREACHABLE
+        assert caught.value.outcome is Outcome.UNRESOLVABLE
     assert len(asked) == 2  # failures are not kept
     with pytest.raises(NetworkError, match="too many open files"):
         await resolver.resolve("strange", 80)

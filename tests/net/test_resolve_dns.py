@@ -161,7 +161,7 @@ async def test_silent_server_times_out(monkeypatch):
             await Resolver(server.address).resolve("a.example", 1)
         who = f"DNS server 127.0.0.1:{server.address[1]}"
         assert str(caught.value) == f"cannot resolve a.example: {who}: no answer within 5 s"
-        assert caught.value.outcome is Outcome.HOST_UNREACHABLE
+        assert caught.value.outcome is Outcome.UNRESOLVABLE
         assert len(server.seen) == 6
 
 

@@ -14,7 +14,7 @@ from mtt.wire.anytls import outcome_from_text, synack
         ("dial tcp 127.0.0.1:1: connect: connection refused", Outcome.CONNECTION_REFUSED),
         ("dial tcp 192.0.2.1:1: connect: network is unreachable", Outcome.NETWORK_UNREACHABLE),
         ("dial tcp 192.0.2.1:1: connect: no route to host", Outcome.HOST_UNREACHABLE),
-        ("lookup nowhere.invalid on 192.0.2.53:53: no such host", Outcome.HOST_UNREACHABLE),
+        ("lookup nowhere.invalid on 192.0.2.53:53: no such host", Outcome.UNRESOLVABLE),
         ("dial tcp 192.0.2.1:1: i/o timeout", Outcome.TIMED_OUT),
         ("context deadline exceeded", Outcome.TIMED_OUT),
         ("Connection timed out", Outcome.TIMED_OUT),
