@@ -16,8 +16,7 @@ from mtt.options.flags import Values
 from mtt.options.tunnel import SERVER_FLAGS, server_options
 from mtt.process.command import Command, Start
 from mtt.process.command import main as run
-from plugin.environment import PluginEnvironment
-from plugin.sip003 import Sip003
+from plugin.sip003 import PluginEnvironment, Sip003
 
 if TYPE_CHECKING:
     from mtt.process.runtime import Service

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
 from anytls.upstreams import Upstreams
@@ -13,6 +15,7 @@ from mtt.net.resolve import Resolver
 from mtt.observe import metrics
 from mtt.outbound.connector import CONNECT_TIME
 from mtt.proxy.association import Association
+from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.port import ProxyPort
 from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
@@ -52,7 +55,7 @@ class Client(Service):
 
     async def start(self) -> None:
         """Listen. Raises StartError if that fails."""
-        await self.serve(self._proxy.accept)
+        await self.serve(partial(ProxyHandshake, self._proxy))
         self._servers.start()
 
     def announce(self) -> None:

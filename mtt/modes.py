@@ -129,8 +129,7 @@ def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> U
 
 
 def _anytls(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
-    from mtt.outbound.anytls_pool import AnyTlsPool
-    from mtt.outbound.anytls_tunnel import AnyTlsTunnel
+    from mtt.outbound.anytls_pool import AnyTlsPool, AnyTlsTunnel
     from mtt.wire.anytls import password_hash
 
     pool = AnyTlsPool(

@@ -22,10 +22,10 @@ VPN_OPTION = "V"
 
 _KEY = re.compile(r"[A-Za-z0-9_,=-]{1,30}")
 
-# A character, and whether it was escaped, so that it never acts as a separator.
-_Char = tuple[str, bool]
-
-_SEMICOLON, _COMMA, _EQUALS = (";", False), (",", False), ("=", False)
+# Text is made of units: an ordinary character, or a backslash and the character that it escapes.
+_WHOLE = re.compile(r"(?:\\.|[^\\])*", re.DOTALL)
+_PIECE = re.compile(r"(?:\\.|[^\\;])+", re.DOTALL)
+_TRIMMED = re.compile(r"\s*((?:\s*(?:\\.|[^\\\s]))*)", re.DOTALL)
 
 
 def parse_options(flags: Sequence[Flag], text: str) -> Values:
@@ -61,56 +61,33 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
 
 def _settings(text: str, booleans: Collection[str]) -> Iterator[tuple[str, str | None]]:
     """Keys and values in `text`; the value is None if there is no `=`."""
-    for piece in _split(_unescape(text), _SEMICOLON):
-        start = 0
-        for comma in [position for position, char in enumerate(piece) if char == _COMMA]:
-            head = _text(piece[start:comma])
-            if head not in booleans:
-                break  # an ordinary character, usually of a value
+    if not _WHOLE.fullmatch(text):
+        raise UsageError(
+            "plugin options end with a lone backslash; write a backslash itself as \\\\"
+        )
+    for piece in _PIECE.findall(text):
+        head, comma, rest = _partition(piece, ",")
+        while comma and head in booleans:  # any other comma is an ordinary character of a value
             yield head, None
-            start = comma + 1
-        piece = piece[start:]
-        if _EQUALS in piece:
-            equals = piece.index(_EQUALS)
-            yield _text(piece[:equals]), _text(piece[equals + 1 :])
-        elif key := _text(piece):
+            piece = rest
+            head, comma, rest = _partition(piece, ",")
+        key, equals, value = _partition(piece, "=")
+        if equals:
+            yield key, _plain(value)
+        elif key:
             yield key, None
 
 
-def _unescape(text: str) -> list[_Char]:
-    chars: list[_Char] = []
-    remaining = iter(text)
-    for char in remaining:
-        if char != "\\":
-            chars.append((char, False))
-            continue
-        escaped = next(remaining, None)
-        if escaped is None:
-            raise UsageError(
-                "plugin options end with a lone backslash; write a backslash itself as \\\\"
-            )
-        chars.append((escaped, True))
-    return chars
+def _partition(text: str, separator: str) -> tuple[str, str, str]:
+    """As `str.partition` at the first unescaped `separator`; the first part is plain."""
+    match = re.match(rf"(?:\\.|[^\\{separator}])*", text, re.DOTALL)
+    assert match is not None
+    end = match.end()
+    return _plain(text[:end]), text[end : end + 1], text[end + 1 :]
 
 
-def _split(chars: list[_Char], separator: _Char) -> Iterator[list[_Char]]:
-    start = 0
-    for position, char in enumerate(chars):
-        if char == separator:
-            yield chars[start:position]
-            start = position + 1
-    yield chars[start:]
-
-
-def _text(chars: list[_Char]) -> str:
-    """The characters as a string, stripped of unescaped surrounding spaces."""
-    start, end = 0, len(chars)
-    while start < end and _is_blank(chars[start]):
-        start += 1
-    while end > start and _is_blank(chars[end - 1]):
-        end -= 1
-    return "".join(char for char, _ in chars[start:end])
-
-
-def _is_blank(char: _Char) -> bool:
-    return char[0].isspace() and not char[1]
+def _plain(text: str) -> str:
+    """The text without escapes, and without unescaped surrounding spaces."""
+    match = _TRIMMED.match(text)
+    assert match is not None
+    return re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL)

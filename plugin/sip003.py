@@ -1,14 +1,31 @@
-"""Runs a command as a plugin of shadowsocks: the sources of its options, and its end."""
+"""Runs a command as a plugin of shadowsocks (SIP003): the sources of its options, and its end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from mtt.address import Endpoint, endpoint
+from mtt.errors import UsageError
 from mtt.options.flags import Flag, Values
 from mtt.process.early import PARENT
-from plugin.environment import PluginEnvironment, read_environment
 from plugin.options import parse_options
+
+LOCAL = ("SS_LOCAL_HOST", "SS_LOCAL_PORT")
+REMOTE = ("SS_REMOTE_HOST", "SS_REMOTE_PORT")
+OPTIONS = "SS_PLUGIN_OPTIONS"
+
+
+class PluginEnvironment(NamedTuple):
+    """The values of the environment variables.
+
+    On the client the plugin listens on `local` and connects to `remote`; on the server it
+    listens on `remote` and connects to `local`, which is shadowsocks itself.
+    """
+
+    local: Endpoint
+    remote: Endpoint
+    options: str  # unparsed
 
 
 class Sip003(NamedTuple):
@@ -40,3 +57,31 @@ class Sip003(NamedTuple):
         from plugin.lifecycle import ParentWatch
 
         ParentWatch(self.parent, end)  # the loop keeps it
+
+
+def read_environment(environ: Mapping[str, str]) -> PluginEnvironment | None:
+    """The plugin's variables in `environ`; None if shadowsocks did not start this process.
+
+    Raises UsageError if only some of the variables are set, or one is invalid: a single variable
+    already means that a plugin is wanted, and its addresses must not be guessed.
+    """
+    names = (*REMOTE, *LOCAL)
+    if not any(name in environ for name in (*names, OPTIONS)):
+        return None
+    if missing := [name for name in names if not environ.get(name)]:
+        raise UsageError(
+            f"started as a plugin without {', '.join(missing)}; "
+            "shadowsocks sets all of SS_REMOTE_HOST, SS_REMOTE_PORT, SS_LOCAL_HOST, SS_LOCAL_PORT "
+            "(to run without shadowsocks, unset all SS_ variables)"
+        )
+    return PluginEnvironment(
+        _endpoint(environ, LOCAL), _endpoint(environ, REMOTE), environ.get(OPTIONS, "")
+    )
+
+
+def _endpoint(environ: Mapping[str, str], names: tuple[str, str]) -> Endpoint:
+    host, port = (environ[name] for name in names)
+    try:
+        return endpoint(host, port)
+    except ValueError as error:
+        raise UsageError(f"{' and '.join(names)} are not an address: {error}") from None

@@ -15,8 +15,8 @@ from mtt.wire.servemux import ServeMux
 from mtt_mu_server import api
 from mtt_mu_server.decoding import Refused
 from mtt_mu_server.options import FLAGS as MU_FLAGS
-from plugin.environment import read_environment
 from plugin.options import parse_options
+from plugin.sip003 import read_environment
 from soak.anytls_parsers import ANYTLS_PARSERS
 from soak.mutation import Parser, text
 

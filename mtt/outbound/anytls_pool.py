@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable, Collection
 from mtt.errors import DestinationError, MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_stream import ClientStream
+from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
+from mtt.outbound.upstream import Upstream
 
 # Defaults of all AnyTLS clients: the interval between checks of idle sessions and the idle timeout,
 # in seconds, and how many idle sessions are kept regardless.
@@ -22,6 +24,10 @@ MIN_TIME = 5.0
 # Seconds between attempts to make sessions in advance while the server is unreachable: the first
 # delay and the longest. Each attempt doubles it.
 RETRY_TIMES = (1.0, 60.0)
+
+# A tunnel server ignores the destination. This is tunnel.invalid, port 1: a name that never exists
+# (RFC 6761), so that an AnyTLS proxy server reports an error.
+TUNNEL_DESTINATION = b"\3\x0etunnel.invalid\0\1"
 
 # Makes a TLS connection to the server and attaches the session to it.
 Connect = Callable[[ClientSession], Awaitable[None]]
@@ -237,3 +243,27 @@ def _open_on(session: ClientSession, destination: bytes) -> ClientStream:
     stream = session.open_stream(Parked(), destination)
     stream.pause_reading()
     return stream
+
+
+class AnyTlsTunnel(Upstream):
+    """The upstream of a tunnel: the server chooses the destination of all streams."""
+
+    def __init__(self, pool: AnyTlsPool) -> None:
+        self._pool = pool
+
+    @property
+    def sessions(self) -> Collection[ClientSession]:
+        return self._pool.sessions
+
+    def start(self) -> None:
+        self._pool.start()
+
+    def open_at_once(self) -> StreamTransport | None:
+        return self._pool.open_at_once(TUNNEL_DESTINATION)
+
+    async def open(self) -> StreamTransport:
+        # Waiting would be pointless: the application has no way to learn the outcome.
+        return await self._pool.open(TUNNEL_DESTINATION, wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close()

@@ -20,14 +20,14 @@ import asyncio
 import random
 import select
 from asyncio import get_running_loop  # by name, so that tests can replace it
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 
 from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.log import logger
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end, slept_seconds
-from mtt.outbound.upstream import Session, preconnect_metrics
+from mtt.outbound.upstream import Upstream, preconnect_metrics
 
 # Maximum age of a ready connection, seconds. The shortest idle timeout on the way is usually 60 s:
 # the multi-user server, nginx in front of a server, shadowsocks behind it. The application needs
@@ -57,7 +57,7 @@ MAX_EARLY = 16 * 1024
 Connect = Callable[[], Awaitable[StreamTransport]]
 
 
-class PreconnectPool:
+class PreconnectPool(Upstream):
     """Keeps `size` connections ready.
 
     Args:
@@ -101,16 +101,10 @@ class PreconnectPool:
         return len(self._ready)
 
     def start(self) -> None:
-        """Start making connections."""
         self._running = True
         self._refill()
 
-    @property
-    def sessions(self) -> Collection[Session]:
-        return ()
-
     def open_at_once(self) -> StreamTransport | None:
-        """Take a ready connection; None if there is none."""
         # Newest first: the least likely to have broken.
         for connection in list(reversed(self._ready)):
             if not (_now() < connection.usable_until and self._guard.admits(connection)):
@@ -139,14 +133,12 @@ class PreconnectPool:
             self._on_lost(error)
 
     def renew(self) -> None:
-        """Replace all ready connections: the certificates have changed."""
         self._generation += 1  # pending dials use the old certificates
         for connection in list(self._ready):
             self._retire(connection)
         self._try_again()
 
     def stop(self) -> None:
-        """Close the ready connections and make no more; `open()` keeps working."""
         self._running = False
         self._stop_retry()
         for task in self._dials:
@@ -155,7 +147,6 @@ class PreconnectPool:
             self._retire(connection)
 
     async def close(self) -> None:
-        """Stop, cancel the dials and abort connections that are still closing."""
         self.stop()
         if self._dials:
             await asyncio.wait(self._dials)
@@ -250,24 +241,15 @@ class PreconnectPool:
             self._guard.verify_all()
         if get_running_loop().time() - connection.since < MIN_LIFETIME:
             self._ended_early(error)
-        elif self._on_lost is not None:
-            self._on_lost(error)
+        else:
+            self.ended(error)
         self._refill()
         return True
-
-    def track_closing(self, connection: _Preconnected) -> None:
-        """Remember that `connection` is closing."""
-        self._closing.add(connection)
-
-    def forget(self, connection: _Preconnected) -> None:
-        """Forget `connection`: its transport is lost."""
-        self._closing.discard(connection)
 
     # Failures.
 
     def _ended_early(self, error: Exception | None) -> None:
-        if self._on_lost is not None:
-            self._on_lost(error)
+        self.ended(error)
         self._unreachable = False
         self._failed(error or NetworkError("the server ended a new connection at once"))
 
@@ -347,13 +329,13 @@ class _Preconnected(Parked):
     def eof_received(self) -> bool:
         if not self._pool.lost(self, None):  # already taken
             return super().eof_received()
-        self._pool.track_closing(self)
+        self._pool._closing.add(self)
         return False  # close the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._pool.lost(self, exc)
-        self._pool.forget(self)
+        self._pool._closing.discard(self)
 
 
 def _now() -> float:

@@ -10,7 +10,7 @@ from mtt.layers.base import StreamProtocol
 from mtt.layers.parked import Parked
 from mtt.layers.smux import SmuxSession, SmuxStream
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
-from mtt.outbound.upstream import Pool
+from mtt.outbound.upstream import Upstream
 
 # Idle timeout of a session, seconds: a stream within this time needs no handshake. Some sessions
 # are kept longer (`warm`).
@@ -28,7 +28,7 @@ MAX_STREAMS = 15
 Connect = Callable[[SmuxSession], Awaitable[None]]
 
 
-class SessionPool(Pool):
+class SessionPool(Upstream):
     """Opens streams on as few sessions as the stream limit allows.
 
     Args:
@@ -59,11 +59,7 @@ class SessionPool(Pool):
 
     @property
     def sessions(self) -> Collection[SmuxSession]:
-        """The sessions that are connected."""
         return self._sessions.keys()
-
-    def start(self) -> None:
-        """Do nothing: sessions are dialled when needed."""
 
     async def open(self, upper: StreamProtocol | None = None) -> SmuxStream:
         """Open a stream for `upper` (default: a `Parked`), on an existing or a new session.
@@ -92,7 +88,6 @@ class SessionPool(Pool):
         return None
 
     async def close(self) -> None:
-        """Abort all sessions."""
         for task in list(self._dialling):
             task.cancel()
         if self._dialling:

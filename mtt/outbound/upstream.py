@@ -19,27 +19,32 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
-class Upstream(Protocol):
-    """Opens streams to one far end. All methods run in the event loop.
+class Upstream:
+    """Base of what opens streams to one far end. All methods run in the event loop.
+
+    The base has nothing to start, renew or stop, and its streams' ends are counted elsewhere.
 
     Attributes:
         is_multiplexed: whether streams share connections; both are then counted separately.
     """
 
-    is_multiplexed: bool
+    is_multiplexed = True
 
     @property
     def sessions(self) -> Collection[Session]:
         """The multiplexed connections that are established."""
+        return ()
 
     def start(self) -> None:
         """Start making connections in advance."""
 
     def open_at_once(self) -> StreamTransport | None:
         """Return a parked stream if one is available without waiting."""
+        raise NotImplementedError
 
     async def open(self) -> StreamTransport:
         """Return a parked stream. Raises MttError, naming the far end."""
+        raise NotImplementedError
 
     def ended(self, error: Exception | None) -> None:
         """Called when an opened stream ends: `error` is None after an orderly end."""
@@ -52,26 +57,10 @@ class Upstream(Protocol):
 
     async def close(self) -> None:
         """Abort everything that has no new owner yet."""
+        raise NotImplementedError
 
     def metrics(self) -> str:
         """Metrics of this upstream in the Prometheus text format."""
-
-
-class Pool:
-    """Base of upstreams that multiplex sessions: nothing to renew or to stop."""
-
-    is_multiplexed = True
-
-    def ended(self, error: Exception | None) -> None:
-        """Do nothing: a session's end is counted when the session ends."""
-
-    def renew(self) -> None:
-        """Do nothing: sessions keep the certificates they were made with."""
-
-    def stop(self) -> None:
-        """Do nothing: the service closes sessions as they become idle."""
-
-    def metrics(self) -> str:
         return preconnect_metrics(0, 0)
 
 

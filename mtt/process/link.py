@@ -95,9 +95,6 @@ class Link(StreamProtocol):
             logger.debug("where it happened:", exc_info=True)
             self.abort()
 
-    def eof_received(self) -> bool:
-        return False
-
     def pause_writing(self) -> None:
         self._room = asyncio.get_running_loop().create_future()
 

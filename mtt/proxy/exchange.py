@@ -45,7 +45,7 @@ class Client(Protocol):
         """Send data to the client."""
 
     def open(self, host: str, port: int) -> None:
-        """Open a connection, then call the exchange's `opened` or `open_failed`."""
+        """Open a connection, then call the exchange's `opened` or `refuse`."""
 
     def attached(self, transport: StreamTransport) -> None:
         """Called with the transport that the request is sent to."""
@@ -139,7 +139,7 @@ class Exchange:
             self._client.cut(StuckError("the answer made no progress"))
         else:
             self._closes = True
-            self._refuse(Outcome.TIMED_OUT)
+            self.refuse(Outcome.TIMED_OUT)
 
     def _send_request(self, origin: Origin) -> None:
         asked, body = self._asked, bytes(self._unsent)
@@ -184,10 +184,6 @@ class Exchange:
             self._send_request(origin)
         else:
             self.failed(ConnectionError("the connection was closed at once"), silent=True)
-
-    def open_failed(self, outcome: Outcome) -> None:
-        """Called when the connection failed."""
-        self._refuse(outcome)
 
     # Called by the origin.
 
@@ -242,9 +238,9 @@ class Exchange:
         elif self.answered:
             self._client.cut(error)
         else:
-            self._refuse(Outcome.GENERAL_FAILURE)
+            self.refuse(Outcome.GENERAL_FAILURE)
 
-    def _refuse(self, outcome: Outcome) -> None:
+    def refuse(self, outcome: Outcome) -> None:
         """Answer with the proxy's own error."""
         closes = self._closes or not self.body.over or self._client.is_ending
         reply = httpproxy.failure(outcome)

@@ -5,7 +5,7 @@ Theory of operation
 A buffer holds unprocessed data. Each step consumes one message, answers it, and sets the next step.
 The first step detects the protocol. For HTTP, an `HttpConnection` takes over the connection. For
 SOCKS, the last step is the request: it parks the connection, with all data behind the request, and
-passes it to the owner.
+passes it to the port.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mtt.address import peer_name
-from mtt.errors import Cause, NetworkError, NothingSaidError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.parked import park
+from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.http import HttpConnection
-from mtt.proxy.owner import Owner
+from mtt.proxy.port import ProxyPort
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
 
@@ -28,12 +28,12 @@ from mtt.wire.socks import SocksError
 class ProxyHandshake(StreamProtocol):
     """Protocol of a client's connection until its request is complete."""
 
-    __slots__ = ("_buffer", "_closed", "_deadline", "_owner", "_step", "_timer", "_transport")
+    __slots__ = ("_buffer", "_closed", "_deadline", "_port", "_step", "_timer", "_transport")
 
     _transport: StreamTransport
 
-    def __init__(self, owner: Owner) -> None:
-        self._owner = owner
+    def __init__(self, port: ProxyPort) -> None:
+        self._port = port
         self._buffer = bytearray()
         self._closed = False
         self._deadline = 0.0
@@ -47,9 +47,9 @@ class ProxyHandshake(StreamProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + self._owner.handshake_time
-        self._timer = loop.call_later(self._owner.handshake_time, self._expired)
-        self._owner.handshake_begun(transport)
+        self._deadline = loop.time() + self._port.handshake_time
+        self._timer = loop.call_later(self._port.handshake_time, self._expired)
+        self._port.handshake_begun(transport)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
@@ -57,21 +57,18 @@ class ProxyHandshake(StreamProtocol):
             while not self._closed and self._buffer and self._step(self):
                 pass
         except SocksError as error:
-            self._fail(error, error.answer)
+            self._port.report(peer_name(self._transport), error)
+            self._close(error.answer)
 
     def eof_received(self) -> bool:
         self.connection_lost(None)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._closed:
-            return
-        if self._buffer or self._step is not ProxyHandshake._detect_protocol:
-            text = f"the client left in the middle of its request: {describe(exc)}"
-            self._report(NetworkError(text, cause=Cause.EOF))
-        else:
-            self._report(NothingSaidError("closed without a byte"))
-        self._detach()
+        if not self._closed:
+            begun = bool(self._buffer) or self._step is not ProxyHandshake._detect_protocol
+            self._port.log_lost(peer_name(self._transport), exc, begun=begun)
+            self._detach()
 
     # SOCKS.
 
@@ -94,7 +91,7 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         methods, end = found
-        method = socks.LOGIN if self._owner.has_login else socks.NO_LOGIN
+        method = socks.LOGIN if self._port.has_login else socks.NO_LOGIN
         if method not in methods:
             text = "offers no login with user and password, which this port requires"
             if method == socks.NO_LOGIN:
@@ -109,7 +106,7 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         user, password, end = found
-        if not self._owner.accepts(user, password):
+        if not self._port.accepts(user, password):
             raise SocksError("wrong user or password", socks.login_reply(False))
         self._transport.write(socks.login_reply(True))
         self._next(end, ProxyHandshake._socks5_request)
@@ -122,9 +119,9 @@ class ProxyHandshake(StreamProtocol):
         command, host, port, end = found
         if command == socks.CONNECT:
             near = self._hand_over(end)
-            self._owner.connect(near, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
-        elif command == socks.UDP_ASSOCIATE and self._owner.has_udp:
-            self._owner.associate(self._hand_over(end), port)
+            self._port.connect(near, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
+        elif command == socks.UDP_ASSOCIATE and self._port.has_udp:
+            self._port.associate(self._hand_over(end), port)
         else:
             answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
             raise SocksError(f"unsupported SOCKS command {command}", answer)
@@ -135,13 +132,13 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         command, host, port, end = found
-        if self._owner.has_login:
+        if self._port.has_login:
             text = "SOCKS4 has no passwords, but this port requires a login; use SOCKS5"
             raise SocksError(text, socks.reply4(False))
         if command != socks.CONNECT:
             raise SocksError(f"unsupported SOCKS command {command}", socks.reply4(False))
         near = self._hand_over(end)
-        self._owner.connect(near, host, port, socks.reply4(True), lambda _: socks.reply4(False))
+        self._port.connect(near, host, port, socks.reply4(True), lambda _: socks.reply4(False))
         return True
 
     # HTTP.
@@ -149,7 +146,7 @@ class ProxyHandshake(StreamProtocol):
     def _http(self) -> bool:
         transport, received = self._transport, bytes(self._buffer)
         self._detach()
-        HttpConnection(self._owner, transport, self._deadline).start(received)
+        HttpConnection(self._port, transport, self._deadline).start(received)
         return True
 
     # End.
@@ -166,19 +163,16 @@ class ProxyHandshake(StreamProtocol):
         return transport
 
     def _expired(self) -> None:
-        seconds = self._owner.handshake_time
-        self._fail(NetworkError(f"no complete request within {seconds:g} s", cause=Cause.TIMEOUT))
+        name, seconds = peer_name(self._transport), self._port.handshake_time
+        logger.debug("%s: no complete request within %g s", name, seconds)
+        self._close()
 
-    def _fail(self, error: Exception, answer: bytes = b"") -> None:
+    def _close(self, answer: bytes = b"") -> None:
         """Send `answer` and close the connection."""
-        self._report(error)
         self._detach()
         if answer:
             self._transport.write(answer)
         self._transport.close()
-
-    def _report(self, error: Exception) -> None:
-        self._owner.report(peer_name(self._transport), error)
 
     def _detach(self) -> None:
         """Stop handling this connection."""
@@ -187,4 +181,4 @@ class ProxyHandshake(StreamProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._owner.handshake_over(self._transport)
+        self._port.handshake_over(self._transport)

@@ -26,7 +26,7 @@ from functools import partial
 from typing import Any
 
 from mtt.address import peer_name
-from mtt.errors import Cause, MttError, NetworkError, NothingSaidError, PeerError, describe
+from mtt.errors import MttError, PeerError, describe
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.kernel import silent_seconds
 from mtt.layers.parked import park
@@ -34,7 +34,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
-from mtt.proxy.owner import Owner
+from mtt.proxy.port import ProxyPort
 from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
@@ -50,42 +50,40 @@ class HttpConnection(StreamProtocol):
     """One client's connection.
 
     Args:
-        owner: the proxy port.
+        port: the proxy port.
         transport: the connection; `start()` takes it over.
         deadline: loop time by which the first request must be complete.
 
     Attributes:
-        task: the task that opens a connection to an origin.
         started, reason, error, sent, received: see `open_tunnels.Carrier`.
-        done: called at the end, if the owner tracks the connection.
     """
 
     borrows = True
 
     __slots__ = (
-        "_buffer", "_check_interval", "_counted", "_deadline", "_eof", "_exchange", "_idle_since",
-        "_near", "_owner", "_takes_views", "_timer", "_tracked", "done", "error", "full", "origins",
-        "over", "reason", "received", "sent", "started", "task",
+        "_buffer", "_check_interval", "_counted", "_deadline", "_done", "_eof", "_exchange",
+        "_idle_since", "_near", "_port", "_takes_views", "_task", "_timer", "_tracked", "error",
+        "full", "origins", "over", "reason", "received", "sent", "started",
     )  # fmt: skip
 
-    def __init__(self, owner: Owner, transport: StreamTransport, deadline: float) -> None:
-        self._owner = owner
+    def __init__(self, port: ProxyPort, transport: StreamTransport, deadline: float) -> None:
+        self._port = port
         self._near = transport
-        self._takes_views = bool(getattr(transport, "borrows", False))
+        self._takes_views = transport.borrows
         self._buffer = HeadBuffer()  # pipelined requests
         self._exchange: Exchange | None = None
         self._eof = False  # the client has half-closed
         self.over = False  # this object no longer handles the connection
-        self._tracked = False  # tracked by the owner, since the first request
+        self._tracked = False  # has had a request; the tunnels include it
         self._deadline = deadline  # for a request head; 0: none has begun
-        self._check_interval = min(owner.idle_time / IDLE_CHECKS, MAX_CHECK_INTERVAL)
+        self._check_interval = min(port.idle_time / IDLE_CHECKS, MAX_CHECK_INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
         self.started = self._idle_since = asyncio.get_running_loop().time()
         self._counted = 0  # bytes delivered at `_idle_since`
         self.origins = IdleOrigins()
         self.full = False
-        self.task: asyncio.Task[Any] | None = None
-        self.done: Callable[[HttpConnection], None] = _ignore
+        self._task: asyncio.Task[Any] | None = None  # opens a connection to an origin
+        self._done: Callable[[HttpConnection], None] | None = None  # called at the end
         self.error: Exception | None = None
         self.reason = ""
         self.sent = self.received = 0
@@ -93,7 +91,7 @@ class HttpConnection(StreamProtocol):
     def start(self, received: bytes) -> None:
         """Take over the connection, which has sent `received` already."""
         self._near.set_protocol(self)
-        self._owner.idle(self, self._near)
+        self._port.idle(self, self._near)
         self._arm(max(0.0, self._deadline - self.started), self._expired)
         self.data_received(received)
 
@@ -144,7 +142,7 @@ class HttpConnection(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not (self.over or self._tracked):
-            self._report_end(exc)
+            self._port.log_lost(self.name, exc, begun=bool(self._buffer))
         self._end(describe(exc))
 
     def pause_writing(self) -> None:
@@ -180,20 +178,20 @@ class HttpConnection(StreamProtocol):
             return
         if self._eof and self._exchange is None and not (self.over or self.full):
             if not self._tracked:
-                self._report_end(None)
+                self._port.log_lost(self.name, None, begun=bool(self._buffer))
             self._finish("done")
 
     def _wait_for_rest(self) -> None:
         """Start the deadline of a request head that has begun."""
         if not self._deadline:
-            seconds = self._owner.handshake_time
+            seconds = self._port.handshake_time
             self._deadline = asyncio.get_running_loop().time() + seconds
             self._arm(seconds, self._expired)
 
     def _begin(self, asked: ProxyRequest) -> None:
-        if self._owner.has_login:
+        if self._port.has_login:
             shown = httpproxy.login(asked.request)
-            if shown is None or not self._owner.accepts(*shown):
+            if shown is None or not self._port.accepts(*shown):
                 # Browsers send the first request without a login.
                 text = "wrong user or password" if shown else "the request has no login"
                 error = PeerError(text) if shown else MttError(text)
@@ -205,7 +203,7 @@ class HttpConnection(StreamProtocol):
             self._end("a tunnel was asked for")
             park(near, rest, eof=eof)
             failure = partial(_failure, asked.request)
-            self._owner.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
+            self._port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
             return
         exchange = Exchange(self, asked)
         size = exchange.body.take(self._buffer)
@@ -213,31 +211,41 @@ class HttpConnection(StreamProtocol):
             raise HttpError(400, "the connection ended in the middle of a request")
         exchange.send(self._buffer.take(size))
         self._exchange = exchange
-        self._owner.busy(self, self._near)
+        self._port.busy(self, self._near)
         if not self._tracked:
             self._tracked = True
-            self._owner.track(self, self._near)
+            self._port.tunnels.track(self._near, self._track)
         self._idle_since = asyncio.get_running_loop().time()
         self._deadline = 0.0
         self._arm(self._check_interval, self._check)
         exchange.start()
         self.flow()
 
-    # Called by the owner, for the requested connection.
+    def _track(self, done: Callable[[HttpConnection], None]) -> HttpConnection:
+        self._done = done
+        return self
 
-    def opened(self, transport: StreamTransport) -> None:
-        """Called with the parked connection."""
-        self.task = None
+    async def _open(self, host: str, port: int) -> None:
+        """Open a connection for the exchange."""
         if self._exchange is None:
-            transport.abort()
+            return
+        self._task = asyncio.current_task()
+        try:
+            origin = await self._port.open(host, port)
+        except MttError as error:
+            self._task = None
+            if self._exchange is not None:
+                self._exchange.refuse(self._port.outcome(self._near, error))
+        except asyncio.CancelledError:
+            if self._task is not None:
+                raise
+            # Cancelled by _end().
         else:
-            self._exchange.opened(transport)
-
-    def open_failed(self, outcome: Outcome) -> None:
-        """Called when the connection failed."""
-        self.task = None
-        if self._exchange is not None:
-            self._exchange.open_failed(outcome)
+            self._task = None
+            if self._exchange is not None:
+                self._exchange.opened(origin)
+            else:
+                origin.abort()
 
     # Called by the exchange.
 
@@ -251,14 +259,14 @@ class HttpConnection(StreamProtocol):
 
     @property
     def is_ending(self) -> bool:
-        return self._owner.draining or self.has_ended
+        return self._port.draining or self.has_ended
 
     def write(self, data: Data) -> None:
         self.received += len(data)
         self._near.write(data if self._takes_views else bytes(data))
 
     def open(self, host: str, port: int) -> None:
-        self._owner.open(self, self._near, host, port)
+        self._port.tunnels.spawn(self._near, self._open(host, port))
 
     def attached(self, transport: StreamTransport) -> None:
         if transport.shares_connection:
@@ -278,7 +286,7 @@ class HttpConnection(StreamProtocol):
         if closes or self._near.is_closing():
             self._finish("done")
             return
-        self._owner.idle(self, self._near)
+        self._port.idle(self, self._near)
         self._idle_since = asyncio.get_running_loop().time()
         self.flow()
         self._serve()
@@ -295,13 +303,13 @@ class HttpConnection(StreamProtocol):
         self._end("upgraded")
         park(near, ahead, eof=near_eof)
         park(far, rest, eof=eof)
-        self._owner.join(near, far)
+        self._port.tunnels.relay(near, far)
 
     # End.
 
     def _refuse(self, error: Exception, answer: bytes) -> None:
         """Close the connection because of a client error, with `answer` if none has begun."""
-        self._report(error)
+        self._port.report(self.name, error)
         if self._exchange is not None and self._exchange.answered:
             self.cut(error)
             return
@@ -328,22 +336,13 @@ class HttpConnection(StreamProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.task is not None:
-            self.task.cancel()
-            self.task = None
-        self._owner.busy(self, self._near)
-        done, self.done = self.done, _ignore
-        done(self)
-
-    def _report(self, error: Exception) -> None:
-        self._owner.report(self.name, error)
-
-    def _report_end(self, exc: Exception | None) -> None:
-        if self._buffer:
-            text = f"the client left in the middle of its request: {describe(exc)}"
-            self._report(NetworkError(text, cause=Cause.EOF))
-        else:
-            self._report(NothingSaidError("closed without a byte"))
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        self._port.busy(self, self._near)
+        done, self._done = self._done, None
+        if done is not None:
+            done(self)
 
     # Timers.
 
@@ -353,10 +352,9 @@ class HttpConnection(StreamProtocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, callback)
 
     def _expired(self) -> None:
-        seconds = self._owner.handshake_time
-        error = NetworkError(f"no complete request within {seconds:g} s", cause=Cause.TIMEOUT)
-        self._report(error)
-        self._finish(describe(error))
+        reason = f"no complete request within {self._port.handshake_time:g} s"
+        logger.debug("%s: %s", self.name, reason)
+        self._finish(reason)
 
     def _check(self) -> None:
         """Check for progress of the exchange, or for the idle timeout."""
@@ -380,17 +378,13 @@ class HttpConnection(StreamProtocol):
         if count != self._counted:
             self._counted = count
             self._idle_since = now
-        elif now - self._idle_since >= self._owner.idle_time:
-            logger.debug("%s: idle for %g s", self.name, self._owner.idle_time)
+        elif now - self._idle_since >= self._port.idle_time:
+            logger.debug("%s: idle for %g s", self.name, self._port.idle_time)
             exchange.time_out()
             return
         if waiting and any(silent_seconds(end) >= DEAD_TIME for end in ends):
             logger.debug("%s: no sign of life for %g s", self.name, DEAD_TIME)
             exchange.time_out()
-
-
-def _ignore(connection: HttpConnection) -> None:
-    """Do nothing."""
 
 
 def _failure(request: Request, outcome: Outcome) -> bytes:

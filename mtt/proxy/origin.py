@@ -66,9 +66,9 @@ class Origin(StreamProtocol):
     borrows = True
 
     __slots__ = (
-        "_answer", "_answer_begun", "_answers", "_body", "_buffer", "_idle_since", "_keep_time",
-        "_lost", "_method", "_proven", "_receiver", "_takes_views", "_unchunked", "_upgrade", "eof",
-        "full", "key", "transport", "usable",
+        "_answer", "_answer_begun", "_answers", "_buffer", "_idle_since", "_keep_time", "_lost",
+        "_method", "_proven", "_receiver", "_takes_views", "_unchunked", "_upgrade", "eof", "full",
+        "key", "transport", "usable",
     )  # fmt: skip
 
     def __init__(self, transport: StreamTransport, key: tuple[str, int]) -> None:
@@ -84,7 +84,6 @@ class Origin(StreamProtocol):
         self._answer_begun = False  # a byte of the answer has arrived
         self._answers = 0  # number of complete answers
         self._buffer = HeadBuffer()  # an incomplete head
-        self._body: Body | None = None
         self._answer: Answer | None = None  # the answer whose body is being received
         self._idle_since = 0.0
         self._keep_time = KEEP_TIME
@@ -151,8 +150,8 @@ class Origin(StreamProtocol):
 
     def data_received(self, data: Data) -> None:
         self._answer_begun = True
-        if self._body is not None:
-            self._take(self._body, data)
+        if self._answer is not None:
+            self._take(self._answer, data)
         elif self._receiver is not None:
             self._buffer += data
             self._read_heads(self._receiver)
@@ -162,13 +161,13 @@ class Origin(StreamProtocol):
     def eof_received(self) -> bool:
         self.eof = True
         self.usable = False
-        receiver, body = self._receiver, self._body
+        receiver, answer = self._receiver, self._answer
         if receiver is None:
             self.close()
-        elif body is not None and body.ends_with_connection:
+        elif answer is not None and answer.body.ends_with_connection:
             self._complete(receiver)
         else:
-            where = "in the middle of" if body is not None or self._buffer else "without"
+            where = "in the middle of" if answer is not None or self._buffer else "without"
             self._fail(ConnectionError(f"the connection was closed {where} an answer"))
         return True
 
@@ -214,22 +213,21 @@ class Origin(StreamProtocol):
             receiver.switched(answer, rest, self.eof)
             return
         self._answer = answer
-        self._body = answer.body
         size, data = self._part(answer.body, rest)
         receiver.head_received(answer, data)
-        self._check_end(receiver, answer.body, more=size < len(rest))
+        self._check_end(receiver, answer, more=size < len(rest))
 
-    def _take(self, body: Body, data: Data) -> None:
+    def _take(self, answer: Answer, data: Data) -> None:
         receiver = self._receiver
         if receiver is None:
             return
         try:
-            size, part = self._part(body, data)
+            size, part = self._part(answer.body, data)
         except HttpError as error:
             self._fail(_bad_answer(error))
             return
         receiver.body_received(part)
-        self._check_end(receiver, body, more=size < len(data))
+        self._check_end(receiver, answer, more=size < len(data))
 
     def _part(self, body: Body, data: Data) -> tuple[int, Data]:
         """Return how much of `data` belongs to the body, and the part to pass on."""
@@ -239,12 +237,11 @@ class Origin(StreamProtocol):
         size = body.take(data)
         return size, data if size == len(data) else data[:size]
 
-    def _check_end(self, receiver: AnswerReceiver, body: Body, *, more: bool) -> None:
+    def _check_end(self, receiver: AnswerReceiver, answer: Answer, *, more: bool) -> None:
         """Complete the answer if its body is complete; `more`: other bytes follow."""
-        if not body.over or self._receiver is not receiver:
+        if not answer.body.over or self._receiver is not receiver:
             return
-        answer = self._answer
-        if answer is None or more or not answer.reusable:
+        if more or not answer.reusable:
             self.usable = False
         else:
             self._proven = self._proven or answer.says_so
@@ -253,7 +250,7 @@ class Origin(StreamProtocol):
         self._complete(receiver)
 
     def _complete(self, receiver: AnswerReceiver) -> None:
-        self._receiver = self._body = self._answer = None
+        self._receiver = self._answer = None
         self._answers += 1
         self._idle_since = asyncio.get_running_loop().time()
         receiver.completed()
@@ -261,7 +258,7 @@ class Origin(StreamProtocol):
     def _fail(self, error: Exception) -> None:
         receiver = self._receiver
         self._detach()
-        self._body = self._answer = None
+        self._answer = None
         if not self._lost:
             self.transport.abort()
         if receiver is not None:
@@ -306,13 +303,10 @@ class IdleOrigins:
     def drop_stale(self) -> None:
         """Close connections past their idle timeout."""
         now = asyncio.get_running_loop().time()
-        kept: list[Origin] = []
         for origin in self._origins:
-            if origin.usable and not origin.is_stale(now):
-                kept.append(origin)
-            elif origin.usable:
+            if origin.usable and origin.is_stale(now):
                 origin.close()
-        self._origins = kept
+        self._origins = [origin for origin in self._origins if origin.usable]
 
     def close(self) -> None:
         """Close all connections."""

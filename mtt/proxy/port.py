@@ -4,23 +4,22 @@
                              `-----------> answer with the error -> lingering close
 
 The answer is success only after `open` has succeeded, and no byte is lost, whichever side sends
-first. `http` serves plain HTTP requests, each of which may have another destination.
+first. `handshake.ProxyHandshake` is the protocol of new connections. `http` serves plain HTTP
+requests, each of which may have another destination.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
 
 from mtt.address import peer_name
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
-from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.base import StreamTransport
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Pending
 from mtt.outcome import Outcome
 from mtt.proxy.association import IDLE_TIME, Association, PacketChannel
-from mtt.proxy.handshake import ProxyHandshake
-from mtt.proxy.owner import Connection, Failure
 from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.users.user import User
 from mtt.wire import socks
@@ -32,6 +31,17 @@ HANDSHAKE_TIME = 10.0
 EXCHANGE_IDLE_TIME = 300.0
 # Concurrent UDP associations, each with a stream to the server.
 MAX_ASSOCIATIONS = 256
+
+
+# Makes the answer for an unreachable destination.
+Failure = Callable[[Outcome], bytes]
+
+
+class Connection(Protocol):
+    """The connection of an HTTP client."""
+
+    def retire(self) -> None:
+        """Close if no request has begun."""
 
 
 class ProxyPort:
@@ -65,8 +75,8 @@ class ProxyPort:
         idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
-        self._open = open
-        self._tunnels = tunnels
+        self.open = open
+        self.tunnels = tunnels
         self._open_packets = open_packets
         self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
@@ -86,10 +96,6 @@ class ProxyPort:
     def pending(self) -> int:
         """Number of connections without a complete request."""
         return len(self._handshakes)
-
-    def accept(self) -> StreamProtocol:
-        """Make the protocol of a new connection (an asyncio protocol factory)."""
-        return ProxyHandshake(self)
 
     def drain(self) -> None:
         """Close idle connections of HTTP clients, and the others after their current request."""
@@ -121,25 +127,6 @@ class ProxyPort:
         self._idle.discard(connection)
         self.handshake_over(transport)
 
-    def track(self, connection: Connection, transport: StreamTransport) -> None:
-        """Track a connection from its first request."""
-
-        def make(done: Callable[[Connection], None]) -> Connection:
-            connection.done = done
-            return connection
-
-        self._tunnels.track(transport, make)
-
-    def join(self, near: StreamTransport, far: StreamTransport) -> None:
-        """Relay between a client and its upgraded stream."""
-        self._tunnels.relay(near, far)
-
-    def open(
-        self, connection: Connection, transport: StreamTransport, host: str, port: int
-    ) -> None:
-        """Open a stream for `connection`, whose transport is `transport`."""
-        self._tunnels.spawn(transport, self._open_for(connection, transport, host, port))
-
     def accepts(self, user: bytes, password: bytes) -> bool:
         """Whether the login is valid."""
         # Compare all users, so that the time does not reveal which one matched.
@@ -154,15 +141,32 @@ class ProxyPort:
         else:
             logger.debug("%s: %s", name, describe(error))
 
+    def log_lost(self, name: str, exc: Exception | None, *, begun: bool) -> None:
+        """Log that the client `name` left, in the middle of its request if that has `begun`."""
+        if begun:
+            why = f"the client left in the middle of its request: {describe(exc)}"
+        else:
+            why = "closed without a byte"
+        logger.debug("%s: %s", name, why)
+
+    def outcome(self, near: StreamTransport, error: MttError) -> Outcome:
+        """Log the `error` of `open`, and return the outcome for the client's answer."""
+        # An unreachable destination is routine, an unreachable server is not.
+        if isinstance(error, DestinationError):
+            logger.debug("%s: %s", peer_name(near), describe(error))
+            return error.outcome
+        self._failures.warning("%s: %s", peer_name(near), describe(error))
+        return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
+
     def connect(
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         """Open the destination, answer with `success` or a `failure`, and relay."""
-        self._tunnels.spawn(near, self._connect(near, host, port, success, failure))
+        self.tunnels.spawn(near, self._connect(near, host, port, success, failure))
 
     def associate(self, near: StreamTransport, port: int) -> None:
         """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
-        self._tunnels.spawn(near, self._associate(near, port))
+        self.tunnels.spawn(near, self._associate(near, port))
 
     # Tasks.
 
@@ -170,30 +174,13 @@ class ProxyPort:
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         try:
-            far = await self._open(host, port)
+            far = await self.open(host, port)
         except MttError as error:
             self._refuse(near, error, failure)
             return
         if success and not near.is_closing():
             near.write(success)
-        self._tunnels.relay(near, far)
-
-    async def _open_for(
-        self, connection: Connection, near: StreamTransport, host: str, port: int
-    ) -> None:
-        if connection.over:
-            return
-        connection.task = asyncio.current_task()
-        try:
-            far = await self._open(host, port)
-        except MttError as error:
-            connection.open_failed(self._outcome(near, error))
-        except asyncio.CancelledError:
-            if connection.task is not None:
-                raise
-            # Cancelled by the connection itself, which has ended.
-        else:
-            connection.opened(far)
+        self.tunnels.relay(near, far)
 
     async def _associate(self, near: StreamTransport, port: int) -> None:
         assert self._open_packets is not None
@@ -209,7 +196,7 @@ class ProxyPort:
             name = peer_name(near)
             logger.debug("%s: UDP association: open", name)
             logger.debug("%s: UDP association: over: %s", name, await association.serve())
-            _close(near)
+            near.close()
         except MttError as error:
             self._refuse(near, error, socks.reply5)
         finally:
@@ -218,20 +205,7 @@ class ProxyPort:
 
     def _refuse(self, near: StreamTransport, error: MttError, failure: Failure) -> None:
         """Answer that a request failed, and close."""
-        outcome = self._outcome(near, error)
+        outcome = self.outcome(near, error)
         if not near.is_closing():
             near.write(failure(outcome))
-            _close(near)
-
-    def _outcome(self, near: StreamTransport, error: MttError) -> Outcome:
-        """Log `error` and return the outcome for the client's answer."""
-        # An unreachable destination is routine, an unreachable server is not.
-        if isinstance(error, DestinationError):
-            logger.debug("%s: %s", peer_name(near), describe(error))
-            return error.outcome
-        self._failures.warning("%s: %s", peer_name(near), describe(error))
-        return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
-
-
-def _close(near: StreamTransport) -> None:
-    near.close()
+            near.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from logging import DEBUG
-from typing import Any, Protocol
+from typing import Protocol
 
 from mtt.address import host_port
 from mtt.errors import MttError, PeerError
@@ -76,9 +76,6 @@ class UotChannel(StreamProtocol):
         self._stream.close()
 
     # The protocol of the stream.
-
-    def connection_made(self, transport: Any) -> None:
-        """Do nothing: the stream is known."""
 
     def data_received(self, data: Data) -> None:
         association = self._association

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from logging import DEBUG
-from typing import Any
 
 from mtt.address import host_port, peer_name
 from mtt.errors import PeerError, describe
@@ -74,7 +73,6 @@ class UotRelay(StreamProtocol):
         self._lost = False  # the stream is lost
         self._is_connected = False  # restricted to one peer
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._answer_timer: asyncio.TimerHandle | None = None
         self.received = 0  # payload bytes written to the client
         self.started = self._active = self._loop.time()
         self.reason = ""
@@ -102,9 +100,6 @@ class UotRelay(StreamProtocol):
 
     # The protocol of the stream.
 
-    def connection_made(self, transport: Any) -> None:
-        """Do nothing: the stream is known."""
-
     def data_received(self, data: Data) -> None:
         if self._over:
             return
@@ -127,7 +122,8 @@ class UotRelay(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         self._release(f"near end: {describe(exc)}")
-        done, self._done = self._done, _ignore
+        done = self._done
+        del self._done  # break a reference cycle
         done(self)
 
     def pause_writing(self) -> None:
@@ -147,26 +143,22 @@ class UotRelay(StreamProtocol):
         self._answer()
 
     def _answer(self) -> None:
-        if self._answer_timer is not None:
-            self._answer_timer.cancel()
-            self._answer_timer = None
+        self._answer_timer.cancel()
         self._acknowledge(Outcome.SUCCEEDED)
 
     # Called by the socket.
 
     def deliver(self, host: str, port: int, payload: memoryview) -> None:
         if len(payload) > MAX_FOREIGN and not self._stream.half_closes():  # a Go client
-            self.dropped(
-                f"from {host_port(host, port)}", len(payload), "too large for a Go client"
-            )
+            source = host_port(host, port)
+            self.dropped(f"from {source}", len(payload), "too large for a Go client")
+            return
+        self.received += len(payload)
+        self._active = self._loop.time()
+        if self._is_connected:
+            self._stream.write(encode_connected(payload))
         else:
-            self.received += len(payload)
-            self._active = self._loop.time()
-            self._stream.write(
-                encode_connected(payload)
-                if self._is_connected
-                else encode_datagram(payload, host, port)
-            )
+            self._stream.write(encode_datagram(payload, host, port))
 
     def dropped(self, direction: str, size: int, why: str) -> None:
         self._drops.log(
@@ -196,11 +188,7 @@ class UotRelay(StreamProtocol):
             return
         self._over = True
         self.reason = reason
-        for timer in (self._idle_timer, self._answer_timer):
-            if timer is not None:
-                timer.cancel()
+        self._answer_timer.cancel()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         self._udp.close()
-
-
-def _ignore(relay: UotRelay) -> None:
-    """Do nothing: `done` has been called."""

@@ -7,7 +7,7 @@ share one bucket per direction. A `RateLimiter` is a layer between a transport a
 passes received bytes on while there are tokens. The excess waits in the rate limiter, which pauses
 the transport meanwhile. So at most one read waits, and TCP's back-pressure reaches the sender.
 
-Waiter rate limiters form a queue. One timer serves them in turn, each with an equal share of the
+Waiting rate limiters form a queue. One timer serves them in turn, each with an equal share of the
 tokens. Many small pieces, rather than whole reads one after another, keep every relay from its idle
 timeout at any rate.
 """
@@ -50,7 +50,7 @@ class TokenSource(Protocol):
 
 
 class Bucket:
-    """The token bucket of one user for one direction, in the running event loop.
+    """The token bucket of one user for one direction, in the running event loop: a `TokenSource`.
 
     `rate`: bytes per second, above 0; may change at any time.
     """
@@ -71,7 +71,6 @@ class Bucket:
         return max(1.0, self.rate * BURST_TIME)
 
     def take(self, wanted: int) -> int:
-        """Take up to `wanted` tokens at once; none while others wait. Returns their number."""
         if self._waiting:
             return 0
         granted = min(wanted, self._fill())
@@ -79,12 +78,10 @@ class Bucket:
         return granted
 
     def wait(self, limiter: Waiter) -> None:
-        """Queue `limiter`."""
         self._waiting[limiter] = None
         self._arm()
 
     def leave(self, limiter: Waiter) -> None:
-        """Remove `limiter` from the queue."""
         self._waiting.pop(limiter, None)
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
@@ -258,24 +255,17 @@ class RateLimiter(Layer):
             self.lower.write_eof()
 
     def close(self) -> None:
-        """Deliver written data and close; drop the backlog."""
         if not self._closed:
-            lost, self._lost = self._lost, None
-            self._drop()
-            if lost is not None:
-                asyncio.get_running_loop().call_soon(lost)
-            else:
-                self.lower.close()
+            self._end(self.lower.close)
 
     def cut(self) -> None:
-        """Deliver written data, then end the connection so that the peer sees a failure."""
-        self._end(lambda: self.lower.cut())
+        self._end(self.lower.cut)
 
     def abort(self) -> None:
-        """Abort the connection so that the peer sees a failure."""
-        self._end(lambda: self.lower.abort())
+        self._end(self.lower.abort)
 
     def _end(self, how: Callable[[], None]) -> None:
+        """End `lower` as in `how`, or report its loss. The backlog is dropped."""
         lost = None if self._closed else self._lost
         self._lost = None
         self._drop()

@@ -14,7 +14,7 @@ import pytest
 from mtt.errors import UsageError
 from mtt.layers import anytls_heads, anytls_stream
 from mtt.options.tunnel import client_options, server_options
-from mtt.outbound.anytls_tunnel import DESTINATION as ANYTLS_DESTINATION
+from mtt.outbound.anytls_pool import TUNNEL_DESTINATION
 from mtt.wire.addresses import decode
 from tests.support.anytlspeer import (
     PSH,
@@ -84,10 +84,10 @@ async def test_every_stream_leads_to_the_one_destination(host: str, certs: Certs
 
 
 def test_the_name_that_clients_ask_for_does_not_exist() -> None:
-    host, port, end = decode(ANYTLS_DESTINATION) or ("", 0, 0)
+    host, port, end = decode(TUNNEL_DESTINATION) or ("", 0, 0)
     # RFC 6761, 6.4.
     assert host.endswith(".invalid") and port
-    assert end == len(ANYTLS_DESTINATION)
+    assert end == len(TUNNEL_DESTINATION)
 
 
 async def test_a_session_is_used_again(certs: Certs) -> None:

@@ -16,8 +16,7 @@ from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt.process import runtime, workers
 from mtt.process.command import Command, Start, given_options, main
 from mtt.process.systemd import Inherited, ServiceManager
-from plugin.environment import PluginEnvironment
-from plugin.sip003 import Sip003
+from plugin.sip003 import PluginEnvironment, Sip003
 
 ENVIRON = {
     "SS_REMOTE_HOST": "2001:db8::1|example.com",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from mtt.address import Endpoint
@@ -15,6 +16,7 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.options.common import ServiceOptions
 from mtt.proxy.association import Association
+from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.port import ProxyPort
 from mtt.tunnels.service import Service
 
@@ -42,7 +44,7 @@ class DirectProxy(Service):
         self.proxy = ProxyPort(self._open, self.open_tunnels, **options)
 
     async def start(self) -> None:
-        await self.serve(self.proxy.accept)
+        await self.serve(partial(ProxyHandshake, self.proxy))
 
     async def close(self) -> None:
         self.cleanup()

@@ -4,7 +4,7 @@ import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from plugin.environment import read_environment
+from plugin.sip003 import read_environment
 
 FULL = {
     "SS_REMOTE_HOST": "example.com",
