@@ -11,7 +11,7 @@ from anytls.config import ClientFile, read_client, read_server
 from anytls.servers import ServerChoice, alpn_names, given_servers
 from anytls.singbox import ENABLED
 from anytls.tls_fields import IGNORE_FINGERPRINT
-from mtt.address import Endpoint, is_loopback, parse_endpoint
+from mtt.address import is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options.anytls import (
@@ -35,7 +35,6 @@ from mtt.options.common import (
     METRICS,
     TIMEOUT,
     ServiceOptions,
-    fallback_site,
     positive,
     service_values,
 )
@@ -143,10 +142,8 @@ class ServerOptions(ServiceOptions):
     padding_scheme: bytes = b""  # empty for the default one
     tls: ServerTls | None  # None without TLS
     alpn_ignored: tuple[str, ...] = ()  # clients may offer these alone, but get no ALPN
-    fallback: Endpoint | None = None  # a web site
     policy: Policy = DEFAULT_POLICY
     udp_timeout: float = parse_duration(DEFAULT_UDP_TIMEOUT)  # seconds
-    fast_open: bool = False
 
 
 def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOptions:
@@ -216,10 +213,8 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         padding_scheme=given_scheme(values) or file.get("padding", b""),
         tls=tls,
         alpn_ignored=alpn_ignored,
-        fallback=fallback_site(values),
         policy=parse_policy(values["allow"], values["deny"]),
         udp_timeout=positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT),
-        fast_open=values["fast-open"],
         **service_values(values),
     )
 

@@ -12,20 +12,15 @@ from mtt.address import host_port, peer_name
 from mtt.errors import DestinationError, NetworkError, UsageError
 from mtt.inbound.anytls_answer import ANSWER_TIME, answered
 from mtt.inbound.anytls_reader import AnyTlsReader
-from mtt.inbound.front import Frontend
 from mtt.layers.anytls_server import ServerStream
-from mtt.layers.base import StreamTransport
-from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
-from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
 from mtt.observe import metrics
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.uot_relay import UotRelay
-from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.open_tunnels import Carrier
-from mtt.tunnels.service import Service
+from mtt.tunnels.server import ServerService
 from mtt.users.accounts import Account, Accounts
 from mtt.users.file import read_users
 from mtt.users.user import User
@@ -33,16 +28,12 @@ from mtt.wire import uot
 from mtt.wire.anytls import password_hash
 from mtt.wire.padding import DEFAULT, Scheme
 
-# Seconds. The fallback site is near; one that takes longer to accept is down.
-FALLBACK_TIME = 10.0
-
-
 # Log lines about denied destinations per interval of the throttle: enough for one web page, but not
 # for a scan of the operator's network.
 DENIALS_SHOWN = 5
 
 
-class Server(Service):
+class Server(ServerService):
     """The service of anytls-server: `start()` listens, `close()` ends everything.
 
     Raises UsageError if the certificate is unusable.
@@ -50,61 +41,40 @@ class Server(Service):
 
     def __init__(self, options: ServerOptions) -> None:
         self._resolver = Resolver()
+        self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         super().__init__(
-            options,
-            self._resolver,
-            fast_open=options.fast_open,
-            idle=lambda: self._frontend.idle,
-            sessions=lambda: self._frontend.sessions,
-            pending=lambda: self._frontend.pending,
+            options, self._resolver, options.tls, on_session=self._accounts.session_changed
         )
         self._options = options
-        self._tls: TlsFiles | None = None
-        if options.tls is not None:
-            self._tls = server_tls(options.tls)
-            self.certificates = (self._tls,)
-        self._accounts = Accounts(_hashed(options.users), prefix="mtt_anytls_user_")
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to denied destinations
         self._denials = Throttle(DENIALS_SHOWN)
         self._outbound = DirectDialer(self._resolver, options.policy.allows)
-        self._fallback = Dialer(self._resolver, timeout=FALLBACK_TIME)
-        reader = AnyTlsReader(
+
+    def _reader(self) -> AnyTlsReader[Account]:
+        options = self._options
+        return AnyTlsReader(
             self._serve,
             find=self._accounts.find,
             scheme=Scheme.parse(options.padding_scheme) if options.padding_scheme else DEFAULT,
             alpn=(*options.tls.alpn, *options.alpn_ignored) if options.tls is not None else (),
-        )
-        self._frontend = Frontend(
-            reader,
-            counters=self.counters,
-            context=self._tls.context if self._tls is not None else None,
-            fallback=self._visit if options.fallback is not None else None,
-            on_session=self._accounts.session_changed,
         )
 
     async def start(self) -> None:
         """Listen. Raises StartError if that fails."""
         use_threads()
         await self.serve(self._frontend.accept)
-        if self._tls is not None:
-            self._tls.follow()
+        self.follow()
 
-    def announce(self) -> None:
-        logger.info(
-            "listening on %s, AnyTLS, users: %d; %s",
-            ", ".join(self.addresses), len(self._accounts),
-            "without TLS" if self._tls is None else self._tls.description,
-        )  # fmt: skip
-        if self._tls is not None:
-            self._tls.warn()
+    def _description(self) -> str:
+        tls = "; without TLS" if self._tls is None else ""
+        return f"AnyTLS, users: {len(self._accounts)}{tls}"
 
     async def close(self) -> None:
         self.cleanup()
         if self._reloading is not None:
             self._reloading.cancel()
             await asyncio.wait([self._reloading])
-        self._frontend.close()
         await super().close()
 
     # Users.
@@ -209,13 +179,6 @@ class Server(Service):
     def _begin(self, account: Account, carrier: Carrier) -> None:
         account.begin(carrier)
         logger.debug("user %s: stream opened", account.name)
-
-    # Visitors of the fallback site.
-
-    def _visit(self, stream: StreamTransport) -> None:
-        assert self._options.fallback is not None
-        site = self._options.fallback
-        self.open_tunnels.carry(stream, partial(self._fallback.connect, site, Parked))
 
 
 def _hashed(users: Iterable[User]) -> dict[str, bytes]:

@@ -18,7 +18,6 @@ from mtt.options.common import (
     TIMEOUT,
     ServiceOptions,
     bind_address,
-    fallback_site,
     own_address,
     required,
     service_values,
@@ -72,9 +71,7 @@ class MultiUserOptions(ServiceOptions):
     db: str = ""  # a file; empty for none
     metrics_users: bool = False
     tls: ServerTls | None  # None without TLS
-    fallback: Endpoint | None = None  # a web site
     mux: bool = False
-    fast_open: bool = False
 
 
 def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
@@ -107,9 +104,7 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         db=values["db"],
         metrics_users=values["metrics-users"],
         tls=tls,
-        fallback=fallback_site(values),
         mux=values["mux"],
-        fast_open=values["fast-open"],
         **service_values(values),
     )
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
-from mtt.inbound.front import Frontend
 from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
-from mtt.log import logger
 from mtt.modes import describe_mode
-from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver, use_threads
-from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.rate_limit import RateLimiter, TokenSource
-from mtt.tunnels.service import Service
+from mtt.tunnels.server import ServerService
 from mtt.users.directory import LimitedDirectory
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
@@ -34,12 +29,8 @@ from mtt_mu_server.users import Tunnel, Users
 if TYPE_CHECKING:
     from mtt_mu_server.hub import MultiUserHub
 
-# Seconds. Destinations are near; one that takes longer to accept is down. The original waits as
-# long as the system, that is, minutes.
-DESTINATION_TIME = 10.0
 
-
-class MultiUserServer(Service):
+class MultiUserServer(ServerService):
     """mtt-mu-server: `start()` listens, `close()` ends everything.
 
     Raises UsageError if a certificate or the token is unusable.
@@ -50,15 +41,10 @@ class MultiUserServer(Service):
         super().__init__(
             options,
             self._resolver,
-            fast_open=options.fast_open,
-            idle=lambda: self._frontend.idle,
-            sessions=lambda: self._frontend.sessions,
-            pending=lambda: self._frontend.pending,
+            options.tls,
+            on_session=lambda user, session: self._users.session_changed(user, session),
         )
         self._options = options
-        self._tls: TlsFiles | None = None
-        if options.tls is not None:
-            self._tls = server_tls(options.tls)
         self._primary = Users()
         self._users: LimitedDirectory[str, User, Tunnel] = self._primary
         self._to_hub: socket.socket | None = None  # only in a worker
@@ -67,22 +53,16 @@ class MultiUserServer(Service):
         self._management: Management | None = Management(
             options, self._primary, self._events, self.metrics_page
         )
-        self._dialer = Dialer(self._resolver, timeout=DESTINATION_TIME)
-        reader = WebSocketReader(
+        if self._management.tls is not None:
+            self.certificates += (self._management.tls,)
+
+    def _reader(self) -> WebSocketReader[User]:
+        return WebSocketReader(
             self._serve,
             self._route,
-            mux=options.mux,
+            mux=self._options.mux,
             refusal=NOT_FOUND,  # as for unknown paths; otherwise it would reveal existing ones
         )
-        self._frontend = Frontend(
-            reader,
-            counters=self.counters,
-            context=self._tls.context if self._tls is not None else None,
-            fallback=self._visit if options.fallback is not None else None,
-            on_session=lambda user, session: self._users.session_changed(user, session),
-        )
-        own = (self._tls, self._management.tls)
-        self.certificates = tuple(files for files in own if files is not None)
 
     @property
     def controller_addresses(self) -> list[str]:
@@ -108,22 +88,14 @@ class MultiUserServer(Service):
                 await management.close()
             raise
         self.lag.start()
-        for files in self.certificates:
-            files.follow()
+        self.follow()
 
-    def announce(self) -> None:
-        options, management, tls = self._options, self._management, self._tls
-        # With several workers, the hub logs it.
+    def _description(self) -> str:
+        mode = describe_mode("wss+mux" if self._options.mux else "wss", tls=self._tls is not None)
+        management = self._management
+        # With several workers, the hub logs what it manages.
         managed = management is not None and management.addresses
-        logger.info(
-            "listening on %s, %s%s%s",
-            ", ".join(self.addresses),
-            describe_mode("wss+mux" if options.mux else "wss", tls=tls is not None),
-            f", for {management.describe()}" if management is not None and managed else "",
-            f"; {tls.description}" if tls is not None else "",
-        )
-        if tls is not None:
-            tls.warn()
+        return f"{mode}, for {management.describe()}" if management and managed else mode
 
     def hub(self) -> MultiUserHub | None:
         from mtt_mu_server.hub import MultiUserHub
@@ -151,7 +123,6 @@ class MultiUserServer(Service):
         self.cleanup()
         if self._management is not None:
             await self._management.stop()
-        self._frontend.close()
         await super().close()
         if self._replica is not None:
             await self._replica.close()
@@ -210,12 +181,6 @@ class MultiUserServer(Service):
         finally:
             if tunnel.relay is None:
                 self._users.leave(tunnel)
-
-    def _visit(self, stream: StreamTransport) -> None:
-        """Relay a connection that is not for a tunnel to the fallback site."""
-        assert self._options.fallback is not None
-        site = self._options.fallback
-        self.open_tunnels.carry(stream, partial(self._dialer.connect, site, Parked))
 
 
 def _rate_limited(transport: StreamTransport, bucket: TokenSource) -> RateLimiter:

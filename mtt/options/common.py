@@ -89,6 +89,8 @@ class ServiceOptions:
     sockets: tuple[int, ...] = ()  # descriptors that listen already
     timeout: float = parse_duration(DEFAULT_TIMEOUT)  # seconds
     max_conns: int = 0  # 0 for no limit
+    fast_open: bool = False
+    fallback: Endpoint | None = None  # of servers: a web site
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
 
@@ -96,9 +98,12 @@ class ServiceOptions:
 def service_values(values: Values) -> dict[str, Any]:
     """The fields of ServiceOptions that every service reads alike. Raises UsageError."""
     metrics, metrics_unix = metrics_address(values) if "metrics" in values else (None, "")
+    site = values.get("fallback")
     return {
         "timeout": positive(values, "timeout", DEFAULT_TIMEOUT),
         "max_conns": part_of(at_least(0, values, "max-conns"), values),
+        "fast_open": values.get("fast-open", False),
+        "fallback": reachable("-fallback", site) if site else None,
         "metrics": metrics,
         "metrics_unix": metrics_unix,
     }
@@ -182,8 +187,3 @@ def host_name(option: str, name: str) -> str:
     if not _HOST_NAME.fullmatch(ascii_name):
         raise UsageError(f"{option}: {quoted(name)} is neither a host name nor an IP address")
     return ascii_name
-
-
-def fallback_site(values: Values) -> Endpoint | None:
-    """The address of -fallback. Raises UsageError."""
-    return reachable("-fallback", values["fallback"]) if values["fallback"] else None

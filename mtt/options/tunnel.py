@@ -104,7 +104,6 @@ class TunnelOptions(common.ServiceOptions):
     wss_path: str = common.DEFAULT_PATH
     mux: bool = False
     anytls_password: str = field(default="", repr=False)  # empty without -anytls
-    fast_open: bool = False
     plugin: bool = False  # started by shadowsocks
 
     @property
@@ -135,7 +134,6 @@ class ServerOptions(TunnelOptions):
 
     destination: Endpoint
     tls: ServerTls | None = DEFAULT_TLS  # None without TLS; its ALPN names are the mode's
-    fallback: Endpoint | None = None  # a web site
     padding_scheme: bytes = b""  # empty for the default one
 
 
@@ -177,7 +175,6 @@ def client_options(
         preconnect=_preconnect(values),
         anytls_password=anytls.tunnel_password(values, given),
         pool=anytls.pool_options(values, given),
-        fast_open=values["fast-open"],
         fallback_dns=_dns_server(values["fallback-dns"]),
         plugin=plugin,
         **common.service_values(values),
@@ -209,11 +206,9 @@ def server_options(
         tls=tls.given_server_tls(values),
         wss=values["wss"],
         wss_path=_path_pattern(values["wss-path"]),
-        fallback=common.fallback_site(values),
         mux=values["mux"],
         anytls_password=anytls.tunnel_password(values, given),
         padding_scheme=anytls.given_scheme(values),
-        fast_open=values["fast-open"],
         plugin=plugin,
         **common.service_values(values),
     )

@@ -11,8 +11,8 @@ import time
 import pytest
 
 from mtt import client as client_module
-from mtt import server as server_module
 from mtt.outbound import connector
+from mtt.tunnels import server as server_module
 from tests.support.certs import Certs
 from tests.support.faults import drop_packets
 from tests.support.tunnels import (

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mtt_mu_server import server as server_module
+from mtt.tunnels import server as server_module
 from tests.mu.panel import Panel, multi_user_server
 from tests.mu.users import answering, client, empty, ended, in_both_modes, unreachable, upgrade
 from tests.support.certs import Certs

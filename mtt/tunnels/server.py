@@ -1,0 +1,124 @@
+"""The base of all servers: TLS, the front of their connections, and the fallback site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from mtt.address import Endpoint
+from mtt.layers.base import StreamTransport
+from mtt.layers.parked import Parked
+from mtt.log import logger
+from mtt.net.dial import Dialer
+from mtt.net.resolve import Resolver
+from mtt.options.common import ServiceOptions
+from mtt.trust.reload import TlsFiles, server_tls
+from mtt.trust.tls_options import ServerTls
+from mtt.tunnels.service import Service
+
+if TYPE_CHECKING:
+    from mtt.inbound.front import Frontend, HeadReader
+
+# Seconds to connect to a destination of the operator's, or to the fallback site. It is near; a
+# longer delay means that it is down. The original of mtt-mu-server waits as long as the system,
+# that is, minutes.
+DESTINATION_TIME = 10.0
+
+
+class ServerService(Service):
+    """Base class of all servers.
+
+    Args:
+        tls: None without TLS.
+        on_session: see Frontend.
+
+    Raises UsageError when the certificate is unusable.
+    """
+
+    def __init__(
+        self,
+        options: ServiceOptions,
+        resolver: Resolver,
+        tls: ServerTls | None,
+        *,
+        on_session: Callable[[Any, Any], None] | None = None,
+    ) -> None:
+        super().__init__(
+            options,
+            resolver,
+            fast_open=options.fast_open,
+            idle=lambda: self._frontend.idle,
+            sessions=lambda: self._frontend.sessions,
+            pending=lambda: self._frontend.pending,
+        )
+        self._tls = server_tls(tls) if tls is not None else None
+        if self._tls is not None:
+            self.certificates: tuple[TlsFiles, ...] = (self._tls,)
+        self._fallback = options.fallback
+        self._on_session = on_session
+        self._dialer = Dialer(resolver, timeout=DESTINATION_TIME)
+
+    def _reader(self) -> HeadReader[Any, Any]:
+        """Make the reader of the connections' heads."""
+        raise NotImplementedError
+
+    def _description(self) -> str:
+        """Describe the service for the log."""
+        raise NotImplementedError
+
+    @cached_property
+    def _frontend(self) -> Frontend[Any, Any]:
+        from mtt.inbound.front import Frontend  # after listening: plugins must start fast
+
+        return Frontend(
+            self._reader(),
+            counters=self.counters,
+            context=self._tls.context if self._tls is not None else None,
+            fallback=self._visit if self._fallback is not None else None,
+            on_session=self._on_session,
+        )
+
+    def load(self) -> None:
+        _ = self._frontend  # creates it, with its imports
+
+    def follow(self) -> None:
+        """Watch the certificate files."""
+        for files in self.certificates:
+            files.follow()
+
+    def announce(self) -> None:
+        # After listening: describing a certificate is slow, and a plugin must listen quickly.
+        tls = self._tls
+        logger.info(
+            "listening on %s, %s%s",
+            ", ".join(self.addresses),
+            self._description(),
+            f"; {tls.description}" if tls is not None else "",
+        )
+        if tls is not None:
+            tls.warn()
+
+    async def close(self) -> None:
+        self.cleanup()
+        self._frontend.close()
+        await super().close()
+
+    def _visit(self, stream: StreamTransport) -> None:
+        """Relay a connection that is not for a tunnel to the fallback site."""
+        assert self._fallback is not None
+        self.relay(stream, self._fallback)
+
+    def relay(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Relay a parked stream to its destination."""
+        self.open_tunnels.carry(
+            stream, partial(self.connect, destination), partial(self.connect_at_once, destination)
+        )
+
+    async def connect(self, destination: Endpoint) -> StreamTransport:
+        """Connect to a destination. Returns a parked connection."""
+        return await self._dialer.connect(destination, Parked)
+
+    def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
+        """Like `connect`, without waiting; None if that is impossible."""
+        return self._dialer.connect_at_once(destination, Parked)
