@@ -10,7 +10,7 @@ from functools import partial
 from anytls.options import ServerOptions
 from mtt.address import host_port, peer_name
 from mtt.errors import DestinationError, NetworkError, UsageError
-from mtt.inbound.anytls_answer import ANSWER_TIME, answered
+from mtt.inbound.anytls_answer import ANSWER_TIME, report_outcome
 from mtt.inbound.anytls_reader import AnyTlsReader
 from mtt.layers.anytls_server import ServerStream
 from mtt.log import Throttle, logger
@@ -131,7 +131,7 @@ class Server(ServerService):
 
     async def _carry(self, stream: ServerStream, account: Account, host: str, port: int) -> None:
         try:
-            far = await answered(stream, self._outbound.connect(host, port))
+            far = await report_outcome(stream, self._outbound.connect(host, port))
         except DestinationError as error:
             if error.outcome is Outcome.NOT_ALLOWED:
                 self._denied += 1

@@ -154,7 +154,7 @@ def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoi
 
 
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
-    from mtt.inbound.anytls_answer import answered, answered_at_once
+    from mtt.inbound.anytls_answer import report_outcome, report_reached
     from mtt.inbound.anytls_reader import AnyTlsReader
     from mtt.layers.anytls_server import ServerStream
     from mtt.trust.passwords import Passwords
@@ -165,8 +165,8 @@ def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint,
         # The client's requested destination is ignored: this is a tunnel.
         owner.open_tunnels.carry(
             stream,
-            lambda: answered(stream, owner.connect(destination)),
-            lambda: answered_at_once(stream, owner.connect_at_once(destination)),
+            lambda: report_outcome(stream, owner.connect(destination)),
+            lambda: report_reached(stream, owner.connect_at_once(destination)),
         )
 
     return AnyTlsReader(

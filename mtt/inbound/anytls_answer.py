@@ -9,17 +9,18 @@ from mtt.errors import NetworkError
 from mtt.layers.anytls_server import ServerStream
 from mtt.layers.base import StreamTransport
 
-# The reference client gives up a whole session, with all that is in it, when 3 s after the
-# beginning of a stream it has not heard how that went. So a destination that takes longer is
-# reported as reached (the protocol allows that), with a second left for the way there and back; if
-# it is not in the end, the client sees a stream that ends without a byte.
+# The reference client closes a session, with all its streams, if a stream is not answered within
+# 3 s. So a destination that takes longer is reported as reached, which the protocol allows, with a
+# second left for the round trip. If it fails later, the stream ends without a byte.
 ANSWER_TIME = 2.0
 
 
-async def answered(stream: ServerStream, connecting: Awaitable[StreamTransport]) -> StreamTransport:
-    """Wait for the connection to a stream's destination, and tell the client how it goes.
+async def report_outcome(
+    stream: ServerStream, connecting: Awaitable[StreamTransport]
+) -> StreamTransport:
+    """Wait for the connection to the destination, and tell the client how it ended.
 
-    Raises what `connecting` raises; the client knows then, and the stream is closed.
+    Raises what `connecting` raises, after telling the client and closing the stream.
     """
     early = asyncio.get_running_loop().call_later(ANSWER_TIME, stream.acknowledge)
     try:
@@ -34,8 +35,8 @@ async def answered(stream: ServerStream, connecting: Awaitable[StreamTransport])
     return far
 
 
-def answered_at_once(stream: ServerStream, far: StreamTransport | None) -> StreamTransport | None:
-    """Tell the client that its destination is reached, if it is."""
+def report_reached(stream: ServerStream, far: StreamTransport | None) -> StreamTransport | None:
+    """Tell the client that its destination was reached, if it was."""
     if far is not None:
         stream.acknowledge()
     return far

@@ -1,10 +1,10 @@
-"""Reads what connections of AnyTLS begin with.
+"""Reads the heads of AnyTLS connections.
 
     preamble -> session -> stream -> destination
-       `-> a stranger: to the fallback site, or to a small web server of our own
+       `-> not a user's: the fallback site, or a small web server
 
-Each stream is handed to `serve` with its user and its destination. What becomes of those is the
-business of the server: a proxy goes there, a tunnel goes where it always does.
+`serve` gets each stream with its user and its destination. A proxy connects to that destination, a
+tunnel to its own.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
 from mtt.wire.servemux import NOT_FOUND
 
-Who = TypeVar("Who")
+User = TypeVar("User")
 
 
-class AnyTlsReader(HeadReader[Who, ServerSession]):
+class AnyTlsReader(HeadReader[User, ServerSession]):
     """Turns connections into AnyTLS sessions.
 
     Args:
-        serve: gets every stream, held, with its user, host and port; owns it from then on.
-        find: the user with a password hash, see `mtt.trust.passwords`.
-        scheme: the padding scheme that clients are to use.
+        serve: owns every stream, parked, from then on; also gets its user, host and port.
+        find: returns the user with a password hash, see `mtt.trust.passwords`.
+        scheme: the padding scheme for clients.
         alpn: the ALPN names of the TLS context.
     """
 
     site: WebSite
-    counts_sessions = False  # each is for one stream at a time
+    counts_sessions = False  # a client uses a session for one stream at a time
 
     def __init__(
         self,
-        serve: Callable[[ServerStream, Who, str, int], None],
+        serve: Callable[[ServerStream, User, str, int], None],
         *,
-        find: Callable[[bytes], Who | None],
+        find: Callable[[bytes], User | None],
         scheme: Scheme,
         alpn: Collection[str] = (),
     ) -> None:
@@ -68,44 +68,45 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         self.front.handshakes.add(transport)
         head = ConnectionHead(
             self._find,
-            known=self._known,
-            stranger=self._stranger,
+            known=self._begin_session,
+            stranger=self._serve_visitor,
             failed=self.front.give_up,
             silence_time=silence_time,
         )
         hand_over(transport, head)
 
-    def _known(self, transport: StreamTransport, who: Who, rest: bytes) -> None:
+    def _begin_session(self, transport: StreamTransport, user: User, rest: bytes) -> None:
         self.front.handshakes.discard(transport)
         session = ServerSession(
-            partial(self._accept, who), scheme=self._scheme, on_lost=self.front.session_lost
+            partial(self._accept, user), scheme=self._scheme, on_lost=self.front.session_lost
         )
-        self.front.begin(session, who)
+        self.front.register(session, user)
+        # Not park() and hand_over(), which would pause and resume the transport.
         transport.set_protocol(session)
         session.connection_made(transport)
         if rest:
             session.data_received(rest)
 
-    def _accept(self, who: Who) -> StreamHead:
+    def _accept(self, user: User) -> StreamHead:
         self.front.counters.streams += 1
-        return StreamHead(partial(self._ready, who), _no_destination)
+        return StreamHead(partial(self._serve_stream, user), _log_closed)
 
-    def _ready(self, who: Who, stream: StreamTransport, host: str, port: int) -> None:
+    def _serve_stream(self, user: User, stream: StreamTransport, host: str, port: int) -> None:
         assert isinstance(stream, ServerStream)
         if stream.is_over and not stream.get_protocol().early:
-            stream.close()  # there is nothing to go there for
+            stream.close()  # there is nothing to carry
         else:
-            self._serve(stream, who, host, port)
+            self._serve(stream, user, host, port)
 
-    # Strangers.
+    # Connections without the password of a user.
 
-    def _stranger(
+    def _serve_visitor(
         self, transport: StreamTransport, received: bytes, eof: bool, error: Exception
     ) -> None:
         front = self.front
         if front.fallback is not None and (received or not eof):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
-            # Who has said nothing yet may still be a user.
+            # A client that has sent nothing may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
             park(transport, received, eof=eof)
             self.site.visit(transport, watch, self._read, self._read).start(transport)
@@ -115,8 +116,8 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         else:
             front.give_up(transport, error)
             if received:
-                # At once, as nginx does at the first byte that cannot be in a method. To a client
-                # with a wrong password, too, whose user should not have to wait to hear of it.
+                # Immediately, as nginx answers the first byte that no method has. A user with a
+                # wrong password learns of it without a wait.
                 refusal = nginx.error_reply(HttpError(400, str(error)))
                 transport.write(nginx.encode(refusal, None, date=http_date(), close=True))
             if eof:
@@ -128,20 +129,20 @@ class AnyTlsReader(HeadReader[Who, ServerSession]):
         return len(data) >= HASH_SIZE and self._find(data[:HASH_SIZE]) is not None
 
     def _serve_http(self, transport: StreamTransport) -> None:
-        """Be a web server without a page, as with -wss to paths that lead nowhere."""
+        """Answer as a web server without pages, as with -wss outside the tunnel's path."""
 
         def router(request: Request) -> Reply:
-            self.site.answers(transport, "a web visitor", NOT_FOUND)
+            self.site.log_answer(transport, "a web visitor", NOT_FOUND)
             return NOT_FOUND
 
         http = HttpServer(
             router,
             as_nginx=True,
-            on_failure=partial(self.front.failed, transport),
+            on_failure=partial(self.front.report_failure, transport),
             on_end=partial(self.front.handshakes.discard, transport),
         )
         hand_over(transport, http)
 
 
-def _no_destination(stream: StreamTransport, reason: str) -> None:
-    logger.debug("%s: a stream was closed: %s", peer_name(stream), reason)
+def _log_closed(stream: StreamTransport, reason: str) -> None:
+    logger.debug("%s: stream closed: %s", peer_name(stream), reason)

@@ -3,9 +3,8 @@
     TCP -> TLS (unless a proxy in front does it) -> head -> stream, or session of streams
             `-> visitor without TLS                  `-> visitor
 
-A `HeadReader` reads what a connection begins with and decides what follows. The front owns the
-rest: the number of handshakes under way, failures and their log lines, visits to the fallback
-site, and the sessions that are up.
+A `HeadReader` reads the beginning of a connection and decides what follows. The front does the
+rest: it limits handshakes, counts and logs failures, and tracks sessions.
 """
 
 from __future__ import annotations
@@ -25,56 +24,51 @@ from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Pending
 from mtt.observe.metrics import Counters
 
-Who = TypeVar("Who")  # the user of a session, or the place that it leads to
+Target = TypeVar("Target")  # what a connection is for: a user, or a destination
 Session = TypeVar("Session", bound=MuxSession[Any])
 
 
 class Site(Protocol):
-    """A port that imitates a web server: see `mtt.inbound.site`.
+    """A port that imitates a web server: see `mtt.inbound.site`."""
 
-    Attributes:
-        handshake_time: seconds that a web server gives to a TLS handshake.
-    """
+    handshake_time: float  # the limit for TLS handshakes, seconds
 
-    handshake_time: float
-
-    def enter(self, tls: TlsLayer) -> StreamProtocol:
-        """The protocol of a new connection, which may turn out to be a visitor's without TLS."""
+    def accept(self, tls: TlsLayer) -> StreamProtocol:
+        """Returns the protocol of a new connection, which may turn out not to use TLS."""
 
 
-class HeadReader(Generic[Who, Session]):
-    """Reads what connections begin with, and hands their streams to the server.
+class HeadReader(Generic[Target, Session]):
+    """Reads the beginning of connections, and passes their streams to the server.
 
     Attributes:
         front: the front that it reads for; set by the front.
-        site: the web server that the port imitates; None if it imitates nothing.
-        counts_sessions: whether a session with open streams counts as one more connection.
+        site: the web server that the port imitates, if any.
+        counts_sessions: whether a session counts as a connection besides its open streams.
     """
 
-    front: Frontend[Who, Session]
+    front: Frontend[Target, Session]
     site: Site | None = None
     counts_sessions: bool
 
     def read(self, transport: StreamTransport) -> None:
         """Take over a connection after its TLS handshake.
 
-        Without a further head it leaves `front.handshakes` at once. Else it has to be there until
-        the head is complete; without TLS it is not there yet.
+        Keeps it in `front.handshakes` until the head is complete. Without TLS it is not there yet.
         """
         raise NotImplementedError
 
 
-class Frontend(Generic[Who, Session]):
+class Frontend(Generic[Target, Session]):
     """Turns accepted connections into streams.
 
     Args:
-        reader: reads what the connections begin with.
-        counters: where failures, sessions and streams are counted.
-        context: called for the TLS context of each connection, None to go without.
-        fallback: gets the stream of every visitor who does not ask for a tunnel, held, to be
-            relayed to a web site. Without it visitors find a web server that has no page.
-        on_session: called with the user or place of every session when it begins and once more
-            when it is over (`session.lost`).
+        reader: reads the beginning of connections.
+        counters: counts failures, sessions and streams.
+        context: called for the TLS context of each connection; None for no TLS.
+        fallback: relays the stream, parked, of every connection that is not for the tunnel to a web
+            site. Without it, such clients find a web server without pages.
+        on_session: called with the target of every session when it begins, and again when it is
+            over (`session.lost`).
 
     Attributes:
         handshakes: connections that are not tunnels yet.
@@ -82,12 +76,12 @@ class Frontend(Generic[Who, Session]):
 
     def __init__(
         self,
-        reader: HeadReader[Who, Session],
+        reader: HeadReader[Target, Session],
         *,
         counters: Counters,
         context: Callable[[], ssl.SSLContext] | None,
         fallback: Callable[[StreamTransport], None] | None = None,
-        on_session: Callable[[Who, Session], None] | None = None,
+        on_session: Callable[[Target, Session], None] | None = None,
     ) -> None:
         reader.front = self
         self._reader = reader
@@ -97,7 +91,7 @@ class Frontend(Generic[Who, Session]):
         self._on_session = on_session
         self.handshakes = Pending(on_cut=self._count_cut)
         self._failures = Throttle(FAILURE_BURST)
-        self._sessions: dict[Session, Who] = {}
+        self._sessions: dict[Session, Target] = {}
 
     @property
     def pending(self) -> int:
@@ -106,7 +100,7 @@ class Frontend(Generic[Who, Session]):
 
     @property
     def sessions(self) -> Collection[Session]:
-        """The sessions that are up."""
+        """The open sessions."""
         return self._sessions.keys()
 
     @property
@@ -117,7 +111,7 @@ class Frontend(Generic[Who, Session]):
         return sum(not session.open_streams for session in self._sessions)
 
     def accept(self) -> StreamProtocol:
-        """The protocol for a new connection (a protocol factory of asyncio)."""
+        """Returns the protocol of a new connection (a protocol factory of asyncio)."""
         parked = Parked(self._reader.read)
         if self._context is None:
             return parked
@@ -130,7 +124,7 @@ class Frontend(Generic[Who, Session]):
             )
         parked.failed = partial(self.give_up, tls)
         self.handshakes.add(tls)
-        return tls if site is None else site.enter(tls)
+        return tls if site is None else site.accept(tls)
 
     def close(self) -> None:
         """Cut all handshakes and all sessions."""
@@ -140,15 +134,15 @@ class Frontend(Generic[Who, Session]):
 
     # Failures.
 
-    def failed(self, transport: StreamTransport, error: Exception) -> None:
+    def report_failure(self, transport: StreamTransport, error: Exception) -> None:
         """Count and log a failed handshake, unless the connection was cut to make room."""
         if transport in self.handshakes:
             self.counters.failed(error)
             self._failures.failure(transport, error)
 
     def give_up(self, transport: StreamTransport, error: Exception) -> None:
-        """The same for a connection that cannot become a tunnel any more."""
-        self.failed(transport, error)
+        """Report the failure of a connection that can no longer become a tunnel."""
+        self.report_failure(transport, error)
         self.handshakes.discard(transport)
 
     def _count_cut(self) -> None:
@@ -156,20 +150,20 @@ class Frontend(Generic[Who, Session]):
 
     # Sessions.
 
-    def begin(self, session: Session, who: Who) -> None:
-        """Register a session. At its end it calls `session_lost`."""
-        self._sessions[session] = who
+    def register(self, session: Session, target: Target) -> None:
+        """Track a session, which calls `session_lost` at its end."""
+        self._sessions[session] = target
         self.counters.sessions += 1
         if self._on_session is not None:
-            self._on_session(who, session)
+            self._on_session(target, session)
 
     def session_lost(self, session: Session, error: Exception | None) -> None:
-        who = self._sessions.pop(session)
+        target = self._sessions.pop(session)
         if self._on_session is not None:
-            self._on_session(who, session)
+            self._on_session(target, session)
         self.counters.session_over(error)
         if isinstance(error, PeerError):
             self._failures.failure(session.lower, error)
         elif error is not None:
-            # Go clients close the connection under their last stream: nothing to report.
+            # Go clients close the connection under their last stream: not a failure.
             logger.debug("%s: %s", peer_name(session.lower), error)

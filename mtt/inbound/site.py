@@ -1,7 +1,6 @@
 """A port that imitates a web server, for every connection that is not a tunnel's.
 
-With a fallback site visitors are passed to that. Without it they find a web server that has no
-page; with AnyTLS and WebSocket alike it answers as nginx does.
+The fallback site serves them. Without one, they are answered as by an nginx without pages.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mtt.layers.tls import TlsLayer
 from mtt.log import logger
 from mtt.wire.http1 import Reply
 
-# Gets the connection, parked, of a visitor that may want a tunnel after all.
+# Takes over a parked connection that may still become a tunnel.
 Resume = Callable[[StreamTransport], None]
 
 
@@ -33,8 +32,8 @@ class WebSite:
     """The web server of one port.
 
     Args:
-        reader: reads what is not a visitor's.
-        alpn: the ALPN names of the TLS context. Clients that offer only others are refused.
+        reader: reads connections with TLS.
+        alpn: the ALPN names of the TLS context; clients that offer only others are refused.
     """
 
     def __init__(self, reader: HeadReader[Any, Any], alpn: Collection[str]) -> None:
@@ -42,8 +41,8 @@ class WebSite:
         self._reader = reader
         self._alpn = [name.encode() for name in alpn]
 
-    def enter(self, tls: TlsLayer) -> StreamProtocol:
-        return Entrance(tls, alpn=self._alpn, on_plain=self._visit_in_clear)
+    def accept(self, tls: TlsLayer) -> StreamProtocol:
+        return Entrance(tls, alpn=self._alpn, on_plain=self._serve_plain)
 
     def visit(
         self, transport: StreamTransport, watch: Watch, on_tunnel: Resume, on_refused: Resume | None
@@ -60,13 +59,13 @@ class WebSite:
             on_settled=partial(front.handshakes.discard, transport),
         )
 
-    def answers(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
-        """Count and log the reply to a visitor, where there is no fallback site."""
+    def log_answer(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
+        """Count and log the reply to a visitor, without a fallback site."""
         self._reader.front.counters.handshake_failures[Cause.PATH] += 1
-        # Without the path: it may be somebody's secret with a typing error.
+        # Without the path, which may be a mistyped secret.
         logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
 
-    def _visit_in_clear(self, transport: StreamTransport, received: bytes) -> None:
+    def _serve_plain(self, transport: StreamTransport, received: bytes) -> None:
         """Answer a visitor without TLS."""
         front = self._reader.front
         front.handshakes.add(transport)

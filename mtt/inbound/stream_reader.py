@@ -1,4 +1,4 @@
-"""Connections that begin with nothing: after the TLS handshake there is a stream, or a session."""
+"""Connections without a head: a stream, or a session, follows the TLS handshake."""
 
 from __future__ import annotations
 
@@ -11,46 +11,45 @@ from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.smux import SmuxSession
 
-Place = TypeVar("Place")
+Target = TypeVar("Target")
 
 
-class TunnelReader(HeadReader[Place, SmuxSession]):
-    """What connections of tunnels have in common, whatever they begin with.
+class TunnelReader(HeadReader[Target, SmuxSession]):
+    """The common base of readers of tunnel connections.
 
     Args:
-        serve: gets every stream, held, with the place it leads to; owns it from then on. What a
-            place is (an address, a user) is the business of the server.
+        serve: owns every stream, parked, from then on; also gets its target.
         mux: streams are multiplexed.
     """
 
     counts_sessions = True
 
-    def __init__(self, serve: Callable[[StreamTransport, Place], None], *, mux: bool) -> None:
+    def __init__(self, serve: Callable[[StreamTransport, Target], None], *, mux: bool) -> None:
         self._serve = serve
         self._mux = mux
 
-    def _session(self, place: Place) -> SmuxSession:
-        session = SmuxSession(accept=partial(self._accept, place), on_lost=self.front.session_lost)
-        self.front.begin(session, place)
+    def _session(self, target: Target) -> SmuxSession:
+        session = SmuxSession(accept=partial(self._accept, target), on_lost=self.front.session_lost)
+        self.front.register(session, target)
         return session
 
-    def _accept(self, place: Place) -> Parked:
+    def _accept(self, target: Target) -> Parked:
         self.front.counters.streams += 1
-        return Parked(lambda stream: self._serve(stream, place))
+        return Parked(lambda stream: self._serve(stream, target))
 
 
-class StreamReader(TunnelReader[Place]):
-    """Connections that all lead to one place."""
+class StreamReader(TunnelReader[Target]):
+    """Reads connections that all have the same target."""
 
     def __init__(
-        self, serve: Callable[[StreamTransport, Place], None], place: Place, *, mux: bool
+        self, serve: Callable[[StreamTransport, Target], None], target: Target, *, mux: bool
     ) -> None:
         super().__init__(serve, mux=mux)
-        self._place = place
+        self._target = target
 
     def read(self, transport: StreamTransport) -> None:
         self.front.handshakes.discard(transport)
         if self._mux:
-            hand_over(transport, self._session(self._place))
+            hand_over(transport, self._session(self._target))
         else:
-            self._serve(transport, self._place)
+            self._serve(transport, self._target)

@@ -1,4 +1,4 @@
-"""Connections that begin with a WebSocket request, which says where they lead."""
+"""Connections that begin with a WebSocket request, whose path selects the target."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from mtt.wire.upgrade import (
     is_own_key,
 )
 
-Place = TypeVar("Place")
-# Where a WebSocket request leads, or the reply to a request that leads nowhere.
-Route = Callable[[Request], Place | Reply]
+Target = TypeVar("Target")
+# Returns the target of a WebSocket request, or the reply to a request that has none.
+Route = Callable[[Request], Target | Reply]
 
 
-class WebSocketReader(TunnelReader[Place]):
+class WebSocketReader(TunnelReader[Target]):
     """Turns connections into tunnels over WebSocket.
 
     Args:
         serve: see TunnelReader.
-        route: where a request leads.
-        mux: streams are multiplexed if the client does not say.
+        route: returns the target of a request.
+        mux: streams are multiplexed unless the client chooses.
         refusal: see HttpServer.
     """
 
@@ -48,8 +48,8 @@ class WebSocketReader(TunnelReader[Place]):
 
     def __init__(
         self,
-        serve: Callable[[StreamTransport, Place], None],
-        route: Route[Place],
+        serve: Callable[[StreamTransport, Target], None],
+        route: Route[Target],
         *,
         mux: bool,
         refusal: Reply | None = None,
@@ -63,36 +63,36 @@ class WebSocketReader(TunnelReader[Place]):
     def read(self, transport: StreamTransport) -> None:
         _HttpHead(self).wait(transport)
 
-    def upgraded(self, transport: StreamTransport, place: Place, upgrade: Upgrade) -> None:
-        """Begin the tunnel on a connection that has been upgraded."""
+    def upgraded(self, transport: StreamTransport, target: Target, upgrade: Upgrade) -> None:
+        """Begin the tunnel on an upgraded connection."""
         mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
         upper: Any = (
-            self._session(place) if mux else Parked(lambda layer: self._serve(layer, place))
+            self._session(target) if mux else Parked(lambda layer: self._serve(layer, target))
         )
         ours = is_own_key(upgrade.key)
         if ours or mux or upgrade.protocol:
             layer = WebSocketLayer(upper, client=False, half_close=ours, ping=not mux)
         else:
-            layer = ForeignWebSocketLayer(upper, partial(self._look, peer_name(transport)))
+            layer = ForeignWebSocketLayer(upper, partial(self._check, peer_name(transport)))
         layer.start(transport)
 
-    def _look(self, peer: str, first: bytes) -> None:
-        """Name a client in the log whose bytes cannot mean anything to the destination."""
+    def _check(self, peer: str, first: bytes) -> None:
+        """Log a client whose protocol the destination cannot understand."""
         if is_v2ray_plugin_mux(first):
             self._foreign.warning("%s: %s", peer, V2RAY_PLUGIN_MUX)
 
 
-class _HttpHead(Generic[Place]):
-    """Waits on one connection for the request that makes it a tunnel."""
+class _HttpHead(Generic[Target]):
+    """Waits on one connection for the request for a tunnel."""
 
-    __slots__ = ("_is_refused", "_place", "_reader", "_transport")
+    __slots__ = ("_is_refused", "_reader", "_target", "_transport")
 
-    _place: Place
+    _is_refused: bool  # the fallback site could not be reached
+    _target: Target
     _transport: StreamTransport
 
-    def __init__(self, reader: WebSocketReader[Place]) -> None:
+    def __init__(self, reader: WebSocketReader[Target]) -> None:
         self._reader = reader
-        self._is_refused = False  # the fallback site could not be reached
 
     def wait(self, transport: StreamTransport, *, is_refused: bool = False) -> None:
         self._transport = transport
@@ -107,7 +107,7 @@ class _HttpHead(Generic[Place]):
             fallback=self._fall_back if front.fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,
             as_nginx=True,
-            on_failure=partial(front.failed, transport),
+            on_failure=partial(front.report_failure, transport),
             on_end=partial(front.handshakes.discard, transport),
         )
         hand_over(transport, http)
@@ -115,15 +115,15 @@ class _HttpHead(Generic[Place]):
     def _find(self, request: Request) -> Reply | None:
         found = self._reader.route(request)
         if not isinstance(found, Reply):
-            self._place = found
+            self._target = found
             return None
         if self._reader.front.fallback is None:
-            self._reader.site.answers(self._transport, "no tunnel", found)
+            self._reader.site.log_answer(self._transport, "no tunnel", found)
         return found
 
     def _upgraded(self, transport: StreamTransport, _: Request, upgrade: Upgrade) -> None:
-        # The route is not asked again: a place may close to newcomers at any moment.
-        self._reader.upgraded(transport, self._place, upgrade)
+        # The route is not asked again: its answer may have changed.
+        self._reader.upgraded(transport, self._target, upgrade)
 
     def _is_tunnel(self, request: Request, early: bool) -> bool:
         try:

@@ -268,7 +268,7 @@ def _visit(upper: Any) -> Parked:
     return Parked(ready)
 
 
-def _never(transport: Any, received: bytes) -> None:
+def _never(transport: Any) -> None:
     raise AssertionError("no tunnel begins here")
 
 
