@@ -84,7 +84,7 @@ class Controller(HttpListener):
 
     async def _answer_command(self, exchange: Exchange) -> None:
         if exchange.request.method != "POST":
-            await exchange.answer(_error(405, "method: a command is a POST", ("Allow", "POST")))
+            await exchange.answer(_error(405, "method: commands must use POST", ("Allow", "POST")))
             return
         body = await exchange.body(api.BODY_LIMIT)
         exchange.keeps_on = True  # finish the command even if the client disconnects

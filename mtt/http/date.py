@@ -5,19 +5,18 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
-# In English, whatever the locale. The standard library has them in `email` only, which takes 10 ms
-# to import.
+# English in every locale. In the standard library, only `email` has them, which takes 10 ms to
+# import.
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def http_date() -> str:
-    return text_of(int(time.time()))
+    return format_date(int(time.time()))
 
 
-# Requests come many in a second, so the text is made once in each.
-@lru_cache(maxsize=1)
-def text_of(now: int) -> str:
+@lru_cache(maxsize=1)  # once a second, for many requests
+def format_date(now: int) -> str:
     """The HTTP-date of `now`, in seconds since 1970."""
     at = time.gmtime(now)
     return (

@@ -1,9 +1,9 @@
-"""What comes first on a port that shows itself as a web server's, seen before TLS does.
+"""Checks the first bytes on a port that imitates a web server, before TLS does.
 
-nginx looks at the first byte: what is no TLS is read as HTTP. And it refuses clients whose ALPN
-names have none in common with its own, which `ssl` cannot do by itself: it calls nobody with the
-client's names. So they are read here, and the verdict is carried out by OpenSSL (see
-`mtt.trust.certificates.ServerConnection`) once it has checked the rest of the ClientHello.
+As with nginx, the first byte decides between TLS and HTTP, and clients without a common ALPN name
+are refused. `ssl` cannot refuse them: it has no callback with the client's names. So they are read
+here, and OpenSSL refuses the client (see `mtt.trust.certificates.ServerConnection`) after it has
+checked the rest of the ClientHello.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from mtt.trust.certificates import ServerConnection
 from mtt.wire.client_hello import ClientHelloError, offered_alpn
 from mtt.wire.http1 import may_be_request
 
-# As long as nginx waits (client_header_timeout). The number of connections that wait is limited.
+# nginx's client_header_timeout. The number of waiting connections is limited.
 HANDSHAKE_TIME = 60.0
 
-# A ClientHello comes in one or two reads. It is parsed anew with each, so one in many pieces is not
-# judged.
+# A ClientHello takes one or two reads. Each read parses it from the start, so a ClientHello in more
+# reads is not checked.
 MAX_READS = 16
 
 _HANDSHAKE = 0x16  # the first byte of TLS (RFC 8446, 5.1)
-_SSL2 = 0x80  # nginx and OpenSSL take this bit for the length of an SSLv2 record
+_SSL2 = 0x80  # nginx and OpenSSL read this bit as part of an SSLv2 record's length
 
 
 class Entrance(StreamProtocol):
-    """The first protocol of a connection; TLS or `on_plain` comes next.
+    """The first protocol of a connection, before TLS or `on_plain`.
 
     Args:
-        tls: what does TLS.
-        alpn: the server's ALPN names, one of which a client that has any must have.
-        on_plain: gets the TCP connection and its first bytes if they are not TLS.
+        tls: the TLS layer.
+        alpn: the server's ALPN names; a client with ALPN must offer one of them.
+        on_plain: takes over a connection without TLS, and its first bytes.
     """
 
     borrows = True
@@ -69,7 +69,7 @@ class Entrance(StreamProtocol):
         self._reads += 1
         try:
             offered = offered_alpn(self._hello) if self._reads <= MAX_READS else []
-        except ClientHelloError:  # OpenSSL has something to say about it
+        except ClientHelloError:  # OpenSSL will answer it
             offered = []
         if offered is not None:
             if offered and self._alpn and not any(name in self._alpn for name in offered):

@@ -1,4 +1,4 @@
-"""Server-sent events: an answer without end, for pages that show what happens (HTML, 9.2)."""
+"""Server-sent events: an endless answer, for pages that show live state (HTML, 9.2)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from contextlib import aclosing
 from mtt.http.exchange import Exchange
 from mtt.wire.http1 import Reply
 
-# Seconds without an event until a comment is sent, as the specification advises: proxies end what
-# is silent for longer, and a client that is gone shows only when something is sent.
+# Seconds without an event until a comment is sent, as the specification advises: proxies close
+# silent connections, and a lost client is noticed only when something is sent.
 HEARTBEAT = 15.0
 
 _COMMENT = b":\n\n"
 _HEADERS = (
     ("Cache-Control", "no-store"),
     ("Content-Type", "text/event-stream"),
-    ("X-Accel-Buffering", "no"),  # an nginx in front passes on each event as it comes
+    ("X-Accel-Buffering", "no"),  # makes nginx pass on each event at once
 )
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def encode_event(data: str, *, name: str = "") -> bytes:
-    """An event as it is sent; `name` is its type, if it has one.
-
-    Raises ValueError for a name with a line break.
-    """
+    """Encode an event; `name` is its type, if any. Raises ValueError for a line break in it."""
     if _LINE_END.search(name):
         raise ValueError(f"{name!r} has a line break")
     lines = [f"event: {name}"] if name else []
@@ -51,7 +48,7 @@ async def _with_heartbeats(events: AsyncGenerator[bytes, None]) -> AsyncGenerato
                 while not (await asyncio.wait([upcoming], timeout=HEARTBEAT))[0]:
                     yield _COMMENT
             finally:
-                if not upcoming.done():  # else the generator could not be closed
+                if not upcoming.done():  # a running generator cannot be closed
                     upcoming.cancel()
                     await asyncio.wait([upcoming])
             event = upcoming.result()

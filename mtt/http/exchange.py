@@ -1,17 +1,15 @@
 """One request that a coroutine answers.
 
-Theory of operation
--------------------
-`HttpServer` makes an `Exchange` for each request whose router names a handler, and runs the handler
-in a task. Until that is over, the connection serves nothing else:
+`HttpServer` makes an `Exchange` for each request whose router returns a handler, and runs the
+handler in a task. The connection serves nothing else meanwhile:
 
     handler -> body() -> any other work -> answer() or stream() -> the next request
 
-The body is read only while the handler waits for it. Whatever else comes waits after one read of
-the transport, so a client cannot fill the memory; while nothing comes, the transport is read, so
-the end of the connection is noticed. Writing waits for the client to take what was written.
+The body is read only while the handler waits for it. Otherwise, reading pauses after one read, so
+that a client cannot fill the memory; until then it continues, so that the end of the connection is
+noticed. Writing waits for the client to take what was written.
 
-When the connection dies, the handler is cancelled, unless it `keeps_on`: then its next call here
+When the connection is lost, the handler is cancelled, unless it `keeps_on`: then its next call here
 raises NetworkError.
 """
 
@@ -33,7 +31,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Connection(Protocol):
-    """What an exchange needs of its connection."""
+    """The part of `HttpServer` that an exchange needs."""
 
     def encode(
         self, reply: Reply, request: Request | None, *, close: bool, follows: int | None = 0
@@ -41,7 +39,7 @@ class Connection(Protocol):
         """See `Reply.encode`."""
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
-        """The handler has returned, or raised `error`."""
+        """Called when the handler has returned, or raised `error`."""
 
 
 def ends_connection(request: Request) -> bool:
@@ -57,15 +55,15 @@ class Exchange:
     """A request that a handler answers, once.
 
     Args:
-        buffer: what came behind the head of the request.
-        ended: nothing more will come.
+        buffer: the bytes after the head of the request.
+        ended: the client sends nothing more.
 
     Attributes:
-        keeps_on: whether the handler goes on when the connection dies.
-        begun: a part of the answer has been sent.
-        closes: the connection ends with the answer; known when that has begun.
-        full: the client has to take what was written first.
-        unread: the body of the request, as far as it is still to come.
+        keeps_on: the handler continues when the connection is lost.
+        begun: part of the answer has been sent.
+        closes: the connection ends with the answer; known once that has begun.
+        full: writing waits until the client takes what was written.
+        unread: the rest of the request's body.
     """
 
     __slots__ = (
@@ -92,7 +90,7 @@ class Exchange:
         self._connection = connection
         self._buffer = buffer
         self._limits = limits
-        self._is_whole = False  # all of the answer has been sent
+        self._is_whole = False  # the whole answer has been sent
         self._is_lost = False
         self._cut_reason = ""
         self._received = len(buffer)  # bytes
@@ -103,12 +101,9 @@ class Exchange:
     # For the handler.
 
     async def body(self, limit: int) -> bytes:
-        """The body of the request.
-
-        Raises HttpError, 413 if it has `limit` bytes or more, and NetworkError.
-        """
+        """Read the body. Raises HttpError (413 from `limit` bytes on) and NetworkError."""
         request, body, buffer = self.request, self.unread, self._buffer
-        too_large = HttpError(413, f"body: it must be smaller than {limit} bytes")
+        too_large = HttpError(413, f"body: must be smaller than {limit} bytes")
         if request.content_length >= limit:
             raise too_large
         asks = request.version >= (1, 1) and "100-continue" in request.tokens("expect")
@@ -119,7 +114,7 @@ class Exchange:
         while not body.over:
             if not buffer:
                 if self.ended:
-                    text = "the client ended in the middle of a request"
+                    text = "the connection ended in the middle of a request body"
                     raise NetworkError(text, cause=Cause.EOF)
                 self.transport.resume_reading()
                 await self._wait(deadline, "no complete request body")
@@ -131,49 +126,49 @@ class Exchange:
     async def answer(self, reply: Reply, *, close: bool = False) -> None:
         """Answer with `reply`, and wait until the client has taken it. Raises NetworkError.
 
-        `close`: end the connection with it, even if nothing else asks for that.
+        `close`: end the connection with it in any case.
         """
-        self._begin(reply, close=close)
-        await self._taken()
+        self._begin_answer(reply, close=close)
+        await self._wait_until_taken()
         self._is_whole = True
 
     async def stream(
         self, reply: Reply, pieces: AsyncGenerator[bytes, None], length: int | None = None
     ) -> None:
-        """Answer with the head of `reply` and a body of `pieces`, `length` bytes if that is known.
+        """Answer with the head of `reply` and a body of `pieces`, `length` bytes if known.
 
-        Each piece is asked for when the client has taken the one before. Raises NetworkError, and
-        what `pieces` raises.
+        Waits until the client has taken a piece before it asks for the next. Raises NetworkError,
+        and what `pieces` raises.
         """
         chunked = length is None and self.request.version >= (1, 1)
         async with aclosing(pieces):
-            self._begin(reply, close=length is None and not chunked, follows=length)
+            self._begin_answer(reply, close=length is None and not chunked, follows=length)
             if self.request.method != "HEAD":
                 sent = 0
                 async for piece in pieces:
                     sent += len(piece)
                     if piece:
                         self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
-                        await self._taken()
+                        await self._wait_until_taken()
                 if length not in (None, sent):
                     raise ValueError(f"an answer of {length} bytes has {sent}")
                 if chunked:
                     self._write(b"0\r\n\r\n")
-        await self._taken()
+        await self._wait_until_taken()
         self._is_whole = True
 
     @property
     def waits(self) -> bool:
-        """Whether this end waits for the client to send, or to take what was written."""
+        """Whether the exchange waits for the client to send, or to take what was written."""
         return self._waiter is not None
 
     @property
     def moved(self) -> int:
-        """How many bytes the client has sent and taken."""
+        """Number of bytes that the client has sent and taken."""
         return self._received + self._written - self.transport.get_write_buffer_size()
 
     def cut(self, reason: str) -> None:
-        """Reset the connection, for this reason."""
+        """Reset the connection; `reason` is for the log."""
         self._cut_reason = reason
         self.transport.abort()
 
@@ -184,27 +179,27 @@ class Exchange:
         handler: Callable[[Exchange], Coroutine[Any, Any, None]],
         tasks: set[asyncio.Task[None]] | None,
     ) -> None:
-        """Run the handler, in a task that is one of `tasks` meanwhile."""
+        """Run the handler in a task, which is in `tasks` meanwhile."""
         self._task = task = asyncio.get_running_loop().create_task(handler(self))
         if tasks is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        task.add_done_callback(self._over)
+        task.add_done_callback(self._handler_done)
 
     def received(self, size: int) -> None:
-        """So many bytes have come into the buffer."""
+        """Called when `size` bytes have been added to the buffer."""
         self._received += size
         if self.full or self._waiter is None or self._waiter.done():
             self.transport.pause_reading()
         self.wake()
 
     def wake(self) -> None:
-        """Something has happened at the client's end."""
+        """Resume the handler if it waits for the client."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def lose(self) -> NetworkError | None:
-        """The connection is gone; returns the reason, None if the owner has cut it."""
+        """Called when the connection is lost; returns the error, None if the owner has cut it."""
         task = self._task
         self._is_lost = True
         self.wake()
@@ -212,11 +207,11 @@ class Exchange:
             return None
         if not self.keeps_on:
             task.cancel()
-        return self._gone()
+        return self._lost_error()
 
     # Internals.
 
-    def _over(self, task: asyncio.Task[None]) -> None:
+    def _handler_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if task.cancelled():
             if not self._is_lost:
@@ -224,11 +219,11 @@ class Exchange:
             return
         error = task.exception()
         if error is None and not self._is_whole:
-            error = RuntimeError("the handler has given no answer")
+            error = RuntimeError("the handler did not answer")
         assert error is None or isinstance(error, Exception)
         self._connection.answered(self, error)
 
-    def _begin(self, reply: Reply, *, close: bool, follows: int | None = 0) -> None:
+    def _begin_answer(self, reply: Reply, *, close: bool, follows: int | None = 0) -> None:
         request = self.request
         blocked = not self.unread.over and ends_connection(request)
         self.closes = close or reply.closes or not request.keep_alive or blocked
@@ -237,21 +232,21 @@ class Exchange:
 
     def _write(self, data: bytes) -> None:
         if self._is_lost:
-            raise self._gone()
+            raise self._lost_error()
         self._written += len(data)
         self.transport.write(data)
 
-    async def _taken(self) -> None:
-        """Wait until the client has taken enough of what was written."""
+    async def _wait_until_taken(self) -> None:
+        """Wait while the transport can take no more."""
         deadline = self._deadline()
         while self.full:
-            await self._wait(deadline, "the client took nothing of its answer")
+            await self._wait(deadline, "the client did not read its answer")
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._limits.body
 
     async def _wait(self, deadline: float, failure: str) -> None:
-        """Wait for the client; `failure` is what to say after the deadline."""
+        """Wait for the client; `failure` describes what it failed to do by the deadline."""
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         try:
@@ -263,8 +258,8 @@ class Exchange:
         finally:
             self._waiter = None
         if self._is_lost:
-            raise self._gone()
+            raise self._lost_error()
 
-    def _gone(self) -> NetworkError:
-        reason = self._cut_reason or "the client left before it was answered"
+    def _lost_error(self) -> NetworkError:
+        reason = self._cut_reason or "the client disconnected before it was answered"
         return NetworkError(reason, cause=Cause.EOF)

@@ -1,13 +1,11 @@
-"""Visitors of the web site that the server pretends to be, and in fact is.
+"""Visits to the fallback site, a real web site that serves all connections without a tunnel.
 
-With a fallback everything that is no tunnel is passed to a real web site, bytes unchanged, and as
-early as possible: what is answered, when, and how long a visitor may take is the site's decision.
-A visit begins before it is clear what the visitor wants (see `SITE_TIME`), and a proxy or CDN in
-front may use one connection for the requests of many people. So a tunnel may begin on a connection
-that began with a visit: what passes is watched.
+Bytes pass unchanged and as early as possible, so the site decides what is answered, when, and how
+long a visitor may take. A visit begins before a request is complete (see `SITE_TIME`), and a proxy
+or CDN may send the requests of many clients on one connection. So a tunnel may begin on a
+connection after a visit: a `Watch` looks for its request.
 
-To a visitor the site's end is the end of both directions, at once: a web server closes. Whatever
-the visitor might still send is of no use to the site either.
+The site's end closes both directions of a visit, as a web server does.
 """
 
 from __future__ import annotations
@@ -21,26 +19,25 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked, park
 
-# A connection on which nothing has come for so long after its handshakes is given to the site, so
-# that the site's clock decides how long silence may last. Clients send a tunnel's request right
-# behind the handshake, so hardly any costs the site a connection.
+# Seconds of silence after the handshake until the site gets a connection, so that the site's own
+# timeout applies. Clients send a tunnel's request with the end of the handshake, so hardly any of
+# them costs the site a connection.
 SITE_TIME = 0.2
 
 
 class Visit(Layer):
-    """The transport of a visitor, for a relay to the site. It ends as that of a web server.
+    """The transport of a visitor, for a relay to the site.
 
-    When a tunnel begins, the visit ends (`upper` sees the end of data) and the connection goes on
-    elsewhere.
+    When a tunnel begins, the visit ends (`upper` gets `eof_received`).
 
     Args:
-        upper: the protocol that holds the transport for the relay.
-        watch: sees all that the visitor sends.
-        on_tunnel: gets the connection, parked with the beginning of a tunnel.
-        on_refused: the same if the site cannot be reached before it was clear what the visitor
-            wants. None to reset the connection then, as otherwise.
-        on_settled: called once when that is clear: the site has got a request, or a tunnel begins,
-            or the connection is over.
+        upper: parks the transport for the relay.
+        watch: checks all data from the visitor.
+        on_tunnel: takes over the connection, parked with the beginning of a tunnel.
+        on_refused: takes it over if the site is unreachable before the visitor has made a request.
+            None resets the connection.
+        on_settled: called once, when the site has a request, a tunnel begins, or the connection is
+            over.
     """
 
     borrows = True
@@ -65,15 +62,15 @@ class Visit(Layer):
         self._on_tunnel: Callable[[StreamTransport], None] | None = on_tunnel
         self._on_refused = on_refused
         self._on_settled: Callable[[], object] | None = on_settled
-        self._buffer = b""  # what came while paused
-        self._unanswered = False  # a request has begun, and the site has said nothing since
+        self._buffer = b""  # received while paused
+        self._unanswered = False  # a request has begun, without an answer of the site since
         self._eof = False
         self._eof_told = False
-        self._over = False  # the connection is not ours any more
+        self._over = False  # the connection has another protocol
         self._closed = False
 
     def start(self, transport: StreamTransport) -> None:
-        # With the end, if it has come as well, what came tells more.
+        # Before the data: `_pass_on` treats them differently if the end follows.
         held = transport.get_protocol()
         self._eof = isinstance(held, Parked) and held.eof
         super().start(transport)
@@ -99,7 +96,7 @@ class Visit(Layer):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._closed:
             self._end()
-        self._let_go()
+        self._release()
         self.report_lost(exc)
 
     def _pass_on(self, data: bytes) -> None:
@@ -116,10 +113,10 @@ class Visit(Layer):
             self._end()
 
     def _leave(self, to: Callable[[StreamTransport], None] | None, received: bytes) -> None:
-        """End the visit; the connection goes on elsewhere, from `received`."""
+        """End the visit, and pass the connection on with `received`."""
         assert to is not None
         self._over = True
-        self._let_go()
+        self._release()
         self._end()
         park(self.lower, received)
         to(self.lower)
@@ -129,9 +126,9 @@ class Visit(Layer):
         if on_settled is not None:
             on_settled()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self._settle()
-        self._on_tunnel = self._on_refused = None  # these may refer to what refers to us
+        self._on_tunnel = self._on_refused = None  # they may be part of a reference cycle
 
     # The transport of the relay.
 
@@ -166,11 +163,11 @@ class Visit(Layer):
     def write_eof(self) -> None:
         if not (self._closed or self.is_closing()):
             self.close()
-            # Nothing more is read from a visitor who has been told of the end.
+            # A visitor that has seen the end is not read any more.
             asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
-        """Tell the relay, once, that nothing more comes from the visitor."""
+        """Tell the relay, once, that the visitor has ended."""
         if not self._eof_told:
             self._eof_told = True
             if not self.upper.eof_received():
@@ -181,8 +178,8 @@ class Visit(Layer):
             asyncio.get_running_loop().call_soon(self.report_lost, None)
         elif not self._closed:
             self._closed = True
-            # nginx says no close_notify to a visitor who has ended first, nor to one who was too
-            # slow with a request.
+            # nginx sends no close_notify to a visitor that has ended first, or was too slow with a
+            # request.
             if self._eof or self._unanswered:
                 self.lower.close_silently()
             else:
@@ -204,7 +201,7 @@ class Visit(Layer):
             self.lower.abort()
 
     def _is_refused(self) -> bool:
-        """Whether there was no site, and the visitor may want none."""
+        """Whether the site was not reached, and the connection may still become a tunnel."""
         return (
             self._on_refused is not None
             and isinstance(self.upper, Parked)

@@ -1,20 +1,20 @@
-"""How long the HTTP server waits for its clients, and what it takes; see `MAX_HEAD` for heads."""
+"""Time and size limits of the HTTP server; `MAX_HEAD` is the one for heads."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-# A body up to this size is read and dropped to keep the connection, as by Go's net/http: this
-# much is under way in any case when the answer gets there.
+# A body up to this size is read and dropped to keep the connection, as by Go's net/http: as much
+# may be in flight before the client sees the answer.
 MAX_DISCARD = 256 * 1024
 
 
 class Limits(NamedTuple):
-    """Seconds that a client has.
+    """Limits in seconds.
 
     `head`: from accept, or from the first byte of a further request, until its head is complete.
-    `keepalive`: between requests. `body`: for the body of a request, and whenever it has to take
-    a part of an answer.
+    `keepalive`: between requests. `body`: for the body of a request, and for each wait until the
+    client takes part of an answer.
     """
 
     head: float
@@ -22,7 +22,7 @@ class Limits(NamedTuple):
     body: float
 
 
-# As with nginx. The number of those that wait is limited elsewhere (mtt.net.admission).
+# nginx's. The number of waiting connections is limited elsewhere (mtt.net.admission).
 VISITORS = Limits(head=60.0, keepalive=75.0, body=60.0)
-# Panels and monitors, which are near and few.
+# For panels and monitoring, which are near and few.
 OPERATORS = Limits(head=10.0, keepalive=60.0, body=30.0)

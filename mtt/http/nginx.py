@@ -1,8 +1,7 @@
-"""What visitors meet without a fallback site: an nginx, with our server behind it.
+"""Answers to visitors without a fallback site: those of an nginx that forwards to a Go server.
 
-A prober sees TLS of OpenSSL. A server of Go, whose texts the replies have, does not speak that; an
-nginx that forwards requests to a program in Go does. So the heads are nginx's, with
-`server_tokens off`, and so is what it says by itself, to requests that it does not forward.
+The replies have Go's texts, but a probe sees OpenSSL's TLS, which no Go server has. So the heads
+are nginx's, with `server_tokens off`, and so are the answers to requests that it does not forward.
 """
 
 from __future__ import annotations
@@ -19,23 +18,23 @@ _LINE = re.compile(rb"[A-Z_-]*(?:\Z| (?:\Z|/|[A-Za-z][A-Za-z0-9+.-]*(?:\Z|:(?:\Z
 _TOO_LARGE = "Request Header Or Cookie Too Large"
 
 
-def is_begun(buffer: HeadBuffer) -> bool:
-    """Whether there is anything of a request; empty lines before it are dropped.
+def has_begun(buffer: HeadBuffer) -> bool:
+    """Whether a request has begun; drops empty lines before it.
 
-    Raises HttpError (400) where nginx answers so at once, instead of reading on.
+    Raises HttpError (400) where nginx answers that immediately, instead of reading on.
     """
     if buffer.startswith((b"\r", b"\n")):
         buffer.drop(len(buffer) - len(buffer.lstrip(b"\r\n")))
     line = bytes(buffer[:MAX_LINE])
     if line and not (_LINE.match(line) and http1.may_be_request(line)):
-        raise HttpError(400, "no HTTP request")
+        raise HttpError(400, "not an HTTP request")
     return bool(line)
 
 
 def encode(
     reply: Reply, request: Request | None, *, date: str, close: bool, follows: int | None = 0
 ) -> bytes:
-    """The response to `request`, as nginx passes it on. See `Reply.encode`."""
+    """The response to `request` as nginx forwards it. See `Reply.encode`."""
     framing = [("Content-Length", str(follows or len(reply.body)))]
     if follows is None:
         http11 = request is not None and request.version >= (1, 1)
@@ -48,14 +47,14 @@ def encode(
         ("Connection", "close" if close else "keep-alive"),
         *(each for each in reply.headers if each[0] not in ("Content-Type", "Connection")),
     ]
-    # Whatever the version of the request.
+    # HTTP/1.1, whatever the version of the request.
     head = encode_head(f"HTTP/1.1 {reply.status} {REASONS[reply.status]}", headers)
     is_head = request is not None and request.method == "HEAD"
     return head if is_head else head + reply.body
 
 
 def error_reply(error: HttpError) -> Reply:
-    """What nginx answers itself, before it closes the connection."""
+    """nginx's own error page, after which it closes the connection."""
     if error.status == 431:
         return _page(400, _TOO_LARGE)
     return _page(error.status, "")

@@ -1,9 +1,9 @@
-"""HTTP without TLS on a port for TLS, as nginx answers it.
+"""HTTP without TLS on a port for TLS, answered as by nginx.
 
-A visitor who does not begin with TLS is led to the fallback site, which judges every byte as it
-would on a port of its own. Only a complete request must not be served: nginx answers "400 The plain
-HTTP request was sent to HTTPS port". So the site gets one more header that no server accepts, and
-its page about bad requests becomes that answer. A site that is no nginx is left its own words.
+The fallback site serves these visitors too, and judges every byte. Only a complete request must be
+refused: nginx answers "400 The plain HTTP request was sent to HTTPS port". So the site gets one
+more header, which no server accepts, and its page for bad requests is changed into that answer.
+Pages of other servers are not changed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
-# Answered with 400 at once: by nginx, Apache and Go, whether or not the request has a Host.
+# nginx, Apache and Go answer this with 400 immediately, whether or not the request has a Host.
 _BAD = b"Host: a/b\r\n\r\n"
-_NO_VERSION = b" HTTP/1.1\r\n" + _BAD  # behind a request line of HTTP/0.9
+_NO_VERSION = b" HTTP/1.1\r\n" + _BAD  # after a request line of HTTP/0.9
 _TITLE = b"<title>400 Bad Request</title>"
 _HEADING = b"<center><h1>400 Bad Request</h1></center>\r\n"
 _REASON = nginx.PLAIN_HTTP.encode()
 _NGINX = b"<hr><center>nginx"
 _LENGTH = b"\r\nContent-Length: "
-# nginx's page has less than 400 bytes, with padding for old browsers some 1000.
+# nginx's page has less than 400 bytes, some 1000 with padding for old browsers.
 _MAX_PAGE = 8192
 
 
 class _PlainWatch:
-    """Passes on what comes, and ends a complete request so that the site refuses it.
+    """Passes data on, and ends a complete request so that the site refuses it.
 
     Attributes:
-        is_valid: the request is complete, and one that nginx would serve elsewhere.
+        is_valid: the request is complete, and nginx would serve it with TLS.
         is_head: its method is HEAD.
     """
 
@@ -71,7 +71,7 @@ class _PlainWatch:
             return self._end(end - (2 if head[end - 2] == 0x0D else 1), _BAD)
         passed = bytes(head[self._passed :])
         self._passed = len(head)
-        if len(head) > MAX_HEAD:  # the site has refused it long since
+        if len(head) > MAX_HEAD:  # the site has already refused it
             self._over = True
         return passed
 
@@ -92,8 +92,7 @@ class PlainVisit(Visit):
     """The transport of a visitor without TLS, for a relay to the site.
 
     Args:
-        upper: the protocol that holds the transport for the relay.
-        on_settled: see Visit.
+        upper, on_settled: see Visit.
     """
 
     __slots__ = ("_page", "_plain")
@@ -124,10 +123,7 @@ class PlainVisit(Visit):
 
 
 def https_page(page: bytes, *, head_only: bool = False) -> bytes:
-    """What nginx says about plain HTTP, made from what it says about bad requests.
-
-    Other pages are left alone.
-    """
+    """nginx's page for plain HTTP, made from its page for bad requests; other pages unchanged."""
     head, _, body = page.partition(b"\r\n\r\n")
     if head_only:
         is_nginx = b"\r\nServer: nginx" in head and not body

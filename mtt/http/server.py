@@ -1,23 +1,19 @@
-"""The server's HTTP side: everything on a connection until it becomes a WebSocket.
+"""The HTTP server: everything on a connection until it becomes a WebSocket.
 
-Theory of operation
--------------------
-One `HttpServer` is the protocol of one connection, on whatever transport that has (TLS, TCP). The
-buffer holds requests that came and were not served yet, at most `MAX_HEAD` and one read. A request
-stays in it, byte for byte, until it has been decided whose it is:
+An `HttpServer` is the protocol of one connection, with or without TLS. Its buffer holds requests
+that are not served yet, at most `MAX_HEAD` and one read. A request stays in it unchanged until the
+router has decided:
 
     data -> buffer -> head complete? -> router -> a reply: write it, drop the request, go on
                                                -> None: check the handshake, write 101, hand over
                                                -> a handler: see `mtt.http.exchange`
 
-A reply waits for nothing, so requests are answered in their order within the turn in which they
-arrive; those behind one that has a handler wait for that. A client that sends requests and does not
-read the answers stops it all: when the transport says `pause_writing`, nothing is served and
-nothing more is read.
+Requests are answered in order, with a reply immediately. While a handler works, or the client does
+not take the answers (`pause_writing`), later requests wait and reading pauses.
 
-One timer runs except while a handler does: `limits.head` while a request is due or incomplete,
-`limits.keepalive` between requests, which includes the rest of a body that nobody wants. The state
-ends by handing the transport over, to `on_upgrade` or to a lingering close.
+One timer runs except during handlers: `limits.head` while a request is due or incomplete,
+`limits.keepalive` between requests, unwanted bodies included. At the end, the transport goes to
+`on_upgrade`, to `fallback`, or into a lingering close.
 """
 
 from __future__ import annotations
@@ -53,30 +49,29 @@ def _no_upgrade(*_: object) -> None:
 
 
 class HttpServer(StreamProtocol):
-    """Serves HTTP/1.x on one connection and hands it over when a WebSocket was agreed on.
+    """Serves HTTP/1.x on one connection until it is upgraded to a WebSocket.
 
     Args:
-        router: the reply to a request, or what is awaited to answer it, or None for a request that
-            may become a WebSocket.
-        on_upgrade: takes over the transport, with `set_protocol()`, after the 101 was written.
-            The client has sent nothing beyond its request by then.
+        router: returns the reply to a request, its handler, or None for a request that may become a
+            WebSocket.
+        on_upgrade: takes over the transport, with `set_protocol()`, after the 101. The client has
+            sent nothing beyond its request by then.
         protocols: WebSocket sub-protocols, the preferred one first.
-        on_failure: called with the first thing that goes wrong, for a log: the peer broke a
-            protocol, got stuck or vanished, or a handler raised an exception. Not for connections
-            that just end, nor for what the router answers.
-        refusal: the answer to all that is no proper handshake for a path that has a tunnel. None
-            for what Go answers, which tells that there is one.
-        fallback: takes over, with what was received and whether that is all there will be, a
-            connection that does not ask for a tunnel, instead of any answer of ours.
-        fallback_time: seconds after which the fallback gets a connection that has said nothing; an
-            unfinished head it gets at once. Both may still ask for a tunnel. With None it gets
-            neither before its time is up.
-        as_nginx: answer as nginx does, see `mtt.http.nginx`; else as Go's net/http.
-        error_reply: the answer to what is no request, if it is neither of these.
-        on_end: called once when this is over, by an upgrade or by the end of the connection.
-        on_lost: called once when the connection is closed, which may take a while longer.
-        limits: how long clients may take.
-        tasks: has the tasks of the handlers, for the owner to cancel.
+        on_failure: called with the first failure: the peer broke the protocol, was too slow or
+            vanished, or a handler raised an exception.
+        refusal: the reply to an invalid handshake for a path with a tunnel. None for Go's replies,
+            which reveal the tunnel.
+        fallback: takes over connections that are not for a tunnel, instead of an answer. Gets the
+            received bytes, and whether the client has ended.
+        fallback_time: seconds after which the fallback gets a silent connection. Unfinished heads
+            it gets immediately. Both may still become tunnels. With None it gets neither before
+            the head's time is up.
+        as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
+        error_reply: makes the reply to an invalid request, instead of Go's.
+        on_end: called once when HTTP ends, by a handover or the start of the close.
+        on_lost: called once when the connection is closed.
+        limits: time limits for the client.
+        tasks: collects the tasks of handlers, for the owner to cancel.
     """
 
     __slots__ = (
@@ -138,7 +133,7 @@ class HttpServer(StreamProtocol):
         if self._paused:
             transport.pause_reading()
         eager = self._fallback_time
-        self._arm(self._limits.head if eager is None else eager)
+        self._start_timer(self._limits.head if eager is None else eager)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
@@ -154,14 +149,14 @@ class HttpServer(StreamProtocol):
             self._exchange.wake()
         else:
             self._serve()
-        return True  # closing is up to us: an answer may still be on its way
+        return True  # keeps the transport open: an answer may be in flight
 
     def pause_writing(self) -> None:
         if self._exchange is not None:
             self._exchange.full = True
-        elif not self._closed:  # else reading is the business of whoever takes over
+        elif not self._closed:  # otherwise, the next protocol decides about reading
             self._paused = True
-            if self._timer is not None:  # connected: `set_protocol` of a full transport is earlier
+            if self._timer is not None:  # not before connection_made, by `set_protocol`
                 self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -176,11 +171,11 @@ class HttpServer(StreamProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
-            self._tell(exchange.lose())
+            self._report(exchange.lose())
         elif not self._closed and self._buffer:
             text = f"in the middle of an HTTP request: {describe(exc)}"
-            self._tell(NetworkError(text, cause=Cause.EOF))
-        self._let_go()
+            self._report(NetworkError(text, cause=Cause.EOF))
+        self._detach()
         if self._on_lost is not None:
             self._on_lost()
             self._on_lost = None
@@ -188,19 +183,19 @@ class HttpServer(StreamProtocol):
     # Requests.
 
     def _serve(self) -> None:
-        """Serve what the buffer holds, as far as the client takes the answers."""
+        """Serve requests in the buffer while the client takes the answers."""
         try:
             while not (self._closed or self._paused or self._exchange) and self._skip_body():
-                if self._as_nginx and not nginx.is_begun(self._buffer):
+                if self._as_nginx and not nginx.has_begun(self._buffer):
                     break
-                is_ended = self._eof and self._as_nginx  # which says nothing to who leaves
+                is_ended = self._eof and self._as_nginx  # nginx answers no ended client
                 end = self._buffer.head_end(of_request=not is_ended)
                 if end < 0:
                     if self._fallback_time is not None and self._fall_back():
                         return
                     self._wait_for_rest()
                     break
-                self._decide(parse_request(bytes(self._buffer[:end])), end)
+                self._dispatch(parse_request(bytes(self._buffer[:end])), end)
         except HttpError as error:
             if self._fall_back():
                 return
@@ -209,7 +204,7 @@ class HttpServer(StreamProtocol):
             self._close()
 
     def _skip_body(self) -> bool:
-        """Drop what has come of the last request's body; whether anything is behind it."""
+        """Drop the last request's body so far. Returns whether bytes follow it."""
         if self._body_left:
             gone = min(self._body_left, len(self._buffer))
             self._buffer.drop(gone)
@@ -217,26 +212,26 @@ class HttpServer(StreamProtocol):
         return bool(self._buffer) and not self._body_left
 
     def _wait_for_rest(self) -> None:
-        """A head has begun. Raises HttpError if that is all there will be."""
+        """Wait for the rest of a head. Raises HttpError if the client has ended."""
         if self._eof and self._as_nginx:
             text = "the connection ended in the middle of a request head"
-            self._tell(NetworkError(text, cause=Cause.EOF))
+            self._report(NetworkError(text, cause=Cause.EOF))
         elif self._eof:
             raise HttpError(400, "the connection ended in the middle of a request head")
         elif not self._in_head:
             self._in_head = True
-            self._arm(self._limits.head)
+            self._start_timer(self._limits.head)
 
-    def _decide(self, request: Request, end: int) -> None:
+    def _dispatch(self, request: Request, end: int) -> None:
         """Upgrade or answer `request`, whose head is the first `end` bytes of the buffer."""
         reply = self._router(request)
         early = len(self._buffer) > end or request.has_body
-        # Whether requests that are no proper handshake must not learn that there are tunnels.
+        # Whether invalid handshakes must not reveal tunnels.
         hidden = self._refusal is not None or self._fallback is not None
         try:
             upgrade: Upgrade | None = None
             if hidden:
-                # Whatever it asks for: a check takes microseconds, which would tell paths apart.
+                # For every path: the check takes microseconds, which would reveal valid paths.
                 upgrade = check_hidden_request(request, self._protocols, early=early)
             elif reply is None:
                 upgrade = check_request(request, self._protocols)
@@ -244,7 +239,7 @@ class HttpServer(StreamProtocol):
             if reply is None:
                 reply = self._refusal or refused.reply
                 if not hidden:
-                    self._tell(refused)
+                    self._report(refused)
         else:
             if reply is None and upgrade is not None:
                 self._upgrade(request, upgrade, early)
@@ -259,46 +254,46 @@ class HttpServer(StreamProtocol):
             self._handle(request, reply)
 
     def _fall_back(self) -> bool:
-        """Give the connection to the fallback if there is one."""
+        """Hand the connection over to the fallback, if there is one."""
         fallback, received = self._fallback, bytes(self._buffer)
         if fallback is None:
             return False
-        self._let_go()
+        self._detach()
         self._transport.pause_reading()
         fallback(self._transport, received, self._eof)
         return True
 
     def _upgrade(self, request: Request, upgrade: Upgrade, early: bool) -> None:
         if early:
-            # Bytes before our 101 were not meant for a WebSocket that we agreed on: a proxy in
-            # between may have another idea of where the request ends (RFC 6455, 10.3).
-            text = "the client sent data before the WebSocket was agreed on"
-            self._tell(PeerError(text, cause=Cause.HTTP))
+            # Bytes before the 101 are not WebSocket data: a proxy on the path may disagree about
+            # the end of the request (RFC 6455, 10.3).
+            text = "the client sent data before the 101 response"
+            self._report(PeerError(text, cause=Cause.HTTP))
             self._close()
             return
-        if self._eof:  # it asks for a conversation, and has said all it had to say
+        if self._eof:  # a tunnel without anything to carry
             self._close()
             return
-        self._let_go()
+        self._detach()
         self._transport.write(switching_protocols(upgrade.key, upgrade.protocol))
         self._on_upgrade(self._transport, request, upgrade)
 
     def _answer(self, request: Request, reply: Reply) -> None:
         close = ends_connection(request) or reply.closes or not request.keep_alive
-        self._expect(request.content_length)
+        self._await_request(request.content_length)
         self._transport.write(self.encode(reply, request, close=close))
         if close:
             self._close()
 
-    def _expect(self, body_left: int) -> None:
-        """A further request may follow, behind so many bytes of the body of the last one."""
+    def _await_request(self, body_left: int) -> None:
+        """Wait for a further request, after `body_left` bytes of the last one's body."""
         self._body_left = body_left
         self._in_head = False
-        self._arm(self._limits.keepalive)
+        self._start_timer(self._limits.keepalive)
 
     def _refuse(self, error: Exception, answer: HttpError) -> None:
-        """End the connection with an answer to what is not served, because of `error`."""
-        self._tell(error)
+        """Report `error`, send `answer`, and close the connection."""
+        self._report(error)
         if self._error_reply is None:
             self._transport.write(answer.answer)
         else:
@@ -326,26 +321,26 @@ class HttpServer(StreamProtocol):
         if self._closed:
             return
         if error is None and not exchange.closes:
-            self._expect(exchange.unread.left)
+            self._await_request(exchange.unread.left)
             self._transport.resume_reading()
             self._serve()
         elif error is None:
             self._close()
-        elif exchange.begun:  # it must not look complete
-            self._tell(error)
-            self._let_go()
+        elif exchange.begun:  # a partial answer must not look complete
+            self._report(error)
+            self._detach()
             self._transport.cut()
         elif isinstance(error, HttpError):
             self._refuse(error, error)
-        elif isinstance(error, MttError):  # of the network
-            self._tell(error)
+        elif isinstance(error, MttError):  # a network error
+            self._report(error)
             self._close()
         else:
             self._refuse(error, HttpError(500, "internal error"))
 
     # Ends.
 
-    def _arm(self, seconds: float) -> None:
+    def _start_timer(self, seconds: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expired)
@@ -358,25 +353,25 @@ class HttpServer(StreamProtocol):
         is_slow = bool(self._buffer) and self._in_head
         if is_slow:
             text = f"no complete HTTP request within {self._limits.head:g} s"
-            self._tell(NetworkError(text, cause=Cause.TIMEOUT))
+            self._report(NetworkError(text, cause=Cause.TIMEOUT))
         self._close(silent=is_slow)
 
-    def _tell(self, error: Exception | None) -> None:
+    def _report(self, error: Exception | None) -> None:
         if self._on_failure is not None and error is not None:
             self._on_failure(error)
             self._on_failure = None
 
     def _close(self, *, silent: bool = False) -> None:
-        """Close after all answers were delivered, whatever else the client may be sending."""
-        self._let_go()
+        """Close after all answers are delivered, even if the client is still sending."""
+        self._detach()
         if self._as_nginx and (self._eof or silent):
-            # nginx says no close_notify to a client that has ended first, or was too slow.
+            # nginx sends no close_notify to a client that has ended first, or was too slow.
             self._transport.close_silently()
         else:
             self._transport.close()
 
-    def _let_go(self) -> None:
-        """Be done with this connection: whatever happens to it now is none of our business."""
+    def _detach(self) -> None:
+        """End HTTP on this connection, and release what refers to it."""
         self._closed = True
         self._buffer.clear()
         if self._timer is not None:

@@ -1,9 +1,8 @@
-"""What a visitor sends to the fallback site, watched as it passes: does a tunnel begin?
+"""Finds the beginning of a tunnel in the data of a visitor to the fallback site.
 
-A web server answers at the first byte that cannot belong to a request, and its clock starts with
-the first byte that can. So the site gets what a visitor sends as it comes. Only what may still
-become the request of a tunnel is held back, except for its first word, which starts the site's
-clock and tells the site nothing about the path.
+A web server answers at the first byte that cannot belong to a request, and its timeout starts with
+the first byte that can. So the site gets a visitor's data as they come. Only a possible request for
+a tunnel is held back, except for its method, which starts the site's timeout.
 """
 
 from __future__ import annotations
@@ -17,28 +16,26 @@ from mtt.wire.upgrade import METHOD, RequestBeginning
 
 
 class Watch(Protocol):
-    """Looks at what a visitor sends."""
+    """Checks the data of a visitor."""
 
     @property
     def unfinished(self) -> bytes:
-        """What has come of a request, or of a preamble, that is not complete."""
+        """The incomplete request at the end of the data."""
 
     def take(self, data: bytes, eof: bool) -> tuple[bytes, bytes | None]:
-        """Take what came, and perhaps the end: what the site gets, and what begins a tunnel."""
+        """Check data, and whether the end follows. Returns the site's part and a tunnel's."""
 
     @property
     def is_committed(self) -> bool:
-        """Whether the site has been given more than tells it that a request has begun."""
+        """Whether the site has got more than the method of a request."""
 
 
 class RequestWatch:
-    """Tells the requests of one connection apart as long as their bodies have a length.
-
-    Behind a chunked body or an upgrade all is passed on unseen.
+    """Checks each request of a connection, up to a chunked body or an upgrade.
 
     Args:
-        is_tunnel: whether a request, with or without bytes right behind it, begins a tunnel. None
-            where none does.
+        is_tunnel: whether a request begins a tunnel, given whether bytes follow it. None if no
+            request does.
     """
 
     __slots__ = (
@@ -56,7 +53,7 @@ class RequestWatch:
     def _begin(self) -> None:
         """Expect a request."""
         self._head = HeadBuffer()
-        self._passed = 0  # bytes of it that the site has got
+        self._passed = 0  # bytes of it that the site has
         self._is_held = self._is_tunnel is not None
         self._beginning = RequestBeginning()
 
@@ -89,7 +86,7 @@ class RequestWatch:
         return bytes(passed + data) if passed else data, None
 
     def _pass_beginning(self) -> bytes:
-        """What the site gets of an unfinished head."""
+        """Returns the site's part of an unfinished head."""
         head = self._head
         if len(head) > MAX_HEAD or not (self._is_held and self._beginning.goes_on(head)):
             self._is_held = False
@@ -98,13 +95,13 @@ class RequestWatch:
         self._passed = limit
         if not self._is_held:
             self.is_committed = True
-        if len(head) > MAX_HEAD:  # no HTTP, or nothing that we understand
+        if len(head) > MAX_HEAD:
             self._unseen = True
             self._begin()
         return piece
 
     def _judge(self, end: int, eof: bool) -> bytes | None:
-        """The beginning of a tunnel, if the head that ends there is one."""
+        """Returns the beginning of a tunnel, if the head up to `end` is one."""
         head = bytes(self._head[:end])
         try:
             request = parse_request(head)
@@ -121,30 +118,21 @@ class RequestWatch:
         return None
 
 
-class PreambleWatch:
-    """Waits for the first bytes of a connection, which tell users of AnyTLS from visitors.
+class PreambleWatch(RequestWatch):
+    """Checks whether a connection begins as that of an AnyTLS user, and is a visitor's otherwise.
 
     Args:
         is_user: whether a connection that begins with this is a user's.
     """
 
-    __slots__ = ("_is_user", "_requests")
+    __slots__ = ("_is_user",)
 
     def __init__(self, is_user: Callable[[bytes], bool]) -> None:
-        self._is_user = is_user
-        self._requests: RequestWatch | None = None
-
-    @property
-    def unfinished(self) -> bytes:
-        return self._requests.unfinished if self._requests is not None else b""
-
-    @property
-    def is_committed(self) -> bool:
-        return self._requests is not None and self._requests.is_committed
+        super().__init__(None)
+        self._is_user: Callable[[bytes], bool] | None = is_user
 
     def take(self, data: bytes, eof: bool) -> tuple[bytes, bytes | None]:
-        if self._requests is None:
-            if data and self._is_user(data):
-                return b"", data
-            self._requests = RequestWatch(None)
-        return self._requests.take(data, eof)
+        is_user, self._is_user = self._is_user, None  # only the first bytes count
+        if is_user is not None and data and is_user(data):
+            return b"", data
+        return super().take(data, eof)

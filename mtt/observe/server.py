@@ -58,7 +58,7 @@ class MetricsServer(HttpListener):
 
     async def _refuse(self, exchange: Exchange) -> None:
         if exchange.request.path in ("/metrics", "/healthz"):
-            reply = text_reply(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
+            reply = text_reply(405, "method: use GET or HEAD", ("Allow", "GET, HEAD"))
         else:
-            reply = text_reply(404, "there are /metrics and /healthz")
+            reply = text_reply(404, "not found: this port has /metrics and /healthz")
         await exchange.answer(reply)

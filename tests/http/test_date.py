@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 import pytest
 
-from mtt.http.date import http_date, text_of
+from mtt.http.date import format_date, http_date
 
 MONTH, DAY = 30 * 86_400, 86_400
 
@@ -16,7 +16,7 @@ def test_date_is_that_of_the_standard_library(start: int) -> None:
     for step in (MONTH, DAY, 3_607):
         for number in range(13):
             now = start + number * step
-            assert text_of(now) == formatdate(now, usegmt=True)
+            assert format_date(now) == formatdate(now, usegmt=True)
 
 
 def test_date_is_that_of_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ async def test_handlers_are_cancelled_when_the_connection_dies(handler: Handler)
     assert not over
     await client.leave()
     assert len(over) == 1
-    assert client.failures == ["the client left before it was answered"]
+    assert client.failures == ["the client disconnected before it was answered"]
 
 
 async def test_a_handler_that_keeps_on_is_not_cancelled() -> None:
@@ -158,7 +158,7 @@ async def test_a_client_that_takes_no_answer_is_cut() -> None:
         await asyncio.sleep(0.001)
     assert client.transport.was_cut
     await client.leave()
-    assert client.failures == ["the client took nothing of its answer within 0.01 s"]
+    assert client.failures == ["the client did not read its answer within 0.01 s"]
 
 
 async def test_failures_of_handlers_are_answered_500() -> None:
@@ -168,7 +168,7 @@ async def test_failures_of_handlers_are_answered_500() -> None:
     async def forget(exchange: Exchange) -> None:
         pass
 
-    for handler, reason in ((fail, "'secret'"), (forget, "the handler has given no answer")):
+    for handler, reason in ((fail, "'secret'"), (forget, "the handler did not answer")):
         client = Client(handler)
         answer = await client.send(GET + GET)
         assert answer.startswith(b"HTTP/1.1 500 Internal Server Error\r\n")

@@ -57,7 +57,7 @@ async def test_an_end_within_a_body_ends_the_connection() -> None:
     client.server.eof_received()
     await turns()
     assert client.is_ended
-    assert client.failures == ["the client ended in the middle of a request"]
+    assert client.failures == ["the connection ended in the middle of a request body"]
 
 
 async def test_clients_that_ask_are_told_to_send_the_body() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.http.nginx import is_begun
+from mtt.http.nginx import has_begun
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError
 
@@ -21,12 +21,12 @@ def buffer(data: bytes) -> HeadBuffer:
      b"GET http:", b"GET http:/", b"GET http://a/"],
 )  # fmt: skip
 def test_what_may_become_a_request_is_waited_for(data: bytes) -> None:
-    assert is_begun(buffer(data))
+    assert has_begun(buffer(data))
 
 
 @pytest.mark.parametrize("data", [b"", b"\r", b"\r\n\n"])
 def test_empty_lines_begin_nothing(data: bytes) -> None:
-    assert not is_begun(buffer(data))
+    assert not has_begun(buffer(data))
 
 
 @pytest.mark.parametrize(
@@ -36,5 +36,5 @@ def test_empty_lines_begin_nothing(data: bytes) -> None:
 )  # fmt: skip
 def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(HttpError) as raised:
-        is_begun(buffer(data))
+        has_begun(buffer(data))
     assert raised.value.status == 400

@@ -40,10 +40,10 @@ async def serving(*hosts: str, unix: str = "") -> AsyncIterator[MetricsServer]:
         ("GET /metrics?x=y HTTP/1.0", 200, b"a 1\n"),
         ("HEAD /metrics HTTP/1.1", 200, b""),
         ("GET /healthz HTTP/1.1", 200, b"ok\n"),
-        ("GET / HTTP/1.1", 404, b"there are /metrics and /healthz\n"),
-        ("GET /metrics/ HTTP/1.1", 404, b"there are /metrics and /healthz\n"),
-        ("POST /metrics HTTP/1.1", 405, b"only GET and HEAD\n"),
-        ("DELETE /x HTTP/1.1", 404, b"there are /metrics and /healthz\n"),
+        ("GET / HTTP/1.1", 404, b"not found: this port has /metrics and /healthz\n"),
+        ("GET /metrics/ HTTP/1.1", 404, b"not found: this port has /metrics and /healthz\n"),
+        ("POST /metrics HTTP/1.1", 405, b"method: use GET or HEAD\n"),
+        ("DELETE /x HTTP/1.1", 404, b"not found: this port has /metrics and /healthz\n"),
     ],
 )
 async def test_requests(line: str, status: int, body: bytes) -> None:
