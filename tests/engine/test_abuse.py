@@ -36,6 +36,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_mode,
+    in_mux_modes,
     listening,
     logged,
     port_of,
@@ -182,7 +183,7 @@ async def test_a_frame_that_claims_to_be_huge(certs: Certs) -> None:
             assert (await stranger.frame())[1][:2] == (1002).to_bytes(2, "big")
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 async def test_frames_at_and_beyond_the_limits_of_smux(mode: str, certs: Certs) -> None:
     async with besieged(mode, certs) as server:
         async with await peer_connect(mode, port_of(server), certs) as stranger:
@@ -198,7 +199,7 @@ async def test_frames_at_and_beyond_the_limits_of_smux(mode: str, certs: Certs) 
                 await ended(stranger)
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 async def test_a_flood_of_streams_is_refused_beyond_the_limit(mode: str, certs: Certs) -> None:
     async with (
         besieged(mode, certs) as server,

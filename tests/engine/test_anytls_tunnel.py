@@ -32,6 +32,7 @@ from tests.support.tunnels import (
     PASSWORD,
     SOON,
     Tcp,
+    both_ends,
     check_works,
     client_of,
     connect,
@@ -93,8 +94,7 @@ def test_the_name_that_clients_ask_for_does_not_exist() -> None:
 async def test_a_session_is_used_again(certs: Certs) -> None:
     async with (
         serving(echo) as there,
-        server_at("anytls", there.port, certs) as server,
-        client_of("anytls", port_of(server), certs) as client,
+        both_ends("anytls", there.port, certs) as (server, client),
     ):
         assert client._upstream._pool is not None
         for _ in range(5):

@@ -25,6 +25,7 @@ from tests.support.loopback import refused_port
 from tests.support.tunnels import (
     Listening,
     Tcp,
+    both_ends,
     client_of,
     clock_of_tunnels,
     connect,
@@ -68,8 +69,7 @@ class Both:
 async def both(mode: str, certs: Certs, **options: object) -> AsyncIterator[Both]:
     async with (
         listening() as there,
-        server_at(mode, there.port, certs, **options) as server,
-        client_of(mode, port_of(server), certs, **options) as client,
+        both_ends(mode, there.port, certs, **options) as (server, client),
     ):
         yield Both(client, server, there)
 
@@ -170,12 +170,7 @@ async def test_wrong_certificate(mode: str, certs: Certs) -> None:
     async with both(mode, certs) as pair, client_of(
         mode, port_of(pair.server), certs, ca=certs.other_ca
     ) as client:
-        with collector_off() as left:
-            for _ in range(TIMES):
-                await refused(client)
-            await eventually(lambda: not client.tunnels and empty(pair.server))
-            await pair.over()
-        assert not left
+        await check_refused(pair, client)
 
 
 @pytest.mark.parametrize("mode", ["wss", "wss+mux"])
@@ -183,24 +178,24 @@ async def test_wrong_path(mode: str, certs: Certs) -> None:
     async with both(mode, certs, **{"wss-path": "/a"}) as pair, client_of(
         mode, port_of(pair.server), certs, **{"wss-path": "/b"}
     ) as client:
-        with collector_off() as left:
-            for _ in range(TIMES):
-                await refused(client)
-            await eventually(lambda: not client.tunnels and empty(pair.server))
-            await pair.over()
-        assert not left
+        await check_refused(pair, client)
 
 
 async def test_wrong_password(certs: Certs) -> None:
     async with both("anytls", certs) as pair, client_of(
         "anytls", port_of(pair.server), certs, p="another"
     ) as client:
-        with collector_off() as left:
-            for _ in range(TIMES):
-                await refused(client)
-            await eventually(lambda: not client.tunnels and empty(pair.server))
-            await pair.over()
-        assert not left
+        await check_refused(pair, client)
+
+
+async def check_refused(pair: Both, client: Client) -> None:
+    """The server of `pair` refuses `client`, and nothing of that is left."""
+    with collector_off() as left:
+        for _ in range(TIMES):
+            await refused(client)
+        await eventually(lambda: not client.tunnels and empty(pair.server))
+        await pair.over()
+    assert not left
 
 
 async def refused(client: Client) -> None:
@@ -317,12 +312,7 @@ async def test_client_without_its_certificate(mode: str, certs: Certs) -> None:
         server_at(mode, there.port, certs, **{"client-ca": certs.ca}) as server,
         client_of(mode, port_of(server), certs) as client,
     ):
-        with collector_off() as left:
-            for _ in range(TIMES):
-                await refused(client)
-            await eventually(lambda: not client.tunnels and empty(server))
-            await settled()
-        assert not left
+        await check_refused(Both(client, server, there), client)
 
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])

@@ -39,6 +39,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_mode,
+    in_mux_modes,
     listening,
     port_of,
     server_at,
@@ -48,7 +49,6 @@ from tests.support.tunnels import (
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux can drop packets for one socket"
 )
-mux_modes = pytest.mark.parametrize("mode", ["mux", "wss+mux"])
 # With which the peer is asked for a sign of life by the program itself.
 asking_modes = pytest.mark.parametrize("mode", ["wss", "mux", "wss+mux"])
 
@@ -198,7 +198,7 @@ async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
             assert len(await lazy.exactly(size)) == size
 
 
-@mux_modes
+@in_mux_modes
 async def test_new_connections_avoid_a_session_that_owes_an_answer(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

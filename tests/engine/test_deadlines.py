@@ -17,10 +17,12 @@ from tests.support.certs import Certs
 from tests.support.faults import drop_packets
 from tests.support.tunnels import (
     SOON,
+    both_ends,
     client_of,
     connect,
     empty,
     eventually,
+    in_every_go_mode,
     in_every_mode,
     listening,
     logged,
@@ -61,7 +63,7 @@ async def test_a_server_that_does_not_take_connections(
     assert line.endswith(f"cannot connect to {where}: no answer within {SHORT:g} s")
 
 
-@pytest.mark.parametrize("mode", ["tls", "wss", "mux", "wss+mux"])
+@in_every_go_mode
 async def test_a_server_that_takes_connections_and_says_nothing(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,17 +93,14 @@ async def test_a_server_that_does_not_answer_the_upgrade(
 
 
 @needs_packet_filter
-@pytest.mark.parametrize("mode", ["tls", "wss", "mux", "wss+mux"])
+@in_every_go_mode
 async def test_a_destination_that_does_not_take_connections(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "DESTINATION_TIME", SHORT)
     async with listening() as gone:
         drop_packets(gone._sock)
-        async with (
-            server_at(mode, gone.port, certs) as server,
-            client_of(mode, port_of(server), certs) as client,
-        ):
+        async with both_ends(mode, gone.port, certs) as (_, client):
             with logged() as lines:
                 assert SHORT <= await fails(port_of(client)) < SHORT + SOON
                 await eventually(lambda: empty(client))

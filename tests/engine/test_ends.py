@@ -14,6 +14,7 @@ from mtt.layers.tcp import SocketTransport
 from mtt.tunnels.relay import Relay
 from tests.support.certs import Certs
 from tests.support.tunnels import (
+    MEGABYTE,
     MODES,
     Tcp,
     clock_of_tunnels,
@@ -27,7 +28,6 @@ from tests.support.tunnels import (
     unsent,
 )
 
-MEGABYTE = bytes(range(256)) * 4096
 # Seconds: longer than QUIET_TIME and END_TIME of a relay and LINGER_TIME together.
 LONG = 10.0
 

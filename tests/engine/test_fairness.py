@@ -35,7 +35,16 @@ from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.faults import FaultProxy, Line
 from tests.support.processes import MODES, Process, Processes, eventually
-from tests.support.tunnels import Tcp, cancel, client_of, connect, port_of, server_at, serving
+from tests.support.tunnels import (
+    Tcp,
+    cancel,
+    client_of,
+    connect,
+    in_mux_modes,
+    port_of,
+    server_at,
+    serving,
+)
 
 # Seconds that the bulk may add to a request on loopback: what the project promises.
 ADDED = 0.030
@@ -47,7 +56,6 @@ WARM_UP = 20_000_000
 
 ZEROS = bytes(1 << 20)
 
-mux_modes = pytest.mark.parametrize("mode", ["mux", "wss+mux"])
 
 # In a process of its own. The first byte of a connection says what it is for.
 DESTINATION = """
@@ -138,7 +146,7 @@ def p90(values: list[float]) -> float:
 
 @pytest.mark.deadline(60)
 @pytest.mark.parametrize("direction", ["up", "down"])
-@mux_modes
+@in_mux_modes
 def test_a_bulk_stream_hardly_delays_small_requests_beside_it(
     mode: str, direction: str, processes: Processes, certs: Certs
 ) -> None:
@@ -172,7 +180,7 @@ IN_FRONT = 640 * 1024
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-@mux_modes
+@in_mux_modes
 async def test_little_of_a_bulk_stream_is_in_front_of_a_request(
     mode: str, direction: str, certs: Certs
 ) -> None:

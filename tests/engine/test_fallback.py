@@ -7,7 +7,16 @@ import ssl
 
 import pytest
 
-from tests.engine.visitors import GET, PATH, TUNNEL, leave, visit
+from tests.engine.visitors import (
+    GET,
+    PATH,
+    TUNNEL,
+    in_front_of,
+    in_front_of_a_site,
+    leave,
+    visit,
+    without_a_site,
+)
 from tests.support.certs import Certs
 from tests.support.gopeer import tls_connect
 from tests.support.site import Site
@@ -44,14 +53,9 @@ from tests.support.tunnels import (
 async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
     request_bytes: bytes, certs: Certs
 ) -> None:
-    site = Site()
     async with (
-        asyncio.timeout(SOON),
         serving(echo) as there,
-        serving(site.serve) as web,
-        server_at(
-            "wss", there.port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
+        in_front_of_a_site(certs, there.port) as (server, site),
     ):
         reader, writer = await visit(port_of(server), certs)
         writer.write(request_bytes)
@@ -59,7 +63,6 @@ async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
         await eventually(lambda: site.received == request_bytes)
         assert there.count == 0
         await leave(writer)
-        await eventually(lambda: empty(server))
 
 
 @pytest.mark.parametrize("request_bytes", [b"GET / HT", GET], ids=["unfinished", "whole"])
@@ -69,15 +72,7 @@ async def test_the_site_hears_that_a_visitor_has_ended(request_bytes: bytes, cer
         await connection.send(Site.ANSWER)
 
     async with (
-        asyncio.timeout(SOON),
-        serving(serve) as web,
-        server_at(
-            "wss",
-            1,
-            certs,
-            **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"},
-            **{"disable-tls": True},
-        ) as server,
+        in_front_of(serve, certs, **{"disable-tls": True}) as server,
         await connect(port_of(server)) as visitor,
     ):
         await visitor.send(request_bytes)
@@ -94,11 +89,7 @@ async def test_visitor_sees_the_end_of_the_site_at_once(certs: Certs) -> None:
         await connection.send(Site.ANSWER)
 
     async with (
-        asyncio.timeout(SOON),
-        serving(close_behind_the_answer) as web,
-        server_at(
-            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
+        in_front_of(close_behind_the_answer, certs) as server,
         await tls_connect(port_of(server), certs) as visitor,
     ):
         await visitor.send(GET)
@@ -113,13 +104,7 @@ async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> No
     async def too_slow(connection: Tcp) -> None:
         await connection.read()
 
-    async with (
-        asyncio.timeout(SOON),
-        serving(too_slow) as web,
-        server_at(
-            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
-    ):
+    async with in_front_of(too_slow, certs) as server:
         for said in (b"GET / HT", GET):
             async with await tls_connect(port_of(server), certs) as visitor:
                 await visitor.send(said)
@@ -128,7 +113,6 @@ async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> No
                 else:
                     with pytest.raises(ssl.SSLEOFError):
                         await visitor.read()
-        await eventually(lambda: empty(server))
 
 
 async def test_visitor_who_ends_first_hears_no_close_notify(certs: Certs) -> None:
@@ -139,37 +123,29 @@ async def test_visitor_who_ends_first_hears_no_close_notify(certs: Certs) -> Non
         await connection.send(Site.ANSWER)
 
     async with (
-        asyncio.timeout(SOON),
-        serving(serve) as web,
-        server_at(
-            "wss", 1, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
+        in_front_of(serve, certs) as server,
+        await tls_connect(port_of(server), certs) as visitor,
     ):
-        async with await tls_connect(port_of(server), certs) as visitor:
-            await visitor.send(GET)
-            await visitor.finish()
-            assert await visitor.exactly(len(Site.ANSWER)) == Site.ANSWER
-            with pytest.raises(ssl.SSLEOFError):
-                await visitor.read()
-        await eventually(lambda: empty(server))
+        await visitor.send(GET)
+        await visitor.finish()
+        assert await visitor.exactly(len(Site.ANSWER)) == Site.ANSWER
+        with pytest.raises(ssl.SSLEOFError):
+            await visitor.read()
 
 
 async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
-    site = Site()
-    given = {"wss-path": PATH}
     async with (
         serving(echo) as there,
-        serving(site.serve) as web,
-        server_at("wss", there.port, certs, **given, fallback=f"127.0.0.1:{web.port}") as server,
-        client_of("wss", port_of(server), certs, **given) as client,
+        in_front_of_a_site(certs, there.port) as (server, site),
+        client_of("wss", port_of(server), certs, **{"wss-path": PATH}) as client,
     ):
         await check_works(port_of(client))
         assert site.visits == 0
 
 
 async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Certs) -> None:
-    nobody = {"wss-path": PATH, "fallback": "127.0.0.1:1"}
-    async with server_at("wss", 1, certs, **nobody) as server:
+    down = {"wss-path": PATH, "fallback": "127.0.0.1:1"}
+    async with server_at("wss", 1, certs, **down) as server:
         with logged() as lines:
             async with asyncio.timeout(SOON), await connect(port_of(server)):
                 reader, writer = await visit(port_of(server), certs)
@@ -185,13 +161,7 @@ async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Ce
 
 async def test_visitors_count_for_max_conns(certs: Certs) -> None:
     """Connections that shook hands before the limit was reached are held to it as well."""
-    site = Site()
-    given = {"wss-path": PATH, "max-conns": 2}
-    async with (
-        asyncio.timeout(SOON),
-        serving(site.serve) as web,
-        server_at("wss", 1, certs, **given, fallback=f"127.0.0.1:{web.port}") as server,
-    ):
+    async with in_front_of_a_site(certs, **{"max-conns": 2}) as (server, site):
         visitors = [await visit(port_of(server), certs) for _ in range(4)]
         for number, (reader, writer) in enumerate(visitors):
             writer.write(GET)
@@ -213,15 +183,12 @@ async def test_visitors_count_for_max_conns(certs: Certs) -> None:
 
 async def test_without_a_site_every_answer_is_that_of_an_nginx(certs: Certs) -> None:
     async with (
-        asyncio.timeout(SOON),
-        serving(echo) as there,
-        server_at("wss", there.port, certs, **{"wss-path": PATH}) as server,
+        without_a_site(certs, **{"wss-path": PATH}) as server,
+        await tls_connect(port_of(server), certs) as visitor,
     ):
-        async with await tls_connect(port_of(server), certs) as visitor:
-            await visitor.send(GET)
-            answer = await visitor.until(b"404 page not found\n")
-            assert answer.startswith(b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\n")
-            await visitor.send(b"no request\r\n")
-            answer = await visitor.until(b"</html>\r\n")
-            assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
-        await eventually(lambda: empty(server))
+        await visitor.send(GET)
+        answer = await visitor.until(b"404 page not found\n")
+        assert answer.startswith(b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\n")
+        await visitor.send(b"no request\r\n")
+        answer = await visitor.until(b"</html>\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")

@@ -16,7 +16,6 @@ from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.gopeer import tls_connect
 from tests.support.metrics import numbers
-from tests.support.site import Site
 from tests.support.tunnels import SOON, echo, empty, eventually, port_of, server_at, serving
 
 
@@ -37,7 +36,7 @@ async def test_site_judges_at_the_first_byte_that_begins_no_tunnel(
     said: bytes, first: bytes, certs: Certs
 ) -> None:
     async with (
-        in_front_of_a_site(certs, 1) as (server, site),
+        in_front_of_a_site(certs) as (server, site),
         await tls_connect(port_of(server), certs) as visitor,
     ):
         if first:
@@ -111,17 +110,12 @@ async def test_slow_tunnel_is_served_when_the_site_is_down(
 
 
 async def test_requests_go_to_the_site_until_one_begins_a_tunnel(certs: Certs) -> None:
-    """As a CDN does it that keeps connections for whoever comes next."""
-    site = Site()
+    """As from a CDN that uses connections again."""
     upload = b"POST /form HTTP/1.1\r\nHost: test.local\r\nContent-Length: 100000\r\n\r\n"
     body = (TUNNEL * 1000)[:100_000]  # bodies are no requests
     async with (
-        asyncio.timeout(SOON),
         serving(echo) as there,
-        serving(site.serve) as web,
-        server_at(
-            "wss", there.port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
+        in_front_of_a_site(certs, there.port) as (server, site),
     ):
         reader, writer = await visit(port_of(server), certs)
         writer.write(GET)
@@ -138,4 +132,3 @@ async def test_requests_go_to_the_site_until_one_begins_a_tunnel(certs: Certs) -
         assert (site.visits, there.count) == (1, 1)
         with contextlib.suppress(ssl.SSLError):  # the WebSocket says its last word behind our end
             await leave(writer)
-        await eventually(lambda: empty(server))

@@ -8,22 +8,12 @@ import ssl
 import pytest
 
 from mtt.layers import tls as tls_layer
-from tests.engine.visitors import GET
+from tests.engine.visitors import GET, in_front_of, without_a_site
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.contexts import trusting_context
 from tests.support.metrics import numbers
-from tests.support.tunnels import (
-    SOON,
-    Tcp,
-    connect,
-    echo,
-    empty,
-    eventually,
-    port_of,
-    server_at,
-    serving,
-)
+from tests.support.tunnels import Tcp, connect, eventually, port_of
 
 SENT_TO_HTTPS = b"The plain HTTP request was sent to HTTPS port"
 BAD_REQUEST = (
@@ -41,33 +31,22 @@ async def test_visitor_without_tls_hears_what_is_wrong_from_the_site(certs: Cert
         head = f"HTTP/1.1 400 Bad Request\r\nContent-Length: {len(BAD_REQUEST)}\r\n\r\n"
         await connection.send(head.encode() + BAD_REQUEST)
 
-    async with (
-        asyncio.timeout(SOON),
-        serving(echo) as there,
-        serving(nginx) as web,
-        server_at("wss", there.port, certs, fallback=f"127.0.0.1:{web.port}") as server,
-    ):
+    async with in_front_of(nginx, certs) as server:
         async with await connect(port_of(server)) as visitor:
             await visitor.send(GET)
             answer = await visitor.rest()
         assert heads == [GET.removesuffix(b"\r\n") + b"Host: a/b\r\n\r\n"]
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert answer.count(SENT_TO_HTTPS) == 2
-        await eventually(lambda: empty(server))
 
 
 async def test_visitor_without_tls_hears_what_is_wrong_without_a_site(certs: Certs) -> None:
-    async with (
-        asyncio.timeout(SOON),
-        serving(echo) as there,
-        server_at("wss", there.port, certs) as server,
-    ):
+    async with without_a_site(certs) as server:
         async with await connect(port_of(server)) as visitor:
             await visitor.send(GET)
             answer = await visitor.rest()
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nServer: nginx\r\n")
         assert answer.count(SENT_TO_HTTPS) == 2
-        await eventually(lambda: empty(server))
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -77,31 +56,20 @@ async def test_visitor_with_other_alpn_names_only_gets_the_alert(
     context = trusting_context(certs.ca)
     context.maximum_version = version
     context.set_alpn_protocols(["h2"])
-    async with (
-        asyncio.timeout(SOON),
-        serving(echo) as there,
-        server_at("wss", there.port, certs) as server,
-    ):
+    async with without_a_site(certs) as server:
         with pytest.raises(ssl.SSLError, match=r"(?i)no.application.protocol"):
             await asyncio.open_connection(
                 "127.0.0.1", port_of(server), ssl=context, server_hostname=certs.name
             )
-        await eventually(lambda: empty(server))
 
 
 async def test_silence_before_tls_lasts_as_long_as_at_an_nginx(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, tls_layer)
-    async with (
-        asyncio.timeout(SOON),
-        serving(echo) as there,
-        server_at("wss", there.port, certs) as server,
-    ):
-        async with await connect(port_of(server)) as silent:
-            await eventually(lambda: numbers(server)["handshakes"] == 1)
-            await clock.passes(59.9)
-            assert numbers(server)["handshakes"] == 1
-            await clock.passes(0.2)
-            assert await silent.rest() == b""
-        await eventually(lambda: empty(server))
+    async with without_a_site(certs) as server, await connect(port_of(server)) as silent:
+        await eventually(lambda: numbers(server)["handshakes"] == 1)
+        await clock.passes(59.9)
+        assert numbers(server)["handshakes"] == 1
+        await clock.passes(0.2)
+        assert await silent.rest() == b""

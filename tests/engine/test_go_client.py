@@ -28,6 +28,7 @@ from tests.support.gopeer import (
     ws_connect,
 )
 from tests.support.tunnels import (
+    MUX_MODES,
     SOON,
     Tcp,
     connect,
@@ -35,6 +36,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_go_mode,
+    in_mux_modes,
     listening,
     maybe_reset,
     port_of,
@@ -52,7 +54,6 @@ VECTORS = {
     "x-wss-destination-speaks-and-closes-first": "wss",
     "x-mux-destination-speaks-and-closes-first": "mux",
 }
-MUX_MODES = ("mux", "wss+mux")
 
 
 def decoded(mode: str, data: bytes) -> list[object]:
@@ -301,7 +302,7 @@ async def test_subprotocol_overrides_the_servers_mux_flag(
             assert await go.exactly(5) == b"hello"
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_a_burst_of_17_streams_is_served(mode: str, certs: Certs) -> None:
     streams = range(3, 3 + 2 * 17, 2)
     async with (
@@ -316,7 +317,7 @@ async def test_a_burst_of_17_streams_is_served(mode: str, certs: Certs) -> None:
         assert answers == {(PSH, stream, b"%d" % stream) for stream in streams}
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_only_streams_beyond_the_limit_are_refused(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +343,7 @@ async def test_only_streams_beyond_the_limit_are_refused(
     assert MAX_STREAMS >= 16  # what Go clients may open
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_any_stream_id_is_served_and_unknown_data_dropped(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,

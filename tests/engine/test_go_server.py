@@ -18,6 +18,7 @@ from tests.support.gopeer import CLOSE_1000
 from tests.support.goserver import MAX_STREAMS, go_server
 from tests.support.tunnels import (
     GO_MODES,
+    MEGABYTE,
     SOON,
     Tcp,
     cancel,
@@ -28,6 +29,7 @@ from tests.support.tunnels import (
     echo,
     eventually,
     in_every_go_mode,
+    in_mux_modes,
     listening,
     maybe_reset,
     port_of,
@@ -35,9 +37,6 @@ from tests.support.tunnels import (
     settled,
 )
 from tests.support.vectors import vector
-
-MEGABYTE = bytes(range(256)) * 4096
-MUX_MODES = ("mux", "wss+mux")
 
 
 @in_every_go_mode
@@ -76,7 +75,7 @@ async def test_the_websocket_request_is_the_recorded_one(name: str, certs: Certs
         assert ours[1] == 1
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 @pytest.mark.parametrize("slow", ["application", "destination"])
 async def test_new_connections_avoid_a_session_that_is_stalled(
     mode: str, slow: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +198,7 @@ async def test_the_end_of_a_websocket_tunnel_is_close_1000(
         assert [websocket.close_code for websocket in go.websockets] == [CLOSE_1000]
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_sessions_are_used_again_up_to_the_limit_of_streams(
     mode: str, certs: Certs
 ) -> None:
@@ -224,7 +223,7 @@ async def test_sessions_are_used_again_up_to_the_limit_of_streams(
         assert go.overruns == 0
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_many_streams_never_exceed_what_a_go_server_bears(
     mode: str, certs: Certs, short_quiet: None
 ) -> None:
@@ -251,7 +250,7 @@ async def test_many_streams_never_exceed_what_a_go_server_bears(
         assert go.overruns == 0
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_streams_never_ended_do_not_use_up_the_tunnel(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

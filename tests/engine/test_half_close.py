@@ -20,6 +20,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_mode,
+    in_mux_modes,
     listening,
     port_of,
     server_at,
@@ -160,7 +161,7 @@ async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> No
             await application.read()
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
     mode: str, certs: Certs, short_linger: None
 ) -> None:
@@ -183,7 +184,7 @@ async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
                 await feed()
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 async def test_streams_of_one_session_end_independently(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,

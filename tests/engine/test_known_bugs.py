@@ -47,6 +47,7 @@ from tests.support.tunnels import (
     eventually,
     fill,
     in_every_mode,
+    in_mux_modes,
     listening,
     logged,
     maybe_reset,
@@ -55,8 +56,6 @@ from tests.support.tunnels import (
     serving,
     tunnel,
 )
-
-MUX_MODES = ("mux", "wss+mux")
 
 
 async def flood(connection: Tcp) -> None:
@@ -106,7 +105,7 @@ async def test_a_one_way_download_outlives_the_idle_timeout(
             await clock.passes(1.0)
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_a_stalled_stream_does_not_get_the_session_killed(
     mode: str, certs: Certs, small_buffers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +123,7 @@ async def test_a_stalled_stream_does_not_get_the_session_killed(
         assert await application.exactly(len(sent)) == sent
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_data_and_end_that_come_together_are_delivered_in_order(
     mode: str, certs: Certs
 ) -> None:
@@ -144,7 +143,7 @@ async def test_data_and_end_that_come_together_are_delivered_in_order(
             assert await smux_read(go) == (FIN, stream, b"")
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_bytes_never_end_up_on_another_stream(mode: str, certs: Certs) -> None:
     """Even while neighbours are cut in the middle of their writes."""
 
@@ -211,7 +210,7 @@ async def test_a_websocket_path_works_with_and_without_its_slash(path: str, cert
         await check_works(port_of(client))
 
 
-@pytest.mark.parametrize("mode", MUX_MODES)
+@in_mux_modes
 async def test_a_session_that_broke_the_protocol_is_closed_at_once(
     mode: str, certs: Certs
 ) -> None:

@@ -21,6 +21,7 @@ from tests.support.programs import require_package, require_program
 from tests.support.tunnels import (
     SESSION_MODES,
     Tcp,
+    both_ends,
     check_works,
     client_of,
     connect,
@@ -57,8 +58,7 @@ async def test_tunnels_are_counted_to_the_byte(
 
     async with (
         serving(answer) as there,
-        server_at(mode, there.port, certs, **METRICS) as server,
-        client_of(mode, port_of(server), certs, **METRICS) as client,
+        both_ends(mode, there.port, certs, **METRICS) as (server, client),
     ):
         await asyncio.gather(*(one(port_of(client), 1000 * n) for n in range(1, count + 1)))
         total = 1000 * count * (count + 1) // 2
@@ -88,8 +88,7 @@ async def test_tunnels_are_counted_to_the_byte(
 async def test_open_tunnels_are_in_the_numbers(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,
-        server_at(mode, there.port, certs, **METRICS) as server,
-        client_of(mode, port_of(server), certs, **METRICS) as client,
+        both_ends(mode, there.port, certs, **METRICS) as (server, client),
         await connect(port_of(client)) as application,
     ):
         await application.send(bytes(777))
@@ -106,8 +105,7 @@ async def test_scraping_under_load(mode: str, certs: Certs, short_quiet: None) -
     """Every page is in order, and no counter ever falls."""
     async with (
         serving(echo) as there,
-        server_at(mode, there.port, certs, **METRICS) as server,
-        client_of(mode, port_of(server), certs, **METRICS) as client,
+        both_ends(mode, there.port, certs, **METRICS) as (server, client),
     ):
 
         async def load() -> None:

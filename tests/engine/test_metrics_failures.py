@@ -15,6 +15,7 @@ from tests.engine.scraping import METRICS, address, failing, until
 from tests.support.certs import Certs
 from tests.support.metrics import failures, scrape
 from tests.support.tunnels import (
+    both_ends,
     client_of,
     connect,
     echo,
@@ -32,8 +33,7 @@ async def test_failures_to_dial(mode: str, certs: Certs) -> None:
     async with listening() as gone:
         port = gone.port
     async with (
-        server_at(mode, port, certs, **METRICS) as server,
-        client_of(mode, port_of(server), certs, **METRICS) as client,
+        both_ends(mode, port, certs, **METRICS) as (server, client),
         client_of(mode, port, certs, **METRICS) as astray,
     ):
         for _ in range(3):

@@ -19,6 +19,7 @@ from tests.support.contexts import bare_context
 from tests.support.gopeer import Tls
 from tests.support.tunnels import (
     SOON,
+    both_ends,
     check_works,
     client_of,
     connect,
@@ -229,8 +230,7 @@ async def test_no_connection_notices_a_renewal(mode: str, renewable: Certs) -> N
     files = renewable
     async with (
         serving(echo) as there,
-        server_at(mode, there.port, files) as server,
-        client_of(mode, port_of(server), files) as client,
+        both_ends(mode, there.port, files) as (server, client),
         await connect(port_of(client)) as application,
         asyncio.timeout(SOON),
     ):
@@ -251,8 +251,7 @@ async def test_a_session_of_the_old_certificate_is_no_obstacle(renewable: Certs)
     """The client offers a ticket that the server's new context does not know."""
     async with (
         serving(echo) as there,
-        server_at("tls", there.port, renewable) as server,
-        client_of("tls", port_of(server), renewable) as client,
+        both_ends("tls", there.port, renewable) as (server, client),
     ):
         assert server._tls is not None
         for _ in range(2):

@@ -13,7 +13,9 @@ from mtt.client import Client
 from mtt.server import Server
 from tests.support.certs import Certs
 from tests.support.tunnels import (
+    MEGABYTE,
     SOON,
+    both_ends,
     check_works,
     client_of,
     connect,
@@ -21,6 +23,7 @@ from tests.support.tunnels import (
     empty,
     eventually,
     in_every_mode,
+    in_mux_modes,
     joined,
     listening,
     logged,
@@ -30,8 +33,6 @@ from tests.support.tunnels import (
     serving,
     tunnel,
 )
-
-MEGABYTE = bytes(range(256)) * 4096
 
 
 @in_every_mode
@@ -133,8 +134,7 @@ async def test_nothing_is_kept_of_tunnels_that_are_over(
 ) -> None:
     async with (
         serving(echo) as there,
-        server_at(mode, there.port, certs) as server,
-        client_of(mode, port_of(server), certs) as client,
+        both_ends(mode, there.port, certs) as (server, client),
     ):
         for _ in range(3):
             await check_works(port_of(client))
@@ -148,8 +148,7 @@ async def test_closing_either_end_cuts_its_tunnels(mode: str, certs: Certs) -> N
     for which in (Client, Server):
         async with (
             listening() as there,
-            server_at(mode, there.port, certs) as server,
-            client_of(mode, port_of(server), certs) as client,
+            both_ends(mode, there.port, certs) as (server, client),
             await connect(port_of(client)) as application,
         ):
             destination = await there.accept()
@@ -199,8 +198,7 @@ async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> No
     with logged(logging.DEBUG) as lines:
         async with (
             serving(echo) as there,
-            server_at("wss", there.port, certs, **{"wss-path": "/hush-hush"}) as server,
-            client_of("wss", port_of(server), certs, **{"wss-path": "/hush-hush"}) as client,
+            both_ends("wss", there.port, certs, **{"wss-path": "/hush-hush"}) as (server, client),
             client_of("wss", port_of(server), certs, **{"wss-path": "/wrong-one"}) as stranger,
         ):
             await check_works(port_of(client))
@@ -211,12 +209,11 @@ async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> No
     assert not any("hush" in line or "wrong-one" in line for line in lines)
 
 
-@pytest.mark.parametrize("mode", ["mux", "wss+mux"])
+@in_mux_modes
 async def test_broken_tunnel_is_logged_but_not_reset_application(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
-        server_at(mode, there.port, certs) as server,
-        client_of(mode, port_of(server), certs) as client,
+        both_ends(mode, there.port, certs) as (server, client),
     ):
         async with await connect(port_of(client)) as application:
             await application.send(b"x")

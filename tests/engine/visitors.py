@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from mtt.http.server import HttpServer
@@ -14,7 +14,7 @@ from mtt.wire import upgrade
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.site import Site
-from tests.support.tunnels import SOON, empty, eventually, server_at, serving
+from tests.support.tunnels import SOON, Tcp, echo, empty, eventually, server_at, serving
 
 PATH = "/secret"
 GET = b"GET /page HTTP/1.1\r\nHost: test.local\r\n\r\n"
@@ -34,17 +34,39 @@ async def leave(writer: asyncio.StreamWriter) -> None:
 
 
 @contextlib.asynccontextmanager
-async def in_front_of_a_site(certs: Certs, port: int) -> AsyncIterator[tuple[Server, Site]]:
-    """A server with a site, and a tunnel to `port` at PATH."""
-    site = Site()
+async def in_front_of(
+    serve: Callable[[Tcp], Awaitable[None]], certs: Certs, port: int = 1, **options: Any
+) -> AsyncIterator[Server]:
+    """A server whose site is `serve`, with a tunnel to `port` at PATH; left empty."""
+    given = {"wss-path": PATH, **options}
     async with (
         asyncio.timeout(SOON),
-        serving(site.serve) as web,
-        server_at(
-            "wss", port, certs, **{"wss-path": PATH, "fallback": f"127.0.0.1:{web.port}"}
-        ) as server,
+        serving(serve) as web,
+        server_at("wss", port, certs, fallback=f"127.0.0.1:{web.port}", **given) as server,
     ):
+        yield server
+        await eventually(lambda: empty(server))
+
+
+@contextlib.asynccontextmanager
+async def in_front_of_a_site(
+    certs: Certs, port: int = 1, **options: Any
+) -> AsyncIterator[tuple[Server, Site]]:
+    """The same with a site that gives one page."""
+    site = Site()
+    async with in_front_of(site.serve, certs, port, **options) as server:
         yield server, site
+
+
+@contextlib.asynccontextmanager
+async def without_a_site(certs: Certs, **options: Any) -> AsyncIterator[Server]:
+    """A server with a tunnel to an echo and no site; left empty."""
+    async with (
+        asyncio.timeout(SOON),
+        serving(echo) as there,
+        server_at("wss", there.port, certs, **options) as server,
+    ):
+        yield server
         await eventually(lambda: empty(server))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import pytest
 
 from mtt.errors import PeerError, RefusedError
+from mtt.layers import linger
 from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked
 from mtt.outbound.preconnect import (
@@ -22,7 +22,7 @@ from mtt.outbound.preconnect import (
 )
 from tests.outbound.preconnect_network import DOWN, Network
 from tests.support.transports import FakeLayer, attach, tcp_sockets, turns
-from tests.support.tunnels import RESET, logged
+from tests.support.tunnels import logged
 
 
 @pytest.mark.parametrize("how", ["eof", "reset"])
@@ -132,7 +132,7 @@ async def test_unread_socket_events_are_checked_before_use(how: str) -> None:
         others[0].send(b"220 ready\r\n")
     else:
         if how == "reset":
-            others[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            linger.reset_on_close(others[0])
         others[0].close()
     # No turn of the loop since then, or the loop would have seen it.
     transport = await pool.open()

@@ -30,7 +30,7 @@ LOOPBACK = "127.0.0.1"
 # has been used before it delays each acknowledgement by 40 ms, as no real line would.
 RECEIVE_BUFFER = 64 * 1024
 # This machine as well (on Linux), but not to our dialler, which does without keepalive towards
-# 127.0.0.1: nobody can vanish there without the kernel's knowing it.
+# 127.0.0.1: no peer can vanish there without the kernel's knowing it.
 ELSEWHERE = "127.0.0.2"
 
 # Seconds that a stalled direction stands still: longer than a retransmission, shorter than any
@@ -38,7 +38,7 @@ ELSEWHERE = "127.0.0.2"
 STALL_TIME = 1.0
 # Seconds in which what the proxy has sent is acknowledged by peers that read.
 QUIET_TIME = 5.0
-# Seconds that a half-open connection drops everything before somebody answers with RST: around the
+# Seconds that a half-open connection drops everything before RST is the answer: around the
 # time that a client gives a dial (10 s).
 HALF_OPEN_TIME = (2.0, 12.0)
 # Seconds a cut connection may take to close at both ends before the proxy forgets it.
@@ -70,7 +70,8 @@ def take_packets(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
-def _unacknowledged(sock: socket.socket) -> int:
+def unacknowledged(sock: socket.socket) -> int:
+    """How many bytes that were sent are not in the other side's kernel yet."""
     return int(struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0])
 
 
@@ -348,7 +349,7 @@ class FaultProxy:
         # What our kernel has sent must be acknowledged first: it would send it again and again, and
         # who receives that takes us for alive.
         async with asyncio.timeout(QUIET_TIME):
-            while any(_unacknowledged(sock) for sock in self._sockets()[1:]):
+            while any(unacknowledged(sock) for sock in self._sockets()[1:]):
                 await asyncio.sleep(0.01)
         for sock in self._sockets():
             drop_packets(sock)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import math
 import os
 import socket
-import struct
-import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Self
@@ -31,26 +28,27 @@ from mtt.tunnels import relay
 from mtt.tunnels.service import Service
 from tests.support.certs import Certs
 from tests.support.clock import Clock
+from tests.support.faults import unacknowledged
 
 MODES = tuple(modes.MODES)
 GO_MODES = tuple(mode.name for mode in modes.MODES.values() if mode.is_original)
+MUX_MODES = ("mux", "wss+mux")
 SESSION_MODES = tuple(mode.name for mode in modes.MODES.values() if mode.has_sessions)
 in_every_mode = pytest.mark.parametrize("mode", MODES)
 in_every_go_mode = pytest.mark.parametrize("mode", GO_MODES)
+in_mux_modes = pytest.mark.parametrize("mode", MUX_MODES)
 
 PASSWORD = "a password of the tests"
+MEGABYTE = bytes(range(256)) * 4096
 
 READ = 64 * 1024
 # What is expected to happen on loopback "at once" gets so many seconds on a busy machine.
 SOON = 5.0
-# Seconds between two looks at something that nobody can tell us about.
+# Seconds between two looks at something that reports no change.
 LOOK = 0.01
 
 # A size for the kernel's buffers of a connection, which otherwise grow to megabytes.
 SMALL = 64 * 1024
-
-# SO_LINGER on, 0 s: close() sends RST.
-RESET = struct.pack("ii", 1, 0)
 
 
 def flags(mode: str) -> dict[str, Any]:
@@ -116,7 +114,7 @@ class Tcp:
 
     def reset(self) -> None:
         """Close with RST."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        linger.reset_on_close(self.sock)
         self.sock.close()
 
     async def __aenter__(self) -> Self:
@@ -191,8 +189,7 @@ async def serving(
 ) -> AsyncIterator[Listening]:
     """A port with `serve` run for each connection, which is closed afterwards.
 
-    A connection that breaks is the business of whoever broke it; any other exception fails the
-    test at the end.
+    A connection that breaks fails no test; any other exception does so at the end.
     """
     failures: list[BaseException] = []
     tasks: set[asyncio.Task[None]] = set()
@@ -251,9 +248,7 @@ async def server_at(
 
 
 @contextlib.asynccontextmanager
-async def client_of(
-    mode: str, server: int, certs: Certs, **options: Any
-) -> AsyncIterator[Client]:
+async def client_of(mode: str, server: int, certs: Certs, **options: Any) -> AsyncIterator[Client]:
     """Our client of the server on a port of this machine; `options` as on its command line.
 
     `plugin=True` makes it one that shadowsocks started.
@@ -280,19 +275,26 @@ async def running(service: Client | Server) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def tunnel(mode: str, destination: int, certs: Certs, **options: Any) -> AsyncIterator[int]:
-    """Both ends of ours, with the same `options`; the port for applications."""
+async def both_ends(
+    mode: str, destination: int, certs: Certs, **options: Any
+) -> AsyncIterator[tuple[Server, Client]]:
+    """Both ends of ours, with the same `options`."""
     async with (
         server_at(mode, destination, certs, **options) as server,
         client_of(mode, port_of(server), certs, **options) as client,
     ):
+        yield server, client
+
+
+@contextlib.asynccontextmanager
+async def tunnel(mode: str, destination: int, certs: Certs, **options: Any) -> AsyncIterator[int]:
+    """Both ends of ours, with the same `options`; the port for applications."""
+    async with both_ends(mode, destination, certs, **options) as (_, client):
         yield port_of(client)
 
 
 @contextlib.asynccontextmanager
-async def joined(
-    mode: str, there: Listening, certs: Certs
-) -> AsyncIterator[tuple[Tcp, Tcp]]:
+async def joined(mode: str, there: Listening, certs: Certs) -> AsyncIterator[tuple[Tcp, Tcp]]:
     """An application and the destination's end of its tunnel."""
     async with tunnel(mode, there.port, certs) as port, await connect(port) as application:
         yield application, await there.accept()
@@ -361,7 +363,7 @@ async def fill(end: Tcp, patience: float = 0.3) -> bytes:
 
 def unsent(end: Tcp) -> int:
     """How many bytes that `end` sent are not in the other side's kernel yet."""
-    return int(struct.unpack("i", fcntl.ioctl(end.sock, termios.TIOCOUTQ, bytes(4)))[0])
+    return unacknowledged(end.sock)
 
 
 async def check_works(port: int, data: bytes = b"still works") -> None:
@@ -371,14 +373,9 @@ async def check_works(port: int, data: bytes = b"still works") -> None:
         assert await application.exactly(len(data)) == data
 
 
-class maybe_reset:
+def maybe_reset() -> contextlib.suppress:
     """Lets a reset end the reading in a block."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
-        return isinstance(error, ConnectionResetError)
+    return contextlib.suppress(ConnectionResetError)
 
 
 @contextlib.contextmanager
