@@ -1,7 +1,7 @@
 """The engine of mos-tls-tunnel: wire formats, transport layers, relay, client and server.
 
-Programs that embed the tunnel need no more than the names here, see docs/embedding.md. What is
-behind them is imported when one of them is used.
+Programs that embed the tunnel need only the names here, see docs/embedding.md. Each is imported on
+first use.
 """
 
 from typing import TYPE_CHECKING

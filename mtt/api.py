@@ -1,8 +1,8 @@
 """Client and server for programs that embed the tunnel in their own event loop: docs/embedding.md.
 
-They are what the commands run, without the process around it: no signals, no log handlers, no child
-processes. Keyword arguments stand for the commands' options, are checked as these are, and named as
-they are unless that is a single letter or an abbreviation.
+The commands run the same client and server, but own their process: here are no signals, no log
+handlers, no child processes. Keyword arguments stand for the commands' options and are checked
+alike. They have the options' names, except for single letters and abbreviations.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from mtt.tunnels.service import Service
 
 FilePath = str | os.PathLike[str]
 
-# The options behind keyword arguments, where they have other names; elsewhere an underscore stands
-# for a dash.
+# Options of other names than their keyword arguments; elsewhere an underscore stands for a dash.
 _OPTIONS = {
     "listen": "b",
     "listen_unix": "bind-unix",
@@ -38,10 +37,10 @@ _OPTIONS = {
     "disable_reuse": "dr",
 }
 
-# An option in the text of an error, but not in what the user wrote.
+# An option in the text of an error, but not in a quoted value.
 _OPTION = re.compile(r"(?<![\w/.'\"-])-([a-zA-Z][\w-]*)")
 
-# What values are in Python, by the kind of the option. Durations are seconds.
+# Types of values, by the kind of the option. Durations are seconds.
 _TYPES: dict[str, type[Any]] = {"bool": bool, "int": int, "duration": float, "str": str}
 
 
@@ -106,10 +105,7 @@ def option_of(keyword: str) -> str:
 
 
 def _values(keywords: Mapping[str, Any], known: frozenset[str], flags: Sequence[Flag]) -> Values:
-    """What `keywords`, of which there are those `known`, say about `flags`.
-
-    Raises TypeError and UsageError.
-    """
+    """The option values in `keywords`; `known` are valid. Raises TypeError and UsageError."""
     by_name = {flag.name: flag for flag in flags}
     values: Values = {}
     for keyword, value in keywords.items():
@@ -126,7 +122,7 @@ def _values(keywords: Mapping[str, Any], known: frozenset[str], flags: Sequence[
 
 
 def _value(keyword: str, flag: Flag, value: Any) -> Any:
-    """`value` as option tables have it. Raises TypeError."""
+    """The option's value for the keyword argument `value`. Raises TypeError."""
     if flag.repeatable:
         several = (value,) if isinstance(value, str) else tuple(value)
         return tuple(_value(keyword, flag._replace(repeatable=False), each) for each in several)
@@ -142,7 +138,7 @@ def _value(keyword: str, flag: Flag, value: Any) -> Any:
 
 @contextlib.contextmanager
 def _errors_name(keywords: frozenset[str]) -> Iterator[None]:
-    """Errors inside name `keywords`, where the commands' errors name options."""
+    """Make errors name `keywords` instead of options."""
     names = {option_of(keyword): keyword for keyword in keywords}
     names |= {option: f'mode "{option}"' for mode in MODES.values() for option in mode.options}
     try:
@@ -200,22 +196,22 @@ class _Embedded:
         await self.close()
 
     def reload(self) -> None:
-        """Read certificates and keys again; it happens in the background, and the log tells how."""
+        """Reload certificates and keys in the background; the log reports the result."""
         self._running().reload()
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it listens: "host:port" with the real port, or the path of a unix socket."""
+        """The listening addresses: "host:port" with the real port, or a unix socket's path."""
         return tuple(self._running().addresses)
 
     @property
     def metrics_addresses(self) -> tuple[str, ...]:
-        """Where metrics are served; empty without `metrics`."""
+        """The addresses of the metrics server; empty without `metrics`."""
         return tuple(self._running().metrics_addresses)
 
     @property
     def tunnels(self) -> int:
-        """How many tunnels are open or being opened."""
+        """The number of tunnels that are open or being opened."""
         return self._running().tunnels
 
     def _running(self) -> Service:
@@ -249,7 +245,7 @@ class Server(_Embedded):
 
     @property
     def pin(self) -> str | None:
-        """What a client takes as `pin`, once the server runs; None without TLS."""
+        """The value for a client's `pin`, once the server runs; None without TLS."""
         files = self._running().certificates
         identity = files[0].identity if files else None
         return identity.pin if identity is not None else None

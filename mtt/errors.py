@@ -129,5 +129,5 @@ def _describe_tls(exc: OSError) -> str:
         return f"certificate not accepted: {message}"
     reason = getattr(exc, "reason", None)
     if reason == "CALLBACK_FAILED":  # see trust.certificates.ServerConnection
-        return "TLS: no ALPN name of ours, or a server name that is not ASCII"
+        return "TLS: no common ALPN name, or a server name that is not ASCII"
     return f"TLS: {(reason or str(exc)).replace('_', ' ').lower()}"

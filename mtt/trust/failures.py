@@ -7,47 +7,33 @@ import ssl
 from mtt.errors import Cause, PeerError, RefusedError, describe
 
 # Alerts (RFC 8446, 6.2) by which a server rejects the client's certificate, as OpenSSL names them.
+# In TLS 1.3 they arrive after the client's handshake: the certificate is in its last flight.
 _REFUSALS = {
-    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the server wants a client certificate: set -cert and "
-    "-key",
-    "TLSV1_ALERT_UNKNOWN_CA": "its issuer is not in the server's -client-ca",
-    "SSLV3_ALERT_BAD_CERTIFICATE": "it is malformed or does not verify",
-    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "its type or purpose does not fit a client",
-    "SSLV3_ALERT_CERTIFICATE_REVOKED": "it is revoked",
-    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
-    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the server gave no reason",
-    "TLSV1_ALERT_ACCESS_DENIED": "it is valid, but access is denied",
+    alert: f"the server rejected the client certificate (-cert): {reason}"
+    for alert, reason in {
+        "TLSV1_ALERT_UNKNOWN_CA": "its issuer is not in the server's -client-ca",
+        "SSLV3_ALERT_BAD_CERTIFICATE": "it is malformed or does not verify",
+        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "its type or purpose does not fit a client",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED": "it is revoked",
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it has expired",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "the server gave no reason",
+        "TLSV1_ALERT_ACCESS_DENIED": "it is valid, but access is denied",
+    }.items()
 }
-
-
-def refusal(error: ssl.SSLError) -> RefusedError | None:
-    """The meaning of a client's TLS `error` if the server rejected the client's certificate.
-
-    In TLS 1.3 the alert arrives after the client's handshake: the certificate is in the client's
-    last flight.
-    """
-    reason = _REFUSALS.get(error.reason or "")
-    if reason is None:
-        return None
-    if error.reason != "TLSV13_ALERT_CERTIFICATE_REQUIRED":
-        reason = f"the server rejected the client certificate (-cert): {reason}"
-    return RefusedError(reason)
-
+_REFUSALS["TLSV13_ALERT_CERTIFICATE_REQUIRED"] = (
+    "the server wants a client certificate: set -cert and -key"
+)
 
 # Fixes for a rejected certificate, by OpenSSL's verification errors (X509_V_ERR_).
 _SELF_SIGNED, _NO_ISSUER = (18, 19), (20, 21)
-_NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
+_TRUST = "set -pin to the pin that the server prints at start, or -ca to its certificate"
+_COMPLETE = "use the full chain as the server's -cert, or set -ca to its root certificate"
 _CLIENT_ADVICE = {
-    **dict.fromkeys(
-        _SELF_SIGNED,
-        "set -pin to the pin that the server prints at start, or -ca to its certificate",
-    ),
-    **dict.fromkeys(
-        _NO_ISSUER, "use the full chain as the server's -cert, or set -ca to its root certificate"
-    ),
-    _NOT_YET_VALID: "check the clocks",
-    _EXPIRED: "renew the server's certificate, or check the client's clock",
-    _WRONG_NAME: "set -n (-sni of anytls-client) to a name in the certificate",
+    **dict.fromkeys(_SELF_SIGNED, _TRUST),
+    **dict.fromkeys(_NO_ISSUER, _COMPLETE),
+    9: "check the clocks",  # it is not valid yet
+    10: "renew the server's certificate, or check the client's clock",
+    62: "set -n (-sni of anytls-client) to a name in the certificate",
 }
 _SERVER_ADVICE = dict.fromkeys(
     (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"
@@ -64,8 +50,9 @@ _ALERT_ADVICE = {
 
 def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
     """The error for a TLS failure on either side of a connection, with the fix."""
-    if not server_side and (refused := refusal(error)) is not None:
-        return refused
+    refusal = _REFUSALS.get(error.reason or "")
+    if refusal and not server_side:
+        return RefusedError(refusal)
     advice = ""
     if isinstance(error, ssl.SSLCertVerificationError):
         advice = (_SERVER_ADVICE if server_side else _CLIENT_ADVICE).get(error.verify_code, "")

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 Owner = TypeVar("Owner")
 
-# 128 bits: with a million users, a wrong hash matches one of theirs once in 2**108 tries.
+# 128 bits: with a million users, a wrong hash matches a user's once in 2**108 tries.
 _TAG_SIZE = 16
 
 

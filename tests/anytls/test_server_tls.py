@@ -84,4 +84,4 @@ async def test_clients_with_other_alpn_names_only_are_refused(
                 assert await client.rest() == bytes.fromhex("15 03 03 00 02 02 78")
             await eventually(lambda: empty(server))
         (line,) = lines
-        assert "no ALPN name of ours" in line
+        assert "no common ALPN name" in line
