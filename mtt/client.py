@@ -34,11 +34,8 @@ Protect = Callable[[socket], Awaitable[None]]
 class Client(Service):
     """mtt-client: `start()` listens, `close()` ends everything.
 
-    Args:
-        options: the command-line options.
-        protect: called with every outgoing socket before it connects (Android VPN).
-
-    Raises UsageError when the TLS options are unusable.
+    `protect`: awaited with every outgoing socket before it connects (Android VPN). Raises
+    UsageError when the TLS options are unusable.
     """
 
     def __init__(self, options: ClientOptions, protect: Protect | None = None) -> None:

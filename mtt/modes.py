@@ -52,29 +52,18 @@ class Owner(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """One mode.
+    """One mode, and what makes its parts."""
 
-    Attributes:
-        name: name in logs, tests and benchmarks.
-        options: the options that select it, of client and server.
-        has_password: whether both ends need a password (-p).
-        is_original: whether the Go programs support it.
-        has_sessions: whether streams share connections.
-        client_alpn, server_alpn: ALPN names that the client offers and the server supports.
-        half_close: see TlsLayer.
-        upgrade: makes the client's upgrade on top of TLS, if there is one.
-        upstream: makes the client's upstream from its connector.
-        reader: makes the server's reader of connection heads.
-    """
-
-    name: str
-    options: tuple[str, ...]
-    has_password: bool = False
-    is_original: bool = True
-    has_sessions: bool = False
-    client_alpn: tuple[str, ...]
-    server_alpn: tuple[str, ...]
-    half_close: bool
+    name: str  # in logs, tests and benchmarks
+    options: tuple[str, ...]  # select it, on client and server
+    has_password: bool = False  # both ends need a password (-p)
+    is_original: bool = True  # the Go programs support it
+    has_sessions: bool = False  # streams share connections
+    client_alpn: tuple[str, ...]  # ALPN names that the client offers
+    server_alpn: tuple[str, ...]  # ALPN names that the server supports
+    half_close: bool  # see TlsLayer
+    # The client's upgrade on top of TLS, if there is one; its upstream; the server's reader of
+    # connection heads.
     upgrade: Callable[[ClientOptions], Finish | None] = lambda _: None
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]

@@ -58,11 +58,8 @@ ProtocolFactory = Callable[[], StreamProtocol]
 class Acceptor:
     """Accepts connections on listening sockets, which it owns, from `add()` to `close()`.
 
-    Args:
-        protocol_factory: makes the protocol of each connection.
-        use_reserve: accept until no descriptor is left at all.
-        yields: for sockets shared with other processes: whether another process should have the
-            next connection.
+    `use_reserve`: accept until no descriptor is left at all. `yields`: whether another process that
+    shares the sockets should have the next connection.
     """
 
     def __init__(

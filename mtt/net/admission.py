@@ -15,15 +15,10 @@ MAX_PENDING = 1000
 
 
 class Pending:
-    """Connections that are not tunnels yet. Above the limit, the oldest is cut.
+    """Connections that are not tunnels yet. Above `limit`, the oldest is cut, and `on_cut` called.
 
-    Connections that are held open without being used are therefore cut first, and clients that
-    use theirs get through.
-
-    Args:
-        limit: the maximum number of connections.
-        what: a description of them, for the log.
-        on_cut: called for each connection that is cut.
+    Connections that are held open without being used are therefore cut first, and clients that use
+    theirs get through. `what` describes the connections, for the log.
     """
 
     def __init__(
@@ -66,22 +61,14 @@ class Pending:
 
 
 class Admission:
-    """Enforces -max-conns.
-
-    Args:
-        limit: the maximum number of connections; 0 for no limit.
-        count: returns the current number.
-
-    Attributes:
-        accepted, refused: TCP connections. Each counts once, in one of the two.
-        tunnels_refused: tunnels refused inside accepted connections.
-    """
+    """Enforces -max-conns: a `limit`, 0 for none, on the number that `count` returns."""
 
     def __init__(self, limit: int, count: Callable[[], int]) -> None:
         self._limit = limit
         self._count = count
         self._full = Throttle()
-        self.accepted = self.refused = self.tunnels_refused = 0
+        self.accepted = self.refused = 0  # TCP connections; each counts in one of the two
+        self.tunnels_refused = 0  # inside accepted connections
 
     def has_room(self) -> bool:
         """Whether a tunnel may start in an accepted connection; a refusal is logged."""

@@ -29,20 +29,14 @@ _NOT_IN_TRAILERS = frozenset({b"content-length", b"host", b"transfer-encoding"})
 class Body:
     """Finds the end of a body.
 
-    Args:
-        length: size in bytes; None if the body ends with the connection, or is chunked.
-        chunked: whether the body is chunked.
-        status: status of the HttpError for a malformed body: 400 for a request, 502 for a response.
-
-    Attributes:
-        left: bytes still to come of the body, or of the current chunk, as far as known.
-        over: whether the whole body has been consumed.
+    `length`: None if the body ends with the connection, or is `chunked`. `status`: that of the
+    HttpError for a malformed body, 400 for a request, 502 for a response.
     """
 
     __slots__ = ("_chunked", "_line", "_status", "_trailers", "_wanted", "left", "over")
 
     def __init__(self, length: int | None, *, chunked: bool = False, status: int = 400) -> None:
-        self.left = length or 0
+        self.left = length or 0  # bytes to come of the body, or of the current chunk, if known
         self._chunked = chunked
         self._status = status
         self._line = b""  # an incomplete line
@@ -50,7 +44,7 @@ class Body:
         # Expected next: "all" (until the connection ends), "data", or a line: "size", "end" (of a
         # chunk), "trailer".
         self._wanted = "size" if chunked else "all" if length is None else "data"
-        self.over = length == 0 and not chunked
+        self.over = length == 0 and not chunked  # the whole body has been consumed
 
     @property
     def ends_with_connection(self) -> bool:

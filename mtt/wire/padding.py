@@ -71,13 +71,11 @@ class Scheme:
 
     @classmethod
     def parse(cls, raw: bytes, *, strict: bool = False) -> Scheme:
-        """Parse a scheme.
+        """Parse a scheme. Keys and sizes are ASCII; the rest need not be UTF-8.
 
-        Args:
-            raw: the text; keys and sizes are ASCII, the rest need not be UTF-8.
-            strict: reject what the reference skips, except empty lines and lines that begin with
-                `#`: in the operator's own file it is a mistake. Schemes from a server are parsed
-                without `strict`; if one is rejected, the previous scheme stays in use.
+        `strict`: reject what the reference skips, except empty lines and lines that begin with `#`:
+        in the operator's own file it is a mistake. Schemes from a server are parsed without
+        `strict`; if one is rejected, the previous scheme stays in use.
 
         Raises SchemeError if `stop` is missing, if a size or the scheme exceeds the limits above,
         or if the preamble has no size or one that a Go server does not accept.
