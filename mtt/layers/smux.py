@@ -2,7 +2,8 @@
 
 Theory of operation, as far as it is specific to smux
 -----------------------------------------------------
-Only the client opens streams.
+In a tunnel only the client opens streams. Between gateway and agent both sides do: the ids of one
+are odd, those of the other even.
 
 Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
 when the queue is empty. The message is a NOP with the stream's id, known only to our own ends. smux
@@ -53,7 +54,7 @@ OWN_BUDGET = 4 * 1024 * 1024
 STOP_AT = 128 * 1024
 # A session with a NOP overdue gets no new streams.
 STALE_TIME = 35.0
-# Streams of one session. Our clients open at most 16; the rest is room for foreign ones.
+# Streams of a tunnel's session. Our clients open at most 16; the rest is room for foreign ones.
 MAX_STREAMS = 256
 # A peer that opens streams while this much waits to be sent to it does not read at all: even when
 # every stream has just been told to pause, each gives us one last read.
@@ -119,12 +120,16 @@ class SmuxSession(MuxSession[SmuxStream]):
     """One multiplexed connection.
 
     Args:
-        accept: server side: returns the protocol for a stream that the peer opened. None on a
-            client, which refuses such streams.
+        accept: returns the protocol for a stream that the peer opened; None: such streams are
+            refused.
+        first_id: id of the first stream that this side opens. The session fails if the peer uses
+            an id of the same parity. None: a client counts like Go's, 3, 5, 7, and so on, and a
+            server takes all ids.
+        max_streams: streams of the session; those that the peer opens beyond it are refused.
         on_change, on_lost: see `MuxSession`.
     """
 
-    __slots__ = ("_accept", "_decoder")
+    __slots__ = ("_accept", "_decoder", "_max_streams", "_parity")
 
     name: ClassVar[str] = "mux session"
     psh: ClassVar[int] = PSH
@@ -134,13 +139,17 @@ class SmuxSession(MuxSession[SmuxStream]):
         self,
         *,
         accept: Callable[[], StreamProtocol] | None = None,
+        first_id: int | None = None,
+        max_streams: int = MAX_STREAMS,
         on_change: Callable[[SmuxSession], None] | None = None,
         on_lost: Callable[[SmuxSession, Exception | None], None] | None = None,
     ) -> None:
         super().__init__(on_change=on_change, on_lost=on_lost)
         self._accept = accept
         self._decoder = Decoder()
-        self._next_id = 3  # as the Go client: 3, 5, 7, ...
+        self._next_id = first_id or 3
+        self._parity = None if first_id is None else first_id % 2
+        self._max_streams = max_streams
 
     @property
     def half_close(self) -> bool:
@@ -154,6 +163,11 @@ class SmuxSession(MuxSession[SmuxStream]):
     def healthy(self) -> bool:
         """Whether the session can take a new stream, as far as it knows."""
         return self._now() - self.heard_at < STALE_TIME and not self.is_stalled
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another stream fits."""
+        return self.used_slots < self._max_streams and not self.exhausted
 
     # The protocol of the connection below.
 
@@ -182,10 +196,13 @@ class SmuxSession(MuxSession[SmuxStream]):
     def _syn_received(self, stream_id: int) -> None:
         if stream_id in self._streams:
             return
+        if stream_id % 2 == self._parity:
+            self.abort(PeerError(f"smux: the peer opens stream {stream_id}, an id of this side"))
+            return
         if self.lower.get_write_buffer_size() > SEND_LIMIT:
             self.abort(PeerError("smux: the peer opens streams but reads nothing"))
             return
-        if self._accept is None or self.used_slots >= MAX_STREAMS:
+        if self._accept is None or self.used_slots >= self._max_streams:
             self.send_fin(stream_id)
             return
         self._awaiting_fin.pop(stream_id, None)
@@ -194,7 +211,7 @@ class SmuxSession(MuxSession[SmuxStream]):
     # For streams and owners.
 
     def open_stream(self, upper: StreamProtocol) -> SmuxStream:
-        """Open a stream (client). Raises NetworkError when the session is over."""
+        """Open a stream. Raises NetworkError when the session is over."""
         if self.lost or self.exhausted:
             raise NetworkError("the mux session is over")
         stream = SmuxStream(self, self._next_id, upper)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 
 import pytest
 
 from mtt.errors import NetworkError
 from mtt.layers import linger
-from mtt.layers.smux import MAX_STREAMS
+from mtt.layers.smux import MAX_STREAMS, SmuxSession
 from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, SYN, frame
 from tests.layers.smux_side import Server, client, finished
-from tests.support.transports import Recorder, turns
+from tests.support.transports import FakeLayer, Recorder, turns
 
 # The order of things.
 
@@ -159,6 +160,66 @@ async def test_session_is_exhausted_when_ids_run_out() -> None:
     assert session.exhausted
     with pytest.raises(NetworkError):
         session.open_stream(Recorder())
+    await finished(session)
+
+
+# Streams from both sides.
+
+
+async def test_both_sides_open_streams_on_one_session() -> None:
+    uppers: dict[str, list[Recorder]] = {"gateway": [], "agent": []}
+
+    def accepting(side: str) -> Callable[[], Recorder]:
+        def accept() -> Recorder:
+            uppers[side].append(Recorder())
+            return uppers[side][-1]
+
+        return accept
+
+    gateway = SmuxSession(accept=accepting("gateway"), first_id=2)
+    agent = SmuxSession(accept=accepting("agent"), first_id=3)
+    lowers = FakeLayer(gateway), FakeLayer(agent)
+    gateway.connection_made(lowers[0])
+    agent.connection_made(lowers[1])
+    mine, theirs = Recorder(), Recorder()
+    streams = [gateway.open_stream(mine), gateway.open_stream(Recorder()), agent.open_stream(theirs)]
+    assert [stream.id for stream in streams] == [2, 4, 3]
+    streams[0].write(b"to the agent")
+    streams[2].write(b"to the gateway")
+    agent.data_received(lowers[0].take())
+    gateway.data_received(lowers[1].take())
+    assert [upper.data for upper in uppers["agent"]] == [b"to the agent", b""]
+    assert [upper.data for upper in uppers["gateway"]] == [b"to the gateway"]
+    uppers["agent"][0].transport.write(b"back")
+    gateway.data_received(lowers[1].take())
+    assert mine.data == b"back"
+    await finished(gateway)
+    await finished(agent)
+
+
+async def test_peer_that_uses_ids_of_this_side_is_cut() -> None:
+    lost: list[Exception | None] = []
+    session = SmuxSession(accept=Recorder, first_id=2, on_lost=lambda _, error: lost.append(error))
+    lower = FakeLayer(session)
+    session.connection_made(lower)
+    session.data_received(frame(SYN, 4))
+    assert str(lost[0]) == "smux: the peer opens stream 4, an id of this side"
+    assert lower.aborted
+    await turns()
+
+
+async def test_session_has_room_up_to_its_own_limit() -> None:
+    session = SmuxSession(first_id=2, max_streams=2)
+    lower = FakeLayer(session)
+    session.connection_made(lower)
+    first = session.open_stream(Recorder())
+    assert session.has_room
+    session.open_stream(Recorder())
+    assert not session.has_room
+    first.close()
+    assert not session.has_room  # the peer still counts it
+    session.data_received(frame(FIN, 2))
+    assert session.has_room
     await finished(session)
 
 

@@ -110,7 +110,8 @@ class Stack:
     """A way to build both ends of a connection.
 
     Attributes:
-        layers: from the bottom up, of "tls", "websocket", "smux", "anytls", "throttle", "visit".
+        layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "anytls",
+            "throttle", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -126,6 +127,10 @@ class Stack:
         return self.half_close or not {"smux", "anytls"}.intersection(self.layers)
 
     @property
+    def has_smux(self) -> bool:
+        return not {"smux", "reverse-smux"}.isdisjoint(self.layers)
+
+    @property
     def ends_both(self) -> bool:
         """Whether the server's end of data is the end of both directions, as that of a web server
         is to its visitors."""
@@ -136,7 +141,7 @@ class Stack:
         """What a clogged connection may hold in all: kernel buffers of both sides, the
         high-water mark, one read in the layers, and what the sessions allow to queue."""
         limit = 6 * READ_SIZE
-        if "smux" in self.layers:
+        if self.has_smux:
             limit += STOP_AT if self.half_close else smux.RECEIVE_BUDGET
         if "anytls" in self.layers:
             limit += anytls.RECEIVE_BUDGET
@@ -176,6 +181,8 @@ class Stack:
         for layer in reversed(self.layers):
             if layer == "smux":
                 upper = _smux(upper, sessions, client)
+            elif layer == "reverse-smux":  # as an agent's gateway has it: the server opens streams
+                upper = _smux(upper, sessions, not client)
             elif layer == "anytls":
                 upper = _anytls(upper, sessions, client, self.half_close)
             elif layer == "websocket":
@@ -348,6 +355,7 @@ STACKS = [
     Stack("anytls-tls-foreign", ("tls", "anytls"), half_close=False),
     Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
     Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
+    Stack("reverse-smux-websocket-tls", ("tls", "websocket", "reverse-smux")),
     Stack("throttle-tcp", ("throttle",)),
     Stack("throttle-tls", ("tls", "throttle")),
     Stack("throttle-websocket-tls", ("tls", "websocket", "throttle")),
