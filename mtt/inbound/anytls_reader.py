@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from mtt.address import peer_name
+from mtt.errors import describe
 from mtt.http import nginx
 from mtt.http.date import http_date
 from mtt.http.fallback import SITE_TIME
@@ -22,9 +23,9 @@ from mtt.http.server import HttpServer
 from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.inbound.front import HeadReader
 from mtt.inbound.site import WebSite
-from mtt.layers.anytls_heads import ConnectionHead, StreamHead
+from mtt.layers.anytls_heads import ConnectionHead, destination_reader
 from mtt.layers.anytls_server import ServerSession, ServerStream
-from mtt.layers.base import StreamTransport
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import hand_over, park
 from mtt.log import logger
 from mtt.wire.anytls import HASH_SIZE
@@ -87,16 +88,18 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
         if rest:
             session.data_received(rest)
 
-    def _accept(self, user: User) -> StreamHead:
+    def _accept(self, user: User) -> StreamProtocol:
         self.front.counters.streams += 1
-        return StreamHead(partial(self._serve_stream, user), _log_closed)
+        return destination_reader(partial(self._serve_stream, user), _log_closed)
 
-    def _serve_stream(self, user: User, stream: StreamTransport, host: str, port: int) -> None:
+    def _serve_stream(
+        self, user: User, stream: StreamTransport, destination: tuple[str, int]
+    ) -> None:
         assert isinstance(stream, ServerStream)
         if stream.is_over and not stream.get_protocol().early:
             stream.close()  # there is nothing to carry
         else:
-            self._serve(stream, user, host, port)
+            self._serve(stream, user, *destination)
 
     # Connections without the password of a user.
 
@@ -144,5 +147,5 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
         hand_over(transport, http)
 
 
-def _log_closed(stream: StreamTransport, reason: str) -> None:
-    logger.debug("%s: stream closed: %s", peer_name(stream), reason)
+def _log_closed(stream: StreamTransport, error: Exception) -> None:
+    logger.debug("%s: stream closed: %s", peer_name(stream), describe(error))

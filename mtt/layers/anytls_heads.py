@@ -12,8 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.parked import park
-from mtt.wire.addresses import AddressError
+from mtt.layers.stream_head import StreamHead
 from mtt.wire.addresses import decode as decode_address
 from mtt.wire.anytls import PreambleReader
 
@@ -129,66 +128,16 @@ class ConnectionHead(StreamProtocol, Generic[User]):
         self._reader = self._failed = None
 
 
-class StreamHead(StreamProtocol):
-    """Reads the destination of a stream.
+def destination_reader(
+    ready: Callable[[StreamTransport, tuple[str, int]], None],
+    failed: Callable[[StreamTransport, Exception], None],
+) -> StreamHead[tuple[str, int]]:
+    """The protocol of a new stream; calls `ready` with its destination, see `StreamHead`."""
+    return StreamHead(
+        _parse_destination, ready, failed, what="destination", seconds=DESTINATION_TIME
+    )
 
-    Args:
-        ready: gets the stream, parked with the data behind the destination, and host and port.
-        failed: gets the stream and the reason if there is no destination; the stream ends.
-    """
 
-    __slots__ = ("_buffer", "_failed", "_ready", "_timer", "_transport")
-
-    _transport: StreamTransport
-
-    def __init__(
-        self,
-        ready: Callable[[StreamTransport, str, int], None],
-        failed: Callable[[StreamTransport, str], None],
-    ) -> None:
-        self._ready = ready
-        self._failed: Callable[[StreamTransport, str], None] | None = failed
-        self._buffer = b""  # less than an address
-        self._timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._timer = asyncio.get_running_loop().call_later(DESTINATION_TIME, self._expired)
-
-    def data_received(self, data: Data) -> None:
-        if self._failed is None:
-            return
-        self._buffer += data
-        try:
-            found = decode_address(self._buffer)
-        except AddressError as error:
-            self._fail(str(error))
-            return
-        if found is not None:
-            host, port, end = found
-            self._release()
-            park(self._transport, self._buffer[end:])
-            self._ready(self._transport, host, port)
-
-    def eof_received(self) -> bool:
-        self._fail("the stream ended before its destination")
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._release()
-
-    def _expired(self) -> None:
-        self._fail(f"no destination within {DESTINATION_TIME:g} s")
-
-    def _fail(self, reason: str) -> None:
-        failed = self._failed
-        if failed is not None:
-            self._release()
-            failed(self._transport, reason)
-            self._transport.close()
-
-    def _release(self) -> None:
-        self._failed = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+def _parse_destination(data: bytes) -> tuple[tuple[str, int], int] | None:
+    found = decode_address(data)
+    return found and (found[:2], found[2])

@@ -182,7 +182,8 @@ async def test_both_sides_open_streams_on_one_session() -> None:
     gateway.connection_made(lowers[0])
     agent.connection_made(lowers[1])
     mine, theirs = Recorder(), Recorder()
-    streams = [gateway.open_stream(mine), gateway.open_stream(Recorder()), agent.open_stream(theirs)]
+    streams = [gateway.open_stream(upper) for upper in (mine, Recorder())]
+    streams.append(agent.open_stream(theirs))
     assert [stream.id for stream in streams] == [2, 4, 3]
     streams[0].write(b"to the agent")
     streams[2].write(b"to the gateway")
