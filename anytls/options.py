@@ -14,33 +14,9 @@ from anytls.tls_fields import IGNORE_FINGERPRINT
 from mtt.address import is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
-from mtt.options.anytls import (
-    DEFAULT_POOL,
-    PADDING_SCHEME,
-    PASSWORD,
-    PASSWORD_FILE,
-    POOL_FLAGS,
-    PoolOptions,
-    given_password,
-    given_scheme,
-    pool_options,
-    read_password,
-)
-from mtt.options.common import (
-    BIND,
-    FALLBACK,
-    FAST_OPEN,
-    LOOPBACK,
-    MAX_CONNS,
-    METRICS,
-    TIMEOUT,
-    ServiceOptions,
-    positive,
-    service_values,
-)
+from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS
-from mtt.options.tls import CLIENT_TLS_FLAGS, SERVER_TLS_FLAGS, SKIP_VERIFY, given_server_tls
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
 from mtt.users.file import checked_user, read_users
@@ -48,7 +24,7 @@ from mtt.users.user import User
 from mtt.wire import alpn
 
 # The reference's default address.
-DEFAULT_LOCAL = f"{LOOPBACK}:1080"
+DEFAULT_LOCAL = f"{common.LOOPBACK}:1080"
 DEFAULT_BIND = "0.0.0.0:8443"
 
 # As sing-box; RFC 4787 (4.3) requires at least two minutes of a NAT and recommends five.
@@ -67,7 +43,7 @@ MAX_LOGIN = 255
 
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
              "NAME,...", may_be_empty=True)  # fmt: skip
-_MAX_CONNS = MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
+_MAX_CONNS = common.MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
 _NEWER_HTTP = ("h2", "h3")
 
 CLIENT_FLAGS = (
@@ -76,8 +52,8 @@ CLIENT_FLAGS = (
     Flag("s", "str", "Address of the server, or its URI: anytls://PASSWORD@HOST:PORT/?sni=NAME. "
          "Other users of this machine can see the password in it.",
          "HOST:PORT|URI"),
-    PASSWORD,
-    PASSWORD_FILE,
+    anytls.PASSWORD,
+    anytls.PASSWORD_FILE,
     Flag("c", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or the "
          "AnyTLS outbound alone. Command-line options override it.", "FILE"),
     Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -c although it asks for a browser's TLS "
@@ -87,54 +63,54 @@ CLIENT_FLAGS = (
     Flag("user-password-file", "str", "File with the password of -user on one line.", "FILE"),
     Flag("sni", "str", "Server name for SNI and certificate verification; the host of -s if not "
          "given. IP addresses are verified, but not sent.", "NAME", may_be_empty=True),
-    SKIP_VERIFY._replace(name="insecure"),
-    *CLIENT_TLS_FLAGS,
+    tls.SKIP_VERIFY._replace(name="insecure"),
+    *tls.CLIENT_TLS_FLAGS,
     _ALPN,
-    *POOL_FLAGS,
-    TIMEOUT,
+    *anytls.POOL_FLAGS,
+    common.TIMEOUT,
     _MAX_CONNS,
-    METRICS,
+    common.METRICS,
     *PROCESS_FLAGS,
 )  # fmt: skip
 
 SERVER_FLAGS = (
-    BIND._replace(name="l", default=DEFAULT_BIND, may_be_empty=False),
-    PASSWORD,
-    PASSWORD_FILE,
+    common.BIND._replace(name="l", default=DEFAULT_BIND, may_be_empty=False),
+    anytls.PASSWORD,
+    anytls.PASSWORD_FILE,
     Flag("users", "str", "File with the users instead of -p: name:password on each line, or JSON.",
          "FILE"),
     Flag("c", "str", "Configuration file of sing-box (JSON): a whole configuration or the AnyTLS "
          "inbound alone. Command-line options override it.", "FILE"),
-    PADDING_SCHEME,
-    *SERVER_TLS_FLAGS,
+    anytls.PADDING_SCHEME,
+    *tls.SERVER_TLS_FLAGS,
     _ALPN,
-    FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
+    common.FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
     Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
          "and other special addresses are denied by default. The most specific rule decides.",
          "CIDR[:PORTS]", repeatable=True, weakens=True),
     Flag("deny", "str", "Destinations to deny.", "CIDR[:PORTS]", repeatable=True),
-    TIMEOUT,
+    common.TIMEOUT,
     Flag("udp-timeout", "duration", "Close UDP associations that carried no datagram for this "
          "long.",
          "DURATION", DEFAULT_UDP_TIMEOUT),
     _MAX_CONNS,
-    FAST_OPEN,
-    METRICS,
+    common.FAST_OPEN,
+    common.METRICS,
     *PROCESS_FLAGS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClientOptions(ServiceOptions):
+class ClientOptions(common.ServiceOptions):
     """The checked options of anytls-client."""
 
     users: tuple[User, ...] = ()  # of the local port; empty for no authentication
     servers: tuple[ServerChoice, ...]  # tried in order; at least one
-    pool: PoolOptions = DEFAULT_POOL
+    pool: anytls.PoolOptions = anytls.DEFAULT_POOL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServerOptions(ServiceOptions):
+class ServerOptions(common.ServiceOptions):
     """The checked options of anytls-server."""
 
     users: tuple[User, ...]  # at least one
@@ -168,14 +144,14 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
             )
     if bind is not None and not users and not all(map(_is_own, bind.hosts)):
         logger.warning("-l: anyone who can reach %s can use the proxy; set -user, or listen on %s",
-                       bind, LOOPBACK)  # fmt: skip
+                       bind, common.LOOPBACK)  # fmt: skip
     return ClientOptions(
         bind=bind,
         sockets=sockets,
         users=users,
         servers=given_servers(given, file.servers, defaults(CLIENT_FLAGS)),
-        pool=pool_options(values, given),
-        **service_values(values),
+        pool=anytls.pool_options(values, given),
+        **common.service_values(values),
     )
 
 
@@ -204,18 +180,17 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
     if values["disable-tls"] and values["alpn"]:
         raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
     alpn, alpn_ignored = _server_alpn(values)
-    tls = given_server_tls(values, alpn)
     return ServerOptions(
         bind=bind,
         sockets=sockets,
         users=_server_users(values, file.get("users", ())),
         users_file=values["users"] if given.get("users") else "",
-        padding_scheme=given_scheme(values) or file.get("padding", b""),
-        tls=tls,
+        padding_scheme=anytls.given_scheme(values) or file.get("padding", b""),
+        tls=tls.given_server_tls(values, alpn),
         alpn_ignored=alpn_ignored,
         policy=parse_policy(values["allow"], values["deny"]),
-        udp_timeout=positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT),
-        **service_values(values),
+        udp_timeout=common.positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT),
+        **common.service_values(values),
     )
 
 
@@ -244,22 +219,19 @@ def _is_own(host: str) -> bool:
 
 def _local_users(values: Values) -> tuple[User, ...]:
     """The user of -user; empty without it."""
-    name, path = values["user"], values["user-password-file"]
-    if bool(name) != bool(path):
-        given, missing = ("user", "user-password-file") if name else ("user-password-file", "user")
-        raise UsageError(
-            f"-{given} needs -{missing}; give both, or neither for a proxy without a password"
-        )
-    if not name:
+    neither = " for a proxy without a password"
+    common.both_or_neither(values, "user", "user-password-file", neither)
+    if not values["user"]:
         return ()
-    return (checked_user("-user", name, read_password("-user-password-file", path)),)
+    password = anytls.read_password("-user-password-file", values["user-password-file"])
+    return (checked_user("-user", values["user"], password),)
 
 
 def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]:
     """The users of the server; `of_file` are those of -c, used if no option names others."""
     # "users" of a file of -c are Users already.
     path = values["users"] if isinstance(values["users"], str) else ""
-    password = given_password(values)
+    password = anytls.given_password(values)
     if path and password:
         raise UsageError("-users and -p or -password-file exclude each other; remove one")
     if path:

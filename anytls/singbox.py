@@ -6,8 +6,6 @@ program's options, by name; errors and warnings name the key in the file.
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from anytls import tls_fields
 from anytls.json_file import Section
 from mtt.address import Endpoint, host_port, parse_endpoint
@@ -16,7 +14,7 @@ from mtt.options.anytls import checked_min_idle, checked_password, checked_schem
 from mtt.options.common import host_name
 from mtt.options.flags import Values
 from mtt.trust.pem import PemSource
-from mtt.users.file import check_unique, checked_user
+from mtt.users.file import checked_user, unique
 from mtt.users.user import User
 
 # Types of inbounds whose clients the local port can serve.
@@ -127,7 +125,7 @@ def inbound(section: Section) -> Values:
     section.refuse(_NETWORK)
     section.ignore(_LISTEN_IGNORED)
     values: Values = {"l": _listen(section), "fast-open": section.flag("tcp_fast_open")}
-    values["users"] = _users(section, "users", "name")
+    values["users"] = _users(section, "name")
     if not values["users"]:
         section.fail("users", "missing; give at least one user with name and password")
     seconds = section.seconds("udp_timeout")
@@ -155,7 +153,7 @@ def local(section: Section) -> Values:
         "tcp_fast_open": "the local port has no TCP fast open; remove it",
     })  # fmt: skip
     section.ignore(_LISTEN_IGNORED)
-    values: Values = {"l": _listen(section), "users": _users(section, "users", "username")}
+    values: Values = {"l": _listen(section), "users": _users(section, "username")}
     section.done()
     return values
 
@@ -175,19 +173,15 @@ def _listen(section: Section) -> str:
     return listen_text(section.label("listen"), host, section.port("listen_port"))
 
 
-def _users(section: Section, key: str, name_key: str) -> tuple[User, ...]:
+def _users(section: Section, name_key: str) -> tuple[User, ...]:
     users: list[User] = []
-    for number, each in enumerate(section.sections(key), 1):
+    sections = section.sections("users")
+    for number, each in enumerate(sections, 1):
         # sing-box identifies users without a name by their index.
         name = each.text(name_key) or f"user-{number}"
         users.append(checked_user(each.label(), name, each.text("password")))
         each.done()
-
-    def fail(index: int, reason: str) -> NoReturn:
-        section.fail(f"{key}[{index}]", reason)
-
-    check_unique(users, fail)
-    return tuple(users)
+    return unique(users, [each.label() for each in sections])
 
 
 def _outbound_tls(section: Section) -> Values:

@@ -7,8 +7,6 @@ https://xtls.github.io/config/transports/tls.html
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from anytls import tls_fields
 from anytls.json_file import Section
 from anytls.singbox import listen_text
@@ -17,7 +15,7 @@ from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 from mtt.trust.pem import PemSource
-from mtt.users.file import check_unique, checked_user
+from mtt.users.file import checked_user, unique
 from mtt.users.user import User
 
 # Protocols of inbounds whose clients the local port can serve.
@@ -99,23 +97,18 @@ def local(section: Section) -> Values:
         accounts = settings.sections("accounts")
         # A SOCKS inbound has a switch for accounts; an HTTP inbound has none.
         if section.text("protocol") == "http" or settings.text("auth") == "password":
-            users = _accounts(settings, accounts)
+            users = _accounts(accounts)
         settings.done()
     section.done()
     return {"l": text, "users": users}
 
 
-def _accounts(settings: Section, accounts: list[Section]) -> tuple[User, ...]:
+def _accounts(accounts: list[Section]) -> tuple[User, ...]:
     users = []
     for each in accounts:
         users.append(checked_user(each.label(), each.text("user"), each.text("pass")))
         each.done()
-
-    def fail(index: int, reason: str) -> NoReturn:
-        settings.fail(f"accounts[{index}]", reason)
-
-    check_unique(users, fail)
-    return tuple(users)
+    return unique(users, [each.label() for each in accounts])
 
 
 def _server(server: Section) -> Values:

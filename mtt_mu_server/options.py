@@ -8,23 +8,9 @@ from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
-from mtt.options.common import (
-    BIND,
-    BIND_UNIX,
-    FALLBACK,
-    FAST_OPEN,
-    MAX_CONNS,
-    MUX,
-    TIMEOUT,
-    ServiceOptions,
-    bind_address,
-    own_address,
-    required,
-    service_values,
-)
+from mtt.options import common, tls
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.options.process import PROCESS_FLAGS
-from mtt.options.tls import SERVER_TLS_FLAGS, given_server_tls
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
 from mtt_mu_server.inherited_sockets import NO_SOCKETS, InheritedSockets, assigned, control_hosts
@@ -35,8 +21,8 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = "1m"  # as the original; its tunnel commands have 5m
 
 FLAGS = (
-    BIND,
-    BIND_UNIX,
+    common.BIND,
+    common.BIND_UNIX,
     Flag("c", "str", "Address of the controller: a loopback address, or unix:/path for a socket "
          "for the current user only. Other addresses need -c-token-file, -c-cert and -c-key.",
          "HOST:PORT", may_be_empty=True),
@@ -48,18 +34,18 @@ FLAGS = (
     Flag("db", "str", "SQLite file for the users and their counters. Without it the server "
          "forgets them when it stops.", "FILE"),
     Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics."),
-    *SERVER_TLS_FLAGS,
-    FALLBACK,
-    MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
-    TIMEOUT._replace(default=DEFAULT_TIMEOUT),
-    MAX_CONNS,
-    FAST_OPEN,
+    *tls.SERVER_TLS_FLAGS,
+    common.FALLBACK,
+    common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
+    common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
+    common.MAX_CONNS,
+    common.FAST_OPEN,
     *PROCESS_FLAGS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MultiUserOptions(ServiceOptions):
+class MultiUserOptions(common.ServiceOptions):
     """The checked options of mtt-mu-server."""
 
     inherited: InheritedSockets = NO_SOCKETS  # sockets to listen on instead
@@ -82,15 +68,16 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     """
     values = defaults(FLAGS) | given
     inherited = assigned(sockets)
-    bind, bind_unix = (None, "") if inherited.tunnel else bind_address(values)
-    lacking = _lacking_guards(values)
+    bind, bind_unix = (None, "") if inherited.tunnel else common.bind_address(values)
+    common.both_or_neither(values, "c-cert", "c-key")
+    # What a controller needs to be reachable from other machines.
+    lacking = [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
     if inherited.control:
         controller, controller_unix = None, ""
         hosts = control_hosts(inherited.control, guarded=not lacking)
     else:
         controller, controller_unix = _controller(values, lacking)
         hosts = controller.hosts if controller is not None else ()
-    tls = given_server_tls(values, alpn.SITE)
     return MultiUserOptions(
         inherited=inherited,
         bind=bind,
@@ -103,18 +90,10 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         controller_tls=_controller_tls(values),
         db=values["db"],
         metrics_users=values["metrics-users"],
-        tls=tls,
+        tls=tls.given_server_tls(values, alpn.SITE),
         mux=values["mux"],
-        **service_values(values),
+        **common.service_values(values),
     )
-
-
-def _lacking_guards(values: Values) -> list[str]:
-    """The missing options that a controller needs to be reachable from other machines."""
-    for given, missing in (("c-cert", "c-key"), ("c-key", "c-cert")):
-        if values[given] and not values[missing]:
-            raise UsageError(f"-{given} needs -{missing}; give both, or neither")
-    return [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
 
 
 def _controller_tls(values: Values) -> ServerTls | None:
@@ -132,8 +111,8 @@ def _controller_tls(values: Values) -> ServerTls | None:
 
 def _controller(values: Values, lacking: list[str]) -> tuple[Endpoint | None, str]:
     """The controller's address; raises UsageError if it is reachable without `lacking` options."""
-    text = required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
-    endpoint, path = own_address("-c", text)
+    text = common.required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
+    endpoint, path = common.own_address("-c", text)
     if endpoint is not None and lacking and not all(map(is_loopback, endpoint.hosts)):
         raise UsageError(
             f"-c: {quoted(text)} can be reached from other machines, so it needs "

@@ -64,6 +64,13 @@ def only_with(needed: str, values: Values, flags: Iterable[Flag]) -> None:
             )
 
 
+def both_or_neither(values: Values, first: str, second: str, neither: str = "") -> None:
+    """Raise UsageError if only one of two options is set; `neither` says what that is for."""
+    for given, missing in ((first, second), (second, first)):
+        if values[given] and not values[missing]:
+            raise UsageError(f"-{given} needs -{missing}; give both, or neither{neither}")
+
+
 def at_least(least: int, values: Values, name: str) -> Any:
     """The number of the option `name`. Raises UsageError if it is less than `least`."""
     value = values[name]

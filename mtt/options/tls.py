@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtt.errors import UsageError
-from mtt.options.common import host_name
+from mtt.options.common import both_or_neither, host_name
 from mtt.options.flags import Flag, Values, quoted
 from mtt.trust.tls_options import DEFAULT_TLS_MIN, TLS_VERSIONS, ClientTls, ServerTls
 
@@ -36,7 +36,8 @@ def given_client_tls(
     values: Values, *, server_name: str, skip_verify: bool, alpn: tuple[str, ...] = ()
 ) -> ClientTls:
     """The value of CLIENT_TLS_FLAGS. Raises UsageError."""
-    _certificate_pair(values, "to go without a client certificate (-ca is for trusting the server)")
+    neither = " to go without a client certificate (-ca is for trusting the server)"
+    both_or_neither(values, "cert", "key", neither)
     pins = values["pin"]
     if pins:
         from mtt.trust.identity import parse_pin
@@ -69,16 +70,9 @@ def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | 
     return None if values["disable-tls"] else tls
 
 
-def _certificate_pair(values: Values, without: str) -> None:
-    """Raise UsageError if only one of -cert and -key is set; `without` follows "neither"."""
-    for given, missing in (("cert", "key"), ("key", "cert")):
-        if values[given] and not values[missing]:
-            raise UsageError(f"-{given} needs -{missing}; give both, or neither {without}")
-
-
 def _check_server_certificates(values: Values) -> None:
     """Raise UsageError if a server's certificate options contradict each other."""
-    _certificate_pair(values, "to get a self-signed certificate")
+    both_or_neither(values, "cert", "key", " to get a self-signed certificate")
     if values["cert-dir"] and values["cert"]:
         raise UsageError("-cert-dir is for a self-signed certificate; drop it, or -cert and -key")
     if not values["disable-tls"]:

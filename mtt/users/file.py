@@ -8,7 +8,7 @@ as in sing-box, or `{NAME: PASSWORD, ...}`, as in mihomo. A line may also be JSO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from typing import NoReturn
 
 from mtt.errors import UsageError
@@ -37,31 +37,28 @@ def read_users(option: str, path: str) -> tuple[User, ...]:
         found.add_json("", parse_json(where, text))
     else:
         found.add_lines(text)
-    users = found.users
-    if not users:
+    if not found.users:
         raise UsageError(f"{where} has no users; add a line like name:password")
-
-    def fail(index: int, reason: str) -> NoReturn:
-        raise UsageError(f"{where}: {found.places[index]}: {reason}")
-
-    check_unique(users, fail)
-    return tuple(users)
+    return unique(found.users, found.labels)
 
 
-def check_unique(users: Iterable[User], fail: Callable[[int, str], NoReturn]) -> None:
-    """Check that names and passwords are unique, because either identifies a user.
+def unique(users: Sequence[User], labels: Sequence[str]) -> tuple[User, ...]:
+    """`users`, if names and passwords are unique, because either identifies a user.
 
-    `fail` is called with the index of the second user and the reason.
+    `labels` are the starts of error texts about each. Raises UsageError.
     """
     names: set[str] = set()
     owners: dict[str, str] = {}
-    for index, user in enumerate(users):
+    for user, label in zip(users, labels, strict=True):
         if user.name in names:
-            fail(index, f"duplicate user {quoted(user.name)}")
+            raise UsageError(f"{label}: duplicate user {quoted(user.name)}")
         names.add(user.name)
         owner = owners.setdefault(user.password, user.name)
         if owner != user.name:
-            fail(index, f"{quoted(user.name)} has the same password as {quoted(owner)}")
+            raise UsageError(
+                f"{label}: {quoted(user.name)} has the same password as {quoted(owner)}"
+            )
+    return tuple(users)
 
 
 def checked_user(where: str, name: str, password: str) -> User:
@@ -93,12 +90,12 @@ def _is_json(text: str) -> bool:
 
 
 class _Users:
-    """The users found in a file so far, and the place of each."""
+    """The users found in a file so far, and the start of an error text about each."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self.users: list[User] = []
-        self.places: list[str] = []
+        self.labels: list[str] = []
 
     def add_lines(self, text: str) -> None:
         # Not splitlines(), which also splits at form feeds and other characters in passwords.
@@ -140,8 +137,9 @@ class _Users:
     def _add(self, place: str, name: object, password: object) -> None:
         if not isinstance(name, str) or not isinstance(password, str):
             self._fail(place, "name and password must be strings; put them in quotes")
-        self.users.append(checked_user(self._label(place), name, password))
-        self.places.append(place)
+        label = self._label(place)
+        self.users.append(checked_user(label, name, password))
+        self.labels.append(label)
 
     def _label(self, place: str) -> str:
         return f"{self._where}: {place}" if place else self._where
