@@ -6,14 +6,17 @@ from functools import partial
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
-from anytls.upstreams import Upstreams
+from mtt.errors import describe
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.base import StreamTransport
 from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.observe import metrics
-from mtt.outbound.connector import CONNECT_TIME
+from mtt.observe.metrics import Counters
+from mtt.options.anytls import PoolOptions
+from mtt.outbound.anytls_pool import AnyTlsPool
+from mtt.outbound.balancer import Balancer
+from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.proxy.association import Association
 from mtt.proxy.handshake import ProxyHandshake
 from mtt.proxy.port import ProxyPort
@@ -21,15 +24,46 @@ from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
+from mtt.wire.anytls import password_hash
 
 # Number of servers named in the log line at the start.
 SHOWN = 3
 
 
+class Server:
+    """One server and its session pool.
+
+    Raises UsageError if its TLS options are unusable.
+    """
+
+    def __init__(
+        self, choice: ServerChoice, options: PoolOptions, dialer: Dialer, counters: Counters
+    ) -> None:
+        self.name = str(choice.address)
+        self.connector = Connector(choice.address, dialer, counters, choice.tls)
+        self.pool = AnyTlsPool(
+            self.connector.attach,
+            password_hash(choice.password),
+            on_lost=self._lost,
+            **options._asdict(),
+        )
+        self._counters = counters
+
+    def start(self) -> None:
+        """Open the sessions of -warm, once."""
+        self.pool.start()
+
+    def _lost(self, error: Exception | None) -> None:
+        self._counters.session_over(error)
+        if error is not None:
+            # Only at level debug: the next connection reports it, and servers end idle sessions.
+            logger.debug("%s: %s", self.name, describe(error))
+
+
 class Client(Service):
     """The service of anytls-client: `start()` listens, `close()` ends everything.
 
-    Raises UsageError if the TLS options are unusable.
+    Raises UsageError if the TLS options of a server are unusable.
     """
 
     def __init__(self, options: ClientOptions) -> None:
@@ -38,15 +72,20 @@ class Client(Service):
             options,
             resolver,
             logged_errors=CLIENT_LOGGED_ERRORS,
-            sessions=lambda: self._servers.sessions,
-            pending=lambda: self._servers.connecting,
+            sessions=lambda: [
+                session for server in self._servers for session in server.pool.sessions
+            ],
+            pending=lambda: sum(server.connector.connecting for server in self._servers),
         )
         self._options = options
         dialer = Dialer(resolver, timeout=CONNECT_TIME)
-        self._servers = Upstreams(options.servers, options.pool, dialer, self.counters)
-        self.certificates = self._servers.files
+        self._servers = [
+            Server(choice, options.pool, dialer, self.counters) for choice in options.servers
+        ]
+        self._balancer = Balancer(self._servers)
+        self.certificates = tuple(server.connector.tls for server in self._servers)
         self._proxy = ProxyPort(
-            self._open,
+            lambda host, port: self._stream(addresses.encode(host, port)),
             self.open_tunnels,
             open_packets=self._open_packets,
             idle_time=options.timeout,
@@ -56,7 +95,9 @@ class Client(Service):
     async def start(self) -> None:
         """Listen. Raises StartError if that fails."""
         await self.serve(partial(ProxyHandshake, self._proxy))
-        self._servers.start()
+        for server in self._servers:
+            server.connector.start()
+        self._servers[0].start()  # sessions with the others follow on demand
 
     def announce(self) -> None:
         servers = self._options.servers
@@ -73,38 +114,38 @@ class Client(Service):
     async def close(self) -> None:
         self.cleanup()
         self._proxy.close()
-        await self._servers.close()
+        for server in self._servers:
+            await server.pool.close()
         await super().close()
 
     def metrics_page(self) -> str:
+        idle = sum(server.pool.idle for server in self._servers)
+        ports = self._proxy.associations
         return (
             super().metrics_page()
+            + metrics.metric("mtt_anytls_idle_sessions", "gauge", "Idle sessions.", idle)
             + metrics.metric(
-                "mtt_anytls_idle_sessions", "gauge", "Idle sessions.",
-                self._servers.idle,
+                "mtt_anytls_udp_associations", "gauge", "UDP ports of applications.", ports
             )
-            + metrics.metric(
-                "mtt_anytls_udp_associations", "gauge", "UDP ports of applications.",
-                self._proxy.associations,
-            )
-        )  # fmt: skip
+        )
 
-    async def _open(self, host: str, port: int) -> StreamTransport:
-        stream = await self._servers.open(addresses.encode(host, port))
+    async def _stream(self, destination: bytes) -> ClientStream:
+        """A parked stream to a destination that the server has reached.
+
+        Raises DestinationError if the destination is unreachable, and other MttErrors if no server
+        is usable.
+        """
+        stream = await self._balancer.open(lambda server: server.pool.open(destination))
         self.counters.streams += 1
         return stream
 
     async def _open_packets(self, association: Association) -> UotChannel | GoChannel:
-        stream = await self._open_uot()
+        open_stream = partial(self._stream, uot.DESTINATION)
+        stream = await open_stream()
         channel = UotChannel(stream, association, self.counters)
         if stream.half_closes():  # the server is this program
             return channel
-        return GoChannel(channel, association, self._open_uot, self.counters)
-
-    async def _open_uot(self) -> ClientStream:
-        stream = await self._servers.open(uot.DESTINATION)
-        self.counters.streams += 1
-        return stream
+        return GoChannel(channel, association, open_stream, self.counters)
 
 
 def _described(server: ServerChoice) -> str:

@@ -64,7 +64,7 @@ async def test_one_that_failed_is_tried_again(
             await check_echo(client, there.port)
             await asyncio.sleep(0.25)
             await check_echo(client, there.port)  # and backs off for longer
-            first = client._servers._balancer._candidates[0]
+            first = client._balancer._candidates[0]
             assert (first._backoff, client.counters.dial_failures) == (0.4, 2)
             async with server_for(certs, l=address) as server:
                 await asyncio.sleep(0.45)
@@ -85,7 +85,7 @@ async def test_others_do_not_wait_for_the_one_that_tries_again(
         client_for(certs, silent.port, port_of(second)) as client,
         contextlib.AsyncExitStack() as stack,
     ):
-        first = client._servers._balancer._candidates[0]
+        first = client._balancer._candidates[0]
         first.failed()
         await asyncio.sleep(0.25)
         waiting = await stack.enter_async_context(await connect(port_of(client)))
