@@ -73,7 +73,9 @@ class Entrance(StreamProtocol):
             offered = []
         if offered is not None:
             if offered and self._alpn and not any(name in self._alpn for name in offered):
-                self._refuse()
+                connection = self._tls.get_extra_info("ssl_object")
+                if isinstance(connection, ServerConnection):
+                    connection.refuse_alpn()
             self._transport.set_protocol(self._tls)
         self._tls.data_received(data)
 
@@ -88,11 +90,6 @@ class Entrance(StreamProtocol):
 
     def resume_writing(self) -> None:
         self._tls.resume_writing()
-
-    def _refuse(self) -> None:
-        connection = self._tls.get_extra_info("ssl_object")
-        if isinstance(connection, ServerConnection):
-            connection.refuse_alpn()
 
     def _leave_tls(self, received: bytes) -> None:
         if may_be_request(received):

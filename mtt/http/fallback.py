@@ -33,7 +33,8 @@ class Visit(Layer):
     Args:
         upper: parks the transport for the relay.
         watch: checks all data from the visitor.
-        on_tunnel: takes over the connection, parked with the beginning of a tunnel.
+        on_tunnel: takes over the connection, parked with the beginning of a tunnel. None if `watch`
+            finds no tunnels.
         on_refused: takes it over if the site is unreachable before the visitor has made a request.
             None resets the connection.
         on_settled: called once, when the site has a request, a tunnel begins, or the connection is
@@ -52,14 +53,14 @@ class Visit(Layer):
         self,
         upper: StreamProtocol,
         watch: Watch,
+        on_tunnel: Callable[[StreamTransport], None] | None = None,
+        on_refused: Callable[[StreamTransport], None] | None = None,
         *,
-        on_tunnel: Callable[[StreamTransport], None],
-        on_refused: Callable[[StreamTransport], None] | None,
         on_settled: Callable[[], object],
     ) -> None:
         super().__init__(upper)
         self._watch = watch
-        self._on_tunnel: Callable[[StreamTransport], None] | None = on_tunnel
+        self._on_tunnel = on_tunnel
         self._on_refused = on_refused
         self._on_settled: Callable[[], object] | None = on_settled
         self._buffer = b""  # received while paused

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from mtt.http import nginx
 from mtt.http.fallback import Visit
-from mtt.layers.base import Data, StreamProtocol, StreamTransport
+from mtt.layers.base import Data, StreamProtocol
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
@@ -100,9 +100,7 @@ class PlainVisit(Visit):
     def __init__(self, upper: StreamProtocol, *, on_settled: Callable[[], object]) -> None:
         self._plain = _PlainWatch()
         self._page: bytearray | None = bytearray()
-        super().__init__(
-            upper, self._plain, on_tunnel=_never, on_refused=None, on_settled=on_settled
-        )
+        super().__init__(upper, self._plain, on_settled=on_settled)
 
     def write(self, data: Data | bytearray) -> None:
         if self._page is None or not self._plain.is_valid:
@@ -139,7 +137,3 @@ def https_page(page: bytes, *, head_only: bool = False) -> bytes:
     head = before + length + b"%d" % size + line_end + rest
     body = body.replace(_TITLE, title, 1).replace(_HEADING, _HEADING + line, 1)
     return head + b"\r\n\r\n" + body
-
-
-def _never(transport: StreamTransport) -> None:
-    raise AssertionError("no tunnel begins without TLS")

@@ -44,10 +44,6 @@ Fallback = Callable[[StreamTransport, bytes, bool], None]
 OnUpgrade = Callable[[StreamTransport, Request, Upgrade], None]
 
 
-def _no_upgrade(*_: object) -> None:
-    raise AssertionError("every request gets an answer")
-
-
 class HttpServer(StreamProtocol):
     """Serves HTTP/1.x on one connection until it is upgraded to a WebSocket.
 
@@ -86,7 +82,7 @@ class HttpServer(StreamProtocol):
     def __init__(
         self,
         router: Router,
-        on_upgrade: OnUpgrade = _no_upgrade,
+        on_upgrade: OnUpgrade | None = None,
         *,
         protocols: tuple[str, ...] = (),
         refusal: Reply | None = None,
@@ -274,6 +270,7 @@ class HttpServer(StreamProtocol):
         if self._eof:  # a tunnel without anything to carry
             self._close()
             return
+        assert self._on_upgrade is not None
         self._detach()
         self._transport.write(switching_protocols(upgrade.key, upgrade.protocol))
         self._on_upgrade(self._transport, request, upgrade)

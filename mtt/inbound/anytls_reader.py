@@ -111,8 +111,7 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
             # A client that has sent nothing may still be a user.
             watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
-            park(transport, received, eof=eof)
-            self.site.visit(transport, watch, self._read, self._read).start(transport)
+            self.site.visit(transport, received, eof, watch, self._read, self._read)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             park(transport, received, eof=eof)
             self._serve_http(transport)

@@ -45,19 +45,22 @@ class WebSite:
         return Entrance(tls, alpn=self._alpn, on_plain=self._serve_plain)
 
     def visit(
-        self, transport: StreamTransport, watch: Watch, on_tunnel: Resume, on_refused: Resume | None
-    ) -> Visit:
-        """A visit to the fallback site, for the caller to start."""
+        self,
+        transport: StreamTransport,
+        received: bytes,
+        eof: bool,
+        watch: Watch,
+        on_tunnel: Resume,
+        on_refused: Resume | None,
+    ) -> None:
+        """Begin a visit to the fallback site with what was received so far."""
         front = self._reader.front
         assert front.fallback is not None
         front.handshakes.add(transport)
-        return Visit(
-            Parked(front.fallback),
-            watch,
-            on_tunnel=on_tunnel,
-            on_refused=on_refused,
-            on_settled=partial(front.handshakes.discard, transport),
-        )
+        done = partial(front.handshakes.discard, transport)
+        park(transport, received, eof=eof)
+        visit = Visit(Parked(front.fallback), watch, on_tunnel, on_refused, on_settled=done)
+        visit.start(transport)
 
     def log_answer(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
         """Count and log the reply to a visitor, without a fallback site."""

@@ -14,7 +14,7 @@ from mtt.inbound.site import WebSite
 from mtt.inbound.stream_reader import TunnelReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.foreign import ForeignWebSocketLayer
-from mtt.layers.parked import Parked, hand_over, park
+from mtt.layers.parked import Parked, hand_over
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import Throttle
 from mtt.wire import alpn
@@ -135,5 +135,4 @@ class _HttpHead(Generic[Target]):
     def _fall_back(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
         watch = RequestWatch(self._is_tunnel)
         refused = None if self._is_refused else partial(self.wait, is_refused=True)
-        park(transport, received, eof=eof)
-        self._reader.site.visit(transport, watch, self.wait, refused).start(transport)
+        self._reader.site.visit(transport, received, eof, watch, self.wait, refused)

@@ -18,7 +18,6 @@ class Page:
 
     def __init__(self, text: str = "") -> None:
         self._headers: dict[str, str] = {}  # by the metric's name, in the order of the page
-        self._kinds: dict[str, str] = {}
         self._samples: dict[str, dict[str, float]] = {}  # by name, then by name with labels
         name = ""
         for line in text.splitlines(keepends=True):
@@ -28,7 +27,6 @@ class Page:
                 self._samples[name] = {}
             elif line.startswith("# TYPE "):
                 self._headers[name] += line
-                self._kinds[name] = line.split()[3]
             else:
                 key, _, value = line.rpartition(" ")
                 self._samples[name][key] = _number(value)
@@ -37,7 +35,6 @@ class Page:
         """Add the page of another process."""
         for name, header in other._headers.items():
             self._headers.setdefault(name, header)
-            self._kinds.setdefault(name, other._kinds[name])
             ours = self._samples.setdefault(name, {})
             for key, value in other._samples[name].items():
                 ours[key] = _together(name, ours[key], value) if key in ours else value
@@ -47,8 +44,8 @@ class Page:
         page = Page()
         for name, header in self._headers.items():
             page._headers[name] = header
-            page._kinds[name] = self._kinds[name]
-            lasts = self._kinds[name] in _LASTING or name in (_FIRST, _LEAST)
+            kind = header.split()[-1]
+            lasts = kind in _LASTING or name in (_FIRST, _LEAST)
             samples = self._samples[name]
             page._samples[name] = dict(samples) if lasts else dict.fromkeys(samples, 0)
         return page

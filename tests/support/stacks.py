@@ -268,15 +268,9 @@ class _AllPasses:
 
 def _visit(upper: Any) -> Parked:
     def ready(transport: Any) -> None:
-        Visit(
-            upper, _AllPasses(), on_tunnel=_never, on_refused=None, on_settled=lambda: None
-        ).start(transport)
+        Visit(upper, _AllPasses(), on_settled=lambda: None).start(transport)
 
     return Parked(ready)
-
-
-def _never(transport: Any) -> None:
-    raise AssertionError("no tunnel begins here")
 
 
 def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Parked:
