@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.certs import Certs, make_certs
+from tests.support.loopback import refusing
 from tests.support.processes import Processes
 from tests.support.runner import deadline, run_async
 
@@ -54,6 +55,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Certs:
     """A CA and a server certificate for `test.local` as files, and an unrelated pair."""
     return make_certs(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture
+def refused_port() -> Iterator[int]:
+    with refusing() as port:
+        yield port
 
 
 @pytest.fixture

@@ -34,7 +34,6 @@ from tests.support.tunnels import (
     connect,
     echo,
     eventually,
-    listening,
     maybe_reset,
     port_of,
     serving,
@@ -82,9 +81,7 @@ async def test_each_direction_ends_by_itself(certs: Certs) -> None:
         assert await application.rest() == data[::-1]
 
 
-async def test_replies_tell_the_truth(certs: Certs) -> None:
-    async with listening() as gone:
-        free = gone.port
+async def test_replies_tell_the_truth(certs: Certs, refused_port: int) -> None:
     denied = "127.0.0.2/32"
     async with (
         serving(echo) as there,
@@ -95,8 +92,8 @@ async def test_replies_tell_the_truth(certs: Certs) -> None:
         for host, port, code in (
             ("127.0.0.1", there.port, SUCCEEDED),
             ("echo.test", there.port, SUCCEEDED),
-            ("127.0.0.1", free, REFUSED),
-            ("echo.test", free, REFUSED),
+            ("127.0.0.1", refused_port, REFUSED),
+            ("echo.test", refused_port, REFUSED),
             ("127.0.0.2", there.port, NOT_ALLOWED),
             ("nobody.test", there.port, UNREACHABLE),
         ):
@@ -105,7 +102,7 @@ async def test_replies_tell_the_truth(certs: Certs) -> None:
                 host = "denied.test"
             assert await reply_of(client, host, port) == code, host
         async with await connect(port_of(client)) as application:
-            await application.send(socks4a(free)[0])
+            await application.send(socks4a(refused_port)[0])
             assert await application.rest() == FAILURE4
         # The server answers for others all the same, in sessions that are used again.
         await check_echo(client, there.port)
@@ -294,10 +291,8 @@ async def test_an_association_ends_with_its_stream(certs: Certs) -> None:
         await eventually(lambda: nothing_open(client))
 
 
-async def test_no_server_for_datagrams(certs: Certs) -> None:
-    async with listening() as gone:
-        dead = gone.port
-    async with client_for(certs, dead) as client, await connect(port_of(client)) as control:
+async def test_no_server_for_datagrams(certs: Certs, refused_port: int) -> None:
+    async with client_for(certs, refused_port) as client, await connect(port_of(client)) as control:
         await control.send(b"\5\1\0" + b"\5\3\0\1\0\0\0\0\0\0")
         assert (await control.rest())[:4] == b"\5\0\5\1"
 

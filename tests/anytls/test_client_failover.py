@@ -1,4 +1,4 @@
-"""Several servers of one client: which one is asked."""
+"""Several servers of one client: which one is used."""
 
 from __future__ import annotations
 
@@ -12,54 +12,44 @@ from tests.anytls.proxying import check_echo, client_for, reply_of
 from tests.anytls.serving import server_for
 from tests.proxy.clients import TUNNELS
 from tests.support.certs import Certs
-from tests.support.tunnels import (
-    SOON,
-    connect,
-    echo,
-    listening,
-    logged,
-    port_of,
-    serving,
-)
+from tests.support.loopback import refusing
+from tests.support.tunnels import SOON, connect, echo, listening, logged, port_of, serving
 
 GENERAL, REFUSED = 1, 5
 
 
-async def test_servers_are_tried_in_turn(certs: Certs) -> None:
-    async with listening() as gone:
-        dead = gone.port
+async def test_servers_are_tried_in_turn(certs: Certs, refused_port: int) -> None:
     with logged() as lines:
         async with (
             serving(echo) as there,
             server_for(certs, p="another password") as stranger,
             server_for(certs) as server,
-            client_for(certs, dead, port_of(stranger), port_of(server)) as client,
+            client_for(certs, refused_port, port_of(stranger), port_of(server)) as client,
         ):
             stranger._frontend.fallback = lambda transport: transport.close()
             for _ in range(5):
                 await check_echo(client, there.port)
-            # Those that failed rest, so that nobody waits for them again.
+            # Servers that failed are tried last for a while.
             assert stranger.counters.handshake_failures["password"] <= 1
             assert client.counters.dial_failures == 1
-            # What the server that works says of a destination is the last word.
-            assert await reply_of(client, "127.0.0.1", dead) == REFUSED
+            # The client takes a working server's answer about a destination as final.
+            assert await reply_of(client, "127.0.0.1", refused_port) == REFUSED
     warnings = [line for line in lines if "is used instead" in line]
     assert len(warnings) == 2, lines
-    assert f"cannot connect to 127.0.0.1:{dead}: connection refused" in warnings[0]
+    assert f"cannot connect to 127.0.0.1:{refused_port}: connection refused" in warnings[0]
     assert all(line.endswith(f"127.0.0.1:{port_of(server)} is used instead") for line in warnings)
 
 
-async def test_one_that_failed_is_tried_again(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
+async def test_failed_server_is_tried_again(
+    certs: Certs, refused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
-    async with listening() as gone:
-        address = f"127.0.0.1:{gone.port}"
+    address = f"127.0.0.1:{refused_port}"
     with logged() as lines:
         async with (
             serving(echo) as there,
             server_for(certs) as second,
-            client_for(certs, int(address[10:]), port_of(second)) as client,
+            client_for(certs, refused_port, port_of(second)) as client,
         ):
             await check_echo(client, there.port)
             await asyncio.sleep(0.25)
@@ -74,7 +64,7 @@ async def test_one_that_failed_is_tried_again(
     assert f"INFO {address} can be used again" in lines
 
 
-async def test_others_do_not_wait_for_the_one_that_tries_again(
+async def test_one_connection_at_a_time_tries_a_failed_server(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
@@ -99,14 +89,11 @@ async def test_others_do_not_wait_for_the_one_that_tries_again(
         assert silent.count == 1
 
 
-async def test_no_server_can_be_used(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    ports = []
-    for _ in range(3):
-        async with listening() as gone:
-            ports.append(gone.port)
-    with logged() as lines:
+async def test_all_servers_refuse(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    with logged() as lines, contextlib.ExitStack() as stack:
+        ports = [stack.enter_context(refusing()) for _ in range(3)]
         async with client_for(certs, *ports) as client:
-            for _ in range(2):  # they are all asked, although all are in backoff
+            for _ in range(2):  # all are tried, although all are in backoff
                 assert await reply_of(client, "127.0.0.1", 1) == GENERAL
             assert client.counters.dial_failures == 6
             monkeypatch.setattr(balancer, "FAILOVER_TIME", 0.0)

@@ -21,7 +21,6 @@ from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.garbage import collector_off
 from tests.support.gopeer import tls_connect
-from tests.support.loopback import refused_port
 from tests.support.tunnels import (
     Listening,
     Tcp,
@@ -282,9 +281,11 @@ async def test_handshakes_that_take_too_long(
 
 @pytest.mark.parametrize("mode", ["wss", "wss+mux", "anytls"])
 @pytest.mark.parametrize("there", [True, False], ids=["site", "no site"])
-async def test_visitors_of_a_web_site(mode: str, there: bool, certs: Certs) -> None:
+async def test_visitors_of_a_web_site(
+    mode: str, there: bool, certs: Certs, refused_port: int
+) -> None:
     async with listening() as nothing, serving(page) as site:
-        fallback = {"fallback": f"127.0.0.1:{site.port if there else refused_port()}"}
+        fallback = {"fallback": f"127.0.0.1:{site.port if there else refused_port}"}
         async with server_at(mode, nothing.port, certs, **fallback) as server:
             with collector_off() as left:
                 for _ in range(TIMES):

@@ -246,11 +246,11 @@ async def test_a_close_frame_is_echoed_without_its_text(payload: bytes, certs: C
 
 
 @in_every_go_mode
-async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(mode: str, certs: Certs) -> None:
-    async with listening() as gone:
-        port = gone.port
+async def test_a_failed_dial_ends_the_tunnel_and_nothing_else(
+    mode: str, certs: Certs, refused_port: int
+) -> None:
     async with (
-        server_at(mode, port, certs) as server,
+        server_at(mode, refused_port, certs) as server,
         await peer_connect(mode, port_of(server), certs) as go,
         asyncio.timeout(SOON),
     ):

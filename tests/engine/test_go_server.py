@@ -252,7 +252,7 @@ async def test_many_streams_never_exceed_what_a_go_server_bears(
 
 @in_mux_modes
 async def test_streams_never_ended_do_not_use_up_the_tunnel(
-    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+    mode: str, certs: Certs, refused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A Go server is silent about a destination it cannot reach, and keeps the stream."""
     async with (
@@ -260,8 +260,7 @@ async def test_streams_never_ended_do_not_use_up_the_tunnel(
         go_server(mode, there.port, certs) as go,
         client_of(mode, go.port, certs, **{"mux-max-stream": 4}) as client,
     ):
-        async with listening() as gone:
-            go.destination = gone.port
+        go.destination = refused_port
         clock = clock_of_tunnels(monkeypatch)
         port = port_of(client)
         for _ in range(6):

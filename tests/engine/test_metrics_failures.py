@@ -29,12 +29,10 @@ from tests.support.tunnels import (
 
 
 @in_every_mode
-async def test_failures_to_dial(mode: str, certs: Certs) -> None:
-    async with listening() as gone:
-        port = gone.port
+async def test_failures_to_dial(mode: str, certs: Certs, refused_port: int) -> None:
     async with (
-        both_ends(mode, port, certs, **METRICS) as (server, client),
-        client_of(mode, port, certs, **METRICS) as astray,
+        both_ends(mode, refused_port, certs, **METRICS) as (server, client),
+        client_of(mode, refused_port, certs, **METRICS) as astray,
     ):
         for _ in range(3):
             await lost(port_of(client))

@@ -73,12 +73,12 @@ async def test_the_server_is_dialled_before_the_application_speaks(
 
 
 @in_every_mode
-async def test_unreachable_destination_closes_the_application(mode: str, certs: Certs) -> None:
-    async with listening() as gone:
-        port = gone.port
+async def test_unreachable_destination_closes_the_application(
+    mode: str, certs: Certs, refused_port: int
+) -> None:
     with logged() as lines:
         async with (
-            tunnel(mode, port, certs) as client,
+            tunnel(mode, refused_port, certs) as client,
             asyncio.timeout(SOON),
             await connect(client) as application,
         ):
@@ -88,17 +88,17 @@ async def test_unreachable_destination_closes_the_application(mode: str, certs: 
     if mode == "anytls":  # in which the server says why
         assert failures.pop().endswith(": the server says: connection refused")
     assert len(failures) == 1, failures
-    assert f"cannot connect to 127.0.0.1:{port}: connection refused" in failures[0]
+    assert f"cannot connect to 127.0.0.1:{refused_port}: connection refused" in failures[0]
     assert "127.0.0.1:" in failures[0].split(": ")[0]
 
 
 @in_every_mode
-async def test_unreachable_server_closes_the_application(mode: str, certs: Certs) -> None:
-    async with listening() as gone:
-        port = gone.port
+async def test_unreachable_server_closes_the_application(
+    mode: str, certs: Certs, refused_port: int
+) -> None:
     with logged() as lines:
         async with (
-            client_of(mode, port, certs) as client,
+            client_of(mode, refused_port, certs) as client,
             asyncio.timeout(SOON),
             await connect(port_of(client)) as application,
         ):
@@ -107,7 +107,7 @@ async def test_unreachable_server_closes_the_application(mode: str, certs: Certs
                 assert await application.rest() == b""
     failures = [line for line in lines if line.startswith("WARNING")]
     assert len(failures) == 1, failures
-    assert f"cannot connect to 127.0.0.1:{port}: connection refused" in failures[0]
+    assert f"cannot connect to 127.0.0.1:{refused_port}: connection refused" in failures[0]
 
 
 @in_every_mode

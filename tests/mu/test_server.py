@@ -10,8 +10,9 @@ import pytest
 
 from mtt.tunnels import server as server_module
 from tests.mu.panel import Panel, multi_user_server
-from tests.mu.users import answering, client, empty, ended, in_both_modes, unreachable, upgrade
+from tests.mu.users import answering, client, empty, ended, in_both_modes, upgrade
 from tests.support.certs import Certs
+from tests.support.loopback import black_hole
 from tests.support.tunnels import (
     Tcp,
     check_works,
@@ -216,7 +217,7 @@ async def test_disconnect_of_a_user_deleted_before(certs: Certs) -> None:
 
 
 async def test_disconnect_while_the_destination_is_dialled(certs: Certs) -> None:
-    with unreachable() as port:
+    with black_hole() as (_, port):
         async with multi_user_server(certs) as (server, panel):
             await panel.add("/a", port)
             async with (
@@ -234,7 +235,7 @@ async def test_dead_destination_does_not_affect_other_users(
 ) -> None:
     # Longer than any test: whoever waits for it fails.
     monkeypatch.setattr(server_module, "DESTINATION_TIME", 600.0)
-    with unreachable() as silent, contextlib.ExitStack() as stack:
+    with black_hole() as (_, silent), contextlib.ExitStack() as stack:
         async with (
             serving(echo) as there,
             multi_user_server(certs) as (server, panel),
@@ -256,7 +257,7 @@ async def test_dead_destination_times_out(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "DESTINATION_TIME", 0.2)
-    with unreachable() as silent, logged() as lines:
+    with black_hole() as (_, silent), logged() as lines:
         async with (
             multi_user_server(certs) as (server, panel),
             client(mode, server, certs, "/dead") as dead,

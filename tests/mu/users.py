@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,13 +13,7 @@ from mtt_mu_server.server import MultiUserServer
 from tests.mu.panel import Panel
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
-from tests.support.tunnels import (
-    Tcp,
-    client_of,
-    echo,
-    port_of,
-    serving,
-)
+from tests.support.tunnels import Tcp, client_of, echo, port_of, serving
 
 in_both_modes = pytest.mark.parametrize("mode", ["wss", "wss+mux"])
 
@@ -82,20 +75,6 @@ async def upgrade(
         rest = await reader.readexactly(19)
     writer.transport.abort()
     return head, rest
-
-
-@contextlib.contextmanager
-def unreachable() -> Any:
-    """A port on which connecting takes for ever: the queue of its listener is full."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
 
 
 async def get(panel: Panel, path: str) -> bytes:

@@ -20,7 +20,7 @@ from mtt.net.resolve import Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE
 from mtt.outcome import Outcome
 from tests.net.dialing import FixedResolver, Holder, connect
-from tests.support.loopback import black_hole, linux_only, listening, refused_port
+from tests.support.loopback import black_hole, linux_only, listening
 
 # Seconds; longer than any test: one that waits for it fails.
 NEVER = 600.0
@@ -66,30 +66,27 @@ async def test_name_through_the_real_resolver():
         assert await connect(Dialer(Resolver()), empty) == server.getsockname()
 
 
-async def test_refused_connection_is_reported_and_forgotten():
-    port = refused_port()
-    resolver = FixedResolver({"a.example": [("127.0.0.1", port)]})
+async def test_refused_connection_is_reported_and_forgotten(refused_port):
+    resolver = FixedResolver({"a.example": [("127.0.0.1", refused_port)]})
     with pytest.raises(NetworkError) as caught:
-        await connect(Dialer(resolver), Endpoint(("a.example",), port))
-    assert str(caught.value) == f"cannot connect to a.example:{port}: connection refused"
+        await connect(Dialer(resolver), Endpoint(("a.example",), refused_port))
+    assert str(caught.value) == f"cannot connect to a.example:{refused_port}: connection refused"
     assert caught.value.outcome is Outcome.CONNECTION_REFUSED
     assert resolver.forgotten == ["a.example"]
 
 
-async def test_every_distinct_reason_is_reported_once():
-    port = refused_port()
-    resolver = FixedResolver(
-        {"a": [("127.0.0.1", port), ("127.0.0.2", port)], "b": None, "c": [("127.0.0.3", port)]}
-    )
+async def test_every_distinct_reason_is_reported_once(refused_port):
+    first, second, third = ((f"127.0.0.{number}", refused_port) for number in (1, 2, 3))
+    resolver = FixedResolver({"a": [first, second], "b": None, "c": [third]})
     reasons = iter([errno.ENETUNREACH, errno.ENETUNREACH, errno.EHOSTUNREACH])
 
     async def protect(sock: socket.socket) -> None:
         raise OSError(next(reasons), "whatever")
 
     with pytest.raises(NetworkError) as caught:
-        await connect(Dialer(resolver, protect=protect), Endpoint(("a", "b", "c"), port))
+        await connect(Dialer(resolver, protect=protect), Endpoint(("a", "b", "c"), refused_port))
     assert str(caught.value) == (
-        f"cannot connect to a|b|c:{port}: "
+        f"cannot connect to a|b|c:{refused_port}: "
         "cannot resolve b: no; network is unreachable; no route to host"
     )
     assert caught.value.outcome is Outcome.NETWORK_UNREACHABLE
@@ -118,11 +115,10 @@ async def test_second_host_serves_when_the_first_does_not():
         assert await connect(Dialer(resolver), Endpoint(("a", "b"), 1)) == server.getsockname()
 
 
-async def test_failure_starts_the_next_attempt_at_once(monkeypatch):
+async def test_failure_starts_the_next_attempt_at_once(refused_port, monkeypatch):
     monkeypatch.setattr(dial, "ATTEMPT_DELAY", 60.0)
-    port = refused_port()
     with listening() as server:
-        dead = [("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port)]
+        dead = [(f"127.0.0.{number}", refused_port) for number in (1, 2, 3)]
         resolver = FixedResolver({"a": [*dead, server.getsockname()]})
         assert await connect(Dialer(resolver), Endpoint(("a",), 1)) == server.getsockname()
 
@@ -140,21 +136,20 @@ async def test_black_hole_costs_one_delay_and_is_avoided_afterwards(monkeypatch)
         assert await connect(dialer, Endpoint(("a",), 1)) == server.getsockname()
 
 
-async def test_favourite_expires_and_falls_with_a_failure(monkeypatch):
+async def test_favourite_expires_and_falls_with_a_failure(refused_port, monkeypatch):
     ahead = 0.0
     monkeypatch.setattr(dial, "monotonic", lambda: time.monotonic() + ahead)
-    port = refused_port()
     endpoint = Endpoint(("a",), 1)
     with listening() as server, listening("127.0.0.2") as second:
         server_port = server.getsockname()[1]
-        order = FixedResolver({"a": [("127.0.0.3", port), server.getsockname()]})
+        order = FixedResolver({"a": [("127.0.0.3", refused_port), server.getsockname()]})
         dialer = Dialer(order)
         assert await connect(dialer, endpoint) == server.getsockname()
         order.names["a"] = [second.getsockname(), server.getsockname()]
         assert await connect(dialer, endpoint) == server.getsockname()
         ahead = dial.FAVOURITE_TTL
         assert await connect(dialer, endpoint) == second.getsockname()
-        order.names["a"] = [("127.0.0.3", port), server.getsockname()]
+        order.names["a"] = [("127.0.0.3", refused_port), server.getsockname()]
         assert await connect(dialer, endpoint) == server.getsockname()
     with pytest.raises(NetworkError):
         await connect(dialer, endpoint)
@@ -163,11 +158,10 @@ async def test_favourite_expires_and_falls_with_a_failure(monkeypatch):
         assert await connect(dialer, endpoint) == second.getsockname()
 
 
-async def test_favourites_are_bounded(monkeypatch):
+async def test_favourites_are_bounded(refused_port, monkeypatch):
     monkeypatch.setattr(dial, "MAX_FAVOURITES", 2)
-    port = refused_port()
     with listening() as server, listening("127.0.0.2") as second:
-        resolver = FixedResolver({"a": [("127.0.0.2", port), server.getsockname()]})
+        resolver = FixedResolver({"a": [("127.0.0.2", refused_port), server.getsockname()]})
         dialer = Dialer(resolver)
         for number in range(4):
             await connect(dialer, Endpoint(("a",), number))
@@ -176,16 +170,15 @@ async def test_favourites_are_bounded(monkeypatch):
             assert await connect(dialer, Endpoint(("a",), number)) == first.getsockname()
 
 
-async def test_overall_deadline_closes_all_attempts(monkeypatch):
+async def test_overall_deadline_closes_all_attempts(refused_port, monkeypatch):
     monkeypatch.setattr(dial, "ATTEMPT_DELAY", 0.01)
-    port = refused_port()
     holder = Holder(held=2)
-    addresses = [("127.0.0.1", port), ("127.0.0.2", port), ("127.0.0.3", port)]
+    addresses = [(f"127.0.0.{number}", refused_port) for number in (1, 2, 3)]
     resolver = FixedResolver({"a": addresses})
     with pytest.raises(NetworkError) as caught:
-        await connect(Dialer(resolver, timeout=0.1, protect=holder), Endpoint(("a",), port))
+        await connect(Dialer(resolver, timeout=0.1, protect=holder), Endpoint(("a",), refused_port))
     reason = "connection refused; no answer within 0.1 s"
-    assert str(caught.value) == f"cannot connect to a:{port}: {reason}"
+    assert str(caught.value) == f"cannot connect to a:{refused_port}: {reason}"
     assert caught.value.outcome is Outcome.TIMED_OUT
     assert len(holder.sockets) == 3
     assert holder.all_closed()

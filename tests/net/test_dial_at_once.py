@@ -14,7 +14,7 @@ from mtt.layers.base import StreamProtocol
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from tests.net.dialing import Holder, connect
-from tests.support.loopback import black_hole, linux_only, listening, refused_port
+from tests.support.loopback import black_hole, linux_only, listening
 from tests.support.transports import Recorder
 
 
@@ -68,8 +68,8 @@ async def test_silent_destination_is_not_connected_at_once():
 
 
 @linux_only
-async def test_immediate_failure_is_reported_by_connect(monkeypatch):
-    endpoint = Endpoint(("127.0.0.1",), refused_port())
+async def test_immediate_failure_is_reported_by_connect(refused_port, monkeypatch):
+    endpoint = Endpoint(("127.0.0.1",), refused_port)
     dialer = Dialer(Resolver())
     assert dialer.connect_at_once(endpoint, StreamProtocol) is None
     with pytest.raises(NetworkError, match="connection refused"):

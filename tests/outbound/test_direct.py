@@ -58,12 +58,10 @@ async def test_connects_only_to_allowed_addresses() -> None:
         assert there.count == 2
 
 
-async def test_outcome_of_failures() -> None:
-    async with listening() as gone:
-        port = gone.port
-    assert await outcome_of("none.test", port) is Outcome.HOST_UNREACHABLE
-    assert await outcome_of(HERE, port) is Outcome.CONNECTION_REFUSED
-    assert await outcome_of("both.test", port) is Outcome.CONNECTION_REFUSED
+async def test_outcome_of_failures(refused_port: int) -> None:
+    assert await outcome_of("none.test", refused_port) is Outcome.HOST_UNREACHABLE
+    assert await outcome_of(HERE, refused_port) is Outcome.CONNECTION_REFUSED
+    assert await outcome_of("both.test", refused_port) is Outcome.CONNECTION_REFUSED
 
 
 async def test_outcome_of_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,10 +70,8 @@ async def test_outcome_of_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await outcome_of(HERE, port) is Outcome.TIMED_OUT
 
 
-async def test_unreachable_address_is_dropped_from_cache() -> None:
-    async with listening() as gone:
-        port = gone.port
+async def test_unreachable_address_is_dropped_from_cache(refused_port: int) -> None:
     names = Names()
-    with pytest.raises(DestinationError, match=rf"^both\.test:{port}: cannot connect to "):
-        await DirectDialer(names, allows).connect("both.test", port)
+    with pytest.raises(DestinationError, match=rf"^both\.test:{refused_port}: cannot connect to "):
+        await DirectDialer(names, allows).connect("both.test", refused_port)
     assert "both.test" in names.forgotten

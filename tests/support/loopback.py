@@ -30,10 +30,16 @@ def listening(host: str = "127.0.0.1", port: int = 0) -> Iterator[socket.socket]
         yield sock
 
 
-def refused_port() -> int:
-    with listening() as sock:
-        port: int = sock.getsockname()[1]
-    return port
+@contextlib.contextmanager
+def refusing() -> Iterator[int]:
+    """A port that refuses connections on every address, and that no other socket is given.
+
+    A server with SO_REUSEADDR may listen on it.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", 0))
+        yield int(sock.getsockname()[1])
 
 
 @contextlib.contextmanager
