@@ -8,10 +8,12 @@ import contextlib
 import pytest
 
 from mtt.outbound import balancer
+from mtt.outbound.balancer import FIRST_BACKOFF
 from tests.anytls.proxying import check_echo, client_for, reply_of
 from tests.anytls.serving import server_for
 from tests.proxy.clients import TUNNELS
 from tests.support.certs import Certs
+from tests.support.clock import Clock
 from tests.support.loopback import refusing
 from tests.support.tunnels import SOON, connect, echo, listening, logged, port_of, serving
 
@@ -43,7 +45,7 @@ async def test_servers_are_tried_in_turn(certs: Certs, refused_port: int) -> Non
 async def test_failed_server_is_tried_again(
     certs: Certs, refused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
+    clock = Clock(monkeypatch, balancer)
     address = f"127.0.0.1:{refused_port}"
     with logged() as lines:
         async with (
@@ -52,12 +54,14 @@ async def test_failed_server_is_tried_again(
             client_for(certs, refused_port, port_of(second)) as client,
         ):
             await check_echo(client, there.port)
-            await asyncio.sleep(0.25)
-            await check_echo(client, there.port)  # and backs off for longer
-            first = client._balancer._candidates[0]
-            assert (first._backoff, client.counters.dial_failures) == (0.4, 2)
+            await clock.passes(FIRST_BACKOFF)
+            await check_echo(client, there.port)  # and backs off for twice as long
+            assert client.counters.dial_failures == 2
             async with server_for(certs, l=address) as server:
-                await asyncio.sleep(0.45)
+                await clock.passes(2 * FIRST_BACKOFF - 1)
+                await check_echo(client, there.port)
+                assert server.counters.streams == 0
+                await clock.passes(1)
                 await check_echo(client, there.port)
                 await check_echo(client, there.port)
                 assert server.counters.streams == 2
@@ -67,7 +71,7 @@ async def test_failed_server_is_tried_again(
 async def test_one_connection_at_a_time_tries_a_failed_server(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(balancer, "FIRST_BACKOFF", 0.2)
+    clock = Clock(monkeypatch, balancer)
     async with (
         listening() as silent,
         serving(echo) as there,
@@ -75,18 +79,19 @@ async def test_one_connection_at_a_time_tries_a_failed_server(
         client_for(certs, silent.port, port_of(second)) as client,
         contextlib.AsyncExitStack() as stack,
     ):
-        first = client._balancer._candidates[0]
-        first.failed()
-        await asyncio.sleep(0.25)
         waiting = await stack.enter_async_context(await connect(port_of(client)))
-        await waiting.send(TUNNELS["socks5"](there.port)[0])
         async with asyncio.timeout(SOON):
+            failing = asyncio.create_task(check_echo(client, there.port))
+            (await silent.accept()).close()
+            await failing
+            await clock.passes(FIRST_BACKOFF)
+            await waiting.send(TUNNELS["socks5"](there.port)[0])
             tried = await silent.accept()
             await check_echo(client, there.port)
             tried.close()
             answer = TUNNELS["socks5"](there.port)[1]
             assert await waiting.exactly(len(answer)) == answer
-        assert silent.count == 1
+        assert silent.count == 2
 
 
 async def test_all_servers_refuse(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -318,11 +318,9 @@ async def test_a_burst_of_17_streams_is_served(mode: str, certs: Certs) -> None:
 
 
 @in_mux_modes
-async def test_only_streams_beyond_the_limit_are_refused(
-    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mtt.layers.smux.MAX_STREAMS", 20)
-    streams = range(3, 3 + 2 * 25, 2)
+async def test_only_streams_beyond_the_limit_are_refused(mode: str, certs: Certs) -> None:
+    streams = range(3, 3 + 2 * (MAX_STREAMS + 5), 2)
+    last, late = streams[MAX_STREAMS - 1], streams[-1] + 2
     async with (
         serving(echo) as there,
         server_at(mode, there.port, certs) as server,
@@ -331,15 +329,15 @@ async def test_only_streams_beyond_the_limit_are_refused(
     ):
         await go.send(b"".join(smux_frame(SYN, stream) for stream in streams))
         refused = [await smux_read(go) for _ in range(5)]
-        assert refused == [(FIN, stream, b"") for stream in streams[20:]]
-        await go.send(smux_frame(PSH, 3, b"first") + smux_frame(PSH, 41, b"last"))
+        assert refused == [(FIN, stream, b"") for stream in streams[MAX_STREAMS:]]
+        await go.send(smux_frame(PSH, 3, b"first") + smux_frame(PSH, last, b"last"))
         answers = {await smux_read(go), await smux_read(go)}
-        assert answers == {(PSH, 3, b"first"), (PSH, 41, b"last")}
+        assert answers == {(PSH, 3, b"first"), (PSH, last, b"last")}
         # One ends, and there is room for another.
         await go.send(smux_frame(FIN, 3))
         assert await smux_read(go) == (FIN, 3, b"")
-        await go.send(smux_frame(SYN, 101) + smux_frame(PSH, 101, b"late"))
-        assert await smux_read(go) == (PSH, 101, b"late")
+        await go.send(smux_frame(SYN, late) + smux_frame(PSH, late, b"late"))
+        assert await smux_read(go) == (PSH, late, b"late")
     assert MAX_STREAMS >= 16  # what Go clients may open
 
 
