@@ -1,7 +1,7 @@
 """The controller: an HTTP server on its own socket, for the operator.
 
 POST to any path is a command, as with the original. GET /healthz and GET /metrics are for
-monitoring. Every request must pass `Access` first.
+monitoring. Every request must pass the access rules first.
 
 Commands may arrive concurrently; those that cannot run at once wait. The limits are on clients that
 have not made a valid request, and on memory, see `request_slots`.
@@ -13,7 +13,7 @@ import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
-from mtt.http.access import Access
+from mtt.http.access import AccessRules
 from mtt.http.exchange import Exchange
 from mtt.http.listener import HttpListener
 from mtt.http.server import Handler
@@ -22,9 +22,6 @@ from mtt.wire.http1 import Reply
 from mtt_mu_server import api
 from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
 
-# Connections without a request that has passed `Access` yet. A panel's connections are in this
-# state only briefly, so a hundred at a time do not reach the limit.
-MAX_STRANGERS = MAX_PENDING
 # Connections between two requests.
 MAX_IDLE = 256
 
@@ -44,7 +41,7 @@ class Controller(HttpListener):
     def __init__(
         self,
         *,
-        access: Access,
+        access: AccessRules,
         run: Callable[[bytes], Awaitable[tuple[int, bytes]]],
         metrics: Callable[[], Awaitable[tuple[list[bytes], str]]],
         context: Callable[[], ssl.SSLContext] | None,
@@ -53,8 +50,9 @@ class Controller(HttpListener):
             {"/metrics": partial(self._in_slot, self._answer_metrics)},
             partial(self._in_slot, self._answer_command),
             access=access,
+            # A panel's connections are pending only briefly, so a hundred at a time fit.
             pending=Pending(
-                MAX_STRANGERS,
+                MAX_PENDING,
                 what="connections to the controller have not made a valid request yet",
             ),
             idle=Pending(MAX_IDLE, what="connections to the controller are idle"),

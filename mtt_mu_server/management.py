@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from mtt.http.access import Access
+from mtt.http.access import AccessRules
 from mtt.log import logger
 from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
@@ -144,7 +144,7 @@ class Management:
         return [self._service_page().encode(), *pieces], CONTENT_TYPE
 
 
-def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Access]:
+def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, AccessRules]:
     """The TLS and the access rules of the controller. Raises UsageError."""
     token = read_token(options.token_file) if options.token_file else ""
     hosts = options.controller_hosts
@@ -153,4 +153,4 @@ def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Acce
     if options.controller_tls is not None:
         tls = server_tls(options.controller_tls)
         hosts += tls.identity.names if tls.identity is not None else ()
-    return tls, Access(token, hosts, any_address=wildcard)
+    return tls, AccessRules(token, hosts, any_address=wildcard)

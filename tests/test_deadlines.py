@@ -12,7 +12,7 @@ import operator
 
 import pytest
 
-from mtt.http import entrance
+from mtt.http import tls_detector
 from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
@@ -66,7 +66,7 @@ def test_deadline(module: str, name: str, least: float, most: float) -> None:
 
 
 def test_probers_wait_as_long_as_at_an_nginx() -> None:
-    assert entrance.HANDSHAKE_TIME == VISITORS.head == 60  # client_header_timeout
+    assert tls_detector.HANDSHAKE_TIME == VISITORS.head == 60  # client_header_timeout
     assert VISITORS.keepalive == 75  # keepalive_timeout
 
 

@@ -1,1 +1,1 @@
-"""The HTTP server: upgrades, web visitors, requests that coroutines answer, who may ask."""
+"""The HTTP server: upgrades, the fallback site, handlers, and sockets for operators."""

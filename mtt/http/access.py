@@ -13,7 +13,7 @@ from mtt.wire.http1 import Request
 FORBIDDEN, UNAUTHORIZED = 403, 401
 
 
-class Access:
+class AccessRules:
     """The rules for all requests.
 
     Args:

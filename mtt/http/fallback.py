@@ -3,7 +3,7 @@
 Bytes pass unchanged and as early as possible, so the site decides what is answered, when, and how
 long a visitor may take. A visit begins before a request is complete (see `SITE_TIME`), and a proxy
 or CDN may send the requests of many clients on one connection. So a tunnel may begin on a
-connection after a visit: a `Watch` looks for its request.
+connection after a visit: an `Inspector` looks for its request.
 
 The site's end closes both directions of a visit, as a web server does.
 """
@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from mtt.http.watch import Watch
+from mtt.http.inspector import Inspector
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked, park
@@ -32,9 +32,9 @@ class Visit(Layer):
 
     Args:
         upper: parks the transport for the relay.
-        watch: checks all data from the visitor.
-        on_tunnel: takes over the connection, parked with the beginning of a tunnel. None if `watch`
-            finds no tunnels.
+        inspector: checks all data from the visitor.
+        on_tunnel: takes over the connection, parked with the beginning of a tunnel. None if
+            `inspector` finds no tunnels.
         on_refused: takes it over if the site is unreachable before the visitor has made a request.
             None resets the connection.
         on_settled: called once, when the site has a request, a tunnel begins, or the connection is
@@ -45,21 +45,21 @@ class Visit(Layer):
     name = "visit"
 
     __slots__ = (
-        "_buffer", "_closed", "_eof", "_eof_told", "_on_refused", "_on_settled", "_on_tunnel",
-        "_over", "_unanswered", "_watch",
+        "_buffer", "_closed", "_eof", "_eof_told", "_inspector", "_on_refused", "_on_settled",
+        "_on_tunnel", "_over", "_unanswered",
     )  # fmt: skip
 
     def __init__(
         self,
         upper: StreamProtocol,
-        watch: Watch,
+        inspector: Inspector,
         on_tunnel: Callable[[StreamTransport], None] | None = None,
         on_refused: Callable[[StreamTransport], None] | None = None,
         *,
         on_settled: Callable[[], object],
     ) -> None:
         super().__init__(upper)
-        self._watch = watch
+        self._inspector = inspector
         self._on_tunnel = on_tunnel
         self._on_refused = on_refused
         self._on_settled: Callable[[], object] | None = on_settled
@@ -101,14 +101,14 @@ class Visit(Layer):
         self.report_lost(exc)
 
     def _pass_on(self, data: bytes) -> None:
-        passed, tunnel = self._watch.take(data, self._eof)
+        passed, tunnel = self._inspector.take(data, self._eof)
         if passed:
-            self._unanswered = bool(self._watch.unfinished)
+            self._unanswered = bool(self._inspector.unfinished)
             self.upper.data_received(passed)
         if tunnel is not None:
             self._leave(self._on_tunnel, tunnel)
             return
-        if self._watch.is_committed:
+        if self._inspector.is_committed:
             self._settle()
         if self._eof and not self._over:
             self._end()
@@ -196,7 +196,7 @@ class Visit(Layer):
         if self._over:
             asyncio.get_running_loop().call_soon(self.report_lost, None)
         elif self._is_refused():
-            self._leave(self._on_refused, self._watch.unfinished + self._buffer)
+            self._leave(self._on_refused, self._inspector.unfinished + self._buffer)
             self.abort()
         else:
             self.lower.abort()
@@ -206,5 +206,5 @@ class Visit(Layer):
         return (
             self._on_refused is not None
             and isinstance(self.upper, Parked)
-            and not (self._eof or self._watch.is_committed or self.lower.is_closing())
+            and not (self._eof or self._inspector.is_committed or self.lower.is_closing())
         )

@@ -1,6 +1,6 @@
 """HTTP on a socket for operators: metrics, liveness, the controller, pages.
 
-    accept -> TLS, if any -> request -> Access -> handler
+    accept -> TLS, if any -> request -> access rules -> handler
 
 A connection counts as pending until it makes an allowed request, then as idle between requests.
 Both numbers are limited; above a limit, the oldest is cut. While a handler works on its request, a
@@ -16,7 +16,7 @@ from functools import partial
 
 from mtt.address import Endpoint, peer_name
 from mtt.errors import MttError, describe
-from mtt.http.access import UNAUTHORIZED, Access
+from mtt.http.access import UNAUTHORIZED, AccessRules
 from mtt.http.exchange import Exchange
 from mtt.http.limits import OPERATORS
 from mtt.http.server import Handler, HttpServer
@@ -56,7 +56,7 @@ class HttpListener:
         routes: Mapping[str, Handler],
         default: Handler,
         *,
-        access: Access,
+        access: AccessRules,
         pending: Pending,
         idle: Pending | None = None,
         name: str,

@@ -28,7 +28,7 @@ _LENGTH = b"\r\nContent-Length: "
 _MAX_PAGE = 8192
 
 
-class _PlainWatch:
+class _PlainInspector:
     """Passes data on, and ends a complete request so that the site refuses it.
 
     Attributes:
@@ -98,7 +98,7 @@ class PlainVisit(Visit):
     __slots__ = ("_page", "_plain")
 
     def __init__(self, upper: StreamProtocol, *, on_settled: Callable[[], object]) -> None:
-        self._plain = _PlainWatch()
+        self._plain = _PlainInspector()
         self._page: bytearray | None = bytearray()
         super().__init__(upper, self._plain, on_settled=on_settled)
 

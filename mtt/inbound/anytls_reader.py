@@ -18,9 +18,9 @@ from mtt.errors import describe
 from mtt.http import nginx
 from mtt.http.date import http_date
 from mtt.http.fallback import SITE_TIME
+from mtt.http.inspector import PreambleInspector, RequestInspector
 from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
-from mtt.http.watch import PreambleWatch, RequestWatch
 from mtt.inbound.front import HeadReader
 from mtt.inbound.site import WebSite
 from mtt.layers.anytls_heads import ConnectionHead, destination_reader
@@ -110,8 +110,8 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
         if front.fallback is not None and (received or not eof):
             logger.debug("%s: to the web site: %s", peer_name(transport), error)
             # A client that has sent nothing may still be a user.
-            watch = RequestWatch(None) if received else PreambleWatch(self._is_user)
-            self.site.visit(transport, received, eof, watch, self._read, self._read)
+            inspector = RequestInspector(None) if received else PreambleInspector(self._is_user)
+            self.site.visit(transport, received, eof, inspector, self._read, self._read)
         elif received and (not (text := received.lstrip(b"\r\n")) or may_be_request(text)):
             park(transport, received, eof=eof)
             self._serve_http(transport)

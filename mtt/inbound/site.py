@@ -11,12 +11,12 @@ from typing import Any
 
 from mtt.address import peer_name
 from mtt.errors import Cause
-from mtt.http import entrance, nginx
-from mtt.http.entrance import Entrance
+from mtt.http import nginx, tls_detector
 from mtt.http.fallback import Visit
+from mtt.http.inspector import Inspector
 from mtt.http.plain import PlainVisit
 from mtt.http.server import HttpServer
-from mtt.http.watch import Watch
+from mtt.http.tls_detector import TlsDetector
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked, hand_over, park
@@ -37,19 +37,19 @@ class WebSite:
     """
 
     def __init__(self, reader: HeadReader[Any, Any], alpn: Collection[str]) -> None:
-        self.handshake_time = entrance.HANDSHAKE_TIME
+        self.handshake_time = tls_detector.HANDSHAKE_TIME
         self._reader = reader
         self._alpn = [name.encode() for name in alpn]
 
     def accept(self, tls: TlsLayer) -> StreamProtocol:
-        return Entrance(tls, alpn=self._alpn, on_plain=self._serve_plain)
+        return TlsDetector(tls, alpn=self._alpn, on_plain=self._serve_plain)
 
     def visit(
         self,
         transport: StreamTransport,
         received: bytes,
         eof: bool,
-        watch: Watch,
+        inspector: Inspector,
         on_tunnel: Resume,
         on_refused: Resume | None,
     ) -> None:
@@ -59,7 +59,7 @@ class WebSite:
         front.handshakes.add(transport)
         done = partial(front.handshakes.discard, transport)
         park(transport, received, eof=eof)
-        visit = Visit(Parked(front.fallback), watch, on_tunnel, on_refused, on_settled=done)
+        visit = Visit(Parked(front.fallback), inspector, on_tunnel, on_refused, on_settled=done)
         visit.start(transport)
 
     def log_answer(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from mtt.address import peer_name
 from mtt.http.fallback import SITE_TIME
+from mtt.http.inspector import RequestInspector
 from mtt.http.server import HttpServer
-from mtt.http.watch import RequestWatch
 from mtt.inbound.site import WebSite
 from mtt.inbound.stream_reader import TunnelReader
 from mtt.layers.base import StreamTransport
@@ -61,7 +61,7 @@ class WebSocketReader(TunnelReader[Target]):
         self._foreign = Throttle()
 
     def read(self, transport: StreamTransport) -> None:
-        _HttpHead(self).wait(transport)
+        _RequestReader(self).read(transport)
 
     def upgraded(self, transport: StreamTransport, target: Target, upgrade: Upgrade) -> None:
         """Begin the tunnel on an upgraded connection."""
@@ -82,7 +82,7 @@ class WebSocketReader(TunnelReader[Target]):
             self._foreign.warning("%s: %s", peer, V2RAY_PLUGIN_MUX)
 
 
-class _HttpHead(Generic[Target]):
+class _RequestReader(Generic[Target]):
     """Waits on one connection for the request for a tunnel."""
 
     __slots__ = ("_is_refused", "_reader", "_target", "_transport")
@@ -94,7 +94,7 @@ class _HttpHead(Generic[Target]):
     def __init__(self, reader: WebSocketReader[Target]) -> None:
         self._reader = reader
 
-    def wait(self, transport: StreamTransport, *, is_refused: bool = False) -> None:
+    def read(self, transport: StreamTransport, *, is_refused: bool = False) -> None:
         self._transport = transport
         self._is_refused = is_refused
         front = self._reader.front
@@ -133,6 +133,6 @@ class _HttpHead(Generic[Target]):
         return not isinstance(self._reader.route(request), Reply)
 
     def _fall_back(self, transport: StreamTransport, received: bytes, eof: bool) -> None:
-        watch = RequestWatch(self._is_tunnel)
-        refused = None if self._is_refused else partial(self.wait, is_refused=True)
-        self._reader.site.visit(transport, received, eof, watch, self.wait, refused)
+        inspector = RequestInspector(self._is_tunnel)
+        refused = None if self._is_refused else partial(self.read, is_refused=True)
+        self._reader.site.visit(transport, received, eof, inspector, self.read, refused)

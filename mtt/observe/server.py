@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mtt.address import Endpoint, is_loopback
-from mtt.http.access import Access
+from mtt.http.access import AccessRules
 from mtt.http.exchange import Exchange
 from mtt.http.listener import HttpListener
 from mtt.log import logger
@@ -38,7 +38,7 @@ class MetricsServer(HttpListener):
             # The Host header is checked on loopback addresses, to which a hostile web site can
             # direct browsers (DNS rebinding), but not on unix sockets, nor if the metrics are
             # public anyway.
-            access=Access(any_name=self._is_public or endpoint is None),
+            access=AccessRules(any_name=self._is_public or endpoint is None),
             pending=Pending(MAX_CONNECTIONS, what="connections are open at -metrics"),
             name="-metrics",
             quiet=True,  # scanners reach it if it is public

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from mtt.http import entrance
+from mtt.http import tls_detector
 from mtt.http.limits import VISITORS
 from mtt.http.server import HttpServer
 from mtt.layers.tls import TlsLayer
@@ -60,7 +60,7 @@ async def test_who_never_ends_his_handshake_is_cut(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch, TlsLayer, "handshake_time", 0.3)
-    monkeypatch.setattr(entrance, "HANDSHAKE_TIME", 0.3)
+    monkeypatch.setattr(tls_detector, "HANDSHAKE_TIME", 0.3)
     async with (
         besieged(mode, certs) as server,
         await connect(port_of(server)) as silent,

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from mtt.client import Client
-from mtt.http import entrance
+from mtt.http import tls_detector
 from mtt.layers import linger, tls
 from mtt.server import Server
 from tests.support.certs import Certs
@@ -269,7 +269,7 @@ async def test_handshakes_that_take_too_long(
         with collector_off() as left:
             visitors = [await connect(port_of(server)) for _ in range(TIMES)]
             await eventually(lambda: server._frontend.pending == TIMES)
-            await clock.passes(entrance.HANDSHAKE_TIME)  # the longest
+            await clock.passes(tls_detector.HANDSHAKE_TIME)  # the longest
             for visitor in visitors:
                 assert await visitor.rest() == b""
                 visitor.close()

@@ -1,4 +1,4 @@
-"""Who may ask."""
+"""The access rules of sockets for operators."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtt.http.access import Access
+from mtt.http.access import AccessRules
 from mtt.wire.http1 import parse_request
 
 TOKEN = "0123456789abcdef-._~+/="
@@ -18,7 +18,7 @@ TOKEN = "0123456789abcdef-._~+/="
      ""],
 )  # fmt: skip
 def test_our_names(host: str) -> None:
-    assert Access().refusal(request_to(host)) is None
+    assert AccessRules().refusal(request_to(host)) is None
 
 
 @pytest.mark.parametrize(
@@ -27,21 +27,21 @@ def test_our_names(host: str) -> None:
      "127.0.0.1.evil.example", "localhost:80:80", "[::1", "::1:80x"],
 )  # fmt: skip
 def test_foreign_names(host: str) -> None:
-    refusal = Access().refusal(request_to(host))
+    refusal = AccessRules().refusal(request_to(host))
     assert refusal is not None
     assert refusal[0] == 403
 
 
 def test_names_of_a_server_that_others_can_reach() -> None:
-    access = Access(hosts=["192.0.2.1", "Panel.example", "*.wild.example"])
+    access = AccessRules(hosts=["192.0.2.1", "Panel.example", "*.wild.example"])
     for good in ("192.0.2.1:443", "panel.example", "a.wild.example", "localhost"):
         assert access.refusal(request_to(good)) is None
     for bad in ("192.0.2.2", "x.panel.example", "wild.example", "a.b.wild.example"):
         assert access.refusal(request_to(bad)) is not None
-    everywhere = Access(any_address=True)
+    everywhere = AccessRules(any_address=True)
     assert everywhere.refusal(request_to("192.0.2.7:80")) is None
     assert everywhere.refusal(request_to("evil.example")) is not None
-    public = Access(any_name=True)
+    public = AccessRules(any_name=True)
     assert public.refusal(request_to("evil.example")) is None
     assert public.refusal(request_to("evil.example", "Origin: null")) is not None
 
@@ -54,7 +54,7 @@ def request_to(host: str, *headers: str) -> Any:
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER "])
 def test_the_token(scheme: str) -> None:
     header = f"Authorization: {scheme} {TOKEN}"
-    assert Access(TOKEN).refusal(request_to("localhost", header)) is None
+    assert AccessRules(TOKEN).refusal(request_to("localhost", header)) is None
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,6 @@ def test_the_token(scheme: str) -> None:
      f"Authorization: Bearer {TOKEN} {TOKEN}", "Authorization: Bearer \xff"],
 )  # fmt: skip
 def test_a_wrong_token(header: str) -> None:
-    refusal = Access(TOKEN).refusal(request_to("localhost", header))
+    refusal = AccessRules(TOKEN).refusal(request_to("localhost", header))
     assert refusal is not None
     assert refusal[0] == 401

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mtt.address import Endpoint
-from mtt.http.access import Access
+from mtt.http.access import AccessRules
 from mtt.http.exchange import Exchange
 from mtt.http.listener import HttpListener
 from mtt.net.admission import Pending
@@ -42,7 +42,7 @@ async def endless(exchange: Exchange) -> None:
 @contextlib.asynccontextmanager
 async def serving(**options: Any) -> AsyncIterator[HttpListener]:
     routes = {"/page": page, "/broken": broken, "/endless": endless}
-    options = {"access": Access(), "pending": Pending(9), "name": "pages"} | options
+    options = {"access": AccessRules(), "pending": Pending(9), "name": "pages"} | options
     listener = HttpListener(routes, default, **options)
     await listener.start(Endpoint(("127.0.0.1",), 0), "", Resolver())
     try:

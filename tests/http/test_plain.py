@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.http.plain import PlainVisit, _PlainWatch, https_page
+from mtt.http.plain import PlainVisit, _PlainInspector, https_page
 from mtt.layers.parked import park
 from tests.support.transports import FakeTransport, Recorder, turns
 
@@ -39,14 +39,14 @@ assert len(BODY) == 157
     ],
 )  # fmt: skip
 def test_no_request_reaches_the_site_whole(said: bytes, given: bytes, is_valid: bool) -> None:
-    watch = _PlainWatch()
-    assert watch.take(said, False) == (given, None)
-    assert watch.is_valid == is_valid
+    inspector = _PlainInspector()
+    assert inspector.take(said, False) == (given, None)
+    assert inspector.is_valid == is_valid
     # In pieces at most the empty line differs, which is bad in itself.
-    watch = _PlainWatch()
-    passed = b"".join(watch.take(said[at : at + 1], False)[0] for at in range(len(said)))
+    inspector = _PlainInspector()
+    passed = b"".join(inspector.take(said[at : at + 1], False)[0] for at in range(len(said)))
     assert passed.replace(b"\r" + BAD, BAD).replace(b"\r HTTP", b" HTTP") == given
-    assert watch.is_valid == is_valid
+    assert inspector.is_valid == is_valid
 
 
 def test_page_of_nginx_becomes_the_one_about_https() -> None:

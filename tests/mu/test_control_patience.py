@@ -49,7 +49,7 @@ async def test_slow_clients_are_closed(
 async def test_unauthenticated_connections_do_not_exclude_the_panel(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "MAX_STRANGERS", 5)
+    monkeypatch.setattr(control, "MAX_PENDING", 5)
     async with multi_user_server(certs) as (server, panel):
         known = await panel.connect()
         known[1].write(post(PING))

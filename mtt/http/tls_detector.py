@@ -29,7 +29,7 @@ _HANDSHAKE = 0x16  # the first byte of TLS (RFC 8446, 5.1)
 _SSL2 = 0x80  # nginx and OpenSSL read this bit as part of an SSLv2 record's length
 
 
-class Entrance(StreamProtocol):
+class TlsDetector(StreamProtocol):
     """The first protocol of a connection, before TLS or `on_plain`.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtt.http.entrance import MAX_READS, Entrance
+from mtt.http.tls_detector import MAX_READS, TlsDetector
 from mtt.layers.tls import TlsLayer
 from mtt.trust.certificates import server_context
 from mtt.trust.tls_options import ServerTls
@@ -48,9 +48,9 @@ class Tls:
 async def test_first_byte_tells_tls_from_the_rest(said: bytes, is_tls: bool) -> None:
     tls: Any = Tls()
     plain: list[bytes] = []
-    entrance = Entrance(tls, alpn=(), on_plain=lambda transport, received: plain.append(received))
-    entrance.connection_made(FakeTransport(entrance))
-    entrance.data_received(said)
+    detector = TlsDetector(tls, alpn=(), on_plain=lambda _, received: plain.append(received))
+    detector.connection_made(FakeTransport(detector))
+    detector.data_received(said)
     assert (tls.received, plain) == ((said, []) if is_tls else (b"", [said]))
     assert len(tls.errors) == (not is_tls)
 
@@ -70,9 +70,9 @@ async def test_hello_with_other_alpn_names_may_come_in_pieces(
     site, _ = server_context(ServerTls(cert=certs.cert, key=certs.key, alpn=("http/1.1",)))
     tls = TlsLayer(Recorder(), site, server_side=True)
     transport = FakeTransport()
-    entrance = Entrance(tls, alpn=[b"http/1.1"], on_plain=lambda *_: None)
-    transport.set_protocol(entrance)
-    entrance.connection_made(transport)
+    detector = TlsDetector(tls, alpn=[b"http/1.1"], on_plain=lambda *_: None)
+    transport.set_protocol(detector)
+    detector.connection_made(transport)
     for at in range(pieces):
         piece = hello[at:] if at == pieces - 1 else hello[at : at + 1]
         transport.get_protocol().data_received(piece)

@@ -15,7 +15,7 @@ from mtt.wire.http1 import MAX_HEAD, HttpError, Request, parse_request
 from mtt.wire.upgrade import METHOD, RequestBeginning
 
 
-class Watch(Protocol):
+class Inspector(Protocol):
     """Checks the data of a visitor."""
 
     @property
@@ -30,7 +30,7 @@ class Watch(Protocol):
         """Whether the site has got more than the method of a request."""
 
 
-class RequestWatch:
+class RequestInspector:
     """Checks each request of a connection, up to a chunked body or an upgrade.
 
     Args:
@@ -118,7 +118,7 @@ class RequestWatch:
         return None
 
 
-class PreambleWatch(RequestWatch):
+class PreambleInspector(RequestInspector):
     """Checks whether a connection begins as that of an AnyTLS user, and is a visitor's otherwise.
 
     Args:

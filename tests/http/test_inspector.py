@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.http.watch import RequestWatch
+from mtt.http.inspector import RequestInspector
 
 HOST = b"Host: test.local\r\n"
 SITE = b"GET /page HTTP/1.1\r\n" + HOST + b"\r\n"
 TUNNEL = b"GET /tunnel HTTP/1.1\r\n" + HOST + b"\r\n"
 
 
-def watch() -> RequestWatch:
-    return RequestWatch(lambda request, early: request.path == "/tunnel" and not early)
+def inspector() -> RequestInspector:
+    return RequestInspector(lambda request, early: request.path == "/tunnel" and not early)
 
 
 def test_tunnel_may_follow_requests_to_the_site() -> None:
-    one = watch()
+    one = inspector()
     assert one.take(SITE, False) == (SITE, None)
     assert one.take(SITE + TUNNEL, False) == (SITE, TUNNEL)
 
@@ -32,6 +32,6 @@ def test_tunnel_may_follow_requests_to_the_site() -> None:
     ids=["malformed", "chunked", "upgrade", "connect"],
 )
 def test_nothing_behind_a_request_of_unknown_end_begins_a_tunnel(last: bytes) -> None:
-    one = watch()
+    one = inspector()
     assert one.take(SITE + last, False) == (SITE + last, None)
     assert one.take(TUNNEL, False) == (TUNNEL, None)
