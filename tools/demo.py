@@ -1,12 +1,12 @@
-"""The whole tunnel on one machine, to look at: what `make run` starts.
+"""The whole tunnel on one machine, as a demonstration: `make run` starts it.
 
     browser -> mtt-client == TLS == mtt-server -> a small web page of this program
 
-Run from the top directory as `python -m tools.demo`. The environment sets
-    MODE  tls (default), wss, mux, wss+mux or anytls
-    DEST  host:port to lead to instead of the web page
-    PORT  where the client listens on 127.0.0.1; a free port unless given
-Ctrl-C or SIGTERM ends everything.
+Run from the top directory as `python -m tools.demo`. Environment variables:
+    MODE  tls, wss, mux, wss+mux or anytls (default tls)
+    DEST  destination host:port (default: the web page)
+    PORT  port on 127.0.0.1 on which the client listens (default: a free one)
+Ctrl-C or SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SERVER_NAME = "demo.local"
 LISTENING = re.compile(r"listening on (\S+:\d+)")
 PIN = re.compile(r"pin (sha256/[A-Za-z0-9+/=]+)")
 
-START_TIME = 20.0  # seconds; a start takes a tenth, a busy CI machine is far slower
+START_TIME = 20.0  # seconds; a start takes 0.1 s, and far longer on a busy CI machine
 FETCH_TIME = 20.0  # seconds; the tunnel gives up on a destination after 10
 STOP_TIME = 5.0  # seconds between SIGTERM and SIGKILL; the programs end at once
 
@@ -53,7 +53,7 @@ mtt-server, which fetched it from a small web server that listens on this machin
 
 
 class DemoError(MttError):
-    """One of the programs did not do what it should (exit code 1)."""
+    """A program failed (exit code 1)."""
 
 
 class Settings(NamedTuple):
@@ -88,11 +88,11 @@ class WebPage(http.server.BaseHTTPRequestHandler):
         self.wfile.write(PAGE)
 
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing: the programs' own lines are what this demo is about."""
+        """Log nothing: the demo shows the programs' logs."""
 
 
 class WebServer(http.server.ThreadingHTTPServer):
-    """Takes a visitor who hangs up for what it is: no error."""
+    """A web server that does not report clients which disconnect."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), ConnectionError):
@@ -101,7 +101,7 @@ class WebServer(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def web_page() -> Iterator[str]:
-    """Serve the page in a thread; gives its `host:port`."""
+    """Serve the page in a thread; yields its `host:port`."""
     with WebServer((LOOPBACK, 0), WebPage) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -113,14 +113,14 @@ def web_page() -> Iterator[str]:
 
 
 class Program:
-    """A running mtt-client or mtt-server, whose log goes to our stderr."""
+    """A running mtt-client or mtt-server; copies its log to stderr."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
         self.name = name
         self.process = process
 
     async def started(self, *patterns: re.Pattern[str]) -> list[str]:
-        """Wait until the log has matched every pattern; returns what their groups caught."""
+        """Wait until the log has matched all patterns; returns the matches of their groups."""
         found: dict[re.Pattern[str], str] = {}
         try:
             async with asyncio.timeout(START_TIME):
@@ -136,13 +136,13 @@ class Program:
         return [found[pattern] for pattern in patterns]
 
     async def ended(self) -> str:
-        """Pass the log on until the program ends; returns how it ended."""
+        """Copy the log until the program ends; returns how it ended."""
         while await self._line():
             pass
         return f"{self.name} ended by itself, exit code {await self.process.wait()}"
 
     async def stop(self) -> None:
-        """End the program, by force if it takes long."""
+        """End the program, with SIGKILL after STOP_TIME."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         try:
@@ -161,22 +161,18 @@ class Program:
 
 
 @contextlib.asynccontextmanager
-async def program(name: str, script: str, *arguments: str) -> AsyncIterator[Program]:
-    """Run one of the commands of this repository for as long as the context lasts.
+async def program(name: str, *arguments: str) -> AsyncIterator[Program]:
+    """Run the command `name` of this repository inside the context.
 
-    In a session of its own: a Ctrl-C of the terminal is then ours alone to hand on, in order.
+    It has its own session, so that only the demo receives the terminal's Ctrl-C and ends the
+    programs in order.
     """
-    running = Program(
-        name,
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(TOP / script),
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        ),
-    )
+    script = str(TOP / f"{name.replace('-', '_')}.py")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, script, *arguments,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    running = Program(name, process)
     try:
         yield running
     finally:
@@ -184,26 +180,18 @@ async def program(name: str, script: str, *arguments: str) -> AsyncIterator[Prog
 
 
 async def demo(settings: Settings) -> None:
-    """Run until cancelled. Raises DemoError when one of the programs fails."""
-    flags = MODES[settings.mode].command_line("demo")
+    """Run until cancelled. Raises DemoError if a program fails."""
+    common = ("-n", SERVER_NAME, *MODES[settings.mode].command_line("demo"))
+    server_bind, client_bind = (host_port(LOOPBACK, port) for port in (0, settings.port))
     async with contextlib.AsyncExitStack() as stack:
         destination = str(settings.destination or stack.enter_context(web_page()))
         server = await stack.enter_async_context(
-            program(
-                "mtt-server",
-                "mtt_server.py",
-                *("-b", host_port(LOOPBACK, 0), "-d", destination, "-n", SERVER_NAME, *flags),
-            )
+            program("mtt-server", "-b", server_bind, "-d", destination, *common)
         )
         server_address, pin = await server.started(LISTENING, PIN)
         server_ends = asyncio.create_task(server.ended())
         client = await stack.enter_async_context(
-            program(
-                "mtt-client",
-                "mtt_client.py",
-                *("-b", host_port(LOOPBACK, settings.port), "-s", server_address),
-                *("-n", SERVER_NAME, "-pin", pin, *flags),
-            )
+            program("mtt-client", "-b", client_bind, "-s", server_address, "-pin", pin, *common)
         )
         (address,) = await client.started(LISTENING)
         client_ends = asyncio.create_task(client.ended())
@@ -216,10 +204,10 @@ async def demo(settings: Settings) -> None:
 
 
 def fetch(address: str, destination: Endpoint | None) -> str:
-    """Get `/` from `address` over HTTP, and say in a line what came.
+    """Get `/` from `address` over HTTP; returns a line about the answer.
 
-    Our own page must come whole, else DemoError is raised. A destination of the user need not
-    be a web server at all, and may not be running yet.
+    Raises DemoError if the demo's own page does not arrive whole. DEST need not be a web server,
+    and may not be running yet.
     """
     host = {"Host": str(destination or address)}
     connection = http.client.HTTPConnection(address, timeout=FETCH_TIME)
@@ -233,7 +221,7 @@ def fetch(address: str, destination: Endpoint | None) -> str:
             raise DemoError(f"no page came through the tunnel: {describe(error)}") from None
         return f"no HTTP answer came through the tunnel: {describe(error)}"
     if destination is None and body != PAGE:
-        raise DemoError("the page that came through the tunnel is not the one that was sent")
+        raise DemoError("the page arrived changed")
     return f"fetched / through the tunnel: {answer.status} {answer.reason}, {len(body)} bytes"
 
 
@@ -242,11 +230,11 @@ async def until_stopped(settings: Settings) -> None:
     task = asyncio.create_task(demo(settings))
 
     def stop() -> None:
-        if not task.cancelling():  # an impatient second Ctrl-C must not stop the cleaning up
+        if not task.cancelling():  # a second Ctrl-C must not stop the cleanup
             task.cancel()
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        # Windows has neither SIGHUP nor this method; Ctrl-C cancels us there all the same.
+        # Windows has neither SIGHUP nor this method; Ctrl-C cancels the task there.
         with contextlib.suppress(AttributeError, NotImplementedError):
             asyncio.get_running_loop().add_signal_handler(getattr(signal, name), stop)
     with contextlib.suppress(asyncio.CancelledError):

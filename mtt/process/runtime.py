@@ -308,7 +308,9 @@ def read_wakeup(wakeup: socket.socket) -> None:
 
 def ends_with_terminal() -> bool:
     """Whether the process should end when its terminal is closed."""
-    return has_terminal() and not _has_nohup()
+    # nohup(1) starts it with SIGHUP ignored.
+    nohup = sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return has_terminal() and not nohup
 
 
 def has_terminal() -> bool:
@@ -318,8 +320,3 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def _has_nohup() -> bool:
-    """Whether SIGHUP was ignored at the start, as by nohup(1)."""
-    return sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN

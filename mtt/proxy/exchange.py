@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from typing import Any, Protocol
 
-from mtt.address import host_port
-from mtt.errors import StuckError, describe
+from mtt.address import host_port, peer_name
+from mtt.errors import MttError, StuckError, describe
 from mtt.http.date import http_date
 from mtt.layers.base import Data, StreamTransport
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.origin import IdleOrigins, Origin
+from mtt.proxy.port import ProxyPort
 from mtt.wire import httphop, httpproxy
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.httphop import Answer
@@ -25,6 +27,8 @@ MAX_REPLAY = 64 * 1024
 class Client(Protocol):
     """The client's connection, as an exchange uses it."""
 
+    port: ProxyPort
+    near: StreamTransport
     full: bool  # whether writing is paused
     sent: int  # bytes sent to origins
     origins: IdleOrigins
@@ -37,18 +41,8 @@ class Client(Protocol):
     def is_ending(self) -> bool:
         """Whether this is the last request of the connection."""
 
-    @property
-    def name(self) -> str:
-        """The client's name in logs."""
-
     def write(self, data: Data) -> None:
         """Send data to the client."""
-
-    def open(self, host: str, port: int) -> None:
-        """Open a connection, then call the exchange's `opened` or `refuse`."""
-
-    def attached(self, transport: StreamTransport) -> None:
-        """Called with the transport that the request is sent to."""
 
     def flow(self) -> None:
         """Pause reading while the exchange is `full`; else resume it."""
@@ -73,8 +67,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_asked", "_client", "_closes", "_replay", "_reused", "_unsent", "answered", "body",
-        "origin",
+        "_asked", "_client", "_closes", "_is_over", "_replay", "_reused", "_task", "_unsent",
+        "answered", "body", "origin",
     )  # fmt: skip
 
     def __init__(self, client: Client, asked: ProxyRequest) -> None:
@@ -85,6 +79,8 @@ class Exchange:
         self._unsent = bytearray()  # body received before the connection
         self._reused = False  # the origin's connection was idle
         self._replay: bytearray | None = None  # body for a retry; None: no retry
+        self._task: asyncio.Task[Any] | None = None  # opens the connection
+        self._is_over = False
         self.body = asked.body
         self.answered = False
         self.origin: Origin | None = None
@@ -102,7 +98,7 @@ class Exchange:
         key = asked.host, asked.port
         origin = self._client.origins.take(key, idempotent=asked.is_idempotent)
         if origin is None:
-            self._client.open(*key)
+            self._spawn_open()
         else:
             self._reused = True
             self._send_request(origin)
@@ -128,6 +124,10 @@ class Exchange:
 
     def abort(self) -> None:
         """Cut the request."""
+        self._is_over = True
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
         if self.origin is not None:
             self.origin.abort()
             self.origin = None
@@ -139,7 +139,7 @@ class Exchange:
             self._client.cut(StuckError("the answer made no progress"))
         else:
             self._closes = True
-            self.refuse(Outcome.TIMED_OUT)
+            self._refuse(Outcome.TIMED_OUT)
 
     def _send_request(self, origin: Origin) -> None:
         asked, body = self._asked, bytes(self._unsent)
@@ -151,7 +151,8 @@ class Exchange:
             self._keep_for_retry(body)
         if self._client.full:
             origin.transport.pause_reading()
-        self._client.attached(origin.transport)
+        if origin.transport.shares_connection:
+            self._client.near.limit_reads()
         self._client.sent += len(asked.head) + len(body)
         origin.ask(
             self,
@@ -173,10 +174,30 @@ class Exchange:
             else:
                 self._replay += data
 
-    # The requested connection.
+    # A new connection.
 
-    def opened(self, transport: StreamTransport) -> None:
-        """Called with the parked connection."""
+    def _spawn_open(self) -> None:
+        self._client.port.tunnels.spawn(self._client.near, self._open())
+
+    async def _open(self) -> None:
+        if self._is_over:
+            return
+        self._task = asyncio.current_task()
+        port = self._client.port
+        try:
+            transport = await port.open(self._asked.host, self._asked.port)
+        except MttError as error:
+            self._task = None
+            self._refuse(port.outcome(self._client.near, error))
+        except asyncio.CancelledError:
+            if self._task is not None:
+                raise
+            # Cancelled by abort().
+        else:
+            self._task = None
+            self._opened(transport)
+
+    def _opened(self, transport: StreamTransport) -> None:
         self._reused = False
         origin = Origin(transport, (self._asked.host, self._asked.port))
         origin.take_over()
@@ -231,16 +252,16 @@ class Exchange:
     def failed(self, error: Exception, *, silent: bool) -> None:
         self.origin = None
         name = host_port(self._asked.host, self._asked.port)
-        logger.debug("%s: %s: %s", self._client.name, name, describe(error))
+        logger.debug("%s: %s: %s", peer_name(self._client.near), name, describe(error))
         if silent and self._reused and self._replay is not None:
             self._unsent, self._replay = self._replay, None
-            self._client.open(self._asked.host, self._asked.port)
+            self._spawn_open()
         elif self.answered:
             self._client.cut(error)
         else:
-            self.refuse(Outcome.GENERAL_FAILURE)
+            self._refuse(Outcome.GENERAL_FAILURE)
 
-    def refuse(self, outcome: Outcome) -> None:
+    def _refuse(self, outcome: Outcome) -> None:
         """Answer with the proxy's own error."""
         closes = self._closes or not self.body.over or self._client.is_ending
         reply = httpproxy.failure(outcome)

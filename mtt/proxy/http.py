@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from mtt.address import peer_name
 from mtt.errors import MttError, PeerError, describe
@@ -51,7 +50,7 @@ class HttpConnection(StreamProtocol):
 
     Args:
         port: the proxy port.
-        transport: the connection; `start()` takes it over.
+        near: the connection; `start()` takes it over.
         deadline: loop time by which the first request must be complete.
 
     Attributes:
@@ -62,14 +61,14 @@ class HttpConnection(StreamProtocol):
 
     __slots__ = (
         "_buffer", "_check_interval", "_counted", "_deadline", "_done", "_eof", "_exchange",
-        "_idle_since", "_near", "_port", "_takes_views", "_task", "_timer", "_tracked", "error",
-        "full", "origins", "over", "reason", "received", "sent", "started",
+        "_idle_since", "_takes_views", "_timer", "_tracked", "error", "full", "near", "origins",
+        "over", "port", "reason", "received", "sent", "started",
     )  # fmt: skip
 
-    def __init__(self, port: ProxyPort, transport: StreamTransport, deadline: float) -> None:
-        self._port = port
-        self._near = transport
-        self._takes_views = transport.borrows
+    def __init__(self, port: ProxyPort, near: StreamTransport, deadline: float) -> None:
+        self.port = port
+        self.near = near
+        self._takes_views = near.borrows
         self._buffer = HeadBuffer()  # pipelined requests
         self._exchange: Exchange | None = None
         self._eof = False  # the client has half-closed
@@ -82,7 +81,6 @@ class HttpConnection(StreamProtocol):
         self._counted = 0  # bytes delivered at `_idle_since`
         self.origins = IdleOrigins()
         self.full = False
-        self._task: asyncio.Task[Any] | None = None  # opens a connection to an origin
         self._done: Callable[[HttpConnection], None] | None = None  # called at the end
         self.error: Exception | None = None
         self.reason = ""
@@ -90,8 +88,8 @@ class HttpConnection(StreamProtocol):
 
     def start(self, received: bytes) -> None:
         """Take over the connection, which has sent `received` already."""
-        self._near.set_protocol(self)
-        self._port.idle(self, self._near)
+        self.near.set_protocol(self)
+        self.port.idle(self, self.near)
         self._arm(max(0.0, self._deadline - self.started), self._expired)
         self.data_received(received)
 
@@ -104,7 +102,7 @@ class HttpConnection(StreamProtocol):
         """Abort the connection."""
         if not self.over:
             self._end(reason)
-            self._near.abort()
+            self.near.abort()
 
     # Protocol of the client's transport.
 
@@ -142,7 +140,7 @@ class HttpConnection(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not (self.over or self._tracked):
-            self._port.log_lost(self.name, exc, begun=bool(self._buffer))
+            self.port.log_lost(peer_name(self.near), exc, begun=bool(self._buffer))
         self._end(describe(exc))
 
     def pause_writing(self) -> None:
@@ -178,20 +176,20 @@ class HttpConnection(StreamProtocol):
             return
         if self._eof and self._exchange is None and not (self.over or self.full):
             if not self._tracked:
-                self._port.log_lost(self.name, None, begun=bool(self._buffer))
+                self.port.log_lost(peer_name(self.near), None, begun=bool(self._buffer))
             self._finish("done")
 
     def _wait_for_rest(self) -> None:
         """Start the deadline of a request head that has begun."""
         if not self._deadline:
-            seconds = self._port.handshake_time
+            seconds = self.port.handshake_time
             self._deadline = asyncio.get_running_loop().time() + seconds
             self._arm(seconds, self._expired)
 
     def _begin(self, asked: ProxyRequest) -> None:
-        if self._port.has_login:
+        if self.port.has_login:
             shown = httpproxy.login(asked.request)
-            if shown is None or not self._port.accepts(*shown):
+            if shown is None or not self.port.accepts(*shown):
                 # Browsers send the first request without a login.
                 text = "wrong user or password" if shown else "the request has no login"
                 error = PeerError(text) if shown else MttError(text)
@@ -199,11 +197,11 @@ class HttpConnection(StreamProtocol):
                 self._refuse(error, answer)
                 return
         if asked.body is None:
-            near, rest, eof = self._near, bytes(self._buffer), self._eof
+            near, rest, eof = self.near, bytes(self._buffer), self._eof
             self._end("a tunnel was asked for")
             park(near, rest, eof=eof)
             failure = partial(_failure, asked.request)
-            self._port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
+            self.port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
             return
         exchange = Exchange(self, asked)
         size = exchange.body.take(self._buffer)
@@ -211,10 +209,10 @@ class HttpConnection(StreamProtocol):
             raise HttpError(400, "the connection ended in the middle of a request")
         exchange.send(self._buffer.take(size))
         self._exchange = exchange
-        self._port.busy(self, self._near)
+        self.port.busy(self, self.near)
         if not self._tracked:
             self._tracked = True
-            self._port.tunnels.track(self._near, self._track)
+            self.port.tunnels.track(self.near, self._track)
         self._idle_since = asyncio.get_running_loop().time()
         self._deadline = 0.0
         self._arm(self._check_interval, self._check)
@@ -225,33 +223,7 @@ class HttpConnection(StreamProtocol):
         self._done = done
         return self
 
-    async def _open(self, host: str, port: int) -> None:
-        """Open a connection for the exchange."""
-        if self._exchange is None:
-            return
-        self._task = asyncio.current_task()
-        try:
-            origin = await self._port.open(host, port)
-        except MttError as error:
-            self._task = None
-            if self._exchange is not None:
-                self._exchange.refuse(self._port.outcome(self._near, error))
-        except asyncio.CancelledError:
-            if self._task is not None:
-                raise
-            # Cancelled by _end().
-        else:
-            self._task = None
-            if self._exchange is not None:
-                self._exchange.opened(origin)
-            else:
-                origin.abort()
-
     # Called by the exchange.
-
-    @property
-    def name(self) -> str:
-        return peer_name(self._near)
 
     @property
     def has_ended(self) -> bool:
@@ -259,34 +231,27 @@ class HttpConnection(StreamProtocol):
 
     @property
     def is_ending(self) -> bool:
-        return self._port.draining or self.has_ended
+        return self.port.draining or self.has_ended
 
     def write(self, data: Data) -> None:
         self.received += len(data)
-        self._near.write(data if self._takes_views else bytes(data))
-
-    def open(self, host: str, port: int) -> None:
-        self._port.tunnels.spawn(self._near, self._open(host, port))
-
-    def attached(self, transport: StreamTransport) -> None:
-        if transport.shares_connection:
-            self._near.limit_reads()
+        self.near.write(data if self._takes_views else bytes(data))
 
     def flow(self) -> None:
         exchange = self._exchange
         if self.over:
             return
         if len(self._buffer) > MAX_AHEAD or (exchange is not None and exchange.full):
-            self._near.pause_reading()
+            self.near.pause_reading()
         else:
-            self._near.resume_reading()
+            self.near.resume_reading()
 
     def completed(self, *, closes: bool) -> None:
         self._exchange = None
-        if closes or self._near.is_closing():
+        if closes or self.near.is_closing():
             self._finish("done")
             return
-        self._port.idle(self, self._near)
+        self.port.idle(self, self.near)
         self._idle_since = asyncio.get_running_loop().time()
         self.flow()
         self._serve()
@@ -295,32 +260,32 @@ class HttpConnection(StreamProtocol):
         self.error = error
         if not self.over:
             self._end(describe(error))
-            self._near.cut()  # after the received part of the answer
+            self.near.cut()  # after the received part of the answer
 
     def upgraded(self, far: StreamTransport, rest: bytes, eof: bool) -> None:
-        near, ahead, near_eof = self._near, bytes(self._buffer), self._eof
+        near, ahead, near_eof = self.near, bytes(self._buffer), self._eof
         self._exchange = None
         self._end("upgraded")
         park(near, ahead, eof=near_eof)
         park(far, rest, eof=eof)
-        self._port.tunnels.relay(near, far)
+        self.port.tunnels.relay(near, far)
 
     # End.
 
     def _refuse(self, error: Exception, answer: bytes) -> None:
         """Close the connection because of a client error, with `answer` if none has begun."""
-        self._port.report(self.name, error)
+        self.port.report(peer_name(self.near), error)
         if self._exchange is not None and self._exchange.answered:
             self.cut(error)
             return
-        self._near.write(answer)
+        self.near.write(answer)
         self._finish(describe(error))
 
     def _finish(self, reason: str) -> None:
         """Deliver written data and close the connection."""
         if not self.over:
             self._end(reason)
-            self._near.close()
+            self.near.close()
 
     def _end(self, reason: str) -> None:
         """Release everything except the client's connection."""
@@ -336,10 +301,7 @@ class HttpConnection(StreamProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-        self._port.busy(self, self._near)
+        self.port.busy(self, self.near)
         done, self._done = self._done, None
         if done is not None:
             done(self)
@@ -352,8 +314,8 @@ class HttpConnection(StreamProtocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, callback)
 
     def _expired(self) -> None:
-        reason = f"no complete request within {self._port.handshake_time:g} s"
-        logger.debug("%s: %s", self.name, reason)
+        reason = f"no complete request within {self.port.handshake_time:g} s"
+        logger.debug("%s: %s", peer_name(self.near), reason)
         self._finish(reason)
 
     def _check(self) -> None:
@@ -369,7 +331,7 @@ class HttpConnection(StreamProtocol):
             self._arm(self._check_interval, self._check)
 
     def _check_progress(self, exchange: Exchange, now: float) -> None:
-        ends = [self._near]
+        ends = [self.near]
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
         waiting = sum(end.unsent() + end.throttled_bytes() for end in ends)
@@ -378,12 +340,12 @@ class HttpConnection(StreamProtocol):
         if count != self._counted:
             self._counted = count
             self._idle_since = now
-        elif now - self._idle_since >= self._port.idle_time:
-            logger.debug("%s: idle for %g s", self.name, self._port.idle_time)
+        elif now - self._idle_since >= self.port.idle_time:
+            logger.debug("%s: idle for %g s", peer_name(self.near), self.port.idle_time)
             exchange.time_out()
             return
         if waiting and any(silent_seconds(end) >= DEAD_TIME for end in ends):
-            logger.debug("%s: no sign of life for %g s", self.name, DEAD_TIME)
+            logger.debug("%s: no sign of life for %g s", peer_name(self.near), DEAD_TIME)
             exchange.time_out()
 
 

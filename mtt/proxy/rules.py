@@ -16,6 +16,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from mtt.address import parse_port
@@ -88,33 +90,23 @@ class Rule(NamedTuple):
 _Entry = tuple[int, int, int, int, bool]
 
 
+@dataclass(frozen=True)
 class Policy:
-    """Decides which destinations are allowed.
+    """Decides which destinations are allowed: the user's `rules` besides the built-in ones."""
 
-    Args:
-        rules: the user's rules, in addition to the built-in ones.
-    """
+    rules: tuple[Rule, ...] = ()
 
-    def __init__(self, rules: Iterable[Rule] = ()) -> None:
-        self.rules = tuple(rules)
+    @cached_property
+    def _entries(self) -> dict[int, list[_Entry]]:
+        """All rules by IP version. The first match decides."""
         special = (Rule(False, ipaddress.ip_network(text), built_in=True) for text in _SPECIAL)
-        # The first match decides.
-        entries = sorted((*self.rules, *special), key=Rule._sort_key)
-        self._entries: dict[int, list[_Entry]] = {4: [], 6: []}
-        for rule in entries:
+        entries: dict[int, list[_Entry]] = {4: [], 6: []}
+        for rule in sorted((*self.rules, *special), key=Rule._sort_key):
             network = rule.network
-            self._entries[network.version].append(
+            entries[network.version].append(
                 (int(network.network_address), int(network.netmask), *rule.ports, rule.allow)
             )
-
-    def __repr__(self) -> str:
-        return f"Policy({self.rules!r})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Policy) and self.rules == other.rules
-
-    def __hash__(self) -> int:
-        return hash(self.rules)
+        return entries
 
     def allows(self, host: str, port: int) -> bool:
         """Whether connections and datagrams to `port` of the IP literal `host` are allowed.
@@ -150,12 +142,12 @@ DEFAULT_POLICY = Policy()
 
 def parse_policy(allow: Iterable[str], deny: Iterable[str]) -> Policy:
     """Make the policy of the options -allow and -deny. Raises UsageError."""
-    rules = [
+    rules = tuple(
         rule
         for option, verdict, texts in (("-allow", True, allow), ("-deny", False, deny))
         for text in texts
         for rule in parse_rule(option, text, allow=verdict)
-    ]
+    )
     if len(rules) > MAX_RULES:
         raise UsageError(f"-allow, -deny: {len(rules)} rules are too many; {MAX_RULES} at most")
     return Policy(rules)

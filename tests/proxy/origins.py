@@ -45,7 +45,7 @@ class Site:
     @property
     def near(self) -> StreamTransport:
         """The proxy's transport to the only client."""
-        return self.connection._near
+        return self.connection.near
 
     async def client(self) -> Tcp:
         return await connect(port_of(self.proxy))
