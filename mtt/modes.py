@@ -118,16 +118,15 @@ def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> U
 
 
 def _anytls(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
-    from mtt.outbound.anytls_pool import AnyTlsPool, AnyTlsTunnel
+    from mtt.outbound.anytls_pool import AnyTlsPool
     from mtt.wire.anytls import password_hash
 
-    pool = AnyTlsPool(
+    return AnyTlsPool(
         connector.attach,
         password_hash(options.anytls_password),
         on_lost=counters.session_over,
         **options.pool._asdict(),
     )
-    return AnyTlsTunnel(pool)
 
 
 def _stream_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:

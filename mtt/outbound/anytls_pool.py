@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Collection
 from mtt.errors import DestinationError, MttError, NetworkError, again, describe
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_stream import ClientStream
-from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import Throttle, logger
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
@@ -33,7 +32,7 @@ TUNNEL_DESTINATION = b"\3\x0etunnel.invalid\0\1"
 Connect = Callable[[ClientSession], Awaitable[None]]
 
 
-class AnyTlsPool:
+class AnyTlsPool(Upstream):
     """Opens streams, at most one active stream per session.
 
     A session is reused once its stream has ended, or only waits for the server's end of stream.
@@ -81,7 +80,6 @@ class AnyTlsPool:
 
     @property
     def sessions(self) -> Collection[ClientSession]:
-        """The sessions that are connected."""
         return self._sessions.keys()
 
     @property
@@ -90,16 +88,15 @@ class AnyTlsPool:
         return sum(session.idle_since is not None for session in self._sessions)
 
     def start(self) -> None:
-        """Start making the `warm` sessions."""
         if self._warm and self._warming is None:
             self._warming = asyncio.get_running_loop().create_task(self._warm_up())
 
-    async def open(self, destination: bytes, *, wait: bool = True) -> ClientStream:
+    async def open(self, destination: bytes | None = None) -> ClientStream:
         """Open a stream. It is paused, and its protocol is a `Parked`.
 
-        Args:
-            destination: the destination, encoded by `wire.addresses.encode`.
-            wait: wait until the server reports that it has reached the destination.
+        Waits until the server reports that it has reached `destination`, which is encoded by
+        `wire.addresses.encode`. Without one, as the upstream of a tunnel, it does not wait: the
+        application has no way to learn the outcome.
 
         Raises what `connect` and `ClientStream.acknowledged` raise. An idle session that turns out
         to be dead is replaced by a new one instead.
@@ -110,7 +107,7 @@ class AnyTlsPool:
             if session is None:
                 session = await self._dial()
             stream = _open_on(session, destination)
-            if not wait:
+            if destination is None:
                 stream.expect_answer()
                 return stream
             try:
@@ -129,17 +126,15 @@ class AnyTlsPool:
                 return stream
         raise NetworkError("the AnyTLS client is closing")
 
-    def open_at_once(self, destination: bytes) -> ClientStream | None:
-        """Open a stream on an idle session without waiting; None if no session is idle."""
+    def open_at_once(self) -> ClientStream | None:
         session = None if self._closed else self._newest_idle()
         if session is None:
             return None
-        stream = _open_on(session, destination)
+        stream = _open_on(session, None)
         stream.expect_answer()
         return stream
 
     async def close(self) -> None:
-        """Abort all sessions."""
         self._closed = True
         if self._warming is not None:
             self._warming.cancel()
@@ -239,31 +234,7 @@ class AnyTlsPool:
             self._unfinished.add(session)
 
 
-def _open_on(session: ClientSession, destination: bytes) -> ClientStream:
-    stream = session.open_stream(Parked(), destination)
+def _open_on(session: ClientSession, destination: bytes | None) -> ClientStream:
+    stream = session.open_stream(Parked(), destination or TUNNEL_DESTINATION)
     stream.pause_reading()
     return stream
-
-
-class AnyTlsTunnel(Upstream):
-    """The upstream of a tunnel: the server chooses the destination of all streams."""
-
-    def __init__(self, pool: AnyTlsPool) -> None:
-        self._pool = pool
-
-    @property
-    def sessions(self) -> Collection[ClientSession]:
-        return self._pool.sessions
-
-    def start(self) -> None:
-        self._pool.start()
-
-    def open_at_once(self) -> StreamTransport | None:
-        return self._pool.open_at_once(TUNNEL_DESTINATION)
-
-    async def open(self) -> StreamTransport:
-        # Waiting would be pointless: the application has no way to learn the outcome.
-        return await self._pool.open(TUNNEL_DESTINATION, wait=False)
-
-    async def close(self) -> None:
-        await self._pool.close()

@@ -38,10 +38,10 @@ class Connector:
         counters: counts failures.
         tls: the client's TLS options.
         half_close: see TlsLayer.
-        finish: upgrades each connection before `connect` returns it.
         on_change: called when changed certificate files have been loaded.
 
     Attributes:
+        finish: upgrades each connection before `connect` returns it.
         connecting: number of connections being made.
 
     Raises UsageError when the options are unusable.
@@ -55,7 +55,6 @@ class Connector:
         tls: ClientTls,
         *,
         half_close: bool = False,
-        finish: Finish | None = None,
         on_change: Callable[[], object] | None = None,
     ) -> None:
         self.server = server
@@ -64,7 +63,7 @@ class Connector:
         self._counters = counters
         self._options = tls
         self._half_close = half_close
-        self.finish = finish
+        self.finish: Finish | None = None
         self._started = False
 
         def load() -> Loaded:

@@ -239,7 +239,7 @@ class PreconnectPool(Upstream):
         # A reset may come from the destination; that says nothing about other connections.
         if is_abnormal_end(error) and not isinstance(error, ConnectionResetError):
             self._guard.verify_all()
-        if get_running_loop().time() - connection.since < MIN_LIFETIME:
+        if get_running_loop().time() - connection.heard_at < MIN_LIFETIME:
             self._ended_early(error)
         else:
             self.ended(error)
@@ -282,13 +282,13 @@ class PreconnectPool(Upstream):
 class _Preconnected(Parked):
     """Protocol of a ready connection; keeps early data."""
 
-    __slots__ = ("_pool", "is_stale", "since", "timer", "usable_until")
+    __slots__ = ("_pool", "heard_at", "is_stale", "timer", "usable_until")
 
     def __init__(self, pool: PreconnectPool, transport: StreamTransport) -> None:
         super().__init__()
         self.transport = transport
         self._pool = pool
-        self.since = get_running_loop().time()
+        self.heard_at = get_running_loop().time()  # in its handshake
         self.usable_until = 0.0  # by the clock of _now()
         self.is_stale = False
         self.timer: asyncio.TimerHandle | None = None
@@ -298,10 +298,6 @@ class _Preconnected(Parked):
         """The transport, until it is lost."""
         assert self.transport is not None
         return self.transport
-
-    @property
-    def heard_at(self) -> float:
-        return self.since
 
     def ping(self) -> None:
         """Do nothing: anything sent now would become application data."""

@@ -99,7 +99,7 @@ class _Supervisor:
         self._name = name
         self._manager = manager
         self._parent = parent
-        self._children: dict[int, Child] = {}  # by pid
+        self._children: list[Child] = []
         self._hub: Child | None = None
         self._loads = WorkerLoads(options.workers)
         self._due: dict[int, float] = {}  # time at which to fork each worker
@@ -151,15 +151,12 @@ class _Supervisor:
                 return
         for number in range(1, self._options.workers + 1):
             self._fork(number)
-        self._until(lambda: not self._due and all(child.ready for child in self._all()))
+        self._until(lambda: not self._due and all(child.ready for child in self._children))
         if self._asked:
             return
         self._started = True
         self._service.announce()
         self._manager.ready(runtime.listening_on(self._service))
-
-    def _all(self) -> list[Child]:
-        return list(self._children.values())
 
     def _stop(self) -> None:
         """Let the workers finish, unless a second request arrives."""
@@ -172,7 +169,7 @@ class _Supervisor:
         seconds = self._options.grace + HUB_GRACE + CLOSE_LIMIT
         logger.info("stopping")
         self._manager.stopping("stopping", seconds)
-        for child in self._all():
+        for child in self._children:
             child.send(STOP)
         until = time.monotonic() + seconds + PATIENCE
         while self._children and self._asked == 1 and (left := until - time.monotonic()) > 0:
@@ -181,12 +178,12 @@ class _Supervisor:
     def _end_all(self) -> None:
         """End the remaining children at once."""
         self._stopping = True
-        for child in self._all():
+        for child in self._children:
             child.send(STOP_NOW)
         until = time.monotonic() + AT_ONCE
         while self._children and (left := until - time.monotonic()) > 0:
             self._step(left)
-        for child in self._all():
+        for child in self._children:
             logger.warning("%s did not end in time and was killed", child)
             os.kill(child.pid, signal.SIGKILL)
             os.waitpid(child.pid, 0)
@@ -237,14 +234,14 @@ class _Supervisor:
         interval = self._manager.beat_interval
         if interval and now >= self._next_beat:
             self._next_beat = now + interval
-            if all(not child.ready or now - child.beat < interval for child in self._all()):
+            if all(not child.ready or now - child.beat < interval for child in self._children):
                 self._manager.beat()
 
     def _reload(self) -> None:
         if self._ends_with_terminal and not runtime.has_terminal():
             self._asked += 1
             return
-        for child in self._all():
+        for child in self._children:
             child.send(RELOAD)
 
     # Children.
@@ -258,7 +255,7 @@ class _Supervisor:
             self._unready = 0
 
     def _reap(self) -> None:
-        for child in self._all():
+        for child in list(self._children):
             cause = child.ended()
             if cause is None:
                 continue
@@ -267,7 +264,7 @@ class _Supervisor:
             if child.line in self._selector.get_map():
                 self._selector.unregister(child.line)
             child.line.close()
-            del self._children[child.pid]
+            self._children.remove(child)
             if child.number:
                 self._loads.clear(child.number)
             if not self._stopping:
@@ -281,7 +278,7 @@ class _Supervisor:
             if child.failure is not None and not self._started:
                 raise child.failure
             self._unready += 1
-            serving = any(each.ready and each.number for each in self._all())
+            serving = any(each.ready and each.number for each in self._children)
             if self._unready >= MAX_UNREADY and not serving:
                 raise StartError(
                     f"{self._unready} workers in a row ended before they were ready, the last "
@@ -333,7 +330,8 @@ class _Supervisor:
         for sock in filter(None, (theirs, to_hub)):
             sock.close()
         line.setblocking(False)
-        child = self._children[pid] = Child(number, pid, line)
+        child = Child(number, pid, line)
+        self._children.append(child)
         self._selector.register(line, selectors.EVENT_READ, child)
         logger.debug("%s started", child)
         return child
@@ -348,7 +346,7 @@ class _Supervisor:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
         self._manager.close()
-        for each in (self._wakeup, self._waker, line, *(child.line for child in self._all())):
+        for each in (self._wakeup, self._waker, line, *(child.line for child in self._children)):
             each.close()
 
     def _work(

@@ -96,10 +96,9 @@ async def test_a_session_is_used_again(certs: Certs) -> None:
         serving(echo) as there,
         both_ends("anytls", there.port, certs) as (server, client),
     ):
-        assert client._upstream._pool is not None
         for _ in range(5):
             await check_works(port_of(client))
-            await eventually(lambda: client._upstream._pool and client._upstream._pool.idle == 1)
+            await eventually(lambda: client._upstream.idle == 1)
         assert client.counters.sessions == server.counters.sessions == 1
         assert client.counters.streams == 5
 
@@ -110,8 +109,8 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
         server_at("anytls", there.port, certs) as server,
         client_of("anytls", port_of(server), certs, warm=2) as client,
     ):
-        pool = client._upstream._pool
-        await eventually(lambda: pool and pool.idle == 2 and pool._newest_idle())
+        pool = client._upstream
+        await eventually(lambda: pool.idle == 2 and pool._newest_idle())
         await check_works(port_of(client))
         assert client.counters.sessions == 2
         async with asyncio.timeout(SOON):

@@ -43,23 +43,23 @@ async def test_newest_idle_session_is_used_and_not_shared() -> None:
 
 async def test_open_at_once_uses_only_existing_sessions() -> None:
     network = Network()
-    assert network.pool.open_at_once(b"dest") is None
+    assert network.pool.open_at_once() is None
     first, second = await network.idle(2)
     for session in (second, first):
-        stream = network.pool.open_at_once(b"dest")
+        stream = network.pool.open_at_once()
         assert stream is not None
         assert stream._session is session
         assert not stream.is_reading()  # until its owner is attached
-    assert network.pool.open_at_once(b"dest") is None
+    assert network.pool.open_at_once() is None
     assert network.dials == 2
     await network.over()
-    assert network.pool.open_at_once(b"dest") is None
+    assert network.pool.open_at_once() is None
 
 
 async def test_dialled_session_goes_to_its_dialler() -> None:
     network = Network()
     network.allowed.clear()
-    tasks = [asyncio.ensure_future(network.pool.open(b"dest", wait=False)) for _ in range(3)]
+    tasks = [asyncio.ensure_future(network.pool.open()) for _ in range(3)]
     await turns()
     tasks[0].cancel()
     await turns()

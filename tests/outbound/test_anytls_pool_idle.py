@@ -142,7 +142,7 @@ async def test_warm_session_with_a_version_1_server() -> None:
     session = network.sessions[0]
     assert not session.ping_answered()
     session.heard_at += 1e9
-    assert network.pool.open_at_once(b"dest")
+    assert network.pool.open_at_once()
     assert network.dials == 1
     await network.over()
 

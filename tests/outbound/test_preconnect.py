@@ -104,7 +104,7 @@ async def test_refresh_times_are_spread(monkeypatch: pytest.MonkeyPatch) -> None
     assert network.open == len(network.pool) == 20
     # Each is replaced once per REFRESH_FRACTION of MAX_AGE.
     assert 20 * (1 + 10 / REFRESH_FRACTION[1]) < network.dials < 20 * (1 + 11 / REFRESH_FRACTION[0])
-    seconds = {round(waiting.since) for waiting in network.pool._ready}
+    seconds = {round(waiting.heard_at) for waiting in network.pool._ready}
     assert len(seconds) > 5
     await network.close()
 
