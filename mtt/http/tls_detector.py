@@ -96,5 +96,5 @@ class TlsDetector(StreamProtocol):
             error = PeerError("TLS: http request", cause=Cause.PLAINTEXT_HTTP)
         else:
             error = PeerError("TLS: wrong version number", cause=Cause.TLS)
-        self._tls.give_up(error)
+        self._tls.detach(error)
         self._on_plain(self._transport, received)

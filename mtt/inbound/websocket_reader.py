@@ -13,9 +13,8 @@ from mtt.http.server import HttpServer
 from mtt.inbound.site import WebSite
 from mtt.inbound.stream_reader import TunnelReader
 from mtt.layers.base import StreamTransport
-from mtt.layers.foreign import ForeignWebSocketLayer
 from mtt.layers.parked import Parked, hand_over
-from mtt.layers.websocket import WebSocketLayer
+from mtt.layers.websocket import ForeignWebSocketLayer, WebSocketLayer
 from mtt.log import Throttle
 from mtt.wire import alpn
 from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux

@@ -1,6 +1,6 @@
-"""What the kernel tells of a TCP connection: what it holds, and how long its peer is silent.
+"""What the kernel reports of a TCP connection: unacknowledged data, and silence of the peer.
 
-Each function takes any transport; the socket is the one at the bottom of its stack.
+Transports may be of any layer; the functions look at the socket at the bottom of the stack.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ import socket
 import struct
 import sys
 
-# struct tcp_info of <linux/tcp.h>: tcpi_probes, window probes without an answer so far;
+# Offsets in struct tcp_info of <linux/tcp.h>: tcpi_probes, unanswered window probes;
 # tcpi_last_data_sent and tcpi_last_ack_recv, milliseconds ago; and the size up to there.
 _PROBES, _LAST_DATA_SENT, _LAST_ACK_RECV = 3, 44, 56
 _TCP_INFO_SIZE = 60
-# tcpi_state, its first byte, as long as no FIN of ours is under way: ESTABLISHED and CLOSE_WAIT.
+# Values of tcpi_state, its first byte, before our FIN is sent: ESTABLISHED and CLOSE_WAIT.
 _BEFORE_FIN = (1, 8)
 
 _LINUX = sys.platform.startswith("linux")
 
 
 def silent_seconds(transport: asyncio.BaseTransport) -> float:
-    """For how long the peer's kernel has owed us an acknowledgement; 0 if it owes none.
+    """Return for how long the peer's kernel has owed an acknowledgement; 0 if it owes none.
 
-    A peer that merely does not read acknowledges our window probes and what we send again, one that
-    is gone does not. There may be two minutes between two of these, in which nothing is owed; and
-    a single probe may go without an answer, because kernels answer only two in a second.
-    Keepalive does not see that: it rests while there is something to retransmit, which goes on for
-    a quarter of an hour. (While nothing is under way it keeps the last acknowledgement young.)
-    Linux only, elsewhere always 0.
+    A peer that merely does not read acknowledges window probes and retransmissions; a dead one does
+    not. Up to two minutes pass between two of these, in which nothing is owed, and a single probe
+    may stay unanswered, because kernels answer only two per second. TCP keepalive does not notice:
+    it stops while data is retransmitted, for a quarter of an hour. (Without data under way it keeps
+    the last acknowledgement recent.) Linux only; elsewhere always 0.
     """
     info = _tcp_info(transport) if _queue_of(transport) else None
     if info is None:
@@ -38,9 +37,9 @@ def silent_seconds(transport: asyncio.BaseTransport) -> float:
 
 
 def stalled_seconds(transport: asyncio.BaseTransport) -> float | None:
-    """For how long nothing has been sent of what waits in the kernel: the peer does not read.
+    """Return for how long the kernel has sent nothing of its queue: the peer does not read.
 
-    None where the system does not tell, other than Linux.
+    None except on Linux.
     """
     info = _tcp_info(transport)
     if info is None:
@@ -50,13 +49,15 @@ def stalled_seconds(transport: asyncio.BaseTransport) -> float | None:
 
 
 def tells_acknowledged(transport: asyncio.BaseTransport) -> bool:
-    """Whether `kernel_queue` counts what the peer's kernel has not acknowledged; false if, as on
-    systems other than Linux, it counts only what our own kernel has not sent."""
+    """Whether `kernel_queue` counts the data that the peer has not acknowledged.
+
+    Except on Linux it counts only the data that our own kernel has not sent.
+    """
     return _tcp_info(transport) is not None
 
 
 def kernel_queue(sock: socket.socket) -> int:
-    """How many of the bytes given to `sock` the peer's kernel has not acknowledged yet."""
+    """Return how many bytes of `sock` the peer's kernel has not acknowledged yet."""
     if sock.fileno() < 0:
         return 0
     try:
@@ -67,9 +68,7 @@ def kernel_queue(sock: socket.socket) -> int:
         poll = select.poll()
         poll.register(sock.fileno(), 0)
         if any(events & select.POLLERR for _, events in poll.poll(0)):
-            # Reset: the rest will never be sent. Nobody tells us once the peer's FIN has been
-            # read, because nobody watches the socket any more.
-            return 0
+            return 0  # reset, which is not noticed otherwise once the peer's FIN has been read
         answer = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
     except (ImportError, OSError):
         return 0

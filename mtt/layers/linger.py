@@ -1,9 +1,9 @@
-"""How a TCP connection ends without losing what was sent, and how it ends on purpose with a bang.
+"""How a TCP connection ends without losing data, or on purpose with a reset.
 
-Closing a socket that has unread input makes the kernel answer with RST, and an RST destroys data
-that the other side has not read yet. So after the last byte we send FIN, go on reading (and
-discarding) until the other side has closed too, and only then close the descriptor: what web
-servers call a lingering close. All of it is bounded: a peer that neither reads nor closes is cut.
+Closing a socket that has unread input makes the kernel send RST, which destroys data that the peer
+has not read yet. So after the last byte the socket sends FIN, reads and discards until the peer has
+closed too, and only then closes the descriptor: what web servers call a lingering close. It is
+bounded: a peer that neither reads nor closes is cut.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Protocol
 
 from mtt.layers.base import Data, StreamProtocol
 
-# How often a closing connection is looked at.
+# Seconds between checks of a closing connection.
 TICK = 0.5
-# The first look at a connection that is to be reset when all is delivered, which takes a round trip
-# as a rule; each further look comes after twice the time, up to TICK.
+# The first check of a connection that is reset when all data is delivered, usually after one round
+# trip. The interval doubles up to TICK.
 CUT_TICK = 0.005
-# Everything is sent and acknowledged: how long we wait for the other side's FIN. nginx waits 5 s
-# between reads; two ends of a tunnel close at once, so only strangers ever use it up.
+# Seconds to wait for the peer's FIN when all data is acknowledged. nginx waits 5 s between reads;
+# two ends of a tunnel close at once, so only foreign peers take that long.
 LINGER_TIME = 2.0
-# Something is still unsent and none of it moves: the peer does not read any more.
+# Seconds without progress while data is unsent: the peer has stopped reading.
 STALL_TIME = 30.0
 
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends RST
@@ -32,13 +32,13 @@ _USUAL = struct.pack("ii", 0, 0)
 
 
 def reset_on_close(sock: socket.socket, on: bool = True) -> None:
-    """Have close() send RST, or FIN as it usually does."""
-    with contextlib.suppress(OSError):  # not a TCP socket, or gone already
+    """Have close() send RST, or FIN as usual."""
+    with contextlib.suppress(OSError):  # not a TCP socket, or closed already
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET if on else _USUAL)
 
 
-class Ends(Protocol):
-    """What is needed of a socket's transport to end it."""
+class ClosingTransport(Protocol):
+    """What `Lingering` needs of the socket's transport."""
 
     def unsent(self) -> int: ...
     def drain(self) -> None: ...
@@ -47,69 +47,54 @@ class Ends(Protocol):
 
 
 class Lingering(StreamProtocol):
-    """Stands above a socket that is being closed, in place of `protocol`, which hears of its end.
+    """Replaces `protocol` above a socket that is being closed, and reports the end to it.
 
-    Reads and discards until the peer closes, or time is up.
+    Reads and discards until the peer closes, or time is up. With `resets`, resets the connection as
+    soon as the peer's kernel has all data.
     """
 
     borrows = True
-    first_tick = TICK
 
-    __slots__ = ("_left", "_protocol", "_since", "_tick_time", "_timer", "_transport")
+    __slots__ = (
+        "_protocol", "_resets", "_since", "_tick_time", "_timer", "_transport", "_unsent",
+    )  # fmt: skip
 
-    def __init__(self, transport: Ends, protocol: StreamProtocol) -> None:
+    def __init__(
+        self, transport: ClosingTransport, protocol: StreamProtocol, *, resets: bool = False
+    ) -> None:
         self._transport = transport
         self._protocol = protocol
+        self._resets = resets
         loop = asyncio.get_running_loop()
         self._since = loop.time()
-        self._left: int | None = None  # not asked yet: most are gone before the first tick
-        self._tick_time = self.first_tick
+        self._unsent: int | None = None  # at the last tick; most connections end before the first
+        self._tick_time = CUT_TICK if resets else TICK
         self._timer = loop.call_later(self._tick_time, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        left = self._transport.unsent()
-        if self._left is not None and left < self._left:
+        unsent = self._transport.unsent()
+        if self._unsent is not None and unsent < self._unsent:
             self._since = loop.time()
-        self._left = left
-        if left and loop.time() - self._since >= STALL_TIME:
-            self._transport.abort()  # what is missing must not look like an ordinary end
-        elif not left and self._is_over(loop.time() - self._since):
-            self._end()
+        self._unsent = unsent
+        waited = loop.time() - self._since
+        if unsent and waited >= STALL_TIME:
+            self._transport.abort()  # missing data must not look like an ordinary end
+        elif self._resets and not unsent:
+            self._transport.abort()
+        elif not unsent and waited >= LINGER_TIME:
+            self._transport.drop()
         else:
             self._tick_time = min(2 * self._tick_time, TICK)
             self._timer = loop.call_later(self._tick_time, self._tick, loop)
-
-    def _is_over(self, waited: float) -> bool:
-        """Whether all is done `waited` seconds after the last byte was acknowledged."""
-        return waited >= LINGER_TIME
-
-    def _end(self) -> None:
-        self._transport.drop()
 
     def data_received(self, data: Data) -> None:
         pass
 
     def eof_received(self) -> bool:
-        self._transport.drain()
+        if not self._resets:  # else the peer may go on reading
+            self._transport.drain()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._timer.cancel()
         self._protocol.connection_lost(exc)
-
-
-class Cutting(Lingering):
-    """Resets the connection as soon as the peer's kernel has all that was sent."""
-
-    __slots__ = ()
-
-    first_tick = CUT_TICK
-
-    def eof_received(self) -> bool:
-        return True  # the peer may go on reading
-
-    def _is_over(self, waited: float) -> bool:
-        return True
-
-    def _end(self) -> None:
-        self._transport.abort()

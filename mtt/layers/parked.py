@@ -1,4 +1,4 @@
-"""Parked connections: their owner has not decided yet what to do with them."""
+"""Parked connections, which wait for the protocol that will use them."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 
 
 class Parked(StreamProtocol):
-    """The protocol of a parked connection: keeps what comes until another protocol takes over.
+    """The protocol of a parked connection: keeps data until another protocol takes over.
 
-    That is `hand_over()` or, for several at a time, `take_over()`. Most connections say nothing
-    before, so reading goes on, and only the first data pause it: pausing and resuming each one
-    would cost four system calls. A connection that dies meanwhile shows in
-    `transport.is_closing()` and `error`.
+    See `hand_over()` and, for several connections at a time, `take_over()`. Most connections
+    receive nothing before, so only the first data pauses reading: pausing and resuming each one
+    would cost four system calls. If the connection dies meanwhile, `transport.is_closing()` and
+    `error` report it.
 
     Args:
-        ready: called with the transport when the layers below are up. Without it, `await` the
-            transport with `opened()`.
-        failed: called if they fail instead, or never come up.
+        ready: called with the transport when the layers below are ready. Without it, `await
+            opened()`.
+        failed: called if they fail instead.
 
     Attributes:
-        left: called if the connection is cut later, or is over.
+        ended: called if the connection is cut later, or is over.
     """
 
-    __slots__ = ("_opened", "_ready", "early", "eof", "error", "failed", "left", "transport")
+    __slots__ = ("_opened", "_ready", "early", "ended", "eof", "error", "failed", "transport")
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Parked(StreamProtocol):
     ) -> None:
         self._ready = ready
         self.failed = failed
-        self.left: Callable[[], object] | None = None
+        self.ended: Callable[[], object] | None = None
         self._opened: asyncio.Future[StreamTransport | None] | None = None  # None: it failed
         self.transport: StreamTransport | None = None
         self.error: Exception | None = None
@@ -44,7 +44,7 @@ class Parked(StreamProtocol):
         self.eof = False
 
     async def opened(self) -> StreamTransport:
-        """Wait for the transport. Raises the layer's PeerError or NetworkError if it fails."""
+        """Wait for the transport. Raises the PeerError or NetworkError of a layer that fails."""
         transport = self.transport
         if transport is None and self.error is None:
             self._opened = asyncio.get_running_loop().create_future()
@@ -56,14 +56,13 @@ class Parked(StreamProtocol):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the connection died before its peer had said all it had to say, or by a reset:
-        who resets does not want any of it to go on."""
+        """Whether the connection died before the peer's end, or by a reset, which revokes all."""
         error = self.error
         return isinstance(error, ConnectionResetError) or (error is not None and not self.eof)
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is to be carried: the peer has ended both directions, without a byte."""
+        """Whether the peer has ended both directions without sending data."""
         transport = self.transport
         return (
             self.eof and not self.early and transport is not None and not transport.half_closes()
@@ -79,14 +78,14 @@ class Parked(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.error = exc or NetworkError("connection closed")
-        # These refer to what refers to us.
+        # They refer to objects that refer to this one.
         transport, self.transport = self.transport, None
         failed, self._ready, self.failed = self.failed, None, None
-        left, self.left = self.left, None
+        ended, self.ended = self.ended, None
         if transport is not None:
-            transport.set_protocol(self)  # for those who take it over now
-            if left is not None and self.is_cut:
-                left()
+            transport.set_protocol(self)  # for a protocol that takes over now
+            if ended is not None and self.is_cut:
+                ended()
         elif failed is not None:
             failed(self.error)
         elif self._opened is not None and not self._opened.done():
@@ -99,16 +98,13 @@ class Parked(StreamProtocol):
 
     def eof_received(self) -> bool:
         self.eof = True
-        if self.left is not None and self.is_over:
-            self.left()
+        if self.ended is not None and self.is_over:
+            self.ended()
         return True
 
 
 def park(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None:
-    """Park a transport whose beginning has been read by a protocol that it is not for.
-
-    `early` is what was read, `eof` whether the end was among it.
-    """
+    """Park a transport of which another protocol has read `early`, and the end if `eof`."""
     parked = Parked()
     parked.transport = transport
     parked.eof = eof
@@ -118,10 +114,10 @@ def park(transport: StreamTransport, early: bytes, *, eof: bool = False) -> None
 
 
 def hand_over(transport: StreamTransport, protocol: Any) -> None:
-    """Let `protocol` have a parked transport, as if it was new."""
+    """Give a parked transport to `protocol`, as if it was new."""
     held = transport.get_protocol()
     transport.set_protocol(protocol)
-    # Before `protocol` has a say: it may pause at once.
+    # Before any call of `protocol`, which may pause at once.
     transport.resume_reading()
     protocol.connection_made(transport)
     if isinstance(held, Parked):
@@ -132,19 +128,19 @@ def hand_over(transport: StreamTransport, protocol: Any) -> None:
 
 
 def take_over(*pairs: tuple[StreamTransport, StreamProtocol]) -> None:
-    """Let each protocol have its parked transport, and tell it what has been kept.
+    """Give each protocol its parked transport, and the data kept.
 
-    Each protocol is set before any of that: it may act on the other transports. A failure comes
-    last, in a turn of its own.
+    All protocols are set before, because each may act on the other transports. A failure is
+    reported last, in a separate turn.
     """
     parked = [transport.get_protocol() for transport, _ in pairs]
     for (transport, protocol), held in zip(pairs, parked, strict=True):
-        if transport.is_closing():  # it died before it was taken over; nobody else will say so
+        if transport.is_closing():  # it died while parked, so it makes no further call
             error = held.error if isinstance(held, Parked) else None
             asyncio.get_running_loop().call_soon(protocol.connection_lost, error)
         else:
             transport.resume_reading()
-    # Each may hear at once that it can write no more, and pauses another transport.
+    # Each may be told at once to pause writing, and then pauses another transport.
     for transport, protocol in pairs:
         transport.set_protocol(protocol)
     for (transport, _), held in zip(pairs, parked, strict=True):
@@ -153,7 +149,7 @@ def take_over(*pairs: tuple[StreamTransport, StreamProtocol]) -> None:
 
 
 def _replay(transport: StreamTransport, held: Parked) -> None:
-    """Tell the protocol of `transport`, which may hand that on, all but the failure."""
+    """Pass kept data and end to the protocol of `transport`, which the data may replace."""
     if held.early:
         transport.get_protocol().data_received(held.early)
     if held.eof and not transport.get_protocol().eof_received():

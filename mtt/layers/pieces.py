@@ -1,4 +1,4 @@
-"""What a socket has no room for yet: a list of pieces."""
+"""Data that a socket cannot take yet, as a list of pieces."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 
 from mtt.layers.base import Data
 
-# What waits in smaller pieces is put together, in pieces of up to FULL: each takes some hundred
-# bytes of its own, however little it holds.
+# Smaller pieces are joined, up to FULL_PIECE: each takes some hundred bytes of its own.
 SMALL_PIECE = 4096
 FULL_PIECE = 64 * 1024
 
-# Pieces handed to the kernel in one call: IOV_MAX is 1024 on Linux, and at least 16 (POSIX).
+# Pieces given to the kernel in one call: IOV_MAX is 1024 on Linux, and at least 16 (POSIX).
 MAX_PIECES = 16
 
 _GATHERS = hasattr(socket.socket, "sendmsg")  # not on Windows
@@ -21,7 +20,7 @@ Pieces = list[Data | bytearray]
 
 
 def add(pieces: Pieces, data: Any, start: int) -> int:
-    """Keep what comes after the first `start` bytes of `data`; returns how many bytes that are."""
+    """Append `data` without its first `start` bytes. Returns the number of bytes appended."""
     view = memoryview(data)[start:]
     if not view:
         return 0
@@ -36,7 +35,7 @@ def add(pieces: Pieces, data: Any, start: int) -> int:
 
 
 def send(pieces: Pieces, sock: socket.socket) -> int:
-    """Hand pieces to the kernel, and drop what it takes. Returns the number of bytes.
+    """Send pieces, and remove what the kernel takes. Returns the number of bytes sent.
 
     Raises OSError as the socket does.
     """

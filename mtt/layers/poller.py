@@ -1,10 +1,10 @@
-"""Which sockets are ready: asked of the kernel directly, for all of them at once.
+"""Reports which sockets are ready, by one epoll(7) descriptor for all of them.
 
-An event loop makes of everything that is ready a list, of that a list of handles, and runs each in
-a context of its own; then it looks at its timers, and asks the kernel again. That is a tenth and
-more of what a small message costs (docs/performance.md), so here the loop watches one descriptor,
-which is ready when any socket is: epoll(7) can itself be watched. Whoever waits for a socket is
-called from there. Systems without epoll leave the sockets to the loop.
+An event loop turns ready descriptors into a list of handles, runs each in a context of its own,
+checks its timers, and polls again. That is more than a tenth of the cost of a small message
+(docs/performance.md). So here the loop watches only the epoll descriptor, which is ready when any
+socket is, and the sockets' callbacks are called from there. Without epoll, the loop watches the
+sockets.
 """
 
 from __future__ import annotations
@@ -17,41 +17,37 @@ from collections.abc import Callable
 from typing import Protocol
 from weakref import ReferenceType, WeakKeyDictionary
 
-# EPOLLIN and EPOLLOUT of <sys/epoll.h>. Anything else that is told is a reset or an end, and both
-# reading and writing find out about it.
+# EPOLLIN and EPOLLOUT of <sys/epoll.h>. Other events mean a reset or an end, which reading and
+# writing both notice.
 READ = 0x001
 WRITE = 0x004
 
-# Sockets that are told at once; who comes after them is not forgotten, but first next time.
-MOST = 64
+# Sockets reported by one poll; epoll reports the others first next time.
+MAX_EVENTS = 64
 
-# As long as so many are found ready at a time they are served without going through the loop; but
-# when that has waited for TURN_TIME seconds, with timers, newcomers and all else, it has its turn.
-AGAIN = 2
-TURN_TIME = 0.001
+# While at least this many sockets are ready, they are served without returning to the loop, for at
+# most MAX_TURN_TIME seconds. Then timers, new connections and everything else have their turn.
+BUSY_EVENTS = 2
+MAX_TURN_TIME = 0.001
 
 Ready = Callable[[int], object]
 
 
 class Poller(Protocol):
-    """Watches sockets by their descriptors, from `watch()` until `forget()`."""
+    """Watches sockets by their descriptors."""
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
-        """Call `ready` with what has happened, whenever one of `events` has: READ, WRITE, both.
+        """Call `ready` with the events that occur, until `forget()` or another call for `fd`.
 
-        Instead of what was asked for before, if that is not over.
+        `events`: READ, WRITE, or both.
         """
 
     def forget(self, fd: int) -> None:
-        """Call nobody for `fd` any more; to be said before it is closed."""
+        """Stop watching `fd`; to be called before it is closed."""
 
 
 class EpollPoller:
-    """By epoll(7).
-
-    Args:
-        loop: has a turn whenever something is ready.
-    """
+    """Uses epoll(7), whose descriptor `loop` watches."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._epoll = select.epoll()
@@ -67,35 +63,35 @@ class EpollPoller:
 
     def forget(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
-            with contextlib.suppress(OSError):  # closed, and so forgotten
+            with contextlib.suppress(OSError):  # closed, which unregisters it
                 self._epoll.unregister(fd)
 
     def _serve(self) -> None:
         watched = self._watched
-        until = time.monotonic() + TURN_TIME
+        until = time.monotonic() + MAX_TURN_TIME
         while True:
-            found = self._epoll.poll(0, MOST)
+            found = self._epoll.poll(0, MAX_EVENTS)
             for fd, events in found:
                 ready = watched.get(fd)
-                if ready is None:  # one of those before has had it forgotten
+                if ready is None:  # forgotten by the callback of another one
                     continue
                 try:
                     ready(events)
-                except Exception as error:  # the others are to be served all the same
+                except Exception as error:  # the others must still be served
                     context = {"message": "internal error, serving a socket", "exception": error}
                     asyncio.get_running_loop().call_exception_handler(context)
-            if len(found) < AGAIN or time.monotonic() >= until:
+            if len(found) < BUSY_EVENTS or time.monotonic() >= until:
                 break
 
 
 class LoopPoller:
-    """By the event loop's own means."""
+    """Uses the event loop's readers and writers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        # libuv, and so uvloop, does not go on watching a socket that has been reset, even if what
-        # came before that has still to be read.
-        self._insists = not isinstance(loop, asyncio.BaseEventLoop)
+        # libuv, and so uvloop, stops watching a socket that has been reset, even if earlier data is
+        # still to be read.
+        self._rewatches = not isinstance(loop, asyncio.BaseEventLoop)
         self._readers: dict[int, Ready] = {}
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
@@ -113,18 +109,18 @@ class LoopPoller:
 
     def _readable(self, fd: int) -> None:
         self._readers[fd](READ)
-        if self._insists and fd in self._readers:
+        if self._rewatches and fd in self._readers:
             self._loop.remove_reader(fd)
             self._loop.add_reader(fd, self._readable, fd)
 
 
-# By reference: pollers refer to their loops, by way of what they watch or themselves. What keeps
-# one is the loop, and the transports.
+# Weak references, because pollers refer to their loops. The loop and the transports keep a poller
+# alive.
 _pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, ReferenceType[Poller]] = WeakKeyDictionary()
 
 
 def poller() -> Poller:
-    """The poller of the running event loop."""
+    """Return the poller of the running event loop."""
     loop = asyncio.get_running_loop()
     reference = _pollers.get(loop)
     found = reference() if reference is not None else None

@@ -1,57 +1,58 @@
-"""How much of a socket is read at a time, and where to."""
+"""The buffer that sockets read into, and how much of it one read uses."""
 
 from __future__ import annotations
 
 import time
 
 # One read of a socket. Below 64 KiB the system calls dominate. Less the headers of frames: with
-# those it fits into four records of TLS, and into one frame of smux or AnyTLS.
+# those it fits into four TLS records, and into one frame of smux or AnyTLS.
 READ_SIZE = 64 * 1024 - 64
-# The same while data come in faster than they can be read so: a quarter of the system calls and of
-# the turns of the event loop. Not for those who have a line in front of them: on one with 10 Mbit/s
-# a quarter of a megabyte is a fifth of a second, for which others have to wait.
+# One read while data arrives faster than such reads take it: a quarter of the system calls and of
+# the turns of the event loop. Not where connections share a slow link: at 10 Mbit/s a quarter of a
+# megabyte takes a fifth of a second, for which the others wait.
 LARGE_READ = 4 * READ_SIZE
-# Several full reads in a row, each so many seconds after the one before: 130 Mbit/s and more.
+# Full reads in a row that lead to large reads, and the most seconds between two of them: 130 Mbit/s
+# and more.
 QUICK_READS = 4
 QUICK_TIME = 0.004
 
-# All connections of the process read into this buffer: a transport fills it and hands it over
-# in the same turn, so nobody sees another's bytes. That asks for a loop that reads when a socket
-# is ready (selector loops, uvloop), not one that lends buffers to the kernel (Windows proactor).
+# All connections of the process share this buffer: a transport fills it and hands it over in the
+# same turn. That needs an event loop that reads when a socket is ready (selector loops, uvloop),
+# not one that lends buffers to the kernel (Windows proactor).
 _large = memoryview(bytearray(LARGE_READ))
 _shared = _large[:READ_SIZE]
 
-# glibc maps what is larger than 128 KiB anew each time, and the kernel fills it with zeros, page by
-# page, until a larger piece than that has been freed (mallopt(3), M_MMAP_THRESHOLD).
+# glibc maps each block above 128 KiB anew, and the kernel fills it with zeros, page by page, until
+# a larger block than that has been freed (mallopt(3), M_MMAP_THRESHOLD).
 _freed = bytes(2 * LARGE_READ)
 del _freed
 
 
-class Reads:
-    """How much the next read of a socket may take, by what came with the last ones.
+class ReadSizer:
+    """Chooses the size of a socket's next read by the sizes of the last ones.
 
     Args:
-        large: whether it may ever be more than READ_SIZE.
+        large: permit more than READ_SIZE.
 
     Attributes:
-        buffer: where it goes: a part of the shared buffer, from its beginning.
+        buffer: for the next read: the beginning of the shared buffer.
     """
 
-    __slots__ = ("_full_at", "_most", "_quick", "buffer")
+    __slots__ = ("_full_at", "_max_buffer", "_quick", "buffer")
 
     def __init__(self, *, large: bool = True) -> None:
         self.buffer = _shared
-        self._most = _large if large else _shared
-        self._quick = 0  # full reads of which each followed close on another
+        self._max_buffer = _large if large else _shared
+        self._quick = 0  # number of full reads, each soon after the one before
         self._full_at = 0.0
 
-    def took(self, nbytes: int) -> None:
-        """A read has brought `nbytes`."""
+    def update(self, nbytes: int) -> None:
+        """Note a read of `nbytes`."""
         if nbytes >= READ_SIZE:
             now = time.monotonic()
             self._quick = self._quick + 1 if now - self._full_at < QUICK_TIME else 0
             self._full_at = now
-            self.buffer = self._most if self._quick >= QUICK_READS else _shared
+            self.buffer = self._max_buffer if self._quick >= QUICK_READS else _shared
         elif self._quick:
             self._quick = 0
             self.buffer = _shared

@@ -9,43 +9,43 @@ from typing import Any
 from mtt.layers.base import Data
 from mtt.layers.reads import LARGE_READ, READ_SIZE
 
-RECORD_SIZE = 16384  # of plaintext at most (RFC 8446, 5.1)
+RECORD_SIZE = 16384  # the most plaintext (RFC 8446, 5.1)
 
-# What goes through a BIO at a time: it keeps the memory that it once needed, and there are two for
-# each connection.
+# The most data that passes through a BIO at a time. A BIO keeps the memory that it once needed, and
+# each connection has two.
 BIO_SIZE = READ_SIZE
 
-# A record with an alert in it, without its header: AES-GCM in TLS 1.2 takes the most.
+# The largest record with an alert, without its header: AES-GCM in TLS 1.2.
 _ALERT_SIZE = 26
 _HEADER = 5  # bytes of a record's header; the last two are the length of what follows
 
 # Plaintext of one turn: one read, and a record that an earlier read had begun.
 _PLAIN_SIZE = LARGE_READ + 32 * 1024
-_plain = memoryview(bytearray(_PLAIN_SIZE))  # one for all connections, see reads._shared
+_plain = memoryview(bytearray(_PLAIN_SIZE))  # shared by all connections, see reads._shared
 
 
 class Records:
-    """One connection.
+    """The records of one connection.
 
     Args:
-        context, server_side, server_name, session: as of `SSLContext.wrap_bio()`, which raises
-            ValueError for a name that cannot be one.
+        context, server_side, server_name, session: as in `SSLContext.wrap_bio()`, which raises
+            ValueError for an invalid name.
 
     Attributes:
-        ended: nothing more will arrive: the connection below has ended.
-        incoming: what has arrived and is not decrypted.
-        outgoing: what is to be sent.
-        ssl: does the handshake, and knows the peer.
-        stash: what had to be decrypted before its time came.
-        eof: the peer has said close_notify.
-        damaged: an error in the last record that has arrived, which may be the end, see `_is_gap`.
-        error: the peer breaks TLS.
-        tracks: see `is_at_edge`.
+        tcp_ended: no more data will arrive: the connection below has ended.
+        incoming: data that has arrived and is not decrypted.
+        outgoing: data to send.
+        ssl: runs the handshake and knows the peer.
+        stash: data decrypted early, for close_notify.
+        eof: the peer has sent close_notify.
+        damaged: an error in the last record, which may be the end, see `_may_be_go_end`.
+        error: the peer violates TLS.
+        tracks_boundaries: see `at_boundary`.
     """
 
     __slots__ = (
-        "_head", "_last", "_left", "damaged", "ended", "eof", "error", "incoming", "outgoing",
-        "ssl", "stash", "tracks",
+        "_last_size", "_missing", "_partial_header", "damaged", "eof", "error", "incoming",
+        "outgoing", "ssl", "stash", "tcp_ended", "tracks_boundaries",
     )  # fmt: skip
 
     def __init__(
@@ -67,49 +67,49 @@ class Records:
         )
         self.stash = b""
         self.damaged: ssl.SSLError | None = None
-        self.ended = False
-        self.tracks = True
-        self._last = 0  # size of the last record
-        self._left = 0  # bytes of the last record that are still to come
-        self._head = b""  # or the beginning of its header
+        self.tcp_ended = False
+        self.tracks_boundaries = True
+        self._last_size = 0  # of the last record
+        self._missing = 0  # bytes of the last record that have not arrived
+        self._partial_header = b""
         self.eof = False
         self.error: Exception | None = None
 
     @property
-    def is_at_edge(self) -> bool:
-        """Whether what has arrived ends with a whole record. OpenSSL does not tell.
+    def at_boundary(self) -> bool:
+        """Whether the data so far ends with a complete record, which OpenSSL does not report.
 
-        Only meaningful while `tracks` is true, which costs a little for each read.
+        Valid only while `tracks_boundaries` is true, which costs a little per read.
         """
-        return not (self._left or self._head)
+        return not (self._missing or self._partial_header)
 
-    def take(self, arrived: Data) -> None:
-        """Keep what has arrived for `read` or the handshake."""
-        if self.tracks:
+    def feed(self, arrived: Data) -> None:
+        """Keep data for `read` or the handshake."""
+        if self.tracks_boundaries:
             self._track(arrived)
         self.incoming.write(arrived)
 
     def _track(self, arrived: Data) -> None:
-        if self._head:
-            arrived, self._head = b"".join((self._head, arrived)), b""
+        if self._partial_header:
+            arrived, self._partial_header = b"".join((self._partial_header, arrived)), b""
         size = len(arrived)
-        at = self._left
+        at = self._missing
         while at + _HEADER <= size:
-            self._last = arrived[at + 3] << 8 | arrived[at + 4]
-            at += _HEADER + self._last
+            self._last_size = arrived[at + 3] << 8 | arrived[at + 4]
+            at += _HEADER + self._last_size
         if at < size:
-            self._head = bytes(arrived[at:])
+            self._partial_header = bytes(arrived[at:])
             at = size
-        self._left = at - size
+        self._missing = at - size
 
     def read(self, arrived: Data | None = None) -> tuple[Data, bool]:
-        """Decrypt what was there and what has arrived: the data, and whether there may be more.
+        """Decrypt the kept data and `arrived`. Returns plaintext, and whether there may be more.
 
-        The data may be a view of memory that is used again by the next read of any connection.
-        Sets `eof` and `error`. There may be something to send afterwards: a key update, an alert.
+        The plaintext may be a view of a buffer that the next read of any connection reuses. Sets
+        `eof` and `error`. Afterwards `outgoing` may hold a key update or an alert.
         """
         incoming = self.incoming
-        if arrived is not None and self.tracks:
+        if arrived is not None and self.tracks_boundaries:
             self._track(arrived)
         if self.damaged is not None:
             self.error = self.damaged if arrived is not None else None
@@ -139,8 +139,8 @@ class Records:
         return _plain[:filled], filled == _PLAIN_SIZE
 
     def _decrypt(self, filled: int) -> int:
-        """Append the plaintext of what is in the BIO to the `filled` bytes; how many there are."""
-        read: Any = self.ssl.read  # typeshed does not know the form with a buffer
+        """Decrypt the BIO's data behind the `filled` bytes. Returns the total number of bytes."""
+        read: Any = self.ssl.read  # typeshed lacks the form with a buffer
         incoming = self.incoming
         try:
             while filled < _PLAIN_SIZE:
@@ -150,37 +150,38 @@ class Records:
                     break
                 filled += count
                 if not incoming.pending:
-                    break  # spares OpenSSL the trouble of saying "want read" by an exception
+                    break  # saves the exception by which OpenSSL reports "want read"
         except ssl.SSLWantReadError:
             pass
-        except ssl.SSLZeroReturnError:  # close_notify, after we have sent ours
+        except ssl.SSLZeroReturnError:  # close_notify, after ours
             self.eof = True
         except ssl.SSLError as error:
-            error.with_traceback(None)  # which refers to us
-            if self._is_gap(error):
+            error.with_traceback(None)  # which refers to this object
+            if self._may_be_go_end(error):
                 self.damaged = error
-                self.outgoing.read()  # no alert, unless it is an error in the end
+                self.outgoing.read()  # discards the alert
             else:
                 self.error = error
         return filled
 
-    def _is_gap(self, error: ssl.SSLError) -> bool:
-        """Whether `error` may be due to a record that a Go program has counted, but not sent.
+    def _may_be_go_end(self, error: ssl.SSLError) -> bool:
+        """Whether `error` may follow a record that a Go program has counted, but not sent.
 
-        It happens to the one with the WebSocket close frame: its deadline is over when Go ends the
-        tunnel. The close_notify behind it has a number then that nobody expects.
+        That is the record with the WebSocket close frame: its deadline has passed when Go ends the
+        tunnel. The close_notify behind it then has an unexpected number.
         """
         return (
             error.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"
-            and self.tracks
-            and self.is_at_edge
-            and self._last <= _ALERT_SIZE
+            and self.tracks_boundaries
+            and self.at_boundary
+            and self._last_size <= _ALERT_SIZE
             and not self.incoming.pending
         )
 
     def write(self, data: Data | bytearray, head: bytes = b"") -> bytes:
-        """The records for `head` (much less than one record) and `data` behind it, and whatever
-        else is to be sent. Raises ssl.SSLError.
+        """Encrypt `head` (much less than one record) and `data`. Returns all data to send.
+
+        Raises ssl.SSLError.
         """
         write, outgoing = self.ssl.write, self.outgoing
         total = len(data)
@@ -204,16 +205,16 @@ class Records:
         return b"".join(pieces)
 
     def shut_down(self) -> None:
-        """Say close_notify."""
+        """Write close_notify."""
         self.stash_rest()
-        # "want read": the peer's close_notify is not there yet; anything else is moot.
+        # "want read": the peer's close_notify has not arrived; other errors no longer matter.
         with contextlib.suppress(ssl.SSLError):
             self.ssl.unwrap()
 
     def stash_rest(self) -> None:
-        """Decrypt all that has arrived.
+        """Decrypt all data that has arrived.
 
-        unwrap() goes on to look for the peer's close_notify, and would destroy data on its way.
+        unwrap() looks for the peer's close_notify, and would discard the data before it.
         """
         more = not self.eof
         while more and self.error is None:

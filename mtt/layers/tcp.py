@@ -1,18 +1,17 @@
-"""The lowest layer: a connected socket, TCP as a rule, as a transport.
+"""The lowest layer: a connected socket, usually TCP, as a transport.
 
-Not left to the transports of the event loops, for what those cost (docs/performance.md): a task,
-two futures and several turns of the loop for each connection that is made, and a copy of all that
-passes, because they may keep what `write()` is given. Here only what the kernel has no room for is
-copied. And it behaves the same on asyncio's loop and on uvloop: when a socket is ready is told by
-`poller`.
+The event loops' own transports cost too much (docs/performance.md): a task, two futures and several
+turns of the loop per connection, and a copy of all data, because they may keep what `write()` is
+given. Here only data that the kernel cannot take is copied, and asyncio's loop and uvloop behave
+the same: `poller` reports ready sockets.
 
 A transport is open until `close()`, `cut()`, `abort()` or a failure. What was written is still sent
-after the first two (see `linger`), and dropped at the others. Then `connection_lost` is called, in
-a turn of the loop of its own, and the socket is closed.
+after the first two (see `linger`), and dropped after the others. Then `connection_lost` is called
+in a separate turn of the loop, and the socket is closed.
 
-A failure to send is no reason to drop what has been received. The peer's last data may wait in the
-kernel, which holds them beyond a reset: they are read and handed up first, as fast as the protocol
-takes them, and then the connection is lost. The protocol is told to pause its writing meanwhile.
+After a failure to send, received data is not dropped. The peer's last data may be in the kernel,
+which keeps it beyond a reset. It is read and handed up first, as fast as the protocol takes it;
+then the connection is lost. Meanwhile the protocol's writing is paused.
 """
 
 from __future__ import annotations
@@ -27,25 +26,26 @@ from mtt.layers import linger, pieces
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.kernel import kernel_queue
 from mtt.layers.poller import READ, WRITE, poller
-from mtt.layers.reads import LARGE_READ, Reads
+from mtt.layers.reads import LARGE_READ, ReadSizer
 
-# Bytes that wait for the kernel. Above HIGH the protocol is told to pause, at LOW to go on.
-# So that is what waits at most, and what one more call of write() adds: a read of the other end.
+# Bytes waiting for the kernel: above HIGH the protocol is told to pause, at LOW to resume. One more
+# call of write(), a read of the other end, may come on top.
 HIGH_WATER = 64 * 1024
 LOW_WATER = 16 * 1024
 
 
 class SocketTransport(StreamTransport):
-    """Carries the bytes of `sock`, which it owns, for `protocol`, which is told in this very call.
+    """Carries the bytes of `sock`, which it owns.
 
     Args:
         sock: connected, not blocking.
-        peer: the address at its other end, as the socket module has it, if it is known.
+        protocol: its `connection_made` runs inside the constructor.
+        peer: the address of the other end, as returned by the socket module, if known.
     """
 
     __slots__ = (
         "_closing", "_draining", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller",
-        "_read_eof", "_reads", "_send_error", "_sock", "_waiting", "_watched", "_write_eof",
+        "_read_eof", "_read_sizer", "_send_error", "_sock", "_waiting", "_watched", "_write_eof",
         "_written",
     )  # fmt: skip
 
@@ -53,24 +53,24 @@ class SocketTransport(StreamTransport):
     name = "socket"
 
     def __init__(self, sock: socket.socket, protocol: StreamProtocol, peer: Any = None) -> None:
-        self.write_paused = False  # without a call of super().__init__, which does no more
+        self.write_paused = False  # all that super().__init__() does
         self._loop = asyncio.get_running_loop()
         self._sock = sock
         self._fd = sock.fileno()
-        self._reads = Reads()
+        self._read_sizer = ReadSizer()
         self._peer = peer
         self.upper = protocol
         self._written = 0  # bytes
-        # What the kernel had no room for, rarely more than a few; an empty deque takes 600 bytes.
+        # What the kernel could not take, rarely more than a few; an empty deque takes 600 bytes.
         self._pieces: pieces.Pieces = []
-        self._waiting = 0  # bytes in there
+        self._waiting = 0  # bytes in `_pieces`
         self._paused = False
         self._poller = poller()
-        self._watched = 0  # what the poller is to tell: READ, WRITE, both
+        self._watched = 0  # events that the poller reports: READ, WRITE, or both
         self._read_eof = self._write_eof = False
-        self._send_error: OSError | None = None  # why nothing can be sent any more
-        self._closing = False  # by whom is above
-        self._draining = False  # and the descriptor is to be closed when all is sent
+        self._send_error: OSError | None = None  # nothing can be sent any more
+        self._closing = False
+        self._draining = False  # close the descriptor when everything is sent
         self._lost = False
         try:
             protocol.connection_made(self)
@@ -98,17 +98,14 @@ class SocketTransport(StreamTransport):
                 self._watch(READ)
 
     def limit_reads(self) -> None:
-        """Take READ_SIZE at a time at most, however fast it comes: others wait behind it."""
-        self._reads = Reads(large=False)
+        self._read_sizer = ReadSizer(large=False)
 
     def _watch(self, events: int) -> None:
-        """Be told of this as well."""
         if events & ~self._watched:
             self._watched |= events
             self._poller.watch(self._fd, self._watched, self._ready)
 
     def _unwatch(self, events: int) -> None:
-        """Not be told of this any more."""
         if events & self._watched:
             self._watched &= ~events
             if self._watched:
@@ -117,15 +114,15 @@ class SocketTransport(StreamTransport):
                 self._poller.forget(self._fd)
 
     def _ready(self, events: int) -> None:
-        # Reading first: what came before a reset is lost when writing finds out about that.
+        # Reading first: data before a reset is lost when writing fails because of the reset.
         if events & ~WRITE and self._watched & READ:
             self._readable()
         if events & ~READ and self._watched & WRITE:
             self._writable()
 
     def _readable(self) -> None:
-        reads = self._reads
-        buffer = reads.buffer
+        sizer = self._read_sizer
+        buffer = sizer.buffer
         try:
             count = self._sock.recv_into(buffer)
         except (BlockingIOError, InterruptedError):
@@ -136,7 +133,7 @@ class SocketTransport(StreamTransport):
         protocol = self.upper
         try:
             if count:
-                reads.took(count)
+                sizer.update(count)
                 data = buffer[:count]
                 protocol.data_received(data if protocol.borrows else bytes(data))
                 return
@@ -150,7 +147,7 @@ class SocketTransport(StreamTransport):
     # Writing.
 
     def write(self, data: Any) -> None:
-        """Send `data`, which is anything that consists of bytes."""
+        """Send `data`, any bytes-like object."""
         if self._closing or self._write_eof:
             return
         self._written += len(data)
@@ -169,7 +166,7 @@ class SocketTransport(StreamTransport):
             self._keep(data, sent)
 
     def _keep(self, data: Any, start: int) -> None:
-        """Have what comes after the first `start` bytes of `data` sent later."""
+        """Keep `data`, without its first `start` bytes, to send it later."""
         self._waiting += pieces.add(self._pieces, data, start)
         if self._waiting > HIGH_WATER and not self.write_paused:
             self.write_paused = True
@@ -208,7 +205,6 @@ class SocketTransport(StreamTransport):
         return True
 
     def write_eof(self) -> None:
-        """Send FIN behind what was written."""
         if not self._closing:
             self._end_writing()
 
@@ -225,7 +221,7 @@ class SocketTransport(StreamTransport):
             self._send_failed(error)
 
     def _send_failed(self, error: OSError) -> None:
-        """Nothing can be sent any more; what has been received is still handed up if wanted."""
+        """Nothing can be sent any more; received data is still handed up if wanted."""
         wanted = not (self._closing or self._read_eof) and self.upper.reads_after_send_error
         if not wanted or not self._has_more(error):
             self._fail(error)
@@ -235,23 +231,23 @@ class SocketTransport(StreamTransport):
         self._unwatch(READ | WRITE)
         self._write_eof = True  # `write` drops what it gets
         self._send_error = error
-        # Not now: the caller is in the middle of something.
+        # Not at once: the caller is in the middle of something.
         self._loop.call_soon(self._read_out)
         if not self.write_paused:
             self.write_paused = True
             self._tell(self.upper.pause_writing)
 
     def _has_more(self, error: OSError) -> bool:
-        """Whether data, or the peer's end, are still to be read behind a failure to send."""
+        """Whether data or the peer's end can still be read after a failure to send."""
         try:
-            # EPIPE tells that the peer had sent FIN before it reset the connection. ECONNRESET
-            # tells that it had not, and then the kernel's end of data is not the peer's.
+            # EPIPE means that the peer had sent FIN before it reset the connection. ECONNRESET
+            # means that it had not, and then the kernel's end of data is not the peer's.
             return isinstance(error, BrokenPipeError) or bool(self._sock.recv(1, socket.MSG_PEEK))
         except OSError:
             return False
 
     def _read_out(self) -> None:
-        """Hand up what the kernel holds of a connection on which sending has failed."""
+        """Hand up the kernel's data of a connection on which sending has failed."""
         error = self._send_error
         if self._closing or self._paused:
             return
@@ -279,14 +275,13 @@ class SocketTransport(StreamTransport):
         return self._closing
 
     def close(self) -> None:
-        """Deliver what was written, then close; see `linger`."""
         if self._closing:
             return
         self._closing = True
         if self._send_error is not None:
             self._fail(self._send_error)
         elif self._read_eof and not self._pieces:
-            self._lose(None)  # the rest is up to the kernel, and there is nothing to wait for
+            self._lose(None)  # the kernel does the rest
         else:
             self.upper = linger.Lingering(self, self.upper)
             if self._read_eof:
@@ -296,21 +291,19 @@ class SocketTransport(StreamTransport):
                 self._read_on()
 
     def cut(self) -> None:
-        """Deliver what was written, then send RST."""
         if self._closing or not self.unsent():
             self.abort()
             return
         self._closing = True
-        self.upper = linger.Cutting(self, self.upper)
+        self.upper = linger.Lingering(self, self.upper, resets=True)
         self._read_on()
 
     def abort(self) -> None:
-        """Send RST, and close the socket."""
         linger.reset_on_close(self._sock)
         self._fail(None)
 
     def drain(self) -> None:
-        """Close the socket when what was written has been sent."""
+        """Close the socket when everything is sent."""
         self._draining = True
         if not self._pieces:
             self._lose(None)
@@ -320,19 +313,19 @@ class SocketTransport(StreamTransport):
         self._fail(None)
 
     def _read_on(self) -> None:
-        """Read, to be discarded, what still comes."""
+        """Resume reading, to discard what still arrives."""
         self._paused = False
         if not (self._read_eof or self._lost):
             self._watch(READ)
 
-    def _tell(self, what: Callable[[], object]) -> None:
+    def _tell(self, method: Callable[[], object]) -> None:
         try:
-            what()
+            method()
         except Exception as error:
             self._broken(error)
 
     def _broken(self, error: Exception) -> None:
-        """The protocol has failed."""
+        """Report an exception of the protocol, and end."""
         peer = self.get_extra_info("peername")
         whose = f"{peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "a local socket"
         message = f"internal error, which ends the connection with {whose}"
@@ -341,7 +334,7 @@ class SocketTransport(StreamTransport):
         self._fail(error)
 
     def _fail(self, error: Exception | None) -> None:
-        """Drop what was to be sent, and end."""
+        """Drop unsent data, and end."""
         if self._lost:
             return
         self._pieces.clear()
@@ -352,7 +345,7 @@ class SocketTransport(StreamTransport):
     def _lose(self, error: Exception | None) -> None:
         self._lost = True
         self._unwatch(READ | WRITE)
-        # Not now: whoever has us fail is in the middle of something.
+        # Not at once: the caller is in the middle of something.
         self._loop.call_soon(self._over, error)
 
     def _over(self, error: Exception | None) -> None:
@@ -361,19 +354,19 @@ class SocketTransport(StreamTransport):
         finally:
             self._sock.close()
 
-    # Who is there.
+    # Information.
 
     def __repr__(self) -> str:
         peer = self.get_extra_info("peername")
         if isinstance(peer, tuple):
             return f"TCP of {peer[0]} port {peer[1]}"
-        # A closed one does not tell its peer any more.
+        # A closed socket does not know its peer any more.
         return "TCP" if self._sock.family in (socket.AF_INET, socket.AF_INET6) else "local socket"
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":
             return self._sock
-        with contextlib.suppress(OSError):  # not there any more
+        with contextlib.suppress(OSError):  # closed
             if name == "peername":
                 return self._peer if self._peer is not None else self._sock.getpeername()
             if name == "sockname":

@@ -13,12 +13,12 @@ from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Response, parse_response
 
-# Interim responses (1xx, RFC 9110, 15.2) before the one that counts; as many as Go skips.
+# Interim responses (1xx, RFC 9110, 15.2) before the final one; as many as Go skips.
 MAX_INTERIM = 5
 
 
 class UpgradeClient(Parked):
-    """Asks for a WebSocket on a held transport, and holds that, paused, behind the answer."""
+    """Requests a WebSocket on a parked transport, and parks it, paused, behind the answer."""
 
     __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request")
 
@@ -27,15 +27,15 @@ class UpgradeClient(Parked):
     ) -> None:
         super().__init__()
         self._buffer = HeadBuffer()
-        self._interim = 0  # how many interim responses came
+        self._interim = 0  # number of interim responses
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._refusal: MttError | None = None  # why there is no WebSocket
+        self._refusal: MttError | None = None
         self._request = upgrade.request(path, host, self._key, protocols)
         hand_over(transport, self)
 
     async def answered(self) -> None:
-        """Wait for the server's 101; what came behind it is held.
+        """Wait for the server's 101; the data behind it is kept.
 
         Raises PeerError if the server refused, NetworkError if the connection failed.
         """
@@ -54,7 +54,7 @@ class UpgradeClient(Parked):
             return
         self._buffer += data
         try:
-            response = self._final()
+            response = self._final_response()
             if response is None:
                 return
             upgrade.check_response(response, self._key)
@@ -67,8 +67,8 @@ class UpgradeClient(Parked):
             transport.pause_reading()
             self._answer.set_result(None)
 
-    def _final(self) -> Response | None:
-        """The response that is not interim, taken from the buffer; None until it is complete.
+    def _final_response(self) -> Response | None:
+        """Take the final response from the buffer; None until it is complete.
 
         Raises HttpError and UpgradeError.
         """
@@ -96,7 +96,7 @@ class UpgradeClient(Parked):
         if exc is None:
             text = "the server closed the connection without an HTTP response"
             exc = NetworkError(text, cause=Cause.EOF)
-        elif not isinstance(exc, MttError):  # the socket's: a reset
+        elif not isinstance(exc, MttError):  # a reset of the socket
             exc = NetworkError(describe(exc), cause=Cause.EOF)
         self._fail(exc)
 

@@ -140,9 +140,9 @@ class OpenTunnels:
         held = connection.get_protocol()
         if isinstance(held, Parked):
             # Not earlier: a coroutine that is cancelled before its first step cannot clean up.
-            held.left = _cancel_of_this_task()
+            held.ended = _cancel_of_this_task()
             if held.is_cut or held.is_over:
-                held.left()
+                held.ended()
         try:
             await work
         except MttError as error:
@@ -156,7 +156,7 @@ class OpenTunnels:
             connection.abort()
         finally:
             if isinstance(held, Parked):
-                held.left = None  # break the cycle: a cancelled task refers to this frame
+                held.ended = None  # break the cycle: a cancelled task refers to this frame
 
     def failed(self, connection: StreamTransport, error: MttError) -> None:
         """Log why `connection` gets no tunnel."""

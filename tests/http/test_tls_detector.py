@@ -29,7 +29,7 @@ class Tls:
     def data_received(self, data: bytes) -> None:
         self.received += data
 
-    def give_up(self, error: Exception) -> None:
+    def detach(self, error: Exception) -> None:
         self.errors.append(error)
 
 

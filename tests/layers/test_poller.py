@@ -14,7 +14,16 @@ from functools import partial
 import pytest
 
 from mtt.layers import poller as module
-from mtt.layers.poller import AGAIN, MOST, READ, WRITE, EpollPoller, LoopPoller, Poller, poller
+from mtt.layers.poller import (
+    BUSY_EVENTS,
+    MAX_EVENTS,
+    READ,
+    WRITE,
+    EpollPoller,
+    LoopPoller,
+    Poller,
+    poller,
+)
 from tests.support.bottom import on_every_loop, reports
 from tests.support.runner import open_descriptors
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
@@ -183,7 +192,7 @@ async def test_the_loop_has_its_turn_while_sockets_are_always_ready(
 
     def ready(_: int) -> None:  # without reading: it is ready for ever
         nonlocal clock
-        clock += module.TURN_TIME / 8
+        clock += module.MAX_TURN_TIME / 8
         counts[-1] += 1
 
     monkeypatch.setattr(module.time, "monotonic", lambda: clock)
@@ -206,13 +215,13 @@ async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on(
 ) -> None:
     if isinstance(poller(), LoopPoller):
         pytest.skip("the loop serves in its own way")
-    monkeypatch.setattr(module, "TURN_TIME", 60.0)
+    monkeypatch.setattr(module, "MAX_TURN_TIME", 60.0)
     order: list[str] = []
-    with pairs(AGAIN + 1) as [(last, last_far), *first]:
+    with pairs(BUSY_EVENTS + 1) as [(last, last_far), *first]:
 
         def begin() -> None:
             order.append("first")
-            if order.count("first") == AGAIN:
+            if order.count("first") == BUSY_EVENTS:
                 asyncio.get_running_loop().call_soon(order.append, "the loop")
                 last_far.send(b"x")
 
@@ -222,7 +231,7 @@ async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on(
         poller().watch(last.fileno(), READ, Calls(last, lambda: order.append("last")))
         while "last" not in order:
             await turns(1)
-        assert order[: AGAIN + 1] == [*["first"] * AGAIN, "last"]
+        assert order[: BUSY_EVENTS + 1] == [*["first"] * BUSY_EVENTS, "last"]
 
 
 async def test_who_was_closed_may_be_forgotten() -> None:
@@ -237,7 +246,7 @@ async def test_who_was_closed_may_be_forgotten() -> None:
 @needs_epoll
 def test_more_than_are_told_at_once() -> None:
     async def use() -> None:
-        with pairs(MOST + 5) as made:
+        with pairs(MAX_EVENTS + 5) as made:
             calls = [Calls(near) for near, _ in made]
             for (near, far), call in zip(made, calls, strict=True):
                 far.send(b"x")

@@ -8,7 +8,7 @@ import pytest
 
 from mtt.layers import reads as module
 from mtt.layers.base import Data
-from mtt.layers.reads import LARGE_READ, QUICK_READS, QUICK_TIME, READ_SIZE, Reads
+from mtt.layers.reads import LARGE_READ, QUICK_READS, QUICK_TIME, READ_SIZE, ReadSizer
 from mtt.layers.tcp import SocketTransport
 from tests.support.transports import Recorder, tcp_sockets, turns
 
@@ -20,42 +20,42 @@ class Time:
 
 
 def test_quick_full_reads_become_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    time, reads = Time(monkeypatch), Reads()
+    time, reads = Time(monkeypatch), ReadSizer()
     for _ in range(QUICK_READS + 1):
         assert len(reads.buffer) == READ_SIZE
         time.now += QUICK_TIME / 2
-        reads.took(READ_SIZE)
+        reads.update(READ_SIZE)
     assert len(reads.buffer) == LARGE_READ
     time.now += QUICK_TIME / 2
-    reads.took(LARGE_READ)
+    reads.update(LARGE_READ)
     assert len(reads.buffer) == LARGE_READ
-    reads.took(READ_SIZE - 1)
+    reads.update(READ_SIZE - 1)
     assert len(reads.buffer) == READ_SIZE
 
 
 def test_large_ones_are_not_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     Time(monkeypatch)
-    reads = Reads(large=False)
+    reads = ReadSizer(large=False)
     for _ in range(5 * QUICK_READS):
-        reads.took(READ_SIZE)
+        reads.update(READ_SIZE)
         assert len(reads.buffer) == READ_SIZE
 
 
 def test_full_reads_one_at_a_time_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """So they are when a line is slower than we are."""
-    time, reads = Time(monkeypatch), Reads()
+    time, reads = Time(monkeypatch), ReadSizer()
     for _ in range(5 * QUICK_READS):
         time.now += QUICK_TIME * 1.01
-        reads.took(READ_SIZE)
+        reads.update(READ_SIZE)
         assert len(reads.buffer) == READ_SIZE
 
 
 def test_reads_that_do_not_fill_the_buffer_stay_small(monkeypatch: pytest.MonkeyPatch) -> None:
     Time(monkeypatch)
-    reads = Reads()
+    reads = ReadSizer()
     for _ in range(5 * QUICK_READS):
-        reads.took(READ_SIZE)
-        reads.took(READ_SIZE - 1)
+        reads.update(READ_SIZE)
+        reads.update(READ_SIZE - 1)
         assert len(reads.buffer) == READ_SIZE
 
 

@@ -136,10 +136,10 @@ def test_the_edges_of_records_are_known(certs: Certs) -> None:
         while at < len(stream):
             at += 5 + int.from_bytes(stream[at + 3 : at + 5], "big")
             edges.add(at)
-    assert server.is_at_edge
+    assert server.at_boundary
     for piece in (1, 2, 3, 4, 5, 6, 21, 1000, len(stream)):
         _, server = pair(certs)
         for at in range(0, len(stream), piece):
             end = min(at + piece, len(stream))
-            server.take(memoryview(stream)[at:end])
-            assert server.is_at_edge is (end in edges)
+            server.feed(memoryview(stream)[at:end])
+            assert server.at_boundary is (end in edges)

@@ -272,7 +272,7 @@ async def test_reads_are_small_where_others_wait(monkeypatch: pytest.MonkeyPatch
         for limit in (False, True):
             if limit:
                 recorder.transport.limit_reads()
-            taken = recorder.transport._reads
+            taken = recorder.transport._read_sizer
             for _ in range(2 * reads.QUICK_READS):
-                taken.took(READ_SIZE)
+                taken.update(READ_SIZE)
             assert len(taken.buffer) == (READ_SIZE if limit else LARGE_READ)
