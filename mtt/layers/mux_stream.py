@@ -257,13 +257,17 @@ class MuxStream(Pausable):
 class StreamAdmission:
     """Begins the streams that the peer of one session opens.
 
+    Args:
+        limit: streams that are carried at a time; None: MAX_CARRIED.
+
     Attributes:
         waiting: streams that have not begun, in the order in which they were opened.
     """
 
-    __slots__ = ("_carried", "_scheduled", "waiting")
+    __slots__ = ("_carried", "_limit", "_scheduled", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit or MAX_CARRIED
         self._carried = 0
         self._scheduled = False
         # At most 256 streams; an empty deque takes 600 bytes.
@@ -282,7 +286,7 @@ class StreamAdmission:
     def add_carried(self, count: int) -> None:
         """Count one more or one less carried stream."""
         self._carried += count
-        if self.waiting and not self._scheduled and self._carried < MAX_CARRIED:
+        if self.waiting and not self._scheduled and self._carried < self._limit:
             self._schedule()
 
     def _schedule(self) -> None:
@@ -293,7 +297,7 @@ class StreamAdmission:
         self._scheduled = False
         waiting = self.waiting
         left = STREAMS_A_TURN
-        while waiting and self._carried < MAX_CARRIED:
+        while waiting and self._carried < self._limit:
             if waiting[0].is_closing():
                 waiting.pop(0)
             elif waiting[0].is_over:

@@ -28,7 +28,7 @@ from mtt.errors import NetworkError, PeerError
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
-from mtt.layers.mux_stream import MuxStream
+from mtt.layers.mux_stream import MuxStream, StreamAdmission
 from mtt.layers.reads import READ_SIZE
 from mtt.wire.smux import (
     FIN,
@@ -150,6 +150,8 @@ class SmuxSession(MuxSession[SmuxStream]):
         self._next_id = first_id or 3
         self._parity = None if first_id is None else first_id % 2
         self._max_streams = max_streams
+        if max_streams > MAX_STREAMS:
+            self.admission = StreamAdmission(max_streams)
 
     @property
     def half_close(self) -> bool:

@@ -3,15 +3,19 @@
     head     u16 size | u8 network | address | fields    gateway to agent, first on a stream
     answer   u16 size | u8 result | [address | fields]   agent to gateway, first on a stream
     field    u8 type | u8 size | value
+    message  u16 size | JSON object                      both ways, on the agent's own stream
 
 Big-endian; `size` counts the bytes after it. Addresses have the form of SOCKS5, see
-`mtt.wire.addresses`. Readers ignore fields of unknown types, so later versions can add some.
+`mtt.wire.addresses`. Readers ignore fields of unknown types and unknown keys of messages, so later
+versions can add some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mtt.outcome import Outcome
 from mtt.wire import addresses
@@ -31,6 +35,7 @@ _USER = 1
 # Network, two addresses, and room for fields of later versions. It bounds what a reader buffers.
 MAX_SIZE = 1024
 _MAX_FIELD = 255
+MAX_MESSAGE = 0xFFFF
 
 _RESULTS = {
     Outcome.SUCCEEDED: 0,
@@ -41,6 +46,7 @@ _RESULTS = {
     Outcome.CONNECTION_REFUSED: 5,
     Outcome.TIMED_OUT: 6,
     Outcome.UNRESOLVABLE: 7,
+    Outcome.NO_AGENT: 8,  # the agent is leaving; the gateway asks another one
 }
 _OUTCOMES = {result: outcome for outcome, result in _RESULTS.items()}
 
@@ -126,6 +132,30 @@ def parse_answer(data: bytes) -> tuple[Answer, int] | None:
         for _ in _fields(body[at:]):
             pass  # no fields yet; malformed ones are errors
     return Answer(outcome, reached), 2 + len(body)
+
+
+def encode_message(message: Mapping[str, Any]) -> bytes:
+    """A message on the wire. Raises ValueError if it is longer than MAX_MESSAGE."""
+    text = json.dumps(message, separators=(",", ":")).encode()
+    if len(text) > MAX_MESSAGE:
+        raise ValueError(f"a message of {len(text)} bytes; {MAX_MESSAGE} at most")
+    return _sized(text)
+
+
+def parse_message(data: bytes) -> tuple[dict[str, Any], int] | None:
+    """The message that `data` begins with and the offset after it; None while it is incomplete.
+
+    Raises AgentError.
+    """
+    if len(data) < 2 or len(data) < (end := 2 + int.from_bytes(data[:2], "big")):
+        return None
+    try:
+        message = json.loads(data[2:end])
+    except (ValueError, RecursionError):
+        raise AgentError("a message is not JSON") from None
+    if not isinstance(message, dict):
+        raise AgentError("a message is not a JSON object")
+    return message, end
 
 
 def _sized(body: bytes) -> bytes:

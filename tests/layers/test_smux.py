@@ -209,6 +209,21 @@ async def test_peer_that_uses_ids_of_this_side_is_cut() -> None:
     await turns()
 
 
+async def test_large_session_carries_all_its_streams() -> None:
+    most = 2 * MAX_STREAMS
+    session = SmuxSession(accept=Recorder, max_streams=most)
+    lower = FakeLayer(session)
+    session.connection_made(lower)
+    session.data_received(b"".join(frame(SYN, number) for number in range(most + 1)))
+    while session.admission is not None and session.admission.waiting:
+        await asyncio.sleep(0)
+    for stream in session._streams.values():
+        stream.add_carried(1)
+    assert session.open_streams == most
+    assert lower.take() == frame(FIN, most)
+    await finished(session)
+
+
 async def test_session_has_room_up_to_its_own_limit() -> None:
     session = SmuxSession(first_id=2, max_streams=2)
     lower = FakeLayer(session)

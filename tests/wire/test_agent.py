@@ -12,8 +12,10 @@ from mtt.wire.agent import (
     AgentError,
     Answer,
     Head,
+    encode_message,
     parse_answer,
     parse_head,
+    parse_message,
 )
 
 HEADS = {
@@ -81,8 +83,7 @@ def test_results_of_later_versions_are_general_failures():
 def test_every_outcome_can_be_answered(outcome):
     found = parse_answer(Answer(outcome).encode())
     assert found is not None
-    expected = Outcome.GENERAL_FAILURE if outcome is Outcome.NO_AGENT else outcome
-    assert found[0].outcome is expected
+    assert found[0].outcome is outcome
 
 
 @pytest.mark.parametrize(
@@ -112,6 +113,27 @@ def test_malformed_input_is_refused(parse, wire, text):
 def test_hosts_that_cannot_be_encoded_are_refused(host):
     with pytest.raises(ValueError):
         Head(TCP, host, 80).encode()
+
+
+def test_messages_are_framed_json_objects():
+    wire = encode_message({"drain": True, "port": 22})
+    assert wire == b'\x00\x18{"drain":true,"port":22}'
+    assert parse_message(wire + b"\x00\x02{}") == ({"drain": True, "port": 22}, len(wire))
+    for size in range(len(wire)):
+        assert parse_message(wire[:size]) is None
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[1]", b"{", b"\xff", b"[" * 60000, b'"a"'], ids=lambda text: repr(text)[:10]
+)
+def test_messages_that_are_no_json_objects_are_refused(text):
+    with pytest.raises(AgentError, match="a message is not"):
+        parse_message(len(text).to_bytes(2, "big") + text)
+
+
+def test_messages_that_are_too_long_are_refused():
+    with pytest.raises(ValueError, match="65535 at most"):
+        encode_message({"a": "x" * 65536})
 
 
 def test_random_input_never_escapes_the_error_family():
