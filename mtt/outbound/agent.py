@@ -1,0 +1,142 @@
+"""Streams that an agent of a gateway connects to their targets.
+
+    open -> SYN, head -> the agent resolves, checks its rules, dials -> answer -> parked stream
+
+An agent that says nothing within QUESTION_TIME is asked for a sign of life. Without one its session
+is cut, so that all its users try another agent at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError, again, describe
+from mtt.layers.base import StreamTransport
+from mtt.layers.smux import SmuxSession
+from mtt.layers.stream_head import StreamHead
+from mtt.outcome import Outcome
+from mtt.wire.agent import Answer, Head, parse_answer
+
+# Seconds that an agent has to answer. It resolves the name (5 s) and dials (10 s).
+ANSWER_TIME = 20.0
+# Seconds without an answer until the agent is asked for a sign of life, and then until its session
+# is cut. Connecting to most targets takes less than the first.
+QUESTION_TIME = 3.0
+SIGN_TIME = 3.0
+# Streams of a session. It bounds what an agent's session costs the gateway, and the other way
+# round; a browser opens dozens, a page behind an agent has hundreds of users.
+MAX_STREAMS = 4096
+
+
+class AgentSession(Protocol):
+    """A connection from an agent, on which the gateway opens streams.
+
+    Attributes:
+        is_draining: whether the agent wants no new streams.
+    """
+
+    is_draining: bool
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is over."""
+
+    @property
+    def open_streams(self) -> int:
+        """Number of streams."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it takes a new stream now, as far as is known."""
+
+    async def open(self, head: Head) -> StreamTransport:
+        """Return a parked stream to the head's target, which the agent has reached.
+
+        Raises DestinationError if the agent could not reach it, with the outcome NO_AGENT if the
+        agent is leaving; raises another MttError if the agent is unusable.
+        """
+
+    def close(self) -> None:
+        """End the session and its streams; what was written is delivered."""
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Cut the session."""
+
+
+class OwnAgentSession:
+    """The session of an agent that is this program: smux, see `mtt.wire.agent`."""
+
+    def __init__(self, session: SmuxSession) -> None:
+        self.is_draining = False
+        self._session = session
+
+    @property
+    def lost(self) -> bool:
+        return self._session.lost
+
+    @property
+    def open_streams(self) -> int:
+        return self._session.open_streams
+
+    @property
+    def is_usable(self) -> bool:
+        session = self._session
+        return session.healthy and session.has_room and not (session.lost or self.is_draining)
+
+    async def open(self, head: Head) -> StreamTransport:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[tuple[StreamTransport, Answer]] = loop.create_future()
+
+        def ready(stream: StreamTransport, answer: Answer) -> None:
+            if answered.done():  # cancelled
+                stream.abort()
+            else:
+                answered.set_result((stream, answer))
+
+        def failed(_: StreamTransport, error: Exception) -> None:
+            if not answered.done():
+                answered.set_exception(_as_failure(error))
+
+        reader = StreamHead(parse_answer, ready, failed, what="answer", seconds=ANSWER_TIME)
+        stream: StreamTransport = self._session.open_stream(reader)
+        stream.write(head.encode())
+        timer = loop.call_later(QUESTION_TIME, self._ask, answered)
+        try:
+            stream, answer = await answered
+        except MttError as error:
+            raise again(error) from None
+        except BaseException:
+            stream.abort()
+            raise
+        finally:
+            timer.cancel()
+        if answer.outcome is not Outcome.SUCCEEDED:
+            stream.close()
+            raise DestinationError(answer.outcome)
+        return stream
+
+    def close(self) -> None:
+        self._session.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        self._session.abort(error)
+
+    def _ask(self, answered: asyncio.Future[tuple[StreamTransport, Answer]]) -> None:
+        """Ask for a sign of life, because a stream has no answer yet."""
+        if not answered.done():
+            self._session.ping()
+            asyncio.get_running_loop().call_later(SIGN_TIME, self._check)
+
+    def _check(self) -> None:
+        if not (self._session.lost or self._session.ping_answered()):
+            self.abort(NetworkError("no sign of life from the agent", cause=Cause.TIMEOUT))
+
+
+def _as_failure(error: Exception) -> MttError:
+    """The error of a stream that has got no answer."""
+    if isinstance(error, PeerError):
+        return PeerError(f"the agent's answer is malformed: {error}")
+    if isinstance(error, NetworkError) and error.cause is Cause.TIMEOUT:
+        return DestinationError(Outcome.TIMED_OUT)
+    return NetworkError(f"the agent did not answer: {describe(error)}")

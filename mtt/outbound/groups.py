@@ -1,0 +1,190 @@
+"""The groups of a gateway: which agents are connected, and which of them gets a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from mtt.errors import DestinationError, MttError, describe
+from mtt.layers.base import StreamTransport
+from mtt.log import logger
+from mtt.outbound.agent import AgentSession
+from mtt.outcome import Outcome
+from mtt.wire.agent import Head
+
+# Seconds for which an agent that failed a stream, but is still connected, is asked last.
+REST_TIME = 10.0
+# No further agent is asked for a stream that has waited this long, seconds; see
+# `balancer.FAILOVER_TIME`.
+FAILOVER_TIME = 20.0
+
+
+@dataclass(eq=False, slots=True)
+class Agent:
+    """A connected agent.
+
+    Attributes:
+        id: its name, unique in its group.
+        address: where it connects from.
+        session: opens its streams.
+        since: loop time of the connection.
+        resting_until: loop time until which other agents go first.
+        opened: streams opened so far.
+    """
+
+    id: str
+    address: str
+    session: AgentSession
+    since: float
+    resting_until: float = 0.0
+    opened: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Group:
+    """Agents that reach the same targets.
+
+    Attributes:
+        agents: by id; those that take new streams. The next one of a round robin comes first.
+        leaving: agents whose streams continue, but which get no new ones.
+    """
+
+    name: str
+    agents: dict[str, Agent] = field(default_factory=dict)
+    leaving: set[Agent] = field(default_factory=set)
+
+    def is_empty(self) -> bool:
+        return not (self.agents or self.leaving)
+
+
+# Orders the agents of a group for a stream; gets the user's address, "" if unknown.
+Balance = Callable[[Group, str], Iterable[Agent]]
+
+
+def round_robin(group: Group, user: str) -> Iterator[Agent]:
+    """Each agent in turn. Costs the same however many there are."""
+    for _ in range(len(group.agents)):
+        if not group.agents:  # they left meanwhile
+            return
+        agent = next(iter(group.agents.values()))
+        del group.agents[agent.id]
+        group.agents[agent.id] = agent
+        yield agent
+
+
+def least_streams(group: Group, user: str) -> Iterable[Agent]:
+    """The agent with the fewest open streams; in turn among equals."""
+    # Streams that are being opened count, so a burst is spread evenly.
+    return sorted(round_robin(group, user), key=lambda agent: agent.session.open_streams)
+
+
+def sticky(group: Group, user: str) -> Iterable[Agent]:
+    """Always the same agent for a user's address, as long as it is connected.
+
+    Rendezvous hashing: when an agent comes or goes, only its own users move.
+    """
+    return sorted(
+        group.agents.values(),
+        key=lambda agent: zlib.crc32(f"{agent.id}\0{user}".encode()),
+    )
+
+
+BALANCES: dict[str, Balance] = {
+    "round_robin": round_robin,
+    "least_streams": least_streams,
+    "sticky": sticky,
+}
+
+
+class Groups:
+    """All groups. A group exists while it has agents.
+
+    Args:
+        balance: returns the balance of a group by its name.
+    """
+
+    def __init__(self, balance: Callable[[str], Balance] = lambda name: round_robin) -> None:
+        self._balance = balance
+        self._groups: dict[str, Group] = {}
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self._groups.values())
+
+    def get(self, name: str) -> Group | None:
+        """The group of this name, if it has agents."""
+        return self._groups.get(name)
+
+    def join(self, name: str, agent: Agent) -> None:
+        """Add an agent. An older one with the same id gets no new streams; its streams continue."""
+        group = self._groups.setdefault(name, Group(name))
+        former = group.agents.get(agent.id)
+        if former is not None:
+            self.retire(name, former)
+        group.agents[agent.id] = agent
+
+    def retire(self, name: str, agent: Agent) -> None:
+        """Give an agent no new streams; its session closes when the last one has ended."""
+        group = self._groups[name]
+        agent.session.is_draining = True
+        if group.agents.get(agent.id) is agent:
+            del group.agents[agent.id]
+        group.leaving.add(agent)
+        self.stream_ended(agent)
+
+    def stream_ended(self, agent: Agent) -> None:
+        """Close the session of a leaving agent once it has no streams."""
+        session = agent.session
+        if session.is_draining and not (session.open_streams or session.lost):
+            session.close()
+
+    def leave(self, name: str, agent: Agent) -> None:
+        """Forget an agent whose session is over."""
+        group = self._groups[name]
+        if group.agents.get(agent.id) is agent:
+            del group.agents[agent.id]
+        group.leaving.discard(agent)
+        if group.is_empty():
+            del self._groups[name]
+
+    async def open(self, name: str, head: Head) -> StreamTransport:
+        """Return a parked stream to the head's target, through an agent of the group.
+
+        An agent that fails before its answer is replaced by the next one: nothing of the user's
+        data was sent. Raises DestinationError: with the outcome NO_AGENT if no agent is usable.
+        """
+        group = self._groups.get(name)
+        if group is None or not group.agents:
+            raise DestinationError(Outcome.NO_AGENT)
+        now = asyncio.get_running_loop().time
+        started = now()
+        user = head.user[0] if head.user is not None else ""
+        for agent in _usable_first(self._balance(name)(group, user), started):
+            if now() - started >= FAILOVER_TIME:
+                break
+            if agent.session.lost or agent.session.is_draining:
+                continue
+            try:
+                stream = await agent.session.open(head)
+            except DestinationError as error:
+                if error.outcome is not Outcome.NO_AGENT:
+                    raise
+            except MttError as error:
+                agent.resting_until = now() + REST_TIME
+                logger.debug("agent %s of group %s: %s", agent.id, name, describe(error))
+            else:
+                agent.opened += 1
+                return stream
+        raise DestinationError(Outcome.NO_AGENT)
+
+
+def _usable_first(agents: Iterable[Agent], now: float) -> Iterator[Agent]:
+    """The agents in their order, but those that seem unusable, or rest, last."""
+    others: list[Agent] = []
+    for agent in agents:
+        if agent.session.is_usable and agent.resting_until <= now:
+            yield agent
+        else:
+            others.append(agent)
+    yield from others
