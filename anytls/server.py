@@ -49,7 +49,7 @@ class Server(ServerService):
         self._reloading: asyncio.Task[None] | None = None
         self._denied = 0  # streams to denied destinations
         self._denials = Throttle(DENIALS_SHOWN)
-        self._outbound = DirectDialer(self._resolver, options.policy.allows)
+        self._outbound = DirectDialer(self._resolver, self._allows)
 
     def _reader(self) -> AnyTlsReader[Account]:
         options = self._options
@@ -143,6 +143,9 @@ class Server(ServerService):
             return
         self._begin(account, self.open_tunnels.relay(stream, far, on_done=account.end))
 
+    def _allows(self, _: str, address: str, port: int) -> bool:
+        return self._options.policy.allows(address, port)
+
     def _log_denied(
         self, kind: str, stream: ServerStream, account: Account, host: str, port: int
     ) -> None:
@@ -160,7 +163,7 @@ class Server(ServerService):
                     version,
                     acknowledge=stream.acknowledge,
                     resolver=self._resolver,
-                    allows=self._options.policy.allows,
+                    allows=self._allows,
                     denied=partial(self._log_denied, "UDP", stream, account),
                     idle_time=self._options.udp_timeout,
                     answer_time=ANSWER_TIME,

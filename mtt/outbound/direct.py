@@ -16,7 +16,8 @@ from mtt.outcome import Outcome
 # lookup (LOOKUP_TIMEOUT). TCP retransmits lost SYNs after 1 s and 3 s.
 CONNECT_TIME = 5.0
 
-Allows = Callable[[str, int], bool]
+# Whether the rules allow a host (as requested), the IP literal it leads to, and a port.
+Allows = Callable[[str, str, int], bool]
 
 
 class DirectDialer:
@@ -28,7 +29,7 @@ class DirectDialer:
 
     Args:
         resolver: resolves names.
-        allows: whether connections to an IP literal and port are allowed.
+        allows: the rules.
     """
 
     def __init__(self, resolver: Resolver, allows: Allows) -> None:
@@ -46,7 +47,7 @@ class DirectDialer:
             addresses = await self._resolver.resolve(host, port)
         except NetworkError as error:
             raise DestinationError(error.outcome, str(error)) from None
-        allowed = tuple(rest[0] for _, rest in addresses if self._allows(rest[0], port))
+        allowed = tuple(rest[0] for _, rest in addresses if self._allows(host, rest[0], port))
         if not allowed:
             raise DestinationError(Outcome.NOT_ALLOWED, f"{name} is not allowed")
         try:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
 from typing import Protocol
 
 from mtt.address import host_port
@@ -27,6 +26,7 @@ from mtt.errors import MttError, NetworkError, describe
 from mtt.layers.base import Data
 from mtt.log import logger
 from mtt.net.resolve import Resolver, literal
+from mtt.outbound.direct import Allows
 
 # Datagrams read in one turn of the event loop, in fairness to other connections.
 BATCH = 32
@@ -64,7 +64,7 @@ class DirectUdp:
     Args:
         owner: receives the callbacks.
         resolver: resolves names.
-        allows: whether the rules allow an IP literal and port.
+        allows: the rules, see `mtt.outbound.direct`.
 
     Raises NetworkError if no socket can be opened.
 
@@ -79,7 +79,7 @@ class DirectUdp:
     )  # fmt: skip
 
     def __init__(
-        self, owner: Owner, *, resolver: Resolver, allows: Callable[[str, int], bool]
+        self, owner: Owner, *, resolver: Resolver, allows: Allows
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._owner: Owner | None = owner  # None when closed
@@ -127,7 +127,7 @@ class DirectUdp:
         self._peers = set()
         if _is_address(host):
             self._peers.add((host, port))
-            if not self._allows(host, port):
+            if not self._allows(host, host, port):
                 self._report_denied(host, port)
                 return False
         return True
@@ -149,7 +149,7 @@ class DirectUdp:
         """Send to the first address that is allowed and reachable."""
         reason = ""
         for address in addresses:
-            if not self._allows(address, port):
+            if not self._allows(host, address, port):
                 continue
             try:
                 self._sock.sendto(payload, (self._socket_form(address), port))

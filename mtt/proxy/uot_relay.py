@@ -17,6 +17,7 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.parked import hand_over
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.net.resolve import Resolver
+from mtt.outbound.direct import Allows
 from mtt.outbound.udp import DirectUdp
 from mtt.outcome import Outcome
 from mtt.wire.uot import MAX_FOREIGN, Decoder, UotError, encode_connected, encode_datagram
@@ -30,7 +31,7 @@ class UotRelay(StreamProtocol):
         version: version of UDP over TCP, 1 or 2.
         acknowledge: sends the client the outcome.
         resolver: resolves names.
-        allows: whether the rules allow an IP literal and port.
+        allows: the rules, see `mtt.outbound.direct`.
         denied: called with a denied host and port.
         idle_time: idle timeout, seconds.
         answer_time: seconds until success is acknowledged, at the latest: the request of version 2
@@ -53,7 +54,7 @@ class UotRelay(StreamProtocol):
         *,
         acknowledge: Callable[[Outcome], object],
         resolver: Resolver,
-        allows: Callable[[str, int], bool],
+        allows: Allows,
         denied: Callable[[str, int], object],
         idle_time: float,
         answer_time: float,

@@ -39,7 +39,7 @@ class Owner:
         self.denials: list[tuple[str, int]] = []
         self.drops: list[tuple[str, int, str]] = []
         self.names = Names()
-        self.udp = DirectUdp(self, resolver=self.names, allows=lambda host, port: host != DENIED)
+        self.udp = DirectUdp(self, resolver=self.names, allows=lambda _, host, port: host != DENIED)
 
     def deliver(self, host: str, port: int, payload: memoryview) -> None:
         self.got.append((host, port, bytes(payload)))
