@@ -130,7 +130,7 @@ class OwnAgentSession:
 
     def _check(self) -> None:
         if not (self._session.lost or self._session.ping_answered()):
-            self.abort(NetworkError("no sign of life from the agent", cause=Cause.TIMEOUT))
+            self.abort(NetworkError("no sign of life from the agent"))
 
 
 def _as_failure(error: Exception) -> MttError:

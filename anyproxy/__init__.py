@@ -1,1 +1,0 @@
-"""AnyProxy: a gateway with proxies and forwarded ports, whose connections its agents carry."""
