@@ -30,11 +30,9 @@ class MetricsEndpoint:
         resolver: Resolver,
     ) -> None:
         self._page = page
-        self._endpoint = endpoint
-        self._unix_path = unix_path
+        self._address = (endpoint, unix_path) if endpoint is not None or unix_path else None
         self._resolver = resolver
         self._server: MetricsServer | None = None
-        self._is_worker = False
         self._hub: socket.socket | None = None
         self._reporter: Reporter | None = None
 
@@ -45,15 +43,15 @@ class MetricsEndpoint:
 
     def hub(self) -> MetricsHub | None:
         """The hub that serves the metrics of several workers."""
-        if self._endpoint is None and not self._unix_path:
+        if self._address is None:
             return None
         from mtt.observe.hub import MetricsHub
 
-        return MetricsHub(self._endpoint, self._unix_path)
+        return MetricsHub(*self._address)
 
     def report_to(self, hub: socket.socket | None) -> None:
         """Run as one of several workers; `hub` is a socket to the hub, if there is one."""
-        self._is_worker = True
+        self._address = None  # the hub serves there
         self._hub = hub
 
     async def start(self) -> bool:
@@ -64,11 +62,11 @@ class MetricsEndpoint:
             self._reporter = Reporter(self._page)
             await self._reporter.connect(self._hub)
             return True
-        if self._is_worker or (self._endpoint is None and not self._unix_path):
+        if self._address is None:
             return False
         from mtt.observe.server import MetricsServer  # only if needed: plugins must start fast
 
-        self._server = MetricsServer(self._page, self._endpoint, self._unix_path)
+        self._server = MetricsServer(self._page, *self._address)
         await self._server.serve(self._resolver)
         return True
 
