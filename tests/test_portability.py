@@ -74,10 +74,10 @@ print("carried")
 REFUSED = """
 async def main():
     from mtt.errors import StartError
-    from mtt.net.listen import listen
+    from mtt.net.listen import bind
     from mtt.net.resolve import Resolver
     try:
-        await listen(None, "/tmp/some.sock", lambda: None, resolver=Resolver())
+        await bind(None, "/tmp/some.sock", resolver=Resolver())
     except StartError as error:
         print(error)
 

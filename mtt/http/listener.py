@@ -25,7 +25,7 @@ from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
 from mtt.log import Throttle, logger
 from mtt.net.admission import Pending
-from mtt.net.listen import Listener, listen
+from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
 from mtt.wire.http1 import HttpError, Reply, text_reply
 
@@ -93,11 +93,11 @@ class HttpListener:
         resolver: Resolver,
         descriptors: Iterable[int] = (),
     ) -> None:
-        """Listen, see `mtt.net.listen`. Raises StartError if that fails."""
-        self._listener = await listen(
-            endpoint, unix_path, self._accept, resolver=resolver, descriptors=descriptors,
-            private=True, use_reserve=True,
-        )  # fmt: skip
+        """Listen, see `mtt.net.listen.bind`. Raises StartError if that fails."""
+        self._listener = await bind(
+            endpoint, unix_path, resolver=resolver, descriptors=descriptors, private=True
+        )
+        self._listener.serve(self._accept, use_reserve=True)
 
     def cleanup(self) -> None:
         """Stop listening."""

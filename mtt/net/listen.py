@@ -81,7 +81,10 @@ class Listener:
         use_reserve: bool = False,
         yields: Callable[[], bool] | None = None,
     ) -> None:
-        """Accept connections from now on, see `Acceptor`."""
+        """Accept connections from now on, see `Acceptor`.
+
+        `use_reserve` is for the few connections of monitoring and control.
+        """
         self._acceptor = Acceptor(protocol_factory, use_reserve=use_reserve, yields=yields)
         while self._bound:
             self._acceptor.add(self._bound.pop())
@@ -128,29 +131,6 @@ async def bind(
     except BaseException:
         listener.close()
         raise
-    return listener
-
-
-async def listen(
-    endpoint: Endpoint | None,
-    unix_path: str,
-    protocol_factory: ProtocolFactory,
-    *,
-    resolver: Resolver,
-    fast_open: bool = False,
-    descriptors: Iterable[int] = (),
-    private: bool = False,
-    use_reserve: bool = False,
-) -> Listener:
-    """`bind()` and `Listener.serve()` in one call.
-
-    `use_reserve` is for the few connections of monitoring and control.
-    """
-    listener = await bind(
-        endpoint, unix_path, resolver=resolver, fast_open=fast_open, descriptors=descriptors,
-        private=private,
-    )  # fmt: skip
-    listener.serve(protocol_factory, use_reserve=use_reserve)
     return listener
 
 

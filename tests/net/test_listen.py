@@ -14,7 +14,7 @@ from mtt.address import Endpoint
 from mtt.errors import NetworkError, StartError
 from mtt.layers.base import StreamProtocol
 from mtt.net import listen as listen_module
-from mtt.net.listen import FAST_OPEN_QUEUE, Listener, bind, listen
+from mtt.net.listen import FAST_OPEN_QUEUE, Listener, bind
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from tests.net.listening import Accepting, answers
@@ -37,9 +37,11 @@ class Names(Resolver):
 async def open_tcp(
     *hosts: str, port: int = 0, resolver: Resolver | None = None, fast_open: bool = False
 ) -> Listener:
-    return await listen(
-        Endpoint(hosts, port), "", Accepting, resolver=resolver or Resolver(), fast_open=fast_open
+    listener = await bind(
+        Endpoint(hosts, port), "", resolver=resolver or Resolver(), fast_open=fast_open
     )
+    listener.serve(Accepting)
+    return listener
 
 
 def port_of(listener: Listener) -> int:
@@ -215,7 +217,8 @@ async def test_accepted_sockets_inherit_their_options():
         def connection_made(self, transport: Any) -> None:
             accepted.set_result(transport)
 
-    listener = await listen(Endpoint(("127.0.0.1",), 0), "", Server, resolver=Resolver())
+    listener = await bind(Endpoint(("127.0.0.1",), 0), "", resolver=Resolver())
+    listener.serve(Server)
     with socket.create_connection(("127.0.0.1", port_of(listener))):
         transport = await accepted
         sock = transport.get_extra_info("socket")

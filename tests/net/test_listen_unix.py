@@ -15,14 +15,16 @@ import pytest
 from mtt.address import Endpoint
 from mtt.errors import StartError
 from mtt.net import listen as listen_module
-from mtt.net.listen import UNIX_PATH_MAX, Listener, bind, listen
+from mtt.net.listen import UNIX_PATH_MAX, Listener, bind
 from mtt.net.resolve import Resolver
 from tests.net.listening import Accepting, answers, unix_answers
 from tests.support.loopback import linux_only, unix_only
 
 
 async def open_unix(path: str | Path) -> Listener:
-    return await listen(None, str(path), Accepting, resolver=Resolver())
+    listener = await bind(None, str(path), resolver=Resolver())
+    listener.serve(Accepting)
+    return listener
 
 
 @pytest.fixture
@@ -72,7 +74,8 @@ async def test_unix_socket_of_another_program_is_left_alone(directory):
 
 @unix_only
 async def test_tcp_and_unix_together(directory):
-    both = await listen(Endpoint(("127.0.0.1",), 0), "s", Accepting, resolver=Resolver())
+    both = await bind(Endpoint(("127.0.0.1",), 0), "s", resolver=Resolver())
+    both.serve(Accepting)
     assert len(both.addresses) == 2
     assert await answers("127.0.0.1", int(both.addresses[0].rpartition(":")[2]))
     assert await unix_answers("s")
@@ -85,7 +88,7 @@ async def test_failure_closes_opened_sockets(directory):
         port = sock.getsockname()[1]
     Path("file").touch()
     with pytest.raises(StartError):
-        await listen(Endpoint(("127.0.0.1",), port), "file", Accepting, resolver=Resolver())
+        await bind(Endpoint(("127.0.0.1",), port), "file", resolver=Resolver())
     assert not await answers("127.0.0.1", port)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from mtt.errors import StartError, UsageError
 from mtt.layers.base import StreamProtocol
-from mtt.net.listen import listen
+from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.process.systemd import MAX_SOCKETS, ServiceManager, inherited_sockets
 from tests.support.processes import ROOT, Processes, command, free_port
@@ -84,7 +84,8 @@ async def check_listens(sock: socket.socket) -> list[str]:
 
     descriptor = os.dup(sock.fileno())
     os.set_inheritable(descriptor, True)  # as systemd hands it over
-    listener = await listen(None, "", Protocol, resolver=Resolver(), descriptors=[descriptor])
+    listener = await bind(None, "", resolver=Resolver(), descriptors=[descriptor])
+    listener.serve(Protocol)
     assert not os.get_inheritable(descriptor)
     with socket.socket(sock.family) as client:
         client.connect(sock.getsockname())
@@ -118,9 +119,7 @@ async def test_an_abstract_socket() -> None:
 
 async def check_refused(descriptor: int, *words: str) -> None:
     with pytest.raises(StartError) as raised:
-        await listen(
-            None, "", asyncio.Protocol, resolver=Resolver(), descriptors=[descriptor]
-        )
+        await bind(None, "", resolver=Resolver(), descriptors=[descriptor])
     text = str(raised.value)
     assert text.startswith(f"cannot listen on inherited descriptor {descriptor}")
     assert all(word in text for word in words), text
