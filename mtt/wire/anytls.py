@@ -135,31 +135,31 @@ class Decoder:
             self._command, self._id, self._left = _HEADER.unpack(self._head)
             self._head = b""
             self._begin(events)
-        while True:
+        while at < end:
             if self._left:
-                take = min(self._left, end - at)
-                if not take:
-                    return events
-                command, is_last = self._command, take == self._left
+                piece = view[at : at + self._left]
+                command, is_last = self._command, len(piece) == self._left
                 if command == PSH and not self._whole and (
                     is_last or self._passed or self._left > self._whole_limit
                 ):
-                    events.append((PSH, self._id, view[at : at + take]))
+                    events.append((PSH, self._id, piece))
                     self._passed = not is_last
                 elif command == PSH or command in _WHOLE:
-                    self._whole += view[at : at + take]
+                    self._whole += piece
                     if is_last:
                         events.append((command, self._id, bytes(self._whole)))
                         self._whole = bytearray()
-                at += take
-                self._left -= take
+                at += len(piece)
+                self._left -= len(piece)
+                continue
             if end - at < HEADER_SIZE:
                 self._head = bytes(view[at:])
-                return events
+                break
             self._command, self._id, self._left = _HEADER.unpack_from(view, at)
             at += HEADER_SIZE
             if not (self._left and self._command == PSH):
                 self._begin(events)
+        return events
 
     def _begin(self, events: list[tuple[int, int, Data]]) -> None:
         """Add the event of a frame that needs no data; frames with data follow later."""

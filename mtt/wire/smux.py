@@ -81,23 +81,17 @@ class Decoder:
         events: list[tuple[int, int, Data]] = []
         at, end = 0, len(view)
         try:
-            while True:
+            while at < end:
                 left = self._left
                 if left:
-                    there = end - at
-                    if there < left:
-                        if there:
-                            events.append((PSH, self._id, view[at:]))
-                            self._left = left - there
-                        return events
                     events.append((PSH, self._id, view[at : at + left]))
-                    self._left = 0
                     at += left
-                if at == end:
-                    return events
+                    self._left = at - end if at > end else 0
+                    if at >= end:
+                        break
                 if end - at < HEADER_SIZE:
                     self._head = bytes(view[at:])
-                    return events
+                    break
                 version, command, length, stream_id = _HEADER.unpack_from(view, at)
                 at += HEADER_SIZE
                 if version != VERSION:
@@ -117,3 +111,4 @@ class Decoder:
         except SmuxError as error:
             error.events = events
             raise
+        return events

@@ -156,20 +156,12 @@ class Decoder:
         view = memoryview(data)
         at, end = 0, len(view)
         try:
-            while True:
+            while at < end:
                 left = self._left
                 if left:
-                    there = end - at
-                    if there >= left:
-                        piece: Data = view[at : at + left]
-                        at += left
-                        self._left = 0
-                    elif there:
-                        piece = view[at:]
-                        at = end
-                        self._left = left - there
-                    else:
-                        return events
+                    piece: Data = view[at : at + left]
+                    at += left
+                    self._left = at - end if at > end else 0
                     if self._key != NO_MASK:
                         piece = xor(piece, self._key, self._offset)
                         self._offset += len(piece)
@@ -179,12 +171,12 @@ class Decoder:
                         self._control += piece
                         if not self._left:
                             self._end_control(events)
-                if at == end:
-                    return events
+                    if at >= end:
+                        break
                 size = self._parse_header(view, at, end)
                 if not size:
                     self._head = bytes(view[at:])
-                    return events
+                    break
                 at += size
                 if not self._left:
                     if self._opcode > BINARY:
@@ -194,6 +186,7 @@ class Decoder:
         except WebSocketError as error:
             error.events = events
             raise
+        return events
 
     def _end_control(self, events: list[tuple[int, Data]]) -> None:
         events.append((self._opcode, self._control))
