@@ -292,9 +292,7 @@ def _close_result(task: asyncio.Task[socket.socket]) -> None:
 
 
 def _failure(error: BaseException) -> _Failure:
+    # asyncio adds its own text and the address to connect errors; the errno is enough.
     if isinstance(error, OSError):
-        # asyncio adds its own text and the address to connect errors; the errno is enough.
         return describe(error), from_error(error)
-    if isinstance(error, NetworkError):
-        return describe(error), error.outcome
-    return describe(error), Outcome.GENERAL_FAILURE
+    return describe(error), getattr(error, "outcome", Outcome.GENERAL_FAILURE)

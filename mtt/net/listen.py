@@ -265,7 +265,7 @@ def _bind_unix(path: str, private: bool = False) -> socket.socket:
             f"use a shorter path"
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Set before bind(), so that the socket never has wider permissions.
+    # Before bind(), so that the socket never has wider permissions.
     umask = os.umask(0o177) if private else None
     try:
         try:
@@ -276,11 +276,10 @@ def _bind_unix(path: str, private: bool = False) -> socket.socket:
             _remove_stale(path)
             sock.bind(address)
         sock.listen(BACKLOG)
-    except OSError as error:
+    except BaseException as error:
         sock.close()
-        raise _start_error(path, error, unix=True) from error
-    except BaseException:
-        sock.close()
+        if isinstance(error, OSError):
+            raise _start_error(path, error, unix=True) from error
         raise
     finally:
         if umask is not None:

@@ -90,10 +90,7 @@ def interleave(addresses: Iterable[Address]) -> list[Address]:
     return [address for turn in turns for address in turn if address is not None]
 
 
-_LOOPBACK: _Addresses = [
-    (socket.AF_INET6, ("::1", 0, 0, 0)),
-    (socket.AF_INET, ("127.0.0.1", 0)),
-]
+_LOOPBACK: _Addresses = [(socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, ("127.0.0.1", 0))]
 
 
 class _Lookup:
@@ -151,13 +148,8 @@ class Resolver:
         name = host.removesuffix(".")
         if self._server is not None and (name == "localhost" or name.endswith(".localhost")):
             return _LOOPBACK
-        entry = self._cache.get(host)
-        if entry is None:
-            return None
-        if entry[0] <= monotonic():
-            del self._cache[host]
-            return None
-        return entry[1]
+        expiry, addresses = self._cache.get(host, (0.0, None))
+        return addresses if expiry > monotonic() else None
 
     def _remember(self, host: str, addresses: _Addresses, ttl: float) -> None:
         self._cache.pop(host, None)

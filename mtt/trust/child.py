@@ -67,20 +67,20 @@ def run(work: Callable[[*_Arguments], _Result], *arguments: *_Arguments) -> _Res
 
 def _forked(work: Callable[..., Any], *arguments: Any) -> bytes:
     """The marshalled result of `work`; empty if it raised an exception. Raises OSError."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
+    near, far = socket.socketpair()
+    with near, far:
         # Signal handlers of this process must not run in the child: they would end the service.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
             if pid == 0:
-                _answer_and_exit(theirs, work, arguments)
+                _answer_and_exit(far, work, arguments)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
+        far.close()
         try:
-            ours.settimeout(TIME_LIMIT)
-            return b"".join(iter(lambda: ours.recv(1 << 16), b""))
+            near.settimeout(TIME_LIMIT)
+            return b"".join(iter(lambda: near.recv(1 << 16), b""))
         finally:
             os.kill(pid, signal.SIGKILL)  # it has exited or is stuck
             with contextlib.suppress(ChildProcessError):  # SIGCHLD is ignored

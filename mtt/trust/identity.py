@@ -55,8 +55,8 @@ class Identity:
     ) -> None:
         """`certificate_pem` starts with the server's own certificate, read from `path`.
 
-        Without a path it was made here and is self-signed. `in_order`: so it does in the file.
-        `words` are known already.
+        Without a path it was made here and is self-signed. `in_order`: it comes first in the file,
+        too. `words`: those of the certificate, if already known.
         """
         self._source = certificate_pem, path, in_order
         if words is not None:

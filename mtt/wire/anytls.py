@@ -243,7 +243,7 @@ def shown(text: bytes) -> str:
 
 
 def password_hash(password: str) -> bytes:
-    """What a client sends instead of its password. It is as secret as the password."""
+    """The hash that a client sends instead of its password, and just as secret."""
     return hashlib.sha256(password.encode()).digest()
 
 

@@ -1,4 +1,4 @@
-"""The ALPN names that a ClientHello offers; `ssl` does not tell a server.
+"""The ALPN names that a ClientHello offers, which `ssl` does not report to a server.
 
 Everything else, malformed messages included, is left to OpenSSL (RFC 8446, 4.1.2 and 5.1;
 RFC 7301, 3.1).
