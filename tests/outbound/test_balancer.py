@@ -11,6 +11,7 @@ from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerErro
 from mtt.outbound import balancer
 from mtt.outbound.balancer import FAILOVER_TIME, FIRST_BACKOFF, MAX_BACKOFF, Balancer
 from mtt.outcome import Outcome
+from tests.support.clock import Clock
 from tests.support.tunnels import logged
 
 
@@ -32,19 +33,6 @@ class Fake:
         return self.name
 
 
-class Clock:
-    """A clock that tests advance."""
-
-    now = 1000.0
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(balancer, "_now", lambda: clock.now)
-    return clock
-
-
 async def test_preferred_upstream_gets_all_streams() -> None:
     first, second = Fake("first"), Fake("second")
     among = Balancer([first, second])
@@ -52,7 +40,8 @@ async def test_preferred_upstream_gets_all_streams() -> None:
     assert (first.started, second.started) == (3, 0)
 
 
-async def test_backoff_of_failed_upstream_grows(clock: Clock) -> None:
+async def test_backoff_of_failed_upstream_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, balancer)
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     for _ in range(3):
@@ -73,7 +62,8 @@ async def test_backoff_of_failed_upstream_grows(clock: Clock) -> None:
     assert first.started == 0
 
 
-async def test_recovered_upstream_is_preferred_again(clock: Clock) -> None:
+async def test_recovered_upstream_is_preferred_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, balancer)
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     with logged(logging.INFO) as lines:
@@ -89,7 +79,8 @@ async def test_recovered_upstream_is_preferred_again(clock: Clock) -> None:
     assert first.started == 2
 
 
-async def test_one_stream_retries_and_others_do_not_wait(clock: Clock) -> None:
+async def test_one_stream_retries_and_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, balancer)
     first, second = Fake("first", NetworkError("first: no")), Fake("second")
     among = Balancer([first, second])
     await among.open(Fake.open)
@@ -138,7 +129,8 @@ async def test_error_of_single_upstream_keeps_its_class() -> None:
         await Balancer([Fake("first", PeerError("strange"))]).open(Fake.open)
 
 
-async def test_no_failover_after_the_time_limit(clock: Clock) -> None:
+async def test_no_failover_after_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, balancer)
     first, second = Fake("first", NetworkError("gone")), Fake("second")
 
     async def ask(upstream: Fake) -> str:
