@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.real.destinations import PAGE, Site
+from tests.real.nginx import start_nginx
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
@@ -20,19 +20,9 @@ from tests.support.programs import require_program
 SECRET = "/a-secret-path"
 
 CONFIG = """
-{user}
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log stderr notice;
-events {{ }}
 http {{
     access_log {directory}/access.log;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+    {paths}
     client_max_body_size 100m;
     server {{
         listen 127.0.0.1:{port};
@@ -49,20 +39,11 @@ http {{
 @pytest.fixture
 def web(processes: Processes, tmp_path: Path) -> tuple[str, Path]:
     """A running nginx with a page, and where it keeps its files."""
-    nginx = require_program("nginx")
     files = tmp_path / "www"
     (files / "uploads").mkdir(parents=True)
     (files / "index.html").write_text("<title>a shop</title>")
-    user = pwd.getpwuid(os.geteuid()).pw_name
     port = free_port()
-    config = tmp_path / "site.conf"
-    config.write_text(
-        CONFIG.format(
-            user=f"user {user};" if os.geteuid() == 0 else "", directory=tmp_path, port=port
-        )
-    )
-    process = processes.start(nginx, "-p", tmp_path, "-e", "stderr", "-c", config)
-    process.expect("start worker process ")
+    start_nginx(processes, tmp_path, CONFIG, port=port)
     return f"127.0.0.1:{port}", files
 
 

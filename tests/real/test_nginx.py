@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import re
 import subprocess
 from collections.abc import Callable
@@ -14,32 +12,18 @@ import pytest
 
 from tests.real.checks import CHECKS, Route, half_close
 from tests.real.destinations import PAGE, Site
+from tests.real.nginx import start_nginx
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, free_port, run
 from tests.support.programs import missing, require_program
-
-MAIN = """
-{modules}
-{user}
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log stderr notice;
-events {{ }}
-"""
 
 # As docs/nginx.md tells users to configure it, apart from the temporary directories. Without
 # "keepalive" nginx would use HTTP/1.1 connections to mtt-server once each.
 WEBSOCKET = """
 http {{
     access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
-
+    {paths}
     map $http_upgrade $connection_header {{
         default upgrade;
         ''      '';
@@ -107,22 +91,15 @@ class Setup:
         """Start mtt-server and nginx, which do TLS or not according to `config`."""
         certs = self._certs if config == PLAIN_STREAM else None
         server, server_port = start_server(self._processes, certs, destination, *options)
-        nginx = require_program("nginx")
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        path = self._directory / "nginx.conf"
-        path.write_text(
-            (MAIN + config).format(
-                modules=_stream_module(nginx) if config != WEBSOCKET else "",
-                # Its workers would become another user, who must not enter our directory.
-                user=f"user {user};" if os.geteuid() == 0 else "",
-                directory=self._directory,
-                certs=self._certs,
-                port=self.port,
-                server_port=server_port,
-            )
+        start_nginx(
+            self._processes,
+            self._directory,
+            config,
+            modules=_stream_module(require_program("nginx")) if config != WEBSOCKET else "",
+            certs=self._certs,
+            port=self.port,
+            server_port=server_port,
         )
-        process = self._processes.start(nginx, "-p", self._directory, "-e", "stderr", "-c", path)
-        process.expect("start worker process ")
         return server
 
 

@@ -8,8 +8,6 @@ docs/concealment.md.
 from __future__ import annotations
 
 import contextlib
-import os
-import pwd
 import re
 import socket
 import ssl
@@ -20,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.real.nginx import start_nginx
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.processes import ROOT, Processes, free_port, listening, run
@@ -30,19 +29,9 @@ from tests.support.programs import require_program
 NGINX, QUIET, LATE = 1.0, 0.3, 5.0
 
 CONFIG = """
-{user}
-daemon off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log stderr notice;
-events {{ }}
 http {{
     access_log off;
-    client_body_temp_path {directory}/body;
-    proxy_temp_path {directory}/proxy;
-    fastcgi_temp_path {directory}/fastcgi;
-    uwsgi_temp_path {directory}/uwsgi;
-    scgi_temp_path {directory}/scgi;
+    {paths}
     server {{
         listen 127.0.0.1:{port};
         listen 127.0.0.1:{tls_port} ssl;
@@ -181,18 +170,10 @@ class Servers:
         (directory / "www").mkdir()
         (directory / "www" / "index.html").write_text("<title>a shop</title>")
         port, self._nginx, self._bare_nginx = free_port(), free_port(), free_port()
-        user = f"user {pwd.getpwuid(os.geteuid()).pw_name};" if os.geteuid() == 0 else ""
-        config = directory / "nginx.conf"
-        config.write_text(
-            CONFIG.format(
-                user=user, directory=directory, certs=certs, port=port, tls_port=self._nginx,
-                bare_port=self._bare_nginx,
-            )
-        )
-        nginx = processes.start(
-            require_program("nginx"), "-p", directory, "-e", "stderr", "-c", config
-        )
-        nginx.expect("start worker process ")
+        start_nginx(
+            processes, directory, CONFIG, certs=certs, port=port, tls_port=self._nginx,
+            bare_port=self._bare_nginx,
+        )  # fmt: skip
         own = ("-cert", certs.cert, "-key", certs.key)
         site = ("-fallback", f"127.0.0.1:{port}")
         self._ours = start_all(processes, *own, *site)
