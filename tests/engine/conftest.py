@@ -30,7 +30,7 @@ def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the kernel from buffering megabytes for every connection of ours."""
+    """Keep the kernel from buffering megabytes for every connection."""
 
     def tune_and_shrink(sock: socket.socket, **options: bool) -> None:
         tune(sock, **options)

@@ -74,7 +74,7 @@ async def test_random_bytes_inside_tls(mode: str, certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("mode", ["mux", "wss", "wss+mux"])
-async def test_random_bytes_inside_the_tunnels_own_framing(mode: str, certs: Certs) -> None:
+async def test_random_bytes_inside_the_framing_of_the_tunnel(mode: str, certs: Certs) -> None:
     rng = random.Random(22)
     async with besieged(mode, certs) as server:
         for _ in range(10):
@@ -88,7 +88,7 @@ async def test_random_bytes_inside_the_tunnels_own_framing(mode: str, certs: Cer
 
 
 @in_every_mode
-async def test_a_handshake_that_breaks_off_anywhere(mode: str, certs: Certs) -> None:
+async def test_handshake_may_break_off_anywhere(mode: str, certs: Certs) -> None:
     hello = ssl.MemoryBIO()
     client = trusting_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname=certs.name)
     with pytest.raises(ssl.SSLWantReadError):
@@ -112,7 +112,7 @@ async def test_plain_http_on_the_tls_port_gets_the_answer_of_nginx(mode: str, ce
 
 
 @pytest.mark.parametrize("mode", ["wss", "wss+mux"])
-async def test_a_tls_client_on_a_server_without_tls(mode: str, certs: Certs) -> None:
+async def test_tls_client_at_a_server_without_tls_gets_one_warning(mode: str, certs: Certs) -> None:
     with logged() as lines:
         async with besieged(mode, certs, **{"disable-tls": True}) as server:
             context = trusting_context(certs.ca)
@@ -122,7 +122,7 @@ async def test_a_tls_client_on_a_server_without_tls(mode: str, certs: Certs) -> 
     assert sum("WARNING" in line for line in lines) == 1
 
 
-async def test_a_client_without_mux_on_a_mux_server(certs: Certs) -> None:
+async def test_client_without_mux_at_a_mux_server_gets_one_warning(certs: Certs) -> None:
     with logged() as lines:
         async with (
             besieged("mux", certs) as server, client_of("tls", port_of(server), certs) as client,
@@ -136,7 +136,7 @@ async def test_a_client_without_mux_on_a_mux_server(certs: Certs) -> None:
     assert "SSH" not in warnings[0]
 
 
-async def test_a_mux_client_on_a_server_without_mux(certs: Certs) -> None:
+async def test_mux_client_at_a_server_without_mux_gets_no_tunnel(certs: Certs) -> None:
     async def web_server(connection: Tcp) -> None:
         await connection.read()
         await connection.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")

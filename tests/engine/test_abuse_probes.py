@@ -56,7 +56,7 @@ async def test_failures_that_a_peer_repeats_do_not_flood_the_log(certs: Certs) -
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_who_never_ends_his_handshake_is_cut(
+async def test_unfinished_handshake_is_cut(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch, TlsLayer, "handshake_time", 0.3)
@@ -71,7 +71,7 @@ async def test_who_never_ends_his_handshake_is_cut(
         await ended(slow)
 
 
-async def test_who_sends_a_request_head_byte_by_byte_is_cut(
+async def test_request_head_sent_byte_by_byte_is_cut(
     certs: Certs, short_linger: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shorten(monkeypatch, HttpServer, "limits", VISITORS._replace(head=0.4))

@@ -118,7 +118,7 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_without_reuse(certs: Certs) -> None:
+async def test_option_dr_makes_a_session_for_each_stream(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at("anytls", there.port, certs) as server,
@@ -132,11 +132,11 @@ async def test_without_reuse(certs: Certs) -> None:
 
 @pytest.mark.parametrize("with_site", [False, True], ids=["alone", "site"])
 @pytest.mark.parametrize("warm", [0, 3])
-async def test_a_wrong_password(
+async def test_wrong_password_fails_with_a_reason(
     warm: int, with_site: bool, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The application is told that it failed, and the log says why, at once."""
-    # Who would wait fails the test.
+    # Waiting for either fails the test.
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", 60.0)
     monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 60.0)
     with logged() as lines:
@@ -162,7 +162,7 @@ async def test_a_wrong_password(
     assert "not that one" not in "".join(lines)
 
 
-async def test_strangers_get_the_web_site(certs: Certs) -> None:
+async def test_clients_without_a_password_get_the_site(certs: Certs) -> None:
     async with (
         asyncio.timeout(SOON),
         serving(site) as web,

@@ -43,7 +43,7 @@ TIMES = 3
 
 
 class Both:
-    """A client and a server of ours, and a destination in the test's hands."""
+    """A client and a server, and a destination in the test's hands."""
 
     def __init__(self, client: Client, server: Server, there: Listening) -> None:
         self.client = client

@@ -89,7 +89,7 @@ async def far_apart(
 
 
 async def is_told(end: Tcp) -> None:
-    """Whoever has this connection is told that it failed."""
+    """The program at this end is told that its connection failed."""
     async with asyncio.timeout(3 * SOON):
         with pytest.raises((ConnectionResetError, TimeoutError)):
             await end.rest()
@@ -99,7 +99,7 @@ async def is_told(end: Tcp) -> None:
 
 
 @in_every_mode
-async def test_a_network_that_goes_away_and_returns(
+async def test_tunnels_end_with_the_network_and_work_when_it_returns(
     mode: str, certs: Certs, hurried: None
 ) -> None:
     async with listening() as there, far_apart(mode, there.port, certs) as (server, proxy, client):
@@ -125,7 +125,7 @@ async def test_a_network_that_goes_away_and_returns(
 
 
 @asking_modes
-async def test_a_peer_is_gone_behind_a_proxy_that_is_not(
+async def test_dead_peer_behind_a_live_proxy_is_noticed(
     mode: str, certs: Certs, hurried: None
 ) -> None:
     """The proxy's kernel acknowledges everything: only the peer itself could tell that it lives."""
@@ -144,7 +144,7 @@ async def test_a_peer_is_gone_behind_a_proxy_that_is_not(
             assert await (await there.accept()).exactly(5) == b"again"
 
 
-def test_how_long_it_takes_in_earnest() -> None:
+def test_dead_peers_are_noticed_within_80_seconds() -> None:
     """What docs/differences.md promises: 80 seconds. In between, a live peer is asked twice."""
     assert keepalive.DEAD_TIME + keepalive.CHECK_INTERVAL == 80.0
     assert 2 * keepalive.INTERVAL[1] < keepalive.DEAD_TIME
@@ -177,7 +177,7 @@ async def test_a_silent_peer_is_noticed_one_interval_late_at_most(
 
 
 @asking_modes
-async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
+async def test_idle_and_unread_connections_live_on(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An idle tunnel, and one whose application does not read: its pings come nevertheless."""
@@ -202,7 +202,7 @@ async def test_whoever_is_only_idle_or_busy_elsewhere_lives_on(
 async def test_new_connections_avoid_a_session_that_owes_an_answer(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Long before it counts as dead: nobody has to wait for that after a change of networks."""
+    """Long before it counts as dead: none has to wait for that after a change of networks."""
     monkeypatch.setattr(reuse, "UNANSWERED_TIME", 0.3)
     async with (
         serving(echo) as there,
@@ -308,7 +308,7 @@ async def test_a_peer_that_does_not_read_owes_nothing() -> None:
         transport.abort()
 
 
-async def test_a_peer_that_did_not_read_and_then_was_gone() -> None:
+async def test_dead_peer_that_did_not_read_counts_as_silent() -> None:
     near, far = tcp_sockets(small=True)
     with far:
         upper = Recorder()

@@ -48,7 +48,7 @@ async def fails(port: int) -> float:
 
 
 @needs_packet_filter
-async def test_a_server_that_does_not_take_connections(
+async def test_dial_of_a_silent_server_times_out(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client_module, "CONNECT_TIME", SHORT)
@@ -64,7 +64,7 @@ async def test_a_server_that_does_not_take_connections(
 
 
 @in_every_go_mode
-async def test_a_server_that_takes_connections_and_says_nothing(
+async def test_handshake_with_a_silent_server_times_out(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connector, "DIAL_TIME", SHORT)
@@ -76,9 +76,7 @@ async def test_a_server_that_takes_connections_and_says_nothing(
     assert any(f"no tunnel after {SHORT:g} s" in line for line in lines)
 
 
-async def test_a_server_that_does_not_answer_the_upgrade(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_unanswered_upgrade_times_out(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that speaks TLS but no HTTP: it waits for what the destination says to our request."""
     monkeypatch.setattr(connector, "DIAL_TIME", SHORT)
     async with (
@@ -94,7 +92,7 @@ async def test_a_server_that_does_not_answer_the_upgrade(
 
 @needs_packet_filter
 @in_every_go_mode
-async def test_a_destination_that_does_not_take_connections(
+async def test_dial_of_a_silent_destination_times_out(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "DESTINATION_TIME", SHORT)
@@ -108,9 +106,7 @@ async def test_a_destination_that_does_not_take_connections(
 
 
 @in_every_mode
-async def test_a_plugin_does_not_wait_for_the_first_word_for_ever(
-    mode: str, certs: Certs
-) -> None:
+async def test_plugin_waits_for_the_first_byte_within_a_limit(mode: str, certs: Certs) -> None:
     """The destination may be the one to begin."""
     async with (
         listening() as there,

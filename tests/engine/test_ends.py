@@ -180,7 +180,7 @@ async def test_upload_arrives_though_its_answers_cannot(short_linger: None) -> N
 
 
 @in_every_mode
-@pytest.mark.parametrize("talking", ["application", "destination", "nobody"])
+@pytest.mark.parametrize("talking", ["application", "destination", "neither"])
 async def test_the_idle_timeout_counts_both_directions(
     talking: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +194,7 @@ async def test_the_idle_timeout_counts_both_directions(
         ends = [application, await there.accept()]
         if talking == "destination":
             ends.reverse()
-        for _ in range(8 if talking != "nobody" else 0):
+        for _ in range(8 if talking != "neither" else 0):
             await ends[0].send(b".")
             assert await ends[1].exactly(1) == b"."
             await clock.passes(timeout / 4)

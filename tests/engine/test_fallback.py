@@ -50,9 +50,7 @@ from tests.support.tunnels import (
         pytest.param(b"GET /" + b"a" * 40_000, id="endless head"),
     ],
 )
-async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
-    request_bytes: bytes, certs: Certs
-) -> None:
+async def test_other_requests_reach_the_site_unchanged(request_bytes: bytes, certs: Certs) -> None:
     async with (
         serving(echo) as there,
         in_front_of_a_site(certs, there.port) as (server, site),
@@ -66,7 +64,7 @@ async def test_whatever_is_no_tunnel_reaches_the_site_unchanged(
 
 
 @pytest.mark.parametrize("request_bytes", [b"GET / HT", GET], ids=["unfinished", "whole"])
-async def test_the_site_hears_that_a_visitor_has_ended(request_bytes: bytes, certs: Certs) -> None:
+async def test_end_of_a_visitor_reaches_the_site(request_bytes: bytes, certs: Certs) -> None:
     async def serve(connection: Tcp) -> None:
         assert await connection.rest() == request_bytes
         await connection.send(Site.ANSWER)
@@ -98,7 +96,7 @@ async def test_visitor_sees_the_end_of_the_site_at_once(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> None:
+async def test_slow_visitor_gets_no_close_notify(certs: Certs) -> None:
     """As from nginx, which says it to those only whose requests were complete."""
 
     async def too_slow(connection: Tcp) -> None:
@@ -115,7 +113,7 @@ async def test_visitor_who_is_too_slow_hears_no_close_notify(certs: Certs) -> No
                         await visitor.read()
 
 
-async def test_visitor_who_ends_first_hears_no_close_notify(certs: Certs) -> None:
+async def test_visitor_that_ends_first_gets_no_close_notify(certs: Certs) -> None:
     """As from nginx."""
 
     async def serve(connection: Tcp) -> None:
@@ -133,7 +131,7 @@ async def test_visitor_who_ends_first_hears_no_close_notify(certs: Certs) -> Non
             await visitor.read()
 
 
-async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
+async def test_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         in_front_of_a_site(certs, there.port) as (server, site),
@@ -143,7 +141,7 @@ async def test_our_client_gets_its_tunnel_beside_the_site(certs: Certs) -> None:
         assert site.visits == 0
 
 
-async def test_a_site_that_is_down_closes_the_connection_with_one_line(certs: Certs) -> None:
+async def test_visitor_of_a_site_that_is_down_is_cut_with_one_line(certs: Certs) -> None:
     down = {"wss-path": PATH, "fallback": "127.0.0.1:1"}
     async with server_at("wss", 1, certs, **down) as server:
         with logged() as lines:
@@ -181,7 +179,7 @@ async def test_visitors_count_for_max_conns(certs: Certs) -> None:
         assert site.visits == 2
 
 
-async def test_without_a_site_every_answer_is_that_of_an_nginx(certs: Certs) -> None:
+async def test_answers_without_a_site_are_those_of_nginx(certs: Certs) -> None:
     async with (
         without_a_site(certs, **{"wss-path": PATH}) as server,
         await tls_connect(port_of(server), certs) as visitor,

@@ -23,7 +23,7 @@ BAD_REQUEST = (
 )
 
 
-async def test_visitor_without_tls_hears_what_is_wrong_from_the_site(certs: Certs) -> None:
+async def test_plain_http_is_answered_as_the_site_does(certs: Certs) -> None:
     heads = []
 
     async def nginx(connection: Tcp) -> None:
@@ -40,7 +40,7 @@ async def test_visitor_without_tls_hears_what_is_wrong_from_the_site(certs: Cert
         assert answer.count(SENT_TO_HTTPS) == 2
 
 
-async def test_visitor_without_tls_hears_what_is_wrong_without_a_site(certs: Certs) -> None:
+async def test_plain_http_without_a_site_is_answered_as_nginx_does(certs: Certs) -> None:
     async with without_a_site(certs) as server:
         async with await connect(port_of(server)) as visitor:
             await visitor.send(GET)
@@ -63,7 +63,7 @@ async def test_visitor_with_other_alpn_names_only_gets_the_alert(
             )
 
 
-async def test_silence_before_tls_lasts_as_long_as_at_an_nginx(
+async def test_silence_before_tls_ends_after_60_seconds(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, tls_layer)

@@ -115,9 +115,7 @@ async def speak_and_close_first(connection: Tcp) -> None:
 
 
 @pytest.mark.parametrize("name", VECTORS)
-async def test_our_server_answers_as_recorded(
-    name: str, certs: Certs, short_quiet: None
-) -> None:
+async def test_server_answers_as_recorded(name: str, certs: Certs, short_quiet: None) -> None:
     mode = VECTORS[name]
     events = vector(name)
     path = "/tunnel" if name.startswith("d-") else "/"

@@ -227,7 +227,7 @@ async def test_sessions_are_used_again_up_to_the_limit_of_streams(
 async def test_many_streams_never_exceed_what_a_go_server_bears(
     mode: str, certs: Certs, short_quiet: None
 ) -> None:
-    """Long-lived streams and many short ones, at the highest setting: nobody is hurt."""
+    """Long-lived streams and many short ones, at the highest setting: none is hurt."""
 
     async def short(port: int, times: int) -> None:
         for _ in range(times):

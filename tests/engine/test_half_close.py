@@ -98,7 +98,7 @@ async def test_foreign_client_gets_reply_after_its_close_notify(
 
 @in_every_mode
 @pytest.mark.parametrize("first", ["application", "destination"])
-async def test_half_close_on_a_line_that_is_longer_than_a_quiet_while(
+async def test_half_close_on_a_line_slower_than_the_quiet_time(
     first: str, mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An end that wants to end at once cannot know yet that the other one is ours, and must ask."""
@@ -162,7 +162,7 @@ async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> No
 
 
 @in_mux_modes
-async def test_a_sender_that_nobody_listens_to_is_told_in_the_end(
+async def test_sender_to_a_gone_application_fails_in_the_end(
     mode: str, certs: Certs, short_linger: None
 ) -> None:
     """The application said all it had to say and went away; its stream must not be fed for ever."""

@@ -109,7 +109,7 @@ async def test_a_one_way_download_outlives_the_idle_timeout(
 async def test_a_stalled_stream_does_not_get_the_session_killed(
     mode: str, certs: Certs, small_buffers: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who does not read because of a full buffer cannot see signs of life, either."""
+    """A peer that does not read, as its buffer is full, sees no signs of life, either."""
     clock = clock_of_tunnels(monkeypatch)
     async with (
         listening(buffer=SMALL) as there,
@@ -144,7 +144,7 @@ async def test_data_and_end_that_come_together_are_delivered_in_order(
 
 
 @in_mux_modes
-async def test_bytes_never_end_up_on_another_stream(mode: str, certs: Certs) -> None:
+async def test_bytes_never_reach_another_stream(mode: str, certs: Certs) -> None:
     """Even while neighbours are cut in the middle of their writes."""
 
     async def flow(port: int, value: int) -> None:
@@ -211,9 +211,7 @@ async def test_a_websocket_path_works_with_and_without_its_slash(path: str, cert
 
 
 @in_mux_modes
-async def test_a_session_that_broke_the_protocol_is_closed_at_once(
-    mode: str, certs: Certs
-) -> None:
+async def test_a_session_that_broke_the_protocol_is_closed_at_once(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at(mode, there.port, certs) as server,

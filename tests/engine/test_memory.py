@@ -23,7 +23,7 @@ MEGA = 1 << 20
 TOTAL = 200 * MEGA
 # A prime, so that no buffer or frame size divides it: a lost or doubled piece shows.
 BLOCK = os.urandom(65521)
-# What a tunnel takes from a sender while nobody reads: kernel buffers of SMALL (the kernel
+# What a tunnel takes from a sender whose receiver has stopped: kernel buffers of SMALL (the kernel
 # doubles the figure) for each of six sockets, and in each process the event loop's write buffer
 # with one read on top, a session's receive budget, and what layers hold for a paused reader.
 MOST_ACCEPTED = 4 * MEGA

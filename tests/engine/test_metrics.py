@@ -42,9 +42,7 @@ UP, DOWN = (f'transferred_bytes_total{{direction="{way}"}}' for way in ("up", "d
 
 
 @in_every_mode
-async def test_tunnels_are_counted_to_the_byte(
-    mode: str, certs: Certs, short_quiet: None
-) -> None:
+async def test_tunnels_are_counted_to_the_byte(mode: str, certs: Certs, short_quiet: None) -> None:
     count = 12
 
     async def answer(connection: Tcp) -> None:
@@ -177,7 +175,7 @@ async def test_every_connection_is_accepted_or_refused(mode: str, certs: Certs) 
             lambda samples: samples["tunnels"] == 2
             and samples["connections_refused_total"] + samples["tunnels_refused_total"] == 2,
         )
-        # All came at once: whoever was let in while the others had no tunnels yet was refused then.
+        # All came at once: one let in while the others had no tunnels yet was refused then.
         came = samples["connections_total"] + samples["connections_refused_total"]
         assert came == (1 if "mux" in mode else size)
         opened = 3 if "mux" in mode else 2
@@ -191,13 +189,13 @@ async def test_every_connection_is_accepted_or_refused(mode: str, certs: Certs) 
 # The options.
 
 
-async def test_without_the_option_there_is_nothing(certs: Certs) -> None:
+async def test_without_the_option_there_are_no_metrics(certs: Certs) -> None:
     async with listening() as there, server_at("tls", there.port, certs) as server:
         assert not server.metrics_addresses
         assert not server.lag.lines()
 
 
-async def test_a_unix_socket_goes_with_the_service(certs: Certs, tmp_path: Path) -> None:
+async def test_unix_socket_is_removed_with_the_service(certs: Certs, tmp_path: Path) -> None:
     path = tmp_path / "metrics"
     with logged() as lines:
         async with server_at("tls", 1, certs, metrics=f"unix:{path}") as server:
@@ -219,7 +217,7 @@ async def test_a_port_that_is_taken_stops_the_start(which: str, certs: Certs) ->
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("name", ["mtt-client", "mtt-server"])
-def test_the_programs(name: str, loop: str) -> None:
+def test_programs_serve_metrics(name: str, loop: str) -> None:
     if loop == "uvloop":
         require_package("uvloop")
     curl = require_program("curl")

@@ -92,7 +92,9 @@ async def test_a_wrong_pin(certs: Certs) -> None:
         ("wss", b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", "plaintext_http"),
     ],
 )
-async def test_strangers(mode: str, said: bytes, cause: str, certs: Certs) -> None:
+async def test_failed_handshakes_are_counted_by_cause(
+    mode: str, said: bytes, cause: str, certs: Certs
+) -> None:
     async with listening() as there, server_at(mode, there.port, certs, **METRICS) as server:
         async with await connect(port_of(server)) as stranger:
             await stranger.send(said)
@@ -110,7 +112,9 @@ async def test_strangers(mode: str, said: bytes, cause: str, certs: Certs) -> No
         (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "path"),
     ],
 )
-async def test_strangers_behind_a_proxy(said: bytes, cause: str, certs: Certs) -> None:
+async def test_failures_behind_a_proxy_are_counted_by_cause(
+    said: bytes, cause: str, certs: Certs
+) -> None:
     options = {"disable-tls": True, "wss-path": "/ws", **METRICS}
     async with listening() as there, server_at("wss", there.port, certs, **options) as server:
         async with await connect(port_of(server)) as stranger:
@@ -120,9 +124,7 @@ async def test_strangers_behind_a_proxy(said: bytes, cause: str, certs: Certs) -
         assert await failing(server) == {cause: 1}
 
 
-async def test_handshakes_that_take_too_long(
-    certs: Certs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_handshakes_that_take_too_long(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
     short = functools.partialmethod(tls.TlsLayer.__init__, handshake_time=0.2)
     monkeypatch.setattr(tls.TlsLayer, "__init__", short)
     monkeypatch.setattr(connector, "DIAL_TIME", 0.2)

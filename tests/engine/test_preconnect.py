@@ -101,7 +101,7 @@ async def test_the_first_byte_of_a_connection_takes_one_round_trip(
 
 @to_both_servers
 @in_both_modes
-async def test_a_burst_of_applications(
+async def test_burst_of_applications_is_served_and_the_pool_refilled(
     mode: str, far: str, certs: Certs, short_quiet: None
 ) -> None:
     async with (
@@ -136,7 +136,7 @@ async def test_what_the_destination_said_is_delivered(mode: str, far: str, certs
 
 
 @in_both_modes
-async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> None:
+async def test_endless_greeting_is_held_within_a_limit(mode: str, certs: Certs) -> None:
     """What waits holds a little of it, and the application gets every byte."""
     message = bytes(range(251)) * 40_000
 
@@ -160,13 +160,13 @@ async def test_a_destination_that_talks_without_end(mode: str, certs: Certs) -> 
 
 @to_both_servers
 @in_both_modes
-async def test_a_server_that_dies_and_returns(
+async def test_pool_refills_when_the_server_returns(
     mode: str, far: str, certs: Certs, short_quiet: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preconnect, "MAX_RETRY", preconnect.FIRST_RETRY)
     async with (
         serving(echo) as there,
-        FaultProxy(0) as proxy,  # nobody has port 0: whoever comes is cut
+        FaultProxy(0) as proxy,  # no server has port 0: all are cut
         contextlib.AsyncExitStack() as server,
     ):
         proxy.target = await server.enter_async_context(server_of(far, mode, there.port, certs))
@@ -194,7 +194,7 @@ async def test_a_server_that_dies_and_returns(
 
 
 @in_both_modes
-async def test_a_destination_that_ends_idle_connections_at_once(mode: str, certs: Certs) -> None:
+async def test_destination_that_ends_idle_connections_is_served(mode: str, certs: Certs) -> None:
     """Such as daytime: nothing can wait, but applications are served."""
 
     async def daytime(connection: Tcp) -> None:

@@ -43,7 +43,7 @@ from tests.support.tunnels import (
 
 @to_both_servers
 @in_both_modes
-async def test_old_ones_are_replaced(
+async def test_old_connections_are_replaced(
     mode: str, far: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preconnect, "MAX_AGE", 0.6)
@@ -131,7 +131,7 @@ async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> No
 
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])
-async def test_a_server_that_refuses_us(mode: str, certs: Certs) -> None:
+async def test_refusing_server_is_retried_with_delay(mode: str, certs: Certs) -> None:
     """With TLS 1.3 that shows only after the client's handshake."""
     async with (
         listening() as there,
@@ -149,7 +149,7 @@ async def test_a_server_that_refuses_us(mode: str, certs: Certs) -> None:
         assert told[0].startswith("INFO -preconnect: ")
 
 
-async def test_as_a_plugin(certs: Certs) -> None:
+async def test_plugin_has_ready_connections(certs: Certs) -> None:
     values = parse_options(CLIENT_FLAGS, f"preconnect={SIZE};wss")
     assert values == {"preconnect": SIZE, "wss": True}
     async with (
@@ -163,7 +163,7 @@ async def test_as_a_plugin(certs: Certs) -> None:
         assert numbers(client)["waiting_connections_used_total"] == 1
 
 
-async def test_the_metrics(certs: Certs) -> None:
+async def test_metrics_of_ready_connections(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at("tls", there.port, certs) as server,

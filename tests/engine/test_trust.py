@@ -85,7 +85,7 @@ async def test_a_client_with_the_right_certificate_gets_in(
     ],
     ids=["none", "of another authority"],
 )  # fmt: skip
-async def test_a_client_without_it_is_told_in_one_line(
+async def test_client_without_certificate_gets_one_line(
     mode: str, certificate: Any, reason: str, servers_reason: str, certs: Certs
 ) -> None:
     given = others(certs) if certificate else {}
@@ -105,7 +105,7 @@ async def test_a_client_without_it_is_told_in_one_line(
         assert there.count == 0
 
 
-async def test_a_client_certificate_may_vouch_for_itself(certs: Certs, tmp_path: Path) -> None:
+async def test_client_certificate_may_be_its_own_authority(certs: Certs, tmp_path: Path) -> None:
     """A server's -client-ca may be a client's own certificate, as a client's -ca a server's."""
     async with (
         serving(echo) as there,
@@ -118,7 +118,7 @@ async def test_a_client_certificate_may_vouch_for_itself(certs: Certs, tmp_path:
             await is_cut(port_of(wrong))
 
 
-async def test_an_expired_client_certificate(certs: Certs, tmp_path: Path) -> None:
+async def test_expired_client_certificate_is_refused(certs: Certs, tmp_path: Path) -> None:
     authority = Authority("CA")
     certificate, key = authority.issue("client", days=-1)
     for name, content in [("c", certificate), ("k", key), ("ca", pem(authority.certificate))]:
@@ -264,7 +264,7 @@ async def test_a_session_of_the_old_certificate_is_no_obstacle(renewable: Certs)
             await check_works(port_of(client))
 
 
-async def test_a_client_shut_out_by_a_new_authority(renewable: Certs) -> None:
+async def test_client_is_refused_under_a_new_authority(renewable: Certs) -> None:
     """Not even with a session ticket from the time when it was let in."""
     async with (
         serving(echo) as there,

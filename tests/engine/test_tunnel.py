@@ -60,9 +60,7 @@ async def test_the_destination_may_speak_first(mode: str, certs: Certs) -> None:
 
 
 @in_every_mode
-async def test_the_server_is_dialled_before_the_application_speaks(
-    mode: str, certs: Certs
-) -> None:
+async def test_the_server_is_dialled_before_the_application_speaks(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
         tunnel(mode, there.port, certs) as port,
@@ -163,7 +161,7 @@ async def test_closing_either_end_cuts_its_tunnels(mode: str, certs: Certs) -> N
 
 @in_every_mode
 @pytest.mark.parametrize("plugin", [False, True])
-async def test_closing_cuts_what_has_only_just_been_accepted(
+async def test_closing_cuts_connections_just_accepted(
     plugin: bool, mode: str, certs: Certs
 ) -> None:
     async with (
@@ -194,7 +192,7 @@ async def test_verbose_logs_open_and_close_with_the_bytes(
     assert not any("SECRET-PAYLOAD" in line for line in lines)
 
 
-async def test_a_path_that_keeps_strangers_out_is_not_logged(certs: Certs) -> None:
+async def test_secret_path_is_not_logged(certs: Certs) -> None:
     with logged(logging.DEBUG) as lines:
         async with (
             serving(echo) as there,

@@ -43,7 +43,7 @@ async def test_without_half_close_write_eof_ends_both_directions() -> None:
 
 
 async def test_abort_before_half_close_is_known_sends_a_reset() -> None:
-    """A server of ours would take FIN alone for an ordinary end; others skip the empty PSH."""
+    """An own server would take FIN alone for an ordinary end; others skip the empty PSH."""
     for known in (0, 2):
         client = Client(half_close=True)
         client.server.version = known

@@ -1,4 +1,4 @@
-"""Who borrows keeps nothing: the memory that data came in is used again afterwards."""
+"""Receivers that borrow keep nothing: the memory that data came in is used again."""
 
 from __future__ import annotations
 
@@ -116,7 +116,9 @@ PROTOCOLS = [
 
 @pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.parametrize(("make", "frame"), PROTOCOLS)
-async def test_protocols(make: Any, frame: Callable[[bytes], bytes], paused: bool) -> None:
+async def test_protocols_keep_no_borrowed_memory(
+    make: Any, frame: Callable[[bytes], bytes], paused: bool
+) -> None:
     rng = random.Random(77)
     upper, lower = Keeper(), FakeLayer()
     protocol = make(upper, lower)
@@ -138,7 +140,7 @@ async def test_protocols(make: Any, frame: Callable[[bytes], bytes], paused: boo
     "make",
     [smux_server, smux_client, anytls_server, anytls_client, websocket_server, websocket_client],
 )
-async def test_transports(make: Any) -> None:
+async def test_transports_keep_no_borrowed_memory(make: Any) -> None:
     """The fake transport below would not take memory that can change."""
     rng = random.Random(78)
     upper, lower = Recorder(), FakeLayer()
@@ -162,7 +164,7 @@ def decoded(make: Any, stream: bytes) -> list[bytes]:
     return [bytes(data) for code, _, data in wire.Decoder().feed(stream) if code == wire.PSH]
 
 
-async def test_tls(certs: Certs) -> None:
+async def test_tls_keeps_no_borrowed_memory(certs: Certs) -> None:
     rng = random.Random(79)
     uppers = Keeper(), Keeper()
     client = TlsLayer(uppers[0], client_context(certs), server_side=False, server_name=certs.name)

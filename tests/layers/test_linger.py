@@ -49,7 +49,7 @@ async def test_unread_input_does_not_destroy_what_was_sent() -> None:
         assert not recorder.data
 
 
-async def test_the_descriptor_goes_when_the_peer_closes() -> None:
+async def test_descriptor_is_freed_when_the_peer_closes() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
         descriptor = recorder.transport.get_extra_info("socket")
@@ -118,7 +118,7 @@ async def test_close_reads_on_though_reading_was_paused(monkeypatch: pytest.Monk
         await recorder.ended()
 
 
-async def test_nothing_watches_a_peer_that_has_ended_and_has_all(
+async def test_peer_that_has_ended_and_has_all_is_not_watched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(linger, "Lingering", None)
@@ -154,7 +154,7 @@ async def test_a_connection_that_is_closing_already() -> None:
 async def test_a_connection_that_the_peer_has_reset() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
-        recorder.transport.pause_reading()  # so that nobody has noticed
+        recorder.transport.pause_reading()  # so that it goes unnoticed
         linger.reset_on_close(sock)
         sock.close()
         await turns()
@@ -162,7 +162,7 @@ async def test_a_connection_that_the_peer_has_reset() -> None:
         await recorder.ended()
 
 
-# Ends that nobody waits for.
+# Ends that are not waited for.
 
 
 async def test_a_peer_that_never_closes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +227,7 @@ async def test_a_peer_that_has_ended_and_does_not_read_is_cut(
             await drain(sock)
 
 
-async def test_what_the_kernel_has_is_all_that_a_peer_that_has_ended_is_given() -> None:
+async def test_rest_for_a_peer_that_has_ended_is_left_to_the_kernel() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
         sock.shutdown(socket.SHUT_WR)
@@ -235,7 +235,7 @@ async def test_what_the_kernel_has_is_all_that_a_peer_that_has_ended_is_given() 
         recorder.transport.write(b"all")
         close(recorder)
         await turns()
-        assert recorder.lost  # nobody looks at it any more
+        assert recorder.lost  # it is not watched any more
         assert await drain(sock) == b"all"
 
 
@@ -258,7 +258,7 @@ async def test_a_slow_peer_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await recorder.ended() is None
 
 
-async def test_a_connection_that_was_reset_behind_its_end_has_nothing_to_send() -> None:
+async def test_connection_reset_after_its_end_has_nothing_to_send() -> None:
     # The event loop does not watch it any more and leaves it open; the kernel keeps the bytes.
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
@@ -282,7 +282,7 @@ async def test_no_timer_is_left_behind() -> None:
 
 
 @pytest.mark.parametrize("pending", [0, 10, 2_000_000])
-async def test_the_peer_sees_a_reset_as_a_failure(pending: int) -> None:
+async def test_abort_is_a_reset_for_the_peer(pending: int) -> None:
     recorder = Recorder()
     async with raw_peer(recorder, small=True) as sock:
         recorder.transport.write(b"v" * pending)
@@ -293,7 +293,7 @@ async def test_the_peer_sees_a_reset_as_a_failure(pending: int) -> None:
             await drain(sock)
 
 
-async def test_reset_of_what_lingers() -> None:
+async def test_lingering_connection_can_be_reset() -> None:
     recorder = Recorder()
     async with raw_peer(recorder, small=True) as sock:
         recorder.transport.write(b"u" * 2_000_000)

@@ -15,7 +15,7 @@ from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, Recorder, attach, raw_peer, tcp_sockets, turns
 
 
-async def test_the_transport_is_told() -> None:
+async def test_callback_gets_the_transport() -> None:
     told: list[asyncio.Transport] = []
     parked = Parked(told.append)
     transport = FakeTransport(parked)
@@ -26,7 +26,7 @@ async def test_the_transport_is_told() -> None:
     parked.resume_writing()
 
 
-async def test_what_comes_is_kept_and_pauses_the_transport() -> None:
+async def test_data_are_kept_and_pause_the_transport() -> None:
     parked = Parked()
     transport = FakeTransport(parked)
     parked.connection_made(transport)
@@ -38,8 +38,8 @@ async def test_what_comes_is_kept_and_pauses_the_transport() -> None:
 
 
 @pytest.mark.parametrize("dead", [False, True])
-async def test_handed_over(dead: bool) -> None:
-    """Whoever takes over sees everything that has happened, in its order."""
+async def test_hand_over_repeats_all_that_happened(dead: bool) -> None:
+    """The next protocol sees all that has happened, in order."""
     parked = Parked()
     transport = FakeTransport(parked)
     parked.connection_made(transport)
@@ -58,7 +58,7 @@ async def test_handed_over(dead: bool) -> None:
     assert isinstance(recorder.error, ConnectionResetError) == dead
 
 
-async def test_handed_over_to_one_that_pauses_at_once() -> None:
+async def test_hand_over_to_a_protocol_that_pauses_at_once() -> None:
     parked = Parked()
     transport = FakeTransport(parked)
     parked.connection_made(transport)
@@ -68,7 +68,7 @@ async def test_handed_over_to_one_that_pauses_at_once() -> None:
     assert not transport.reading
 
 
-async def test_waiting_for_it() -> None:
+async def test_opened_waits_for_the_transport() -> None:
     parked = Parked()
     transport = FakeTransport(parked)
     waiting = asyncio.create_task(parked.opened())
@@ -79,7 +79,7 @@ async def test_waiting_for_it() -> None:
     assert await parked.opened() is transport
 
 
-async def test_failure_while_somebody_waits_and_after() -> None:
+async def test_failure_is_raised_to_present_and_later_waiters() -> None:
     parked = Parked()
     waiting = asyncio.create_task(parked.opened())
     await turns()
@@ -97,7 +97,7 @@ async def test_failure_without_a_reason() -> None:
         await parked.opened()
 
 
-async def test_nobody_waits_any_more() -> None:
+async def test_cancelled_waiter_leaves_no_trace() -> None:
     for fails in (False, True):
         parked = Parked()
         waiting = asyncio.create_task(parked.opened())
@@ -110,14 +110,14 @@ async def test_nobody_waits_any_more() -> None:
             parked.connection_made(FakeTransport())
 
 
-async def test_failure_is_told_to_a_callback() -> None:
+async def test_callback_gets_the_failure() -> None:
     told: list[Exception] = []
     parked = Parked(lambda _transport: None, told.append)
     parked.connection_lost(NothingSaidError("left"))
     assert [type(error) for error in told] == [NothingSaidError]
 
 
-async def test_a_connection_that_dies_in_the_hand() -> None:
+async def test_failure_after_opening_is_kept() -> None:
     told: list[Exception] = []
     parked = Parked(lambda _transport: None, told.append)
     transport = FakeTransport(parked)
@@ -129,7 +129,7 @@ async def test_a_connection_that_dies_in_the_hand() -> None:
     assert transport.is_closing()
 
 
-async def test_nothing_is_read_until_somebody_takes_over() -> None:
+async def test_nothing_more_is_read_until_a_protocol_takes_over() -> None:
     parked = Parked()
     async with raw_peer(parked) as sock:
         transport = await parked.opened()
@@ -143,7 +143,7 @@ async def test_nothing_is_read_until_somebody_takes_over() -> None:
         assert parked.early + data == b"patience"
 
 
-async def test_above_a_layer(certs: Certs) -> None:
+async def test_parked_above_tls(certs: Certs) -> None:
     near, far = tcp_sockets()
     one, other = Parked(), Parked()
     transports = [

@@ -60,7 +60,7 @@ class Calls:
             self._sock.recv(1)
 
 
-async def test_there_is_one_for_each_loop() -> None:
+async def test_each_loop_has_one_poller() -> None:
     assert poller() is poller()
     kind = LoopPoller if module.EpollPoller is LoopPoller else EpollPoller
     assert type(poller()) is kind
@@ -73,13 +73,13 @@ async def test_there_is_one_for_each_loop() -> None:
     assert others[0] is not poller()
 
 
-async def test_a_system_without_epoll(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_system_without_epoll_uses_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll", raising=False)
     monkeypatch.setattr(module, "_pollers", {})
     assert isinstance(poller(), LoopPoller)
 
 
-async def test_reading() -> None:
+async def test_readable_socket_is_reported_until_it_is_read() -> None:
     with pairs() as [(near, far)]:
         calls = Calls(near)
         poller().watch(near.fileno(), READ, calls)
@@ -92,7 +92,7 @@ async def test_reading() -> None:
         assert calls.events == [READ, READ]
 
 
-async def test_writing() -> None:
+async def test_writable_socket_is_reported() -> None:
     with pairs() as [(near, _)]:
         calls = Calls(near)
         poller().watch(near.fileno(), WRITE, calls)
@@ -101,7 +101,7 @@ async def test_writing() -> None:
         assert set(calls.events) == {WRITE}
 
 
-async def test_other_events_than_before() -> None:
+async def test_events_and_callback_of_a_socket_can_change() -> None:
     with pairs() as [(near, far)]:
         first, second = Calls(near), Calls(near)
         poller().watch(near.fileno(), WRITE, first)
@@ -124,7 +124,7 @@ async def test_other_events_than_before() -> None:
         assert set(first.events) == {WRITE}
 
 
-async def test_the_forgotten_are_not_told_and_may_come_again() -> None:
+async def test_forgotten_socket_gets_no_events_and_may_return() -> None:
     with pairs() as [(near, far)]:
         calls = Calls(near)
         poller().watch(near.fileno(), READ | WRITE, calls)
@@ -138,7 +138,7 @@ async def test_the_forgotten_are_not_told_and_may_come_again() -> None:
             await turns(1)
 
 
-async def test_who_is_forgotten_by_another_is_not_told() -> None:
+async def test_socket_forgotten_by_a_callback_gets_no_event() -> None:
     with pairs(2) as made:
         numbers = [near.fileno() for near, _ in made]
         calls: list[Calls] = []
@@ -151,7 +151,7 @@ async def test_who_is_forgotten_by_another_is_not_told() -> None:
         assert sorted(len(call.events) for call in calls) == [0, 1]
 
 
-async def test_a_reset_is_told_to_whoever_waits() -> None:
+async def test_reset_is_reported_to_readers_and_writers() -> None:
     for events in (READ, WRITE):
         with pairs() as [(near, far)]:
             told: list[int] = []
@@ -167,7 +167,7 @@ async def test_a_reset_is_told_to_whoever_waits() -> None:
             assert len(told) == 1
 
 
-async def test_one_that_fails_does_not_keep_others_from_being_served() -> None:
+async def test_failing_callback_does_not_stop_others() -> None:
     bug = RuntimeError("a bug")
 
     def fails(_: int) -> None:
@@ -184,7 +184,7 @@ async def test_one_that_fails_does_not_keep_others_from_being_served() -> None:
         assert bug in found
 
 
-async def test_the_loop_has_its_turn_while_sockets_are_always_ready(
+async def test_loop_gets_its_turn_while_sockets_are_always_ready(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = 5.0
@@ -210,7 +210,7 @@ async def test_the_loop_has_its_turn_while_sockets_are_always_ready(
 
 
 @needs_epoll
-async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on(
+async def test_socket_made_ready_meanwhile_precedes_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if isinstance(poller(), LoopPoller):
@@ -234,7 +234,7 @@ async def test_what_is_made_ready_meanwhile_is_served_before_the_loop_goes_on(
         assert order[: BUSY_EVENTS + 1] == [*["first"] * BUSY_EVENTS, "last"]
 
 
-async def test_who_was_closed_may_be_forgotten() -> None:
+async def test_closed_socket_may_be_forgotten() -> None:
     near, far = tcp_sockets()
     with far:
         number = near.fileno()
@@ -244,7 +244,7 @@ async def test_who_was_closed_may_be_forgotten() -> None:
 
 
 @needs_epoll
-def test_more_than_are_told_at_once() -> None:
+def test_more_events_than_one_poll_returns() -> None:
     async def use() -> None:
         with pairs(MAX_EVENTS + 5) as made:
             calls = [Calls(near) for near, _ in made]
@@ -258,7 +258,7 @@ def test_more_than_are_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("watching", [False, True])
-def test_it_goes_with_its_loop(watching: bool) -> None:
+def test_poller_goes_with_its_loop(watching: bool) -> None:
     before = len(open_descriptors())
     loops = []
 

@@ -33,7 +33,7 @@ def test_quick_full_reads_become_large(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(reads.buffer) == READ_SIZE
 
 
-def test_large_ones_are_not_for_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_stay_small_where_large_ones_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     Time(monkeypatch)
     reads = ReadSizer(large=False)
     for _ in range(5 * QUICK_READS):
@@ -72,7 +72,9 @@ class Sizes(Recorder):
 
 
 @pytest.mark.parametrize("limited", [False, True])
-async def test_reads_of_a_socket(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_limit_reads_keeps_reads_of_a_socket_small(
+    limited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Time(monkeypatch)  # stands still, so everything comes quickly
     near, far = tcp_sockets()
     recorder = Sizes()

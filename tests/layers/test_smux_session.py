@@ -124,7 +124,7 @@ async def test_a_whole_upload_survives_the_end_of_the_session(cut: bool, half_cl
 
 @pytest.mark.parametrize("end", ["read", "close", "abort", "session"])
 async def test_a_whole_upload_survives_the_reset_of_its_stream(end: str) -> None:
-    # Whose application is gone resets what still comes for it, and has ended its sending before.
+    # A peer whose application is gone has ended its direction, then resets what still comes.
     server = Server(half_close=True)
     upper, stream = server.open(3)
     stream.pause_reading()

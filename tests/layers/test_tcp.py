@@ -32,7 +32,7 @@ assert on_every_loop  # a fixture of every test here
 # The beginning.
 
 
-async def test_the_protocol_is_told_in_the_call_that_makes_the_transport() -> None:
+async def test_connection_made_runs_inside_the_constructor() -> None:
     near, far = tcp_sockets()
     recorder = Told()
     transport = SocketTransport(near, recorder)
@@ -44,7 +44,7 @@ async def test_the_protocol_is_told_in_the_call_that_makes_the_transport() -> No
 
 
 @pytest.mark.parametrize("end", ["abort", "close", "exception"])
-async def test_a_connection_that_ends_at_once(end: str) -> None:
+async def test_connection_may_end_inside_connection_made(end: str) -> None:
     recorder = Told(fails="connection_made" if end == "exception" else "")
     recorder.begin = getattr(SocketTransport, end, recorder.begin)
     reason = recorder.bug if end == "exception" else None
@@ -70,7 +70,7 @@ async def test_a_connection_that_ends_at_once(end: str) -> None:
     assert transport.get_extra_info("sockname", "gone") == "gone"
 
 
-async def test_a_number_that_is_free_belongs_to_others() -> None:
+async def test_ended_transport_leaves_a_reused_descriptor_alone() -> None:
     near, far = tcp_sockets()
     other, there = tcp_sockets()
     number = near.fileno()
@@ -106,7 +106,7 @@ async def test_a_number_that_is_free_belongs_to_others() -> None:
 
 
 @pytest.mark.parametrize("paused", [False, True])
-async def test_the_end_is_told_once(paused: bool) -> None:
+async def test_end_of_data_is_reported_once(paused: bool) -> None:
     recorder = Told()
     if paused:
         recorder.begin = SocketTransport.pause_reading
@@ -126,7 +126,7 @@ async def test_the_end_is_told_once(paused: bool) -> None:
         assert not recorder.lost
 
 
-async def test_a_protocol_that_does_not_stay_after_the_end() -> None:
+async def test_protocol_that_does_not_stay_closes() -> None:
     recorder = Told(stay=False)
     with narrow(recorder) as (near, transport, far):
         transport.write(b"last")
@@ -140,7 +140,7 @@ async def test_a_protocol_that_does_not_stay_after_the_end() -> None:
         assert await recorder.ended() is None
 
 
-async def test_another_protocol_from_the_middle_of_a_read() -> None:
+async def test_protocol_may_change_amid_a_read() -> None:
     first, second = Told(), Told()
     async with raw_peer(first) as far:
         second.connection_made(first.transport)
@@ -163,7 +163,7 @@ async def test_another_protocol_from_the_middle_of_a_read() -> None:
 
 @pytest.mark.parametrize("room", [0, 3, 100])
 @pytest.mark.parametrize("kind", [bytes, bytearray, mutable_view])
-async def test_the_memory_that_was_written_belongs_to_the_caller(
+async def test_written_memory_is_not_kept(
     kind: Callable[[bytes], Any], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pieces, "SMALL_PIECE", 1)
@@ -187,7 +187,9 @@ async def test_the_memory_that_was_written_belongs_to_the_caller(
 
 @pytest.mark.parametrize("gathers", [True, False])
 @pytest.mark.parametrize("small", [1, 11])
-async def test_many_pieces(gathers: bool, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_pieces_arrive_in_order(
+    gathers: bool, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pieces, "_GATHERS", gathers)
     monkeypatch.setattr(pieces, "SMALL_PIECE", small)
     rng = random.Random(90)
@@ -228,7 +230,7 @@ async def test_small_pieces_are_put_together() -> None:
         assert received == data
 
 
-async def test_the_water_marks() -> None:
+async def test_writer_pauses_and_resumes_at_the_water_marks() -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         transport.write(bytes(HIGH_WATER))
@@ -250,7 +252,7 @@ async def test_the_water_marks() -> None:
         assert recorder.pauses == 2
 
 
-async def test_the_end_of_writing_goes_behind_what_waits() -> None:
+async def test_write_eof_follows_waiting_data() -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         transport.write(b"all")
@@ -265,7 +267,7 @@ async def test_the_end_of_writing_goes_behind_what_waits() -> None:
         assert not transport.is_closing()
 
 
-async def test_reads_are_small_where_others_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_limit_reads_keeps_reads_small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reads, "QUICK_TIME", float("inf"))
     recorder = Told()
     async with raw_peer(recorder):

@@ -28,7 +28,7 @@ from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 assert on_every_loop  # a fixture of every test here
 
 
-async def test_close_sends_what_waits_and_nothing_else() -> None:
+async def test_close_sends_waiting_data_and_nothing_else() -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         transport.write(bytes(HIGH_WATER + 1))
@@ -58,7 +58,7 @@ async def test_close_sends_what_waits_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("closing", [False, True])
-async def test_abort_drops_what_waits(closing: bool) -> None:
+async def test_abort_drops_waiting_data(closing: bool) -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         data = bytes(HIGH_WATER + 1)
@@ -82,7 +82,7 @@ async def test_abort_drops_what_waits(closing: bool) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 10, READ_SIZE + 10])
-async def test_a_reset_comes_behind_what_was_received(count: int) -> None:
+async def test_reset_is_reported_after_received_data(count: int) -> None:
     near, far = socket.socketpair()  # TCP drops what is still under way
     near.setblocking(False)
     near.send(b"unread, so that close() resets")
@@ -100,7 +100,7 @@ async def test_a_reset_comes_behind_what_was_received(count: int) -> None:
     assert not recorder.ends
 
 
-async def test_a_reset_behind_the_end_is_of_no_matter() -> None:
+async def test_reset_after_the_end_is_ignored() -> None:
     recorder = Told(stay=False)
     recorder.begin = SocketTransport.pause_reading
     async with raw_peer(recorder) as far:
@@ -115,7 +115,7 @@ async def test_a_reset_behind_the_end_is_of_no_matter() -> None:
 
 
 @pytest.mark.parametrize("call", ["write", "write_eof"])
-async def test_a_reset_that_is_found_by_writing(call: str) -> None:
+async def test_reset_is_found_by_writing(call: str) -> None:
     recorder = Told()
     async with raw_peer(recorder) as far:
         recorder.transport.pause_reading()
@@ -159,7 +159,7 @@ async def test_data_received_before_a_failed_write_come_first(paused: bool, fin:
         assert recorder.ends == (1 if fin else 0)
 
 
-async def test_close_behind_a_failed_write_tells_of_the_failure() -> None:
+async def test_close_after_a_failed_write_reports_the_failure() -> None:
     recorder = Told()
     recorder.begin = SocketTransport.pause_reading
     async with raw_peer(recorder) as far:
@@ -193,7 +193,7 @@ class Server(Told):
     reads_after_send_error = False  # type: ignore[assignment]
 
 
-async def test_a_server_that_reads_nothing_hears_of_a_failed_write_at_once() -> None:
+async def test_failed_write_ends_a_protocol_that_reads_no_more() -> None:
     recorder = Server()
     recorder.begin = SocketTransport.pause_reading
     async with raw_peer(recorder) as far:
@@ -206,7 +206,7 @@ async def test_a_server_that_reads_nothing_hears_of_a_failed_write_at_once() -> 
         assert not recorder.data
 
 
-async def test_writing_to_a_peer_that_has_closed() -> None:
+async def test_writing_to_a_closed_peer_is_a_broken_pipe() -> None:
     recorder = Told()
     async with raw_peer(recorder) as far:
         far.shutdown(socket.SHUT_WR)
@@ -220,7 +220,7 @@ async def test_writing_to_a_peer_that_has_closed() -> None:
 
 @pytest.mark.parametrize("pieces", [1, 2])
 @pytest.mark.parametrize("closing", [False, True])
-async def test_a_reset_while_something_waits(closing: bool, pieces: int) -> None:
+async def test_reset_drops_waiting_data(closing: bool, pieces: int) -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         transport.pause_reading()
@@ -236,7 +236,7 @@ async def test_a_reset_while_something_waits(closing: bool, pieces: int) -> None
 
 
 @pytest.mark.parametrize("name", ["pause_writing", "resume_writing"])
-async def test_a_protocol_that_fails_when_it_is_throttled(name: str) -> None:
+async def test_failure_in_pause_or_resume_ends_the_connection(name: str) -> None:
     recorder = Told(fails=name)
     with reports() as found, narrow(recorder) as (near, transport, _):
         transport.write(bytes(HIGH_WATER + 1))
@@ -247,7 +247,7 @@ async def test_a_protocol_that_fails_when_it_is_throttled(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_received", "eof_received", "connection_lost"])
-async def test_a_protocol_that_fails(name: str) -> None:
+async def test_failing_protocol_ends_the_connection(name: str) -> None:
     recorder = Told(fails=name)
     with reports() as found:
         async with raw_peer(recorder) as far:
@@ -272,7 +272,7 @@ class Forgetful(Told):
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "reset", "exception"])
-async def test_a_lost_transport_waits_for_no_garbage_collector(end: str) -> None:
+async def test_lost_transport_is_in_no_cycle(end: str) -> None:
     class Transport(SocketTransport):
         __slots__ = ("__weakref__",)
 

@@ -56,7 +56,7 @@ async def test_handshake_timeout_ends_with_the_handshake(
         assert await far.received(11) == b"still there"
 
 
-# Who the peer is.
+# Certificates.
 
 
 @both_versions

@@ -32,13 +32,13 @@ def asking() -> tuple[UpgradeClient, FakeTransport, bytes]:
     return client, transport, switching_protocols(key, "smux_off")
 
 
-async def test_every_request_has_a_key_of_its_own() -> None:
+async def test_every_request_has_a_new_key() -> None:
     assert asking()[2] != asking()[2]
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("behind", [b"", b"\x82\x05hello"])
-async def test_the_answer_in_pieces(size: int, behind: bytes) -> None:
+async def test_answer_may_come_in_pieces(size: int, behind: bytes) -> None:
     client, transport, answer = asking()
     waiting = asyncio.create_task(client.answered())
     # No piece carries more than the end of the head and what came with it.
@@ -68,7 +68,7 @@ async def test_the_answer_in_pieces(size: int, behind: bytes) -> None:
     ],
     ids=["404", "301", "wrong accept", "ssh", "binary", "endless"],
 )  # fmt: skip
-async def test_other_answers(answer: bytes, words: str) -> None:
+async def test_other_answers_are_peer_errors(answer: bytes, words: str) -> None:
     client, transport, _ = asking()
     for at in range(0, len(answer), 1000):
         client.data_received(answer[at : at + 1000])
@@ -123,7 +123,7 @@ async def test_an_answer_above_the_bound_in_one_piece_is_refused() -> None:
         await client.answered()
 
 
-async def test_an_endless_answer_is_not_collected() -> None:
+async def test_endless_answer_is_not_collected() -> None:
     client, _, _ = asking()
     for _ in range(100):
         client.data_received(b"x" * 10_000)
@@ -135,7 +135,7 @@ async def test_an_endless_answer_is_not_collected() -> None:
 
 
 @pytest.mark.parametrize("exc", [None, ConnectionResetError(104, "x"), NetworkError("cut off")])
-async def test_the_connection_ends_instead(exc: Exception | None) -> None:
+async def test_lost_connection_is_a_network_error(exc: Exception | None) -> None:
     client, transport, answer = asking()
     client.data_received(answer[:50])
     transport.lose(exc)
@@ -144,7 +144,7 @@ async def test_the_connection_ends_instead(exc: Exception | None) -> None:
     assert exc is None or str(caught.value) in ("connection reset by peer", "cut off")
 
 
-async def test_the_server_ends_its_direction_instead() -> None:
+async def test_end_without_an_answer_is_a_network_error() -> None:
     client, transport, _ = asking()
     assert client.eof_received()
     with pytest.raises(NetworkError, match="without an HTTP response"):
@@ -162,7 +162,7 @@ async def test_the_server_ends_its_direction_instead() -> None:
     ],
     ids=["end", "loss", "data"],
 )
-async def test_what_happened_before_we_asked_counts(happens: Callable[[Parked], object]) -> None:
+async def test_events_before_the_request_count(happens: Callable[[Parked], object]) -> None:
     parked = Parked()
     transport = FakeTransport(parked)
     parked.connection_made(transport)
@@ -172,7 +172,7 @@ async def test_what_happened_before_we_asked_counts(happens: Callable[[Parked], 
 
 
 @pytest.mark.parametrize("dead", [False, True])
-async def test_what_happens_behind_the_answer_is_kept(dead: bool) -> None:
+async def test_events_after_the_answer_are_kept(dead: bool) -> None:
     """Until the next protocol takes over, as on any held connection."""
     client, transport, answer = asking()
     client.data_received(answer + b"one")
@@ -189,7 +189,7 @@ async def test_what_happens_behind_the_answer_is_kept(dead: bool) -> None:
     assert isinstance(recorder.error, ConnectionResetError) == dead
 
 
-async def test_who_asked_has_left() -> None:
+async def test_cancelled_upgrade_ignores_what_follows() -> None:
     client, _, answer = asking()
     waiting = asyncio.create_task(client.answered())
     await turns()
@@ -201,7 +201,7 @@ async def test_who_asked_has_left() -> None:
     client.connection_lost(None)
 
 
-async def test_noise() -> None:
+async def test_damaged_answer_is_an_error_or_does_no_harm() -> None:
     rng = random.Random(81)
     for _ in range(300):
         client, _, answer = asking()

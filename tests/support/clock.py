@@ -35,7 +35,7 @@ class Clock:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
 
-    # Whoever keeps something by loop has it by the real one.
+    # What is kept by loop is kept by the real one.
 
     def __eq__(self, other: object) -> bool:
         return other is self or other is self._loop
@@ -67,10 +67,10 @@ class Clock:
         self.now = end
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Let time pass until `condition()` holds; fail if nobody waits for any."""
+        """Let time pass until `condition()` holds; fail if no timer is left."""
         await turns()
         while not condition():
-            assert self._timers, "nobody waits for any time to pass, and it does not hold"
+            assert self._timers, "no timer is left, and it does not hold"
             await self._step()
 
     async def _step(self) -> None:
@@ -82,7 +82,7 @@ class Clock:
 
 
 class _Asyncio:
-    """asyncio as a module finds it that goes by a clock of ours."""
+    """asyncio as a module finds it that goes by the test's clock."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -328,8 +328,8 @@ class FaultProxy:
         return len(self._connections)
 
     async def __aenter__(self) -> Self:
-        # Not with sock_accept(), which prints a traceback when it is cancelled while somebody
-        # comes in, as of CPython 3.11.
+        # Not with sock_accept(), which prints a traceback when it is cancelled while a
+        # connection comes in, as of CPython 3.11.
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 

@@ -28,11 +28,11 @@ MODES = {name: mode.command_line("a-password") for name, mode in modes.MODES.ite
 # Seconds. Every program here starts and stops in a fraction of one; busy CI machines do not.
 PATIENCE = 15.0
 
-# Pause between two looks at something that nobody can tell us about.
+# Pause between two looks at something that reports no change.
 LOOK_INTERVAL = 0.01
 
 # Below the range that Linux takes the ports of outgoing connections from (32768 and up), so
-# that nobody is given one of these between our looking and the program's binding.
+# that no program is given one of these between the look and the program's binding.
 _PORTS = range(20000, 32000)
 
 _INTERFERING = re.compile(r"SS_.*|SSL_CERT_.*|(http|https|ftp|all|no)_proxy", re.IGNORECASE)
@@ -46,7 +46,7 @@ class Process:
         self.pid = popen.pid
         self._popen = popen
         self._output = ""
-        self._silent = False  # nobody is left who could write
+        self._silent = False  # no process is left that could write
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -94,7 +94,7 @@ class Process:
 
     def kill(self) -> None:
         """End the program and all it has started, whatever state they are in."""
-        # As long as one of the group lives, nobody else can get its number.
+        # As long as one of the group lives, its number is not given away.
         if self._popen.poll() is None or not self._silent:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)

@@ -278,7 +278,7 @@ async def running(service: Client | Server) -> AsyncIterator[None]:
 async def both_ends(
     mode: str, destination: int, certs: Certs, **options: Any
 ) -> AsyncIterator[tuple[Server, Client]]:
-    """Both ends of ours, with the same `options`."""
+    """Server and client, with the same `options`."""
     async with (
         server_at(mode, destination, certs, **options) as server,
         client_of(mode, port_of(server), certs, **options) as client,
@@ -288,7 +288,7 @@ async def both_ends(
 
 @contextlib.asynccontextmanager
 async def tunnel(mode: str, destination: int, certs: Certs, **options: Any) -> AsyncIterator[int]:
-    """Both ends of ours, with the same `options`; the port for applications."""
+    """Both ends, with the same `options`; the port for applications."""
     async with both_ends(mode, destination, certs, **options) as (_, client):
         yield port_of(client)
 
