@@ -88,11 +88,24 @@ class Commands:
         async with self.changing:
             match command:
                 case Add():
-                    await self._add(command)
+                    await self._store.put(command.rows)
+                    users.put(command.rows)
+                    if self.replicas is not None:
+                        await self.replicas.put(command.rows)
                 case Delete():
-                    await self._delete(command)
+                    await self._store.remove(command.paths)
+                    await in_slices(users.remove(command.paths))
+                    if self.replicas is not None:
+                        await self.replicas.remove(command.paths)
+                    if command.disconnect:
+                        await in_slices(users.cut(command.paths, CUT_REASON))
                 case Clear():
-                    await self._clear(command)
+                    await self._store.clear()
+                    await in_slices(users.clear())
+                    if self.replicas is not None:
+                        await self.replicas.clear()
+                    if command.disconnect:
+                        await in_slices(users.cut(users.live_paths(), CUT_REASON))
         return api.answer()
 
     async def _statistics(self, paths: list[str]) -> bytes:
@@ -100,28 +113,6 @@ class Commands:
             await self.replicas.settle()
         found = [(path, used) for path in paths if (used := self._users.statistics(path))]
         return api.statistics_answer(len(self._users), found)
-
-    async def _add(self, command: Add) -> None:
-        await self._store.put(command.rows)
-        self._users.put(command.rows)
-        if self.replicas is not None:
-            await self.replicas.put(command.rows)
-
-    async def _delete(self, command: Delete) -> None:
-        await self._store.remove(command.paths)
-        await in_slices(self._users.remove(command.paths))
-        if self.replicas is not None:
-            await self.replicas.remove(command.paths)
-        if command.disconnect:
-            await in_slices(self._users.cut(command.paths, CUT_REASON))
-
-    async def _clear(self, command: Clear) -> None:
-        await self._store.clear()
-        await in_slices(self._users.clear())
-        if self.replicas is not None:
-            await self.replicas.clear()
-        if command.disconnect:
-            await in_slices(self._users.cut(self._users.live_paths(), CUT_REASON))
 
 
 async def in_slices(work: Generator[None, None, Result]) -> Result:

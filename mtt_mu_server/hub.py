@@ -19,8 +19,7 @@ from mtt.users.store import Row
 from mtt_mu_server.lease import Lessee
 from mtt_mu_server.management import Management
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.records import User
-from mtt_mu_server.users import Tunnel, Users
+from mtt_mu_server.users import Tunnel, User, Users
 
 # Seconds for a worker to apply a change or to report; it usually takes milliseconds. The operator's
 # command waits for this, so a worker that takes longer is dropped.
@@ -71,33 +70,30 @@ class MultiUserHub(WorkerHub["UserMember"]):
             await self._management.tls.close()
         await self._management.close()
 
-    # Changes, see `commands.Replicas`.
+    # Changes, see `Replicas`.
 
     async def put(self, rows: dict[str, Row]) -> None:
-        await self._change(encode("put", piece) for piece in _slices(rows))
-        for path in self._concerned() & rows.keys():
-            self.update_room(path)
+        await self._change((encode("put", piece) for piece in _slices(rows)), rows)
 
     async def remove(self, paths: list[str]) -> None:
         pieces = (paths[start : start + SLICE] for start in range(0, len(paths), SLICE))
-        await self._change(encode("remove", piece) for piece in pieces)
-        for path in self._concerned().intersection(paths):
-            self.update_room(path)
+        await self._change((encode("remove", piece) for piece in pieces), paths)
 
     async def clear(self) -> None:
-        await self._change([encode("clear")])
-        for path in self._concerned():
-            self.update_room(path)
+        await self._change([encode("clear")], self._concerned())
 
     async def settle(self) -> None:
         await self._answers("report")
 
-    async def _change(self, messages: Iterable[bytes]) -> None:
+    async def _change(self, messages: Iterable[bytes], paths: Iterable[str]) -> None:
+        """Make a change of `paths` in all workers."""
         for data in messages:
             for member in self._loaded():
                 member.link.send_encoded(data)
             await asyncio.sleep(0)
         await self._answers("apply")
+        for path in self._concerned().intersection(paths):
+            self.update_room(path)
 
     async def _answers(self, kind: str) -> None:
         """Send `kind` to all workers, and wait until they have executed it."""
@@ -154,7 +150,6 @@ class UserMember(Member):
         self._users = hub.users
         self.loaded = False
         self._tunnels: dict[int, Tunnel] = {}
-        self._carriers: dict[int, _Carrier] = {}
         self._sessions: dict[int, _Session] = {}
         self._lessees: dict[tuple[str, int], Lessee] = {}
         self._answers: dict[int, asyncio.Future[None]] = {}
@@ -217,14 +212,14 @@ class UserMember(Member):
         if limited:
             self.link.send("admission", number, tunnel is not None)
         if tunnel is not None and user is not None:
-            carrier = _Carrier(lambda reason: self.link.send("cut", number, reason))
-            tunnel.relay = self._carriers[number] = carrier
+            tunnel.relay = _Carrier(lambda reason: self.link.send("cut", number, reason))
             self._tunnels[number] = tunnel
             self._users.buckets(user)
             self._hub.update_room(path)
 
     def _moved(self, number: int, sent: int, received: int) -> None:
-        carrier = self._carriers[number]
+        carrier = self._tunnels[number].relay
+        assert isinstance(carrier, _Carrier)
         carrier.sent, carrier.received = sent, received
 
     def _leave(self, number: int, sent: int, received: int) -> None:
@@ -234,7 +229,6 @@ class UserMember(Member):
 
     def _gone(self, number: int) -> None:
         tunnel = self._tunnels.pop(number)
-        del self._carriers[number]
         self._users.leave(tunnel)
         self._hub.update_room(tunnel.path)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from mtt.observe.metrics import DOWN, UP, Values, header, labels, metric, sample
-from mtt_mu_server.records import fingerprint
-from mtt_mu_server.users import Users
+from mtt_mu_server.users import Users, fingerprint
 
 PREFIX = "mtt_mu_"
 

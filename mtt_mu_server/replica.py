@@ -23,8 +23,7 @@ from mtt.users.directory import LimitedDirectory, Session
 from mtt.users.store import Row
 from mtt_mu_server.lease import LeasedBucket
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.records import User
-from mtt_mu_server.users import Tunnel
+from mtt_mu_server.users import Tunnel, User
 
 # Seconds for the hub to decide whether a user may have another connection; it usually takes a
 # millisecond. A hub that takes this long hangs.

@@ -22,9 +22,8 @@ from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
 from mtt_mu_server.management import Management
 from mtt_mu_server.options import MultiUserOptions
-from mtt_mu_server.records import User, fingerprint
 from mtt_mu_server.replica import UserReplica
-from mtt_mu_server.users import Tunnel, Users
+from mtt_mu_server.users import Tunnel, User, Users, fingerprint
 
 if TYPE_CHECKING:
     from mtt_mu_server.hub import MultiUserHub

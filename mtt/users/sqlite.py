@@ -73,9 +73,23 @@ class SqliteStore(Store):
 
     async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
         def load() -> tuple[dict[str, Row], dict[str, Counters]]:
-            with _start_errors(self._path):
-                self._database = _open(self._path)
+            path = self._path
+            try:
+                self._database = _open(path)
                 return _read(self._database)
+            except OSError as error:
+                raise StartError(f"-db: cannot open {path}: {describe(error)}") from None
+            except sqlite3.OperationalError as error:
+                reason = str(error)
+                if "locked" in reason:
+                    reason = "another program has it open; stop that one, or choose another file"
+                raise StartError(f"-db: cannot open {path}: {reason}") from None
+            except sqlite3.Error as error:
+                reason = " ".join(str(error).split())
+                raise StartError(
+                    f"-db: {path} is damaged ({reason}); restore a copy, or move it away to begin "
+                    "anew"
+                ) from None
 
         try:
             return await self._run(load)
@@ -189,22 +203,3 @@ def _transaction(database: sqlite3.Connection) -> Iterator[None]:
         if database.in_transaction:  # after some errors, SQLite has already ended it
             database.execute("ROLLBACK")
         raise
-
-
-@contextmanager
-def _start_errors(path: str) -> Iterator[None]:
-    """Turn errors of opening the database into a StartError with the fix."""
-    try:
-        yield
-    except OSError as error:
-        raise StartError(f"-db: cannot open {path}: {describe(error)}") from None
-    except sqlite3.OperationalError as error:
-        reason = str(error)
-        if "locked" in reason:
-            reason = "another program has it open; stop that one, or choose another file"
-        raise StartError(f"-db: cannot open {path}: {reason}") from None
-    except sqlite3.Error as error:
-        raise StartError(
-            f"-db: {path} is damaged ({' '.join(str(error).split())}); restore a copy, or move it "
-            "away to begin anew"
-        ) from None

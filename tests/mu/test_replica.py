@@ -8,8 +8,8 @@ import pytest
 
 from mtt.process.link import Message
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.records import User
 from mtt_mu_server.replica import DOWN, UP, UserReplica
+from mtt_mu_server.users import User
 from tests.support.transports import FakeTransport
 
 FAST, OTHER = User("/fast", "127.0.0.1:9"), User("/other", "127.0.0.1:9", rate=1)

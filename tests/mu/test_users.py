@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from mtt.users.store import NO_COUNTERS
-from mtt_mu_server.records import User, fingerprint
-from mtt_mu_server.users import Users
+from mtt_mu_server.users import User, Users, fingerprint
 
 A = User("/a", "h:1", 2)
 
