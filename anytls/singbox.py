@@ -200,7 +200,7 @@ def _outbound_tls(section: Section) -> Values:
         "insecure": tls.flag("insecure"),
         "ca": _pem(tls, "certificate"),
         "pin": tls_fields.pins(tls, "certificate_public_key_sha256"),
-    } | _pair(tls, "client_certificate", "client_key") | _both_ends(tls)
+    } | _pair(tls, "client_certificate", "client_key") | _negotiated(tls)
     if values["insecure"] and (values["ca"] or values["pin"]):
         tls.fail("insecure", "turns off the verification that the other keys ask for; remove it")
     tls.done()
@@ -214,7 +214,7 @@ def _inbound_tls(tls: Section) -> Values:
     name = tls.text("server_name")
     values: Values = {
         "n": host_name(tls.label("server_name"), name) if name else "",
-    } | _pair(tls, "certificate", "key") | _both_ends(tls)
+    } | _pair(tls, "certificate", "key") | _negotiated(tls)
     kind = tls.text("client_authentication")
     inline = tls_fields.inline_pem(tls, "client_certificate")
     authorities = [inline] if inline is not None else tls.texts("client_certificate_path")
@@ -231,15 +231,8 @@ def _inbound_tls(tls: Section) -> Values:
     return values
 
 
-def _both_ends(tls: Section) -> Values:
-    values: Values = {}
-    alpn = tls_fields.checked_alpn(tls.label("alpn"), tls.texts("alpn"))
-    if alpn:
-        values["alpn"] = alpn
-    version = tls_fields.versions(tls, "min_version", "max_version")
-    if version:
-        values["tls-min"] = version
-    return values
+def _negotiated(tls: Section) -> Values:
+    return tls_fields.negotiated(tls, tls.texts("alpn"), "min_version", "max_version")
 
 
 def _pem(tls: Section, key: str) -> PemSource:

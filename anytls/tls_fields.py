@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from anytls.json_file import Section
 from mtt.errors import UsageError
-from mtt.options.flags import quoted
+from mtt.options.flags import Values, quoted
 from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
 from mtt.trust.tls_options import TLS_VERSIONS
@@ -27,8 +27,16 @@ IGNORE_FINGERPRINT = "ignore-fingerprint"
 _MAX_ALPN = 255
 
 
-def versions(section: Section, least: str, most: str) -> str:
-    """The lowest TLS version from the keys `least` and `most`; empty if not given."""
+def negotiated(section: Section, alpn: Iterable[str], least: str, most: str) -> Values:
+    """Values of -alpn and -tls-min, as far as given.
+
+    Args:
+        alpn: the value of the key "alpn".
+        least, most: the keys of the lowest and highest TLS version.
+    """
+    values: Values = {}
+    if names := checked_alpn(section.label("alpn"), alpn):
+        values["alpn"] = names
     version = section.text(least)
     if version and version not in TLS_VERSIONS:
         section.fail(least, f"{quoted(version)} is not {' or '.join(TLS_VERSIONS)}; older ones "
@@ -37,7 +45,9 @@ def versions(section: Section, least: str, most: str) -> str:
     if newest and newest != TLS_VERSIONS[-1]:
         section.fail(most, f"{quoted(newest)} is not {TLS_VERSIONS[-1]}; remove it; "
                            "it cannot be turned off")  # fmt: skip
-    return version
+    if version:
+        values["tls-min"] = version
+    return values
 
 
 def fingerprint(section: Section, key: str) -> None:

@@ -185,12 +185,7 @@ def _tls(tls: Section) -> Values:
     } | _certificates(tls)
     # A list, or one string with commas.
     names = [part.strip() for text in tls.texts("alpn") for part in text.split(",")]
-    alpn = tls_fields.checked_alpn(tls.label("alpn"), filter(None, names))
-    if alpn:
-        values["alpn"] = alpn
-    version = tls_fields.versions(tls, "minVersion", "maxVersion")
-    if version:
-        values["tls-min"] = version
+    values |= tls_fields.negotiated(tls, filter(None, names), "minVersion", "maxVersion")
     if values["insecure"] and (values.get("ca") or values["pin"]):
         tls.fail("allowInsecure", "turns off the verification that the other keys ask for; "
                                   "remove it")  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import Callable
 
+from mtt.errors import UsageError, describe
 from mtt.http.access import AccessRules
 from mtt.log import logger
 from mtt.net.resolve import Resolver
@@ -17,7 +20,6 @@ from mtt_mu_server import metrics
 from mtt_mu_server.commands import Commands, Replicas, in_slices
 from mtt_mu_server.control import Controller
 from mtt_mu_server.options import MultiUserOptions
-from mtt_mu_server.token_file import read_token
 from mtt_mu_server.users import Users
 
 # Seconds between checks for expired users with open connections.
@@ -26,6 +28,12 @@ EXPIRY_INTERVAL = 1.0
 # Seconds between writes of the counters to the database: the most that a crash can lose. Users are
 # not affected; they are written before a command is answered.
 FLUSH_INTERVAL = 10.0
+
+# The output of `openssl rand -hex 8`: 64 bits, infeasible to guess at a thousand tries a second.
+MIN_TOKEN_LENGTH = 16
+# A token is one header line.
+MAX_TOKEN_LENGTH = 4096
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # RFC 6750, 2.1
 
 EXPIRED_REASON = "the user has expired"
 
@@ -154,3 +162,26 @@ def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, Acce
         tls = server_tls(options.controller_tls)
         hosts += tls.identity.names if tls.identity is not None else ()
     return tls, AccessRules(token, hosts, any_address=wildcard)
+
+
+def read_token(path: str) -> str:
+    """The token in a file. Raises UsageError if it is missing or invalid."""
+    option = "-c-token-file"
+    try:
+        with open(path, encoding="ascii") as file:
+            token = file.read(MAX_TOKEN_LENGTH + 1).strip()
+            others = os.fstat(file.fileno()).st_mode & 0o077
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else describe(error)
+        raise UsageError(f"{option}: cannot read {path}: {reason}") from None
+    how = "make one with: openssl rand -hex 32"
+    if not MIN_TOKEN_LENGTH <= len(token) <= MAX_TOKEN_LENGTH:
+        raise UsageError(f"{option}: the token in {path} has fewer than {MIN_TOKEN_LENGTH} "
+                         f"characters, or too many; {how}")  # fmt: skip
+    if not _TOKEN.fullmatch(token):
+        raise UsageError(
+            f"{option}: {path} does not hold one token of letters, digits and -._~+/; {how}"
+        )
+    if others and os.name == "posix":
+        logger.warning("%s: others may read %s; run chmod 600 on it", option, path)
+    return token

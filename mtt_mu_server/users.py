@@ -32,7 +32,6 @@ from mtt.users.store import NO_COUNTERS, Counters, Row
 # Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
 
-
 # Hexadecimal digits of a path's fingerprint in logs and metrics. 48 bits: with 100,000 users the
 # probability that two are equal is 1 in 56,000.
 FINGERPRINT_LENGTH = 12

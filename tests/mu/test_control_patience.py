@@ -190,7 +190,7 @@ async def test_a_panel_that_leaves_has_its_command_done(certs: Certs) -> None:
         writer.write(post(body))
         writer.close()
         await writer.wait_closed()
-        await eventually(lambda: "/a" in server._users)
+        await eventually(lambda: "/a" in server._users.rows)
 
 
 async def test_begun_command_completes_without_its_client(certs: Certs) -> None:

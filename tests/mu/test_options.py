@@ -19,9 +19,9 @@ from mtt.process.command import Start
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
 from mtt_mu_server.__main__ import COMMAND, service
+from mtt_mu_server.management import MAX_TOKEN_LENGTH, MIN_TOKEN_LENGTH, read_token
 from mtt_mu_server.options import FLAGS, options
 from mtt_mu_server.server import MultiUserServer
-from mtt_mu_server.token_file import MAX_TOKEN_LENGTH, MIN_TOKEN_LENGTH, read_token
 from tests.support.certs import Certs
 from tests.support.processes import clean_environment
 
