@@ -4,6 +4,7 @@
 handler in a task. The connection serves nothing else meanwhile:
 
     handler -> body() -> any other work -> answer() or stream() -> the next request
+                                       `-> upgrade() -> a WebSocket
 
 The body is read only while the handler waits for it. Otherwise, reading pauses after one read, so
 that a client cannot fill the memory; until then it continues, so that the end of the connection is
@@ -26,6 +27,7 @@ from mtt.layers.base import StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Reply, Request
 from mtt.wire.httpbody import Body
+from mtt.wire.upgrade import Upgrade, check_hidden_request
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -37,6 +39,9 @@ class Connection(Protocol):
         self, reply: Reply, request: Request | None, *, close: bool, follows: int | None = 0
     ) -> bytes:
         """See `Reply.encode`."""
+
+    def switch(self, upgrade: Upgrade) -> None:
+        """Leave the connection, and write the response that switches to WebSocket."""
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
         """Called when the handler has returned, or raised `error`."""
@@ -156,6 +161,20 @@ class Exchange:
                     self._write(b"0\r\n\r\n")
         await self._wait_until_taken()
         self._is_whole = True
+
+    def upgrade(self, protocols: tuple[str, ...] = ()) -> Upgrade:
+        """Switch to WebSocket. The handler then owns `transport`: it sets its protocol and returns.
+
+        `protocols`: subprotocols of the server, preferred one first. Raises UpgradeRefused, with
+        the reply to send, if the request is no opening handshake; raises NetworkError.
+        """
+        if self._is_lost or self.ended:
+            raise self._lost_error()
+        early = bool(self._buffer) or self.request.has_body
+        upgrade = check_hidden_request(self.request, protocols, early=early)
+        self._is_whole = True
+        self._connection.switch(upgrade)
+        return upgrade
 
     @property
     def waits(self) -> bool:

@@ -271,8 +271,7 @@ class HttpServer(StreamProtocol):
             self._close()
             return
         assert self._on_upgrade is not None
-        self._detach()
-        self._transport.write(switching_protocols(upgrade.key, upgrade.protocol))
+        self.switch(upgrade)
         self._on_upgrade(self._transport, request, upgrade)
 
     def _answer(self, request: Request, reply: Reply) -> None:
@@ -312,6 +311,10 @@ class HttpServer(StreamProtocol):
     ) -> bytes:
         encode = nginx.encode if self._as_nginx else Reply.encode
         return encode(reply, request, date=http_date(), close=close, follows=follows)
+
+    def switch(self, upgrade: Upgrade) -> None:
+        self._detach()
+        self._transport.write(switching_protocols(upgrade.key, upgrade.protocol))
 
     def answered(self, exchange: Exchange, error: Exception | None) -> None:
         self._exchange = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, again, describe
@@ -18,12 +19,27 @@ MAX_INTERIM = 5
 
 
 class UpgradeClient(Parked):
-    """Requests a WebSocket on a parked transport, and parks it, paused, behind the answer."""
+    """Requests a WebSocket on a parked transport, and parks it, paused, behind the answer.
 
-    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request")
+    Args:
+        transport: the parked transport.
+        path, host, protocols, port, headers: see `mtt.wire.upgrade.request`.
+
+    Attributes:
+        protocol: the subprotocol that the server chose, if any.
+    """
+
+    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request", "protocol")
 
     def __init__(
-        self, transport: StreamTransport, path: str, host: str, protocols: tuple[str, ...]
+        self,
+        transport: StreamTransport,
+        path: str,
+        host: str,
+        protocols: tuple[str, ...],
+        *,
+        port: int | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._buffer = HeadBuffer()
@@ -31,7 +47,10 @@ class UpgradeClient(Parked):
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusal: MttError | None = None
-        self._request = upgrade.request(path, host, self._key, protocols)
+        self.protocol: str | None = None
+        self._request = upgrade.request(
+            path, host, self._key, protocols, port=port, headers=headers or {}
+        )
         hand_over(transport, self)
 
     async def answered(self) -> None:
@@ -57,7 +76,7 @@ class UpgradeClient(Parked):
             response = self._final_response()
             if response is None:
                 return
-            upgrade.check_response(response, self._key)
+            self.protocol = upgrade.check_response(response, self._key)
         except HttpError as error:
             self._fail(upgrade.UpgradeError(f"the server does not speak HTTP: {error}"))
         except PeerError as error:

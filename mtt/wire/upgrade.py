@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from mtt.errors import Cause
@@ -36,6 +37,8 @@ _FIELD = re.compile(rb"(%s):(%s)\r?" % (TOKEN, _VALUE))
 _FIELD_BEGINS = re.compile(rb"(?:%s(?::%s)?)?\r?" % (TOKEN, _VALUE))
 _NOT_TARGET = re.compile(rb"[\x00-\x20\x7f]")
 _BODY = (b"content-length", b"transfer-encoding")
+
+_NO_HEADERS: Mapping[str, str] = {}
 
 _ORIGIN = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?//([^/?#]*)")
 
@@ -149,13 +152,22 @@ def _own_mark(noise: bytes) -> bytes:
     return hashlib.sha256(b"mos-tls-tunnel" + noise).digest()[:4]
 
 
-def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> bytes:
-    """The client's request.
+def request(
+    path: str,
+    host: str,
+    key: str,
+    protocols: tuple[str, ...] = (),
+    *,
+    port: int | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
+) -> bytes:
+    """The client's request, with its headers in Go's order.
 
     `path`: as in a URL: a missing leading slash is added, a `?query` is sent, a `#fragment` is not,
     and bytes that a request cannot carry are percent-encoded. `host`: an ASCII name or an IP
     literal without brackets (IPv6 gets them here, and its zone is dropped, RFC 6874). `key`: 16
-    random bytes in Base64. `protocols`: subprotocols to offer, the preferred one first.
+    random bytes in Base64. `protocols`: subprotocols to offer, the preferred one first. `port`: in
+    the Host header; None for the default port. `headers`: additional ones, printable ASCII.
     """
     target, question, query = path.partition("#")[0].partition("?")
     if not target.startswith("/"):
@@ -163,17 +175,24 @@ def request(path: str, host: str, key: str, protocols: tuple[str, ...] = ()) -> 
     target = _quote(_NOT_PATH, target) + question + _quote(_NOT_QUERY, query)
     if ":" in host:
         host = f"[{host.partition('%')[0]}]"
+    if port is not None:
+        host = f"{host}:{port}"
+    fields = {
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": key,
+        "Sec-WebSocket-Version": "13",
+        "Upgrade": "websocket",
+        **headers,
+    }
+    if protocols:
+        fields["Sec-WebSocket-Protocol"] = ", ".join(protocols)
     lines = [
         f"GET {target} HTTP/1.1",
         f"Host: {host}",
         "User-Agent: Go-http-client/1.1",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key}",
-        f"Sec-WebSocket-Protocol: {', '.join(protocols)}" if protocols else "",
-        "Sec-WebSocket-Version: 13",
-        "Upgrade: websocket",
+        *(f"{name}: {fields[name]}" for name in sorted(fields)),
     ]
-    return "\r\n".join(filter(None, lines)).encode("ascii") + b"\r\n\r\n"
+    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
 
 
 def check_response(response: Response, key: str) -> str | None:

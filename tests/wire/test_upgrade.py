@@ -79,6 +79,23 @@ def test_several_sub_protocols_or_none() -> None:
     assert upgrade.check_request(bare, PREFERENCE) == Upgrade(KEY, None)
 
 
+def test_additional_headers_stand_where_go_puts_them() -> None:
+    """As recorded from the Go program's agents."""
+    head, _ = handshake("p-anyproxy-http-connect")
+    key = parse_request(head).first("sec-websocket-key")
+    assert key is not None
+    headers = {
+        "X-Group-Password": "grppass",
+        "X-Group-Id": "grp",
+        "X-Client-Id": "c1-r0-dc5rm39ksduf863vh6f0",
+        "Authorization": "Basic Z3d1c2VyOmd3cGFzcw==",
+    }
+    assert upgrade.request("/ws", "127.0.0.1", key, port=28444, headers=headers) == head
+    with_offer = upgrade.request("/ws", "::1", key, ("x",), port=1, headers=headers)
+    assert b"Host: [::1]:1\r\n" in with_offer
+    assert b"\r\nSec-WebSocket-Protocol: x\r\nSec-WebSocket-Version: 13\r\n" in with_offer
+
+
 # What the client accepts.
 
 
