@@ -23,12 +23,8 @@ BOOLEANS = {
     **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
 }
 
-# Go's base-0 integers: unlike Python's, a plain leading zero means octal.
-_INTEGER = re.compile(
-    r"(?P<sign>[+-]?)(?:0[xX](?P<hex>(?:_?[0-9a-fA-F])+)|0[bB](?P<bin>(?:_?[01])+)"
-    r"|(?:0[oO]|0(?=[0-7_]))(?P<oct>(?:_?[0-7])+)|(?P<dec>0|[1-9](?:_?[0-9])*))"
-)
-_BASES = {"hex": 16, "bin": 2, "oct": 8, "dec": 10}
+# Unlike in Python's base-0 integers, a plain leading zero means octal.
+_OCTAL = re.compile(r"^[+-]?0(?=[0-7_])")
 
 _DURATION_PART = re.compile(r"([0-9]*)(?:\.([0-9]*))?([a-z\u00b5\u03bc]+)")
 _NANOSECONDS = {
@@ -211,16 +207,16 @@ def parse_int(text: str) -> int:
 
     Raises ValueError.
     """
-    match = _INTEGER.fullmatch(text)
-    if match and match.lastgroup:
-        group = match.lastgroup
-        try:
-            number = int(match["sign"] + match[group].lstrip("_"), _BASES[group])
-        except ValueError:  # thousands of digits: Python's own limit
-            number = _INT64
-        if -_INT64 <= number < _INT64:
-            return number
-    raise ValueError("an integer; write it like 4")
+    wrong = ValueError("an integer; write it like 4")
+    if not text.isascii() or text != text.strip():
+        raise wrong
+    try:
+        number = int(_OCTAL.sub(r"\g<0>o", text), 0)
+    except ValueError:  # also for thousands of digits: Python's own limit
+        raise wrong from None
+    if not -_INT64 <= number < _INT64:
+        raise wrong
+    return number
 
 
 def parse_duration(text: str, *, days: bool = False) -> float:
