@@ -146,7 +146,10 @@ class Dialer:
         addresses = self._favourite_first(endpoint, addresses)
         sock, winner = await self._race(addresses, failures)
         if winner != addresses[0]:
-            self._favour(endpoint, winner)
+            self._favourites.pop(endpoint, None)
+            if len(self._favourites) >= MAX_FAVOURITES:
+                del self._favourites[next(iter(self._favourites))]  # the oldest
+            self._favourites[endpoint] = monotonic() + FAVOURITE_TTL, winner
         return sock
 
     async def _resolve_all(self, endpoint: Endpoint, failures: list[_Failure]) -> list[Address]:
@@ -236,13 +239,6 @@ class Dialer:
             self._favourites.pop(endpoint, None)
             return addresses
         return [favourite, *(address for address in addresses if address != favourite)]
-
-    def _favour(self, endpoint: Endpoint, address: Address) -> None:
-        self._favourites.pop(endpoint, None)
-        if len(self._favourites) >= MAX_FAVOURITES:
-            del self._favourites[next(iter(self._favourites))]  # the oldest
-        expiry = monotonic() + FAVOURITE_TTL
-        self._favourites[endpoint] = expiry, address
 
     def _set_fast_open(self, sock: socket.socket) -> None:
         """Enable fast open, or disable it permanently if the system lacks it."""

@@ -151,12 +151,6 @@ class Resolver:
         expiry, addresses = self._cache.get(host, (0.0, None))
         return addresses if expiry > monotonic() else None
 
-    def _remember(self, host: str, addresses: _Addresses, ttl: float) -> None:
-        self._cache.pop(host, None)
-        if len(self._cache) >= CACHE_SIZE:
-            del self._cache[next(iter(self._cache))]  # the oldest
-        self._cache[host] = monotonic() + ttl, addresses
-
     async def _shared_lookup(self, host: str) -> _Addresses:
         """Join the running lookup of this host or start one; the last caller to leave stops it."""
         lookup = self._lookups.get(host)
@@ -178,7 +172,10 @@ class Resolver:
         else:
             addresses, ttl = await self._ask_server(host)
         addresses = interleave(addresses)
-        self._remember(host, addresses, ttl)
+        self._cache.pop(host, None)
+        if len(self._cache) >= CACHE_SIZE:
+            del self._cache[next(iter(self._cache))]  # the oldest
+        self._cache[host] = monotonic() + ttl, addresses
         return addresses
 
     def _failure(self, host: str, reason: str) -> NetworkError:
