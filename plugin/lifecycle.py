@@ -20,52 +20,38 @@ from collections.abc import Callable
 POLL_INTERVAL = 1.0
 
 
-class ParentWatch:
-    """Calls `gone` once, in the running loop, after the process `parent` has ended.
+def watch_parent(
+    parent: int, gone: Callable[[], object], *, poll_interval: float = POLL_INTERVAL
+) -> None:
+    """Call `gone` once, in the running loop, after the process `parent` has ended.
 
     `parent` is the result of os.getppid() when this process began: the earlier, the smaller the
     chance that the parent's end goes unnoticed. Does nothing on Windows: a process there keeps the
     parent id of a dead parent, and shadowsocks-windows puts plugins into a job object that ends
     with it.
     """
+    if sys.platform == "win32":
+        return
+    loop = asyncio.get_running_loop()
+    descriptor = _pidfd_open(parent)
 
-    def __init__(
-        self, parent: int, gone: Callable[[], object], *, poll_interval: float = POLL_INTERVAL
-    ) -> None:
-        self._parent = parent
-        self._gone = gone
-        self._interval = poll_interval
-        self._loop = asyncio.get_running_loop()
-        self._descriptor = -1
-        self._timer: asyncio.TimerHandle | None = None
-        if sys.platform == "win32":
-            return
-        self._descriptor = _pidfd_open(parent)
-        if self._descriptor >= 0:
-            self._loop.add_reader(self._descriptor, self._end)
-        # Checked after opening: before that, the parent may have died and its pid may have been
-        # reused. An orphan has a new parent, so the check is reliable.
-        self._check()
+    def check() -> None:
+        if os.getppid() != parent:
+            end()
+        elif descriptor < 0:
+            loop.call_later(poll_interval, check)
 
-    def close(self) -> None:
-        """Stop watching."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._descriptor >= 0:
-            self._loop.remove_reader(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = -1
+    def end() -> None:
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        gone()
 
-    def _check(self) -> None:
-        if os.getppid() != self._parent:
-            self._end()
-        elif self._descriptor < 0:
-            self._timer = self._loop.call_later(self._interval, self._check)
-
-    def _end(self) -> None:
-        self.close()
-        self._gone()
+    if descriptor >= 0:
+        loop.add_reader(descriptor, end)
+    # Checked after opening: before that, the parent may have died and its pid may have been
+    # reused. An orphan has a new parent, so the check is reliable.
+    check()
 
 
 def _pidfd_open(pid: int) -> int:

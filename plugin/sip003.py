@@ -54,9 +54,9 @@ class Sip003(NamedTuple):
 
     def watch(self, end: Callable[[], object]) -> None:
         # Imported here for a fast start: it imports asyncio.
-        from plugin.lifecycle import ParentWatch
+        from plugin.lifecycle import watch_parent
 
-        ParentWatch(self.parent, end)  # the loop keeps it
+        watch_parent(self.parent, end)
 
 
 def read_environment(environ: Mapping[str, str]) -> PluginEnvironment | None:

@@ -60,7 +60,7 @@ class AnyTlsPool(Upstream):
         check_interval: float = CHECK_INTERVAL,
         idle_timeout: float = IDLE_TIMEOUT,
         reuse: bool = True,
-        on_lost: Callable[[Exception | None], object] | None = None,
+        on_lost: Callable[[Exception | None], object] = lambda _error: None,
     ) -> None:
         self._connect = connect
         self._hashed = hashed
@@ -198,8 +198,7 @@ class AnyTlsPool(Upstream):
         self._guard.discard(session)
         if is_abnormal_end(exc):
             self._guard.verify_all()
-        if self._on_lost is not None:
-            self._on_lost(exc)
+        self._on_lost(exc)
 
     def _schedule_check(self) -> None:
         loop = asyncio.get_running_loop()

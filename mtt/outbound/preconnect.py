@@ -78,7 +78,7 @@ class PreconnectPool(Upstream):
         size: int,
         *,
         timeout: float,
-        on_lost: Callable[[Exception | None], object] | None = None,
+        on_lost: Callable[[Exception | None], object] = lambda _error: None,
     ) -> None:
         self._connect = connect
         self._size = size
@@ -129,8 +129,7 @@ class PreconnectPool(Upstream):
 
     def ended(self, error: Exception | None) -> None:
         # In TLS 1.3 the client's handshake can succeed before the server refuses it.
-        if self._on_lost is not None:
-            self._on_lost(error)
+        self._on_lost(error)
 
     def renew(self) -> None:
         self._generation += 1  # pending dials use the old certificates

@@ -46,7 +46,7 @@ class SessionPool(Upstream):
         *,
         warm: int = 0,
         idle_time: float = IDLE_TIME,
-        on_lost: Callable[[Exception | None], object] | None = None,
+        on_lost: Callable[[Exception | None], object] = lambda _error: None,
     ) -> None:
         self._connect = connect
         self._max_streams = min(max_streams, MAX_STREAMS)
@@ -160,5 +160,4 @@ class SessionPool(Upstream):
         self._guard.discard(session)
         if is_abnormal_end(exc):
             self._guard.verify_all()
-        if self._on_lost is not None:
-            self._on_lost(exc)
+        self._on_lost(exc)

@@ -31,6 +31,8 @@ MAX_LINE = 4096
 # Watchdog messages from a worker per message due from the supervisor.
 BEATS = 2
 
+Callback = Callable[[], object]
+
 
 class SupervisorLink:
     """The worker's side: receives commands, and the status like a `systemd.ServiceManager`.
@@ -50,15 +52,9 @@ class SupervisorLink:
         self._socket = sock
         self._beat_interval = beat_interval / BEATS
         self._adopt = adopt
-        self._commands: dict[bytes, Callable[[], object]] = {}
+        self._commands: dict[bytes, Callback] = {}
 
-    def attach(
-        self,
-        *,
-        ask: Callable[[], object],
-        exit: Callable[[], object],
-        reload: Callable[[], object],
-    ) -> None:
+    def attach(self, *, ask: Callback, exit: Callback, reload: Callback) -> None:
         """Call these when the supervisor says so, in the running loop; `exit` if it is gone."""
         self._commands = {STOP: ask, STOP_NOW: exit, RELOAD: reload, b"": exit}
         asyncio.get_running_loop().add_reader(self._socket, self._read)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 
 from mtt.address import peer_name
 from mtt.errors import MttError, PeerError, describe
@@ -37,7 +36,7 @@ from mtt.proxy.port import ProxyPort
 from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import HttpError, Request
+from mtt.wire.http1 import HttpError
 from mtt.wire.httpproxy import ProxyRequest
 
 # Idle timeout between requests, seconds. Clients keep connections for a minute or two (curl 118 s).
@@ -197,11 +196,7 @@ class HttpConnection(StreamProtocol):
                 self._refuse(error, answer)
                 return
         if asked.body is None:
-            near, rest, eof = self.near, bytes(self._buffer), self._eof
-            self._end("a tunnel was asked for")
-            park(near, rest, eof=eof)
-            failure = partial(_failure, asked.request)
-            self.port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
+            self._connect(asked)
             return
         exchange = Exchange(self, asked)
         size = exchange.body.take(self._buffer)
@@ -218,6 +213,17 @@ class HttpConnection(StreamProtocol):
         self._arm(self._check_interval, self._check)
         exchange.start()
         self.flow()
+
+    def _connect(self, asked: ProxyRequest) -> None:
+        """Hand over the connection to a tunnel."""
+
+        def failure(outcome: Outcome) -> bytes:
+            return encoded(asked.request, httpproxy.failure(outcome), close=True)
+
+        near, rest, eof = self.near, bytes(self._buffer), self._eof
+        self._end("a tunnel was asked for")
+        park(near, rest, eof=eof)
+        self.port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
 
     def _track(self, done: Callable[[HttpConnection], None]) -> HttpConnection:
         self._done = done
@@ -347,7 +353,3 @@ class HttpConnection(StreamProtocol):
         if waiting and any(silent_seconds(end) >= DEAD_TIME for end in ends):
             logger.debug("%s: no sign of life for %g s", peer_name(self.near), DEAD_TIME)
             exchange.time_out()
-
-
-def _failure(request: Request, outcome: Outcome) -> bytes:
-    return encoded(request, httpproxy.failure(outcome), close=True)
