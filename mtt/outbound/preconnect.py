@@ -218,7 +218,6 @@ class PreconnectPool(Upstream):
     # End of connections.
 
     def _remove(self, connection: _Preconnected) -> None:
-        """Remove `connection` from the ready ones."""
         del self._ready[connection]
         self._guard.discard(connection)
         if connection.timer is not None:

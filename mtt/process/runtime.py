@@ -36,7 +36,7 @@ class Service:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """The addresses it listens on, for the log."""
+        """Listening addresses, with the actual port if port 0 was requested."""
         return ()
 
     @property

@@ -37,10 +37,6 @@ class Client(Protocol):
     def has_ended(self) -> bool:
         """Whether the client has sent its last byte."""
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether this is the last request of the connection."""
-
     def write(self, data: Data) -> None:
         """Send data to the client."""
 
@@ -223,14 +219,7 @@ class Exchange:
 
     def head_received(self, answer: Answer, data: Data) -> None:
         unchunked = answer.body.chunked and self._asked.request.version < (1, 1)
-        # An origin that answers early may never read the rest of the request, so the connection
-        # closes with the answer. Until then the request is passed on.
-        self._closes = (
-            self._closes
-            or answer.body.ends_with_connection
-            or not self.body.over
-            or self._client.is_ending
-        )
+        self._closes = self._must_close() or answer.body.ends_with_connection
         self.answered = True
         head = httphop.forwarded_answer(answer, close=self._closes, unchunked=unchunked)
         self._client.write(b"".join((head, data)))
@@ -261,9 +250,16 @@ class Exchange:
         else:
             self._refuse(Outcome.GENERAL_FAILURE)
 
+    def _must_close(self) -> bool:
+        """Whether the client's connection closes with an answer that begins now."""
+        # An origin that answers early may never read the rest of the request. Until the end of its
+        # answer the request is passed on.
+        ending = self._client.port.draining or self._client.has_ended
+        return self._closes or not self.body.over or ending
+
     def _refuse(self, outcome: Outcome) -> None:
         """Answer with the proxy's own error."""
-        closes = self._closes or not self.body.over or self._client.is_ending
+        closes = self._must_close()
         reply = httpproxy.failure(outcome)
         self._client.write(encoded(self._asked.request, reply, close=closes))
         self._client.completed(closes=closes)

@@ -20,7 +20,7 @@ from mtt.layers.parked import park
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.http import HttpConnection
-from mtt.proxy.port import ProxyPort
+from mtt.proxy.port import HANDSHAKE_TIME, Failure, ProxyPort
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
 
@@ -47,8 +47,8 @@ class ProxyHandshake(StreamProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         loop = asyncio.get_running_loop()
-        self._deadline = loop.time() + self._port.handshake_time
-        self._timer = loop.call_later(self._port.handshake_time, self._expired)
+        self._deadline = loop.time() + HANDSHAKE_TIME
+        self._timer = loop.call_later(HANDSHAKE_TIME, self._expired)
         self._port.handshake_begun(transport)
 
     def data_received(self, data: Data) -> None:
@@ -118,10 +118,10 @@ class ProxyHandshake(StreamProtocol):
             return False
         command, host, port, end = found
         if command == socks.CONNECT:
-            near = self._hand_over(end)
-            self._port.connect(near, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
+            self._connect(end, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
         elif command == socks.UDP_ASSOCIATE and self._port.has_udp:
-            self._port.associate(self._hand_over(end), port)
+            near = self._hand_over(end)
+            self._port.tunnels.spawn(near, self._port.associate(near, port))
         else:
             answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
             raise SocksError(f"unsupported SOCKS command {command}", answer)
@@ -137,9 +137,12 @@ class ProxyHandshake(StreamProtocol):
             raise SocksError(text, socks.reply4(False))
         if command != socks.CONNECT:
             raise SocksError(f"unsupported SOCKS command {command}", socks.reply4(False))
-        near = self._hand_over(end)
-        self._port.connect(near, host, port, socks.reply4(True), lambda _: socks.reply4(False))
+        self._connect(end, host, port, socks.reply4(True), lambda _: socks.reply4(False))
         return True
+
+    def _connect(self, end: int, host: str, port: int, success: bytes, failure: Failure) -> None:
+        near = self._hand_over(end)
+        self._port.tunnels.spawn(near, self._port.connect(near, host, port, success, failure))
 
     # HTTP.
 
@@ -163,8 +166,8 @@ class ProxyHandshake(StreamProtocol):
         return transport
 
     def _expired(self) -> None:
-        name, seconds = peer_name(self._transport), self._port.handshake_time
-        logger.debug("%s: no complete request within %g s", name, seconds)
+        name = peer_name(self._transport)
+        logger.debug("%s: no complete request within %g s", name, HANDSHAKE_TIME)
         self._close()
 
     def _close(self, answer: bytes = b"") -> None:
@@ -175,7 +178,6 @@ class ProxyHandshake(StreamProtocol):
         self._transport.close()
 
     def _detach(self) -> None:
-        """Stop handling this connection."""
         self._closed = True
         self._buffer.clear()
         if self._timer is not None:

@@ -32,7 +32,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
-from mtt.proxy.port import ProxyPort
+from mtt.proxy.port import HANDSHAKE_TIME, ProxyPort
 from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
@@ -93,12 +93,10 @@ class HttpConnection(StreamProtocol):
         self.data_received(received)
 
     def retire(self) -> None:
-        """Close the connection if it is idle; otherwise it closes with the answer."""
         if self._exchange is None and not self._buffer:
             self._finish("shutting down")
 
     def abort(self, reason: str) -> None:
-        """Abort the connection."""
         if not self.over:
             self._end(reason)
             self.near.abort()
@@ -181,9 +179,8 @@ class HttpConnection(StreamProtocol):
     def _wait_for_rest(self) -> None:
         """Start the deadline of a request head that has begun."""
         if not self._deadline:
-            seconds = self.port.handshake_time
-            self._deadline = asyncio.get_running_loop().time() + seconds
-            self._arm(seconds, self._expired)
+            self._deadline = asyncio.get_running_loop().time() + HANDSHAKE_TIME
+            self._arm(HANDSHAKE_TIME, self._expired)
 
     def _begin(self, asked: ProxyRequest) -> None:
         if self.port.has_login:
@@ -223,7 +220,10 @@ class HttpConnection(StreamProtocol):
         near, rest, eof = self.near, bytes(self._buffer), self._eof
         self._end("a tunnel was asked for")
         park(near, rest, eof=eof)
-        self.port.connect(near, asked.host, asked.port, httpproxy.CONNECTED, failure)
+        connecting = self.port.connect(
+            near, asked.host, asked.port, httpproxy.CONNECTED, failure
+        )
+        self.port.tunnels.spawn(near, connecting)
 
     def _track(self, done: Callable[[HttpConnection], None]) -> HttpConnection:
         self._done = done
@@ -234,10 +234,6 @@ class HttpConnection(StreamProtocol):
     @property
     def has_ended(self) -> bool:
         return self._eof and not self._buffer
-
-    @property
-    def is_ending(self) -> bool:
-        return self.port.draining or self.has_ended
 
     def write(self, data: Data) -> None:
         self.received += len(data)
@@ -320,7 +316,7 @@ class HttpConnection(StreamProtocol):
         self._timer = asyncio.get_running_loop().call_later(seconds, callback)
 
     def _expired(self) -> None:
-        reason = f"no complete request within {self.port.handshake_time:g} s"
+        reason = f"no complete request within {HANDSHAKE_TIME:g} s"
         logger.debug("%s: %s", peer_name(self.near), reason)
         self._finish(reason)
 

@@ -55,7 +55,6 @@ class ProxyPort:
         open_packets: opens the channel of an association, which calls its `deliver()` and `lost()`.
             Raises like `open`. None: no UDP.
         users: accepted logins; empty: no login.
-        handshake_time: see HANDSHAKE_TIME.
         idle_time: see EXCHANGE_IDLE_TIME.
         udp_idle_time: see association.IDLE_TIME.
 
@@ -71,7 +70,6 @@ class ProxyPort:
         *,
         open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
         users: Collection[User] = (),
-        handshake_time: float = HANDSHAKE_TIME,
         idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
@@ -87,7 +85,6 @@ class ProxyPort:
         self._closed = False
         self.associations = 0
         self.draining = False
-        self.handshake_time = handshake_time
         self.idle_time = idle_time
         self.has_udp = open_packets is not None
         self.has_login = bool(self._users)
@@ -131,11 +128,11 @@ class ProxyPort:
         """Whether the login is valid."""
         # Compare all users, so that the time does not reveal which one matched.
         verdicts = [known.accepts(user, password) for known in self._users]
-        return not verdicts or any(verdicts)
+        return any(verdicts)
 
     def report(self, name: str, error: Exception) -> None:
         """Log why the client `name` was refused."""
-        # The user must know about the client's mistakes; lost clients are routine.
+        # The operator must know about the client's mistakes.
         if isinstance(error, PeerError):
             self._errors.warning("%s: %s", name, describe(error))
         else:
@@ -158,31 +155,23 @@ class ProxyPort:
         self._failures.warning("%s: %s", peer_name(near), describe(error))
         return Outcome.TIMED_OUT if error.cause is Cause.TIMEOUT else Outcome.GENERAL_FAILURE
 
-    def connect(
+    # Called by them in a task, see `OpenTunnels.spawn`.
+
+    async def connect(
         self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
     ) -> None:
         """Open the destination, answer with `success` or a `failure`, and relay."""
-        self.tunnels.spawn(near, self._connect(near, host, port, success, failure))
-
-    def associate(self, near: StreamTransport, port: int) -> None:
-        """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
-        self.tunnels.spawn(near, self._associate(near, port))
-
-    # Tasks.
-
-    async def _connect(
-        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
-    ) -> None:
         try:
             far = await self.open(host, port)
         except MttError as error:
             self._refuse(near, error, failure)
             return
-        if success and not near.is_closing():
+        if not near.is_closing():
             near.write(success)
         self.tunnels.relay(near, far)
 
-    async def _associate(self, near: StreamTransport, port: int) -> None:
+    async def associate(self, near: StreamTransport, port: int) -> None:
+        """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
         assert self._open_packets is not None
         association = Association(near, port, idle_time=self._udp_idle_time)
         self.associations += 1

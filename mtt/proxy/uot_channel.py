@@ -51,7 +51,6 @@ class UotChannel(StreamProtocol):
     # Called by the association.
 
     def send(self, host: str, port: int, payload: bytes) -> None:
-        """Send a datagram, or drop it."""
         if self._write_paused:
             self._drop(host, port, "the stream to the server is congested")
             return
@@ -71,7 +70,6 @@ class UotChannel(StreamProtocol):
         self._stream.write(datagram)
 
     def close(self) -> None:
-        """Close the stream at the end of the association."""
         self._association = None
         self._stream.close()
 

@@ -182,7 +182,6 @@ class RateLimiter(Layer):
         return len(self._backlog)
 
     def pass_on(self, limit: int) -> int:
-        """Deliver up to `limit` bytes to the protocol above. Returns their number."""
         piece = bytes(self._backlog[:limit])
         del self._backlog[:limit]
         self.upper.data_received(piece)

@@ -89,7 +89,6 @@ class Service(runtime.Service):
 
     @property
     def addresses(self) -> list[str]:
-        """Listening addresses, with the actual port if port 0 was requested."""
         return self._listener.addresses if self._listener is not None else []
 
     @property

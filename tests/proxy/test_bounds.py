@@ -24,7 +24,7 @@ from tests.support.tunnels import connect, eventually, port_of
 @pytest.mark.parametrize("said", [b"", b"\5", b"\5\1\0", b"\4\1\0", b"GET http://a"])
 async def test_stalled_handshake_times_out(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, handshake, http)
-    async with direct_proxy(handshake_time=10) as proxy:
+    async with direct_proxy() as proxy:
         async with await connect(port_of(proxy)) as client:
             await client.send(said)
             await eventually(lambda: proxy.proxy.pending)
@@ -37,7 +37,7 @@ async def test_stalled_handshake_times_out(said: bytes, monkeypatch: pytest.Monk
 
 async def test_handshake_deadline_covers_all_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, handshake, http)
-    async with direct_proxy(handshake_time=10) as proxy, await connect(port_of(proxy)) as client:
+    async with direct_proxy() as proxy, await connect(port_of(proxy)) as client:
         said = socks4a(1, "a" * 200)[0]
         await client.send(said[:1])
         while not proxy.proxy.pending:

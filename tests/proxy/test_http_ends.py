@@ -77,7 +77,7 @@ async def test_idle_client_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_incomplete_further_request_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with site(handshake_time=10) as there, await there.client() as client:
+    async with site() as there, await there.client() as client:
         clock = Clock(monkeypatch, origin, http)
         await client.send(there.request("/"))
         await read_answer(client)
