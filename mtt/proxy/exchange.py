@@ -57,20 +57,22 @@ class Exchange:
     """A request and its answer.
 
     Attributes:
+        asked, unchunked: see `AnswerReceiver`.
         body: finds the end of the request.
         answered: whether part of the final answer has been passed on.
         origin: the connection that has the request; None before it is open.
     """
 
     __slots__ = (
-        "_asked", "_client", "_closes", "_is_over", "_replay", "_reused", "_task", "_unsent",
-        "answered", "body", "origin",
+        "_client", "_closes", "_is_over", "_replay", "_reused", "_task", "_unsent", "answered",
+        "asked", "body", "origin", "unchunked",
     )  # fmt: skip
 
     def __init__(self, client: Client, asked: ProxyRequest) -> None:
         assert asked.body is not None
         self._client = client
-        self._asked = asked
+        self.asked = asked
+        self.unchunked = asked.request.version < (1, 1)
         self._closes = not httphop.is_persistent(asked.request)  # close the client's connection
         self._unsent = bytearray()  # body received before the connection
         self._reused = False  # the origin's connection was idle
@@ -90,7 +92,7 @@ class Exchange:
 
     def start(self) -> None:
         """Send the request, with the part of its body that `send` has received."""
-        asked = self._asked
+        asked = self.asked
         key = asked.host, asked.port
         origin = self._client.origins.take(key, idempotent=asked.is_idempotent)
         if origin is None:
@@ -138,7 +140,7 @@ class Exchange:
             self._refuse(Outcome.TIMED_OUT)
 
     def _send_request(self, origin: Origin) -> None:
-        asked, body = self._asked, bytes(self._unsent)
+        asked, body = self.asked, bytes(self._unsent)
         self._unsent.clear()
         self.origin = origin
         self._replay = None
@@ -150,13 +152,7 @@ class Exchange:
         if origin.transport.shares_connection:
             self._client.near.limit_reads()
         self._client.sent += len(asked.head) + len(body)
-        origin.ask(
-            self,
-            asked.request.method,
-            asked.head + body,
-            upgrade=asked.upgrade,
-            unchunked=asked.request.version < (1, 1),
-        )
+        origin.ask(self, asked.head + body)
         if self._client.has_ended:
             self.client_ended()
         self._client.flow()
@@ -164,7 +160,7 @@ class Exchange:
     def _keep_for_retry(self, data: Data) -> None:
         """Keep part of the body for a retry, while one is possible."""
         if self._replay is not None:
-            limit = MAX_REPLAY if self._asked.is_idempotent else 0
+            limit = MAX_REPLAY if self.asked.is_idempotent else 0
             if len(self._replay) + len(data) > limit:
                 self._replay = None
             else:
@@ -181,7 +177,7 @@ class Exchange:
         self._task = asyncio.current_task()
         port = self._client.port
         try:
-            transport = await port.open(self._asked.host, self._asked.port)
+            transport = await port.open(self.asked.host, self.asked.port)
         except MttError as error:
             self._task = None
             self._refuse(port.outcome(self._client.near, error))
@@ -195,7 +191,7 @@ class Exchange:
 
     def _opened(self, transport: StreamTransport) -> None:
         self._reused = False
-        origin = Origin(transport, (self._asked.host, self._asked.port))
+        origin = Origin(transport, (self.asked.host, self.asked.port))
         origin.take_over()
         if origin.usable:
             self._send_request(origin)
@@ -208,7 +204,7 @@ class Exchange:
         self._client.flow()
 
     def interim(self, answer: Answer) -> None:
-        if self._asked.request.version >= (1, 1):  # unknown to HTTP/1.0 (RFC 9110, 15.2)
+        if self.asked.request.version >= (1, 1):  # unknown to HTTP/1.0 (RFC 9110, 15.2)
             self._client.write(httphop.forwarded_answer(answer, close=False))
 
     def switched(self, answer: Answer, rest: bytes, eof: bool) -> None:
@@ -218,9 +214,9 @@ class Exchange:
         self._client.upgraded(origin.transport, rest, eof)
 
     def head_received(self, answer: Answer, data: Data) -> None:
-        unchunked = answer.body.chunked and self._asked.request.version < (1, 1)
         self._closes = self._must_close() or answer.body.ends_with_connection
         self.answered = True
+        unchunked = self.unchunked and answer.body.chunked
         head = httphop.forwarded_answer(answer, close=self._closes, unchunked=unchunked)
         self._client.write(b"".join((head, data)))
 
@@ -240,7 +236,7 @@ class Exchange:
 
     def failed(self, error: Exception, *, silent: bool) -> None:
         self.origin = None
-        name = host_port(self._asked.host, self._asked.port)
+        name = host_port(self.asked.host, self.asked.port)
         logger.debug("%s: %s: %s", peer_name(self._client.near), name, describe(error))
         if silent and self._reused and self._replay is not None:
             self._unsent, self._replay = self._replay, None
@@ -261,7 +257,7 @@ class Exchange:
         """Answer with the proxy's own error."""
         closes = self._must_close()
         reply = httpproxy.failure(outcome)
-        self._client.write(encoded(self._asked.request, reply, close=closes))
+        self._client.write(encoded(self.asked.request, reply, close=closes))
         self._client.completed(closes=closes)
 
 

@@ -220,10 +220,8 @@ class HttpConnection(StreamProtocol):
         near, rest, eof = self.near, bytes(self._buffer), self._eof
         self._end("a tunnel was asked for")
         park(near, rest, eof=eof)
-        connecting = self.port.connect(
-            near, asked.host, asked.port, httpproxy.CONNECTED, failure
-        )
-        self.port.tunnels.spawn(near, connecting)
+        port, success = self.port, httpproxy.CONNECTED
+        port.tunnels.spawn(near, port.connect(near, asked.host, asked.port, success, failure))
 
     def _track(self, done: Callable[[HttpConnection], None]) -> HttpConnection:
         self._done = done

@@ -12,6 +12,7 @@ from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import Answer, parse_answer
+from mtt.wire.httpproxy import ProxyRequest
 
 # Idle timeout, seconds: the origin closes soon after (nginx: 75 s), and each idle connection
 # occupies a stream. An origin's own timeout (Keep-Alive: timeout=5) applies if shorter, minus a
@@ -26,7 +27,10 @@ MAX_IDLE = 4
 
 
 class AnswerReceiver(Protocol):
-    """Callbacks of an origin for one request."""
+    """A request, and the callbacks of its origin."""
+
+    asked: ProxyRequest
+    unchunked: bool  # remove the framing of chunks from the answer
 
     def interim(self, answer: Answer) -> None:
         """Called with a 1xx response; another one follows."""
@@ -67,8 +71,7 @@ class Origin(StreamProtocol):
 
     __slots__ = (
         "_answer", "_answer_begun", "_answers", "_buffer", "_idle_since", "_keep_time", "_lost",
-        "_method", "_proven", "_receiver", "_takes_views", "_unchunked", "_upgrade", "eof", "full",
-        "key", "transport", "usable",
+        "_proven", "_receiver", "_takes_views", "eof", "full", "key", "transport", "usable",
     )  # fmt: skip
 
     def __init__(self, transport: StreamTransport, key: tuple[str, int]) -> None:
@@ -79,8 +82,6 @@ class Origin(StreamProtocol):
         self.usable = not transport.is_closing()
         self._lost = False
         self._receiver: AnswerReceiver | None = None
-        self._method = ""
-        self._upgrade = self._unchunked = False
         self._answer_begun = False  # a byte of the answer has arrived
         self._answers = 0  # number of complete answers
         self._buffer = HeadBuffer()  # an incomplete head
@@ -101,17 +102,9 @@ class Origin(StreamProtocol):
 
     # Requests.
 
-    def ask(
-        self, receiver: AnswerReceiver, method: str, data: bytes, *, upgrade: bool, unchunked: bool
-    ) -> None:
-        """Send a request, or its beginning, and report the answer to `receiver`.
-
-        `upgrade`: the answer may be 101. `unchunked`: remove the framing of chunks from its body.
-        """
+    def ask(self, receiver: AnswerReceiver, data: bytes) -> None:
+        """Send a request, or its beginning, and report the answer to `receiver`."""
         self._receiver = receiver
-        self._method = method
-        self._upgrade = upgrade
-        self._unchunked = unchunked
         self._answer_begun = False
         self.transport.write(data)
 
@@ -195,7 +188,8 @@ class Origin(StreamProtocol):
                 end = self._buffer.head_end()
                 if end < 0:
                     return
-                answer = parse_answer(self._buffer.take(end), self._method)
+                method = receiver.asked.request.method
+                answer = parse_answer(self._buffer.take(end), method)
                 if answer.interim:
                     receiver.interim(answer)
                     continue
@@ -207,13 +201,13 @@ class Origin(StreamProtocol):
     def _begin(self, receiver: AnswerReceiver, answer: Answer) -> None:
         rest = self._buffer.take(len(self._buffer))
         if answer.status == 101:
-            if not self._upgrade:
+            if not receiver.asked.upgrade:
                 raise HttpError(502, "101 without an upgrade request")
             self._detach()
             receiver.switched(answer, rest, self.eof)
             return
         self._answer = answer
-        size, data = self._part(answer.body, rest)
+        size, data = _part(receiver, answer.body, rest)
         receiver.head_received(answer, data)
         self._check_end(receiver, answer, more=size < len(rest))
 
@@ -222,20 +216,12 @@ class Origin(StreamProtocol):
         if receiver is None:
             return
         try:
-            size, part = self._part(answer.body, data)
+            size, part = _part(receiver, answer.body, data)
         except HttpError as error:
             self._fail(_bad_answer(error))
             return
         receiver.body_received(part)
         self._check_end(receiver, answer, more=size < len(data))
-
-    def _part(self, body: Body, data: Data) -> tuple[int, Data]:
-        """Return how much of `data` belongs to the body, and the part to pass on."""
-        if self._unchunked and body.chunked:
-            content = bytearray()
-            return body.take(data, content), bytes(content)
-        size = body.take(data)
-        return size, data if size == len(data) else data[:size]
 
     def _check_end(self, receiver: AnswerReceiver, answer: Answer, *, more: bool) -> None:
         """Complete the answer if its body is complete; `more`: other bytes follow."""
@@ -263,6 +249,15 @@ class Origin(StreamProtocol):
             self.transport.abort()
         if receiver is not None:
             receiver.failed(error, silent=not self._answer_begun)
+
+
+def _part(receiver: AnswerReceiver, body: Body, data: Data) -> tuple[int, Data]:
+    """How much of `data` belongs to the body, and the part to pass on."""
+    if receiver.unchunked and body.chunked:
+        content = bytearray()
+        return body.take(data, content), bytes(content)
+    size = body.take(data)
+    return size, data if size == len(data) else data[:size]
 
 
 def _bad_answer(error: HttpError) -> PeerError:
