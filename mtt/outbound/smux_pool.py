@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
-from mtt.layers.base import StreamProtocol
 from mtt.layers.parked import Parked
 from mtt.layers.smux import SmuxSession, SmuxStream
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
@@ -61,30 +60,27 @@ class SessionPool(Upstream):
     def sessions(self) -> Collection[SmuxSession]:
         return self._sessions.keys()
 
-    async def open(self, upper: StreamProtocol | None = None) -> SmuxStream:
-        """Open a stream for `upper` (default: a `Parked`), on an existing or a new session.
+    async def open(self) -> SmuxStream:
+        """Open a stream on an existing or a new session.
 
         Raises like `connect`, and NetworkError if the new session ends at once.
         """
-        upper = upper or Parked()
-        stream = self.open_at_once(upper)
+        stream = self.open_at_once()
         while stream is None:
             session = await self._wait_for_session()
             # The new session first: the others were unsuitable a moment ago.
-            stream = self._open_on((session, *self._sessions), upper)
+            stream = self._open_on((session, *self._sessions))
         return stream
 
-    def open_at_once(self, upper: StreamProtocol | None = None) -> SmuxStream | None:
-        """Like `open`, but only on an existing session; None if no session has room."""
-        return self._open_on(self._sessions, upper)
+    def open_at_once(self) -> SmuxStream | None:
+        return self._open_on(self._sessions)
 
-    def _open_on(
-        self, sessions: Iterable[SmuxSession], upper: StreamProtocol | None
-    ) -> SmuxStream | None:
+    def _open_on(self, sessions: Iterable[SmuxSession]) -> SmuxStream | None:
         for session in sessions:
-            if self._has_room(session) and session.healthy and self._guard.admits(session):
+            has_room = session.used_slots < self._max_streams and not session.exhausted
+            if has_room and session.healthy and self._guard.admits(session):
                 self._cancel_timer(session)
-                return session.open_stream(upper or Parked())
+                return session.open_stream(Parked())
         return None
 
     async def close(self) -> None:
@@ -143,9 +139,6 @@ class SessionPool(Upstream):
         ]
         if session.used_slots or session.exhausted or len(kept) >= self._warm:
             session.close()
-
-    def _has_room(self, session: SmuxSession) -> bool:
-        return session.used_slots < self._max_streams and not session.exhausted
 
     def _cancel_timer(self, session: SmuxSession) -> None:
         timer = self._sessions[session]

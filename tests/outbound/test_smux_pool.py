@@ -14,7 +14,7 @@ from mtt.outbound import smux_pool as sessions
 from mtt.outbound.smux_pool import SessionPool
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.support.clock import Clock
-from tests.support.transports import FakeLayer, Recorder, turns
+from tests.support.transports import FakeLayer, turns
 
 MAX = 3
 
@@ -42,7 +42,7 @@ class Network:
         self.lowers.append(lower)
 
     async def open(self, count: int = 1) -> list[SmuxStream]:
-        return [await self.pool.open(Recorder()) for _ in range(count)]
+        return [await self.pool.open() for _ in range(count)]
 
     async def close(self) -> None:
         await self.pool.close()
@@ -80,12 +80,12 @@ async def test_slot_is_free_when_both_ends_have_closed() -> None:
 
 async def test_open_at_once_uses_only_existing_sessions() -> None:
     network = Network()
-    assert network.pool.open_at_once(Recorder()) is None
+    assert network.pool.open_at_once() is None
     streams = await network.open(MAX - 1)
-    stream = network.pool.open_at_once(Recorder())
+    stream = network.pool.open_at_once()
     assert stream is not None
     assert session_of(stream) is session_of(streams[0])
-    assert network.pool.open_at_once(Recorder()) is None
+    assert network.pool.open_at_once() is None
     assert network.dials == 1
     await network.close()
 
@@ -93,7 +93,7 @@ async def test_open_at_once_uses_only_existing_sessions() -> None:
 async def test_concurrent_opens_share_a_dial() -> None:
     network = Network()
     network.allowed.clear()
-    waiting = [asyncio.create_task(network.pool.open(Recorder())) for _ in range(MAX + 1)]
+    waiting = [asyncio.create_task(network.pool.open()) for _ in range(MAX + 1)]
     await turns()
     assert network.dials == 2
     network.allowed.set()
@@ -108,7 +108,7 @@ async def test_failed_dial_fails_all_waiters() -> None:
     network = Network()
     network.allowed.clear()
     network.error = PeerError("certificate not accepted")
-    waiting = [asyncio.create_task(network.pool.open(Recorder())) for _ in range(MAX)]
+    waiting = [asyncio.create_task(network.pool.open()) for _ in range(MAX)]
     await turns()
     network.allowed.set()
     for task in waiting:
@@ -124,7 +124,7 @@ async def test_failed_dial_fails_all_waiters() -> None:
 async def test_cancelled_waiter_does_not_cancel_the_dial() -> None:
     network = Network()
     network.allowed.clear()
-    leaving, staying = (asyncio.create_task(network.pool.open(Recorder())) for _ in range(2))
+    leaving, staying = (asyncio.create_task(network.pool.open()) for _ in range(2))
     await turns()
     leaving.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -139,7 +139,7 @@ async def test_dial_that_fails_without_waiters() -> None:
     network = Network()
     network.allowed.clear()
     network.error = NetworkError("refused")
-    task = asyncio.create_task(network.pool.open(Recorder()))
+    task = asyncio.create_task(network.pool.open())
     await turns()
     task.cancel()
     await asyncio.wait([task])
@@ -152,7 +152,7 @@ async def test_new_session_without_waiters_is_closed(monkeypatch: pytest.MonkeyP
     clock = Clock(monkeypatch)
     network = Network()
     network.allowed.clear()
-    task = asyncio.create_task(network.pool.open(Recorder()))
+    task = asyncio.create_task(network.pool.open())
     await turns()
     task.cancel()
     await asyncio.wait([task])
@@ -380,7 +380,7 @@ async def test_close_aborts_sessions_and_dials() -> None:
     (stream,) = await network.open()
     network.allowed.clear()
     await network.open(MAX - 1)
-    waiting = asyncio.create_task(network.pool.open(Recorder()))
+    waiting = asyncio.create_task(network.pool.open())
     await turns()
     assert network.dials == 2
     await network.close()

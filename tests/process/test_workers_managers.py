@@ -156,5 +156,5 @@ def test_single_worker_imports_no_supervisor() -> None:
         check=True,
     )  # fmt: skip
     loaded = set(re.findall(r"mtt\.[\w.]+", done.stdout))
-    needed = ("command", "early", "eventloop", "runtime", "systemd")
+    needed = ("command", "early", "runtime", "systemd")
     assert loaded == {f"mtt.process.{name}" for name in needed}

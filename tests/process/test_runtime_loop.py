@@ -10,7 +10,7 @@ import pytest
 
 from mtt.errors import UsageError
 from mtt.log import logger
-from mtt.process.eventloop import loop_factory, report_error
+from mtt.process.runtime import loop_factory, report_error
 from tests.support.programs import require_package
 
 
