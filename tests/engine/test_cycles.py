@@ -21,6 +21,7 @@ from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.garbage import collector_off
 from tests.support.gopeer import tls_connect
+from tests.support.metrics import numbers
 from tests.support.tunnels import (
     Listening,
     Tcp,
@@ -218,7 +219,7 @@ async def test_no_handshake(mode: str, said: bytes, reset: bool, certs: Certs) -
                 visitor = await connect(port_of(server))
                 if said:
                     await visitor.send(said)
-                await eventually(lambda: server._frontend.pending or len(said) > 10)
+                await eventually(lambda: numbers(server)["handshakes"] or len(said) > 10)
                 visitor.reset() if reset else visitor.close()
             await eventually(lambda: empty(server))
             await settled()
@@ -232,7 +233,7 @@ async def test_services_that_close(mode: str, certs: Certs) -> None:
             pairs = [await pair.ready() for _ in range(TIMES)]
             connecting = await connect(port_of(pair.client))
             visitor = await connect(port_of(pair.server))
-            await eventually(lambda: pair.server._frontend.pending)
+            await eventually(lambda: numbers(pair.server)["handshakes"])
             await pair.client.close()
             await pair.server.close()
             for end in (connecting, visitor, *(end for ends in pairs for end in ends)):
@@ -268,7 +269,7 @@ async def test_handshakes_that_take_too_long(
         clock = Clock(monkeypatch, tls, linger)
         with collector_off() as left:
             visitors = [await connect(port_of(server)) for _ in range(TIMES)]
-            await eventually(lambda: server._frontend.pending == TIMES)
+            await eventually(lambda: numbers(server)["handshakes"] == TIMES)
             await clock.passes(tls_detector.HANDSHAKE_TIME)  # the longest
             for visitor in visitors:
                 assert await visitor.rest() == b""

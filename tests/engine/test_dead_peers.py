@@ -216,7 +216,7 @@ async def test_new_connections_avoid_a_session_that_owes_an_answer(
         await application.send(b"are you there?")
         await eventually(lambda: not client._upstream._guard.admits(session))
         # Only for new connections: the old one is lost for good.
-        take_packets(proxy._listener)
+        take_packets(proxy.listener)
         proxy.up.set()
         await check_works(port_of(client))
         assert proxy.count == 2
@@ -234,7 +234,7 @@ async def test_after_a_network_change_the_next_connection_dials_anew(
         await check_works(port_of(client))
         await eventually(lambda: not client.open_tunnels.open)
         await proxy.vanish()
-        take_packets(proxy._listener)  # only connections of the old network are dead
+        take_packets(proxy.listener)  # only connections of the old network are dead
         proxy.up.set()
         monkeypatch.setattr(reuse, "ROUTE_TIME", 0.0)
         monkeypatch.setattr(reuse, "source_address", lambda peer: "198.51.100.1")

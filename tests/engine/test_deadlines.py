@@ -53,7 +53,7 @@ async def test_dial_of_a_silent_server_times_out(
 ) -> None:
     monkeypatch.setattr(client_module, "CONNECT_TIME", SHORT)
     async with listening() as gone:
-        drop_packets(gone._sock)
+        drop_packets(gone.sock)
         where = f"127.0.0.1:{gone.port}"
         with logged() as lines:
             async with client_of("tls", gone.port, certs) as client:
@@ -97,7 +97,7 @@ async def test_dial_of_a_silent_destination_times_out(
 ) -> None:
     monkeypatch.setattr(server_module, "DESTINATION_TIME", SHORT)
     async with listening() as gone:
-        drop_packets(gone._sock)
+        drop_packets(gone.sock)
         async with both_ends(mode, gone.port, certs) as (_, client):
             with logged() as lines:
                 assert SHORT <= await fails(port_of(client)) < SHORT + SOON

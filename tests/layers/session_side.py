@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mtt.errors import PeerError
+from mtt.layers.mux import ANSWERS_LIMIT
 from tests.support.transports import FakeLayer, Recorder, turns
 
 
@@ -41,3 +43,23 @@ class SessionSide:
         self.session.abort()
         await turns()
         assert all(upper.lost for upper in self.uppers)
+
+
+async def check_unread_answers_are_bounded(server: SessionSide, request: bytes) -> None:
+    """A peer may ask for ever if it reads the answers, else the session fails in the end."""
+    flood = request * 1000
+    for _ in range(2 * ANSWERS_LIMIT // len(flood)):  # read, all of them
+        server.session.pause_writing()
+        server.feed(flood)
+        server.session.resume_writing()
+    await turns()
+    assert not server.lost
+    server.lower.take()
+    server.session.pause_writing()
+    while not server.lost:
+        server.feed(flood)
+        await turns(1)
+        assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(flood)
+    assert isinstance(server.lost[0], PeerError)
+    assert server.lower.aborted
+    await turns()

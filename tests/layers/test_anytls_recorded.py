@@ -59,7 +59,8 @@ async def test_a_client_says_what_the_reference_said_in_the_same_records(
     md5 = parse_settings(settings)["padding-md5"]
     (scheme,) = (scheme for scheme in SCHEMES if scheme.md5 == md5)
     observed = Observed()
-    session = ClientSession(HASHED, ServerState(scheme), randrange=observed.randrange)
+    server = ServerState(scheme)
+    session = ClientSession(HASHED, server, randrange=observed.randrange)
     lower = FakeLayer(session)
     session.connection_made(lower)
     streams: dict[int, ClientStream] = {}
@@ -71,7 +72,7 @@ async def test_a_client_says_what_the_reference_said_in_the_same_records(
             session.data_received(record(rest.pop(0)))
         ours = [record(event) for event in rest if event["dir"] == "c2s"]
         number += 1
-        observed.expect(session._server.scheme.packets.get(number, ()), ours)
+        observed.expect(server.scheme.packets.get(number, ()), ours)
         before = len(lower.writes)
         said = decode(packets.pop(0))
         command, stream_id, payload = said[-1]
@@ -92,7 +93,7 @@ async def test_a_client_says_what_the_reference_said_in_the_same_records(
             while rest.pop(0)["dir"] == "s2c":
                 pass
     assert all(event["dir"] == "s2c" for event in rest)
-    assert session._padder.active == (number < session._server.scheme.stop)
+    assert session._padder.active == (number < server.scheme.stop)
     session.abort()
     await turns()
 

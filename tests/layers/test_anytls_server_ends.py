@@ -12,6 +12,7 @@ from mtt.layers.mux import ANSWERS_LIMIT
 from mtt.wire.anytls import ALERT, FIN, HEART_REQUEST, HEART_RESPONSE, PSH, SETTINGS, frame
 from mtt.wire.padding import Scheme
 from tests.layers.anytls_server_side import OWN, V2, Server
+from tests.layers.session_side import check_unread_answers_are_bounded
 from tests.support.transports import turns
 
 
@@ -38,22 +39,7 @@ async def test_unread_heartbeat_answers_are_bounded() -> None:
     server = Server(V2)
     server.feed(frame(HEART_REQUEST, 5), frame(HEART_REQUEST, 0))
     assert server.said() == [(HEART_RESPONSE, 5, b""), (HEART_RESPONSE, 0, b"")]
-    flood = frame(HEART_REQUEST, 0) * 1000
-    for _ in range(2 * ANSWERS_LIMIT // len(flood)):  # read, all of them
-        server.session.pause_writing()
-        server.feed(flood)
-        server.session.resume_writing()
-    await turns()
-    assert not server.lost
-    server.lower.take()
-    server.session.pause_writing()
-    while not server.lost:
-        server.feed(flood)
-        await turns(1)
-        assert len(server.lower.sent) < ANSWERS_LIMIT + 2 * len(flood)
-    assert isinstance(server.lost[0], PeerError)
-    assert server.lower.aborted
-    await turns()
+    await check_unread_answers_are_bounded(server, frame(HEART_REQUEST, 0))
 
 
 async def test_unread_settings_answers_are_bounded_within_one_read() -> None:

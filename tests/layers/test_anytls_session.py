@@ -19,7 +19,8 @@ from mtt.layers.tls import TlsLayer
 from mtt.tunnels import relay
 from mtt.tunnels.relay import Relay
 from mtt.wire.anytls import FIN, HEADER_SIZE, PSH, SETTINGS, SYN, PreambleReader, frame
-from mtt.wire.padding import DEFAULT, Scheme
+from mtt.wire.padding import Scheme
+from tests.layers.anytls_server_side import V2, Server
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.stacks import Stack
@@ -156,7 +157,7 @@ async def test_every_padded_record_is_a_record_of_tls(
         client.transport.write(b"y" * 50)
         client.transport.write(b"z" * 40_000)
         await server.recorder.received(40_150)
-        (layer,) = (layer for layer in wire if not layer._records.ssl.server_side)
+        (layer,) = (layer for layer in wire if not layer.get_extra_info("ssl_object").server_side)
         sizes = []
         while wire[layer]:
             kind, _, size = struct.unpack_from(">BHH", wire[layer])
@@ -292,19 +293,16 @@ async def test_a_peer_may_say_anything(client_side: bool) -> None:
 
 
 async def test_memory_held_for_a_hostile_peer_is_bounded() -> None:
-    server = ServerSession(Recorder)
-    lower = FakeLayer(server)
-    server.connection_made(lower)
-    server.data_received(frame(SETTINGS, 0, b"v=2\npadding-md5=" + DEFAULT.md5.encode()))
+    server = Server(V2)
     for number in range(1, 300):
-        server.data_received(frame(SYN, number))
-        if number < 257:
-            server._streams[number].pause_reading()
-    number = 0
-    while lower.reading:
+        server.feed(frame(SYN, number))
+    for upper in server.uppers:
+        upper.transport.pause_reading()
+    number = queued = 0
+    while server.lower.reading:
         number = number % 256 + 1
-        server.data_received(frame(PSH, number, bytes(10_000)))
-    assert server._queued <= RECEIVE_BUDGET + 10_000
-    assert len(lower.sent) < 300 * 50 + HEADER_SIZE
-    server.abort()
-    await turns()
+        server.feed(frame(PSH, number, bytes(10_000)))
+        queued += 10_000
+    assert queued <= RECEIVE_BUDGET + 10_000
+    assert len(server.lower.sent) < 300 * 50 + HEADER_SIZE
+    await server.over()

@@ -272,10 +272,12 @@ async def test_connection_reset_after_its_end_has_nothing_to_send() -> None:
         assert recorder.transport.unsent() == 0
 
 
-async def test_no_timer_is_left_behind() -> None:
+async def test_no_timer_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     lingering = linger.Lingering(FakeTransport(), Recorder())
+    assert clock.pending
     lingering.connection_lost(None)
-    assert lingering._timer.cancelled()
+    assert not clock.pending
 
 
 # Resets.

@@ -9,6 +9,7 @@ import pytest
 
 from mtt.wire import anytls, smux
 from tests.layers import anytls_client_side, anytls_server_side, smux_side
+from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 
 READS = pytest.mark.parametrize("reads", ["same read", "next read"])
@@ -76,9 +77,10 @@ def frames(ended: Ended) -> tuple[bytes, bytes]:
 @READS
 @pytest.mark.parametrize("how", ["close", "abort"])
 @pytest.mark.parametrize("make", [smux_server, anytls_server, anytls_client])
-async def test_nothing_is_done_about_frames_behind_the_end(
-    make: Callable[[], Ended], how: str, reads: str
+async def test_frames_after_the_end_are_ignored(
+    make: Callable[[], Ended], how: str, reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = Clock(monkeypatch)
     ended = make()
     ended.upper.on_data = lambda _data: getattr(ended.session, how)()
     data, behind = frames(ended)
@@ -99,11 +101,10 @@ async def test_nothing_is_done_about_frames_behind_the_end(
     assert ended.owner.lost == [None]
     assert len(getattr(ended.owner, "uppers", ())) == opened
     assert ended.session.used_slots == 0
+    assert not clock.pending
     if before is not None:
         assert ended.session.version == before
         assert getattr(ended.session, "client", "test/1") == "test/1"
-        timer = getattr(ended.session, "_whole_timer", None)
-        assert timer is None or timer.cancelled()
 
 
 @READS

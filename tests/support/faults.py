@@ -313,9 +313,9 @@ class FaultProxy:
         self._plan = plan
         self._connections: dict[_Connection, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._listener = socket.create_server((host, 0), backlog=1024)
-        self._listener.setblocking(False)
-        self.port: int = self._listener.getsockname()[1]
+        self.listener = socket.create_server((host, 0), backlog=1024)
+        self.listener.setblocking(False)
+        self.port: int = self.listener.getsockname()[1]
 
     @property
     def harm(self) -> int:
@@ -330,12 +330,12 @@ class FaultProxy:
     async def __aenter__(self) -> Self:
         # Not with sock_accept(), which prints a traceback when it is cancelled while a
         # connection comes in, as of CPython 3.11.
-        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+        asyncio.get_running_loop().add_reader(self.listener, self._accept)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._listener)
-        self._listener.close()
+        asyncio.get_running_loop().remove_reader(self.listener)
+        self.listener.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -367,7 +367,7 @@ class FaultProxy:
             task.cancel()
 
     def _sockets(self) -> list[socket.socket]:
-        found = [self._listener]
+        found = [self.listener]
         for connection in self._connections:
             found += connection.sockets
         return found
@@ -378,7 +378,7 @@ class FaultProxy:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self.listener.accept()
         except BlockingIOError:
             return
         connection = _Connection(self, sock, self._plan(self.count), self.count)

@@ -148,12 +148,12 @@ class Listening:
     """A listening port whose connections the test accepts one by one."""
 
     def __init__(self, buffer: int = 0) -> None:
-        self._sock = socket.socket()
-        shrink(self._sock, buffer)
-        self._sock.bind(("127.0.0.1", 0))
-        self._sock.listen(1024)
-        self._sock.setblocking(False)
-        self.port: int = self._sock.getsockname()[1]
+        self.sock = socket.socket()
+        shrink(self.sock, buffer)
+        self.sock.bind(("127.0.0.1", 0))
+        self.sock.listen(1024)
+        self.sock.setblocking(False)
+        self.port: int = self.sock.getsockname()[1]
         self._accepted: list[Tcp] = []
 
     @property
@@ -162,13 +162,13 @@ class Listening:
         return len(self._accepted)
 
     async def accept(self) -> Tcp:
-        sock, _ = await asyncio.get_running_loop().sock_accept(self._sock)
+        sock, _ = await asyncio.get_running_loop().sock_accept(self.sock)
         connection = Tcp(sock)
         self._accepted.append(connection)
         return connection
 
     def close(self) -> None:
-        self._sock.close()
+        self.sock.close()
         for connection in self._accepted:
             connection.close()
 
