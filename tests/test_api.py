@@ -259,14 +259,12 @@ async def test_drain_waits_for_the_last_tunnel(certs: Certs) -> None:
         client_of(port_of(server), certs) as client,
         await connect(port_of(client)) as application,
     ):
-        await application.send(b"a")
-        assert await application.exactly(1) == b"a"
+        await application.check_echo(b"a")
         draining = asyncio.create_task(server.drain())
         await asyncio.sleep(0)
         with pytest.raises(ConnectionRefusedError):
             await connect(port_of(server))
-        await application.send(b"b")
-        assert await application.exactly(1) == b"b"
+        await application.check_echo(b"b")
         assert not draining.done()
         await application.finish()
         assert await application.rest() == b""

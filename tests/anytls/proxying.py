@@ -65,8 +65,7 @@ async def through(client: Client, port: int, host: str = "127.0.0.1") -> AsyncIt
 
 async def check_echo(client: Client, port: int, data: bytes = b"hello") -> None:
     async with asyncio.timeout(SOON), through(client, port) as application:
-        await application.send(data)
-        assert await application.exactly(len(data)) == data
+        await application.check_echo(data)
 
 
 def nothing_open(client: Client) -> bool:

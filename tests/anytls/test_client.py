@@ -225,8 +225,7 @@ async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -
         async with through(client, there.port) as application:
             draining = asyncio.create_task(client.drain())
             await eventually(lambda: numbers(client)["sessions"] == 1)
-            await application.send(b"still here")
-            assert await application.exactly(10) == b"still here"
+            await application.check_echo(b"still here")
             assert not draining.done()
         async with asyncio.timeout(SOON):
             await draining
@@ -308,8 +307,7 @@ async def test_metrics(certs: Certs) -> None:
         through(client, there.port) as application,
         await connect(port_of(client)) as control,
     ):
-        await application.send(b"12345")
-        assert await application.exactly(5) == b"12345"
+        await application.check_echo(b"12345")
         await ask(control)
         samples = await scrape(client.metrics_addresses[0])
         assert samples["tunnels"] == samples["anytls_udp_associations"] == 1

@@ -166,8 +166,7 @@ async def test_a_silent_peer_is_noticed_one_interval_late_at_most(
         await connect(port_of(client)) as application,
     ):
         await clock.passes(keepalive.CHECK_INTERVAL / 3)
-        await application.send(b"x")
-        assert await application.exactly(1) == b"x"
+        await application.check_echo()
         reading = asyncio.create_task(application.rest())
         await clock.passes(keepalive.DEAD_TIME - 0.1)
         assert not reading.done()
@@ -209,8 +208,7 @@ async def test_new_connections_avoid_a_session_that_owes_an_answer(
         far_apart(mode, there.port, certs) as (_, proxy, client),
         await connect(port_of(client)) as application,
     ):
-        await application.send(b"x")
-        assert await application.exactly(1) == b"x"
+        await application.check_echo()
         (session,) = client._sessions()
         await proxy.vanish()
         await application.send(b"are you there?")
@@ -265,8 +263,7 @@ async def test_both_ends_keep_an_idle_connection_alive(
         far_apart(mode, there.port, certs) as (_, proxy, client),
         await connect(port_of(client)) as application,
     ):
-        await application.send(b"x")
-        assert await application.exactly(1) == b"x"
+        await application.check_echo()
         down, up = proxy.passed
         await eventually(lambda: proxy.passed[0] > down + 100 and proxy.passed[1] > up + 100)
 

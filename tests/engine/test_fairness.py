@@ -222,8 +222,7 @@ async def test_little_of_a_bulk_stream_is_in_front_of_a_request(
         try:
             for _ in range(30):
                 begin = bulk
-                await small.send(REQUEST)
-                assert await small.exactly(len(REQUEST)) == REQUEST
+                await small.check_echo(REQUEST)
                 if direction == "down":
                     found.append(bulk - begin)
         finally:

@@ -30,8 +30,7 @@ async def test_v2ray_plugin_with_mux_is_named_in_the_log(
             for _ in range(3):
                 client = await ws_connect(port_of(server), certs, protocol)
                 for data in (first, V2RAY_PLUGIN):
-                    await client.send(data)
-                    assert await client.exactly(len(data)) == data
+                    await client.check_echo(data)
                 client.close()
     warnings = [line for line in lines if "v2ray-plugin" in line]
     assert len(warnings) == named

@@ -296,8 +296,7 @@ async def test_subprotocol_overrides_the_servers_mux_flag(
             await go.send(smux_frame(SYN, 3) + smux_frame(PSH, 3, b"hello"))
             assert await smux_read(go) == (PSH, 3, b"hello")
         else:
-            await go.send(b"hello")
-            assert await go.exactly(5) == b"hello"
+            await go.check_echo(b"hello")
 
 
 @in_mux_modes
@@ -368,5 +367,4 @@ async def test_a_front_proxy_may_terminate_tls(certs: Certs) -> None:
         head = await proxy.until(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 ")
         go = WebSocket(proxy, client=True)
-        await go.send(b"hello")
-        assert await go.exactly(5) == b"hello"
+        await go.check_echo(b"hello")

@@ -213,8 +213,7 @@ async def test_sessions_are_used_again_up_to_the_limit_of_streams(
         assert len(go.tls) == 1
         together = [await connect(port) for _ in range(8)]
         for application in together:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
         for application in together:
             application.close()
         # The three before may have held their places when the eight came.
@@ -242,8 +241,7 @@ async def test_many_streams_never_exceed_what_a_go_server_bears(
         long_lived = [await connect(port) for _ in range(13)]
         await asyncio.gather(*(short(port, 3) for _ in range(10)))
         for application in long_lived:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
             application.close()
         # One less than it takes: a stream that has said FIN leaves its table a moment later.
         assert max(session.most for session in go.sessions) < MAX_STREAMS
@@ -288,8 +286,7 @@ async def test_a_session_or_connection_that_dies_is_replaced(mode: str, certs: C
     ):
         await check_works(port_of(client))
         async with await connect(port_of(client)) as application:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
             for tls in go.tls:
                 with contextlib.suppress(OSError):  # the first may have ended by itself
                     tls.sock.shutdown(socket.SHUT_RDWR)

@@ -91,8 +91,7 @@ async def test_the_first_byte_of_a_connection_takes_one_round_trip(
                 await settled()  # tickets, and the sign of a WebSocket server
                 recording.turns = [""] * len(recording.turns)
                 async with await connect(port_of(client)) as application:
-                    await application.send(b"hello")
-                    assert await application.exactly(5) == b"hello"
+                    await application.check_echo(b"hello")
                     used = [turns for turns in recording.turns[: SIZE + 1] if turns]
                     assert used == ["ud"]
                 assert numbers(client)["waiting_connections_used_total"] == 1
@@ -130,8 +129,7 @@ async def test_what_the_destination_said_is_delivered(mode: str, far: str, certs
         for _ in range(2 * SIZE):
             async with asyncio.timeout(SOON), await connect(port_of(client)) as application:
                 assert await application.exactly(len(BANNER)) == BANNER
-                await application.send(b"x")
-                assert await application.exactly(1) == b"x"
+                await application.check_echo()
         assert numbers(client)["waiting_connections_used_total"] >= SIZE
 
 

@@ -101,13 +101,11 @@ async def test_draining_closes_what_waits_and_keeps_what_is_used(
         prepared(mode, port_of(server), certs) as client,
     ):
         async with await connect(port_of(client)) as application:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
             drained = asyncio.create_task(client.drain())
             await eventually(lambda: server.tunnels == 1)
             assert not numbers(client)["waiting_connections"] and not drained.done()
-            await application.send(b"y")
-            assert await application.exactly(1) == b"y"
+            await application.check_echo(b"y")
         await drained
         await eventually(lambda: empty(server))
 

@@ -175,8 +175,7 @@ async def test_every_suite_of_go_with_tls_1_2(suite: str, certs: Certs, tmp_path
     ):
         await connection.handshake()
         assert (connection.tls.cipher() or ("",))[0] == suite
-        await connection.send(b"hello")
-        assert await connection.exactly(5) == b"hello"
+        await connection.check_echo(b"hello")
 
 
 @pytest.mark.parametrize("suite", ["AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256", "DHE"])
@@ -235,16 +234,14 @@ async def test_no_connection_notices_a_renewal(mode: str, renewable: Certs) -> N
         asyncio.timeout(SOON),
     ):
         assert server._tls is not None
-        await application.send(b"before")
-        assert await application.exactly(6) == b"before"
+        await application.check_echo(b"before")
         old = server._tls.context(), client._connector.tls.context()
         renew(files, "cert", "key", "ca")
         await eventually(lambda: server._tls and server._tls.context() is not old[0])
         await eventually(lambda: client._connector.tls.context() is not old[1])
         for _ in range(3):
             await check_works(port_of(client))
-        await application.send(b"after")
-        assert await application.exactly(5) == b"after"
+        await application.check_echo(b"after")
 
 
 async def test_a_session_of_the_old_certificate_is_no_obstacle(renewable: Certs) -> None:

@@ -118,8 +118,7 @@ async def test_after_a_restart_of_the_server_the_next_connection_works(
             client = await stack.enter_async_context(client_of(mode, port_of(server), certs))
             await check_works(port_of(client))
             old = await stack.enter_async_context(await connect(port_of(client)))
-            await old.send(b"x")
-            assert await old.exactly(1) == b"x"
+            await old.check_echo()
         with maybe_reset():
             assert await old.rest() == b""
         async with server_at(mode, there.port, certs, b=address):

@@ -170,8 +170,7 @@ async def test_changes_leave_established_connections_alone(mode: str, certs: Cer
             for opt in (2, 3):
                 await panel.add("/a", first.port)
                 assert await panel.command(opt, {"path": "/a"}) == {"res": 1}
-                await before.send(b"still")
-                assert await before.exactly(5) == b"still"
+                await before.check_echo(b"still")
                 async with await connect(port) as late:  # even on the same mux session
                     await ended(late)
 
@@ -189,14 +188,12 @@ async def test_disconnect(mode: str, opt: int, certs: Certs) -> None:
         await panel.add("/b", there.port)
         async with await connect(port) as application, await connect(other) as neighbour:
             for end in (application, neighbour):
-                await end.send(b"x")
-                assert await end.exactly(1) == b"x"
+                await end.check_echo()
             assert await panel.command(opt, {"path": "/a"}, disconnect=True) == {"res": 1}
             await ended(application)
             await eventually(lambda: "/a" not in server._users._live)
             if opt == 2:
-                await neighbour.send(b"y")
-                assert await neighbour.exactly(1) == b"y"
+                await neighbour.check_echo(b"y")
             else:
                 await ended(neighbour)
 
@@ -209,8 +206,7 @@ async def test_disconnect_of_a_user_deleted_before(certs: Certs) -> None:
     ):
         await panel.add("/a", there.port)
         async with await connect(port) as application:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
             await panel.command(2, {"path": "/a"})
             await panel.command(2, {"path": "/a"}, disconnect=True)
             await ended(application)

@@ -44,8 +44,7 @@ async def test_max_conns(mode: str, certs: Certs) -> None:
         await panel.add("/b", there.port)
         allowed = [await stack.enter_async_context(await connect(port)) for _ in range(2)]
         for application in allowed:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
         for _ in range(5):
             async with await connect(port) as refused:
                 with pytest.raises(ConnectionResetError):  # not an empty answer
@@ -54,8 +53,7 @@ async def test_max_conns(mode: str, certs: Certs) -> None:
         assert (await panel.statistics("/a"))["open_conns"] == 2
         await check_works(other)
         for application in allowed:
-            await application.send(b"y")
-            assert await application.exactly(1) == b"y"
+            await application.check_echo(b"y")
         allowed[0].close()
         await eventually(lambda: server._users.tunnels_open == 1)
         await check_works(port)
@@ -69,8 +67,7 @@ async def test_a_full_user_looks_like_an_unknown_one(certs: Certs) -> None:
     ):
         await panel.add("/a", there.port, max_conns=1)
         async with await connect(port) as application:
-            await application.send(b"x")
-            assert await application.exactly(1) == b"x"
+            await application.check_echo()
             full, unknown = await upgrade(server, certs, "/a"), await upgrade(server, certs, "/b")
             assert full[0].partition(b"Date:")[0] == unknown[0].partition(b"Date:")[0]
             assert full[1] == unknown[1]
@@ -157,14 +154,12 @@ async def test_expiry(mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch) 
         await panel.add("/b", there.port)
         async with await connect(port) as application, await connect(other) as neighbour:
             for end in (application, neighbour):
-                await end.send(b"x")
-                assert await end.exactly(1) == b"x"
+                await end.check_echo()
             await panel.add("/a", there.port, expires=int(time.time()))
             await ended(application)
             async with await connect(port) as late:
                 await ended(late)
-            await neighbour.send(b"y")
-            assert await neighbour.exactly(1) == b"y"
+            await neighbour.check_echo(b"y")
         assert (await panel.command(9)) == {"res": 1, "current_users": 2}
 
 

@@ -37,8 +37,7 @@ async def test_tunnel_with_step_by_step_handshake(name: str) -> None:
         async with await connect(port_of(proxy)) as client:
             await client.send(said)
             assert await client.exactly(len(answer)) == answer
-            await client.send(b"hello")
-            assert await client.exactly(5) == b"hello"
+            await client.check_echo(b"hello")
             await client.finish()
             assert await client.rest() == b""
         host = NAME if name in ("socks5-name", "socks4a", "http") else IP

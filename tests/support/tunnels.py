@@ -105,6 +105,11 @@ class Tcp:
             found += data
         return bytes(found)
 
+    async def check_echo(self, data: bytes = b"x") -> None:
+        """Check that the peer sends back what it gets."""
+        await self.send(data)
+        assert await self.exactly(len(data)) == data
+
     async def finish(self) -> None:
         """Say that nothing more comes; go on reading."""
         self.sock.shutdown(socket.SHUT_WR)
@@ -235,11 +240,9 @@ async def echo(connection: Tcp) -> None:
 
 
 @contextlib.asynccontextmanager
-async def server_at(
-    mode: str, destination: int, certs: Certs, **options: Any
-) -> AsyncIterator[Server]:
+async def server_at(mode: str, there: int, certs: Certs, **options: Any) -> AsyncIterator[Server]:
     """Our server in front of a port of this machine; `options` as on its command line."""
-    given = {"b": "127.0.0.1:0", "d": f"127.0.0.1:{destination}", **flags(mode)}
+    given = {"b": "127.0.0.1:0", "d": f"127.0.0.1:{there}", **flags(mode)}
     if not options.get("disable-tls"):
         given |= {"cert": certs.cert, "key": certs.key}
     server = Server(server_options(given | options))
@@ -369,8 +372,7 @@ def unsent(end: Tcp) -> int:
 async def check_works(port: int, data: bytes = b"still works") -> None:
     """Send through a tunnel to an echoing destination and check what comes back."""
     async with asyncio.timeout(SOON), await connect(port) as application:
-        await application.send(data)
-        assert await application.exactly(len(data)) == data
+        await application.check_echo(data)
 
 
 def maybe_reset() -> contextlib.suppress:
