@@ -60,14 +60,11 @@ def _quoted(text: str) -> str:
 class Scheme:
     """A padding scheme."""
 
-    raw: bytes
-    """The text exactly as the server sent it; `md5` covers these bytes."""
-    md5: str
-    """Lower-case hexadecimal MD5, by which client and server compare their schemes."""
-    stop: int
-    """The number of the first packet that is left alone."""
+    raw: bytes  # the text exactly as the server sent it; `md5` covers these bytes
+    md5: str  # lower-case hexadecimal; client and server compare their schemes by it
+    stop: int  # the number of the first packet that is left alone
+    # The segments of each packet: smallest and largest size, or CHECK twice.
     packets: dict[int, tuple[tuple[int, int], ...]]
-    """The segments of each packet: smallest and largest size, or CHECK twice."""
 
     @classmethod
     def parse(cls, raw: bytes, *, strict: bool = False) -> Scheme:
@@ -205,10 +202,8 @@ class Padder:
     __slots__ = ("_packet", "_randrange", "active", "scheme")
 
     def __init__(self, scheme: Scheme, randrange: RandRange) -> None:
-        self.scheme = scheme
-        """May be replaced at any time; the packet count continues."""
-        self.active = True
-        """Whether `write` still pads; once False, it stays False."""
+        self.scheme = scheme  # may be replaced at any time; the packet count continues
+        self.active = True  # whether `write` still pads; once False, it stays False
         self._packet = 0
         self._randrange = randrange
 

@@ -29,8 +29,7 @@ HEADER_SIZE = _HEADER.size
 class SmuxError(WireError):
     """The peer does not speak smux version 1."""
 
-    events: list[tuple[int, int, Data]]
-    """The events decoded from the same data before the error."""
+    events: list[tuple[int, int, Data]]  # decoded from the same data before the error
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:

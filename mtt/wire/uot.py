@@ -111,8 +111,8 @@ class Decoder:
     __slots__ = ("_awaits_request", "_held", "_need", "_peer", "request")
 
     def __init__(self, *, request: bool = False, peer: tuple[str, int] | None = None) -> None:
+        # Connect, host, port; the host may be empty without connect. None until received.
         self.request: tuple[bool, str, int] | None = None
-        """Connect, host, port; the host may be empty without connect. None until received."""
         self._awaits_request = request
         self._peer = peer
         self._held = bytearray()  # an incomplete request or datagram

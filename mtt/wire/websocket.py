@@ -43,8 +43,7 @@ _TRANSLATE_FROM = 256
 class WebSocketError(WireError):
     """The peer broke RFC 6455; `str()` goes into the close frame with code 1002."""
 
-    events: list[tuple[int, Data]]
-    """The events decoded from the same data before the error."""
+    events: list[tuple[int, Data]]  # decoded from the same data before the error
 
 
 def frame_header(opcode: int, length: int, mask: bytes | None = None) -> bytes:
