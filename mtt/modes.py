@@ -1,12 +1,5 @@
 """The table of tunnel modes: the client's upstream and the server's reader of each.
 
-    mode      options      on top of TLS                 streams
-    tls                    nothing                       one per connection
-    wss       -wss         WebSocket                     one per connection
-    mux       -mux         nothing                       smux
-    wss+mux   -wss -mux    WebSocket                     smux
-    anytls    -anytls      nothing                       AnyTLS
-
 A new mode needs a codec in `wire`, a layer or session in `layers`, and a row here. Each mode
 imports only what it needs, because a plugin must listen quickly.
 """
