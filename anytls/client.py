@@ -30,30 +30,21 @@ from mtt.wire.anytls import password_hash
 SHOWN = 3
 
 
-class Server:
-    """One server and its session pool.
-
-    Raises UsageError if its TLS options are unusable.
-    """
+class Server(AnyTlsPool):
+    """The session pool of one server. Raises UsageError if its TLS options are unusable."""
 
     def __init__(
         self, choice: ServerChoice, options: PoolOptions, dialer: Dialer, counters: Counters
     ) -> None:
         self.name = str(choice.address)
         self.connector = Connector(choice.address, dialer, counters, choice.tls)
-        self.pool = AnyTlsPool(
-            self.connector.attach,
-            password_hash(choice.password),
-            on_lost=self._lost,
-            **options._asdict(),
-        )
         self._counters = counters
+        hashed = password_hash(choice.password)
+        super().__init__(
+            self.connector.attach, hashed, on_lost=self._count_end, **options._asdict()
+        )
 
-    def start(self) -> None:
-        """Open the sessions of -warm, once."""
-        self.pool.start()
-
-    def _lost(self, error: Exception | None) -> None:
+    def _count_end(self, error: Exception | None) -> None:
         self._counters.session_over(error)
         if error is not None:
             # Only at level debug: the next connection reports it, and servers end idle sessions.
@@ -72,9 +63,7 @@ class Client(Service):
             options,
             resolver,
             logged_errors=CLIENT_LOGGED_ERRORS,
-            sessions=lambda: [
-                session for server in self._servers for session in server.pool.sessions
-            ],
+            sessions=lambda: [each for server in self._servers for each in server.sessions],
             pending=lambda: sum(server.connector.connecting for server in self._servers),
         )
         self._options = options
@@ -115,19 +104,17 @@ class Client(Service):
         self.cleanup()
         self._proxy.close()
         for server in self._servers:
-            await server.pool.close()
+            await server.close()
         await super().close()
 
     def metrics_page(self) -> str:
-        idle = sum(server.pool.idle for server in self._servers)
-        ports = self._proxy.associations
-        return (
-            super().metrics_page()
-            + metrics.metric("mtt_anytls_idle_sessions", "gauge", "Idle sessions.", idle)
-            + metrics.metric(
-                "mtt_anytls_udp_associations", "gauge", "UDP ports of applications.", ports
-            )
-        )
+        idle = sum(server.idle for server in self._servers)
+        lines = metrics.metric("mtt_anytls_idle_sessions", "gauge", "Idle sessions.", idle)
+        lines += metrics.metric(
+            "mtt_anytls_udp_associations", "gauge", "UDP ports of applications.",
+            self._proxy.associations,
+        )  # fmt: skip
+        return super().metrics_page() + lines
 
     async def _stream(self, destination: bytes) -> ClientStream:
         """A parked stream to a destination that the server has reached.
@@ -135,7 +122,7 @@ class Client(Service):
         Raises DestinationError if the destination is unreachable, and other MttErrors if no server
         is usable.
         """
-        stream = await self._balancer.open(lambda server: server.pool.open(destination))
+        stream = await self._balancer.open(lambda server: server.open(destination))
         self.counters.streams += 1
         return stream
 

@@ -40,17 +40,10 @@ class JsonFile:
         self.ignore_fingerprint = ignore_fingerprint  # see tls_fields.fingerprint()
         text = read_text(option, path, limit=MAX_CONFIG, secret=True)
         self.top = parse_json(self.name, text)
-        self._unknown: list[str] = []
+        # Paths to warn about: of unknown keys, and of browser handshakes that are not imitated.
+        self.unknown: list[str] = []
+        self.fingerprints: list[str] = []
         self._ignored: dict[str, list[str]] = {}
-        self._fingerprints: list[str] = []
-
-    def note_fingerprint(self, path: str) -> None:
-        """Warn that the browser handshake requested at `path` is not imitated."""
-        self._fingerprints.append(path)
-
-    def note_unknown(self, path: str) -> None:
-        """Warn that the key at `path` is unknown."""
-        self._unknown.append(path)
 
     def note_ignored(self, path: str, why: str) -> None:
         """Warn that the value at `path` has no effect."""
@@ -58,13 +51,13 @@ class JsonFile:
 
     def warn(self) -> None:
         """Log what is not used of the file, one line per reason."""
-        if self._fingerprints:
+        if self.fingerprints:
             logger.warning(
                 "%s: fingerprint IGNORED (%s): observers see a TLS handshake of OpenSSL, "
-                "not that of a browser", self.name, _listed(self._fingerprints),
+                "not that of a browser", self.name, _listed(self.fingerprints),
             )  # fmt: skip
-        if self._unknown:
-            logger.warning("%s: unknown, and not used: %s", self.name, _listed(self._unknown))
+        if self.unknown:
+            logger.warning("%s: unknown, and not used: %s", self.name, _listed(self.unknown))
         for why, paths in self._ignored.items():
             logger.warning("%s: not used: %s: %s", self.name, _listed(paths), why)
 
@@ -214,7 +207,7 @@ class Section:
             if key not in self._known:
                 similar = get_close_matches(key, self._known - _WEAKENING, 1)
                 hint = f" (is it {similar[0]}?)" if similar else ""
-                self.file.note_unknown(f"{self.where(clipped(key))}{hint}")
+                self.file.unknown.append(f"{self.where(clipped(key))}{hint}")
         self._known.update(self._members)  # each is named once
 
     def _get(self, key: str, kind: type, what: str) -> Any:

@@ -33,36 +33,26 @@ _ROUTING = "routing rules are not supported"
 # Listen and dial fields that change the route of packets, and so their exposure. They are refused,
 # because ignoring them would be unsafe.
 _NETWORK = dict.fromkeys(("bind_interface", "routing_mark", "netns", "detour"), _OTHER_WAY)
+_SOURCE = dict.fromkeys(("inet4_bind_address", "inet6_bind_address"), _OTHER_WAY)
 _KEEP_ALIVE = dict.fromkeys(
     ("disable_tcp_keep_alive", "tcp_keep_alive", "tcp_keep_alive_interval", "tcp_keep_alive_count",
      "tcp_multi_path", "udp_fragment", "reuse_addr"),
     _TUNING,
 )  # fmt: skip
 
-_DIAL_REFUSED = _NETWORK | {
-    "inet4_bind_address": _OTHER_WAY,
-    "inet6_bind_address": _OTHER_WAY,
+_DIAL_REFUSED = _NETWORK | _SOURCE | {
     "tcp_fast_open": tls_fields.NO_CLIENT_FAST_OPEN,
     "multiplex": tls_fields.NO_MUX,
     "transport": "AnyTLS has no transport but TLS; remove it",
 }
-_DIAL_IGNORED = _KEEP_ALIVE | {
-    "connect_timeout": _TUNING,
-    "fallback_delay": _TUNING,
-    "bind_address_no_port": _TUNING,
-    "network_strategy": _TUNING,
-    "network_type": _TUNING,
-    "fallback_network_type": _TUNING,
-    "domain_resolver": _RESOLVER,
-    "domain_strategy": _RESOLVER,
-}
-_LISTEN_IGNORED = _KEEP_ALIVE | {
-    "udp_disable_domain_unmapping": _TUNING,
-    "sniff": _ROUTING,
-    "sniff_override_destination": _ROUTING,
-    "sniff_timeout": _ROUTING,
-    "domain_strategy": _RESOLVER,
-}
+_DIAL_IGNORED = _KEEP_ALIVE | dict.fromkeys(
+    ("connect_timeout", "fallback_delay", "bind_address_no_port", "network_strategy",
+     "network_type", "fallback_network_type"),
+    _TUNING,
+) | dict.fromkeys(("domain_resolver", "domain_strategy"), _RESOLVER)  # fmt: skip
+_LISTEN_IGNORED = _KEEP_ALIVE | dict.fromkeys(
+    ("sniff", "sniff_override_destination", "sniff_timeout"), _ROUTING
+) | {"udp_disable_domain_unmapping": _TUNING, "domain_strategy": _RESOLVER}  # fmt: skip
 _TLS_REFUSED = {
     "cipher_suites": tls_fields.NO_CHOICE,
     "curve_preferences": tls_fields.NO_CHOICE,
@@ -82,6 +72,9 @@ _INBOUND_TLS_REFUSED = _TLS_REFUSED | {
 }
 _TLS_IGNORED = dict.fromkeys(("kernel_tx", "kernel_rx"), "TLS is not done by the kernel here")
 
+_IDLE_TIMES = {
+    "idle_session_check_interval": "idle-check", "idle_session_timeout": "idle-timeout",
+}  # fmt: skip
 _CLIENT_AUTHENTICATION = {"": False, "no": False, "require-and-verify": True}
 
 
@@ -104,13 +97,7 @@ def outbound(section: Section) -> Values:
             section.label("min_idle_session"), section.integer("min_idle_session")
         ),
     }
-    for option, key in (
-        ("idle-check", "idle_session_check_interval"), ("idle-timeout", "idle_session_timeout"),
-    ):  # fmt: skip
-        seconds = section.seconds(key)
-        if seconds is not None:
-            values[option] = seconds
-    values |= _outbound_tls(section)
+    values |= tls_fields.idle_times(section, _IDLE_TIMES) | _outbound_tls(section)
     section.done()
     return values
 
@@ -128,9 +115,7 @@ def inbound(section: Section) -> Values:
     values["users"] = _users(section, "name")
     if not values["users"]:
         section.fail("users", "missing; give at least one user with name and password")
-    seconds = section.seconds("udp_timeout")
-    if seconds is not None:
-        values["udp-timeout"] = seconds
+    values |= tls_fields.idle_times(section, {"udp_timeout": "udp-timeout"})
     lines = section.texts("padding_scheme")
     if lines:
         raw = "\n".join(lines).encode("utf-8", "surrogatepass")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from anytls.json_file import Section
 from mtt.errors import UsageError
@@ -50,6 +50,12 @@ def negotiated(section: Section, alpn: Iterable[str], least: str, most: str) -> 
     return values
 
 
+def idle_times(section: Section, keys: Mapping[str, str]) -> Values:
+    """Values of the options in `keys`, by key, as far as given."""
+    found = {option: section.seconds(key) for key, option in keys.items()}
+    return {option: seconds for option, seconds in found.items() if seconds is not None}
+
+
 def fingerprint(section: Section, key: str) -> None:
     """Refuse `key`, which asks for a browser's TLS handshake, unless the user opted out of it."""
     if not section.flag(IGNORE_FINGERPRINT) and not section.file.ignore_fingerprint:
@@ -58,7 +64,7 @@ def fingerprint(section: Section, key: str) -> None:
             "the TLS handshake of a browser cannot be imitated; if one that looks like OpenSSL's "
             f"will do, add -{IGNORE_FINGERPRINT}, or here \"{IGNORE_FINGERPRINT}\": true",
         )
-    section.file.note_fingerprint(section.where(key))
+    section.file.fingerprints.append(section.where(key))
 
 
 def pins(section: Section, key: str) -> tuple[str, ...]:

@@ -26,16 +26,11 @@ _LISTEN = "0.0.0.0"  # Xray's default
 _OTHER_WAY = "connections follow the system's routes; remove it"
 _TUNING = "not adjustable"
 
-_OUTBOUND_REFUSED = {
+_OUTBOUND_REFUSED = dict.fromkeys(("proxySettings", "sendThrough"), _OTHER_WAY) | {
     "mux": tls_fields.NO_MUX,
-    "proxySettings": _OTHER_WAY,
-    "sendThrough": _OTHER_WAY,
 }
-_SOCKOPT_REFUSED = {
+_SOCKOPT_REFUSED = dict.fromkeys(("mark", "interface", "dialerProxy"), _OTHER_WAY) | {
     "tcpFastOpen": tls_fields.NO_CLIENT_FAST_OPEN,
-    "mark": _OTHER_WAY,
-    "interface": _OTHER_WAY,
-    "dialerProxy": _OTHER_WAY,
 }
 _SOCKOPT_IGNORED = dict.fromkeys(
     ("domainStrategy", "tcpKeepAliveInterval", "tcpKeepAliveIdle", "tcpUserTimeout", "tcpNoDelay",
@@ -58,6 +53,10 @@ _TLS_REFUSED = {
     "curvePreferences": tls_fields.NO_CHOICE,
     "echConfigList": tls_fields.NO_ECH,
 }
+_IDLE_TIMES = (
+    {"idleSessionCheckInterval": "idle-check", "idleSessionTimeout": "idle-timeout"},
+    {"idle_session_check_interval": "idle-check", "idle_session_timeout": "idle-timeout"},
+)
 _NATIVE = ("", "unsafe", "none")  # fingerprints: that of the program's own TLS
 
 
@@ -127,14 +126,8 @@ def _server(server: Section) -> Values:
 
 def _pool(settings: Section) -> Values:
     values: Values = {"m": 0}
-    for option, keys in (
-        ("idle-check", ("idleSessionCheckInterval", "idle_session_check_interval")),
-        ("idle-timeout", ("idleSessionTimeout", "idle_session_timeout")),
-    ):
-        for key in keys:
-            seconds = settings.seconds(key)
-            if seconds is not None:
-                values[option] = seconds
+    for keys in _IDLE_TIMES:
+        values |= tls_fields.idle_times(settings, keys)
     for key in ("minIdleSession", "min_idle_session"):
         if number := settings.integer(key):
             values["m"] = checked_min_idle(settings.label(key), number)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from mtt.log import logger
 from mtt.net.resolve import Resolver
@@ -263,25 +264,22 @@ class UserMember(Member):
         lessee.want(tokens)
 
 
+@dataclass(slots=True, eq=False)
 class _Carrier:
     """Represents the relay of a tunnel in a worker."""
 
-    __slots__ = ("abort", "received", "sent")
-
-    def __init__(self, abort: Callable[[str], None]) -> None:
-        self.sent = self.received = 0
-        self.abort = abort
+    abort: Callable[[str], None]
+    sent: int = 0
+    received: int = 0
 
 
+@dataclass(slots=True, eq=False)
 class _Session:
     """Represents a multiplexed connection in a worker."""
 
-    __slots__ = ("abort", "lost", "user")
-
-    def __init__(self, user: User, abort: Callable[[], None]) -> None:
-        self.user = user
-        self.lost = False
-        self.abort = abort
+    user: User
+    abort: Callable[[], None]
+    lost: bool = False
 
 
 def _slices(rows: dict[str, Row]) -> Iterator[dict[str, Row]]:

@@ -78,6 +78,10 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     else:
         controller, controller_unix = _controller(values, lacking)
         hosts = controller.hosts if controller is not None else ()
+    controller_tls = ServerTls(
+        cert=values["c-cert"], key=values["c-key"], options=("-c-cert", "-c-key"),
+        alpn=alpn.WEBSOCKET, tls_min=values["tls-min"],
+    )  # fmt: skip
     return MultiUserOptions(
         inherited=inherited,
         bind=bind,
@@ -87,25 +91,12 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         controller_unix=controller_unix,
         controller_hosts=hosts,
         token_file=values["c-token-file"],
-        controller_tls=_controller_tls(values),
+        controller_tls=controller_tls if values["c-cert"] else None,
         db=values["db"],
         metrics_users=values["metrics-users"],
         tls=tls.given_server_tls(values, alpn.SITE),
         mux=values["mux"],
         **common.service_values(values),
-    )
-
-
-def _controller_tls(values: Values) -> ServerTls | None:
-    """The TLS settings from -c-cert and -c-key; None without them."""
-    if not values["c-cert"]:
-        return None
-    return ServerTls(
-        cert=values["c-cert"],
-        key=values["c-key"],
-        alpn=alpn.WEBSOCKET,
-        tls_min=values["tls-min"],
-        options=("-c-cert", "-c-key"),
     )
 
 

@@ -12,6 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mtt.errors import StartError
@@ -39,15 +40,12 @@ HUB_GONE_TIME = 1.0
 UP, DOWN = 0, 1
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class ReplicaTunnel(Tunnel):
     """A tunnel with the number by which the hub identifies it."""
 
-    __slots__ = ("admission", "number")
-
-    def __init__(self, number: int, path: str, stream: StreamTransport | None) -> None:
-        super().__init__(path, stream)
-        self.number = number
-        self.admission: asyncio.Future[bool] | None = None  # while the hub is asked
+    number: int
+    admission: asyncio.Future[bool] | None = None  # while the hub is asked
 
 
 class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
@@ -98,7 +96,7 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         return user.path not in self._full
 
     def enter(self, user: User, stream: StreamTransport) -> Tunnel | None:
-        tunnel = ReplicaTunnel(next(self._numbers), user.path, stream)
+        tunnel = ReplicaTunnel(user.path, stream, number=next(self._numbers))
         self._tunnels[tunnel.number] = tunnel
         self._open[user.path] = self._open.get(user.path, 0) + 1
         limited = bool(user.max_conns)

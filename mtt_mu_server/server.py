@@ -14,7 +14,7 @@ from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.modes import describe_mode
 from mtt.net.resolve import Resolver, use_threads
-from mtt.tunnels.rate_limit import RateLimiter, TokenSource
+from mtt.tunnels.rate_limit import RateLimiter
 from mtt.tunnels.server import ServerService
 from mtt.users.directory import LimitedDirectory
 from mtt.wire.http1 import Reply, Request
@@ -170,19 +170,13 @@ class MultiUserServer(ServerService):
             near = stream
             buckets = self._users.buckets(user)
             if buckets:
-                near, far = (
-                    _rate_limited(end, bucket)
-                    for end, bucket in zip((near, far), buckets, strict=True)
-                )
+                limiters = [RateLimiter(bucket) for bucket in buckets]
+                for limiter, end in zip(limiters, (near, far), strict=True):
+                    limiter.start(end)
+                near, far = limiters
             tunnel.relay = self.open_tunnels.relay(
                 near, far, on_done=lambda _: self._users.leave(tunnel)
             )
         finally:
             if tunnel.relay is None:
                 self._users.leave(tunnel)
-
-
-def _rate_limited(transport: StreamTransport, bucket: TokenSource) -> RateLimiter:
-    limiter = RateLimiter(bucket)
-    limiter.start(transport)
-    return limiter

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -63,25 +64,24 @@ def fingerprint(path: str) -> str:
     return hashlib.sha256(raw).hexdigest()[:FINGERPRINT_LENGTH]
 
 
+@dataclass(slots=True, eq=False)
 class Tunnel:
     """One connection of a user, from its admission to its end."""
 
-    __slots__ = ("_stream", "cut", "path", "received", "relay", "sent")
-
-    def __init__(self, path: str, stream: StreamTransport | None) -> None:
-        self.path = path
-        self._stream = stream
-        self.relay: Carrier | None = None  # None while the destination is being dialled
-        self.sent = self.received = 0  # bytes of the relay already in the counters
-        self.cut = False
+    path: str
+    stream: StreamTransport | None
+    relay: Carrier | None = None  # None while the destination is being dialled
+    sent: int = 0  # bytes of the relay already in the counters
+    received: int = 0
+    cut: bool = False
 
     def abort(self, reason: str) -> None:
         """Cut the connection; a dial in progress checks `cut`."""
         self.cut = True
         if self.relay is not None:
             self.relay.abort(reason)
-        elif self._stream is not None:
-            self._stream.abort()
+        elif self.stream is not None:
+            self.stream.abort()
 
 
 class Users(LimitedDirectory[str, User, Tunnel]):
@@ -243,19 +243,17 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         """The up-to-date counters of the user of `path`; None without such a user."""
         if path not in self._rows:
             return None
+        self.settle(path)
         live = self._live.get(path)
-        if live is not None:
-            self._settle_all(live)
-        return Statistics(
-            *self._counters.get(path, NO_COUNTERS), len(live.tunnels) if live is not None else 0
-        )
+        return Statistics(*self.counters(path), len(live.tunnels) if live is not None else 0)
 
     # Counting.
 
     def settle(self, path: str) -> None:
         """Add the bytes of the tunnels of `path` to the counters."""
         if path in self._live:
-            self._settle_all(self._live[path])
+            for tunnel in self._live[path].tunnels:
+                self._settle(tunnel)
 
     def take_dirty(self) -> list[str]:
         """The paths with changed counters since the last call."""
@@ -269,10 +267,6 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     def counters(self, path: str) -> Counters:
         """The counters of `path` as of the last settlement."""
         return self._counters.get(path, NO_COUNTERS)
-
-    def _settle_all(self, live: OpenConnections[Tunnel]) -> None:
-        for tunnel in live.tunnels:
-            self._settle(tunnel)
 
     def _settle(self, tunnel: Tunnel) -> None:
         relay = tunnel.relay

@@ -208,7 +208,7 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
         server_for(certs) as server,
         client_for(certs, port_of(server), warm=3) as client,
     ):
-        pool = client._servers[0].pool
+        pool = client._servers[0]
         await eventually(lambda: pool.idle == 3 and pool._newest_idle())
         await check_echo(client, there.port)
         assert client.counters.sessions == 3
@@ -220,7 +220,7 @@ async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -
         server_for(certs) as server,
         client_for(certs, port_of(server), warm=3) as client,
     ):
-        pool = client._servers[0].pool
+        pool = client._servers[0]
         await eventually(lambda: pool.idle == 3 and pool._newest_idle())
         async with through(client, there.port) as application:
             draining = asyncio.create_task(client.drain())

@@ -87,7 +87,7 @@ async def test_a_wrong_password(how: str, certs: Certs, monkeypatch: pytest.Monk
             for _ in range(2):
                 assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
             await eventually(lambda: nothing_open(client))
-            assert client._servers[0].pool._server.version == 0
+            assert client._servers[0]._server.version == 0
             assert there.count == 0
     told = [line for line in lines if f"127.0.0.1:{port}: " in line]
     assert len(told) == 2, lines

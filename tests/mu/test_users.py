@@ -194,7 +194,7 @@ def test_cutting(users: Users) -> None:
     assert relay.aborted == "because"
     assert running.cut
     assert dialling.cut
-    assert dialling._stream.aborted
+    assert dialling.stream.aborted
     assert session.lost
     assert not other.cut
 
