@@ -8,10 +8,7 @@ with ServerSettings. SYNACK and heartbeats exist only if both sides have version
 Closing: for Go peers FIN ends both directions of a stream at once, and is not answered; they drop
 what arrives for the stream after that. So the side that ends one direction has to wait until the
 other one is idle, as the relay does. Our own ends agree on half-close by one more line in their
-settings: then FIN ends one direction, and an empty PSH resets the stream.
-
-Flow control: AnyTLS has none. A stream whose reader has paused queues a little, then the session
-stops reading.
+settings.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from mtt.errors import PeerError
 from mtt.layers.anytls_stream import AnyTlsStream
-from mtt.layers.base import Data
+from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux import MuxSession
 from mtt.wire.anytls import (
     ALERT,
@@ -40,8 +37,9 @@ from mtt.wire.anytls import (
     shown,
 )
 
-# Bytes queued for paused readers, all streams of a session together. Clients carry one stream at a
-# time on a session, so more would avoid no stall; this lets SYNACK and heartbeats through.
+# Bytes queued for paused readers, all streams of a session together; AnyTLS has no other flow
+# control. Clients carry one stream at a time on a session, so more would avoid no stall; this lets
+# SYNACK and heartbeats through.
 RECEIVE_BUDGET = 256 * 1024
 
 # The setting by which our own ends announce half-close: value 1. Other peers ignore unknown keys.
@@ -69,10 +67,11 @@ class AnyTlsSession(MuxSession[Stream]):
     def __init__(
         self,
         *,
+        accept: Callable[[], StreamProtocol] | None = None,
         on_change: Callable[[Any], object] | None = None,
         on_lost: Callable[[Any, Exception | None], object] | None = None,
     ) -> None:
-        super().__init__(on_change=on_change, on_lost=on_lost)
+        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
         self._decoder = Decoder(whole=self.whole)
         self.half_close = False
         self._idle_since = 0.0
@@ -130,7 +129,6 @@ class AnyTlsSession(MuxSession[Stream]):
         self.send_control(frame(command, stream_id, payload))
 
     def send_data(self, stream_id: int, data: Data) -> None:
-        """Send a stream's data."""
         # Our own ends pass on parts of a frame, so one frame may hold a whole read. Other peers
         # wait for the whole frame.
         most = MAX_LENGTH if self.half_close else MAX_PAYLOAD

@@ -13,26 +13,7 @@ from mtt.layers.anytls_stream import ClientStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.version import __version__
-from mtt.wire.anytls import (
-    FIN,
-    HEART_REQUEST,
-    HEART_RESPONSE,
-    MAX_PAYLOAD,
-    PSH,
-    SERVER_SETTINGS,
-    SETTINGS,
-    SYN,
-    SYNACK,
-    UPDATE_PADDING,
-    VERSION,
-    client_settings,
-    encode_settings,
-    frame,
-    parse_settings,
-    preamble,
-    shown,
-    version_of,
-)
+from mtt.wire import anytls as wire
 from mtt.wire.padding import DEFAULT, Padder, RandRange, Scheme, SchemeError
 
 # The client's name; the protocol asks third-party programs to be truthful.
@@ -155,13 +136,10 @@ class ClientSession(AnyTlsSession[ClientStream]):
         A Go server hears of an application's end late (see `relay`). Until then it would have one
         more connection for each of a series of requests, instead of one for all.
         """
-        streams = self._streams
-        return not (
-            self._awaiting_fin
-            or self._reading_paused
-            or self.write_paused
-            or len(streams) > MAX_LINGERING
-        ) and all(stream.is_lingering for stream in streams.values())
+        if self._awaiting_fin or self._reading_paused or self.write_paused:
+            return False
+        streams = self._streams.values()
+        return len(streams) <= MAX_LINGERING and all(stream.is_lingering for stream in streams)
 
     @property
     def healthy(self) -> bool:
@@ -176,7 +154,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         padding = self._server.scheme.padding0(self._randrange)
-        self.send(preamble(self._hashed, padding))
+        self.send(wire.preamble(self._hashed, padding))
         self._keepalive = Keepalive(self)
 
     def eof_received(self) -> bool:
@@ -196,7 +174,7 @@ class ClientSession(AnyTlsSession[ClientStream]):
         if self.version:
             return False
         known = self._server.version  # from other sessions
-        return not known or (known >= VERSION and self._next_id > 1)
+        return not known or (known >= wire.VERSION and self._next_id > 1)
 
     def _mark_heard(self) -> None:
         super()._mark_heard()
@@ -205,28 +183,28 @@ class ClientSession(AnyTlsSession[ClientStream]):
             self._heartbeat_timer = None
 
     def _role_command_received(self, command: int, stream_id: int, payload: bytes) -> None:
-        if command == SYNACK:
+        if command == wire.SYNACK:
             stream = self._streams.get(stream_id)
             if stream is not None:
-                stream.receive_answer(shown(payload))
-        elif command == SERVER_SETTINGS and payload:
-            settings = parse_settings(payload)
-            self.version = self._server.version = max(1, version_of(settings))
+                stream.receive_answer(wire.shown(payload))
+        elif command == wire.SERVER_SETTINGS and payload:
+            settings = wire.parse_settings(payload)
+            self.version = self._server.version = max(1, wire.version_of(settings))
             if self._offer_half_close and settings.get(HALF_CLOSE) == "1":
                 self._peer_half_closes()
             if self._heartbeat_answered is False:  # `ping` had to wait for the version
                 self.ping()
-        elif command == UPDATE_PADDING:
+        elif command == wire.UPDATE_PADDING:
             self._updates += 1
             if self._updates > MAX_UPDATES:
                 self.close(PeerError("the server changes its padding scheme too often"))
             else:
                 self._server.update(payload)
-        elif command == HEART_RESPONSE:
+        elif command == wire.HEART_RESPONSE:
             if self._heartbeat_answered is not None:
                 self._heartbeat_answered = True
-        elif command == SYN:
-            self.send_command(FIN, stream_id)
+        elif command == wire.SYN:
+            self.send_command(wire.FIN, stream_id)
 
     # Sending.
 
@@ -244,9 +222,9 @@ class ClientSession(AnyTlsSession[ClientStream]):
         stream = ClientStream(self, self._next_id, upper)
         self._next_id += 1
         if self._settings_at is None:
-            self._preface = self._settings_frame() + frame(SYN, stream.id)
+            self._preface = self._settings_frame() + wire.frame(wire.SYN, stream.id)
         else:
-            self.send_command(SYN, stream.id)
+            self.send_command(wire.SYN, stream.id)
         self._streams[stream.id] = stream
         stream.write(destination)
         stream.begin()
@@ -258,15 +236,15 @@ class ClientSession(AnyTlsSession[ClientStream]):
         self._send_packet(b"")
 
     def _settings_frame(self) -> bytes:
-        settings = client_settings(self._client, self._server.scheme.md5)
+        settings = wire.client_settings(self._client, self._server.scheme.md5)
         if self._offer_half_close:
-            settings += b"\n" + encode_settings({HALF_CLOSE: "1"})
-        return frame(SETTINGS, 0, settings)
+            settings += b"\n" + wire.encode_settings({HALF_CLOSE: "1"})
+        return wire.frame(wire.SETTINGS, 0, settings)
 
     def send_data(self, stream_id: int, data: Data) -> None:
         while self._padder.active and data:
-            self._send_packet(frame(PSH, stream_id, data[:MAX_PAYLOAD]))
-            data = data[MAX_PAYLOAD:]
+            self._send_packet(wire.frame(wire.PSH, stream_id, data[:wire.MAX_PAYLOAD]))
+            data = data[wire.MAX_PAYLOAD:]
         if data:
             super().send_data(stream_id, data)
 
@@ -320,21 +298,16 @@ class ClientSession(AnyTlsSession[ClientStream]):
 
     def request_heartbeat(self) -> None:
         """Ask the server for a heartbeat; without it, the session ends after HEART_TIME."""
-        # Not if request or answer would wait behind data.
-        if not (
-            self.lost
-            or self._heartbeat_timer is not None
-            or self.write_paused
-            or self._reading_paused
-        ):
+        would_wait = self.write_paused or self._reading_paused  # behind data
+        if not (self.lost or would_wait or self._heartbeat_timer is not None):
             loop = asyncio.get_running_loop()
             self._heartbeat_at = loop.time()
             self._heartbeat_timer = loop.call_later(HEART_TIME, self._heartbeat_expired)
-            self.send_command(HEART_REQUEST, 0)
+            self.send_command(wire.HEART_REQUEST, 0)
 
     def keep_alive(self) -> None:
         # With a stream, or without a server that is known to answer, nothing is sent.
-        if self.idle_since is not None and self.version >= VERSION:
+        if self.idle_since is not None and self.version >= wire.VERSION:
             self.request_heartbeat()
 
     def assume_version_1(self, *, certain: bool) -> None:

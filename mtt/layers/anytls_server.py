@@ -10,22 +10,7 @@ from mtt.layers.anytls import HALF_CLOSE, AnyTlsSession
 from mtt.layers.anytls_stream import AnyTlsStream
 from mtt.layers.base import Data, StreamProtocol
 from mtt.outcome import Outcome
-from mtt.wire.anytls import (
-    ALERT,
-    NO_SETTINGS,
-    SERVER_SETTINGS,
-    SETTINGS,
-    SYN,
-    SYNACK,
-    UPDATE_PADDING,
-    VERSION,
-    encode_settings,
-    parse_settings,
-    server_settings,
-    shown,
-    synack,
-    version_of,
-)
+from mtt.wire import anytls as wire
 from mtt.wire.padding import DEFAULT, Scheme
 
 # Streams of one session. Known clients carry one at a time; the rest is room for others.
@@ -59,23 +44,22 @@ class ServerStream(AnyTlsStream):
         if self._acknowledged or self._write_eof or session.is_gone(self):
             return
         self._acknowledged = True
-        if session.version >= VERSION:
-            session.send_command(SYNACK, self.id, synack(outcome))
+        if session.version >= wire.VERSION:
+            session.send_command(wire.SYNACK, self.id, wire.synack(outcome))
 
 
 class ServerSession(AnyTlsSession[ServerStream]):
     """A server's session: the protocol of the TLS layer once the preamble has been read.
 
     Args:
-        accept: returns the protocol for a stream that the client has opened.
         scheme: the padding scheme that clients have to use.
-        on_change, on_lost: see `MuxSession`.
+        accept, on_change, on_lost: see `MuxSession`.
 
     Attributes:
         client: the client's name for itself, escaped for the log.
     """
 
-    __slots__ = ("_accept", "_has_settings", "_scheme", "_whole_timer", "client")
+    __slots__ = ("_has_settings", "_scheme", "_whole_timer", "client")
 
     whole = WHOLE_SIZE
 
@@ -87,8 +71,7 @@ class ServerSession(AnyTlsSession[ServerStream]):
         on_change: Callable[[ServerSession], object] | None = None,
         on_lost: Callable[[ServerSession, Exception | None], object] | None = None,
     ) -> None:
-        super().__init__(on_change=on_change, on_lost=on_lost)
-        self._accept: Callable[[], StreamProtocol] | None = accept
+        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
         self._scheme = scheme
         self._has_settings = False  # the client's
         self._whole_timer: asyncio.TimerHandle | None = None  # runs while a frame is incomplete
@@ -115,44 +98,43 @@ class ServerSession(AnyTlsSession[ServerStream]):
             stream.receive(data)
 
     def _role_command_received(self, command: int, stream_id: int, payload: bytes) -> None:
-        if command == SYN:
+        if command == wire.SYN:
             self._syn_received(stream_id)
-        elif command == SETTINGS and payload:
+        elif command == wire.SETTINGS and payload:
             self._settings_received(payload)
 
     def _settings_received(self, payload: bytes) -> None:
-        settings = parse_settings(payload)
+        settings = wire.parse_settings(payload)
         if settings.get("padding-md5") != self._scheme.md5:
-            self.send_command(UPDATE_PADDING, 0, self._scheme.raw)
-        if version_of(settings) >= VERSION:
-            self.version = VERSION
+            self.send_command(wire.UPDATE_PADDING, 0, self._scheme.raw)
+        if wire.version_of(settings) >= wire.VERSION:
+            self.version = wire.VERSION
             if not self._has_settings and settings.get(HALF_CLOSE) == "1":
                 self._peer_half_closes()
-            answer = server_settings()
+            answer = wire.server_settings()
             if self.half_close:
-                answer += b"\n" + encode_settings({HALF_CLOSE: "1"})
-            self.send_command(SERVER_SETTINGS, 0, answer)
+                answer += b"\n" + wire.encode_settings({HALF_CLOSE: "1"})
+            self.send_command(wire.SERVER_SETTINGS, 0, answer)
         if not self._has_settings:
             self._has_settings = True
-            self.client = shown(settings.get("client", "").encode())
+            self.client = wire.shown(settings.get("client", "").encode())
 
     def _syn_received(self, stream_id: int) -> None:
         if not self._has_settings:
-            self.send_command(ALERT, 0, NO_SETTINGS)
+            self.send_command(wire.ALERT, 0, wire.NO_SETTINGS)
             self.close(PeerError(f"{self.name}: the client opened a stream before its settings"))
             return
         if stream_id in self._streams or self._accept is None:
             return
         self._awaiting_fin.pop(stream_id, None)
         if self.used_slots >= MAX_STREAMS:
-            if self.version >= VERSION:
-                self.send_command(SYNACK, stream_id, synack(Outcome.GENERAL_FAILURE))
+            if self.version >= wire.VERSION:
+                self.send_command(wire.SYNACK, stream_id, wire.synack(Outcome.GENERAL_FAILURE))
             self.send_fin(stream_id)
             return
         self._stream_arrived(ServerStream(self, stream_id, self._accept()))
 
     def _release(self) -> None:
-        self._accept = None
         if self._whole_timer is not None:
             self._whole_timer.cancel()
             if self.error is not None:  # deliver what arrived before the failure

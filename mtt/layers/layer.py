@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtt.layers.base import Data, StreamProtocol, StreamTransport
+from mtt.layers.base import Data, Pausable, StreamProtocol, StreamTransport
 from mtt.layers.parked import hand_over
-from mtt.layers.pausable import Pausable
 
 
 class Layer(StreamProtocol, Pausable):

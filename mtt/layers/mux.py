@@ -2,8 +2,8 @@
 
 Theory of operation
 -------------------
-A session is the protocol of the connection below (TLS or WebSocket). A `MuxStream` is the transport
-of the protocol above it. The subclasses encode and decode frames.
+A session is the protocol of the connection below (TLS or WebSocket), a `MuxStream` the transport of
+the protocol above. The subclasses encode and decode frames.
 
 Sending: what a stream writes goes to the connection at once. When the connection is full, all
 streams are told to pause. When it has room again they resume in turn, one read each, which shares
@@ -35,8 +35,8 @@ from mtt.layers.mux_stream import MuxStream, StreamAdmission
 # A session that sends nothing for this long, seconds, gets no new streams: the peer does not read,
 # and their data would wait. Go peers stop reading when one reader is slow.
 STALL_TIME = 2.0
-# Bytes that the kernel may hold unsent. Without a limit it takes megabytes, and one stream's small
-# request waits behind another's upload.
+# Bytes that the kernel may hold unsent. It would take megabytes, and one stream's small request
+# would wait behind another's upload.
 UNSENT_LIMIT = 128 * 1024
 # Bytes of answers to a peer that reads nothing: ends of streams, signs of life. Such a frame has
 # 7 or 8 bytes; one packet of an AnyTLS client may be padded to 64 KiB.
@@ -53,6 +53,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """One multiplexed connection.
 
     Args:
+        accept: returns the protocol for a stream that the peer opened; None: such streams are
+            refused.
         on_change: called when a stream has ended, which may make room or empty the session.
         on_lost: called once when the session is over, with the reason (None: closed by us).
 
@@ -62,7 +64,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     """
 
     __slots__ = (
-        "_answer_bytes", "_awaiting_fin", "_keepalive", "_next_id", "_now", "_on_change",
+        "_accept", "_answer_bytes", "_awaiting_fin", "_keepalive", "_next_id", "_now", "_on_change",
         "_on_lost", "_paused_at", "_ping_mark", "_pinged_at", "_pings_below", "_prefix", "_queued",
         "_reading_paused", "_stalled", "_streams", "admission", "bottom", "error", "heard_at",
         "last_writer", "lost", "lower", "write_paused", "written",
@@ -78,9 +80,11 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     def __init__(
         self,
         *,
+        accept: Callable[[], StreamProtocol] | None = None,
         on_change: Callable[[Any], object] | None = None,
         on_lost: Callable[[Any, Exception | None], object] | None = None,
     ) -> None:
+        self._accept = accept
         self._on_change = on_change
         self._on_lost = on_lost
         self._streams: dict[int, Stream] = {}
@@ -142,7 +146,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         raise NotImplementedError
 
     def _release(self) -> None:
-        """Drop timers and callbacks: the session is over."""
+        """Drop timers: the session is over."""
 
     # State.
 
@@ -251,11 +255,8 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     # For owners that reuse the session, see `mtt.outbound.reuse`.
 
     def ping(self) -> None:
-        """Ask for a sign of life.
-
-        The peer's program gives it, if the layer below can ask for it. Otherwise the peer's kernel
-        does: it acknowledges a frame that means nothing.
-        """
+        """Ask for a sign of life: from the peer's program, if the layer below can, else from its
+        kernel, which acknowledges a frame that means nothing."""
         self._pinged_at = self._now()
         self._pings_below = self.lower.ping()
         if not (self._pings_below or self.write_paused):  # if paused, enough is on its way already
@@ -385,7 +386,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             stream.session_ended(exc)
         if self._on_lost is not None:
             self._on_lost(self, exc)
-        self._on_change = self._on_lost = None
+        self._accept = self._on_change = self._on_lost = None
 
 
 def _end_of_run(events: list[tuple[int, int, Data]], begin: int) -> int:

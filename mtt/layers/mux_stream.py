@@ -13,8 +13,7 @@ import asyncio
 import errno
 from typing import Any, Protocol
 
-from mtt.layers.base import Data, StreamProtocol, StreamTransport
-from mtt.layers.pausable import Pausable
+from mtt.layers.base import Data, Pausable, StreamProtocol, StreamTransport
 
 # Connecting takes 0.1 to 0.2 ms of the loop: this keeps a turn below a few milliseconds.
 STREAMS_A_TURN = 16
@@ -99,7 +98,6 @@ class MuxStream(Pausable):
         self._session.count_queued(len(data))
 
     def pause_writing(self) -> None:
-        """The connection is full."""
         self.upper.pause_writing()
 
     def resume_writing(self) -> None:

@@ -14,7 +14,6 @@ import contextlib
 import select
 import time
 from collections.abc import Callable
-from typing import Protocol
 from weakref import ReferenceType, WeakKeyDictionary
 
 # EPOLLIN and EPOLLOUT of <sys/epoll.h>. Other events mean a reset or an end, which reading and
@@ -33,19 +32,6 @@ MAX_TURN_TIME = 0.001
 Ready = Callable[[int], object]
 
 
-class Poller(Protocol):
-    """Watches sockets by their descriptors."""
-
-    def watch(self, fd: int, events: int, ready: Ready) -> None:
-        """Call `ready` with the events that occur, until `forget()` or another call for `fd`.
-
-        `events`: READ, WRITE, or both.
-        """
-
-    def forget(self, fd: int) -> None:
-        """Stop watching `fd`; to be called before it is closed."""
-
-
 class EpollPoller:
     """Uses epoll(7), whose descriptor `loop` watches."""
 
@@ -55,6 +41,10 @@ class EpollPoller:
         loop.add_reader(self._epoll.fileno(), self._serve)
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
+        """Call `ready` with the events that occur, until `forget()` or another call for `fd`.
+
+        `events`: READ, WRITE, or both.
+        """
         if fd in self._watched:
             self._epoll.modify(fd, events)
         else:
@@ -62,6 +52,7 @@ class EpollPoller:
         self._watched[fd] = ready
 
     def forget(self, fd: int) -> None:
+        """Stop watching `fd`; to be called before it is closed."""
         if self._watched.pop(fd, None) is not None:
             with contextlib.suppress(OSError):  # closed, which unregisters it
                 self._epoll.unregister(fd)
@@ -85,7 +76,7 @@ class EpollPoller:
 
 
 class LoopPoller:
-    """Uses the event loop's readers and writers."""
+    """Does the same with the event loop's readers and writers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -113,6 +104,8 @@ class LoopPoller:
             self._loop.remove_reader(fd)
             self._loop.add_reader(fd, self._readable, fd)
 
+
+Poller = EpollPoller | LoopPoller
 
 # Weak references, because pollers refer to their loops. The loop and the transports keep a poller
 # alive.

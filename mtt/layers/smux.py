@@ -13,9 +13,6 @@ is the limit.
 Closing: the layer below knows whether the peer is ours (`half_closes`). A Go peer answers FIN with
 FIN, and ignores an empty PSH. A stream counts against the peer's limit of streams until the peer
 has sent FIN, too.
-
-Keepalive: each side sends a NOP now and then. A session that receives no frame for a while is dead,
-unless it is not reading.
 """
 
 from __future__ import annotations
@@ -120,16 +117,14 @@ class SmuxSession(MuxSession[SmuxStream]):
     """One multiplexed connection.
 
     Args:
-        accept: returns the protocol for a stream that the peer opened; None: such streams are
-            refused.
         first_id: id of the first stream that this side opens. The session fails if the peer uses
             an id of the same parity. None: a client counts like Go's, 3, 5, 7, and so on, and a
             server takes all ids.
         max_streams: streams of the session; those that the peer opens beyond it are refused.
-        on_change, on_lost: see `MuxSession`.
+        accept, on_change, on_lost: see `MuxSession`.
     """
 
-    __slots__ = ("_accept", "_decoder", "_max_streams", "_parity")
+    __slots__ = ("_decoder", "_max_streams", "_parity")
 
     name: ClassVar[str] = "mux session"
     psh: ClassVar[int] = PSH
@@ -144,8 +139,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         on_change: Callable[[SmuxSession], None] | None = None,
         on_lost: Callable[[SmuxSession, Exception | None], None] | None = None,
     ) -> None:
-        super().__init__(on_change=on_change, on_lost=on_lost)
-        self._accept = accept
+        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
         self._decoder = Decoder()
         self._next_id = first_id or 3
         self._parity = None if first_id is None else first_id % 2
@@ -247,9 +241,6 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def send_noop(self) -> None:
         self.send(frame(NOP, 0))
-
-    def _release(self) -> None:
-        self._accept = None
 
     # For the keepalive.
 

@@ -5,10 +5,6 @@ turns of the loop per connection, and a copy of all data, because they may keep 
 given. Here only data that the kernel cannot take is copied, and asyncio's loop and uvloop behave
 the same: `poller` reports ready sockets.
 
-A transport is open until `close()`, `cut()`, `abort()` or a failure. What was written is still sent
-after the first two (see `linger`), and dropped after the others. Then `connection_lost` is called
-in a separate turn of the loop, and the socket is closed.
-
 After a failure to send, received data is not dropped. The peer's last data may be in the kernel,
 which keeps it beyond a reset. It is read and handed up first, as fast as the protocol takes it;
 then the connection is lost. Meanwhile the protocol's writing is paused.
@@ -147,7 +143,6 @@ class SocketTransport(StreamTransport):
     # Writing.
 
     def write(self, data: Any) -> None:
-        """Send `data`, any bytes-like object."""
         if self._closing or self._write_eof:
             return
         self._written += len(data)
@@ -326,9 +321,7 @@ class SocketTransport(StreamTransport):
 
     def _broken(self, error: Exception) -> None:
         """Report an exception of the protocol, and end."""
-        peer = self.get_extra_info("peername")
-        whose = f"{peer[0]} port {peer[1]}" if isinstance(peer, tuple) else "a local socket"
-        message = f"internal error, which ends the connection with {whose}"
+        message = f"internal error, which ends the connection: {self!r}"
         context = {"message": message, "exception": error, "protocol": self.upper}
         self._loop.call_exception_handler(context)
         self._fail(error)

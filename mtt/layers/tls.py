@@ -208,7 +208,6 @@ class TlsLayer(SignalingLayer):
     # Receiving.
 
     def _deliver(self, arrived: Data | None = None) -> None:
-        """Hand up all data that can be decrypted, until the protocol above pauses."""
         records = self._records
         if self._delivering or self._paused or self._state != OPEN:
             if arrived is not None:
@@ -299,7 +298,6 @@ class TlsLayer(SignalingLayer):
             self.lower.resume_reading()
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
-        """Encrypt and send, without copying all the data."""
         if self._state != OPEN or self._write_eof or not data:
             return
         try:
@@ -317,7 +315,6 @@ class TlsLayer(SignalingLayer):
         return self._half_close or self._peer_half_closed
 
     def write_eof(self) -> None:
-        """Send close_notify."""
         if self._state == OPEN and not self._write_eof:
             self._shut_down()
 

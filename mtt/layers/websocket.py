@@ -117,7 +117,6 @@ class WebSocketLayer(SignalingLayer):
     # The protocol of the layer below.
 
     def connection_made(self, transport: Any) -> None:
-        """The upgrade is complete."""
         self.lower = transport
         if self._half_close and not self._client:
             self._send_control(TEXT)
@@ -253,7 +252,6 @@ class WebSocketLayer(SignalingLayer):
         self.lower.resume_reading()
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
-        """Send one binary message."""
         if self._close_sent or self._closed or self._write_eof or not data:
             return
         mask = self._mask()

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from mtt.errors import DestinationError, PeerError
-from mtt.layers import anytls_client
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ClientStream
@@ -55,7 +54,7 @@ async def test_a_client_says_what_the_reference_said_in_the_same_records(
     packets = list(packets_of(frames_of(events, "c2s")))
     settings = decode(packets[0])[0][2]
     # The order of the lines is random in the reference.
-    monkeypatch.setattr(anytls_client, "client_settings", lambda _client, _md5: settings)
+    monkeypatch.setattr("mtt.wire.anytls.client_settings", lambda _client, _md5: settings)
     md5 = parse_settings(settings)["padding-md5"]
     (scheme,) = (scheme for scheme in SCHEMES if scheme.md5 == md5)
     observed = Observed()
