@@ -13,7 +13,7 @@ from mtt.wire.http1 import MAX_HEAD
 from tests.engine.siege import besieged, ended, send
 from tests.support import anytlspeer
 from tests.support.certs import Certs
-from tests.support.contexts import trusting_context
+from tests.support.contexts import client_hello, trusting_context
 from tests.support.gopeer import (
     CLOSE,
     FIN,
@@ -89,11 +89,7 @@ async def test_random_bytes_inside_the_framing_of_the_tunnel(mode: str, certs: C
 
 @in_every_mode
 async def test_handshake_may_break_off_anywhere(mode: str, certs: Certs) -> None:
-    hello = ssl.MemoryBIO()
-    client = trusting_context().wrap_bio(ssl.MemoryBIO(), hello, server_hostname=certs.name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    data = hello.read()
+    data = client_hello(trusting_context(), certs.name)
     async with besieged(mode, certs) as server:
         for size in range(1, len(data), 40):
             async with await connect(port_of(server)) as stranger:

@@ -212,7 +212,9 @@ async def refused(client: Client) -> None:
 )
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @in_every_mode
-async def test_no_handshake(mode: str, said: bytes, reset: bool, certs: Certs) -> None:
+async def test_connections_without_a_handshake(
+    mode: str, said: bytes, reset: bool, certs: Certs
+) -> None:
     async with listening() as there, server_at(mode, there.port, certs) as server:
         with collector_off() as left:
             for _ in range(TIMES):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.support.faults import FaultProxy, Line
 from tests.support.gopeer import tls_connect
 from tests.support.tunnels import (
     SOON,
+    Listening,
+    Tcp,
     client_of,
     connect,
     empty,
@@ -36,14 +39,21 @@ def never_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "QUIET_TIME", 3600.0)
 
 
-@in_every_mode
-async def test_half_close_delivers_reply(mode: str, certs: Certs) -> None:
+@contextlib.asynccontextmanager
+async def connected(mode: str, certs: Certs) -> AsyncIterator[tuple[Tcp, Listening]]:
+    """An application, and the destination that has not accepted its tunnel yet."""
     async with (
         listening() as there,
         tunnel(mode, there.port, certs) as port,
         asyncio.timeout(SOON),
         await connect(port) as application,
     ):
+        yield application, there
+
+
+@in_every_mode
+async def test_half_close_delivers_reply(mode: str, certs: Certs) -> None:
+    async with connected(mode, certs) as (application, there):
         await application.send(b"request")
         await application.finish()
         destination = await there.accept()
@@ -55,12 +65,7 @@ async def test_half_close_delivers_reply(mode: str, certs: Certs) -> None:
 
 @in_every_mode
 async def test_the_destination_may_end_first_and_still_receive(mode: str, certs: Certs) -> None:
-    async with (
-        listening() as there,
-        tunnel(mode, there.port, certs) as port,
-        asyncio.timeout(SOON),
-        await connect(port) as application,
-    ):
+    async with connected(mode, certs) as (application, there):
         destination = await there.accept()
         await destination.send(b"banner")
         await destination.finish()
@@ -147,12 +152,7 @@ async def test_a_reset_of_either_end_resets_the_other(mode: str, certs: Certs) -
 
 @in_every_mode
 async def test_a_reset_after_a_half_close_is_seen(mode: str, certs: Certs) -> None:
-    async with (
-        listening() as there,
-        tunnel(mode, there.port, certs) as port,
-        asyncio.timeout(SOON),
-        await connect(port) as application,
-    ):
+    async with connected(mode, certs) as (application, there):
         await application.finish()
         destination = await there.accept()
         assert await destination.rest() == b""

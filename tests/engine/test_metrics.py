@@ -135,7 +135,7 @@ REFUSED = ("connections_total", "connections_refused_total", "tunnels_refused_to
 
 
 @in_every_mode
-async def test_what_max_conns_refuses_is_counted(mode: str, certs: Certs) -> None:
+async def test_refusals_by_max_conns_are_counted(mode: str, certs: Certs) -> None:
     async with (
         listening() as there,
         server_at(mode, there.port, certs) as server,

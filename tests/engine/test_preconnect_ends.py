@@ -92,7 +92,7 @@ def _given(mode: str, port: int, certs: Certs) -> dict[str, Any]:
 
 
 @in_both_modes
-async def test_draining_closes_what_waits_and_keeps_what_is_used(
+async def test_draining_closes_ready_connections_and_keeps_used_ones(
     mode: str, certs: Certs, short_quiet: None
 ) -> None:
     async with (
@@ -111,7 +111,7 @@ async def test_draining_closes_what_waits_and_keeps_what_is_used(
 
 
 @in_both_modes
-async def test_new_certificates_retire_what_waits(mode: str, certs: Certs) -> None:
+async def test_new_certificates_retire_ready_connections(mode: str, certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_at(mode, there.port, certs) as server,

@@ -142,7 +142,7 @@ async def test_closing_twice_or_after_the_end_of_writing() -> None:
         assert await recorder.ended() is None
 
 
-async def test_a_connection_that_is_closing_already() -> None:
+async def test_close_of_a_connection_that_is_closing() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
         recorder.transport.drop()
@@ -151,7 +151,7 @@ async def test_a_connection_that_is_closing_already() -> None:
         assert await drain(sock) == b""
 
 
-async def test_a_connection_that_the_peer_has_reset() -> None:
+async def test_close_of_a_connection_that_the_peer_has_reset() -> None:
     recorder = Recorder()
     async with raw_peer(recorder) as sock:
         recorder.transport.pause_reading()  # so that it goes unnoticed

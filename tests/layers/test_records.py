@@ -71,7 +71,7 @@ def test_the_header_of_a_frame_shares_a_record_with_its_data(
     assert read_all(server, records) == head + data
 
 
-def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
+def test_large_read_is_delivered_in_one_piece(certs: Certs) -> None:
     """Whatever records begin and end in it, and in each piece that goes through the BIO."""
     client, server = pair(certs)
     rng = random.Random(5)
@@ -84,7 +84,7 @@ def test_a_large_read_is_handed_over_in_one_piece(certs: Certs) -> None:
     assert read_all(server, stream) == data
 
 
-def test_more_than_one_turn_takes_is_left_for_the_next(certs: Certs) -> None:
+def test_rest_of_a_large_read_is_left_for_the_next_turn(certs: Certs) -> None:
     client, server = pair(certs)
     data = random.Random(6).randbytes(3 * BIO_SIZE)
     stream = client.write(data)
@@ -99,7 +99,7 @@ def test_more_than_one_turn_takes_is_left_for_the_next(certs: Certs) -> None:
     assert len(data + later) - len(received) < RECORD  # the last one is not there yet
 
 
-def test_what_was_stashed_comes_first(certs: Certs) -> None:
+def test_stashed_data_come_first(certs: Certs) -> None:
     client, server = pair(certs)
     server.incoming.write(client.write(b"early"))
     server.stash_rest()
@@ -117,7 +117,7 @@ def test_data_after_the_end_are_not_kept(certs: Certs) -> None:
     assert server.error is None
 
 
-def test_a_broken_record_is_an_error_behind_what_came_before(certs: Certs) -> None:
+def test_broken_record_is_an_error_after_earlier_data(certs: Certs) -> None:
     client, server = pair(certs)
     whole, broken = client.write(b"whole"), bytearray(client.write(bytes(READ_SIZE)))
     broken[100] ^= 1

@@ -15,7 +15,7 @@ from mtt.layers import linger
 from mtt.layers.tls import TlsLayer
 from tests.layers.tls_side import client, server
 from tests.support.certs import Certs
-from tests.support.contexts import bare_context
+from tests.support.contexts import bare_context, client_hello
 from tests.support.stacks import client_context, server_context
 from tests.support.transports import FakeTransport, raw_peer, turns
 
@@ -55,15 +55,6 @@ async def test_noise_is_a_peer_error_answered_as_by_openssl(said: bytes, certs: 
     assert layer.is_closing()
 
 
-def client_hello(context: ssl.SSLContext, certs: Certs) -> bytes:
-    """The first message of a client of OpenSSL."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = context.wrap_bio(incoming, outgoing, server_hostname=certs.name)
-    with pytest.raises(ssl.SSLWantReadError):
-        client.do_handshake()
-    return outgoing.read()
-
-
 def openssl_answer(certs: Certs, said: bytes) -> bytes:
     """What OpenSSL itself answers."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -89,7 +80,7 @@ async def test_old_versions_get_a_protocol_version_alert(certs: Certs) -> None:
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
     layer, recorder = server(certs)
-    heard = await answer_to(layer, client_hello(context, certs))
+    heard = await answer_to(layer, client_hello(context, certs.name))
     assert (heard[0], heard[5:7]) == (ALERT, bytes((FATAL, 70)))
     assert isinstance(recorder.error, PeerError)
 
@@ -101,7 +92,7 @@ async def test_end_without_a_byte_is_a_separate_error(certs: Certs) -> None:
 
 
 async def test_handshake_cut_anywhere_is_a_network_error(certs: Certs) -> None:
-    hello = client_hello(client_context(certs), certs)
+    hello = client_hello(client_context(certs), certs.name)
     for size in (1, 4, 5, 6, 60, len(hello) - 1, len(hello)):
         layer, recorder = server(certs)
         heard = await answer_to(layer, hello[:size], end=True)
@@ -122,7 +113,7 @@ async def test_reset_during_the_handshake_is_a_network_error(certs: Certs) -> No
 
 
 async def test_damaged_hello_is_a_peer_or_network_error(certs: Certs) -> None:
-    hello = client_hello(client_context(certs), certs)
+    hello = client_hello(client_context(certs), certs.name)
     context = server_context(certs)
     rng = random.Random(31)
     for _ in range(150):

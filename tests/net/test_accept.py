@@ -157,7 +157,7 @@ async def test_reserve_is_for_monitoring(often: None, lines: Any) -> None:
         assert lines() == []
 
 
-async def test_with_no_descriptor_at_all(often: None, lines: Any) -> None:
+async def test_accepting_resumes_when_a_descriptor_is_free(often: None, lines: Any) -> None:
     async with port(use_reserve=True) as there:
         with socket.socket() as sock:
             sock.setblocking(False)
@@ -219,7 +219,7 @@ async def test_shortage_is_logged_rarely(
         assert lines()[2:] == [f"{WAIT}y"]
 
 
-async def test_closing_while_paused(often: None) -> None:
+async def test_close_while_accepting_is_paused(often: None) -> None:
     async with port() as there:
         there.acceptor._pause("x", limited=False)
         there.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 
 
@@ -22,3 +23,11 @@ def reports_cuts(context: ssl.SSLContext) -> ssl.SSLContext:
     """
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     return context
+
+
+def client_hello(context: ssl.SSLContext, name: str) -> bytes:
+    """The first message of OpenSSL's client to a server `name`."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
