@@ -8,10 +8,10 @@ from __future__ import annotations
 import pytest
 
 from tests.mu.panel import multi_user_server
-from tests.mu.users import client, in_both_modes
+from tests.mu.users import client, in_both_modes, one_user
 from tests.support.certs import Certs
 from tests.support.garbage import collector_off
-from tests.support.tunnels import connect, echo, eventually, maybe_reset, serving, settled
+from tests.support.tunnels import connect, eventually, maybe_reset, settled
 
 TIMES = 3
 
@@ -20,12 +20,8 @@ TIMES = 3
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @in_both_modes
 async def test_tunnels(mode: str, reset: bool, rate: int, certs: Certs) -> None:
-    async with (
-        serving(echo) as there,
-        multi_user_server(certs) as (server, panel),
-        client(mode, server, certs, "/a") as port,
-    ):
-        await panel.add("/a", there.port, **({"rate": rate} if rate else {}))
+    limits = {"rate": rate} if rate else None
+    async with one_user(mode, certs, limits=limits) as (server, _, port):
         with collector_off() as left:
             for _ in range(TIMES):
                 async with await connect(port) as application:

@@ -12,21 +12,10 @@ import pytest
 
 from mtt_mu_server import management
 from tests.mu.panel import multi_user_server
-from tests.mu.users import (
-    client,
-    ended,
-    get,
-)
+from tests.mu.users import client, ended, get, one_user
 from tests.support.certs import Certs
 from tests.support.metrics import check_with_promtool, failures, parse, short
-from tests.support.tunnels import (
-    check_works,
-    connect,
-    echo,
-    eventually,
-    port_of,
-    serving,
-)
+from tests.support.tunnels import check_works, connect, echo, eventually, port_of, serving
 
 
 async def test_users_and_counters_survive_a_restart(
@@ -65,22 +54,19 @@ async def test_counters_are_saved_now_and_then(
     monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.02)
     monkeypatch.setattr(management, "FLUSH_INTERVAL", 0.02)
     async with (
-        serving(echo) as there,
-        multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel),
-        client("wss", server, certs, "/a") as port,
+        one_user("wss", certs, db=str(tmp_path / "db")) as (server, _, port),
+        await connect(port) as application,
     ):
-        await panel.add("/a", there.port)
-        async with await connect(port) as application:
-            await application.send(b"123")
-            await application.exactly(3)
-            store = server._management.store
-            assert store is not None
+        await application.send(b"123")
+        await application.exactly(3)
+        store = server._management.store
+        assert store is not None
 
-            def saved() -> Any:
-                return store._database.execute("SELECT bytes_up FROM users").fetchone()[0]
+        def saved() -> Any:
+            return store._database.execute("SELECT bytes_up FROM users").fetchone()[0]
 
-            while await store._run(saved) != 3:  # or the deadline of the test comes
-                await asyncio.sleep(0.01)
+        while await store._run(saved) != 3:  # or the deadline of the test comes
+            await asyncio.sleep(0.01)
 
 
 async def test_database_error_is_reported_and_nothing_changes(
@@ -100,13 +86,8 @@ async def test_database_error_is_reported_and_nothing_changes(
 
 
 async def test_metrics_of_users(certs: Certs) -> None:
-    async with (
-        serving(echo) as there,
-        multi_user_server(certs, **{"metrics-users": True}) as (server, panel),
-        client("wss", server, certs, "/a") as port,
-    ):
-        await panel.add("/a", there.port)
-        await panel.add("/never-seen", there.port)
+    async with one_user("wss", certs, **{"metrics-users": True}) as (_, panel, port):
+        await panel.add("/never-seen", 1)
         await check_works(port, b"12345")
         text = (await get(panel, "/metrics")).decode()
         (user, _) = (await panel.command(4))["users"]

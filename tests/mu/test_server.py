@@ -10,7 +10,7 @@ import pytest
 
 from mtt.tunnels import server as server_module
 from tests.mu.panel import Panel, multi_user_server
-from tests.mu.users import answering, client, empty, ended, in_both_modes, upgrade
+from tests.mu.users import answering, client, empty, ended, in_both_modes, one_user, upgrade
 from tests.support.certs import Certs
 from tests.support.loopback import black_hole
 from tests.support.tunnels import (
@@ -199,17 +199,11 @@ async def test_disconnect(mode: str, opt: int, certs: Certs) -> None:
 
 
 async def test_disconnect_of_a_user_deleted_before(certs: Certs) -> None:
-    async with (
-        serving(echo) as there,
-        multi_user_server(certs) as (server, panel),
-        client("wss", server, certs, "/a") as port,
-    ):
-        await panel.add("/a", there.port)
-        async with await connect(port) as application:
-            await application.check_echo()
-            await panel.command(2, {"path": "/a"})
-            await panel.command(2, {"path": "/a"}, disconnect=True)
-            await ended(application)
+    async with one_user("wss", certs) as (_, panel, port), await connect(port) as application:
+        await application.check_echo()
+        await panel.command(2, {"path": "/a"})
+        await panel.command(2, {"path": "/a"}, disconnect=True)
+        await ended(application)
 
 
 async def test_disconnect_while_the_destination_is_dialled(certs: Certs) -> None:

@@ -12,12 +12,7 @@ import pytest
 from mtt.layers.smux import SmuxSession
 from mtt_mu_server import management
 from tests.mu.panel import multi_user_server
-from tests.mu.users import (
-    client,
-    ended,
-    in_both_modes,
-    upgrade,
-)
+from tests.mu.users import client, ended, in_both_modes, one_user, upgrade
 from tests.support.certs import Certs
 from tests.support.tunnels import (
     Tcp,
@@ -61,16 +56,13 @@ async def test_max_conns(mode: str, certs: Certs) -> None:
 
 async def test_a_full_user_looks_like_an_unknown_one(certs: Certs) -> None:
     async with (
-        serving(echo) as there,
-        multi_user_server(certs) as (server, panel),
-        client("wss", server, certs, "/a") as port,
+        one_user("wss", certs, limits={"max_conns": 1}) as (server, _, port),
+        await connect(port) as application,
     ):
-        await panel.add("/a", there.port, max_conns=1)
-        async with await connect(port) as application:
-            await application.check_echo()
-            full, unknown = await upgrade(server, certs, "/a"), await upgrade(server, certs, "/b")
-            assert full[0].partition(b"Date:")[0] == unknown[0].partition(b"Date:")[0]
-            assert full[1] == unknown[1]
+        await application.check_echo()
+        full, unknown = await upgrade(server, certs, "/a"), await upgrade(server, certs, "/b")
+        assert full[0].partition(b"Date:")[0] == unknown[0].partition(b"Date:")[0]
+        assert full[1] == unknown[1]
 
 
 @in_both_modes
@@ -89,12 +81,7 @@ async def test_a_rate_holds_for_all_connections_together(mode: str, certs: Certs
             total += len(data)
         await connection.send(b"%d" % total)
 
-    async with (
-        serving(count) as there,
-        multi_user_server(certs) as (server, panel),
-        client(mode, server, certs, "/a") as port,
-    ):
-        await panel.add("/a", there.port, rate=rate)
+    async with one_user(mode, certs, count, limits={"rate": rate}) as (server, _, port):
         start = time.monotonic()
         uploads = [asyncio.create_task(upload(port)) for _ in range(streams)]
         while not all(task.done() for task in uploads):
@@ -113,12 +100,7 @@ async def test_downloads_are_held_to_the_rate_too(certs: Certs) -> None:
     async def pour(connection: Tcp) -> None:
         await connection.send(bytes(range(250)) * (size // 250))
 
-    async with (
-        serving(pour) as there,
-        multi_user_server(certs) as (server, panel),
-        client("wss", server, certs, "/a") as port,
-    ):
-        await panel.add("/a", there.port, rate=rate)
+    async with one_user("wss", certs, pour, limits={"rate": rate}) as (_, _, port):
         start = time.monotonic()
         async with await connect(port) as application:
             assert await application.rest() == bytes(range(250)) * (size // 250)
@@ -128,12 +110,9 @@ async def test_downloads_are_held_to_the_rate_too(certs: Certs) -> None:
 async def test_a_low_rate_is_not_taken_for_an_idle_tunnel(certs: Certs) -> None:
     """Many connections share so little that one read would take longer than the idle timeout."""
     async with (
-        serving(echo) as there,
-        multi_user_server(certs, timeout=1.0) as (server, panel),
-        client("wss", server, certs, "/a") as port,
+        one_user("wss", certs, limits={"rate": 500}, timeout=1.0) as (_, _, port),
         contextlib.AsyncExitStack() as stack,
     ):
-        await panel.add("/a", there.port, rate=500)
         ends = [await stack.enter_async_context(await connect(port)) for _ in range(3)]
         for end in ends:
             await end.send(bytes(400))
@@ -164,7 +143,7 @@ async def test_expiry(mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_sessions_without_streams_are_bounded(certs: Certs) -> None:
-    """Whoever opens multiplexed connections and no streams is held by max_conns as well."""
+    """max_conns limits multiplexed connections without streams as well."""
     async with multi_user_server(certs) as (server, panel), contextlib.AsyncExitStack() as stack:
         await panel.add("/a", 1, max_conns=3)
         options: dict[str, Any] = {"wss-path": "/a"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from mtt_mu_server.server import MultiUserServer
-from tests.mu.panel import Panel
+from tests.mu.panel import Panel, multi_user_server
 from tests.support.certs import Certs
 from tests.support.contexts import trusting_context
 from tests.support.tunnels import Tcp, client_of, echo, port_of, serving
@@ -26,6 +26,25 @@ async def client(
     options: dict[str, Any] = {"wss-path": path} | given
     async with client_of(mode, port_of(server), certs, **options) as started:
         yield port_of(started)
+
+
+@contextlib.asynccontextmanager
+async def one_user(
+    mode: str,
+    certs: Certs,
+    serve: Callable[[Tcp], Awaitable[None]] = echo,
+    *,
+    limits: dict[str, int] | None = None,
+    **options: Any,
+) -> AsyncIterator[tuple[MultiUserServer, Panel, int]]:
+    """A server with the user of "/a", whose destination is `serve`, and the port of a client."""
+    async with (
+        serving(serve) as there,
+        multi_user_server(certs, **options) as (server, panel),
+        client(mode, server, certs, "/a") as port,
+    ):
+        await panel.add("/a", there.port, **(limits or {}))
+        yield server, panel, port
 
 
 def answering(name: bytes) -> Any:
