@@ -17,7 +17,7 @@ import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from tools.demo import MODES, PAGE, Settings, read_settings, web_page
+from tools.demo import MODES, PAGE, Settings, read_settings
 
 TOP = Path(__file__).resolve().parent.parent
 SETTINGS = ("MODE", "DEST", "PORT")
@@ -82,12 +82,15 @@ def test_the_demo_carries_its_page(mode: str) -> None:
 
 @posix_only
 def test_the_demo_leads_to_a_destination_of_the_user() -> None:
-    with web_page() as destination, running(DEST=destination) as process:
-        lines, address = opened(process)
-        assert f"leads to {destination}\n" in lines
-        with urllib.request.urlopen(f"http://{address}/") as answer:
-            assert answer.read() == PAGE
-        assert ended(process, signal.SIGINT)[0] == 0
+    with running() as other:
+        _, destination = opened(other)
+        with running(DEST=destination) as process:
+            lines, address = opened(process)
+            assert f"leads to {destination}\n" in lines
+            with urllib.request.urlopen(f"http://{address}/") as answer:
+                assert answer.read() == PAGE
+            assert ended(process, signal.SIGINT)[0] == 0
+        assert ended(other, signal.SIGTERM)[0] == 0
 
 
 @posix_only

@@ -14,15 +14,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
-import http.server
 import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mtt.address import Endpoint, host_port, parse_endpoint, parse_port
 from mtt.errors import MttError, UsageError, describe
@@ -50,6 +48,10 @@ mtt-server, which fetched it from a small web server that listens on this machin
 </body>
 </html>
 """
+PAGE_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(PAGE)
+)
 
 
 class DemoError(MttError):
@@ -75,41 +77,14 @@ def read_settings(environment: dict[str, str]) -> Settings:
     return Settings(mode, parse_endpoint("DEST", destination) if destination else None, port)
 
 
-class WebPage(http.server.BaseHTTPRequestHandler):
-    """Answers every GET with the same page."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.send_header("Content-Length", str(len(PAGE)))
-        self.end_headers()
-        self.wfile.write(PAGE)
-
-    def log_message(self, *_arguments: object) -> None:
-        """Log nothing: the demo shows the programs' logs."""
-
-
-class WebServer(http.server.ThreadingHTTPServer):
-    """A web server that does not report clients which disconnect."""
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-@contextlib.contextmanager
-def web_page() -> Iterator[str]:
-    """Serve the page in a thread; yields its `host:port`."""
-    with WebServer((LOOPBACK, 0), WebPage) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield host_port(LOOPBACK, server.server_port)
-        finally:
-            server.shutdown()
-            thread.join()
+async def send_page(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one request with the page."""
+    # Clients may disconnect, or send anything.
+    with contextlib.suppress(ConnectionError, EOFError, asyncio.LimitOverrunError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(PAGE_HEAD + PAGE)
+        await writer.drain()
+    writer.close()
 
 
 class Program:
@@ -184,7 +159,13 @@ async def demo(settings: Settings) -> None:
     common = ("-n", SERVER_NAME, *MODES[settings.mode].command_line("demo"))
     server_bind, client_bind = (host_port(LOOPBACK, port) for port in (0, settings.port))
     async with contextlib.AsyncExitStack() as stack:
-        destination = str(settings.destination or stack.enter_context(web_page()))
+        if settings.destination is not None:
+            destination = str(settings.destination)
+        else:
+            page = await stack.enter_async_context(
+                await asyncio.start_server(send_page, LOOPBACK, 0)
+            )
+            destination = host_port(*page.sockets[0].getsockname())
         server = await stack.enter_async_context(
             program("mtt-server", "-b", server_bind, "-d", destination, *common)
         )

@@ -119,7 +119,6 @@ class PreconnectPool(Upstream):
         return None
 
     async def open(self) -> StreamTransport:
-        """Take a ready connection, or make a new one. Raises like `connect`."""
         transport = self.open_at_once()
         if transport is None:
             transport = await self._connect()

@@ -120,7 +120,6 @@ class Child:
         return f"{f'worker {self.number}' if self.number else 'the hub'} (pid {self.pid})"
 
     def send(self, command: bytes) -> None:
-        """Send a command."""
         with contextlib.suppress(OSError):  # the process is gone, or has not read for a long time
             self.line.send(command)
 
@@ -146,14 +145,12 @@ class Child:
     def ended(self) -> str | None:
         """How the process ended; None while it runs."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return _cause(os.waitstatus_to_exitcode(status)) if pid else None
-
-
-def _cause(code: int) -> str:
-    """How a process ended, in words."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"
+        if not pid:
+            return None
+        code = os.waitstatus_to_exitcode(status)
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"was killed by signal {-code}"

@@ -136,7 +136,6 @@ class Association(asyncio.DatagramProtocol):
         self._transport.sendto(header + payload, self._client)
 
     def lost(self, error: Exception | None) -> None:
-        """Called when the channel is lost."""
         self.end(f"far end: {describe(error)}")
 
     # The protocol of the socket.

@@ -275,9 +275,6 @@ class IdleOrigins:
     def __init__(self) -> None:
         self._origins: list[Origin] = []  # oldest first
 
-    def __len__(self) -> int:
-        return len(self._origins)
-
     def take(self, key: tuple[str, int], *, idempotent: bool) -> Origin | None:
         """Take a connection to `key` for a request; None if there is none."""
         self.drop_stale()

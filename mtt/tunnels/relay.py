@@ -97,7 +97,6 @@ class Relay:
         self.error: Exception | None = None  # the failure of a leg, if that cut the tunnel
         self.started = self._idle_since = self.loop.time()
         self._counted = 0  # bytes delivered by both legs at the last check
-        self._idle_timer: asyncio.TimerHandle | None
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._quiet_interval = QUIET_INTERVALS[0]
         self._end_sent = False  # whether a peer without half-close was sent the end
@@ -132,7 +131,6 @@ class Relay:
     # Called by the legs.
 
     def leg_ended(self, leg: _Leg) -> None:
-        """Called when the source of `leg` has ended."""
         other = leg.peer
         if self._closing:
             return
@@ -149,7 +147,6 @@ class Relay:
             self._check_quiet(leg)
 
     def leg_lost(self, leg: _Leg, exc: Exception | None) -> None:
-        """Called when the transport of `leg` is lost."""
         other = leg.peer
         if not self._closing:
             if not leg.eof:
@@ -207,9 +204,9 @@ class Relay:
         self._cut(reason, stuck)
 
     def _cancel_timers(self) -> None:
-        for timer in (self._idle_timer, self._quiet_timer):
-            if timer is not None:
-                timer.cancel()
+        self._idle_timer.cancel()
+        if self._quiet_timer is not None:
+            self._quiet_timer.cancel()
 
     def _check_idle(self) -> None:
         now = self.loop.time()
@@ -277,13 +274,12 @@ class Relay:
         else:
             waiting = _in_flight(other)
         if not ended.lost:
-            waiting += _in_flight(ended)  # a slow leg pauses the other
+            if waiting or _in_flight(ended):  # a slow leg pauses the other
+                self._in_flight_at = now
+                return None
+            return max(ended.heard_at, other.heard_at, self._in_flight_at) + QUIET_TIME
         if waiting:
             self._in_flight_at = now
-            if not ended.lost:
-                return None
-        if not ended.lost:
-            return max(ended.heard_at, other.heard_at, self._in_flight_at) + QUIET_TIME
         sent_at = max(ended.heard_at, self._in_flight_at)
         if other.received - self._received_at_loss > ORPHAN_BYTES:
             return sent_at + QUIET_TIME

@@ -31,7 +31,7 @@ async def test_idle_origin_connections_are_bounded() -> None:
             await client.send(f"GET {uri} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             assert (await read_answer(client))[1] == b"/%d" % number
         connection = there.connection
-        assert len(connection.origins) == origin.MAX_IDLE
+        assert len(connection.origins._origins) == origin.MAX_IDLE
 
 
 async def test_origin_connection_is_not_shared_between_clients() -> None:
