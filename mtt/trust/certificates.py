@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import ssl
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mtt.errors import UsageError, describe
 from mtt.trust import child
@@ -18,9 +17,6 @@ from mtt.trust.chain import ordered
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource, labelled, memory_file, pem_path, read_pem
 from mtt.trust.tls_options import TLS_VERSIONS, ClientTls, ServerTls
-
-if TYPE_CHECKING:
-    from mtt.trust.selfsigned import SelfSigned
 
 VERSIONS = dict(zip(TLS_VERSIONS, (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3), strict=True))
 
@@ -56,12 +52,12 @@ class ServerConnection(ssl.SSLObject):
 
 
 def server_context(
-    tls: ServerTls, made: SelfSigned | None = None
+    tls: ServerTls, made: tuple[bytes, Identity] | None = None
 ) -> tuple[ssl.SSLContext, Identity]:
     """The TLS context and identity of a server.
 
-    Without a certificate, a self-signed one is made in memory, or `made` is used if given.
-    `cert_dir` is ignored here.
+    Without a certificate, a self-signed one is made in memory, or `made` (by `new_identity()`) is
+    used if given. `cert_dir` is ignored here.
 
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
@@ -85,15 +81,15 @@ def server_context(
         _load_authorities(context, "-client-ca", tls.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     if tls.cert:
-        in_use, in_order = _load_files(context, tls.cert, tls.key, tls.options)
-        return context, Identity(in_use, path=str(tls.cert), in_order=in_order)
+        return context, _load_files(context, tls.cert, tls.key, tls.options)
     if made is None:
         from mtt.trust.selfsigned import new_identity
 
         made = new_identity(tls.name)
-    with memory_file(made.certificate + made.key) as path:
+    pem, identity = made
+    with memory_file(pem) as path:
         context.load_cert_chain(path)
-    return context, Identity(made.certificate, words=made.words)
+    return context, identity
 
 
 def client_context(tls: ClientTls) -> ssl.SSLContext:
@@ -154,8 +150,8 @@ def _context(protocol: int, alpn: Sequence[str], tls_min: str) -> ssl.SSLContext
 
 def _load_files(
     context: ssl.SSLContext, cert: PemSource, key: PemSource, options: tuple[str, str]
-) -> tuple[bytes, bool]:
-    """Load certificate and key; returns the chain in use, and whether the file has it in order.
+) -> Identity:
+    """Load certificate and key; returns the identity in them.
 
     OpenSSL's errors name no file and usually no reason, so the causes are checked one by one.
     """
@@ -182,7 +178,7 @@ def _load_files(
             if reordered is not None:
                 with memory_file(reordered) as cert_path, pem_path(key) as key_path:
                     context.load_cert_chain(cert_path, key_path, password)
-                return reordered, False
+                return Identity(reordered, path=str(cert), in_order=False)
             raise UsageError(f"{key_label} does not belong to the certificate {cert}") from None
         if reason is not None or not isinstance(error, ssl.SSLError):
             raise UsageError(
@@ -191,7 +187,7 @@ def _load_files(
         is_certificate = _trusts(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert)
         culprit = key_label if is_certificate else cert_label
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
-    return certificate_pem, True
+    return Identity(certificate_pem, path=str(cert))
 
 
 def _load_authorities(context: ssl.SSLContext, option: str, source: PemSource) -> None:

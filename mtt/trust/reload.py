@@ -14,7 +14,6 @@ import os
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from mtt.errors import MttError, UsageError
 from mtt.log import logger
@@ -22,9 +21,6 @@ from mtt.trust import certificates
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource
 from mtt.trust.tls_options import ServerTls
-
-if TYPE_CHECKING:
-    from mtt.trust.selfsigned import SelfSigned
 
 # Seconds between checks of the files, which must be unchanged for as long before they are read: a
 # certificate and its key are two files, and no tool replaces both atomically. Renewals are due
@@ -154,7 +150,7 @@ def server_tls(tls: ServerTls) -> TlsFiles:
 
     With `cert_dir`, uses the self-signed identity kept there. Raises UsageError or StartError.
     """
-    made: SelfSigned | None = None
+    made: tuple[bytes, Identity] | None = None
     kept = tls.cert_dir
     if kept:
         from mtt.trust.certdir import kept_pair

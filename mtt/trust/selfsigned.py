@@ -9,12 +9,12 @@ import datetime
 import ipaddress
 import string
 from random import SystemRandom  # `secrets` would load `hashlib`, half a megabyte
-from typing import Any, NamedTuple
+from typing import Any
 
 from mtt.address import is_ip
 from mtt.errors import UsageError
 from mtt.trust import child
-from mtt.trust.identity import Words, describe
+from mtt.trust.identity import Identity, Words, describe
 
 # Like the original's: nothing renews it.
 SELF_SIGNED_DAYS = 3652
@@ -26,18 +26,13 @@ CLOCK_SKEW = datetime.timedelta(hours=1)
 COMMON_NAME_LIMIT = 64
 
 
-class SelfSigned(NamedTuple):
-    """A certificate and its key, PEM, and the description of the certificate."""
+def new_identity(name: str) -> tuple[bytes, Identity]:
+    """A new self-signed certificate for `name`: itself with its key, PEM, and its identity.
 
-    certificate: bytes
-    key: bytes
-    words: Words
-
-
-def new_identity(name: str) -> SelfSigned:
-    """A new self-signed certificate for `name`. Raises UsageError, see `self_signed()`."""
+    Raises UsageError, see `self_signed()`.
+    """
     certificate, key, words = child.run(_self_signed_in_words, name)
-    return SelfSigned(certificate, key, Words(*words))
+    return certificate + key, Identity(certificate, words=Words(*words))
 
 
 def _self_signed_in_words(name: str) -> tuple[bytes, bytes, tuple[Any, ...]]:
