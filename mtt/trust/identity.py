@@ -45,22 +45,13 @@ class Identity:
     certificate from a file, ask after listening has begun.
     """
 
-    def __init__(
-        self,
-        certificate_pem: bytes,
-        *,
-        path: str = "",
-        in_order: bool = True,
-        words: Words | None = None,
-    ) -> None:
+    def __init__(self, certificate_pem: bytes, *, path: str = "", in_order: bool = True) -> None:
         """`certificate_pem` starts with the server's own certificate, read from `path`.
 
         Without a path it was made here and is self-signed. `in_order`: it comes first in the file,
-        too. `words`: those of the certificate, if already known.
+        too.
         """
         self._source = certificate_pem, path, in_order
-        if words is not None:
-            self.words = words
 
     @functools.cached_property
     def words(self) -> Words:

@@ -32,7 +32,9 @@ def new_identity(name: str) -> tuple[bytes, Identity]:
     Raises UsageError, see `self_signed()`.
     """
     certificate, key, words = child.run(_self_signed_in_words, name)
-    return certificate + key, Identity(certificate, words=Words(*words))
+    identity = Identity(certificate)
+    identity.words = Words(*words)
+    return certificate + key, identity
 
 
 def _self_signed_in_words(name: str) -> tuple[bytes, bytes, tuple[Any, ...]]:
