@@ -1,7 +1,7 @@
 """Readers of the head of an AnyTLS connection and of a stream, on a server.
 
 Each is the protocol of its transport until it has read its part. Then it hands the transport over,
-with the data behind that.
+with the data after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ConnectionHead(StreamProtocol, Generic[User]):
 
     Args:
         find: returns the user with a password hash.
-        known: gets the transport, the user and the bytes behind the preamble.
+        known: gets the transport, the user and the bytes after the preamble.
         stranger: gets the transport of any other client as soon as that is certain, the data
             received, whether the connection has ended, and the reason for the log.
         failed: gets the transport and the reason if the connection is lost before that.

@@ -131,7 +131,7 @@ class StreamTransport(asyncio.Transport):
     # Sending.
 
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
-        """Write `data` behind the header of its frame, in one piece."""
+        """Write `data` after the header of its frame, in one piece."""
         self.write(b"".join((head, data)))
 
     def unsent(self) -> int:

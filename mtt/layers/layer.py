@@ -106,7 +106,7 @@ class SignalingLayer(Layer):
 
     __slots__ = ("_tail",)
 
-    # Own bytes behind the last data from above, as the socket counts them; 0 after each write of
+    # Own bytes after the last data from above, as the socket counts them; 0 after each write of
     # data from above.
     _tail: int
 

@@ -152,7 +152,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
     @property
     def open_streams(self) -> int:
-        """Number of streams that still have a protocol of ours."""
+        """Number of streams that are open here."""
         return len(self._streams)
 
     @property
@@ -390,7 +390,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
 
 
 def _end_of_run(events: list[tuple[int, int, Data]], begin: int) -> int:
-    """Return the index behind the run of data for one stream that starts at `events[begin]`."""
+    """Return the index after the run of data for one stream that starts at `events[begin]`."""
     run = events[begin][:2]
     for at in range(begin + 1, len(events)):
         if events[at][:2] != run or not events[at][2]:

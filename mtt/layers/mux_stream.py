@@ -104,7 +104,7 @@ class MuxStream(Pausable):
         self.upper.resume_writing()
 
     def receive_fin(self) -> None:
-        if not self._reset:  # a FIN behind a reset is not the end of data
+        if not self._reset:  # a FIN after a reset is not the end of data
             self._eof = True
             self._deliver()
 

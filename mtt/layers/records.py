@@ -139,7 +139,7 @@ class Records:
         return _plain[:filled], filled == _PLAIN_SIZE
 
     def _decrypt(self, filled: int) -> int:
-        """Decrypt the BIO's data behind the `filled` bytes. Returns the total number of bytes."""
+        """Decrypt the BIO's data after the `filled` bytes. Returns the total number of bytes."""
         read: Any = self.ssl.read  # typeshed lacks the form with a buffer
         incoming = self.incoming
         try:
@@ -168,7 +168,7 @@ class Records:
         """Whether `error` may follow a record that a Go program has counted, but not sent.
 
         That is the record with the WebSocket close frame: its deadline has passed when Go ends the
-        tunnel. The close_notify behind it then has an unexpected number.
+        tunnel. The close_notify after it then has an unexpected number.
         """
         return (
             error.reason == "DECRYPTION_FAILED_OR_BAD_RECORD_MAC"

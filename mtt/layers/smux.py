@@ -175,7 +175,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         try:
             return self._decoder.feed(data)
         except SmuxError as error:
-            # The frames before the error are handed up first, and nothing is read behind it.
+            # The frames before the error are handed up first, and nothing is read after it.
             self.lower.pause_reading()
             failure = PeerError(f"smux: {error}")
             asyncio.get_running_loop().call_soon(self.close, failure)

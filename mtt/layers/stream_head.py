@@ -20,7 +20,7 @@ class StreamHead(StreamProtocol, Generic[Head]):
     Args:
         parse: returns the head that the bytes begin with, and the offset after it; None while it is
             incomplete. Raises WireError.
-        ready: called with the stream, parked with the data behind the head, and the head.
+        ready: called with the stream, parked with the data after the head, and the head.
         failed: called with the stream and the reason if no head comes: a WireError if it is
             malformed, else a NetworkError. The stream closes.
         what: the head's name in errors.

@@ -40,7 +40,7 @@ HANDSHAKE_TIME = 10.0
 # the layer stops reading, too, until the peer reads. An honest peer requests one key update after
 # gigabytes.
 ANSWERS_LIMIT = 16 * 1024
-# Seconds for the FIN behind a damaged alert (see `Records.damaged`): one retransmission.
+# Seconds for the FIN after a damaged alert (see `Records.damaged`): one retransmission.
 DAMAGED_TIME = 1.0
 
 # Not an Enum: each message looks at the state several times, and CPython 3.11 takes seven times as
@@ -316,17 +316,17 @@ class TlsLayer(SignalingLayer):
 
     def write_eof(self) -> None:
         if self._state == OPEN and not self._write_eof:
-            self._shut_down()
+            self._write_eof = True
+            self._records.shut_down()
+            self._flush()
 
     def close(self) -> None:
-        if self._state != OPEN:
-            if self._state == HANDSHAKE:
-                self.abort()
-            return
-        if not self._write_eof:
-            self._shut_down()
-        self._set_closed()
-        self.lower.close()
+        if self._state == HANDSHAKE:
+            self.abort()
+        elif self._state == OPEN:
+            self.write_eof()
+            self._set_closed()
+            self.lower.close()
 
     def close_silently(self) -> None:
         """Close without close_notify, as some web servers do."""
@@ -345,17 +345,11 @@ class TlsLayer(SignalingLayer):
         self.lower.cut()
 
     def abort(self) -> None:
-        if self._state != CLOSED:
-            self._set_closed()
+        self._set_closed()
         if hasattr(self, "lower"):
             self.lower.abort()  # which may still linger
 
     # Ends.
-
-    def _shut_down(self) -> None:
-        self._write_eof = True
-        self._records.shut_down()
-        self._flush()
 
     def _fail(self, error: Exception) -> None:
         """End the connection because of `error`; the alert that OpenSSL wrote is still sent."""

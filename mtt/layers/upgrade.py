@@ -19,7 +19,7 @@ MAX_INTERIM = 5
 
 
 class UpgradeClient(Parked):
-    """Requests a WebSocket on a parked transport, and parks it, paused, behind the answer.
+    """Requests a WebSocket on a parked transport, and parks it, paused, after the answer.
 
     Args:
         transport: the parked transport.
@@ -54,7 +54,7 @@ class UpgradeClient(Parked):
         hand_over(transport, self)
 
     async def answered(self) -> None:
-        """Wait for the server's 101; the data behind it is kept.
+        """Wait for the server's 101; the data after it is kept.
 
         Raises PeerError if the server refused, NetworkError if the connection failed.
         """

@@ -10,7 +10,7 @@ knows that the peer is ours and that proxies in between pass the marker. From th
 message ends its direction.
 
 The marker may be late on a slow line. A side that wants to end its direction before it has arrived
-sends a ping, whose answer comes behind everything that the peer has sent before.
+sends a ping, whose answer follows everything that the peer has sent before.
 """
 
 from __future__ import annotations
