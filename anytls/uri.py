@@ -71,11 +71,14 @@ def parse_uri(option: str, text: str) -> ServerUri:
         more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
         names = ", ".join(clipped(name) for name in unknown[:_SHOWN])
         logger.warning("%s: not used of the URI: %s%s", option, names, more)
+    insecure = known.get("insecure", "")
+    if insecure not in ("", "0", "1"):
+        raise UsageError(f"{option}: insecure is {quoted(insecure)} in the URI; write 1 or 0")
     return ServerUri(
         endpoint=_endpoint(option, location),
         password=password,
         sni=host_name(f"{option}: sni", known["sni"]) if known.get("sni") else "",
-        insecure=_insecure(option, known.get("insecure", "")),
+        insecure=insecure == "1" if insecure else None,
     )
 
 
@@ -105,12 +108,6 @@ def _parameters(option: str, query: str) -> tuple[dict[str, str], list[str]]:
         else:
             unknown[name] = None
     return known, list(unknown)
-
-
-def _insecure(option: str, value: str) -> bool | None:
-    if value not in ("", "0", "1"):
-        raise UsageError(f"{option}: insecure is {quoted(value)} in the URI; write 1 or 0")
-    return value == "1" if value else None
 
 
 def _decoded(option: str, text: str, what: str) -> str:

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from mtt.log import logger
 from mtt.net.resolve import Resolver
@@ -256,10 +257,8 @@ class UserMember(Member):
             if buckets is None:  # the last tunnel has just ended
                 self.link.send("tokens", path, direction, tokens)
                 return
-            lessee = Lessee(
-                buckets[direction],
-                lambda granted: self.link.send("tokens", path, direction, granted),
-            )
+            give = partial(self.link.send, "tokens", path, direction)
+            lessee = Lessee(buckets[direction], give)
             self._lessees[path, direction] = lessee
         lessee.want(tokens)
 

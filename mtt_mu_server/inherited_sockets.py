@@ -42,14 +42,11 @@ def assigned(sockets: Sequence[Inherited]) -> InheritedSockets:
     for each in sockets:
         if each.name not in (TUNNEL, CONTROL):
             what = "has no name" if each.unnamed else f"is named {quoted(each.name)}"
-            raise UsageError(
-                f"inherited socket, descriptor {each.descriptor}: {what}; {HOW}"
-            )
-    by_name = {
-        name: tuple(each.descriptor for each in sockets if each.name == name)
-        for name in (TUNNEL, CONTROL)
-    }
-    return InheritedSockets(by_name[TUNNEL], by_name[CONTROL])
+            raise UsageError(f"inherited socket, descriptor {each.descriptor}: {what}; {HOW}")
+    return InheritedSockets(
+        tunnel=tuple(each.descriptor for each in sockets if each.name == TUNNEL),
+        control=tuple(each.descriptor for each in sockets if each.name == CONTROL),
+    )
 
 
 def control_hosts(descriptors: Sequence[int], *, guarded: bool) -> tuple[str, ...]:

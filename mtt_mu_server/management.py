@@ -82,17 +82,13 @@ class Management:
     async def start(self, resolver: Resolver) -> None:
         """After `load()`: start the controller. Raises StartError."""
         self._events.commands = self.commands.done
+        options = self._options
         self.controller = Controller(
-            access=self._access,
-            run=self.commands.run,
-            metrics=self._metrics,
+            access=self._access, run=self.commands.run, metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
-        )
+        )  # fmt: skip
         await self.controller.start(
-            self._options.controller,
-            self._options.controller_unix,
-            resolver,
-            self._options.inherited.control,
+            options.controller, options.controller_unix, resolver, options.inherited.control
         )
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
         if self.tls is not None:

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mtt.errors import StartError
@@ -142,10 +143,8 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         if not user.rate:
             return None
         if path not in self._buckets:
-            self._buckets[path] = (
-                LeasedBucket(lambda tokens: self.link.send("want", path, UP, tokens)),
-                LeasedBucket(lambda tokens: self.link.send("want", path, DOWN, tokens)),
-            )
+            ask_up, ask_down = (partial(self.link.send, "want", path, way) for way in (UP, DOWN))
+            self._buckets[path] = LeasedBucket(ask_up), LeasedBucket(ask_down)
         return self._buckets[path]
 
     # Messages of the hub.
@@ -153,7 +152,9 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
     def handle(self, message: Message) -> None:
         match message:
             case ["admission", int(number), bool(granted)]:
-                self._admission(number, granted)
+                waiting = self._tunnels[number].admission if number in self._tunnels else None
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(granted)
             case ["tokens", str(path), int(direction), int(tokens)]:
                 if path in self._buckets:
                     self._buckets[path][direction].given(tokens)
@@ -201,11 +202,6 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
             self.link.send("events", events.unknown, events.full, events.dial_failures)
             events.unknown = events.full = events.dial_failures = 0
         super().report()
-
-    def _admission(self, number: int, granted: bool) -> None:
-        tunnel = self._tunnels.get(number)
-        if tunnel is not None and tunnel.admission is not None and not tunnel.admission.done():
-            tunnel.admission.set_result(granted)
 
     def _apply(self) -> None:
         """Apply the staged changes in one step."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mtt.address import parse_endpoint
@@ -38,20 +39,18 @@ class MultiUserServer(ServerService):
     def __init__(self, options: MultiUserOptions) -> None:
         self._resolver = Resolver()
         super().__init__(
-            options,
-            self._resolver,
-            options.tls,
+            options, self._resolver, options.tls,
             on_session=lambda user, session: self._users.session_changed(user, session),
-        )
+        )  # fmt: skip
         self._options = options
         self._primary = Users()
         self._users: LimitedDirectory[str, User, Tunnel] = self._primary
-        self._to_hub: socket.socket | None = None  # only in a worker
         self._replica: UserReplica | None = None  # only in a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
             options, self._primary, self._events, self.metrics_page
         )
+        self._load_users: Callable[[], Awaitable[None]] = self._management.load
         if self._management.tls is not None:
             self.certificates += (self._management.tls,)
 
@@ -69,15 +68,11 @@ class MultiUserServer(ServerService):
         return self._management.addresses if self._management is not None else []
 
     async def start(self) -> None:
-        """Read the database and listen. Raises StartError if that fails."""
+        """Load the users and listen. Raises StartError if that fails."""
         use_threads()
         management = self._management
         try:
-            if management is not None:
-                await management.load()
-            elif self._replica is not None:
-                assert self._to_hub is not None
-                await self._replica.connect(self._to_hub)
+            await self._load_users()
             await self.serve(self._frontend.accept)
             if management is not None:
                 await management.start(self._resolver)
@@ -106,8 +101,8 @@ class MultiUserServer(ServerService):
         super().join(None, is_heavy)  # metrics go to the hub with the rest
         if hub is None:  # this process becomes the hub
             return
-        self._to_hub = hub
         self._users = self._replica = UserReplica(self.metrics_page, self._events)
+        self._load_users = partial(self._replica.connect, hub)
         self._management = None
         self.certificates = (self._tls,) if self._tls is not None else ()
         for descriptor in self._options.inherited.control:

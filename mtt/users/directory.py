@@ -29,7 +29,14 @@ from mtt.tunnels.rate_limit import Bucket, TokenSource
 Steps = Generator[None, None, None]
 
 
-class Carrier(Protocol):
+class Connection(Protocol):
+    """An open connection of a user."""
+
+    def abort(self, reason: str) -> None:
+        """Cut it."""
+
+
+class Carrier(Connection, Protocol):
     """Carries the bytes of a connection: a relay, in this or another process."""
 
     @property
@@ -39,16 +46,6 @@ class Carrier(Protocol):
     @property
     def received(self) -> int:
         """Bytes so far, to the user."""
-
-    def abort(self, reason: str) -> None:
-        """Cut it."""
-
-
-class Connection(Protocol):
-    """An open connection of a user."""
-
-    def abort(self, reason: str) -> None:
-        """Cut it."""
 
 
 class Session(Protocol):
