@@ -111,7 +111,7 @@ def inbound(section: Section) -> Values:
     section.skip("type", "tag")
     section.refuse(_NETWORK)
     section.ignore(_LISTEN_IGNORED)
-    values: Values = {"l": _listen(section), "fast-open": section.flag("tcp_fast_open")}
+    values: Values = {"l": listen(section), "fast-open": section.flag("tcp_fast_open")}
     values["users"] = _users(section, "name")
     if not values["users"]:
         section.fail("users", "missing; give at least one user with name and password")
@@ -138,24 +138,20 @@ def local(section: Section) -> Values:
         "tcp_fast_open": "the local port has no TCP fast open; remove it",
     })  # fmt: skip
     section.ignore(_LISTEN_IGNORED)
-    values: Values = {"l": _listen(section), "users": _users(section, "username")}
+    values: Values = {"l": listen(section), "users": _users(section, "username")}
     section.done()
     return values
 
 
-def listen_text(label: str, host: str, port: int) -> str:
-    """The value of -l for an address in the syntax of the Go programs. Raises UsageError."""
+def listen(section: Section, port_key: str = "listen_port", default: str = _LISTEN) -> str:
+    """The value of -l for the address of an inbound, which is in Go's syntax. Raises UsageError."""
+    host = section.text("listen") or default
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     # In Go this means all addresses, IPv4 included.
-    text = host_port("" if host == "::" else host, port)
-    parse_endpoint(label, text)
+    text = host_port("" if host == "::" else host, section.port(port_key))
+    parse_endpoint(section.label("listen"), text)
     return text
-
-
-def _listen(section: Section) -> str:
-    host = section.text("listen") or _LISTEN
-    return listen_text(section.label("listen"), host, section.port("listen_port"))
 
 
 def _users(section: Section, name_key: str) -> tuple[User, ...]:

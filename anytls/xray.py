@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from anytls import tls_fields
 from anytls.json_file import Section
-from anytls.singbox import listen_text
+from anytls.singbox import listen
 from mtt.address import Endpoint
 from mtt.options.anytls import checked_min_idle, checked_password
 from mtt.options.common import host_name
@@ -87,8 +87,7 @@ def outbound(section: Section) -> list[Values]:
 def local(section: Section) -> Values:
     """The local port of the client: "l", and "users", a tuple of Users."""
     section.skip("protocol", "tag", "sniffing", "allocate", "streamSettings")
-    listen = section.text("listen") or _LISTEN
-    text = listen_text(section.label("listen"), listen, section.port("port"))
+    text = listen(section, "port", _LISTEN)
     users: tuple[User, ...] = ()
     settings = section.section("settings")
     if settings is not None:

@@ -32,37 +32,60 @@ TICK = 0.02
 class Waiter(Protocol):
     """A rate limiter that waits for tokens."""
 
+    @property
+    def backlog(self) -> int:
+        """Number of tokens that it waits for."""
+
     def pass_on(self, limit: int) -> int:
         """Spend up to `limit` tokens; queue again if bytes remain. Returns the number spent."""
 
 
-class TokenSource(Protocol):
-    """The source of a rate limiter's tokens."""
+class TokenSource:
+    """The source of tokens for rate limiters, with a queue of those that wait."""
+
+    __slots__ = ("_tokens", "_waiting")
+
+    def __init__(self, tokens: float) -> None:
+        self._tokens = tokens
+        self._waiting: dict[Waiter, None] = {}  # the queue
 
     def take(self, wanted: int) -> int:
         """Take up to `wanted` tokens at once; none while others wait. Returns their number."""
+        raise NotImplementedError
 
-    def wait(self, limiter: RateLimiter) -> None:
+    def wait(self, limiter: Waiter) -> None:
         """Queue `limiter`."""
+        raise NotImplementedError
 
-    def leave(self, limiter: RateLimiter) -> None:
+    def leave(self, limiter: Waiter) -> None:
         """Remove `limiter` from the queue."""
+        self._waiting.pop(limiter, None)
+
+    def _share(self) -> None:
+        """Give the waiting rate limiters equal shares of the tokens, in turn."""
+        share = max(1, int(self._tokens) // max(1, len(self._waiting)))
+        for limiter in list(self._waiting):
+            if self._tokens < 1:
+                break
+            if limiter not in self._waiting:  # ended by data passed to another
+                continue
+            del self._waiting[limiter]
+            self._tokens -= limiter.pass_on(min(share, int(self._tokens)))
 
 
-class Bucket:
-    """The token bucket of one user for one direction, in the running event loop: a `TokenSource`.
+class Bucket(TokenSource):
+    """The token bucket of one user for one direction, in the running event loop.
 
     `rate`: bytes per second, above 0; may change at any time.
     """
 
-    __slots__ = ("_filled", "_loop", "_timer", "_tokens", "_waiting", "rate")
+    __slots__ = ("_filled", "_loop", "_timer", "rate")
 
     def __init__(self, rate: int) -> None:
         self._loop = asyncio.get_running_loop()
         self.rate = rate
-        self._tokens = self.burst
+        super().__init__(self.burst)
         self._filled = self._loop.time()
-        self._waiting: dict[Waiter, None] = {}  # the queue
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -82,7 +105,7 @@ class Bucket:
         self._arm()
 
     def leave(self, limiter: Waiter) -> None:
-        self._waiting.pop(limiter, None)
+        super().leave(limiter)
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,14 +124,8 @@ class Bucket:
 
     def _serve(self) -> None:
         self._timer = None
-        share = max(1, self._fill() // max(1, len(self._waiting)))
-        for limiter in list(self._waiting):
-            if self._tokens < 1:
-                break
-            if limiter not in self._waiting:  # ended by data passed to another
-                continue
-            del self._waiting[limiter]
-            self._tokens -= limiter.pass_on(min(share, int(self._tokens)))
+        self._fill()
+        self._share()
         if self._waiting:
             self._arm()
 
