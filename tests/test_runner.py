@@ -61,7 +61,7 @@ def test_an_error_in_a_callback_is_found() -> None:
         run_async(test, 30)
 
 
-def test_an_error_that_nobody_asked_for_is_found() -> None:
+def test_unretrieved_error_fails_the_test() -> None:
     async def test() -> None:
         asyncio.get_running_loop().create_future().set_exception(ValueError("unseen"))
 
@@ -69,7 +69,7 @@ def test_an_error_that_nobody_asked_for_is_found() -> None:
         run_async(test, 30)
 
 
-def test_a_test_that_waits_for_ever_is_ended() -> None:
+def test_hanging_test_is_ended() -> None:
     async def test() -> None:
         await asyncio.get_running_loop().create_future()
 

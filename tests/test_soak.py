@@ -199,7 +199,7 @@ async def test_a_network_that_stays_away_is_found(
     assert "was not told within 0.5 s" in str(first(raised.value))
 
 
-def test_the_command_says_what_is_broken(
+def test_command_reports_what_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def soak(*_: object) -> None:

@@ -214,7 +214,7 @@ async def test_sessions_are_made_ready(certs: Certs) -> None:
         assert client.counters.sessions == 3
 
 
-async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -> None:
+async def test_draining_ends_idle_sessions_and_waits_for_busy_ones(certs: Certs) -> None:
     async with (
         serving(echo) as there,
         server_for(certs) as server,
@@ -232,7 +232,7 @@ async def test_draining_ends_what_is_idle_and_waits_for_the_rest(certs: Certs) -
         await eventually(lambda: empty(server))
 
 
-async def test_after_a_restart_of_the_server_the_next_connection_works(certs: Certs) -> None:
+async def test_next_connection_works_after_a_server_restart(certs: Certs) -> None:
     async with serving(echo) as there, contextlib.AsyncExitStack() as stack:
         async with server_for(certs) as server:
             address = server.addresses[0]

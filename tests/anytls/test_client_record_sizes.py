@@ -1,7 +1,7 @@
-"""What somebody between client and server sees: the sizes of our client's TLS records.
+"""What an observer between client and server sees: the sizes of our client's TLS records.
 
-The sizes stand in the padding scheme, and here again by hand: no code of ours has a say in what is
-expected.
+The expected sizes are those of the padding scheme, written by hand: no code of ours computes
+them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+
+import pytest
 
 from tests.anytls.proxying import check_echo, client_for, through
 from tests.anytls.serving import server_for
@@ -87,6 +89,14 @@ class Recording:
         return lengths[1:]
 
 
+@pytest.fixture
+def scheme(tmp_path: Path) -> dict[str, str]:
+    """The server's option for the file with SCHEME."""
+    path = tmp_path / "scheme"
+    path.write_bytes(SCHEME)
+    return {"padding-scheme": str(path)}
+
+
 @contextlib.asynccontextmanager
 async def recording(server: int) -> AsyncIterator[tuple[Recording, int]]:
     there = Recording(server)
@@ -101,13 +111,11 @@ async def ask(application: Tcp, size: int) -> None:
     assert await application.exactly(size) == data
 
 
-async def test_records_have_the_sizes_of_the_scheme(certs: Certs, tmp_path: Path) -> None:
-    scheme = tmp_path / "scheme"
-    scheme.write_bytes(SCHEME)
+async def test_records_have_the_sizes_of_the_scheme(certs: Certs, scheme: dict[str, str]) -> None:
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
-        server_for(certs, **{"padding-scheme": str(scheme)}) as server,
+        server_for(certs, **scheme) as server,
         recording(port_of(server)) as (seen, port),
         client_for(certs, port, dr=True, **{"tls-min": "1.3"}) as client,
     ):
@@ -133,16 +141,14 @@ async def test_records_have_the_sizes_of_the_scheme(certs: Certs, tmp_path: Path
         ]  # fmt: skip
 
 
-async def test_the_default_scheme_holds_before_there_is_another(
-    certs: Certs, tmp_path: Path
+async def test_default_scheme_applies_until_another_is_learned(
+    certs: Certs, scheme: dict[str, str]
 ) -> None:
     """In its bounds (the upper ones are exclusive); the server's counts from the next packet on."""
-    scheme = tmp_path / "scheme"
-    scheme.write_bytes(SCHEME)
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
-        server_for(certs, **{"padding-scheme": str(scheme)}) as server,
+        server_for(certs, **scheme) as server,
         recording(port_of(server)) as (seen, port),
         client_for(certs, port, **{"tls-min": "1.3"}) as client,
         through(client, there.port) as application,
@@ -157,13 +163,11 @@ async def test_the_default_scheme_holds_before_there_is_another(
         assert len(rest) == 4 or (len(rest) == 5 and rest[0] < 100)
 
 
-async def test_a_tunnel_is_shaped_likewise(certs: Certs, tmp_path: Path) -> None:
-    scheme = tmp_path / "scheme"
-    scheme.write_bytes(SCHEME)
+async def test_tunnel_mode_follows_the_scheme(certs: Certs, scheme: dict[str, str]) -> None:
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
-        server_at("anytls", there.port, certs, **{"padding-scheme": str(scheme)}) as server,
+        server_at("anytls", there.port, certs, **scheme) as server,
         recording(port_of(server)) as (seen, port),
         client_of("anytls", port, certs, dr=True, p=PASSWORD, **{"tls-min": "1.3"}) as client,
     ):

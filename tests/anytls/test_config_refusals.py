@@ -158,7 +158,7 @@ def test_refused_keys_of_an_inbound(
         ("x" * (MAX_CONFIG + 1), "more than"),
     ],
 )
-def test_files_that_are_none(content: str, words: str, path: Path) -> None:
+def test_files_without_a_configuration(content: str, words: str, path: Path) -> None:
     path.write_text(content)
     for read in (read_client, read_server):
         with pytest.raises(UsageError) as caught:
@@ -192,13 +192,13 @@ def test_pools_that_differ(path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert "share the first one's" in caplog.text
 
 
-def test_there_is_an_end_to_servers(path: Path) -> None:
+def test_number_of_servers_is_limited(path: Path) -> None:
     with pytest.raises(UsageError, match="64 at most"):
         client(path, {"outbounds": [SERVER] * (MAX_SERVERS + 1)})
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
-def test_a_file_that_all_can_read(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_world_readable_file_causes_a_warning(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     path.chmod(0o640)
     client(path, SERVER)

@@ -97,7 +97,7 @@ async def test_applications(use: Use, reuse: bool, certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("use", [tunnel, datagrams], ids=lambda use: use.__name__)
-async def test_server_is_not_there(use: Use, certs: Certs) -> None:
+async def test_missing_server_fails_applications(use: Use, certs: Certs) -> None:
     async with (
         serving(answering) as there,
         server_for(certs) as server,

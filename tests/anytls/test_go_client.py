@@ -33,7 +33,7 @@ async def end_at_once(_connection: Tcp) -> None:
 
 
 @pytest.mark.parametrize("kind", ["anytls-server", "mtt-server"])
-async def test_end_behind_an_answer_is_told_at_once(
+async def test_end_after_an_answer_is_sent_at_once(
     kind: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with asyncio.timeout(SOON), serving(answer) as there:
@@ -68,7 +68,7 @@ async def test_end_of_unused_destination_arrives_at_once(
         assert await peer.frame() == (FIN, 1, b"")
 
 
-async def test_end_without_an_answer_is_told_soon(
+async def test_end_without_an_answer_is_sent_soon(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (

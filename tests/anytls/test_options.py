@@ -56,7 +56,7 @@ def test_defaults_of_the_server() -> None:
     assert options.fallback is None
 
 
-def test_all_flags_of_the_reference_are_there() -> None:
+def test_all_flags_of_the_reference_exist() -> None:
     assert {flag.name for flag in CLIENT_FLAGS} >= {"l", "s", "p", "sni", "m", "dr"}
     assert {flag.name for flag in SERVER_FLAGS} >= {"l", "p", "padding-scheme"}
 
@@ -80,7 +80,7 @@ def test_a_uri_describes_a_server() -> None:
     assert only.tls.server_name == "192.0.2.1"
 
 
-def test_options_rank_above_the_uri() -> None:
+def test_options_override_the_uri() -> None:
     (only,) = client("-s", "anytls://p@h/?sni=a.example&insecure=1", "-sni", "b.example").servers
     assert (only.tls.server_name, only.tls.skip_verify) == ("b.example", True)
     (only,) = client("-s", "anytls://p@h/?insecure=1", "-insecure=false").servers

@@ -99,7 +99,7 @@ def test_ignore_fingerprint_reaches_the_file(tmp_path: Path) -> None:
     assert client("-c", path, "-ignore-fingerprint").servers
 
 
-def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
+def test_server_name_is_not_sent(tmp_path: Path) -> None:
     def outbound(**tls: Any) -> str:
         tls = {"enabled": True, "disable_sni": True} | tls
         return written(tmp_path / "c", {"type": "anytls", "server": "example.com", "password": "x",
@@ -114,7 +114,7 @@ def test_a_name_that_is_not_sent(tmp_path: Path) -> None:
         client("-c", outbound(), "-pin", PIN, "-ca", "x")
 
 
-def test_passwords_that_are_none(tmp_path: Path) -> None:
+def test_unusable_passwords(tmp_path: Path) -> None:
     for text in ("s3cret\udc80", "s3cret" * 1000):
         with pytest.raises(UsageError) as caught:
             server("-p", text)
@@ -216,7 +216,9 @@ def test_users_in_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of Unix")
-def test_secrets_that_all_can_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_world_readable_secrets_cause_warnings(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     users, password = written(tmp_path / "u", "a:b"), written(tmp_path / "p", "x")
     server("-users", users)
     assert not caplog.records

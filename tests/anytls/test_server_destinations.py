@@ -39,7 +39,7 @@ from tests.support.metrics import numbers, parse
 from tests.support.tunnels import SOON, echo, eventually, listening, logged, port_of, serving
 
 
-async def test_failures_are_told_in_words_that_tell_nothing_else(
+async def test_failure_reports_reveal_only_the_outcome(
     certs: Certs,
 ) -> None:
     async with asyncio.timeout(SOON), serving(echo) as there, server_for(certs) as server:
@@ -76,7 +76,7 @@ async def test_a_destination_that_does_not_answer_has_timed_out(
         assert await refused(peer, 1, HERE, 80) == "timed out"
 
 
-async def test_a_name_that_is_none_fails_like_one_that_is_not_there(certs: Certs) -> None:
+async def test_invalid_name_fails_like_an_unknown_one(certs: Certs) -> None:
     async with (
         asyncio.timeout(20),
         server_for(certs) as server,
@@ -92,7 +92,7 @@ async def test_a_name_that_is_none_fails_like_one_that_is_not_there(certs: Certs
      # What the system's resolver, too, takes for addresses (inet_aton).
      "0", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.01"],
 )  # fmt: skip
-async def test_this_machine_is_denied_unless_it_is_allowed(host: str, certs: Certs) -> None:
+async def test_loopback_is_denied_unless_allowed(host: str, certs: Certs) -> None:
     async with listening() as there, asyncio.timeout(SOON), server_for(certs, allow=[]) as server:
         async with await peer_connect(port_of(server), certs) as peer:
             assert await refused(peer, 1, host, there.port) == "not allowed"
@@ -142,7 +142,7 @@ async def test_only_allowed_addresses_of_a_name_are_tried(
         assert tried == [Endpoint((HERE,), there.port)]
 
 
-async def test_the_port_counts_as_well(certs: Certs) -> None:
+async def test_rules_match_the_port(certs: Certs) -> None:
     async with asyncio.timeout(SOON), serving(echo) as there:
         allow = [f"{HERE}:{there.port}"]
         async with (
@@ -168,7 +168,7 @@ async def test_invalid_address_ends_only_its_stream(data: bytes, certs: Certs) -
         await check_echo(peer, 2, there.port)
 
 
-async def test_a_destination_that_never_comes_ends_the_stream_alone(
+async def test_missing_destination_ends_only_its_stream(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anytls_heads, "DESTINATION_TIME", 0.2)
@@ -209,7 +209,7 @@ async def test_slow_destination_is_acknowledged_before_client_gives_up(
             assert await peer.data(1, 5) == b"hello"
 
 
-async def test_one_that_fails_after_that_is_an_end_without_a_byte(
+async def test_failure_after_the_acknowledgement_is_an_empty_end(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(anytls_answer, "ANSWER_TIME", 0.1)

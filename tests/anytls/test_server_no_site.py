@@ -233,7 +233,7 @@ async def test_visitor_that_disconnects_is_closed_at_once(certs: Certs) -> None:
         assert failures(numbers(server)) == {"eof": 1, "path": 1}
 
 
-async def test_silence_lasts_as_long_as_at_an_nginx(
+async def test_silent_connection_lasts_as_long_as_with_nginx(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before TLS and after its handshake."""

@@ -44,7 +44,7 @@ async def test_streams_without_tls(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_stranger_without_tls_gets_an_answer(certs: Certs) -> None:
+async def test_client_without_tls_gets_an_answer(certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs, **{"disable-tls": True}) as server:
         async with await connect(port_of(server)) as stranger:
             await stranger.send(WRONG)
@@ -52,7 +52,7 @@ async def test_stranger_without_tls_gets_an_answer(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_stranger_without_tls_sees_the_fallback_site(certs: Certs) -> None:
+async def test_client_without_tls_sees_the_fallback_site(certs: Certs) -> None:
     site = Site()
     async with (
         asyncio.timeout(SOON),

@@ -106,7 +106,7 @@ async def test_a_refusal_ends_with_close_notify(certs: Certs) -> None:
         assert await client.rest() == b"".join(bytes.fromhex(e["hex"]) for e in answers)
 
 
-async def test_a_wrong_password_is_refused_in_words_of_our_own(certs: Certs) -> None:
+async def test_wrong_password_is_answered_as_by_a_web_server(certs: Certs) -> None:
     """Where the reference says nothing, which no web server does."""
     said, end = vector("x-anytls-auth-failure")
     assert end["hex"] == ""

@@ -175,7 +175,7 @@ async def test_visitor_sees_the_end_of_the_site_at_once(
     assert ended == [b""]
 
 
-async def test_users_get_in_beside_the_site(certs: Certs) -> None:
+async def test_users_are_served_while_visitors_are(certs: Certs) -> None:
     async with serving(echo) as there, in_front_of_a_site(certs) as (server, site):
         async with await peer_connect(port_of(server), certs) as peer:
             await peer.open(1, "127.0.0.1", there.port, b"hello")

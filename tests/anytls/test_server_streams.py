@@ -103,7 +103,7 @@ async def test_streams_of_one_session_are_independent(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_a_client_of_version_1_is_told_nothing(certs: Certs) -> None:
+async def test_version_1_client_gets_no_acknowledgements(certs: Certs) -> None:
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
@@ -138,7 +138,7 @@ async def test_padding_scheme_is_sent_to_clients_with_another(certs: Certs, tmp_
                 assert heard == [*updates, (SERVER_SETTINGS, 0, b"v=2")]
 
 
-async def test_max_conns_refuses_streams_of_sessions_there_are(certs: Certs) -> None:
+async def test_max_conns_refuses_streams_of_existing_sessions(certs: Certs) -> None:
     options = {"max-conns": 1}  # the session counts with its stream, or when it has none
     async with (
         asyncio.timeout(SOON),
@@ -176,7 +176,7 @@ async def test_closing_cuts_everything_and_draining_waits(certs: Certs) -> None:
         peer.tls.close()
 
 
-async def test_nothing_that_a_user_sends_breaks_anything(
+async def test_random_frames_leave_nothing_behind(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Frames with anything in them, then just anything."""

@@ -53,7 +53,7 @@ async def test_datagrams_go_anywhere_and_come_back_with_their_source(
             assert page[f'mtt_transferred_bytes_total{{direction="{way}"}}'] == count
 
 
-async def test_any_pieces_of_the_stream_will_do(certs: Certs) -> None:
+async def test_stream_may_be_cut_anywhere(certs: Certs) -> None:
     async with asyncio.timeout(SOON), server_for(certs) as server:
         with Udp() as there:
             said = address(UOT, 0) + ANYWHERE + datagram(HERE, there.port, b"a")
@@ -97,7 +97,7 @@ async def test_without_ipv6_there_is_ipv4(certs: Certs, monkeypatch: pytest.Monk
             assert await peer.frame() == (PSH, 1, datagram(HERE, there.port, b"echo:four"))
 
 
-async def test_full_cone_everybody_may_answer(certs: Certs) -> None:
+async def test_full_cone_accepts_answers_from_any_peer(certs: Certs) -> None:
     async with association(certs, ANYWHERE) as (_, peer):
         with Udp() as there, Udp() as other:
             await peer.send(frame(PSH, 1, datagram(HERE, there.port, b"hello")))
@@ -107,7 +107,7 @@ async def test_full_cone_everybody_may_answer(certs: Certs) -> None:
 
 
 @pytest.mark.parametrize("host", [HERE, "peer.test"])
-async def test_connected_there_is_one_peer(host: str, certs: Certs) -> None:
+async def test_connected_association_has_one_peer(host: str, certs: Certs) -> None:
     with Udp() as there, Udp() as other:
         async with asyncio.timeout(SOON), server_for(certs) as server:
             know(server, {"peer.test": [HERE]})

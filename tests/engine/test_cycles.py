@@ -155,7 +155,7 @@ async def test_refused_destinations(mode: str, certs: Certs) -> None:
 
 
 @in_every_mode
-async def test_server_is_not_there(mode: str, certs: Certs) -> None:
+async def test_missing_server_fails_applications(mode: str, certs: Certs) -> None:
     async with both(mode, certs) as pair:
         await pair.server.close()
         with collector_off() as left:

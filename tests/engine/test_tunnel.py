@@ -109,7 +109,7 @@ async def test_unreachable_server_closes_the_application(
 
 
 @in_every_mode
-async def test_after_a_restart_of_the_server_the_next_connection_works(
+async def test_next_connection_works_after_a_server_restart(
     mode: str, certs: Certs
 ) -> None:
     async with serving(echo) as there, AsyncExitStack() as stack:

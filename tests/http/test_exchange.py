@@ -40,7 +40,7 @@ async def test_requests_are_handled_in_their_order(size: int) -> None:
     assert client.failures == []
 
 
-async def test_what_follows_waits_until_the_handler_is_done() -> None:
+async def test_next_request_waits_for_the_handler() -> None:
     going_on = asyncio.Event()
 
     async def slow(exchange: Exchange) -> None:
@@ -126,7 +126,7 @@ async def test_a_handler_that_keeps_on_is_not_cancelled() -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-async def test_what_the_owner_cancels_is_cut_and_no_failure(at_once: bool) -> None:
+async def test_cancelled_handler_cuts_without_a_failure(at_once: bool) -> None:
     client = Client(waiting)
     await client.send(GET)
     for task in client.tasks:
@@ -178,7 +178,7 @@ async def test_failures_of_handlers_are_answered_500() -> None:
         assert client.failures == [reason]
 
 
-async def test_errors_look_as_the_owner_likes() -> None:
+async def test_owner_chooses_the_layout_of_errors() -> None:
     client = Client(error_reply=lambda error: Reply(error.status, body=error.reason.encode()))
     assert bodies(await client.send(GET + b"SSH-2.0-x\r\n")) == [b"/", b"malformed request line"]
     assert client.is_ended

@@ -60,7 +60,7 @@ async def test_an_end_within_a_body_ends_the_connection() -> None:
     assert client.failures == ["the connection ended in the middle of a request body"]
 
 
-async def test_clients_that_ask_are_told_to_send_the_body() -> None:
+async def test_expected_continue_is_sent() -> None:
     client = Client()
     assert await client.send(EXPECT) == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert bodies(await client.send(b"hello")) == [b"hello"]
@@ -77,7 +77,7 @@ async def test_clients_that_ask_are_told_to_send_the_body() -> None:
         EXPECT.replace(b"Length: 5", b"Length: 0"),
     ],
 )
-async def test_other_requests_are_not_told_to_continue(head: bytes) -> None:
+async def test_continue_is_sent_only_if_expected(head: bytes) -> None:
     client = Client()
     answers = await client.send(head, b"hello")
     assert not answers.startswith(b"HTTP/1.1 100 ")

@@ -20,7 +20,7 @@ def buffer(data: bytes) -> HeadBuffer:
     [b"G", b"GET", b"GET ", b"GET /", b"GET / HT", b"\r\n\nGET /a", b"X-Y_Z /", b"GET http",
      b"GET http:", b"GET http:/", b"GET http://a/"],
 )  # fmt: skip
-def test_what_may_become_a_request_is_waited_for(data: bytes) -> None:
+def test_possible_beginning_of_a_request_is_awaited(data: bytes) -> None:
     assert has_begun(buffer(data))
 
 
@@ -34,7 +34,7 @@ def test_empty_lines_begin_nothing(data: bytes) -> None:
     [b"get", b"\x00", b"GET\t", b"GET *", b"GET 1", b"GET http;", b"GET http:a", b"GET http:/a",
      b"\r\nGET ?", b"SSH-2.0\r\n"],
 )  # fmt: skip
-def test_what_cannot_become_a_request_is_refused_at_once(data: bytes) -> None:
+def test_impossible_beginning_is_refused_at_once(data: bytes) -> None:
     with pytest.raises(HttpError) as raised:
         has_begun(buffer(data))
     assert raised.value.status == 400

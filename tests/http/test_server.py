@@ -207,7 +207,7 @@ async def test_requests_before_end_are_served_once_client_reads() -> None:
     await connection.gone()
 
 
-async def test_a_silent_connection_is_closed_without_a_word() -> None:
+async def test_silent_connection_is_closed_without_an_answer() -> None:
     connection = Connection(limits=VISITORS._replace(head=0.01))
     await until(lambda: connection.transport.closed)
     await connection.gone()

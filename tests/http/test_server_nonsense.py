@@ -25,7 +25,7 @@ from tests.http.served import GET, UPGRADE, Connection, until
     ],
 )
 @pytest.mark.parametrize("before", [b"", GET], ids=["first", "second"])
-async def test_what_is_no_request_is_told_so(before: bytes, data: bytes, status: bytes) -> None:
+async def test_invalid_requests_get_an_error(before: bytes, data: bytes, status: bytes) -> None:
     connection = Connection()
     connection.send(before)
     del connection.transport.sent[:]

@@ -37,7 +37,7 @@ def test_defaults() -> None:
     assert checked.tls == ServerTls(alpn=alpn.SITE)
 
 
-def test_all_flags_of_the_original_are_there() -> None:
+def test_all_flags_of_the_original_exist() -> None:
     names = {flag.name for flag in FLAGS}
     assert names >= {"b", "bind-unix", "c", "mux", "timeout", "cert", "key", "disable-tls", "n",
                      "fast-open", "verbose"}  # fmt: skip

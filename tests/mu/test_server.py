@@ -94,7 +94,7 @@ async def test_unknown_users_get_the_page_of_a_web_server(mode: str, certs: Cert
         assert server._events.unknown >= 10
 
 
-async def test_probes_do_not_learn_which_paths_exist(certs: Certs) -> None:
+async def test_probes_do_not_reveal_which_paths_exist(certs: Certs) -> None:
     """Whatever is no proper upgrade is answered as for a path that does not exist."""
     good = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
             "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==")  # fmt: skip
@@ -131,7 +131,7 @@ async def test_probes_do_not_learn_which_paths_exist(certs: Certs) -> None:
             assert answers[0][0].split()[1] == b"404", (method, version, headers)
 
 
-async def test_with_a_fallback_visitors_get_to_a_web_site(certs: Certs) -> None:
+async def test_visitors_reach_the_fallback_site(certs: Certs) -> None:
     async def site(connection: Tcp) -> None:
         request = await connection.until(b"\r\n\r\n")
         await connection.send(b"HTTP/1.0 200 OK\r\n\r\n" + request)

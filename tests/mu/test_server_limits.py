@@ -66,7 +66,7 @@ async def test_a_full_user_looks_like_an_unknown_one(certs: Certs) -> None:
 
 
 @in_both_modes
-async def test_a_rate_holds_for_all_connections_together(mode: str, certs: Certs) -> None:
+async def test_rate_is_shared_by_all_connections(mode: str, certs: Certs) -> None:
     rate, size, streams = 400_000, 60_000, 4
 
     async def upload(port: int) -> None:
@@ -94,7 +94,7 @@ async def test_a_rate_holds_for_all_connections_together(mode: str, certs: Certs
         assert time.monotonic() - start >= (size * streams - rate * 0.25) / rate * 0.98
 
 
-async def test_downloads_are_held_to_the_rate_too(certs: Certs) -> None:
+async def test_rate_limits_downloads(certs: Certs) -> None:
     rate, size = 200_000, 150_000
 
     async def pour(connection: Tcp) -> None:
@@ -107,7 +107,7 @@ async def test_downloads_are_held_to_the_rate_too(certs: Certs) -> None:
         assert time.monotonic() - start >= (size - rate * 0.25) / rate * 0.98
 
 
-async def test_a_low_rate_is_not_taken_for_an_idle_tunnel(certs: Certs) -> None:
+async def test_low_rate_does_not_look_idle(certs: Certs) -> None:
     """Many connections share so little that one read would take longer than the idle timeout."""
     async with (
         one_user("wss", certs, limits={"rate": 500}, timeout=1.0) as (_, _, port),

@@ -83,7 +83,7 @@ async def test_peer_that_never_reads_is_dropped(monkeypatch: pytest.MonkeyPatch)
         await waiting
 
 
-async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_does_not_wait_for_the_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "CLOSE_TIME", 0.05)
     end = End()
     ours, theirs = socket.socketpair()

@@ -220,7 +220,7 @@ def test_a_restart_in_the_middle_of_a_download(
     assert fetch(port, f"http://{site.address}/payload") == payload()
 
 
-def test_curl_is_told_why(pair: Pair, site: Site) -> None:
+def test_curl_gets_the_reason(pair: Pair, site: Site) -> None:
     _, server_port = pair.server("-deny", "127.0.0.1/32:1")
     client, port = pair.client(server_port)
     for url, words in (

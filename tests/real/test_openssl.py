@@ -233,7 +233,7 @@ STRANGERS = {
 @pytest.mark.parametrize(
     ("server_options", "client_options", "reason"), STRANGERS.values(), ids=STRANGERS
 )
-def test_a_strange_server_is_one_line_in_the_log(
+def test_server_without_tunnel_causes_one_log_line(
     server_options: tuple[str, ...],
     client_options: tuple[str, ...],
     reason: str,

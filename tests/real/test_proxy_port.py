@@ -73,7 +73,7 @@ async def test_curl_with_user_and_password(name: str, site: Site) -> None:
         assert await curl(*given, f"http://{site.address}/") == PAGE
 
 
-async def test_curl_is_told_why() -> None:
+async def test_curl_gets_the_reason() -> None:
     async with direct_proxy() as proxy:
         # 97 is a SOCKS proxy's no, 22 an HTTP status; to a CONNECT it depends on the version.
         for name, expected in (

@@ -171,8 +171,8 @@ def test_an_unknown_option_ends_both_with_one_line(
     assert "plugin option sevrer" in lines[0]
 
 
-def test_a_server_that_is_not_there(shadowsocks: Shadowsocks, site: Site) -> None:
-    """Curl hears of it at once, and the log says who failed and why."""
+def test_missing_server_ends_the_connection(shadowsocks: Shadowsocks, site: Site) -> None:
+    """curl fails at once, and the log names the server and the reason."""
     local = shadowsocks.start("ss-local", "mtt-client", shadowsocks.client_options)
     listening(local)
     local.expect("listening at")

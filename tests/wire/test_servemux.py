@@ -27,7 +27,7 @@ def test_a_single_slash_matches_every_path(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/ws", "/%77s", "/ws?x=1", "http://any/ws", "/%77%73?"])
-def test_a_path_matches_itself_however_it_is_written(target: str) -> None:
+def test_path_matches_its_escaped_forms(target: str) -> None:
     assert route("/ws", target) is None
 
 
