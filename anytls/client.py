@@ -72,7 +72,9 @@ class Client(Service):
             Server(choice, options.pool, dialer, self.counters) for choice in options.servers
         ]
         self._balancer = Balancer(self._servers)
-        self.certificates = tuple(server.connector.tls for server in self._servers)
+        self.certificates = tuple(
+            files for server in self._servers for files in server.connector.files
+        )
         self._proxy = ProxyPort(
             lambda host, port: self._stream(addresses.encode(host, port)),
             self.open_tunnels,

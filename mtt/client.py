@@ -58,7 +58,7 @@ class Client(Service):
             half_close=mode.half_close,
             on_change=lambda: self._upstream.renew(),
         )
-        self.certificates = (self._connector.tls,)
+        self.certificates = self._connector.files
         self.waiting: set[StreamTransport] = set()  # before the first byte
         self.closed = False
 

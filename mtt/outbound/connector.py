@@ -36,7 +36,7 @@ class Connector:
         server: the server's address.
         dialer: makes the TCP connections.
         counters: counts failures.
-        tls: the client's TLS options.
+        tls: the client's TLS options; None to connect without TLS.
         half_close: see TlsLayer.
         on_change: called when changed certificate files have been loaded.
 
@@ -52,7 +52,7 @@ class Connector:
         server: Endpoint,
         dialer: Dialer,
         counters: Counters,
-        tls: ClientTls,
+        tls: ClientTls | None,
         *,
         half_close: bool = False,
         on_change: Callable[[], object] | None = None,
@@ -61,25 +61,18 @@ class Connector:
         self.connecting = 0
         self._dialer = dialer
         self._counters = counters
-        self._options = tls
-        self._half_close = half_close
         self.finish: Finish | None = None
-        self._started = False
+        self._tls = _Tls(tls, half_close, on_change) if tls is not None else None
 
-        def load() -> Loaded:
-            context = certificates.client_context(tls)
-            if self._started:
-                certificates.finish_client_context(context, pins=tls.pins)
-            return context, None
-
-        self.tls = TlsFiles(load, (tls.ca, tls.cert, tls.key), on_change=on_change)
-        self._resumption = Resumption()
+    @property
+    def files(self) -> tuple[TlsFiles, ...]:
+        """The certificate files to watch."""
+        return (self._tls.files,) if self._tls is not None else ()
 
     def start(self) -> None:
         """Finish the TLS setup that may follow listening, and watch the certificate files."""
-        certificates.finish_client_context(self.tls.context(), pins=self._options.pins)
-        self._started = True
-        self.tls.follow()
+        if self._tls is not None:
+            self._tls.start()
 
     async def attach(self, session: asyncio.BaseProtocol) -> None:
         """Attach a session to a new connection. Raises like `connect`."""
@@ -96,13 +89,16 @@ class Connector:
         layers: list[TlsLayer] = []
 
         def tls_layer() -> TlsLayer:
-            layers.append(self._tls_layer(parked))
+            assert self._tls is not None
+            layers.append(self._tls.layer(parked))
             return layers[-1]
 
         self.connecting += 1
         try:
             async with asyncio.timeout(DIAL_TIME):
-                await self._dialer.connect(self.server, tls_layer)
+                await self._dialer.connect(
+                    self.server, tls_layer if self._tls is not None else lambda: parked
+                )
                 transport = await parked.opened()
                 return transport if self.finish is None else await self.finish(transport)
         except BaseException as error:
@@ -129,8 +125,35 @@ class Connector:
             else:
                 self._counters.dial_failures += 1
 
-    def _tls_layer(self, parked: Parked) -> TlsLayer:
-        context = self.tls.context()
+
+class _Tls:
+    """The TLS side of a connector."""
+
+    def __init__(
+        self, options: ClientTls, half_close: bool, on_change: Callable[[], object] | None
+    ) -> None:
+        self._options = options
+        self._half_close = half_close
+        self._started = False
+        self.files = TlsFiles(
+            self._load, (options.ca, options.cert, options.key), on_change=on_change
+        )
+        self._resumption = Resumption()
+
+    def _load(self) -> Loaded:
+        context = certificates.client_context(self._options)
+        if self._started:
+            certificates.finish_client_context(context, pins=self._options.pins)
+        return context, None
+
+    def start(self) -> None:
+        certificates.finish_client_context(self.files.context(), pins=self._options.pins)
+        self._started = True
+        self.files.follow()
+
+    def layer(self, parked: Parked) -> TlsLayer:
+        """The layer of a new connection."""
+        context = self.files.context()
         return TlsLayer(
             parked,
             context,

@@ -121,7 +121,7 @@ async def test_new_certificates_retire_ready_connections(mode: str, certs: Certs
         client.reload()
         await eventually(lambda: before.isdisjoint(client._upstream._ready))
         await eventually(lambda: full(client))
-        context = client._connector.tls.context()
+        context = client._connector.files[0].context()
         for waiting in client._upstream._ready:
             assert waiting.lower.get_extra_info("ssl_object").context is context
         await check_works(port_of(client))

@@ -65,7 +65,7 @@ async def test_a_client_with_the_right_certificate_gets_in(
         server_at(mode, there.port, certs, **{"client-ca": certs.ca}) as server,
         client_of(mode, port_of(server), certs, **ours(certs)) as client,
     ):
-        context = client._connector.tls.context()
+        context = client._connector.files[0].context()
         context.maximum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[
             version
         ]
@@ -148,7 +148,7 @@ async def test_tls_1_2_is_refused_if_so_asked(end: str, certs: Certs) -> None:
     ):
         await check_works(port_of(client))
         assert server._tls is not None
-        old = server._tls if end == "client" else client._connector.tls
+        old = server._tls if end == "client" else client._connector.files[0]
         assert old is not None
         old.context().maximum_version = ssl.TLSVersion.TLSv1_2
         with logged() as lines:
@@ -235,10 +235,10 @@ async def test_no_connection_notices_a_renewal(mode: str, renewable: Certs) -> N
     ):
         assert server._tls is not None
         await application.check_echo(b"before")
-        old = server._tls.context(), client._connector.tls.context()
+        old = server._tls.context(), client._connector.files[0].context()
         renew(files, "cert", "key", "ca")
         await eventually(lambda: server._tls and server._tls.context() is not old[0])
-        await eventually(lambda: client._connector.tls.context() is not old[1])
+        await eventually(lambda: client._connector.files[0].context() is not old[1])
         for _ in range(3):
             await check_works(port_of(client))
         await application.check_echo(b"after")
