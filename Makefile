@@ -19,7 +19,7 @@ EXTRAS ?= test
 TESTS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server anytls tools bench soak)
+CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server anytls anyproxy tools bench soak)
 
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml

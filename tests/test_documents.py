@@ -155,7 +155,7 @@ def _is_made_of(message: str, texts: str) -> bool:
 
 def _texts() -> Iterator[str]:
     """All texts in the source; what is put into an f-string is left out."""
-    for package in ("mtt", "anytls", "plugin", "mtt_mu_server"):
+    for package in ("mtt", "anytls", "anyproxy", "plugin", "mtt_mu_server"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):

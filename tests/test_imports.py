@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ENGINE = "mtt"
 PLUGIN = "plugin"
-PROGRAMS = ("mtt_client", "mtt_server", "mtt_mu_server", "anytls", PLUGIN)
+PROGRAMS = ("mtt_client", "mtt_server", "mtt_mu_server", "anytls", "anyproxy", PLUGIN)
 TOOLS = ("bench", "soak", "tools", "tests")
 MAY_BE_PLUGINS = ("mtt_client", "mtt_server")
 

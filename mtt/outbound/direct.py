@@ -30,12 +30,15 @@ class DirectDialer:
     Args:
         resolver: resolves names.
         allows: the rules.
+        connect_time: see CONNECT_TIME.
     """
 
-    def __init__(self, resolver: Resolver, allows: Allows) -> None:
+    def __init__(
+        self, resolver: Resolver, allows: Allows, *, connect_time: float = CONNECT_TIME
+    ) -> None:
         self._resolver = resolver
         self._allows = allows
-        self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
+        self._dialer = Dialer(resolver, timeout=connect_time)
 
     async def connect(self, host: str, port: int) -> StreamTransport:
         """Connect to `host` (IP literal or name) and `port`. The protocol is a `Parked`.

@@ -1,0 +1,158 @@
+"""anyproxy-client: the agent, which connects to gateways and serves their streams."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Callable
+from functools import partial
+
+from anyproxy.link import Link, LinkSession
+from anyproxy.options import AGENT_PATH, AgentOptions
+from anyproxy.targets import Targets
+from mtt.errors import MttError, PeerError
+from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.smux import SmuxSession
+from mtt.layers.upgrade import UpgradeClient
+from mtt.layers.websocket import WebSocketLayer
+from mtt.log import logger
+from mtt.net.dial import Dialer
+from mtt.net.resolve import Resolver
+from mtt.outbound.agent import MAX_STREAMS
+from mtt.outbound.connector import CONNECT_TIME, Connector
+from mtt.tunnels.service import Service
+from mtt.wire.agent import SUBPROTOCOL
+
+
+class Agent(Service):
+    """The service of anyproxy-client. It does not listen, except for metrics.
+
+    Raises UsageError if the TLS options are unusable.
+    """
+
+    def __init__(self, options: AgentOptions) -> None:
+        resolver = Resolver()
+        super().__init__(
+            options,
+            resolver,
+            sessions=lambda: self._open_sessions,
+            pending=lambda: sum(connector.connecting for connector in self._connectors),
+        )
+        self._options = options
+        self._open_sessions: dict[SmuxSession, None] = {}
+        self._targets = Targets(
+            options.rules,
+            options.protocols,
+            resolver,
+            self.open_tunnels,
+            udp_timeout=options.udp_timeout,
+        )
+        dialer = Dialer(resolver, timeout=CONNECT_TIME)
+        self._connectors = [
+            Connector(gateway, dialer, self.counters, options.tls) for gateway in options.gateways
+        ]
+        self.certificates = tuple(
+            files for connector in self._connectors for files in connector.files
+        )
+        self._links = [
+            Link(connector.server, partial(self._connect, connector, replica))
+            for connector in self._connectors
+            for replica in range(options.replicas)
+        ]
+
+    @property
+    def addresses(self) -> list[str]:
+        return []
+
+    async def start(self) -> None:
+        """Start connecting. Raises StartError if the metrics address is unusable."""
+        if await self.endpoint.start():
+            self.lag.start()
+        for connector in self._connectors:
+            connector.start()
+        for link in self._links:
+            link.start()
+
+    def announce(self) -> None:
+        options = self._options
+        logger.info(
+            "agent %s of group %s, for %s", options.id, options.group,
+            ", ".join(str(gateway) for gateway in options.gateways),
+        )  # fmt: skip
+        for line in options.rules.warnings:
+            logger.warning("%s", line)
+
+    async def drain(self) -> None:
+        """Take no new streams, and wait until the open ones have ended."""
+        self._targets.is_draining = True
+        for link in self._links:
+            await link.stop()
+        await super().drain()
+
+    async def close(self) -> None:
+        self.cleanup()
+        for link in self._links:
+            await link.stop()
+        for session in list(self._open_sessions):
+            session.close()
+        await super().close()
+
+    # Sessions.
+
+    async def _connect(
+        self, connector: Connector, replica: int, on_end: Callable[[], object]
+    ) -> LinkSession:
+        """Make a session with a gateway."""
+        transport = await connector.connect()
+        try:
+            upgrade = UpgradeClient(
+                transport,
+                AGENT_PATH,
+                connector.server.host,
+                (SUBPROTOCOL,),
+                port=connector.server.port,
+                headers=self._headers(replica),
+            )
+            async with asyncio.timeout(CONNECT_TIME):
+                await upgrade.answered()
+        except TimeoutError:
+            transport.abort()
+            raise PeerError(f"{connector.server}: no answer within {CONNECT_TIME:g} s") from None
+        except MttError as error:
+            transport.abort()
+            raise type(error)(f"{connector.server}: {error}") from None
+        if upgrade.protocol != SUBPROTOCOL:
+            transport.abort()
+            raise PeerError(f"{connector.server}: the gateway speaks another protocol")
+        return self._begin(transport, on_end)
+
+    def _begin(self, transport: StreamTransport, on_end: Callable[[], object]) -> SmuxSession:
+        def lost(session: SmuxSession, error: Exception | None) -> None:
+            self._open_sessions.pop(session, None)
+            self.counters.session_over(error)
+            on_end()
+
+        session = SmuxSession(
+            accept=self._accept, first_id=3, max_streams=MAX_STREAMS, on_lost=lost
+        )
+        layer = WebSocketLayer(session, client=True, half_close=True)
+        self.counters.sessions += 1
+        self._open_sessions[session] = None
+        layer.start(transport)
+        return session
+
+    def _accept(self) -> StreamProtocol:
+        self.counters.streams += 1
+        return self._targets.accept()
+
+    def _headers(self, replica: int) -> dict[str, str]:
+        options = self._options
+        headers = {
+            "X-Client-Id": f"{options.id}-r{replica}",
+            "X-Group-Id": options.group,
+            "X-Group-Password": options.password,
+        }
+        if options.login is not None:
+            login = f"{options.login.name}:{options.login.password}"
+            headers["Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
+        return headers

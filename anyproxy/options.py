@@ -1,0 +1,122 @@
+"""The checked options of anyproxy-gateway and anyproxy-client, as the services take them."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from mtt.address import Endpoint
+from mtt.options.common import ServiceOptions
+from mtt.proxy.host_rules import ALLOW_ALL, HostRules
+from mtt.trust.tls_options import ClientTls, ServerTls
+from mtt.users.user import User
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+ANYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
+
+# Path of the agents' WebSocket, fixed in the Go programs.
+AGENT_PATH = "/ws"
+
+MEMORY, FILE, DATABASE = "memory", "file", "db"
+CREDENTIAL_TYPES = (MEMORY, FILE, DATABASE)
+
+TCP, UDP = "tcp", "udp"
+PROTOCOLS = (TCP, UDP)
+
+
+# Gateway.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyOptions:
+    """One proxy port of the gateway.
+
+    A user logs in with a group's name and password (`group_login`), or with `login`, whose
+    connections go to `group`, or both. Without either, everyone who can reach the port uses
+    `group`.
+    """
+
+    bind: Endpoint
+    tls: ServerTls | None = None  # an HTTPS proxy
+    login: User | None = None
+    group: str = ""  # for `login`, and for users without one
+    group_login: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialOptions:
+    """Where the passwords of groups are kept."""
+
+    kind: str = MEMORY  # one of CREDENTIAL_TYPES
+    path: str = ""  # of FILE, and of the SQLite database of DATABASE
+    table: str = "credentials"
+    # Whether an agent may join a group that has no password.
+    allow_without_password: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupOptions:
+    """What the agents and users of a group may do. 0 means unlimited."""
+
+    balance: str = "round_robin"  # a name of mtt.outbound.groups.BALANCES
+    password: str = field(default="", repr=False)  # fixed by the operator; empty: see credentials
+    ports: tuple[range, ...] = (range(1, 65536),)  # gateway ports that agents may have forwarded
+    ports_bind: str = "127.0.0.1"  # address that they listen on
+    max_agents: int = 0
+    max_streams: int = 0
+    rate: int = 0  # bytes per second, both directions together
+    allow_from: tuple[Network, ...] = ANYWHERE  # users of forwarded ports
+
+
+DEFAULT_GROUP = GroupOptions()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayOptions(ServiceOptions):
+    """The checked options of anyproxy-gateway. `bind` is where agents connect."""
+
+    tls: ServerTls | None  # None: agents connect without TLS
+    login: User | None = None  # of agents; None: none is required
+    credentials: CredentialOptions = CredentialOptions()
+    groups: Mapping[str, GroupOptions] = MappingProxyType({})  # by name
+    default_group: GroupOptions = DEFAULT_GROUP  # of groups that are not in `groups`
+    http: ProxyOptions | None = None
+    socks5: ProxyOptions | None = None
+    udp_timeout: float = 300.0  # seconds without a datagram
+
+
+# Agent.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPort:
+    """A port of the gateway, forwarded to a target that the agent reaches."""
+
+    remote_port: int
+    local_host: str
+    local_port: int
+    protocol: str = TCP  # one of PROTOCOLS
+    proxy_protocol: str = ""  # "v1", "v2" or empty: the header that tells the target the user
+    allow_from: tuple[Network, ...] = ANYWHERE  # users
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions(ServiceOptions):
+    """The checked options of anyproxy-client. `bind` is None: it does not listen."""
+
+    id: str
+    group: str
+    password: str = field(default="", repr=False)
+    replicas: int = 1  # sessions with each gateway
+    gateways: tuple[Endpoint, ...]  # at least one
+    tls: ClientTls | None  # None: without TLS
+    login: User | None = None  # of the gateway
+    rules: HostRules = ALLOW_ALL
+    protocols: frozenset[str] = frozenset(PROTOCOLS)
+    open_ports: tuple[OpenPort, ...] = ()
+    # HTTP proxy on the way to the gateway: its address, and "user:password" or empty.
+    proxy: Endpoint | None = None
+    proxy_login: User | None = None
+    udp_timeout: float = 300.0  # seconds without a datagram
