@@ -253,7 +253,7 @@ async def test_a_session_of_the_old_certificate_is_no_obstacle(renewable: Certs)
         assert server._tls is not None
         for _ in range(2):
             await check_works(port_of(client))
-        await eventually(lambda: client._connector._resumption._session is not None)
+        await eventually(lambda: client._connector._tls._resumption._session is not None)
         old = server._tls.context()
         server.reload()
         await eventually(lambda: server._tls and server._tls.context() is not old)
