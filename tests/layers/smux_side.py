@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mtt.layers.smux import SmuxSession, SmuxStream
-from mtt.wire.smux import SYN, Decoder, frame
+from mtt.wire.smux import PSH, SYN, Decoder, frame
 from tests.layers.session_side import SessionSide
 from tests.support.transports import FakeLayer, Recorder, turns
 
@@ -32,3 +32,12 @@ def client() -> tuple[SmuxSession, FakeLayer]:
 async def finished(session: SmuxSession) -> None:
     session.abort()
     await turns()
+
+
+def queued_until_full(server: Server, stream_id: int) -> int:
+    """How many bytes for a paused stream the session takes before it stops reading."""
+    size = 0
+    while server.lower.reading:
+        server.feed(frame(PSH, stream_id, bytes(16384)))
+        size += 16384
+    return size

@@ -8,7 +8,6 @@ import pytest
 
 from mtt.errors import DestinationError, PeerError
 from mtt.layers.anytls_client import ClientSession, ServerState
-from mtt.layers.anytls_server import ServerSession
 from mtt.layers.anytls_stream import ClientStream
 from mtt.outcome import Outcome
 from mtt.wire.anytls import (
@@ -22,6 +21,7 @@ from mtt.wire.anytls import (
     password_hash,
 )
 from mtt.wire.padding import DEFAULT
+from tests.layers.anytls_server_side import Server
 from tests.support.transports import FakeLayer, Recorder, turns
 from tests.wire.test_anytls_recorded import (
     CONNECTIONS,
@@ -147,31 +147,23 @@ async def test_a_server_says_what_the_reference_said(events: Events) -> None:
     if record(events[0])[:32] != HASHED:  # never comes to a session
         assert [record(event) for event in events if event["dir"] == "s2c"] == [b""]
         return
-    uppers: list[Recorder] = []
-
-    def accept() -> Recorder:
-        uppers.append(Recorder())
-        return uppers[-1]
-
     both = frames_of(events, "c2s") + frames_of(events, "s2c")
     scheme = DEFAULT
     for other in SCHEMES[1:]:  # the server has sent it, or the client has it already
         if other.raw in both or other.md5.encode() in both:
             scheme = other
-    session = ServerSession(accept, scheme=scheme)
-    lower = FakeLayer(session)
-    session.connection_made(lower)
+    server = Server(scheme=scheme)
     expected = bytearray()
     for event in events:
         if event["dir"] == "c2s":
             if reader.rest is None:
                 reader.feed(record(event))
-                session.data_received(reader.rest or b"")
+                server.feed(reader.rest or b"")
             else:
-                session.data_received(record(event))
+                server.feed(record(event))
             continue
         for command, stream_id, payload in decode(record(event)):
-            transport: Any = uppers[stream_id - 1].transport if stream_id else None
+            transport: Any = server.uppers[stream_id - 1].transport if stream_id else None
             if command == SYNACK:
                 outcome = Outcome.CONNECTION_REFUSED if payload else Outcome.SUCCEEDED
                 transport.acknowledge(outcome)
@@ -181,13 +173,12 @@ async def test_a_server_says_what_the_reference_said(events: Events) -> None:
             elif command == FIN:
                 transport.close()
             expected += frame(command, stream_id, payload)
-        assert lower.sent[: len(expected)] == expected
-    assert lower.sent == expected
+        assert server.lower.sent[: len(expected)] == expected
+    assert server.lower.sent == expected
     said = decode(frames_of(events, "c2s"))
-    for number, upper in enumerate(uppers, 1):
+    for number, upper in enumerate(server.uppers, 1):
         data = b"".join(text for command, sid, text in said if (command, sid) == (PSH, number))
         assert upper.data == data
         assert upper.eof is ((FIN, number, b"") in said)
-    assert session.lost is (events[-1]["note"].startswith("EOF"))
-    session.abort()
-    await turns()
+    assert server.session.lost is (events[-1]["note"].startswith("EOF"))
+    await server.over()

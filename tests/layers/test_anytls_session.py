@@ -31,19 +31,14 @@ class Pair:
     """A client's session and a server's, and what each has sent to the other."""
 
     def __init__(self, *, half_close: bool = False) -> None:
-        self.uppers: list[Recorder] = []
         self.client = ClientSession(bytes(32), ServerState(), half_close=half_close)
-        self.server = ServerSession(self._accept)
-        self.up, self.down = FakeLayer(self.client), FakeLayer(self.server)
-        self.server.connection_made(self.down)
+        self.up = FakeLayer(self.client)
         self.client.connection_made(self.up)
+        there = Server()
+        self.server, self.down, self.uppers = there.session, there.lower, there.uppers
         reader = PreambleReader()
         reader.feed(self.up.take())
         assert reader.rest == b""
-
-    def _accept(self) -> Recorder:
-        self.uppers.append(Recorder())
-        return self.uppers[-1]
 
     async def exchange(self) -> None:
         """Let everything that was written arrive, and what is said to it."""

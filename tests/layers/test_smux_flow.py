@@ -9,17 +9,8 @@ from mtt.layers import smux as layer
 from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.layers.session_side import check_unread_answers_are_bounded
-from tests.layers.smux_side import Server, client, finished
+from tests.layers.smux_side import Server, client, finished, queued_until_full
 from tests.support.transports import Recorder, turns
-
-
-def queued_until_full(server: Server, stream_id: int) -> int:
-    """How many bytes for a paused stream the session takes before it stops reading."""
-    size = 0
-    while server.lower.reading:
-        server.feed(frame(PSH, stream_id, bytes(16384)))
-        size += 16384
-    return size
 
 
 async def test_paused_stream_queues_within_the_budget() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from mtt.layers import smux as layer
 from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, STOP_AT, SmuxSession
 from mtt.wire.smux import FIN, NOP, PSH, frame
-from tests.layers.smux_side import Server, client, finished
+from tests.layers.smux_side import Server, client, finished, queued_until_full
 from tests.support.transports import Recorder
 
 
@@ -90,7 +90,9 @@ async def test_a_stopped_stream_that_is_closed_leaves_nothing_behind() -> None:
     server.lower.take()
     stream.close()
     assert server.said() == [(FIN, 3, b"")]
-    assert server.session._queued == 0
+    _, other = server.open(5)
+    other.pause_reading()
+    assert queued_until_full(server, 5) == OWN_BUDGET
     await server.over()
 
 
