@@ -63,9 +63,7 @@ class ClientStream(AnyTlsStream):
 
     _session: ClientSideSession
 
-    def __init__(
-        self, session: ClientSideSession, stream_id: int, upper: StreamProtocol
-    ) -> None:
+    def __init__(self, session: ClientSideSession, stream_id: int, upper: StreamProtocol) -> None:
         super().__init__(session, stream_id, upper)
         self._settled = session.server_version == 1  # which sends no SYNACK
         self._failure: Exception | None = None  # why the destination is not reached
@@ -131,11 +129,9 @@ class ClientStream(AnyTlsStream):
         byte, and has been given all of that. While an answer is due or arriving, this is false: it
         may be large, and its reader slow.
         """
-        return (
-            self._reply_ended
-            and self.upper.has_finished_writing
-            and not (self._queue or self._paused)
-        )
+        if self._queue or self._paused:
+            return False
+        return self._reply_ended and self.upper.has_finished_writing
 
     # The transport of the protocol above.
 

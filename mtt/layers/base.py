@@ -197,9 +197,8 @@ class StreamTransport(asyncio.Transport):
 class Pausable(StreamTransport):
     """A transport that may hold data that arrived while the protocol above had paused it.
 
-    It delivers that data in a separate turn of the event loop, never inside `resume_reading`, whose
-    caller may be in the middle of something. The data comes before anything that is read later, and
-    is at most what the transport below held when it was paused.
+    It delivers that data, before anything that is read later, in a separate turn of the event loop:
+    the caller of `resume_reading` may be in the middle of something.
     """
 
     __slots__ = ("_paused", "_scheduled")

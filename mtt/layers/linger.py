@@ -55,9 +55,7 @@ class Lingering(StreamProtocol):
 
     borrows = True
 
-    __slots__ = (
-        "_protocol", "_resets", "_since", "_tick_time", "_timer", "_transport", "_unsent",
-    )  # fmt: skip
+    __slots__ = ("_protocol", "_resets", "_since", "_tick_time", "_timer", "_transport", "_unsent")
 
     def __init__(
         self, transport: ClosingTransport, protocol: StreamProtocol, *, resets: bool = False
