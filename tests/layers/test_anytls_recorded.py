@@ -23,7 +23,7 @@ from mtt.wire.anytls import (
 from mtt.wire.padding import DEFAULT
 from tests.layers.anytls_server_side import Server
 from tests.support.transports import FakeLayer, Recorder, turns
-from tests.wire.test_anytls_recorded import (
+from tests.wire.anytls_recordings import (
     CONNECTIONS,
     EDGE_CASES,
     PADDED_CONNECTIONS,

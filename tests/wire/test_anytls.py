@@ -6,7 +6,6 @@ import hashlib
 import random
 import tracemalloc
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
@@ -40,7 +39,7 @@ from mtt.wire.anytls import (
     shown,
     version_of,
 )
-from tests.wire.pieces import bytewise, split
+from tests.wire.pieces import bytewise, joined, split
 
 WHOLE = [SETTINGS, ALERT, UPDATE_PADDING, SYNACK, SERVER_SETTINGS]
 BARE = [SYN, FIN, HEART_REQUEST, HEART_RESPONSE]
@@ -48,23 +47,11 @@ BARE = [SYN, FIN, HEART_REQUEST, HEART_RESPONSE]
 Event = tuple[int, int, bytes]
 
 
-def joined(events: Iterable[tuple[int, int, Any]]) -> list[Event]:
-    """`events` with neighbouring pieces of one stream put together."""
-    out: list[Event] = []
-    for command, stream_id, payload in events:
-        before = out[-1] if out else None
-        if command == PSH and payload and before and before[:2] == (PSH, stream_id) and before[2]:
-            out[-1] = PSH, stream_id, before[2] + bytes(payload)
-        else:
-            out.append((command, stream_id, bytes(payload)))
-    return out
-
-
 def decode(pieces: Iterable[bytes], whole: int = 0) -> list[Event]:
     decoder = Decoder(whole=whole)
     events = [event for piece in pieces for event in decoder.feed(piece)]
     assert decoder.at_boundary
-    return joined(events)
+    return joined(events, PSH)
 
 
 # The format.
@@ -155,7 +142,7 @@ def mixed_stream(rng: random.Random) -> tuple[bytes, list[Event]]:
             events.append((command, stream_id, payload))
         elif command in BARE:
             events.append((command, stream_id, b""))
-    return stream, joined(events)
+    return stream, joined(events, PSH)
 
 
 def test_frames_may_be_cut_anywhere() -> None:
@@ -206,7 +193,7 @@ def test_data_is_a_view_of_what_was_fed() -> None:
     decoder = Decoder()
     assert decoder.feed(first) == []
     events = decoder.feed(memoryview(rest))
-    assert joined(events) == [(PSH, 1, b"one"), (FIN, 1, b""), (PSH, 2, bytes(50_000))]
+    assert joined(events, PSH) == [(PSH, 1, b"one"), (FIN, 1, b""), (PSH, 2, bytes(50_000))]
     for command, _, payload in events:
         assert command != PSH or (isinstance(payload, memoryview) and payload.obj is rest)
 
@@ -216,7 +203,7 @@ def test_data_is_handed_out_as_it_arrives() -> None:
     assert decoder.feed(frame(PSH, 7, bytes(60_000))[:HEADER_SIZE]) == []
     for _ in range(6):
         assert not decoder.at_boundary
-        assert joined(decoder.feed(b"y" * 10_000)) == [(PSH, 7, b"y" * 10_000)]
+        assert joined(decoder.feed(b"y" * 10_000), PSH) == [(PSH, 7, b"y" * 10_000)]
     assert decoder.at_boundary
 
 

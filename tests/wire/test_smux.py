@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ from mtt.wire.smux import (
     frame,
 )
 from tests.support.vectors import names, stream_of, vector
-from tests.wire.pieces import bytewise, split
+from tests.wire.pieces import bytewise, joined, split
 
 RECORDED = names("*-mux-*")
 PLAIN = [name for name in RECORDED if "wss" not in name]
@@ -31,22 +30,11 @@ PLAIN = [name for name in RECORDED if "wss" not in name]
 Event = tuple[int, int, bytes]
 
 
-def joined(events: Iterable[tuple[int, int, Any]]) -> list[Event]:
-    """`events` with neighbouring pieces of one stream put together."""
-    out: list[Event] = []
-    for command, stream_id, payload in events:
-        if payload and out and out[-1][:2] == (PSH, stream_id) and out[-1][2]:
-            out[-1] = PSH, stream_id, out[-1][2] + bytes(payload)
-        else:
-            out.append((command, stream_id, bytes(payload)))
-    return out
-
-
 def decode(pieces: Iterable[bytes]) -> list[Event]:
     decoder = Decoder()
     events = [event for piece in pieces for event in decoder.feed(piece)]
     assert decoder.at_boundary
-    return joined(events)
+    return joined(events, PSH)
 
 
 # Recorded exchanges.
@@ -63,7 +51,7 @@ def test_recorded_frames_decode_and_encode_to_the_same_bytes(name: str, directio
     events = Decoder().feed(stream)
     assert len(events) > 1
     assert b"".join(frame(*event) for event in events) == stream
-    assert decode(bytewise(stream)) == joined(events)
+    assert decode(bytewise(stream)) == joined(events, PSH)
 
 
 def test_recorded_conversation() -> None:
@@ -152,7 +140,7 @@ def mixed_stream(rng: random.Random) -> tuple[bytes, list[Event]]:
             payload = rng.randbytes(rng.choice((0, 1, 2, 9, 300, MAX_PAYLOAD, 65535)))
         stream += frame(command, stream_id, payload)
         events.append((command, stream_id, payload))
-    return stream, joined(events)
+    return stream, joined(events, PSH)
 
 
 def test_frames_may_be_cut_anywhere() -> None:
@@ -169,7 +157,7 @@ def test_views_are_taken_as_well() -> None:
     stream, events = mixed_stream(random.Random(22))
     decoder = Decoder()
     found = [*decoder.feed(memoryview(stream)[:5]), *decoder.feed(memoryview(stream)[5:])]
-    assert joined(found) == events
+    assert joined(found, PSH) == events
 
 
 def test_an_unfinished_frame_is_not_at_a_boundary() -> None:
@@ -184,7 +172,7 @@ def test_payload_is_handed_out_as_it_arrives() -> None:
     decoder = Decoder()
     assert decoder.feed(frame(PSH, 7, bytes(60_000))[:HEADER_SIZE]) == []
     for _ in range(6):
-        assert joined(decoder.feed(b"y" * 10_000)) == [(PSH, 7, b"y" * 10_000)]
+        assert joined(decoder.feed(b"y" * 10_000), PSH) == [(PSH, 7, b"y" * 10_000)]
     assert decoder.at_boundary
 
 
