@@ -80,15 +80,13 @@ class Dialer:
         try:
             async with asyncio.timeout(self._timeout):
                 sock = await self._connect_socket(endpoint, failures)
-        except TimeoutError as error:
+        except (OSError, MttError) as error:
             # asyncio's TimeoutError has no errno; the kernel's ETIMEDOUT is of the same class.
-            if error.errno:
-                failures.append(_failure(error))
-            else:
+            if isinstance(error, TimeoutError) and not error.errno:
                 outcome = Outcome.TIMED_OUT  # of the whole, whatever the attempts reported
                 failures.append((f"no answer within {self._timeout:g} s", outcome))
-        except (OSError, MttError) as error:
-            failures.append(_failure(error))
+            else:
+                failures.append(_failure(error))
         else:
             return _make_transport(sock, protocol_factory)
         self.forget(endpoint)

@@ -40,15 +40,11 @@ class ServerConnection(ssl.SSLObject):
     The only place where a server can send an alert is the server name callback.
     """
 
-    _alert: int | None = None
+    alert: int | None = None  # ends the handshake
 
     def refuse_alpn(self) -> None:
         """Fail the handshake, provided that the rest of the ClientHello is well-formed."""
-        self._alert = NO_APPLICATION_PROTOCOL
-
-    def alert(self) -> int | None:
-        """The alert that ends the handshake; None to continue."""
-        return self._alert
+        self.alert = NO_APPLICATION_PROTOCOL
 
 
 def server_context(
@@ -129,7 +125,7 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
 
 def _accept_name(connection: ssl.SSLObject, _name: object, _context: object) -> int | None:
     """Accept any server name: without a callback OpenSSL does not acknowledge it, visibly."""
-    return connection.alert() if isinstance(connection, ServerConnection) else None
+    return connection.alert if isinstance(connection, ServerConnection) else None
 
 
 def _context(protocol: int, alpn: Sequence[str], tls_min: str) -> ssl.SSLContext:

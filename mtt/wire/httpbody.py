@@ -33,11 +33,11 @@ class Body:
     HttpError for a malformed body, 400 for a request, 502 for a response.
     """
 
-    __slots__ = ("_chunked", "_line", "_status", "_trailers", "_wanted", "left", "over")
+    __slots__ = ("_line", "_status", "_trailers", "_wanted", "chunked", "left", "over")
 
     def __init__(self, length: int | None, *, chunked: bool = False, status: int = 400) -> None:
         self.left = length or 0  # bytes to come of the body, or of the current chunk, if known
-        self._chunked = chunked
+        self.chunked = chunked
         self._status = status
         self._line = b""  # an incomplete line
         self._trailers = 0  # bytes of trailers so far
@@ -50,11 +50,6 @@ class Body:
     def ends_with_connection(self) -> bool:
         """Whether the body ends only with the connection."""
         return self._wanted == "all"
-
-    @property
-    def chunked(self) -> bool:
-        """Whether the body is chunked."""
-        return self._chunked
 
     def take(self, data: Data, content: bytearray | None = None) -> int:
         """The number of bytes at the start of `data` that belong to the body.
@@ -76,7 +71,7 @@ class Body:
                 at += step
                 if not self.left:
                     self._wanted = "end"
-                    self.over = not self._chunked
+                    self.over = not self.chunked
             else:
                 at += self._take_line(data, at)
         return at
