@@ -140,8 +140,7 @@ async def test_favourite_expires_and_falls_with_a_failure(refused_port, monkeypa
     ahead = 0.0
     monkeypatch.setattr(dial, "monotonic", lambda: time.monotonic() + ahead)
     endpoint = Endpoint(("a",), 1)
-    with listening() as server, listening("127.0.0.2") as second:
-        server_port = server.getsockname()[1]
+    with listening(port=refused_port) as server, listening("127.0.0.2") as second:
         order = FixedResolver({"a": [("127.0.0.3", refused_port), server.getsockname()]})
         dialer = Dialer(order)
         assert await connect(dialer, endpoint) == server.getsockname()
@@ -153,8 +152,8 @@ async def test_favourite_expires_and_falls_with_a_failure(refused_port, monkeypa
         assert await connect(dialer, endpoint) == server.getsockname()
     with pytest.raises(NetworkError):
         await connect(dialer, endpoint)
-    with listening(port=server_port), listening("127.0.0.2") as second:
-        order.names["a"] = [second.getsockname(), ("127.0.0.1", server_port)]
+    with listening(port=refused_port) as server, listening("127.0.0.2") as second:
+        order.names["a"] = [second.getsockname(), server.getsockname()]
         assert await connect(dialer, endpoint) == second.getsockname()
 
 
