@@ -19,7 +19,7 @@ from mtt.outbound.balancer import Balancer
 from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.proxy.association import Association
 from mtt.proxy.handshake import ProxyHandshake
-from mtt.proxy.port import ProxyPort
+from mtt.proxy.port import ProxyPort, Route, login_of
 from mtt.proxy.uot_channel import GoChannel, UotChannel
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.service import Service
@@ -75,12 +75,15 @@ class Client(Service):
         self.certificates = tuple(
             files for server in self._servers for files in server.connector.files
         )
+        route = Route(
+            lambda _, host, port: self._stream(addresses.encode(host, port)), self._open_packets
+        )
+        users = options.users
         self._proxy = ProxyPort(
-            lambda host, port: self._stream(addresses.encode(host, port)),
+            None if users else route,
             self.open_tunnels,
-            open_packets=self._open_packets,
+            login=login_of(users, route) if users else None,
             idle_time=options.timeout,
-            users=options.users,
         )
 
     async def start(self) -> None:

@@ -30,15 +30,15 @@ class DirectDialer:
     Args:
         resolver: resolves names.
         allows: the rules.
-        connect_time: see CONNECT_TIME.
+        connect_time: None for CONNECT_TIME.
     """
 
     def __init__(
-        self, resolver: Resolver, allows: Allows, *, connect_time: float = CONNECT_TIME
+        self, resolver: Resolver, allows: Allows, *, connect_time: float | None = None
     ) -> None:
         self._resolver = resolver
         self._allows = allows
-        self._dialer = Dialer(resolver, timeout=connect_time)
+        self._dialer = Dialer(resolver, timeout=connect_time or CONNECT_TIME)
 
     async def connect(self, host: str, port: int) -> StreamTransport:
         """Connect to `host` (IP literal or name) and `port`. The protocol is a `Parked`.

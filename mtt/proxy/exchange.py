@@ -12,7 +12,7 @@ from mtt.layers.base import Data, StreamTransport
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.origin import IdleOrigins, Origin
-from mtt.proxy.port import ProxyPort
+from mtt.proxy.port import ProxyPort, Route
 from mtt.wire import httphop, httpproxy
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.httphop import Answer
@@ -29,6 +29,7 @@ class Client(Protocol):
 
     port: ProxyPort
     near: StreamTransport
+    route: Route | None
     full: bool  # whether writing is paused
     sent: int  # bytes sent to origins
     origins: IdleOrigins
@@ -175,12 +176,13 @@ class Exchange:
         if self._is_over:
             return
         self._task = asyncio.current_task()
-        port = self._client.port
+        client = self._client
+        assert client.route is not None
         try:
-            transport = await port.open(self.asked.host, self.asked.port)
+            transport = await client.route.open(client.near, self.asked.host, self.asked.port)
         except MttError as error:
             self._task = None
-            self._refuse(port.outcome(self._client.near, error))
+            self._refuse(client.port.outcome(client.near, error))
         except asyncio.CancelledError:
             if self._task is not None:
                 raise

@@ -20,7 +20,7 @@ from mtt.layers.parked import park
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.http import HttpConnection
-from mtt.proxy.port import HANDSHAKE_TIME, Failure, ProxyPort
+from mtt.proxy.port import HANDSHAKE_TIME, Failure, ProxyPort, Route
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
 
@@ -28,12 +28,15 @@ from mtt.wire.socks import SocksError
 class ProxyHandshake(StreamProtocol):
     """Protocol of a client's connection until its request is complete."""
 
-    __slots__ = ("_buffer", "_closed", "_deadline", "_port", "_step", "_timer", "_transport")
+    __slots__ = (
+        "_buffer", "_closed", "_deadline", "_port", "_route", "_step", "_timer", "_transport",
+    )  # fmt: skip
 
     _transport: StreamTransport
 
     def __init__(self, port: ProxyPort) -> None:
         self._port = port
+        self._route = port.route
         self._buffer = bytearray()
         self._closed = False
         self._deadline = 0.0
@@ -91,10 +94,13 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         methods, end = found
-        method = socks.LOGIN if self._port.has_login else socks.NO_LOGIN
-        if method not in methods:
+        if self._port.login is not None and socks.LOGIN in methods:
+            method = socks.LOGIN
+        elif self._route is not None and socks.NO_LOGIN in methods:
+            method = socks.NO_LOGIN
+        else:
             text = "offers no login with user and password, which this port requires"
-            if method == socks.NO_LOGIN:
+            if self._port.login is None:
                 text = "offers only logins, but this port has no users"
             raise SocksError(f"the client {text}", socks.method_reply(socks.NO_METHOD))
         self._transport.write(socks.method_reply(method))
@@ -106,7 +112,9 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         user, password, end = found
-        if not self._port.accepts(user, password):
+        assert self._port.login is not None
+        self._route = self._port.login(self._transport, user, password)
+        if self._route is None:
             raise SocksError("wrong user or password", socks.login_reply(False))
         self._transport.write(socks.login_reply(True))
         self._next(end, ProxyHandshake._socks5_request)
@@ -117,11 +125,14 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         command, host, port, end = found
+        route = self._route
+        assert route is not None
         if command == socks.CONNECT:
-            self._connect(end, host, port, socks.reply5(Outcome.SUCCEEDED), socks.reply5)
-        elif command == socks.UDP_ASSOCIATE and self._port.has_udp:
+            success = socks.reply5(Outcome.SUCCEEDED)
+            self._connect(route, end, (host, port), success, socks.reply5)
+        elif command == socks.UDP_ASSOCIATE and route.open_packets is not None:
             near = self._hand_over(end)
-            self._port.tunnels.spawn(near, self._port.associate(near, port))
+            self._port.tunnels.spawn(near, self._port.associate(route, near, port))
         else:
             answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
             raise SocksError(f"unsupported SOCKS command {command}", answer)
@@ -132,17 +143,26 @@ class ProxyHandshake(StreamProtocol):
         if found is None:
             return False
         command, host, port, end = found
-        if self._port.has_login:
+        route = self._route
+        if route is None:
             text = "SOCKS4 has no passwords, but this port requires a login; use SOCKS5"
             raise SocksError(text, socks.reply4(False))
         if command != socks.CONNECT:
             raise SocksError(f"unsupported SOCKS command {command}", socks.reply4(False))
-        self._connect(end, host, port, socks.reply4(True), lambda _: socks.reply4(False))
+        success = socks.reply4(True)
+        self._connect(route, end, (host, port), success, lambda _: socks.reply4(False))
         return True
 
-    def _connect(self, end: int, host: str, port: int, success: bytes, failure: Failure) -> None:
-        near = self._hand_over(end)
-        self._port.tunnels.spawn(near, self._port.connect(near, host, port, success, failure))
+    def _connect(
+        self,
+        route: Route,
+        end: int,
+        destination: tuple[str, int],
+        success: bytes,
+        failure: Failure,
+    ) -> None:
+        near, port = self._hand_over(end), self._port
+        port.tunnels.spawn(near, port.connect(route, near, destination, success, failure))
 
     # HTTP.
 

@@ -32,7 +32,7 @@ from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.proxy.exchange import MAX_AHEAD, Exchange, encoded
 from mtt.proxy.origin import IdleOrigins
-from mtt.proxy.port import HANDSHAKE_TIME, ProxyPort
+from mtt.proxy.port import HANDSHAKE_TIME, ProxyPort, Route
 from mtt.tunnels.relay import DEAD_TIME, IDLE_CHECKS, MAX_CHECK_INTERVAL
 from mtt.wire import httpproxy
 from mtt.wire.heads import HeadBuffer
@@ -61,12 +61,13 @@ class HttpConnection(StreamProtocol):
     __slots__ = (
         "_buffer", "_check_interval", "_counted", "_deadline", "_done", "_eof", "_exchange",
         "_idle_since", "_takes_views", "_timer", "_tracked", "error", "full", "near", "origins",
-        "over", "port", "reason", "received", "sent", "started",
+        "over", "port", "reason", "received", "route", "sent", "started",
     )  # fmt: skip
 
     def __init__(self, port: ProxyPort, near: StreamTransport, deadline: float) -> None:
         self.port = port
         self.near = near
+        self.route: Route | None = None  # of the last request
         self._takes_views = near.borrows
         self._buffer = HeadBuffer()  # pipelined requests
         self._exchange: Exchange | None = None
@@ -183,15 +184,20 @@ class HttpConnection(StreamProtocol):
             self._arm(HANDSHAKE_TIME, self._expired)
 
     def _begin(self, asked: ProxyRequest) -> None:
-        if self.port.has_login:
-            shown = httpproxy.login(asked.request)
-            if shown is None or not self.port.accepts(*shown):
-                # Browsers send the first request without a login.
-                text = "wrong user or password" if shown else "the request has no login"
-                error = PeerError(text) if shown else MttError(text)
-                answer = encoded(asked.request, httpproxy.login_wanted(), close=True)
-                self._refuse(error, answer)
-                return
+        shown = httpproxy.login(asked.request) if self.port.login is not None else None
+        route = self.port.route
+        if self.port.login is not None and shown is not None:
+            route = self.port.login(self.near, *shown)
+        if route is None:
+            # Browsers send the first request without a login.
+            text = "wrong user or password" if shown else "the request has no login"
+            error = PeerError(text) if shown else MttError(text)
+            answer = encoded(asked.request, httpproxy.login_wanted(), close=True)
+            self._refuse(error, answer)
+            return
+        if route is not self.route:  # another user
+            self.origins.close()
+            self.route = route
         if asked.body is None:
             self._connect(asked)
             return
@@ -220,8 +226,9 @@ class HttpConnection(StreamProtocol):
         near, rest, eof = self.near, bytes(self._buffer), self._eof
         self._end("a tunnel was asked for")
         park(near, rest, eof=eof)
-        port, success = self.port, httpproxy.CONNECTED
-        port.tunnels.spawn(near, port.connect(near, asked.host, asked.port, success, failure))
+        port, route, target = self.port, self.route, (asked.host, asked.port)
+        assert route is not None
+        port.tunnels.spawn(near, port.connect(route, near, target, httpproxy.CONNECTED, failure))
 
     def _track(self, done: Callable[[HttpConnection], None]) -> HttpConnection:
         self._done = done

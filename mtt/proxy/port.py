@@ -1,7 +1,7 @@
 """The proxy port: SOCKS5, SOCKS4, SOCKS4a and HTTP proxy.
 
-    handshake -> open(host, port) -> answer success -> relay(near, far)
-                             `-----------> answer with the error -> lingering close
+    handshake, login -> route.open(host, port) -> answer success -> relay(near, far)
+                                   `-----------> answer with the error -> lingering close
 
 The answer is success only after `open` has succeeded, and no byte is lost, whichever side sends
 first. `handshake.ProxyHandshake` is the protocol of new connections. `http` serves plain HTTP
@@ -11,7 +11,7 @@ requests, each of which may have another destination.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mtt.address import peer_name
 from mtt.errors import Cause, DestinationError, MttError, PeerError, describe
@@ -44,17 +44,44 @@ class Connection(Protocol):
         """Close if no request has begun."""
 
 
+class Route(NamedTuple):
+    """Where a client's connections go.
+
+    Attributes:
+        open: called with the client's connection, a host (IP literal or unresolved name), a port;
+            connects. Raises DestinationError with the reason if the destination is unreachable, and
+            another MttError if the server is.
+        open_packets: opens the channel of an association, which calls its `deliver()` and `lost()`.
+            Raises like `open`. None: no UDP.
+    """
+
+    open: Callable[[StreamTransport, str, int], Awaitable[StreamTransport]]
+    open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None
+
+
+# Called with the client's connection, a user name and a password; returns the user's route, None if
+# they are wrong.
+Login = Callable[[StreamTransport, bytes, bytes], Route | None]
+
+
+def login_of(users: Collection[User], route: Route) -> Login:
+    """The login of fixed users, who all have the same route."""
+
+    def login(_: StreamTransport, user: bytes, password: bytes) -> Route | None:
+        # Compare all users, so that the time does not reveal which one matched.
+        verdicts = [known.accepts(user, password) for known in users]
+        return route if any(verdicts) else None
+
+    return login
+
+
 class ProxyPort:
     """Serves the connections of a proxy port.
 
     Args:
-        open: connects to a host (IP literal or unresolved name) and port. Raises DestinationError
-            with the reason if the destination is unreachable, and another MttError if the server
-            is.
+        route: of clients without a login; None: clients must log in.
         tunnels: owns clients' tunnels, and a task for each UDP association.
-        open_packets: opens the channel of an association, which calls its `deliver()` and `lost()`.
-            Raises like `open`. None: no UDP.
-        users: accepted logins; empty: no login.
+        login: checks logins; None: the port has no users.
         idle_time: see EXCHANGE_IDLE_TIME.
         udp_idle_time: see association.IDLE_TIME.
 
@@ -65,18 +92,16 @@ class ProxyPort:
 
     def __init__(
         self,
-        open: Callable[[str, int], Awaitable[StreamTransport]],
+        route: Route | None,
         tunnels: OpenTunnels,
         *,
-        open_packets: Callable[[Association], Awaitable[PacketChannel]] | None = None,
-        users: Collection[User] = (),
+        login: Login | None = None,
         idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
     ) -> None:
-        self.open = open
+        self.route = route
+        self.login = login
         self.tunnels = tunnels
-        self._open_packets = open_packets
-        self._users = tuple(users)
         self._udp_idle_time = udp_idle_time
         self._handshakes = Pending(what="proxy requests are incomplete")
         self._idle: set[Connection] = set()  # connections between requests
@@ -86,8 +111,6 @@ class ProxyPort:
         self.associations = 0
         self.draining = False
         self.idle_time = idle_time
-        self.has_udp = open_packets is not None
-        self.has_login = bool(self._users)
 
     @property
     def pending(self) -> int:
@@ -124,12 +147,6 @@ class ProxyPort:
         self._idle.discard(connection)
         self.handshake_over(transport)
 
-    def accepts(self, user: bytes, password: bytes) -> bool:
-        """Whether the login is valid."""
-        # Compare all users, so that the time does not reveal which one matched.
-        verdicts = [known.accepts(user, password) for known in self._users]
-        return any(verdicts)
-
     def report(self, name: str, error: Exception) -> None:
         """Log why the client `name` was refused."""
         # The operator must know about the client's mistakes.
@@ -158,11 +175,16 @@ class ProxyPort:
     # Called by them in a task, see `OpenTunnels.spawn`.
 
     async def connect(
-        self, near: StreamTransport, host: str, port: int, success: bytes, failure: Failure
+        self,
+        route: Route,
+        near: StreamTransport,
+        destination: tuple[str, int],
+        success: bytes,
+        failure: Failure,
     ) -> None:
         """Open the destination, answer with `success` or a `failure`, and relay."""
         try:
-            far = await self.open(host, port)
+            far = await route.open(near, *destination)
         except MttError as error:
             self._refuse(near, error, failure)
             return
@@ -170,16 +192,16 @@ class ProxyPort:
             near.write(success)
         self.tunnels.relay(near, far)
 
-    async def associate(self, near: StreamTransport, port: int) -> None:
+    async def associate(self, route: Route, near: StreamTransport, port: int) -> None:
         """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
-        assert self._open_packets is not None
+        assert route.open_packets is not None
         association = Association(near, port, idle_time=self._udp_idle_time)
         self.associations += 1
         try:
             if self.associations > MAX_ASSOCIATIONS:
                 self._full.warning(f"UDP association refused: the limit is {MAX_ASSOCIATIONS}")
                 raise DestinationError(Outcome.GENERAL_FAILURE, "too many UDP associations")
-            address = await association.open(self._open_packets)
+            address = await association.open(route.open_packets)
             if not near.is_closing():
                 near.write(socks.reply5(Outcome.SUCCEEDED, *address))
             name = peer_name(near)

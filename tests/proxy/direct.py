@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Collection
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,9 @@ from mtt.net.resolve import Resolver
 from mtt.options.common import ServiceOptions
 from mtt.proxy.association import Association
 from mtt.proxy.handshake import ProxyHandshake
-from mtt.proxy.port import ProxyPort
+from mtt.proxy.port import ProxyPort, Route, login_of
 from mtt.tunnels.service import Service
+from mtt.users.user import User
 
 
 class DirectProxy(Service):
@@ -27,7 +28,14 @@ class DirectProxy(Service):
     `error` is what every request fails with, `gate` what every one waits for.
     """
 
-    def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        *,
+        users: Collection[User] = (),
+        udp: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(
             ServiceOptions(bind=Endpoint((host,), 0), timeout=20),
             Resolver(),
@@ -41,7 +49,13 @@ class DirectProxy(Service):
         self.gate = asyncio.Event()
         self.gate.set()
         self.channels: list[EchoChannel] = []
-        self.proxy = ProxyPort(self._open, self.open_tunnels, **options)
+        route = Route(self._open, self.open_packets if udp else None)
+        self.proxy = ProxyPort(
+            None if users else route,
+            self.open_tunnels,
+            login=login_of(users, route) if users else None,
+            **options,
+        )
 
     async def start(self) -> None:
         await self.serve(partial(ProxyHandshake, self.proxy))
@@ -51,7 +65,7 @@ class DirectProxy(Service):
         self.proxy.close()
         await super().close()
 
-    async def _open(self, host: str, port: int) -> asyncio.Transport:
+    async def _open(self, _: object, host: str, port: int) -> asyncio.Transport:
         self.asked.append((host, port))
         await self.gate.wait()
         if self.error is not None:
@@ -89,16 +103,8 @@ class EchoChannel:
 
 
 @contextlib.asynccontextmanager
-async def direct_proxy(
-    *, udp: bool = False, host: str = "127.0.0.1", **options: Any
-) -> AsyncIterator[DirectProxy]:
-    proxy: DirectProxy
-
-    async def open_packets(association: Association) -> EchoChannel:
-        return await proxy.open_packets(association)
-
-    opener: Callable[[Association], Awaitable[EchoChannel]] | None = open_packets if udp else None
-    proxy = DirectProxy(host, open_packets=opener, **options)
+async def direct_proxy(host: str = "127.0.0.1", **options: Any) -> AsyncIterator[DirectProxy]:
+    proxy = DirectProxy(host, **options)
     await proxy.start()
     try:
         yield proxy

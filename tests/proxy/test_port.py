@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import random
 
 import pytest
 
 from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError
+from mtt.layers.base import StreamTransport
 from mtt.outcome import Outcome
+from mtt.proxy.port import Route
 from mtt.users.user import User
 from mtt.wire.http1 import MAX_HEAD
 from tests.proxy.clients import (
@@ -264,3 +267,56 @@ async def test_http_clients_get_a_login_challenge() -> None:
                 assert answer.startswith(b"HTTP/1.1 407 Proxy Authentication Required\r\n")
                 assert b"\r\nProxy-Authenticate: Basic " in answer
         assert proxy.asked == []
+
+
+# Routes: users and where their connections go.
+
+BASIC = {
+    user: "Proxy-Authorization: Basic " + base64.b64encode(f"{user}:pw".encode()).decode()
+    for user in ("ada", "bob", "eve")
+}
+
+
+async def test_each_user_has_a_route() -> None:
+    async with serving(echo) as destination, direct_proxy() as proxy:
+        port = proxy.proxy
+        opened: list[str] = []
+
+        def route_of(user: str) -> Route:
+            async def open(near: StreamTransport, host: str, number: int) -> StreamTransport:
+                opened.append(f"{user} from {near.get_extra_info('peername')[0]}")
+                return await proxy._open(near, host, number)
+
+            return Route(open)
+
+        routes = {user.encode(): route_of(user) for user in ("ada", "bob")}
+        port.route = None
+        port.login = lambda _, user, password: routes.get(user) if password == b"pw" else None
+        said, answer = http_connect(destination.port, NAME, BASIC["ada"])
+        async with await connect(port_of(proxy)) as client:
+            await client.send(said)
+            assert await client.exactly(len(answer)) == answer
+        said, answer = socks5_login(destination.port, User("bob", "pw"))
+        async with await connect(port_of(proxy)) as client:
+            await client.send(said)
+            assert await client.exactly(len(answer)) == answer
+        async with await connect(port_of(proxy)) as client:
+            await client.send(http_connect(destination.port, NAME, BASIC["eve"])[0])
+            assert (await client.rest()).startswith(b"HTTP/1.1 407 ")
+        assert opened == ["ada from 127.0.0.1", "bob from 127.0.0.1"]
+
+
+async def test_login_is_optional_on_an_open_port_with_users() -> None:
+    async with serving(echo) as destination, direct_proxy(users=[USER]) as proxy:
+        login = proxy.proxy.login
+        assert login is not None
+        proxy.proxy.route = Route(proxy._open)
+        for said, answer in (
+            socks5(destination.port),
+            socks5_login(destination.port),
+            socks4(destination.port),
+            http_connect(destination.port),
+        ):
+            async with await connect(port_of(proxy)) as client:
+                await client.send(said)
+                assert await client.exactly(len(answer)) == answer
