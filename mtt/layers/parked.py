@@ -71,10 +71,11 @@ class Parked(StreamProtocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         ready, self._ready, self.failed = self._ready, None, None
+        opened, self._opened = self._opened, None  # whose result refers to this object
         if ready is not None:
             ready(transport)
-        elif self._opened is not None and not self._opened.done():
-            self._opened.set_result(transport)
+        elif opened is not None and not opened.done():
+            opened.set_result(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.error = exc or NetworkError("connection closed")

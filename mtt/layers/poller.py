@@ -2,9 +2,9 @@
 
 An event loop turns ready descriptors into a list of handles, runs each in a context of its own,
 checks its timers, and polls again. That is more than a tenth of the cost of a small message
-(docs/performance.md). So here the loop watches only the epoll descriptor, which is ready when any
-socket is, and the sockets' callbacks are called from there. Without epoll, the loop watches the
-sockets.
+(docs/performance.md). So here a poller calls the sockets' callbacks. The programs' own loop waits
+in the poller. Other loops watch only the epoll descriptor, which is ready when any socket is.
+Without epoll, the loop watches the sockets.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import select
+import selectors
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
 
 # EPOLLIN and EPOLLOUT of <sys/epoll.h>. Other events mean a reset or an end, which reading and
@@ -33,12 +35,13 @@ Ready = Callable[[int], object]
 
 
 class EpollPoller:
-    """Uses epoll(7), whose descriptor `loop` watches."""
+    """Uses epoll(7). `loop` watches its descriptor; None if a `PollerSelector` waits for it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
         self._epoll = select.epoll()
         self._watched: dict[int, Ready] = {}
-        loop.add_reader(self._epoll.fileno(), self._serve)
+        if loop is not None:
+            loop.add_reader(self._epoll.fileno(), self.serve, 0)
 
     def watch(self, fd: int, events: int, ready: Ready) -> None:
         """Call `ready` with the events that occur, until `forget()` or another call for `fd`.
@@ -57,11 +60,12 @@ class EpollPoller:
             with contextlib.suppress(OSError):  # closed, which unregisters it
                 self._epoll.unregister(fd)
 
-    def _serve(self) -> None:
+    def serve(self, timeout: float | None) -> None:
+        """Wait up to `timeout` seconds (None: no limit) for events, and call the callbacks."""
         watched = self._watched
+        found = self._epoll.poll(timeout, MAX_EVENTS)
         until = time.monotonic() + MAX_TURN_TIME
         while True:
-            found = self._epoll.poll(0, MAX_EVENTS)
             for fd, events in found:
                 ready = watched.get(fd)
                 if ready is None:  # forgotten by the callback of another one
@@ -73,6 +77,45 @@ class EpollPoller:
                     asyncio.get_running_loop().call_exception_handler(context)
             if len(found) < BUSY_EVENTS or time.monotonic() >= until:
                 break
+            found = self._epoll.poll(0, MAX_EVENTS)
+
+
+class PollerSelector(selectors.BaseSelector):
+    """The selector of an event loop that waits in a poller, which serves sockets meanwhile.
+
+    What the loop itself watches is in a selector of its own, whose descriptor the poller watches.
+    """
+
+    def __init__(self) -> None:
+        self.poller = EpollPoller(None)
+        self._others = selectors.EpollSelector()
+        self._others_ready = False
+        self.poller.watch(self._others.fileno(), READ, self._note_others)
+
+    def _note_others(self, _events: int) -> None:
+        self._others_ready = True
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._others_ready = False
+        self.poller.serve(timeout)
+        # Not earlier: callbacks of sockets may change what the loop watches.
+        return self._others.select(0) if self._others_ready else []
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._others.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._others.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._others.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._others.get_map()
+
+    def close(self) -> None:
+        self.poller.forget(self._others.fileno())
+        self._others.close()
 
 
 class LoopPoller:
@@ -121,3 +164,13 @@ def poller() -> Poller:
         found = (EpollPoller if hasattr(select, "epoll") else LoopPoller)(loop)
         _pollers[loop] = ReferenceType(found)
     return found
+
+
+def new_event_loop() -> asyncio.SelectorEventLoop:
+    """Return an event loop of asyncio's that waits in its poller, where there is epoll."""
+    if not hasattr(select, "epoll"):
+        return asyncio.SelectorEventLoop()
+    selector = PollerSelector()
+    loop = asyncio.SelectorEventLoop(selector)
+    _pollers[loop] = ReferenceType(selector.poller)
+    return loop

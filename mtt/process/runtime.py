@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mtt.errors import UsageError, describe
+from mtt.layers.poller import new_event_loop
 from mtt.log import logger
 from mtt.options.process import ProcessOptions
 from mtt.process.systemd import ServiceManager
@@ -339,9 +340,9 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
         else:
             made_by: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
             return made_by
-    # The default loop, except on Windows: the proactor loop keeps a receive buffer per connection
+    # A selector loop, on Windows too: the proactor loop keeps a receive buffer per connection
     # until data arrives, but all connections here share one buffer, used only to read present data.
-    return asyncio.SelectorEventLoop
+    return new_event_loop
 
 
 def report_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import UsageError
+from mtt.layers.poller import new_event_loop
 from mtt.log import logger
 from mtt.process.runtime import loop_factory, report_error
 from tests.support.programs import require_package
@@ -62,9 +63,9 @@ def test_traceback_only_at_level_debug(
 
 
 def test_which_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert loop_factory("asyncio") is asyncio.SelectorEventLoop
+    assert loop_factory("asyncio") is new_event_loop
     monkeypatch.setitem(sys.modules, "uvloop", None)  # as if it were not installed
-    assert loop_factory("auto") is asyncio.SelectorEventLoop
+    assert loop_factory("auto") is new_event_loop
     with pytest.raises(UsageError, match="-loop uvloop"):
         loop_factory("uvloop")
 

@@ -16,7 +16,7 @@ from mtt.layers.tcp import SocketTransport
 from tests.support.programs import require_package
 from tests.support.transports import Recorder, attach, tcp_sockets
 
-LOOPS = ["asyncio", "asyncio without epoll", "uvloop", "uvloop without epoll"]
+LOOPS = ["own", "plain", "plain without epoll", "uvloop", "uvloop without epoll"]
 
 
 @pytest.fixture(autouse=True, params=LOOPS)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from mtt.layers.poller import poller
+from mtt.layers.poller import new_event_loop, poller
 
 # asyncio's own 0.1 s makes a log line of every key generation and busy CI machine; a callback
 # of a whole second is worth one anywhere.
@@ -52,7 +52,8 @@ def deadline(seconds: float) -> Iterator[None]:
 def run_async(test: Callable[[], Awaitable[None]], seconds: float) -> None:
     """Run the coroutine that `test()` makes in a fresh loop; fail on a deadline or a leak.
 
-    The environment variable MTT_TEST_LOOP=uvloop runs it on uvloop instead.
+    The environment variable MTT_TEST_LOOP chooses the loop: "plain" is asyncio's default, "uvloop"
+    is uvloop's, and the default is the programs' own.
     """
     with (
         deadline(seconds + ALARM_GRACE),
@@ -63,8 +64,11 @@ def run_async(test: Callable[[], Awaitable[None]], seconds: float) -> None:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if os.environ.get("MTT_TEST_LOOP") != "uvloop":
+    name = os.environ.get("MTT_TEST_LOOP")
+    if name == "plain":
         return None
+    if name != "uvloop":
+        return new_event_loop
     import uvloop
 
     return uvloop.new_event_loop
