@@ -17,6 +17,7 @@ from mtt.client import Client
 from mtt.http import tls_detector
 from mtt.layers import linger, tls
 from mtt.server import Server
+from tests.engine.pools import full
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.garbage import collector_off
@@ -321,19 +322,19 @@ async def test_client_without_its_certificate(mode: str, certs: Certs) -> None:
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "lost"])
-async def test_connections_made_in_advance(mode: str, taken: bool, certs: Certs) -> None:
+async def test_ready_connections(mode: str, taken: bool, certs: Certs) -> None:
     async with (
         both(mode, certs) as pair,
         client_of(mode, port_of(pair.server), certs, preconnect=TIMES) as client,
     ):
-        await eventually(lambda: len(client._upstream) == TIMES)
+        await eventually(lambda: full(client, TIMES))
         with collector_off() as left:
             if taken:
                 async with await connect(port_of(client)) as application:
                     await application.send(b"hello")
-                    await eventually(lambda: client._upstream.used)
+                    await eventually(lambda: numbers(client)["waiting_connections_used_total"])
             await pair.server.close()
-            await eventually(lambda: not (len(client._upstream) or client.tunnels))
+            await eventually(lambda: not (numbers(client)["waiting_connections"] or client.tunnels))
             await client.close()
             await pair.over()
         assert not left
