@@ -40,7 +40,7 @@ async def test_excess_waits_and_pauses_reading(monkeypatch: pytest.MonkeyPatch) 
     assert ideal - INEXACT <= clock.now - start <= ideal + TICK
     assert above.data == bytes(range(256)) * 80
     assert below.reading
-    assert bucket._timer is None
+    assert not clock.pending
 
 
 async def test_rate_holds_in_real_time() -> None:
@@ -88,8 +88,7 @@ async def test_rate_limiters_share_a_bucket_evenly(monkeypatch: pytest.MonkeyPat
     assert 40_000 * (0.4 - 2 * TICK) <= sum(sizes) <= 40_000 * 0.4 + 1
     for _, layer, _ in stacks:
         layer.abort()
-    assert not bucket._waiting
-    assert bucket._timer is None
+    assert not clock.pending
 
 
 async def test_rate_of_one_byte_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,4 +171,4 @@ async def test_delivery_that_ends_another_rate_limiter(monkeypatch: pytest.Monke
     await clock.passes(1)
     assert len(one.data) == 6000
     assert other.data == b""
-    assert not bucket._waiting
+    assert not clock.pending

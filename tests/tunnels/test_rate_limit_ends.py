@@ -230,7 +230,7 @@ async def test_reader_that_closes_during_delivery(
     assert above.events == []
     assert below.calls == [how]
     assert layer.backlog == 0
-    assert not bucket._waiting
+    assert not clock.pending
 
 
 async def test_rate_limited_socket_is_read_in_small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
