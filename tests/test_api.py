@@ -1,4 +1,4 @@
-"""The tunnel in a program of somebody else's: `mtt.Client`, `mtt.Server`, and docs/embedding.md."""
+"""The tunnel embedded in another program: `mtt.Client`, `mtt.Server`, and docs/embedding.md."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_make_run_opens_a_tunnel_and_ends_with_a_signal(mode: str) -> None:
             with urllib.request.urlopen(found[1], timeout=20) as page:
                 assert b"It works" in page.read()
             os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does it
-            process.stdout.read()  # to its end: nobody is left who could write
+            process.stdout.read()  # to its end: no writer is left
             # make itself dies of the signal, as every program that runs others does.
             assert process.wait(20) in (0, -signal.SIGINT)
         finally:

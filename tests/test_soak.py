@@ -193,7 +193,7 @@ def test_mutations_are_the_same_for_the_same_seed() -> None:
 async def test_a_network_that_stays_away_is_found(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead, "NOTICE_TIME", 0.5)  # nobody can know by then
+    monkeypatch.setattr(dead, "NOTICE_TIME", 0.5)  # too short to notice
     with pytest.raises(ExceptionGroup) as raised:
         await dead.soak(programs, ("wss",))
     assert "was not told within 0.5 s" in str(first(raised.value))

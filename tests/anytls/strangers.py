@@ -24,7 +24,7 @@ SHORT_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 assert len(SHORT_REQUEST) == 18
 WRONG = preamble("not it") + settings() + frame(SYN, 1)
 
-# So long that whoever waits for it fails the test.
+# Seconds; longer than any test: one that waits for it fails.
 NEVER = 60.0
 
 
@@ -41,7 +41,7 @@ async def in_front_of_a_site(certs: Certs) -> AsyncIterator[tuple[Server, Site]]
 
 
 def has_heard(server: Server, data: bytes) -> bool:
-    """Whether somebody has said so much without showing who it is."""
+    """Whether the server has received `data` from a client that is not authenticated yet."""
     pending: Any = server._frontend.handshakes._transports
     readers = [tls.upper._reader for tls in pending if isinstance(tls.upper, ConnectionHead)]
     return any(reader is not None and reader.received == data for reader in readers)

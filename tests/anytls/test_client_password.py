@@ -71,7 +71,7 @@ async def refusing(certs: Certs, how: str) -> AsyncIterator[int]:
 )
 async def test_a_wrong_password(how: str, certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
     """One outcome at once: an error that names the server, and no success for the application."""
-    # Who would wait fails the test; and a server that waits is taken for one of version 1.
+    # A side that waits fails the test. The client takes a server that waits for version 1.
     monkeypatch.setattr(anytls_heads, "PREAMBLE_TIME", 60.0)
     monkeypatch.setattr(anytls_stream, "HEARTBEAT_DELAY", 60.0)
     # The site's end is passed on to the client after that.

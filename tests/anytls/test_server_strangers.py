@@ -1,4 +1,4 @@
-"""Who does not show the password of a user: to the web site of -fallback, and never faster."""
+"""Clients without a valid password reach the site of -fallback, and are not answered faster."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ async def test_an_end_sends_the_beginning_to_the_site_at_once(
             await visitor.finish()
             await eventually(lambda: site.received == b"\x01\x02\x03")
         async with await tls_connect(port_of(server), certs) as visitor:
-            await visitor.finish()  # nobody needs a site for that
+            await visitor.finish()  # the site is not asked
             with pytest.raises(ssl.SSLEOFError):  # no close_notify, as from nginx
                 await visitor.read()
         assert site.visits == 1

@@ -1,4 +1,4 @@
-"""Where nobody may learn which paths have tunnels, all requests cost the same work."""
+"""A server that hides which paths have tunnels does the same work for all requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def route(request: Request) -> Reply | None:
 
 
 def never(*_: Any) -> None:
-    raise AssertionError("nobody asked for a tunnel")
+    raise AssertionError("no request was for a tunnel")
 
 
 async def test_handshake_is_checked_with_and_without_tunnel(

@@ -1,4 +1,4 @@
-"""The controller's endpoint: who gets in, and where it listens.
+"""The controller's endpoint: access, and where it listens.
 
 The rules by themselves are in tests.http.test_access.
 """

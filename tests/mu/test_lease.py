@@ -52,7 +52,7 @@ async def test_workers_share_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     for waiter in (*busy, alone):
         waiter.wait()
     await clock.until(lambda: not alone.backlog)
-    # The first one to ask had the burst. Then each worker had as much, whoever waits there.
+    # The first waiter had the burst. Then each worker had the same share.
     passed = sum(waiter.passed for waiter in busy) - rate * BURST_TIME
     assert abs(passed - size) <= rate * TICK
     await clock.until(lambda: not any(waiter.backlog for waiter in busy))
@@ -88,7 +88,7 @@ async def test_unused_tokens_serve_the_next_connection() -> None:
     await asyncio.sleep(0)
     assert second.passed == 70
     assert asked == [100, 50]
-    assert bucket.take(1) == 0  # who waits comes first
+    assert bucket.take(1) == 0  # waiters come first
     bucket.given(50)
     assert (second.passed, second.backlog) == (120, 0)
 

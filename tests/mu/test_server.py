@@ -223,7 +223,7 @@ async def test_disconnect_while_the_destination_is_dialled(certs: Certs) -> None
 async def test_dead_destination_does_not_affect_other_users(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Longer than any test: whoever waits for it fails.
+    # Longer than any test: one that waits for it fails.
     monkeypatch.setattr(server_module, "DESTINATION_TIME", 600.0)
     with black_hole() as (_, silent), contextlib.ExitStack() as stack:
         async with (

@@ -1,6 +1,6 @@
 """Two users at once: curl -> ss-local -> mtt-client => mtt-mu-server -> ss-server of libev.
 
-Each user has an ss-server and a password of their own, so whoever got to the other's would notice.
+Each user has an ss-server and a password of their own, so a connection to the wrong server fails.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ def test_a_rate_holds_over_all_workers(
         for tries in range(1, 4):
             ends = carry(tunnels, size)
             assert max(ends) >= ideal * 0.98
-            # Nobody runs away: at best somebody alone in a worker gets the whole burst, and then
-            # half of the rate.
+            # No tunnel is much faster: at best one alone in a worker gets the whole burst, and
+            # then half of the rate.
             assert min(ends) >= 0.9 * (size - rate * 0.25) / (rate / 2)
             # Nor is the rate wasted, which would take twice as long, and that each time; a busy
             # machine does it now and then.

@@ -48,7 +48,7 @@ async def one_user(
 
 
 def answering(name: bytes) -> Any:
-    """A destination that says who it is, then echoes."""
+    """A destination that sends its name, then echoes."""
 
     async def serve(connection: Tcp) -> None:
         await connection.send(name)

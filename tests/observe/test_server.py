@@ -1,4 +1,4 @@
-"""Where metrics are served: who gets in, what is answered, and how it ends."""
+"""The endpoint of metrics: access, answers and ends."""
 
 from __future__ import annotations
 

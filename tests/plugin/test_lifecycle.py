@@ -56,7 +56,7 @@ def test_a_plugin_ends_with_its_parent(way: str, number: int) -> None:
         assert parent.stdout is not None
         try:
             assert sorted(parent.stdout.readline() for _ in range(2)) == ["started\n", "watching\n"]
-            # The thread is gone, the plugin is not: nobody else could hold the pipe open.
+            # The thread is gone, the plugin is not: only the plugin can hold the pipe open.
             parent.send_signal(number)
             parent.wait()
             assert parent.stdout.read() == ""  # the plugin closes it by ending

@@ -278,7 +278,7 @@ def test_running_out_of_descriptors_and_back(
     crowd = [socket.create_connection(address, SOON) for _ in range(120)]
     server.expect(f"ERROR mtt-server: {NO_DESCRIPTORS}; raise their limit, 40 ")
     crowd[-1].settimeout(0.5)
-    with pytest.raises(TimeoutError):  # it waits, and nobody hangs up on it
+    with pytest.raises(TimeoutError):  # it waits, and is not closed
         crowd[-1].recv(1)
     for connection in crowd[:-1]:
         connection.close()
@@ -296,7 +296,7 @@ def test_running_out_of_descriptors_and_back(
 def test_tunnels_work_while_connections_wait_for_descriptors(
     processes: Processes, destination: Destination, loop: str
 ) -> None:
-    """Whoever was let in also gets through to the destination, for which a reserve is kept."""
+    """Accepted connections reach the destination: descriptors are reserved for that."""
     options = ("-d", destination.address, "-loop", loop, "-disable-tls")
     server = limited_server(processes, 64, *options)
     address = listening(server)

@@ -202,7 +202,7 @@ def test_tunnels_have_a_grace_period(program: Programs) -> None:
         expect(process, "start", "started")
         process.send_signal(signal.SIGTERM)
         code, out, err = finish(process)
-    # Nobody listens any more before anybody is waited for.
+    # The program stops listening before it waits for tunnels.
     assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
     assert re.fullmatch(r".* INFO prog: stopping: waiting up to 60 s for 2 tunnels\n", err)
 

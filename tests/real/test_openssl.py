@@ -221,7 +221,7 @@ STRANGERS = {
         ("-tls1_1", "-cipher", "DEFAULT:@SECLEVEL=0"), (), "TLS: .* protocol version",
     ),
     "a server with another name": ((), ("-n", "other.example"), r"certificate not accepted: .*"),
-    "a server that nobody vouches for": (
+    "a server of an unknown authority": (
         (), ("-ca", "{certs.other_ca}"), r"certificate not accepted: .*",
     ),
     "a server that wants a certificate from us": (

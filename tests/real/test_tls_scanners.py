@@ -1,4 +1,4 @@
-"""What people who audit TLS servers would find: testssl.sh and sslscan against a default server."""
+"""Scanners of TLS servers, testssl.sh and sslscan, against a default server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NAME = "some.example"
 # whether sessions resume, when the machine is busy and it has left before the ticket came.
 HARMLESS = {"OK", "INFO", "LOW", "WARN"}
 
-# What a self-signed certificate is bound to be told: nobody vouches for it, nobody could revoke it,
-# and nobody renews it before it is ten years old.
+# Findings about every self-signed certificate: no authority, no revocation, and ten years of
+# validity.
 SELF_SIGNED = {"cert_chain_of_trust", "cert_revocation", "cert_validityPeriod"}
 
 SUITES = {

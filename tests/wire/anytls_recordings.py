@@ -135,7 +135,7 @@ class Observed:
             waste = record[:5] == bytes(5) and record == frame(WASTE, 0, record[7:])
             size = len(record) - HEADER_SIZE if waste else len(record)
             if low != high:
-                # Sizes behind the packet's last record were drawn as well, but nobody knows them.
+                # The reference drew sizes behind the last record as well; they are not recorded.
                 self.sizes.append(size if low <= size <= high else low)
 
     def randrange(self, low: int, high: int) -> int:

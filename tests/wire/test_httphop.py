@@ -181,7 +181,7 @@ def test_noise_is_an_answer_or_refused() -> None:
             refused += 1
             continue
         accepted += 1
-        # What is passed on is one answer with the same framing, for whoever reads it.
+        # What is passed on is one answer with the same framing, for every parser.
         passed = parse_response(forwarded_answer(answer, close=True))
         assert passed.status == answer.status
         again = parse_answer(forwarded_answer(answer, close=True), "GET")

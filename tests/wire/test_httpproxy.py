@@ -348,7 +348,7 @@ def test_noise_is_a_request_or_refused() -> None:
             refused += 1
             continue
         accepted += 1
-        # What is forwarded is one request with the same framing, for whoever reads it.
+        # What is forwarded is one request with the same framing, for every parser.
         again = parse_request(asked.head)
         assert (again.content_length, again.chunked) == (
             asked.request.content_length, asked.request.chunked,

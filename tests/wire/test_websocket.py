@@ -212,7 +212,7 @@ def test_an_unfinished_frame_is_not_at_a_boundary() -> None:
 
 def test_payload_is_handed_out_as_it_arrives() -> None:
     decoder = Decoder(masked=False)
-    header = frame_header(BINARY, 1 << 40)  # a frame that nobody could buffer
+    header = frame_header(BINARY, 1 << 40)  # a frame that no receiver could buffer
     assert decoder.feed(header) == []
     for _ in range(10):
         ((opcode, piece),) = decoder.feed(b"x" * 1000)
