@@ -151,8 +151,9 @@ class DirectUdp:
         for address in addresses:
             if not self._allows(host, address, port):
                 continue
+            is_mapped = self._sock.family == socket.AF_INET6 and ":" not in address
             try:
-                self._sock.sendto(payload, (self._socket_form(address), port))
+                self._sock.sendto(payload, (_MAPPED + address if is_mapped else address, port))
             except BlockingIOError:
                 reason = "the socket's send buffer is full"
                 break
@@ -167,11 +168,6 @@ class DirectUdp:
         if not reason:
             self._report_denied(host, port)
         self._drop(f"to {host_port(host, port)}", len(payload), reason or "not allowed")
-
-    def _socket_form(self, address: str) -> str:
-        if self._sock.family == socket.AF_INET6 and ":" not in address:
-            return _MAPPED + address
-        return address
 
     # Names.
 

@@ -229,8 +229,10 @@ class Ending:
         self._orderly = not self._at_once
         await self._event.wait()
 
-    def ask(self) -> None:
+    def ask(self, *_signal: object) -> None:
         """End the process in order; at once on a second call, or before the service has started."""
+        # As a signal handler, it runs between any two byte codes of the main thread, so it must not
+        # log.
         if not self._orderly:
             self.exit()
         self._orderly = False
@@ -244,10 +246,6 @@ class Ending:
             # In a finally: an exception must not keep a plugin alive, because shadowsocks-libev
             # waits for its end without a time limit.
             os._exit(0)
-
-    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
-        # Runs between any two byte codes of the main thread, so it must not log.
-        self.ask()
 
     def _on_hangup(self, _signum: int, _frame: FrameType | None) -> None:
         # A closing terminal also sends SIGHUP; then the process should end.
@@ -263,10 +261,7 @@ class Ending:
         Does not use loop.add_signal_handler(): Windows lacks it, and its callbacks wait in the
         loop's queue, while shadowsocks-rust sends SIGKILL after 10 ms.
         """
-        handlers: dict[int, Handler] = {
-            signal.SIGINT: self._on_signal,
-            signal.SIGTERM: self._on_signal,
-        }
+        handlers: dict[int, Handler] = {signal.SIGINT: self.ask, signal.SIGTERM: self.ask}
         if sys.platform != "win32":
             handlers[signal.SIGHUP] = self._on_hangup
         with handle_signals(handlers) as (wakeup, _):

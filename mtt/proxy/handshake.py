@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-A buffer holds unprocessed data. Each step consumes one message, answers it, and sets the next step.
-The first step detects the protocol. For HTTP, an `HttpConnection` takes over the connection. For
-SOCKS, the last step is the request: it parks the connection, with all data behind the request, and
-passes it to the port.
+A buffer holds unprocessed data. Its first byte shows the protocol. For HTTP, an `HttpConnection`
+takes over the connection. For SOCKS, each step parses one message, answers it, and sets the next
+step. The last one, the request, parks the connection, with all data behind the request, and passes
+it to the port.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from mtt.proxy.port import HANDSHAKE_TIME, Failure, ProxyPort, Route
 from mtt.wire import socks
 from mtt.wire.socks import SocksError
 
+# Parses a SOCKS message into its fields and its length, None if it is incomplete; and handles it.
+# Not a bound method, which would be a reference cycle.
+Step = tuple[Callable[[bytes], tuple[Any, ...] | None], Callable[..., None]]
+
 
 class ProxyHandshake(StreamProtocol):
     """Protocol of a client's connection until its request is complete."""
@@ -40,9 +44,7 @@ class ProxyHandshake(StreamProtocol):
         self._buffer = bytearray()
         self._closed = False
         self._deadline = 0.0
-        # Consumes a message from the buffer; returns whether it was complete. Not a bound method,
-        # which would be a reference cycle.
-        self._step: Callable[[ProxyHandshake], bool] = ProxyHandshake._detect_protocol
+        self._step: Step | None = None  # None before the protocol is known
         self._timer: asyncio.TimerHandle | None = None
 
     # The protocol of the transport.
@@ -57,7 +59,7 @@ class ProxyHandshake(StreamProtocol):
     def data_received(self, data: Data) -> None:
         self._buffer += data
         try:
-            while not self._closed and self._buffer and self._step(self):
+            while not self._closed and self._buffer and self._advance():
                 pass
         except SocksError as error:
             self._port.report(peer_name(self._transport), error)
@@ -69,31 +71,42 @@ class ProxyHandshake(StreamProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed:
-            begun = bool(self._buffer) or self._step is not ProxyHandshake._detect_protocol
+            begun = self._step is not None
             self._port.log_lost(peer_name(self._transport), exc, begun=begun)
             self._detach()
 
-    # SOCKS.
+    # Messages.
 
-    def _detect_protocol(self) -> bool:
+    def _advance(self) -> bool:
+        """Handle the next message. Returns whether it was complete."""
+        if self._step is None:
+            self._detect_protocol()
+            return True
+        parse, handle = self._step
+        found = parse(bytes(self._buffer))
+        if found is None:
+            return False
+        *fields, end = found
+        del self._buffer[:end]
+        handle(self, *fields)
+        return True
+
+    def _detect_protocol(self) -> None:
         version = self._buffer[0]
         if version == socks.VERSION5:
-            self._step = ProxyHandshake._socks5_methods
+            self._step = socks.parse_methods, ProxyHandshake._methods5
         elif version == socks.VERSION4:
-            self._step = ProxyHandshake._socks4
+            self._step = socks.parse_request4, ProxyHandshake._request4
         elif chr(version).isascii() and chr(version).isalpha():
-            self._step = ProxyHandshake._http
+            transport, received = self._transport, bytes(self._buffer)
+            self._detach()
+            HttpConnection(self._port, transport, self._deadline).start(received)
         else:
             # No answer: the client's protocol is unknown.
             what = "TLS" if version == 0x16 else "neither SOCKS nor HTTP"
             raise SocksError(f"the client speaks {what} (first byte {version:#04x})")
-        return True
 
-    def _socks5_methods(self) -> bool:
-        found = socks.parse_methods(bytes(self._buffer))
-        if found is None:
-            return False
-        methods, end = found
+    def _methods5(self, methods: bytes) -> None:
         if self._port.login is not None and socks.LOGIN in methods:
             method = socks.LOGIN
         elif self._route is not None and socks.NO_LOGIN in methods:
@@ -104,83 +117,52 @@ class ProxyHandshake(StreamProtocol):
                 text = "offers only logins, but this port has no users"
             raise SocksError(f"the client {text}", socks.method_reply(socks.NO_METHOD))
         self._transport.write(socks.method_reply(method))
-        self._next(end, ProxyHandshake._socks5_login if method else ProxyHandshake._socks5_request)
-        return True
+        if method == socks.LOGIN:
+            self._step = socks.parse_login, ProxyHandshake._login5
+        else:
+            self._step = socks.parse_request, ProxyHandshake._request5
 
-    def _socks5_login(self) -> bool:
-        found = socks.parse_login(bytes(self._buffer))
-        if found is None:
-            return False
-        user, password, end = found
+    def _login5(self, user: bytes, password: bytes) -> None:
         assert self._port.login is not None
         self._route = self._port.login(self._transport, user, password)
         if self._route is None:
             raise SocksError("wrong user or password", socks.login_reply(False))
         self._transport.write(socks.login_reply(True))
-        self._next(end, ProxyHandshake._socks5_request)
-        return True
+        self._step = socks.parse_request, ProxyHandshake._request5
 
-    def _socks5_request(self) -> bool:
-        found = socks.parse_request(bytes(self._buffer))
-        if found is None:
-            return False
-        command, host, port, end = found
+    def _request5(self, command: int, host: str, port: int) -> None:
         route = self._route
         assert route is not None
         if command == socks.CONNECT:
             success = socks.reply5(Outcome.SUCCEEDED)
-            self._connect(route, end, (host, port), success, socks.reply5)
+            self._connect(route, (host, port), success, socks.reply5)
         elif command == socks.UDP_ASSOCIATE and route.open_packets is not None:
-            near = self._hand_over(end)
+            near = self._hand_over()
             self._port.tunnels.spawn(near, self._port.associate(route, near, port))
         else:
             answer = socks.refusal5(socks.COMMAND_NOT_SUPPORTED)
             raise SocksError(f"unsupported SOCKS command {command}", answer)
-        return True
 
-    def _socks4(self) -> bool:
-        found = socks.parse_request4(bytes(self._buffer))
-        if found is None:
-            return False
-        command, host, port, end = found
+    def _request4(self, command: int, host: str, port: int) -> None:
         route = self._route
         if route is None:
             text = "SOCKS4 has no passwords, but this port requires a login; use SOCKS5"
             raise SocksError(text, socks.reply4(False))
         if command != socks.CONNECT:
             raise SocksError(f"unsupported SOCKS command {command}", socks.reply4(False))
-        success = socks.reply4(True)
-        self._connect(route, end, (host, port), success, lambda _: socks.reply4(False))
-        return True
+        self._connect(route, (host, port), socks.reply4(True), lambda _: socks.reply4(False))
 
     def _connect(
-        self,
-        route: Route,
-        end: int,
-        destination: tuple[str, int],
-        success: bytes,
-        failure: Failure,
+        self, route: Route, destination: tuple[str, int], success: bytes, failure: Failure
     ) -> None:
-        near, port = self._hand_over(end), self._port
+        near, port = self._hand_over(), self._port
         port.tunnels.spawn(near, port.connect(route, near, destination, success, failure))
-
-    # HTTP.
-
-    def _http(self) -> bool:
-        transport, received = self._transport, bytes(self._buffer)
-        self._detach()
-        HttpConnection(self._port, transport, self._deadline).start(received)
-        return True
 
     # End.
 
-    def _next(self, end: int, step: Callable[[ProxyHandshake], bool]) -> None:
-        del self._buffer[:end]
-        self._step = step
-
-    def _hand_over(self, end: int) -> StreamTransport:
-        """Park the connection without the request, which is the buffer up to `end`."""
-        transport, rest = self._transport, bytes(self._buffer[end:])
+    def _hand_over(self) -> StreamTransport:
+        """Park the connection, with the data behind the request."""
+        transport, rest = self._transport, bytes(self._buffer)
         self._detach()
         park(transport, rest)
         return transport
