@@ -33,7 +33,7 @@ from mtt.outbound.upstream import Upstream, preconnect_metrics
 # the multi-user server, nginx in front of a server, shadowsocks behind it. The application needs
 # the rest for its first byte.
 MAX_AGE = 40.0
-# Maximum age as a fraction of our own -timeout, which is usually the server's as well.
+# Maximum age as a fraction of the client's -timeout, which is usually the server's as well.
 TIMEOUT_FRACTION = 0.6
 # When the replacement is dialled, as a fraction of the maximum age. Random, so that connections
 # made together do not end together, and because a regular interval is a fingerprint. The remaining

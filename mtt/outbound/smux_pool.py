@@ -16,7 +16,7 @@ from mtt.outbound.upstream import Upstream
 IDLE_TIME = 30.0
 # Shortest idle timeout, seconds: a waiter needs a turn of the event loop to use a new session.
 MIN_IDLE_TIME = 0.1
-# Idle timeout while the peer still counts streams that we have closed, seconds. Go servers never
+# Idle timeout while the peer still counts closed streams of the client, seconds. Go servers never
 # end a stream whose destination was unreachable, so its slot is lost until the session ends.
 FINISH_TIME = 2.0
 # Go servers end a session with more than 16 streams. They send FIN shortly before they remove a

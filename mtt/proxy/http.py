@@ -40,7 +40,7 @@ from mtt.wire.http1 import HttpError
 from mtt.wire.httpproxy import ProxyRequest
 
 # Idle timeout between requests, seconds. Clients keep connections for a minute or two (curl 118 s).
-# They should close first: a close from our side may cross a new request.
+# They should close first: a close by the proxy may cross a new request.
 KEEPALIVE_TIME = 150.0
 
 
@@ -159,7 +159,7 @@ class HttpConnection(StreamProtocol):
     def _serve(self) -> None:
         """Serve the next request if its head is complete."""
         try:
-            # `full` bounds our own answers if the client does not read them.
+            # `full` bounds the proxy's own answers if the client does not read them.
             while self._exchange is None and not (self.over or self.full) and self._buffer:
                 if self._tracked and self._buffer.startswith(b"\r\n"):
                     self._buffer.drop(2)  # some clients send it behind a body (RFC 9112, 2.2)
@@ -342,7 +342,7 @@ class HttpConnection(StreamProtocol):
         if exchange.origin is not None:
             ends.append(exchange.origin.transport)
         waiting = sum(end.unsent() + end.throttled_bytes() for end in ends)
-        # Delivered bytes count as well: a slow reader may drain our buffers for a long time.
+        # Delivered bytes count as well: a slow reader may drain the buffers for a long time.
         count = self.sent + self.received - waiting
         if count != self._counted:
             self._counted = count

@@ -212,7 +212,7 @@ class Relay:
         now = self.loop.time()
         legs = [leg for leg in (self._near, self._far) if not leg.lost]
         waiting = {leg: _in_flight(leg) for leg in legs}
-        # Delivered bytes count as well: a slow reader may drain our buffers for a long time.
+        # Delivered bytes count as well: a slow reader may drain the buffers for a long time.
         count = self._near.received + self._far.received - sum(waiting.values())
         if count != self._counted:
             self._counted = count
