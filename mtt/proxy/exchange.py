@@ -194,7 +194,6 @@ class Exchange:
     def _opened(self, transport: StreamTransport) -> None:
         self._reused = False
         origin = Origin(transport, (self.asked.host, self.asked.port))
-        origin.take_over()
         if origin.usable:
             self._send_request(origin)
         else:

@@ -58,7 +58,7 @@ class Origin(StreamProtocol):
     """Protocol of a connection to an origin server.
 
     Args:
-        transport: the connection, parked.
+        transport: the connection, parked. It is not usable if it has ended or sent early data.
         key: host and port.
 
     Attributes:
@@ -90,12 +90,9 @@ class Origin(StreamProtocol):
         self._keep_time = KEEP_TIME
         self._proven = False
         self._takes_views = transport.borrows
-
-    def take_over(self) -> None:
-        """Take over the transport. It is not `usable` if it has ended or sent early data."""
-        held = self.transport.get_protocol()
-        self.transport.set_protocol(self)
-        self.transport.resume_reading()
+        held = transport.get_protocol()
+        transport.set_protocol(self)
+        transport.resume_reading()
         if isinstance(held, Parked) and (held.early or held.eof):
             self.eof = held.eof
             self.abort()

@@ -9,7 +9,6 @@ from tests.support.transports import FakeTransport, turns
 async def test_idle_origin_is_read_after_client_back_pressure() -> None:
     transport = FakeTransport()
     origin = Origin(transport, ("a.test", 80))
-    transport.set_protocol(origin)
     transport.pause_reading()  # back-pressure of the client
     origins = IdleOrigins()
     origins.keep(origin)
