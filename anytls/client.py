@@ -60,12 +60,10 @@ class Client(Service):
     def __init__(self, options: ClientOptions) -> None:
         resolver = Resolver()
         super().__init__(
-            options,
-            resolver,
-            logged_errors=CLIENT_LOGGED_ERRORS,
+            options, resolver, logged_errors=CLIENT_LOGGED_ERRORS,
             sessions=lambda: [each for server in self._servers for each in server.sessions],
             pending=lambda: sum(server.connector.connecting for server in self._servers),
-        )
+        )  # fmt: skip
         self._options = options
         dialer = Dialer(resolver, timeout=CONNECT_TIME)
         self._servers = [
@@ -80,11 +78,9 @@ class Client(Service):
         )
         users = options.users
         self._proxy = ProxyPort(
-            None if users else route,
-            self.open_tunnels,
-            login=login_of(users, route) if users else None,
-            idle_time=options.timeout,
-        )
+            None if users else route, self.open_tunnels,
+            login=login_of(users, route) if users else None, idle_time=options.timeout,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Listen. Raises StartError if that fails."""

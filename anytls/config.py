@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from anytls import singbox, tls_fields, xray
+from anytls import fields, singbox, xray
 from anytls.json_file import JsonFile, Section
 from mtt.errors import UsageError
 from mtt.options.flags import Values, clipped
@@ -116,7 +116,7 @@ def read_server(path: str) -> Values:
 def _sections(file: JsonFile) -> tuple[list[Section], list[Section]]:
     """The inbounds and outbounds."""
     top = Section(file, "", file.top)
-    if top.flag(tls_fields.IGNORE_FINGERPRINT):
+    if top.flag(fields.IGNORE_FINGERPRINT):
         file.ignore_fingerprint = True
     if top.has("type") or top.has("protocol"):
         # A single object. Only inbounds have these keys.

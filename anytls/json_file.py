@@ -37,7 +37,7 @@ class JsonFile:
     def __init__(self, option: str, path: str, *, ignore_fingerprint: bool = False) -> None:
         """Read the file. Raises UsageError."""
         self.name = f"{option}: {path}"
-        self.ignore_fingerprint = ignore_fingerprint  # see tls_fields.fingerprint()
+        self.ignore_fingerprint = ignore_fingerprint  # see fields.fingerprint()
         text = read_text(option, path, limit=MAX_CONFIG, secret=True)
         self.top = parse_json(self.name, text)
         # Paths to warn about: of unknown keys, and of browser handshakes that are not imitated.

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anytls.config import ClientFile, read_client, read_server
+from anytls.fields import IGNORE_FINGERPRINT
 from anytls.servers import ServerChoice, alpn_names, given_servers
 from anytls.singbox import ENABLED
-from anytls.tls_fields import IGNORE_FINGERPRINT
 from mtt.address import is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from anytls.tls_fields import checked_alpn
+from anytls.fields import checked_alpn
 from anytls.uri import is_uri, parse_uri
 from mtt.address import Endpoint, is_ip
 from mtt.errors import UsageError

@@ -6,16 +6,14 @@ program's options, by name; errors and warnings name the key in the file.
 
 from __future__ import annotations
 
-from anytls import tls_fields
+from anytls import fields
 from anytls.json_file import Section
-from mtt.address import Endpoint, host_port, parse_endpoint
+from mtt.address import host_port, parse_endpoint
 from mtt.errors import UsageError
-from mtt.options.anytls import checked_min_idle, checked_password, checked_scheme
+from mtt.options.anytls import checked_min_idle, checked_scheme
 from mtt.options.common import host_name
 from mtt.options.flags import Values
 from mtt.trust.pem import PemSource
-from mtt.users.file import checked_user, unique
-from mtt.users.user import User
 
 # Types of inbounds whose clients the local port can serve.
 LOCAL_TYPES = ("mixed", "socks", "http")
@@ -41,8 +39,8 @@ _KEEP_ALIVE = dict.fromkeys(
 )  # fmt: skip
 
 _DIAL_REFUSED = _NETWORK | _SOURCE | {
-    "tcp_fast_open": tls_fields.NO_CLIENT_FAST_OPEN,
-    "multiplex": tls_fields.NO_MUX,
+    "tcp_fast_open": fields.NO_CLIENT_FAST_OPEN,
+    "multiplex": fields.NO_MUX,
     "transport": "AnyTLS has no transport but TLS; remove it",
 }
 _DIAL_IGNORED = _KEEP_ALIVE | dict.fromkeys(
@@ -54,10 +52,10 @@ _LISTEN_IGNORED = _KEEP_ALIVE | dict.fromkeys(
     ("sniff", "sniff_override_destination", "sniff_timeout"), _ROUTING
 ) | {"udp_disable_domain_unmapping": _TUNING, "domain_strategy": _RESOLVER}  # fmt: skip
 _TLS_REFUSED = {
-    "cipher_suites": tls_fields.NO_CHOICE,
-    "curve_preferences": tls_fields.NO_CHOICE,
-    "ech": tls_fields.NO_ECH,
-    "reality": tls_fields.NO_REALITY,
+    "cipher_suites": fields.NO_CHOICE,
+    "curve_preferences": fields.NO_CHOICE,
+    "ech": fields.NO_ECH,
+    "reality": fields.NO_REALITY,
 }
 _OUTBOUND_TLS_REFUSED = _TLS_REFUSED | {
     "fragment": "the TLS handshake is sent in one piece; remove it",
@@ -86,18 +84,11 @@ def outbound(section: Section) -> Values:
     section.skip("type", "tag")
     section.refuse(_DIAL_REFUSED)
     section.ignore(_DIAL_IGNORED)
-    host = section.required("server", "the server's name or address")
-    name = host_name(section.label("server"), host)
-    password = section.required("password", "the password that the server knows")
-    values: Values = {
-        "server": Endpoint((name,), section.port("server_port")),
-        "p": checked_password(section.label("password"), password),
-        # Without it no idle sessions are kept, as in sing-box.
-        "m": checked_min_idle(
-            section.label("min_idle_session"), section.integer("min_idle_session")
-        ),
-    }
-    values |= tls_fields.idle_times(section, _IDLE_TIMES) | _outbound_tls(section)
+    values = fields.server(section, "server_port", "server")
+    # Without it no idle sessions are kept, as in sing-box.
+    idle = section.integer("min_idle_session")
+    values["m"] = checked_min_idle(section.label("min_idle_session"), idle)
+    values |= fields.idle_times(section, _IDLE_TIMES) | _outbound_tls(section)
     section.done()
     return values
 
@@ -112,10 +103,12 @@ def inbound(section: Section) -> Values:
     section.refuse(_NETWORK)
     section.ignore(_LISTEN_IGNORED)
     values: Values = {"l": listen(section), "fast-open": section.flag("tcp_fast_open")}
-    values["users"] = _users(section, "name")
+    # sing-box identifies users without a name by their index.
+    sections = section.sections("users")
+    values["users"] = fields.users(sections, "name", "password", unnamed="user-")
     if not values["users"]:
         section.fail("users", "missing; give at least one user with name and password")
-    values |= tls_fields.idle_times(section, {"udp_timeout": "udp-timeout"})
+    values |= fields.idle_times(section, {"udp_timeout": "udp-timeout"})
     lines = section.texts("padding_scheme")
     if lines:
         raw = "\n".join(lines).encode("utf-8", "surrogatepass")
@@ -138,7 +131,9 @@ def local(section: Section) -> Values:
         "tcp_fast_open": "the local port has no TCP fast open; remove it",
     })  # fmt: skip
     section.ignore(_LISTEN_IGNORED)
-    values: Values = {"l": listen(section), "users": _users(section, "username")}
+    sections = section.sections("users")
+    users = fields.users(sections, "username", "password", unnamed="user-")
+    values: Values = {"l": listen(section), "users": users}
     section.done()
     return values
 
@@ -154,33 +149,22 @@ def listen(section: Section, port_key: str = "listen_port", default: str = _LIST
     return text
 
 
-def _users(section: Section, name_key: str) -> tuple[User, ...]:
-    users: list[User] = []
-    sections = section.sections("users")
-    for number, each in enumerate(sections, 1):
-        # sing-box identifies users without a name by their index.
-        name = each.text(name_key) or f"user-{number}"
-        users.append(checked_user(each.label(), name, each.text("password")))
-        each.done()
-    return unique(users, [each.label() for each in sections])
-
-
 def _outbound_tls(section: Section) -> Values:
     tls = section.section("tls")
     if tls is None or not tls.flag("enabled"):
         section.fail("tls", f"missing or not enabled; AnyTLS needs {ENABLED}")
     tls.refuse(_OUTBOUND_TLS_REFUSED)
     tls.ignore(_TLS_IGNORED)
-    tls.skip("fragment_fallback_delay", "utls", tls_fields.IGNORE_FINGERPRINT)
+    tls.skip("fragment_fallback_delay", "utls", fields.IGNORE_FINGERPRINT)
     if tls.present("utls"):
-        tls_fields.fingerprint(tls, "utls")
+        fields.fingerprint(tls, "utls")
     name = tls.text("server_name")
     values: Values = {
         "sni": host_name(tls.label("server_name"), name) if name else "",
         "no-sni": tls.flag("disable_sni"),
         "insecure": tls.flag("insecure"),
         "ca": _pem(tls, "certificate"),
-        "pin": tls_fields.pins(tls, "certificate_public_key_sha256"),
+        "pin": fields.pins(tls, "certificate_public_key_sha256"),
     } | _pair(tls, "client_certificate", "client_key") | _negotiated(tls)
     if values["insecure"] and (values["ca"] or values["pin"]):
         tls.fail("insecure", "turns off the verification that the other keys ask for; remove it")
@@ -197,7 +181,7 @@ def _inbound_tls(tls: Section) -> Values:
         "n": host_name(tls.label("server_name"), name) if name else "",
     } | _pair(tls, "certificate", "key") | _negotiated(tls)
     kind = tls.text("client_authentication")
-    inline = tls_fields.inline_pem(tls, "client_certificate")
+    inline = fields.inline_pem(tls, "client_certificate")
     authorities = [inline] if inline is not None else tls.texts("client_certificate_path")
     tls.skip("client_certificate_path")
     if kind not in _CLIENT_AUTHENTICATION:
@@ -213,13 +197,13 @@ def _inbound_tls(tls: Section) -> Values:
 
 
 def _negotiated(tls: Section) -> Values:
-    return tls_fields.negotiated(tls, tls.texts("alpn"), "min_version", "max_version")
+    return fields.negotiated(tls, tls.texts("alpn"), "min_version", "max_version")
 
 
 def _pem(tls: Section, key: str) -> PemSource:
     """The inline value of `key`, else the path at `key` + `_path`, in sing-box's order."""
     path = tls.text(f"{key}_path")
-    return tls_fields.inline_pem(tls, key) or path
+    return fields.inline_pem(tls, key) or path
 
 
 def _pair(tls: Section, cert: str, key: str) -> Values:

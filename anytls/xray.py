@@ -7,15 +7,13 @@ https://xtls.github.io/config/transports/tls.html
 
 from __future__ import annotations
 
-from anytls import tls_fields
+from anytls import fields
 from anytls.json_file import Section
 from anytls.singbox import listen
-from mtt.address import Endpoint
-from mtt.options.anytls import checked_min_idle, checked_password
+from mtt.options.anytls import checked_min_idle
 from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 from mtt.trust.pem import PemSource
-from mtt.users.file import checked_user, unique
 from mtt.users.user import User
 
 # Protocols of inbounds whose clients the local port can serve.
@@ -27,10 +25,10 @@ _OTHER_WAY = "connections follow the system's routes; remove it"
 _TUNING = "not adjustable"
 
 _OUTBOUND_REFUSED = dict.fromkeys(("proxySettings", "sendThrough"), _OTHER_WAY) | {
-    "mux": tls_fields.NO_MUX,
+    "mux": fields.NO_MUX,
 }
 _SOCKOPT_REFUSED = dict.fromkeys(("mark", "interface", "dialerProxy"), _OTHER_WAY) | {
-    "tcpFastOpen": tls_fields.NO_CLIENT_FAST_OPEN,
+    "tcpFastOpen": fields.NO_CLIENT_FAST_OPEN,
 }
 _SOCKOPT_IGNORED = dict.fromkeys(
     ("domainStrategy", "tcpKeepAliveInterval", "tcpKeepAliveIdle", "tcpUserTimeout", "tcpNoDelay",
@@ -49,9 +47,9 @@ _TLS_REFUSED = {
     "serverNameToVerify": _OTHER_NAME,
     "verifyPeerCertInNames": _OTHER_NAME,
     "verifyPeerCertByName": _OTHER_NAME,
-    "cipherSuites": tls_fields.NO_CHOICE,
-    "curvePreferences": tls_fields.NO_CHOICE,
-    "echConfigList": tls_fields.NO_ECH,
+    "cipherSuites": fields.NO_CHOICE,
+    "curvePreferences": fields.NO_CHOICE,
+    "echConfigList": fields.NO_ECH,
 }
 _IDLE_TIMES = (
     {"idleSessionCheckInterval": "idle-check", "idleSessionTimeout": "idle-timeout"},
@@ -78,7 +76,11 @@ def outbound(section: Section) -> list[Values]:
             settings.fail("servers", "empty; give address, port and password of one")
     else:
         servers = [settings]
-    found = [_server(each) | pool | tls for each in servers]
+    found = []
+    for each in servers:
+        each.skip("email", "level")
+        found.append(fields.server(each, "port", "address") | pool | tls)
+        each.done()
     settings.done()
     section.done()
     return found
@@ -95,38 +97,16 @@ def local(section: Section) -> Values:
         accounts = settings.sections("accounts")
         # A SOCKS inbound has a switch for accounts; an HTTP inbound has none.
         if section.text("protocol") == "http" or settings.text("auth") == "password":
-            users = _accounts(accounts)
+            users = fields.users(accounts, "user", "pass")
         settings.done()
     section.done()
     return {"l": text, "users": users}
 
 
-def _accounts(accounts: list[Section]) -> tuple[User, ...]:
-    users = []
-    for each in accounts:
-        users.append(checked_user(each.label(), each.text("user"), each.text("pass")))
-        each.done()
-    return unique(users, [each.label() for each in accounts])
-
-
-def _server(server: Section) -> Values:
-    server.skip("email", "level")
-    name = host_name(
-        server.label("address"), server.required("address", "the server's name or address")
-    )
-    password = server.required("password", "the password that the server knows")
-    values: Values = {
-        "server": Endpoint((name,), server.port("port")),
-        "p": checked_password(server.label("password"), password),
-    }
-    server.done()
-    return values
-
-
 def _pool(settings: Section) -> Values:
     values: Values = {"m": 0}
     for keys in _IDLE_TIMES:
-        values |= tls_fields.idle_times(settings, keys)
+        values |= fields.idle_times(settings, keys)
     for key in ("minIdleSession", "min_idle_session"):
         if number := settings.integer(key):
             values["m"] = checked_min_idle(settings.label(key), number)
@@ -139,7 +119,7 @@ def _stream(stream: Section) -> Values:
         stream.fail("network", f"{quoted(network)} is not supported; AnyTLS has raw only")
     security = stream.text("security")
     if security == "reality":
-        stream.fail("security", tls_fields.NO_REALITY)
+        stream.fail("security", fields.NO_REALITY)
     if security != "tls":
         stream.fail("security", 'not "tls"; AnyTLS needs TLS')
     for key in ("tcpSettings", "rawSettings"):
@@ -166,18 +146,18 @@ def _tls(tls: Section) -> Values:
     tls.refuse(_TLS_REFUSED)
     tls.ignore({"masterKeyLog": "the keys of TLS are not written to a file"})
     tls.skip("rejectUnknownSni", "enableSessionResumption", "echForceQuery", "echSockopt")
-    tls.skip(tls_fields.IGNORE_FINGERPRINT)
+    tls.skip(fields.IGNORE_FINGERPRINT)
     if tls.text("fingerprint") not in _NATIVE:
-        tls_fields.fingerprint(tls, "fingerprint")
+        fields.fingerprint(tls, "fingerprint")
     name = tls.text("serverName")
     values: Values = {
         "sni": host_name(tls.label("serverName"), name) if name else "",
         "insecure": tls.flag("allowInsecure"),
-        "pin": tls_fields.pins(tls, "pinnedPeerCertificatePublicKeySha256"),
+        "pin": fields.pins(tls, "pinnedPeerCertificatePublicKeySha256"),
     } | _certificates(tls)
     # A list, or one string with commas.
     names = [part.strip() for text in tls.texts("alpn") for part in text.split(",")]
-    values |= tls_fields.negotiated(tls, filter(None, names), "minVersion", "maxVersion")
+    values |= fields.negotiated(tls, filter(None, names), "minVersion", "maxVersion")
     if values["insecure"] and (values.get("ca") or values["pin"]):
         tls.fail("allowInsecure", "turns off the verification that the other keys ask for; "
                                   "remove it")  # fmt: skip
@@ -211,5 +191,5 @@ def _certificates(tls: Section) -> Values:
 
 def _pem(each: Section, key: str) -> PemSource:
     """The path at `key` + `File`, else the inline value of `key`, in Xray's order."""
-    inline = tls_fields.inline_pem(each, key)
+    inline = fields.inline_pem(each, key)
     return each.text(f"{key}File") or inline or ""

@@ -49,12 +49,9 @@ class Management:
     """
 
     def __init__(
-        self,
-        options: MultiUserOptions,
-        users: Users,
-        events: metrics.Events,
+        self, options: MultiUserOptions, users: Users, events: metrics.Events,
         service_page: Callable[[], str],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._options = options
         self._users = users
         self._events = events

@@ -72,24 +72,26 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
     common.both_or_neither(values, "c-cert", "c-key")
     # What a controller needs to be reachable from other machines.
     lacking = [f"-{name}" for name in ("c-token-file", "c-cert", "c-key") if not values[name]]
+    controller, controller_unix = None, ""
     if inherited.control:
-        controller, controller_unix = None, ""
         hosts = control_hosts(inherited.control, guarded=not lacking)
     else:
-        controller, controller_unix = _controller(values, lacking)
+        text = common.required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
+        controller, controller_unix = common.own_address("-c", text)
         hosts = controller.hosts if controller is not None else ()
+        if lacking and not all(map(is_loopback, hosts)):
+            raise UsageError(
+                f"-c: {quoted(text)} can be reached from other machines, so it needs "
+                f"{', '.join(lacking)} too; or use 127.0.0.1 or unix:/path"
+            )
     controller_tls = ServerTls(
         cert=values["c-cert"], key=values["c-key"], options=("-c-cert", "-c-key"),
         alpn=alpn.WEBSOCKET, tls_min=values["tls-min"],
     )  # fmt: skip
     return MultiUserOptions(
         inherited=inherited,
-        bind=bind,
-        bind_unix=bind_unix,
-        sockets=inherited.tunnel,
-        controller=controller,
-        controller_unix=controller_unix,
-        controller_hosts=hosts,
+        bind=bind, bind_unix=bind_unix, sockets=inherited.tunnel,
+        controller=controller, controller_unix=controller_unix, controller_hosts=hosts,
         token_file=values["c-token-file"],
         controller_tls=controller_tls if values["c-cert"] else None,
         db=values["db"],
@@ -97,16 +99,4 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         tls=tls.given_server_tls(values, alpn.SITE),
         mux=values["mux"],
         **common.service_values(values),
-    )
-
-
-def _controller(values: Values, lacking: list[str]) -> tuple[Endpoint | None, str]:
-    """The controller's address; raises UsageError if it is reachable without `lacking` options."""
-    text = common.required(values, "c", "the controller's address, like -c 127.0.0.1:8080")
-    endpoint, path = common.own_address("-c", text)
-    if endpoint is not None and lacking and not all(map(is_loopback, endpoint.hosts)):
-        raise UsageError(
-            f"-c: {quoted(text)} can be reached from other machines, so it needs "
-            f"{', '.join(lacking)} too; or use 127.0.0.1 or unix:/path"
-        )
-    return endpoint, path
+    )  # fmt: skip

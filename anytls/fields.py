@@ -1,15 +1,20 @@
-"""TLS settings that sing-box and Xray spell differently but define alike."""
+"""Settings that sing-box and Xray spell differently but define alike."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from anytls.json_file import Section
+from mtt.address import Endpoint
 from mtt.errors import UsageError
+from mtt.options.anytls import checked_password
+from mtt.options.common import host_name
 from mtt.options.flags import Values, quoted
 from mtt.trust.identity import PIN_PREFIX, parse_pin
 from mtt.trust.pem import InlinePem
 from mtt.trust.tls_options import TLS_VERSIONS
+from mtt.users.file import checked_user, unique
+from mtt.users.user import User
 
 # Reasons why a client refuses a setting of the file, with the fix.
 NO_REALITY = "REALITY is not supported; use a server with its own certificate"
@@ -25,6 +30,29 @@ IGNORE_FINGERPRINT = "ignore-fingerprint"
 
 # The length of an ALPN name is one byte (RFC 7301, 3.1); all names in use are ASCII.
 _MAX_ALPN = 255
+
+
+def server(section: Section, port_key: str, host_key: str) -> Values:
+    """The address ("server", an Endpoint) and password ("p") of a server."""
+    host = section.required(host_key, "the server's name or address")
+    name = host_name(section.label(host_key), host)
+    password = section.required("password", "the password that the server knows")
+    return {
+        "server": Endpoint((name,), section.port(port_key)),
+        "p": checked_password(section.label("password"), password),
+    }
+
+
+def users(
+    sections: list[Section], name_key: str, password_key: str, *, unnamed: str = ""
+) -> tuple[User, ...]:
+    """The users in a list of objects; those without a name get `unnamed` and their number."""
+    found: list[User] = []
+    for number, each in enumerate(sections, 1):
+        name = each.text(name_key) or (unnamed and f"{unnamed}{number}")
+        found.append(checked_user(each.label(), name, each.text(password_key)))
+        each.done()
+    return unique(found, [each.label() for each in sections])
 
 
 def negotiated(section: Section, alpn: Iterable[str], least: str, most: str) -> Values:
