@@ -18,7 +18,6 @@ from mtt.layers import anytls_heads
 from mtt.layers.anytls_server import MAX_STREAMS
 from mtt.layers.parked import Parked
 from mtt.net.dial import Dialer
-from mtt.outbound import direct
 from mtt.outcome import Outcome
 from tests.anytls.serving import empty, know, server_for
 from tests.anytls.streams import HERE, check_echo, check_session, refused
@@ -67,13 +66,10 @@ async def test_a_destination_that_does_not_answer_has_timed_out(
         raise AssertionError
 
     monkeypatch.setattr(Dialer, "_connect_socket", dial)
-    monkeypatch.setattr(direct, "CONNECT_TIME", 0.1)
-    async with (
-        asyncio.timeout(SOON),
-        server_for(certs) as server,
-        await peer_connect(port_of(server), certs) as peer,
-    ):
-        assert await refused(peer, 1, HERE, 80) == "timed out"
+    async with asyncio.timeout(SOON), server_for(certs) as server:
+        server._outbound._dialer._timeout = 0.1
+        async with await peer_connect(port_of(server), certs) as peer:
+            assert await refused(peer, 1, HERE, 80) == "timed out"
 
 
 async def test_invalid_name_fails_like_an_unknown_one(certs: Certs) -> None:
