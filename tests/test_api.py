@@ -33,16 +33,13 @@ from tests.support.tunnels import (
     in_every_mode,
     listening,
     logged,
+    port_of,
     serving,
 )
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs/embedding.md").read_text()
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
-
-
-def port_of(end: mtt.Client | mtt.Server) -> int:
-    return int(end.addresses[0].rpartition(":")[2])
 
 
 def server_for(destination: int, certs: Certs, mode: str = "tls", **options: Any) -> mtt.Server:

@@ -20,7 +20,7 @@ from mtt.net.admission import Pending
 from mtt.net.resolve import Resolver
 from mtt.wire.http1 import text_reply
 from tests.support.metrics import ask
-from tests.support.tunnels import connect, eventually, logged
+from tests.support.tunnels import connect, eventually, logged, port_of
 
 
 async def page(exchange: Exchange) -> None:
@@ -84,7 +84,7 @@ async def test_failures_in_the_log(quiet: bool) -> None:
 async def test_connections_between_requests_are_idle() -> None:
     pending, idle = Pending(9), Pending(1)
     async with serving(pending=pending, idle=idle) as listener:
-        port = int(listener.addresses[0].rpartition(":")[2])
+        port = port_of(listener)
         async with await connect(port) as first, await connect(port) as second:
             await eventually(lambda: len(pending) == 2)
             for connection in (first, second):
@@ -97,7 +97,7 @@ async def test_connections_between_requests_are_idle() -> None:
 
 async def test_close_ends_requests_in_progress() -> None:
     async with serving() as listener:
-        port = int(listener.addresses[0].rpartition(":")[2])
+        port = port_of(listener)
         async with await connect(port) as connection:
             await connection.send(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await eventually(lambda: listener._tasks)

@@ -17,6 +17,7 @@ from mtt.net.resolve import Resolver
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, text_reply
 from mtt.wire.upgrade import Upgrade
 from tests.http.served import GET, PROTOCOLS, UPGRADE, WS, until
+from tests.support.tunnels import port_of
 from tests.support.vectors import WSS, handshake
 
 
@@ -49,7 +50,7 @@ async def serving(
     server = await bind(parse_endpoint("-b", "127.0.0.1:0"), "", resolver=Resolver())
     server.serve(make)
     try:
-        yield int(server.addresses[0].rpartition(":")[2])
+        yield port_of(server)
     finally:
         server.close()
 

@@ -19,6 +19,10 @@ class Panel:
     def __init__(self, address: str) -> None:
         self.address = address
 
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
     async def command(self, opt: int, *args: dict[str, Any], **fields: Any) -> Any:
         """The decoded answer to a command."""
         return json.loads(await self.post({"opt": opt, "args_bunch": args} | fields))

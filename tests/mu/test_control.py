@@ -149,7 +149,7 @@ async def test_a_small_body_that_is_not_wanted_is_dropped(certs: Certs) -> None:
 async def test_truncated_head_is_a_bad_request(certs: Certs) -> None:
     async with (
         multi_user_server(certs) as (_, panel),
-        await connect(int(panel.address.rpartition(":")[2])) as client,
+        await connect(panel.port) as client,
     ):
         await client.send(post(PING)[:20])
         await client.finish()

@@ -206,7 +206,7 @@ async def test_begun_command_completes_without_its_client(certs: Certs) -> None:
             return 200, b"{}"
 
         controller._run = run
-        async with await connect(int(panel.address.rpartition(":")[2])) as client:
+        async with await connect(panel.port) as client:
             await client.send(post(PING))
             await begun.wait()
             client.reset()
@@ -222,7 +222,7 @@ async def test_connections_that_end_are_not_idle(certs: Certs) -> None:
         controller = server._management.controller
         assert controller is not None
         for request, idle in ((post(PING), 1), (closing(PING), 0)):
-            async with await connect(int(panel.address.rpartition(":")[2])) as client:
+            async with await connect(panel.port) as client:
                 await client.send(request)
                 assert await client.until(b"}") != b""
                 await eventually(lambda: not controller._tasks)

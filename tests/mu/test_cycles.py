@@ -54,7 +54,7 @@ async def test_commands(certs: Certs) -> None:
     async with multi_user_server(certs) as (_, panel):
         with collector_off() as left:
             for command in (b"{}", b"nonsense", b'{"opt": 4}'):
-                async with await connect(int(panel.address.rpartition(":")[2])) as connection:
+                async with await connect(panel.port) as connection:
                     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
                     await connection.send(head + b"Content-Length: %d\r\n\r\n" % len(command))
                     await connection.send(command)
@@ -70,7 +70,7 @@ async def test_requests_that_are_given_up(reset: bool, certs: Certs) -> None:
         assert controller is not None
         with collector_off() as left:
             for _ in range(TIMES):
-                async with await connect(int(panel.address.rpartition(":")[2])) as connection:
+                async with await connect(panel.port) as connection:
                     head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
                     await connection.send(head + b"{")
                     await eventually(lambda: controller._tasks)

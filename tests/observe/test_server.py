@@ -18,7 +18,7 @@ from mtt.observe import server as metrics_server
 from mtt.observe.metrics import CONTENT_TYPE
 from mtt.observe.server import MetricsServer
 from tests.support.metrics import ask, get
-from tests.support.tunnels import connect, eventually, logged
+from tests.support.tunnels import connect, eventually, logged, port_of
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +97,7 @@ async def test_public_address_causes_a_warning_and_accepts_any_host() -> None:
 
 async def test_a_port_that_is_taken() -> None:
     async with serving() as server:
-        port = int(server.addresses[0].rpartition(":")[2])
+        port = port_of(server)
         other = MetricsServer(str, Endpoint(("127.0.0.1",), port), "")
         with pytest.raises(StartError, match="already in use"):
             await other.serve(Resolver())
@@ -109,7 +109,7 @@ async def test_connections_are_bounded_and_cut_at_the_end(
     monkeypatch.setattr(metrics_server, "MAX_CONNECTIONS", 3)
     with logged() as lines:
         async with serving() as server:
-            port = int(server.addresses[0].rpartition(":")[2])
+            port = port_of(server)
             silent = [await connect(port) for _ in range(8)]
             assert await get(server.addresses[0]) == b"a 1\n"
             await eventually(lambda: len(server._pending) == 3 - 1)
@@ -122,7 +122,7 @@ async def test_connections_are_bounded_and_cut_at_the_end(
 
 async def test_invalid_requests() -> None:
     async with serving() as server:
-        port = int(server.addresses[0].rpartition(":")[2])
+        port = port_of(server)
         for garbage in (b"\x16\x03\x01\0\0\r\n\r\n", b"x" * 40_000, b"GET /\r\n\r\n"):
             async with await connect(port) as connection:
                 await connection.send(garbage)

@@ -25,7 +25,6 @@ from mtt.options.tunnel import client_options, server_options
 from mtt.outbound import anytls_pool, reuse
 from mtt.server import Server
 from mtt.tunnels import relay
-from mtt.tunnels.service import Service
 from tests.support.certs import Certs
 from tests.support.clock import Clock
 from tests.support.faults import unacknowledged
@@ -303,7 +302,7 @@ async def joined(mode: str, there: Listening, certs: Certs) -> AsyncIterator[tup
         yield application, await there.accept()
 
 
-def port_of(service: Service) -> int:
+def port_of(service: Any) -> int:
     return int(service.addresses[0].rpartition(":")[2])
 
 
