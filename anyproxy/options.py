@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from mtt.address import Endpoint
 from mtt.options.common import ServiceOptions
@@ -80,7 +79,7 @@ class GatewayOptions(ServiceOptions):
     tls: ServerTls | None  # None: agents connect without TLS
     login: User | None = None  # of agents; None: none is required
     credentials: CredentialOptions = CredentialOptions()
-    groups: Mapping[str, GroupOptions] = MappingProxyType({})  # by name
+    groups: Mapping[str, GroupOptions] = field(default_factory=dict)  # by name
     default_group: GroupOptions = DEFAULT_GROUP  # of groups that are not in `groups`
     http: ProxyOptions | None = None
     socks5: ProxyOptions | None = None

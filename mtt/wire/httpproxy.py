@@ -118,8 +118,13 @@ def _basic(userinfo: str) -> str:
 
 
 def login(request: Request) -> tuple[bytes, bytes] | None:
-    """The client's user and password for the proxy (RFC 7617); None if missing or malformed."""
-    scheme, _, encoded = (request.first("proxy-authorization") or "").partition(" ")
+    """The client's user and password for the proxy; None if missing or malformed."""
+    return basic_login(request, "proxy-authorization")
+
+
+def basic_login(request: Request, header: str) -> tuple[bytes, bytes] | None:
+    """User and password in a header with Basic credentials (RFC 7617); None without any."""
+    scheme, _, encoded = (request.first(header) or "").partition(" ")
     if scheme.lower() != "basic":
         return None
     try:

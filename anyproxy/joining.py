@@ -1,0 +1,167 @@
+"""How agents join the gateway: the upgrade request, who may join, and the session behind it.
+
+    TLS -> GET /ws -> login, group, password -> 101 -> session, in its group -> ... -> lost
+
+Agents that may not join are refused before the 101, which makes the Go program's agents back off:
+they ignore errors that come later, and reconnect at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from anyproxy.options import AGENT_PATH
+from mtt.address import peer_name
+from mtt.errors import describe
+from mtt.http.exchange import Exchange
+from mtt.http.limits import OPERATORS
+from mtt.http.server import Handler, HttpServer
+from mtt.inbound.front import HeadReader
+from mtt.layers.base import StreamTransport
+from mtt.layers.parked import hand_over
+from mtt.layers.smux import SmuxSession
+from mtt.layers.websocket import WebSocketLayer
+from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.outbound.agent import MAX_STREAMS, OwnAgentSession
+from mtt.outbound.groups import Agent, Groups
+from mtt.users.user import User
+from mtt.wire.agent import SUBPROTOCOL
+from mtt.wire.http1 import Reply, Request, text_reply
+from mtt.wire.httpproxy import basic_login
+from mtt.wire.servemux import NOT_FOUND
+from mtt.wire.upgrade import Upgrade, UpgradeRefused, is_own_key
+
+# Bytes of an agent's or a group's name: both stand in log lines, metrics and pages.
+MAX_NAME = 128
+
+# Returns why an agent may not join a group with a password; "" if it may. Called with the group's
+# name, the password and the agent's address.
+Admit = Callable[[str, str, str], Awaitable[str]]
+
+
+class AgentReader(HeadReader[str, SmuxSession]):
+    """Reads upgrade requests, and puts the agents' sessions into their groups.
+
+    Args:
+        groups: where agents join.
+        login: what every agent must show; None for nothing.
+        admit: decides about a group and its password.
+        on_joined: called with a new agent and its group, before its session begins.
+    """
+
+    counts_sessions = True
+
+    def __init__(
+        self,
+        groups: Groups,
+        *,
+        login: User | None,
+        admit: Admit,
+    ) -> None:
+        self.login = login
+        self._groups = groups
+        self._admit = admit
+        self._agents: dict[SmuxSession, Agent] = {}
+        self._refusals = Throttle(FAILURE_BURST)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def read(self, transport: StreamTransport) -> None:
+        front = self.front
+        front.handshakes.add(transport)
+        http = HttpServer(
+            self._route,
+            on_failure=partial(front.report_failure, transport),
+            on_end=partial(front.handshakes.discard, transport),
+            limits=OPERATORS,
+            tasks=self._tasks,
+        )
+        hand_over(transport, http)
+
+    async def close(self) -> None:
+        """End the requests in progress."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _route(self, request: Request) -> Reply | Handler:
+        path = request.target.partition("?")[0]
+        return self._join if path == AGENT_PATH else NOT_FOUND
+
+    async def _join(self, exchange: Exchange) -> None:
+        """Handle an upgrade request. The checks and answers are in the order of the Go program."""
+        request, transport = exchange.request, exchange.transport
+        name = request.first("x-client-id") or ""
+        group = request.first("x-group-id") or ""
+        if not name:
+            await exchange.answer(text_reply(400, "Client ID is required"))
+            return
+        if self.login is not None:
+            shown = basic_login(request, "authorization")
+            if shown is None or not self.login.accepts(*shown):
+                self._refuse(transport, name, group, "wrong login of the gateway")
+                await exchange.answer(text_reply(401, "Unauthorized"))
+                return
+        password = request.first("x-group-password") or ""
+        reason = _unfit(name) or _unfit(group)
+        if not reason:
+            peer = transport.get_extra_info("peername")
+            address = peer[0] if isinstance(peer, tuple) else ""
+            reason = await self._admit(group, password, address)
+        if reason:
+            self._refuse(transport, name, group, reason)
+            await exchange.answer(text_reply(403, reason))
+            return
+        try:
+            upgrade = exchange.upgrade((SUBPROTOCOL,))
+        except UpgradeRefused as refused:
+            await exchange.answer(refused.reply)
+            return
+        self._begin(transport, name, group, upgrade)
+
+    def _refuse(self, transport: StreamTransport, name: str, group: str, reason: str) -> None:
+        self._refusals.warning(
+            "%s: agent %s refused, group %s: %s",
+            peer_name(transport), name[:MAX_NAME], group[:MAX_NAME], reason,
+        )  # fmt: skip
+
+    def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
+        session = SmuxSession(
+            first_id=2,
+            max_streams=MAX_STREAMS,
+            on_change=self._stream_ended,
+            on_lost=partial(self._lost, group),
+        )
+        now = asyncio.get_running_loop().time()
+        agent = Agent(name, peer_name(transport), OwnAgentSession(session), now)
+        self._agents[session] = agent
+        layer = WebSocketLayer(session, client=False, half_close=is_own_key(upgrade.key))
+        self.front.register(session, group)
+        self._groups.join(group, agent)
+        logger.info("agent %s joined group %s from %s", name, group, agent.address)
+        transport.resume_reading()
+        layer.start(transport)
+
+    def _stream_ended(self, session: SmuxSession) -> None:
+        agent = self._agents.get(session)
+        if agent is not None:
+            self._groups.stream_ended(agent)
+
+    def _lost(self, group: str, session: SmuxSession, error: Exception | None) -> None:
+        agent = self._agents.pop(session)
+        self._groups.leave(group, agent)
+        logger.info("agent %s left group %s: %s", agent.id, group, describe(error))
+        self.front.session_lost(session, error)
+
+
+def _unfit(name: str) -> str:
+    """Why an agent or a group cannot have this name."""
+    if not name:
+        return "the group has no name"
+    if len(name) > MAX_NAME or not name.isprintable():
+        return f"names have 1 to {MAX_NAME} printable characters"
+    return ""
+
+
