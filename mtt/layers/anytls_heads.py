@@ -109,8 +109,7 @@ class ConnectionHead(StreamProtocol, Generic[User]):
 
     def _error(self, cause: Cause) -> Exception:
         if cause is Cause.PASSWORD:
-            text = "authentication failed (wrong password, or a scanner)"
-            return PeerError(text, cause=cause)
+            return PeerError("authentication failed (wrong password, or a scanner)", cause=cause)
         if self._reader is None or not self._reader.received:
             return NothingSaidError("no password received")
         when = f"within {PREAMBLE_TIME:g} s" if cause is Cause.TIMEOUT else "before the end"

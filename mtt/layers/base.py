@@ -60,18 +60,19 @@ class StreamProtocol(asyncio.Protocol):
         raise NotImplementedError
 
 
-class _NoProtocol(StreamProtocol):
-    """Takes the place of the protocol above a transport that has ended."""
+class Discarding(StreamProtocol):
+    """Discards all data."""
 
     __slots__ = ()
 
-    borrows = True  # it discards all data
+    borrows = True
 
     def data_received(self, data: Data) -> None:
         pass
 
 
-NO_PROTOCOL = _NoProtocol()
+# Takes the place of the protocol above a transport that has ended.
+NO_PROTOCOL = Discarding()
 
 
 class StreamTransport(asyncio.Transport):

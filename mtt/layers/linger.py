@@ -14,7 +14,7 @@ import socket
 import struct
 from typing import Protocol
 
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Discarding, StreamProtocol
 
 # Seconds between checks of a closing connection.
 TICK = 0.5
@@ -46,14 +46,12 @@ class ClosingTransport(Protocol):
     def abort(self) -> None: ...
 
 
-class Lingering(StreamProtocol):
+class Lingering(Discarding):
     """Replaces `protocol` above a socket that is being closed, and reports the end to it.
 
     Reads and discards until the peer closes, or time is up. With `resets`, resets the connection as
     soon as the peer's kernel has all data.
     """
-
-    borrows = True
 
     __slots__ = ("_protocol", "_resets", "_since", "_tick_time", "_timer", "_transport", "_unsent")
 
@@ -84,9 +82,6 @@ class Lingering(StreamProtocol):
         else:
             self._tick_time = min(2 * self._tick_time, TICK)
             self._timer = loop.call_later(self._tick_time, self._tick, loop)
-
-    def data_received(self, data: Data) -> None:
-        pass
 
     def eof_received(self) -> bool:
         if not self._resets:  # else the peer may go on reading

@@ -218,7 +218,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             elif stream_id in streams and self.half_close:
                 streams[stream_id].receive_reset()
         admission = self.admission
-        if admission is not None and admission.waiting:
+        if admission is not None and admission.waiting and not admission.scheduled:
             admission.admit()
 
     def _mark_heard(self) -> None:

@@ -259,40 +259,37 @@ class StreamAdmission:
         limit: streams that are carried at a time; None: MAX_CARRIED.
 
     Attributes:
+        scheduled: `admit` is due in a separate turn.
         waiting: streams that have not begun, in the order in which they were opened.
     """
 
-    __slots__ = ("_carried", "_limit", "_scheduled", "waiting")
+    __slots__ = ("_carried", "_limit", "scheduled", "waiting")
 
     def __init__(self, limit: int | None = None) -> None:
         self._limit = limit or MAX_CARRIED
         self._carried = 0
-        self._scheduled = False
+        self.scheduled = False
         # At most 256 streams; an empty deque takes 600 bytes.
         self.waiting: list[MuxStream] = []
 
     def add(self, stream: MuxStream) -> None:
-        """Add a new stream; the caller calls `admit` before the turn ends."""
+        """Add a new stream; the caller calls `admit` in this turn, unless `scheduled`."""
         stream.pause_reading()
         self.waiting.append(stream)
-
-    def admit(self) -> None:
-        """Begin streams, unless a separate turn for that is due."""
-        if not self._scheduled:
-            self._admit()
 
     def add_carried(self, count: int) -> None:
         """Count one more or one less carried stream."""
         self._carried += count
-        if self.waiting and not self._scheduled and self._carried < self._limit:
+        if self.waiting and not self.scheduled and self._carried < self._limit:
             self._schedule()
 
     def _schedule(self) -> None:
-        self._scheduled = True
-        asyncio.get_running_loop().call_soon(self._admit)
+        self.scheduled = True
+        asyncio.get_running_loop().call_soon(self.admit)
 
-    def _admit(self) -> None:
-        self._scheduled = False
+    def admit(self) -> None:
+        """Begin as many streams as one turn may; schedule the next ones."""
+        self.scheduled = False
         waiting = self.waiting
         left = STREAMS_A_TURN
         while waiting and self._carried < self._limit:
