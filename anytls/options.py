@@ -146,9 +146,7 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
         logger.warning("-l: anyone who can reach %s can use the proxy; set -user, or listen on %s",
                        bind, common.LOOPBACK)  # fmt: skip
     return ClientOptions(
-        bind=bind,
-        sockets=sockets,
-        users=users,
+        bind=bind, sockets=sockets, users=users,
         servers=given_servers(given, file.servers, defaults(CLIENT_FLAGS)),
         pool=anytls.pool_options(values, given),
         **common.service_values(values),
@@ -181,13 +179,11 @@ def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOpt
         raise UsageError("-alpn needs TLS, which -disable-tls turns off; remove one")
     alpn, alpn_ignored = _server_alpn(values)
     return ServerOptions(
-        bind=bind,
-        sockets=sockets,
+        bind=bind, sockets=sockets,
         users=_server_users(values, file.get("users", ())),
         users_file=values["users"] if given.get("users") else "",
         padding_scheme=anytls.given_scheme(values) or file.get("padding", b""),
-        tls=tls.given_server_tls(values, alpn),
-        alpn_ignored=alpn_ignored,
+        tls=tls.given_server_tls(values, alpn), alpn_ignored=alpn_ignored,
         policy=parse_policy(values["allow"], values["deny"]),
         udp_timeout=common.positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT),
         **common.service_values(values),

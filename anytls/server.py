@@ -159,15 +159,10 @@ class Server(ServerService):
             relay = self.open_tunnels.track(
                 stream,
                 lambda done: UotRelay(
-                    stream,
-                    version,
-                    acknowledge=stream.acknowledge,
-                    resolver=self._resolver,
+                    stream, version, acknowledge=stream.acknowledge, resolver=self._resolver,
                     allows=self._allows,
                     denied=partial(self._log_denied, "UDP", stream, account),
-                    idle_time=self._options.udp_timeout,
-                    answer_time=ANSWER_TIME,
-                    done=done,
+                    idle_time=self._options.udp_timeout, answer_time=ANSWER_TIME, done=done,
                 ),
                 account.end,
             )

@@ -68,7 +68,12 @@ def outbound(section: Section) -> list[Values]:
     stream = section.section("streamSettings")
     if stream is None:
         section.fail("streamSettings", 'missing; AnyTLS needs "security": "tls" in it')
-    pool = _pool(settings)
+    pool: Values = {"m": 0}
+    for keys in _IDLE_TIMES:
+        pool |= fields.idle_times(settings, keys)
+    for key in ("minIdleSession", "min_idle_session"):
+        if number := settings.integer(key):
+            pool["m"] = checked_min_idle(settings.label(key), number)
     tls = _stream(stream)
     if settings.has("servers"):
         servers = settings.sections("servers")
@@ -101,16 +106,6 @@ def local(section: Section) -> Values:
         settings.done()
     section.done()
     return {"l": text, "users": users}
-
-
-def _pool(settings: Section) -> Values:
-    values: Values = {"m": 0}
-    for keys in _IDLE_TIMES:
-        values |= fields.idle_times(settings, keys)
-    for key in ("minIdleSession", "min_idle_session"):
-        if number := settings.integer(key):
-            values["m"] = checked_min_idle(settings.label(key), number)
-    return values
 
 
 def _stream(stream: Section) -> Values:

@@ -167,7 +167,7 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
         return fields
     wrong: FieldError | None = None  # the first one, raised only if the rest is valid JSON
     for key in scanner.members():
-        name = _field(key, _FIELDS)
+        name = key if key in _FIELDS else key.casefold()
         try:
             if name not in _FIELDS:
                 scanner.value()
@@ -200,11 +200,6 @@ def decode(body: bytes) -> Generator[None, None, dict[str, Any]]:
     return fields
 
 
-def _field(key: str, known: frozenset[str]) -> str:
-    """The known field that `key` names; keys match in any case."""
-    return key if key in known else key.casefold()
-
-
 def _arg(index: int, entry: Any) -> Arg:
     if entry is None:
         return _NO_ARG
@@ -213,7 +208,7 @@ def _arg(index: int, entry: Any) -> Arg:
     path = dst = ""
     others: dict[str, Any] | None = None
     for key, value in entry:
-        name = _field(key, _ARG_FIELDS)
+        name = key if key in _ARG_FIELDS else key.casefold()
         if name not in _ARG_FIELDS:
             raise UnknownFieldError(f"args_bunch[{index}].", key)
         if value is None:

@@ -58,14 +58,17 @@ class Management:
         self._service_page = service_page
         self.store: Store = SqliteStore(options.db) if options.db else MemoryStore()
         self.commands = Commands(users, self.store)
-        self.tls, self._access = _controller_access(options)
-        self.controller: Controller | None = None
+        self.tls, access = _controller_access(options)
+        self.controller = Controller(
+            access=access, run=self.commands.run, metrics=self._metrics,
+            context=self.tls.context if self.tls is not None else None,
+        )  # fmt: skip
         self._housekeeper: asyncio.Task[None] | None = None
 
     @property
     def addresses(self) -> list[str]:
         """The addresses of the controller, with the actual port if port 0 was asked for."""
-        return self.controller.addresses if self.controller is not None else []
+        return self.controller.addresses
 
     def replicate_to(self, workers: Replicas, service_page: Callable[[], str]) -> None:
         """Before `load()`: apply changes to several `workers` too; use their combined metrics."""
@@ -80,10 +83,6 @@ class Management:
         """After `load()`: start the controller. Raises StartError."""
         self._events.commands = self.commands.done
         options = self._options
-        self.controller = Controller(
-            access=self._access, run=self.commands.run, metrics=self._metrics,
-            context=self.tls.context if self.tls is not None else None,
-        )  # fmt: skip
         await self.controller.start(
             options.controller, options.controller_unix, resolver, options.inherited.control
         )
@@ -100,8 +99,7 @@ class Management:
 
     def cleanup(self) -> None:
         """Stop listening."""
-        if self.controller is not None:
-            self.controller.cleanup()
+        self.controller.cleanup()
 
     async def stop(self) -> None:
         """Stop the controller and the periodic tasks."""
@@ -109,8 +107,7 @@ class Management:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
-        if self.controller is not None:
-            await self.controller.close()
+        await self.controller.close()
 
     async def close(self) -> None:
         """After `stop()`, when all tunnels have ended: save the final counters."""

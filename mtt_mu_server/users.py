@@ -92,14 +92,14 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._rows: dict[str, Row] = {}
+        self.rows: dict[str, Row] = {}  # all users; read-only for others
         self._counters: dict[str, Counters] = {}
         self._live: dict[str, OpenConnections[Tunnel]] = {}
         self._dirty: set[str] = set()  # paths with changed counters since `take_dirty`
         self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all users, since the start
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     @property
     def tunnels_open(self) -> int:
@@ -112,7 +112,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     # Admission.
 
     def find(self, path: str) -> User | None:
-        row = self._rows.get(path)
+        row = self.rows.get(path)
         if row is None or (row[3] and row[3] <= self._clock()):
             return None
         return User(path, *row)
@@ -167,15 +167,15 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def put(self, rows: dict[str, Row]) -> None:
         """Add users, or overwrite their settings; counters are kept."""
-        self._rows.update(rows)
+        self.rows.update(rows)
 
     def load(self, rows: dict[str, Row], counters: dict[str, Counters]) -> None:
         """Start with the saved state of an earlier run."""
-        self._rows, self._counters = rows, counters
+        self.rows, self._counters = rows, counters
 
     def remove(self, paths: list[str]) -> Steps:
         """Delete users and their counters. Open connections continue, uncounted."""
-        rows = self._rows
+        rows = self.rows
         garbage = [rows.pop(path, None) for path in paths]
         yield
         for start in range(0, len(paths), SLICE):
@@ -190,8 +190,8 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def clear(self) -> Steps:
         """Delete all users, as `remove` does."""
-        garbage: list[dict[str, Any]] = [self._rows, self._counters]
-        self._rows, self._counters, self._dirty = {}, {}, set()
+        garbage: list[dict[str, Any]] = [self.rows, self._counters]
+        self.rows, self._counters, self._dirty = {}, {}, set()
         yield
         for path in self.live_paths():
             self.settle(path)
@@ -215,25 +215,20 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     def lapsed(self) -> list[str]:
         """The paths of expired users that still have open connections."""
         now = self._clock()
-        rows = self._rows
+        rows = self.rows
         return [path for path in self._live if (row := rows.get(path)) and 0 < row[3] <= now]
 
     # Queries of the operator.
 
     def page(self, offset: int, limit: int) -> list[User]:
         """Users in the order in which they were added."""
-        rows = self._rows
+        rows = self.rows
         return [User(path, *rows[path]) for path in self.paths(offset, limit)]
 
     def paths(self, offset: int, limit: int) -> list[str]:
         """The paths of `page`."""
-        start = min(offset, len(self._rows))  # islice accepts at most 63 bits
-        return list(islice(self._rows, start, start + limit))
-
-    @property
-    def rows(self) -> dict[str, Row]:
-        """All users; read-only."""
-        return self._rows
+        start = min(offset, len(self.rows))  # islice accepts at most 63 bits
+        return list(islice(self.rows, start, start + limit))
 
     def seen_paths(self) -> list[str]:
         """The paths of all users seen so far."""
@@ -241,7 +236,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def statistics(self, path: str) -> Statistics | None:
         """The up-to-date counters of the user of `path`; None without such a user."""
-        if path not in self._rows:
+        if path not in self.rows:
             return None
         self.settle(path)
         live = self._live.get(path)
@@ -262,7 +257,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def mark_dirty(self, paths: Iterable[str]) -> None:
         """Undo `take_dirty` for `paths`."""
-        self._dirty.update(path for path in paths if path in self._rows)
+        self._dirty.update(path for path in paths if path in self.rows)
 
     def counters(self, path: str) -> Counters:
         """The counters of `path` as of the last settlement."""
@@ -280,7 +275,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     def _count(self, path: str, up: int, down: int, opened: int) -> None:
         self.bytes_up += up
         self.bytes_down += down
-        if path in self._rows:
+        if path in self.rows:
             before = self._counters.get(path, NO_COUNTERS)
             self._counters[path] = (
                 before[0] + up, before[1] + down, before[2] + opened, int(self._clock())

@@ -7,14 +7,10 @@ A server finds the user of a connection by a secret that the client shows.
     mtt_mu_server.users.Users            path of a request     tunnels, in counters that are saved
     mtt_mu_server.replica.UserReplica    path of a request     nothing; it reports to the hub
 
-Users with limits are admitted before their destination is dialled, so that dialling connections
-count. They are in a `LimitedDirectory`, which has an object for each connection from its admission
-on. Accounts have no limits: they count connections that have reached their destination, for which
-the relay is enough.
-
-What users have used is counted in two ways. Accounts are read by metrics only, so they add up their
-relays when asked. Counters that are saved, and that outlive the user's tunnels or are forgotten
-before these end, grow by what has moved since the last look.
+A `LimitedDirectory` admits a connection before its destination is dialled, so it needs an object
+for each. Accounts have no limits and count what has reached its destination, for which the relay is
+enough. Only metrics read accounts, so they add up their relays when asked. Counters that are saved
+live longer or shorter than the user's tunnels, so they grow by what has moved since the last look.
 """
 
 from __future__ import annotations
