@@ -35,12 +35,12 @@ class Agent(Service):
         super().__init__(
             options,
             resolver,
-            sessions=lambda: self._open_sessions,
+            sessions=lambda: self.open_sessions,
             pending=lambda: sum(connector.connecting for connector in self._connectors),
         )
-        self._options = options
-        self._open_sessions: dict[SmuxSession, None] = {}
-        self._targets = Targets(
+        self.options = options
+        self.open_sessions: dict[SmuxSession, None] = {}
+        self.targets = Targets(
             options.rules,
             options.protocols,
             resolver,
@@ -54,7 +54,7 @@ class Agent(Service):
         self.certificates = tuple(
             files for connector in self._connectors for files in connector.files
         )
-        self._links = [
+        self.links = [
             Link(connector.server, partial(self._connect, connector, replica))
             for connector in self._connectors
             for replica in range(options.replicas)
@@ -70,11 +70,11 @@ class Agent(Service):
             self.lag.start()
         for connector in self._connectors:
             connector.start()
-        for link in self._links:
+        for link in self.links:
             link.start()
 
     def announce(self) -> None:
-        options = self._options
+        options = self.options
         logger.info(
             "agent %s of group %s, for %s", options.id, options.group,
             ", ".join(str(gateway) for gateway in options.gateways),
@@ -84,16 +84,16 @@ class Agent(Service):
 
     async def drain(self) -> None:
         """Take no new streams, and wait until the open ones have ended."""
-        self._targets.is_draining = True
-        for link in self._links:
+        self.targets.is_draining = True
+        for link in self.links:
             await link.stop()
         await super().drain()
 
     async def close(self) -> None:
         self.cleanup()
-        for link in self._links:
+        for link in self.links:
             await link.stop()
-        for session in list(self._open_sessions):
+        for session in list(self.open_sessions):
             session.close()
         await super().close()
 
@@ -128,7 +128,7 @@ class Agent(Service):
 
     def _begin(self, transport: StreamTransport, on_end: Callable[[], object]) -> SmuxSession:
         def lost(session: SmuxSession, error: Exception | None) -> None:
-            self._open_sessions.pop(session, None)
+            self.open_sessions.pop(session, None)
             self.counters.session_over(error)
             on_end()
 
@@ -137,16 +137,16 @@ class Agent(Service):
         )
         layer = WebSocketLayer(session, client=True, half_close=True)
         self.counters.sessions += 1
-        self._open_sessions[session] = None
+        self.open_sessions[session] = None
         layer.start(transport)
         return session
 
     def _accept(self) -> StreamProtocol:
         self.counters.streams += 1
-        return self._targets.accept()
+        return self.targets.accept()
 
     def _headers(self, replica: int) -> dict[str, str]:
-        options = self._options
+        options = self.options
         headers = {
             "X-Client-Id": f"{options.id}-r{replica}",
             "X-Group-Id": options.group,

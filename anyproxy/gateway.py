@@ -122,13 +122,13 @@ class Gateway(ServerService):
         self._agents = AgentReader(
             self.groups, login=options.login, admit=self.credentials.admit_agent
         )
-        self._proxies = [
+        self.proxies = [
             Proxy(name, proxy, self)
             for name, proxy in (("HTTP", options.http), ("SOCKS5", options.socks5))
             if proxy is not None
         ]
         extra: tuple[TlsFiles, ...] = tuple(
-            proxy.tls for proxy in self._proxies if proxy.tls is not None
+            proxy.tls for proxy in self.proxies if proxy.tls is not None
         )
         self.certificates = (*self.certificates, *extra)
 
@@ -137,7 +137,7 @@ class Gateway(ServerService):
 
     def _description(self) -> str:
         proxies = "".join(
-            f", {proxy.name} proxy on {', '.join(proxy.addresses)}" for proxy in self._proxies
+            f", {proxy.name} proxy on {', '.join(proxy.addresses)}" for proxy in self.proxies
         )
         return f"agents{'' if self._tls is not None else ' without TLS'}{proxies}"
 
@@ -151,7 +151,7 @@ class Gateway(ServerService):
         """Listen. Raises StartError."""
         await self.serve(self._frontend.accept)
         try:
-            for proxy in self._proxies:
+            for proxy in self.proxies:
                 await proxy.start(self._resolver)
         except BaseException:
             self.cleanup()
@@ -161,17 +161,17 @@ class Gateway(ServerService):
 
     def cleanup(self) -> None:
         super().cleanup()
-        for proxy in self._proxies:
+        for proxy in self.proxies:
             proxy.cleanup()
 
     async def drain(self) -> None:
-        for proxy in self._proxies:
+        for proxy in self.proxies:
             proxy.port.drain()
         await super().drain()
 
     async def close(self) -> None:
         self.cleanup()
-        for proxy in self._proxies:
+        for proxy in self.proxies:
             proxy.port.close()
         await self._agents.close()
         await super().close()

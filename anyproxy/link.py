@@ -66,10 +66,12 @@ class Link:
 
     Attributes:
         session: the session; None while there is none.
+        wait_times: see FIRST_WAIT, LONGEST_WAIT.
     """
 
     def __init__(self, gateway: Endpoint, connect: Connect) -> None:
         self.session: LinkSession | None = None
+        self.wait_times = FIRST_WAIT, LONGEST_WAIT
         self._gateway = gateway
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
@@ -86,7 +88,7 @@ class Link:
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
-        limit = FIRST_WAIT
+        limit = self.wait_times[0]
         while True:
             over = asyncio.Event()
             began = loop.time()
@@ -102,10 +104,10 @@ class Link:
                 self.session = None
                 logger.warning("disconnected from the gateway %s: %s", self._gateway, reason)
                 if loop.time() - began >= GOOD_TIME:
-                    limit = FIRST_WAIT
+                    limit = self.wait_times[0]
                     continue
             await self._wait(random.uniform(limit / 2, limit))
-            limit = min(limit * GROWTH, LONGEST_WAIT)
+            limit = min(limit * GROWTH, self.wait_times[1])
 
     async def _watch(self, session: LinkSession, over: asyncio.Event) -> None:
         """Wait for the end of a session; end it if the gateway is out of reach."""
