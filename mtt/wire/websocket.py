@@ -243,3 +243,34 @@ class Decoder:
             raise WebSocketError(
                 "message start before final frame" if self._open else "continuation without start"
             )
+
+
+class MessageDecoder(Decoder):
+    """A decoder for a peer whose messages matter.
+
+    Attributes:
+        frames: frames of messages that have begun since the owner emptied it: payload bytes still
+            to come when they begin, and whether the message ends with the frame.
+
+    Args:
+        limit: payload bytes of a message; a longer one is an error.
+    """
+
+    __slots__ = ("_limit", "_size", "frames")
+
+    def __init__(self, *, masked: bool, limit: int) -> None:
+        super().__init__(masked=masked)
+        self._limit = limit
+        self._size = 0  # of the current message, as far as its frames have begun
+        self.frames: list[tuple[int, bool]] = []
+
+    def _parse_header(self, data: memoryview, at: int, end: int) -> int:
+        size = super()._parse_header(data, at, end)
+        if size and self._opcode <= BINARY:
+            self._size += self._left
+            if self._size > self._limit:
+                raise WebSocketError(f"message of more than {self._limit} bytes")
+            self.frames.append((self._left, not self._open))
+            if not self._open:
+                self._size = 0
+        return size
