@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any
 
-from mtt.errors import UsageError
 from mtt.files import read_text
 from mtt.log import logger
 from mtt.options.flags import clipped, parse_duration, quoted
 from mtt.options.json_text import parse_json
+from mtt.options.section import Keys
 
 # Bytes. A user takes about 60, rules for a country's web sites some 100 KB.
 MAX_CONFIG = 8 << 20
@@ -67,7 +67,7 @@ def _listed(paths: list[str]) -> str:
     return ", ".join(clipped(path) for path in paths[:_SHOWN]) + more
 
 
-class Section:
+class Section(Keys):
     """One object of a file. Its methods return the values of keys, and raise UsageError.
 
     Keys that were never read are unknown, see `done()`. Null means absent, and so do zero values
@@ -76,24 +76,8 @@ class Section:
 
     def __init__(self, file: JsonFile, path: str, value: Any) -> None:
         """`value` is the object at `path`, which is empty for the top of the file."""
+        super().__init__(file.name, path, value, otherwise=" is not an object, like {...}")
         self.file = file
-        self.path = path
-        if not isinstance(value, dict):
-            raise UsageError(f"{self.label()} is not an object, like {{...}}")
-        self._members: dict[str, Any] = {k: v for k, v in value.items() if v is not None}
-        self._known: set[str] = set()
-
-    def where(self, key: str) -> str:
-        """The path of `key`."""
-        return f"{self.path}.{key}" if self.path else key
-
-    def label(self, key: str = "") -> str:
-        """The start of an error text about `key` or about the object itself."""
-        path = self.where(key) if key else self.path
-        return f"{self.file.name}: {path}" if path else self.file.name
-
-    def fail(self, key: str, reason: str) -> NoReturn:
-        raise UsageError(f"{self.label(key)}: {reason}")
 
     def present(self, key: str) -> bool:
         """Whether `key` has an effect: false and empty values have none.
@@ -106,19 +90,17 @@ class Section:
         return bool(value)
 
     def text(self, key: str) -> str:
-        """A string; empty if absent."""
-        return self._get(key, str, "a string") or ""
+        return self._typed(key, str, "a string") or ""
 
     def flag(self, key: str) -> bool:
-        return self._get(key, bool, "true or false") or False
+        return self._typed(key, bool, "true or false") or False
 
     def integer(self, key: str) -> int:
         """An integer, or a string with one; 0 if absent."""
-        value = self._members.get(key)
+        value = self._get(key)
         if isinstance(value, str) and (number := _NUMBER.fullmatch(value)):
-            self._known.add(key)
             return int(number[1])
-        return self._get(key, int, "an integer") or 0
+        return self._typed(key, int, "an integer") or 0
 
     def port(self, key: str) -> int:
         """A required port number."""
@@ -128,17 +110,9 @@ class Section:
                       else "missing; give a port from 1 to 65535")  # fmt: skip
         return port
 
-    def required(self, key: str, what: str) -> str:
-        """A required string; `what` completes the error "give ..."."""
-        text = self.text(key)
-        if not text:
-            self.fail(key, f"missing; give {what}")
-        return text
-
     def seconds(self, key: str) -> float | None:
         """A duration like "1m30s" or "1d", or a number of seconds; None if absent or zero."""
-        self._known.add(key)
-        value: Any = self._members.get(key)
+        value = self._get(key)
         if isinstance(value, str) and value:
             try:
                 value = parse_duration(value, days=True)
@@ -156,8 +130,7 @@ class Section:
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of strings, or a single string."""
-        value = self._members.get(key)
-        self._known.add(key)
+        value = self._get(key)
         if isinstance(value, str):
             return (value,) if value else ()
         if value is None:
@@ -168,22 +141,13 @@ class Section:
 
     def section(self, key: str) -> Section | None:
         """The object at `key`."""
-        self._known.add(key)
-        value = self._members.get(key)
+        value = self._get(key)
         return None if value is None else Section(self.file, self.where(key), value)
 
     def sections(self, key: str) -> list[Section]:
         """The list of objects at `key`."""
-        value = self._get(key, list, "a list") or []
+        value = self._typed(key, list, "a list") or []
         return [Section(self.file, f"{self.where(key)}[{n}]", item) for n, item in enumerate(value)]
-
-    def has(self, key: str) -> bool:
-        """Whether `key` exists, even if empty."""
-        return key in self._members
-
-    def skip(self, *keys: str) -> None:
-        """Mark these keys as known; they need no action."""
-        self._known.update(keys)
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Fail if one of these keys has an effect, with its reason."""
@@ -210,9 +174,8 @@ class Section:
                 self.file.unknown.append(f"{self.where(clipped(key))}{hint}")
         self._known.update(self._members)  # each is named once
 
-    def _get(self, key: str, kind: type, what: str) -> Any:
-        self._known.add(key)
-        value = self._members.get(key)
+    def _typed(self, key: str, kind: type, what: str) -> Any:
+        value = self._get(key)
         # In Python, a bool is an integer too.
         if value is not None and (
             not isinstance(value, kind) or (kind is int and isinstance(value, bool))

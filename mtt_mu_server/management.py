@@ -13,7 +13,7 @@ from mtt.http.access import AccessRules
 from mtt.log import logger
 from mtt.net.resolve import Resolver
 from mtt.observe.metrics import CONTENT_TYPE
-from mtt.trust.reload import TlsFiles, server_tls
+from mtt.trust.reload import server_tls
 from mtt.users.sqlite import SqliteStore
 from mtt.users.store import MemoryStore, Store, StoreError
 from mtt_mu_server import metrics
@@ -58,9 +58,15 @@ class Management:
         self._service_page = service_page
         self.store: Store = SqliteStore(options.db) if options.db else MemoryStore()
         self.commands = Commands(users, self.store)
-        self.tls, access = _controller_access(options)
+        hosts = options.controller_hosts
+        wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
+        token = read_token(options.token_file) if options.token_file else ""
+        self.tls = server_tls(options.controller_tls) if options.controller_tls else None
+        if self.tls is not None and self.tls.identity is not None:
+            hosts += self.tls.identity.names
         self.controller = Controller(
-            access=access, run=self.commands.run, metrics=self._metrics,
+            access=AccessRules(token, hosts, any_address=wildcard),
+            run=self.commands.run, metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
         )  # fmt: skip
         self._housekeeper: asyncio.Task[None] | None = None
@@ -140,18 +146,6 @@ class Management:
         page = metrics.render(self._users, self._events, each=self._options.metrics_users)
         pieces = await in_slices(page)
         return [self._service_page().encode(), *pieces], CONTENT_TYPE
-
-
-def _controller_access(options: MultiUserOptions) -> tuple[TlsFiles | None, AccessRules]:
-    """The TLS and the access rules of the controller. Raises UsageError."""
-    token = read_token(options.token_file) if options.token_file else ""
-    hosts = options.controller_hosts
-    wildcard = any(host in ("", "0.0.0.0", "::") for host in hosts)
-    tls: TlsFiles | None = None
-    if options.controller_tls is not None:
-        tls = server_tls(options.controller_tls)
-        hosts += tls.identity.names if tls.identity is not None else ()
-    return tls, AccessRules(token, hosts, any_address=wildcard)
 
 
 def read_token(path: str) -> str:

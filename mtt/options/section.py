@@ -32,7 +32,55 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-class Section:
+class Keys:
+    """The keys of one object of a file, and the path to it."""
+
+    def __init__(self, file: str, path: str, members: object, *, otherwise: str) -> None:
+        """`otherwise` ends the error if `members` is no object."""
+        self.path = path
+        self._file = file
+        if not isinstance(members, dict):
+            raise UsageError(f"{self.label()}{otherwise}")
+        self._members = {key: value for key, value in members.items() if value is not None}
+        self._known: set[str] = set()  # those that were read
+
+    def where(self, key: str) -> str:
+        """The path of `key`."""
+        return f"{self.path}.{key}" if self.path else key
+
+    def label(self, key: str = "") -> str:
+        """The start of an error text about `key`, or about the object itself."""
+        path = self.where(key) if key else self.path
+        return ": ".join(part for part in (self._file, path) if part)
+
+    def fail(self, key: str, reason: str) -> NoReturn:
+        raise UsageError(f"{self.label(key)}: {reason}")
+
+    def has(self, key: str) -> bool:
+        """Whether `key` has a value, even an empty one."""
+        return key in self._members
+
+    def skip(self, *keys: str) -> None:
+        """Mark keys as known; they need no action."""
+        self._known.update(keys)
+
+    def text(self, key: str) -> str:
+        """A text; empty if absent."""
+        raise NotImplementedError
+
+    def required(self, key: str, what: str) -> str:
+        """A text that must not be empty; `what` completes the error "give ..."."""
+        text = self.text(key)
+        if not text:
+            self.fail(key, f"missing; give {what}")
+        return text
+
+    def _get(self, key: str) -> Any:
+        self._known.add(key)
+        return self._members.get(key)
+
+
+class Section(Keys):
     """One object of a tree. Its getters return the values of keys, and raise UsageError.
 
     In text, `${NAME}` stands for a variable of `environ`, and `$${` for the characters `${`. Keys
@@ -48,31 +96,12 @@ class Section:
         file: str = "",
     ) -> None:
         """`path` is empty for the top of a file; `file` begins all errors."""
-        self.path = path
+        super().__init__(file, path, members, otherwise=": not an object with keys")
         self._environ = environ
-        self._file = file
-        if not isinstance(members, dict):
-            raise UsageError(f"{self.label()}: not an object with keys")
-        self._members = {key: value for key, value in members.items() if value is not None}
-        self._known: set[str] = set()
         self._unsuggested: set[str] = set()
 
     def where(self, key: str) -> str:
-        """The path of `key`."""
-        key = key if _PLAIN_KEY.fullmatch(key) else quoted(key)
-        return f"{self.path}.{key}" if self.path else key
-
-    def label(self, key: str = "") -> str:
-        """The start of an error text about `key`, or about the object itself."""
-        path = self.where(key) if key else self.path
-        return ": ".join(part for part in (self._file, path) if part)
-
-    def fail(self, key: str, reason: str) -> NoReturn:
-        raise UsageError(f"{self.label(key)}: {reason}")
-
-    def has(self, key: str) -> bool:
-        """Whether `key` has a value, even an empty one."""
-        return key in self._members
+        return super().where(key if _PLAIN_KEY.fullmatch(key) else quoted(key))
 
     def names(self) -> list[str]:
         """All keys, for objects whose keys are names."""
@@ -83,13 +112,6 @@ class Section:
     def text(self, key: str, default: str = "") -> str:
         value = self._get(key)
         return default if value is None else self._text(self.label(key), value)
-
-    def required(self, key: str, what: str) -> str:
-        """A text that must not be empty; `what` completes the error "give ..."."""
-        text = self.text(key)
-        if not text:
-            self.fail(key, f"missing; give {what}")
-        return text
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, or a single text."""
@@ -178,10 +200,6 @@ class Section:
 
     # Keys without an effect.
 
-    def skip(self, *keys: str) -> None:
-        """Mark keys as known; they need no action."""
-        self._known.update(keys)
-
     def ignore(self, reason: str, *keys: str) -> None:
         """Log a warning with the `reason` if some of these keys have values."""
         self._known.update(keys)
@@ -206,10 +224,6 @@ class Section:
 
     def _below(self, path: str, members: object) -> Section:
         return Section(path, members, environ=self._environ, file=self._file)
-
-    def _get(self, key: str) -> Any:
-        self._known.add(key)
-        return self._members.get(key)
 
     def _text(self, label: str, value: object) -> str:
         """`value` as text, with its variables. Errors do not show it: it may be a secret."""
