@@ -1,4 +1,4 @@
-"""Listening sockets: TCP on every address of an endpoint, and unix sockets.
+"""Listening sockets: TCP and UDP on every address of an endpoint, and unix sockets.
 
 Options for accepted connections are set on the listening socket, from which they inherit them.
 """
@@ -10,21 +10,18 @@ import errno
 import logging
 import os
 import socket
-import stat
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from mtt.address import Endpoint, host_port
 from mtt.errors import NetworkError, StartError, describe
 from mtt.net.accept import Acceptor, ProtocolFactory
-from mtt.net.resolve import Address, Resolver
-from mtt.net.sockets import tune
+from mtt.net.resolve import Address, Resolver, literal
+from mtt.net.sockets import BACKLOG, tune
+from mtt.net.unix import bind_unix, start_error
 
 log = logging.getLogger(__name__)
-
-# Connections that the kernel completes before they are accepted. When many clients reconnect at
-# once, those that do not fit are delayed by 1 s (a lost SYN). The kernel caps this at somaxconn.
-BACKLOG = 1024
 
 # Connections with data in the SYN that are not established yet; further ones make an ordinary
 # handshake. They take kernel memory before their address is verified, so this is below BACKLOG.
@@ -35,14 +32,10 @@ _FAST_OPEN_SERVER = 2  # the bit that permits it for listeners
 # Attempts to find a port for port 0 that is free on all hosts.
 PORT_TRIES = 16
 
-# sockaddr_un holds 108 bytes on Linux and 104 on the BSDs and macOS, including one zero.
-UNIX_PATH_MAX = 107 if sys.platform in ("linux", "android") else 103
-
-# Results of connecting to a unix socket in use: accepted, backlog full, datagram socket. ENOENT: it
-# was removed meanwhile.
-_UNIX_LIVE = (0, errno.EAGAIN, errno.EPROTOTYPE, errno.ENOENT)
-
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
+
+# Makes a bound socket from a family, an address, and whether it is dual-stack. Raises OSError.
+Bind = Callable[[int, tuple[Any, ...], bool], socket.socket]
 
 
 class Listener:
@@ -121,10 +114,15 @@ async def bind(
             listener._add(_adopt(descriptor))
         if endpoint is not None:
             groups = await _addresses(endpoint, resolver)
-            for sock in _bind_endpoint(groups, fast_open and _fast_open_available()):
+            with_fast_open = fast_open and _fast_open_available()
+
+            for sock in _bind_endpoint(
+                groups,
+                lambda family, address, dual: _bind_tcp(family, address, dual, with_fast_open),
+            ):
                 listener._add(sock)
         if unix_path:
-            listener._add(_bind_unix(unix_path, private))
+            listener._add(bind_unix(unix_path, private))
             if not unix_path.startswith("@"):
                 status = os.lstat(unix_path)
                 listener._unix_file = os.path.abspath(unix_path), status.st_dev, status.st_ino
@@ -134,17 +132,55 @@ async def bind(
     return listener
 
 
+def bind_now(endpoint: Endpoint) -> Listener:
+    """Like `bind`, without waiting: the hosts of `endpoint` are IP literals or empty."""
+    listener = Listener()
+    for sock in _bind_endpoint(_literals(endpoint), _bind_tcp):
+        listener._add(sock)
+    return listener
+
+
+def bind_udp(endpoint: Endpoint) -> list[socket.socket]:
+    """UDP sockets on every host of `endpoint`, which are IP literals or empty, as in `bind`.
+
+    Raises StartError.
+    """
+    return _bind_endpoint(_literals(endpoint), _bind_datagrams)
+
+
 async def _addresses(endpoint: Endpoint, resolver: Resolver) -> list[list[Address]]:
     """The addresses to bind for each host, without duplicates."""
-    port = endpoint.port
-    all_ipv6: Address = (socket.AF_INET6, (_ALL_IPV6, port, 0, 0))
-    seen: set[Address] = set()
     groups = []
     for host in endpoint.hosts:
         try:
-            group = await resolver.resolve(host, port) if host else [all_ipv6]
+            groups.append(await resolver.resolve(host, endpoint.port) if host else [])
         except NetworkError as error:
-            raise StartError(f"cannot listen on {host_port(host, port)}: {error}") from None
+            where = host_port(host, endpoint.port)
+            raise StartError(f"cannot listen on {where}: {error}") from None
+    return _distinct(groups, endpoint.port)
+
+
+def _literals(endpoint: Endpoint) -> list[list[Address]]:
+    """As `_addresses`, for IP literals."""
+    groups = []
+    for host in endpoint.hosts:
+        try:
+            address = literal(host, endpoint.port) if host else None
+        except NetworkError as error:  # an unknown zone
+            raise StartError(f"cannot listen on {host}: {error}") from None
+        if host and address is None:
+            raise StartError(f"cannot listen on {host}: it is not an IP address")
+        groups.append([] if address is None else [address])
+    return _distinct(groups, endpoint.port)
+
+
+def _distinct(hosts: list[list[Address]], port: int) -> list[list[Address]]:
+    """The addresses of each host without duplicates; an empty list means all interfaces."""
+    all_ipv6: Address = (socket.AF_INET6, (_ALL_IPV6, port, 0, 0))
+    seen: set[Address] = set()
+    groups = []
+    for group in hosts:
+        group = group or [all_ipv6]
         if group == [all_ipv6] and not _has_ipv6():
             group = [(socket.AF_INET, (_ALL_IPV4, port))]
         fresh = [address for address in group if address not in seen]
@@ -165,20 +201,20 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _bind_endpoint(groups: list[list[Address]], fast_open: bool) -> list[socket.socket]:
+def _bind_endpoint(groups: list[list[Address]], bind: Bind) -> list[socket.socket]:
     """Bound and listening sockets for all groups, all on the same port."""
     for _ in range(PORT_TRIES - 1):
         try:
-            return _bind_groups(groups, fast_open)
+            return _bind_groups(groups, bind)
         except StartError as error:
             drawn = groups[0][0][1][1] == 0
             cause = error.__cause__
             if not (drawn and isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
                 raise
-    return _bind_groups(groups, fast_open)
+    return _bind_groups(groups, bind)
 
 
-def _bind_groups(groups: list[list[Address]], fast_open: bool) -> list[socket.socket]:
+def _bind_groups(groups: list[list[Address]], bind: Bind) -> list[socket.socket]:
     with_ipv4 = any(family == socket.AF_INET for group in groups for family, _ in group)
     sockets: list[socket.socket] = []
     port = groups[0][0][1][1]
@@ -190,16 +226,16 @@ def _bind_groups(groups: list[list[Address]], fast_open: bool) -> list[socket.so
                 address = (address[0], port, *address[2:])
                 dual_stack = address[0] == _ALL_IPV6 and not with_ipv4
                 try:
-                    sockets.append(_bind_tcp(family, address, dual_stack, fast_open))
+                    sockets.append(bind(family, address, dual_stack))
                 except OSError as error:
                     if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                        raise _start_error(host_port(*address[:2]), error) from error
+                        raise start_error(host_port(*address[:2]), error) from error
                     skipped = error
                 else:
                     port = sockets[-1].getsockname()[1]
             if skipped is not None and len(sockets) == served:
                 where = host_port(group[-1][1][0], port)
-                raise _start_error(where, skipped) from skipped
+                raise start_error(where, skipped) from skipped
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -208,7 +244,7 @@ def _bind_groups(groups: list[list[Address]], fast_open: bool) -> list[socket.so
 
 
 def _bind_tcp(
-    family: int, address: tuple[object, ...], dual_stack: bool, fast_open: bool
+    family: int, address: tuple[Any, ...], dual_stack: bool, fast_open: bool = False
 ) -> socket.socket:
     """One bound and listening TCP socket. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -222,9 +258,23 @@ def _bind_tcp(
         if fast_open:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE)
         sock.bind(address)
-        # Immediately: between bind() and listen(), another program could bind the same port, and a
-        # unix socket would look stale.
+        # Immediately: between bind() and listen(), another program could bind the same port.
         sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _bind_datagrams(family: int, address: tuple[Any, ...], dual_stack: bool) -> socket.socket:
+    """One bound UDP socket, not blocking. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
+        # Without SO_REUSEADDR, which would let another program take over the port.
+        sock.bind(address)
     except BaseException:
         sock.close()
         raise
@@ -248,43 +298,6 @@ def _fast_open_available() -> bool:
             "sysctl -w net.ipv4.tcp_fastopen=3"
         )
     return True
-
-
-def _bind_unix(path: str, private: bool = False) -> socket.socket:
-    """A bound and listening unix socket; replaces a stale socket, but no other file."""
-    abstract = path.startswith("@")
-    if not hasattr(socket, "AF_UNIX"):
-        raise StartError(f"cannot listen on {path}: this system has no unix sockets; use host:port")
-    if abstract and sys.platform not in ("linux", "android"):
-        raise StartError(f"cannot listen on {path}: only Linux has abstract sockets; use a path")
-    address = "\0" + path[1:] if abstract else path
-    size = len(os.fsencode(path)) - abstract
-    if size > UNIX_PATH_MAX:
-        raise StartError(
-            f"cannot listen on {path}: it has {size} bytes, a unix socket takes {UNIX_PATH_MAX}; "
-            f"use a shorter path"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # Before bind(), so that the socket never has wider permissions.
-    umask = os.umask(0o177) if private else None
-    try:
-        try:
-            sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or abstract:
-                raise
-            _remove_stale(path)
-            sock.bind(address)
-        sock.listen(BACKLOG)
-    except BaseException as error:
-        sock.close()
-        if isinstance(error, OSError):
-            raise _start_error(path, error, unix=True) from error
-        raise
-    finally:
-        if umask is not None:
-            os.umask(umask)
-    return sock
 
 
 def _adopt(descriptor: int) -> socket.socket:
@@ -314,44 +327,3 @@ def _name(sock: socket.socket) -> str:
         return host_port(*name[:2])
     # Abstract names are bytes that start with a zero.
     return "@" + os.fsdecode(name[1:]) if isinstance(name, bytes) else str(name)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a unix socket left behind by a crashed program.
-
-    Raises StartError if the file is not a socket (links are not followed), and OSError if it cannot
-    be checked or removed. A socket in use is not removed.
-    """
-    try:
-        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return
-    if not is_socket:
-        raise StartError(
-            f"cannot listen on {path}: it exists and is not a socket; "
-            f"remove it or choose another path"
-        )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        error = probe.connect_ex(path)
-    if error == errno.ECONNREFUSED:
-        os.unlink(path)
-    elif error not in _UNIX_LIVE:
-        raise OSError(error, os.strerror(error))
-    # A socket in use is left for bind() to report.
-
-
-def _start_error(where: str, error: OSError, *, unix: bool = False) -> StartError:
-    """The error for a failure to listen, with the reason and the fix."""
-    reasons = {
-        errno.EADDRINUSE: "address already in use: another program listens there; "
-        f"stop it or choose another {'path' if unix else 'port'}",
-        errno.EADDRNOTAVAIL: "this machine does not have this address",
-        errno.EAFNOSUPPORT: "this system does not support this address family",
-        errno.EACCES: "no permission; choose a writable directory"
-        if unix
-        else "no permission; ports below 1024 need root or CAP_NET_BIND_SERVICE",
-        errno.ENOENT: "the directory does not exist",
-    }
-    reason = reasons.get(error.errno or 0) or describe(error)
-    return StartError(f"cannot listen on {where}: {reason}")

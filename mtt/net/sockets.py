@@ -1,4 +1,4 @@
-"""Options that are set on every TCP socket."""
+"""Options of sockets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 KEEPALIVE_IDLE = 15
 KEEPALIVE_INTERVAL = 15
 KEEPALIVE_PROBES = 3
+
+# Connections that the kernel completes before they are accepted. When many clients reconnect at
+# once, those that do not fit are delayed by 1 s (a lost SYN). The kernel caps this at somaxconn.
+BACKLOG = 1024
 
 
 def tune(sock: socket.socket) -> None:

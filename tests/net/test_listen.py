@@ -14,7 +14,7 @@ from mtt.address import Endpoint
 from mtt.errors import NetworkError, StartError
 from mtt.layers.base import StreamProtocol
 from mtt.net import listen as listen_module
-from mtt.net.listen import FAST_OPEN_QUEUE, Listener, bind
+from mtt.net.listen import FAST_OPEN_QUEUE, Listener, bind, bind_now, bind_udp
 from mtt.net.resolve import Address, Resolver
 from mtt.net.sockets import KEEPALIVE_IDLE, KEEPALIVE_INTERVAL
 from tests.net.listening import Accepting, answers
@@ -276,3 +276,39 @@ async def test_listener_that_never_served_is_closed() -> None:
     listener.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])))
+
+
+async def test_literals_are_bound_without_waiting():
+    listener = bind_now(Endpoint(("127.0.0.1", "127.0.0.2"), 0))
+    listener.serve(Accepting)
+    assert await answers("127.0.0.2", port_of(listener))
+    with pytest.raises(StartError, match="already in use"):
+        bind_now(Endpoint(("127.0.0.1",), port_of(listener)))
+    listener.close()
+
+
+@pytest.mark.parametrize("bind_it", [bind_now, bind_udp])
+def test_names_are_not_bound_without_waiting(bind_it):
+    with pytest.raises(StartError, match="cannot listen on localhost: it is not an IP address"):
+        bind_it(Endpoint(("localhost",), 0))
+
+
+async def test_udp_is_bound_on_every_host():
+    sockets = bind_udp(Endpoint(("127.0.0.1", "127.0.0.2"), 0))
+    ports = {sock.getsockname()[1] for sock in sockets}
+    assert len(sockets) == 2
+    assert len(ports) == 1
+    with pytest.raises(StartError, match="already in use"):
+        bind_udp(Endpoint(("127.0.0.1",), ports.pop()))
+    for sock in sockets:
+        sock.close()
+
+
+@needs_ipv6
+async def test_udp_on_all_interfaces_means_both_families():
+    (there,) = bind_udp(Endpoint(("",), 0))
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family, socket.SOCK_DGRAM) as user:
+            user.sendto(b"hello", (host, there.getsockname()[1]))
+            assert there.recv(10) == b"hello"
+    there.close()

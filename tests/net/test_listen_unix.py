@@ -14,9 +14,10 @@ import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import StartError
-from mtt.net import listen as listen_module
-from mtt.net.listen import UNIX_PATH_MAX, Listener, bind
+from mtt.net import unix
+from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
+from mtt.net.unix import UNIX_PATH_MAX
 from tests.net.listening import Accepting, answers, unix_answers
 from tests.support.loopback import linux_only, unix_only
 
@@ -181,7 +182,7 @@ async def test_missing_or_closed_directory_is_an_error(directory, monkeypatch):
         def bind(self, address: object) -> None:
             raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(listen_module.socket, "socket", Refusing)
+    monkeypatch.setattr(unix.socket, "socket", Refusing)
     with pytest.raises(StartError, match="listen on s: no permission; choose a writable"):
         await open_unix("s")
 
@@ -209,15 +210,15 @@ async def test_abstract_socket_comes_and_goes(directory):
 
 @unix_only
 def test_abstract_socket_is_an_error_outside_linux(monkeypatch):
-    monkeypatch.setattr(listen_module.sys, "platform", "darwin")
+    monkeypatch.setattr(unix.sys, "platform", "darwin")
     with pytest.raises(StartError, match="only Linux has abstract sockets"):
-        listen_module._bind_unix("@name")
+        unix.bind_unix("@name")
 
 
 def test_system_without_unix_sockets_is_an_error(monkeypatch):
     monkeypatch.delattr(socket, "AF_UNIX", raising=False)
     with pytest.raises(StartError, match="no unix sockets; use host:port"):
-        listen_module._bind_unix("s")
+        unix.bind_unix("s")
 
 
 @unix_only
