@@ -24,6 +24,7 @@ LOOP = Flag("loop", "str", "Event loop; auto uses uvloop if it is installed, els
             "|".join(LOOPS), LOOPS[0], choices=LOOPS)
 VERBOSE = Flag("verbose", "bool", "Log each connection that opens or closes, too. Same as "
                "-log-level debug.")
+CHECK = Flag("check", "bool", "Check the configuration and exit, with code 0 if it is usable.")
 VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
 HELP = (
     Flag("h", "bool", "Print this help and exit.", final=True),

@@ -63,6 +63,9 @@ class Command(NamedTuple):
     # Builds the service from the given options. Raises MttError.
     service: Callable[[Values, Start], Service]
     plugin: Plugin | None = None
+    # Adds the options in a file that the given ones name, to these and those of the environment.
+    # Raises UsageError.
+    complete: Callable[[Values, Mapping[str, str]], Values] | None = None
 
 
 def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -78,6 +81,11 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
         if values.get("version"):
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)
+        _set_up_log(command, process)
+        if command.complete is not None:
+            values = command.complete(values, environ)
+            process = process_options(values)
+            _set_up_log(command, process)
         return _serve(command, values, process, environ, plugin)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service handled signals
@@ -116,18 +124,17 @@ def _serve(
     plugin: Plugin | None,
 ) -> int:
     """Run `command`: as a plugin, or standalone, possibly under systemd."""
-    from mtt import log
     from mtt.process.systemd import ServiceManager, inherited_sockets
     from mtt.trust import child
 
-    # Both affect the whole process, so a program that embeds a service decides for itself.
-    log.setup(process.log_level, command.name, process.log_format)
-    child.allow()
+    child.allow()  # affects the whole process, so a program that embeds a service decides itself
 
     # A plugin ignores systemd's variables, which are for its parent.
     is_plugin = plugin is not None
     sockets = () if is_plugin else inherited_sockets(environ)
     service = command.service(values, Start(is_plugin, sockets))
+    if values.get("check"):
+        return _print(f"{command.name}: the configuration is usable\n")
     manager = None if is_plugin else ServiceManager(environ)
     if process.workers > 1:
         from mtt.process import workers
@@ -143,11 +150,18 @@ def _serve(
     return runtime.run(service, options=process, plugin=is_plugin, watch=watch, manager=manager)
 
 
+def _set_up_log(command: Command, process: ProcessOptions) -> None:
+    from mtt import log
+
+    # Affects the whole process, so a program that embeds a service decides for itself.
+    log.setup(process.log_level, command.name, process.log_format)
+
+
 def _fail(command: Command, process: ProcessOptions, text: str, code: int) -> int:
     from mtt import log
 
     if process.log_format == "json":
-        log.setup(process.log_level, command.name, process.log_format)
+        _set_up_log(command, process)
         log.logger.error("%s", text)
     else:
         log.write_line(f"{command.name}: {text}")

@@ -3,15 +3,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from mtt import __version__
 from mtt.errors import NetworkError, StartError, UsageError
+from mtt.log import logger
 from mtt.options.flags import Values
-from mtt.options.process import ProcessOptions
+from mtt.options.process import CHECK, LOG, ProcessOptions
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt.process import runtime, workers
 from mtt.process.command import Command, Start, given_options, main
@@ -130,6 +131,37 @@ def test_internal_errors_have_a_traceback_with_verbose() -> None:
 
     with pytest.raises(KeyError):
         main(CLIENT._replace(service=service), ["-verbose"], {})
+
+
+def test_check_builds_the_service_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = (CHECK, LOG)
+    command = Command("checked", "Can be checked.", flags, Service)
+    assert main(command, ["-check"], {}) == 0
+    assert capfd.readouterr() == ("checked: the configuration is usable\n", "")
+
+    def service(_values: Values, _start: Start) -> Service:
+        raise UsageError("-cert: no such file")
+
+    assert main(command._replace(service=service), ["-check"], {}) == 2
+    assert capfd.readouterr() == ("", "checked: -cert: no such file\n")
+
+
+def test_options_of_a_file_that_an_option_names(capfd: pytest.CaptureFixture[str]) -> None:
+    def complete(given: Values, environ: Mapping[str, str]) -> Values:
+        logger.warning("read %s", environ["FILE"])
+        return {"log": "json"} | given
+
+    def service(values: Values, _start: Start) -> Service:
+        assert values == {"log": "json", "check": True}
+        raise StartError("port in use")
+
+    command = Command("c", "Reads a file.", (CHECK, LOG), service, complete=complete)
+    assert main(command, ["-check"], {"FILE": "x"}) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    before, after = err.splitlines()
+    assert before.endswith("read x")
+    assert json.loads(after)["msg"] == "port in use"
 
 
 class Run:
