@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, AgentOptions
 from anyproxy.targets import Targets
+from mtt.address import Endpoint
 from mtt.errors import MttError, PeerError
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.smux import SmuxSession
@@ -20,6 +22,7 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.outbound.agent import MAX_STREAMS
 from mtt.outbound.connector import CONNECT_TIME, Connector
+from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
 from mtt.wire.agent import SUBPROTOCOL
 
@@ -49,7 +52,8 @@ class Agent(Service):
         )
         dialer = Dialer(resolver, timeout=CONNECT_TIME)
         self._connectors = [
-            Connector(gateway, dialer, self.counters, options.tls) for gateway in options.gateways
+            Connector(gateway, dialer, self.counters, _tls(options.tls, gateway))
+            for gateway in options.gateways
         ]
         self.certificates = tuple(
             files for connector in self._connectors for files in connector.files
@@ -156,3 +160,10 @@ class Agent(Service):
             login = f"{options.login.name}:{options.login.password}"
             headers["Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
         return headers
+
+
+def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
+    """The TLS options for one gateway: without a server name they get the gateway's."""
+    if tls is None or tls.server_name:
+        return tls
+    return replace(tls, server_name=gateway.host.partition("%")[0])

@@ -96,7 +96,7 @@ class Credentials:
             self._verified.pop(group, None)  # the group has gone, and its password with it
         known = self._verified.get(group)
         if not password:
-            return await self._check_nothing(group, known)
+            return await self._check_nothing(group, known, options)
         if known is not None and hmac.compare_digest(self._digest(password), known):
             return ""
         if self._store is None:
@@ -113,9 +113,10 @@ class Credentials:
         self._verified[group] = self._digest(password)
         return ""
 
-    async def _check_nothing(self, group: str, known: bytes | None) -> str:
+    async def _check_nothing(self, group: str, known: bytes | None, options: GroupOptions) -> str:
         """Whether an agent may join without a password."""
-        if known is not None or not self._options.allow_without_password:
+        may = self._options.allow_without_password or options.allow_without_password
+        if known is not None or not may:
             return NO_PASSWORD
         if self._store is not None:
             try:

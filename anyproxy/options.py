@@ -18,6 +18,16 @@ ANYWHERE = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 # Path of the agents' WebSocket, fixed in the Go programs.
 AGENT_PATH = "/ws"
 
+# The group of users and agents that name none.
+NO_GROUP = "default"
+
+# The Go program's table of groups.
+DEFAULT_TABLE = "credentials"
+
+# Seconds without a datagram; RFC 4787 (4.3) requires at least two minutes of a NAT and recommends
+# five.
+UDP_TIMEOUT = 300.0
+
 MEMORY, FILE, DATABASE = "memory", "file", "db"
 CREDENTIAL_TYPES = (MEMORY, FILE, DATABASE)
 
@@ -50,8 +60,8 @@ class CredentialOptions:
 
     kind: str = MEMORY  # one of CREDENTIAL_TYPES
     path: str = ""  # of FILE, and of the SQLite database of DATABASE
-    table: str = "credentials"
-    # Whether an agent may join a group that has no password.
+    table: str = DEFAULT_TABLE
+    # Whether an agent may join a group that has no password; see also GroupOptions.
     allow_without_password: bool = False
 
 
@@ -61,6 +71,7 @@ class GroupOptions:
 
     balance: str = "round_robin"  # a name of mtt.outbound.groups.BALANCES
     password: str = field(default="", repr=False)  # fixed by the operator; empty: see credentials
+    allow_without_password: bool = False  # whether an agent may join while there is no password
     ports: tuple[range, ...] = (range(1, 65536),)  # gateway ports that agents may have forwarded
     ports_bind: str = "127.0.0.1"  # address that they listen on
     max_agents: int = 0
@@ -83,7 +94,7 @@ class GatewayOptions(ServiceOptions):
     default_group: GroupOptions = DEFAULT_GROUP  # of groups that are not in `groups`
     http: ProxyOptions | None = None
     socks5: ProxyOptions | None = None
-    udp_timeout: float = 300.0  # seconds without a datagram
+    udp_timeout: float = UDP_TIMEOUT
 
 
 # Agent.
@@ -109,13 +120,14 @@ class AgentOptions(ServiceOptions):
     group: str
     password: str = field(default="", repr=False)
     replicas: int = 1  # sessions with each gateway
-    gateways: tuple[Endpoint, ...]  # at least one
-    tls: ClientTls | None  # None: without TLS
+    gateways: tuple[Endpoint, ...]  # at least one; names in ASCII
+    # None: without TLS. Without a server name, that of each gateway is verified.
+    tls: ClientTls | None
     login: User | None = None  # of the gateway
     rules: HostRules = ALLOW_ALL
     protocols: frozenset[str] = frozenset(PROTOCOLS)
     open_ports: tuple[OpenPort, ...] = ()
-    # HTTP proxy on the way to the gateway: its address, and "user:password" or empty.
+    # HTTP proxy on the way to the gateway, and the login there.
     proxy: Endpoint | None = None
     proxy_login: User | None = None
-    udp_timeout: float = 300.0  # seconds without a datagram
+    udp_timeout: float = UDP_TIMEOUT

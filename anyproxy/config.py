@@ -1,0 +1,183 @@
+"""The configuration file of both commands, and the parts that gateway and client share.
+
+Keys are those of the Go program's `configs/config.yaml`, and its file may hold the settings of both
+ends. Keys that have no effect here are named in a warning; settings that cannot be followed, and
+unknown keys, are errors.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from anyproxy.options import ANYWHERE, Network
+from mtt.address import Endpoint, is_loopback
+from mtt.options import common
+from mtt.options.flags import Flag, Values, defaults, quoted
+from mtt.options.process import (
+    CHECK,
+    GRACE,
+    HELP,
+    LOG,
+    LOG_FORMATS,
+    LOG_LEVEL,
+    LOG_LEVELS,
+    LOOP,
+    VERBOSE,
+    VERSION,
+    WORKERS,
+)
+from mtt.options.section import Section
+from mtt.users.file import checked_user
+from mtt.users.user import User
+
+CONFIG = "config"
+# The Go program's default.
+DEFAULT_CONFIG = "configs/config.yaml"
+# The value under which `with_file()` passes the file on.
+TREE = "tree"
+
+# Bytes of a name: it stands in log lines, metrics and pages.
+MAX_NAME = 128
+# Bytes of a password in a header.
+MAX_PASSWORD = 1024
+# Ranges of addresses in one list: every connection searches them one by one.
+MAX_NETWORKS = 1000
+
+# Each process would have its own agents, so there is one; hence no -workers.
+FLAGS = (
+    Flag(CONFIG, "str", "Configuration file: YAML (.yaml, .yml), JSON (.json) or TOML (.toml).",
+         "FILE", DEFAULT_CONFIG),
+    CHECK,
+    common.TIMEOUT,
+    common.MAX_CONNS,
+    common.METRICS,
+    GRACE,
+    LOOP,
+    LOG,
+    LOG_LEVEL,
+    VERBOSE,
+    VERSION,
+    *HELP,
+)  # fmt: skip
+
+_NO_FILE = "the log goes to stderr"
+_LEVELS = {level: level for level in LOG_LEVELS} | {"warn": "warning"}
+
+
+def with_file(given: Values, environ: Mapping[str, str]) -> Values:
+    """The options `given`, with those of the file of -config. Raises UsageError.
+
+    The file's own settings follow under TREE, for `gateway_options()` or `agent_options()`.
+    """
+    from mtt.options.tree import read_tree  # only if needed: -h must be fast
+
+    path: str = (defaults(FLAGS) | given)[CONFIG]
+    top = read_tree(f"-{CONFIG}", path, environ)
+    return _log_values(top.section("log"), given) | given | {TREE: top}
+
+
+def _log_values(log: Section, given: Values) -> Values:
+    """-log and -log-level as in the section "log"."""
+    level = log.choice("level", _LEVELS, "info")
+    values: Values = {"log": log.choice("format", LOG_FORMATS, LOG_FORMATS[0])}
+    if not given.get("verbose"):
+        values["log-level"] = _LEVELS[level]
+    output = ("output",) if log.text("output") != "stderr" else ()
+    log.ignore(_NO_FILE, *output, "file", "max_size", "max_backups", "max_age", "compress")
+    log.done()
+    return values
+
+
+def service_values(values: Values) -> dict[str, Any]:
+    """The fields of ServiceOptions that come from the command line. Raises UsageError."""
+    return common.service_values(defaults((*FLAGS, WORKERS)) | values)
+
+
+def refuse_other_transports(section: Section, key: str = "transport_type") -> None:
+    """Raise UsageError unless the transport is WebSocket."""
+    kind = section.text(key) or "websocket"
+    if kind.lower() != "websocket":
+        section.fail(
+            key, f"{quoted(kind)} is not supported; write websocket here and at the other end"
+        )
+
+
+def ignore_web(section: Section) -> None:
+    """Warn if the section "web" asks for pages."""
+    web = section.section("web")
+    if web.boolean("enabled"):
+        section.ignore("there are no pages; -metrics serves figures", "web")
+
+
+def login(section: Section) -> User | None:
+    """The keys auth_username and auth_password; None without a name. Raises UsageError."""
+    name, password = section.text("auth_username"), section.text("auth_password")
+    if not name:
+        if password:
+            section.fail("auth_password", "only used with auth_username; add it, or remove this")
+        return None
+    return checked_user(section.label("auth_username"), name, password)
+
+
+def name_of(section: Section, key: str, text: str) -> str:
+    """`text` if it can be the name of a group or client, which stands in headers and logins."""
+    reason = unfit_name(text)
+    if reason:
+        section.fail(key, f"{quoted(text)} {reason}")
+    return text
+
+
+def unfit_name(name: str) -> str:
+    """Why a group or client cannot have this name; "" if it can."""
+    if not (name.isascii() and name.isprintable()) or name != name.strip():
+        return "is not printable ASCII without spaces around it"
+    if ":" in name:  # it ends the name in a login of HTTP (RFC 7617, 2)
+        return "has a colon; remove it"
+    return f"is longer than {MAX_NAME} characters" if len(name) > MAX_NAME else ""
+
+
+def password_of(section: Section, key: str) -> str:
+    """The password of a group, which is sent in a header; may be empty. Raises UsageError."""
+    text = section.text(key)
+    if not (text.isascii() and text.isprintable()) or text != text.strip():
+        section.fail(key, "a password of a group is printable ASCII without spaces around it")
+    if len(text) > MAX_PASSWORD:
+        section.fail(key, f"the password has more than {MAX_PASSWORD} characters")
+    return text
+
+
+def is_remote(endpoint: Endpoint) -> bool:
+    """Whether connections to an address may cross a network."""
+    return not all(host == "localhost" or is_loopback(host) for host in endpoint.hosts)
+
+
+def networks(section: Section, key: str, default: tuple[Network, ...]) -> tuple[Network, ...]:
+    """Ranges of addresses; `default` if the key is missing. Raises UsageError."""
+    if not section.has(key):
+        section.skip(key)
+        return default
+    texts = section.texts(key)
+    if not texts:  # easily meant as "nowhere"
+        section.fail(key, f"an empty list; remove it, or write {ANYWHERE[0]}")
+    if len(texts) > MAX_NETWORKS:
+        section.fail(key, f"{len(texts)} ranges are too many; {MAX_NETWORKS} at most")
+    found = []
+    for text in texts:
+        try:
+            found.append(ipaddress.ip_network(text, strict=False))
+        except ValueError:
+            section.fail(key, f"{quoted(text)} is not a range of addresses, like 192.0.2.0/24")
+    return tuple(found)
+
+
+def both(section: Section, first: str, second: str) -> tuple[str, str]:
+    """Two keys that need each other. Raises UsageError if only one is there."""
+    texts = section.text(first), section.text(second)
+    for key, other, (mine, others) in (
+        (first, second, texts), (second, first, texts[::-1])
+    ):  # fmt: skip
+        if mine and not others:
+            section.fail(key, f"needs {other}; give both, or neither")
+    return texts
