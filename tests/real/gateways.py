@@ -1,0 +1,158 @@
+"""Gateways of AnyProxy and their agents, each in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anyproxy.options import ProxyOptions
+from mtt.trust.tls_options import ServerTls
+from tests.anyproxy.serving import ANY, GROUP, PASSWORD, agent_options, gateway_options
+from tests.real.destinations import MB, payload
+from tests.real.nginx import start_nginx
+from tests.support.anyproxy_process import command
+from tests.support.certs import Certs
+from tests.support.processes import Process, Processes, clean_environment, free_port, run
+from tests.support.programs import require_program
+
+LOGIN = f"{GROUP}:{PASSWORD}"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway: its process and its ports on 127.0.0.1."""
+
+    process: Process
+    port: int  # of the agents
+    http: int
+    socks5: int
+
+    def wait_for(self, agent: str, times: int = 1) -> None:
+        """Wait until an agent has joined, as often as this."""
+        self.process.expect(rf"(?s)(agent {agent}-r0 joined .*){{{times}}}")
+
+
+def start_gateway(
+    processes: Processes, certs: Certs, *, https_proxy: bool = False, **changes: Any
+) -> Gateway:
+    tls = ServerTls(cert=certs.cert, key=certs.key, alpn=("http/1.1",))
+    if https_proxy:
+        changes["http"] = ProxyOptions(bind=ANY, tls=tls)
+    process = processes.start(*command(gateway_options(certs, **changes)))
+    process.name = "gateway"
+    found = process.expect(
+        r"listening on 127.0.0.1:(\d+), agents, "
+        r"HTTP proxy on 127.0.0.1:(\d+), SOCKS5 proxy on 127.0.0.1:(\d+)"
+    )
+    return Gateway(process, *map(int, found.groups()))
+
+
+def start_agent(
+    processes: Processes, certs: Certs, *gateways: Gateway, name: str = "agent", **changes: Any
+) -> Process:
+    """Start an agent that joins these gateways, and wait for it."""
+    options = agent_options(certs, *(each.port for each in gateways), id=name, **changes)
+    process = processes.start(*command(options))
+    process.name = f"agent {name}"
+    for gateway in gateways:
+        gateway.wait_for(name)
+    return process
+
+
+# A web server behind an agent, and curl in front of the gateways.
+
+NGINX = """
+http {{
+    access_log {directory}/access.log;
+    {paths}
+    server {{
+        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{tls_port} ssl http2;
+        ssl_certificate {certs.cert};
+        ssl_certificate_key {certs.key};
+        root {directory}/www;
+        client_max_body_size 100m;
+        location /put/ {{
+            dav_methods PUT;
+        }}
+        location /limited/ {{
+            dav_methods PUT;
+            client_max_body_size 1k;
+        }}
+        location = /empty {{
+            return 204;
+        }}
+    }}
+}}
+"""
+
+# curl's options for each proxy.
+PROXIES = {
+    "http": ("--proxy", "http://127.0.0.1:{plain.http}"),
+    "http-connect": ("--proxytunnel", "--proxy", "http://127.0.0.1:{plain.http}"),
+    "https": ("--proxy", "https://localhost:{secure.http}"),
+    "https-connect": ("--proxytunnel", "--proxy", "https://localhost:{secure.http}"),
+    "socks5": ("--proxy", "socks5h://127.0.0.1:{plain.socks5}"),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A web server behind an agent of two gateways.
+
+    `secure` has an HTTPS proxy, `plain` one without TLS.
+    """
+
+    certs: Certs
+    plain: Gateway
+    secure: Gateway
+    site: Path  # the server's files
+    port: int
+    tls_port: int
+
+    def url(self, path: str = "", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}/{path}"
+
+    def curl(self, proxy: str, *arguments: str | Path, stdin: bytes = b"") -> bytes:
+        """What curl prints; it must succeed."""
+        program = require_program("curl")
+        return run(program, *self._options(proxy), "--fail", *arguments, stdin=stdin)
+
+    def curl_tries(self, proxy: str, *requests: tuple[str | Path, ...]) -> str:
+        """What curl prints, however the requests end."""
+        arguments: list[str | Path] = [require_program("curl")]
+        for request in requests:
+            arguments += [*self._options(proxy), "--output", "/dev/null", *request, "--next"]
+        done = subprocess.run(
+            arguments[:-1], stdout=subprocess.PIPE, env=clean_environment(), check=False
+        )
+        return done.stdout.decode()
+
+    def _options(self, proxy: str) -> list[str]:
+        return [
+            *("--silent", "--show-error", "--max-time", "25"),
+            *("--cacert", self.certs.ca, "--proxy-cacert", self.certs.ca),
+            *("--proxy-user", LOGIN),
+            *(part.format(plain=self.plain, secure=self.secure) for part in PROXIES[proxy]),
+        ]
+
+
+@contextlib.contextmanager
+def network_in(directory: Path, certs: Certs) -> Iterator[Network]:
+    """Run all programs of a network."""
+    site = directory / "www"
+    (site / "put").mkdir(parents=True)
+    (site / "payload").write_bytes(payload())
+    (site / "megabyte").write_bytes(payload(MB))
+    (site / "page").write_text("a page\n")
+    ports = {"port": free_port(), "tls_port": free_port()}
+    with Processes() as processes:
+        start_nginx(processes, directory, NGINX, certs=certs, **ports)
+        plain = start_gateway(processes, certs)
+        secure = start_gateway(processes, certs, https_proxy=True)
+        start_agent(processes, certs, plain, secure)
+        yield Network(certs, plain, secure, site, **ports)
