@@ -248,4 +248,4 @@ class Server(_Embedded):
         """The value for a client's `pin`, once the server runs; None without TLS."""
         files = self._running().certificates
         identity = files[0].identity if files else None
-        return identity.pin if identity is not None else None
+        return identity.words.pin if identity is not None else None

@@ -63,7 +63,7 @@ class Management:
         token = read_token(options.token_file) if options.token_file else ""
         self.tls = server_tls(options.controller_tls) if options.controller_tls else None
         if self.tls is not None and self.tls.identity is not None:
-            hosts += self.tls.identity.names
+            hosts += self.tls.identity.words.names
         self.controller = Controller(
             access=AccessRules(token, hosts, any_address=wildcard),
             run=self.commands.run, metrics=self._metrics,

@@ -1,8 +1,8 @@
 """The directory that keeps a server's self-signed identity across restarts.
 
-It holds `key.pem`, from which the pin is derived, and `cert.pem`, a certificate for that key. The
-pin changes only with the key. If the certificate is missing, for example because the operator
-removed it to get one for another name, a new one is made for the existing key.
+It holds `key.pem`, from which the pin is derived, and `cert.pem`. If the certificate is missing,
+for example because the operator removed it to get one for another name, a new one is made for the
+existing key, so that the pin stays.
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ CERTIFICATE, KEY = "cert.pem", "key.pem"
 def kept_pair(directory: str, name: str) -> tuple[str, str]:
     """The paths of certificate and key in `directory`; missing files are created for `name`.
 
-    `name` is a DNS name or an IP address; if empty, any name is accepted. Existing files are not
-    checked further here, but when they are loaded.
-
+    An empty `name` accepts any. Existing files are checked further when they are loaded.
     Raises UsageError (the certificate is for another name, or its key is missing or unusable) or
     StartError (the directory cannot be written).
     """
@@ -54,7 +52,7 @@ def _check(cert: Path, key: Path, name: str) -> None:
             f"-cert-dir: {cert} exists, but its key {key} is missing; restore the key, or remove "
             "the certificate to get a new identity"
         )
-    names = Identity(cert.read_bytes()).names if name else ()
+    names = Identity(cert.read_bytes()).words.names if name else ()
     if names and name.lower() not in (known.lower() for known in names):
         raise UsageError(
             f"-n: the certificate {cert} is for {names[0]}, not {name}; remove it to get one for "
@@ -63,7 +61,6 @@ def _check(cert: Path, key: Path, name: str) -> None:
 
 
 def _make(cert: Path, key: Path, name: str) -> None:
-    """Write a certificate, and before it a key if there is none."""
     old_key = key.read_bytes() if key.exists() else b""
     try:
         certificate_pem, key_pem = child.run(self_signed, name, old_key)

@@ -1,9 +1,4 @@
-"""TLS contexts of servers and clients: the server's identity and the client's trust.
-
-OpenSSL (through `ssl`) and `cryptography` parse and make all certificates. `cryptography` is
-imported only where it is needed: the import takes 40 ms, and shadowsocks may connect to its plugin
-as soon as it has started it.
-"""
+"""TLS contexts of servers and clients: the server's identity and the client's trust."""
 
 from __future__ import annotations
 
@@ -50,11 +45,9 @@ class ServerConnection(ssl.SSLObject):
 def server_context(
     tls: ServerTls, made: tuple[bytes, Identity] | None = None
 ) -> tuple[ssl.SSLContext, Identity]:
-    """The TLS context and identity of a server.
+    """The TLS context and identity of a server, without a look at `cert_dir`.
 
-    Without a certificate, a self-signed one is made in memory, or `made` (by `new_identity()`) is
-    used if given. `cert_dir` is ignored here.
-
+    Without a certificate, uses the self-signed one that `new_identity()` has `made`, or a new one.
     Raises UsageError (an option is wrong) or StartError (no place for temporary files).
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER, tls.alpn, tls.tls_min)
@@ -89,11 +82,9 @@ def server_context(
 
 
 def client_context(tls: ClientTls) -> ssl.SSLContext:
-    """The TLS context of a client.
+    """The TLS context of a client, to be completed by `finish_client_context()`.
 
-    `finish_client_context()` loads the system's roots. With pins, the caller must call
-    `check_pin()` (identity) after every handshake.
-
+    With pins, the caller must call `identity.check_pin()` after every handshake.
     Raises UsageError: a file is unusable, or pins cannot be checked.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, tls.alpn, tls.tls_min)
@@ -115,7 +106,7 @@ def finish_client_context(context: ssl.SSLContext, *, pins: tuple[str, ...]) -> 
     """Finish a context; takes 30 ms and cannot fail, so call it after listening has begun.
 
     Loads the system's roots if nothing else is trusted (OpenSSL honours SSL_CERT_FILE and
-    SSL_CERT_DIR), and imports what `mtt.trust.identity.check_pin()` needs.
+    SSL_CERT_DIR), and imports what `check_pin()` needs.
     """
     if context.verify_mode is not ssl.CERT_NONE and not context.cert_store_stats()["x509"]:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
@@ -177,9 +168,8 @@ def _load_files(
                 return Identity(reordered, path=str(cert), in_order=False)
             raise UsageError(f"{key_label} does not belong to the certificate {cert}") from None
         if reason is not None or not isinstance(error, ssl.SSLError):
-            raise UsageError(
-                f"{cert_option}, {key_option}: {cert} and {key}: {describe(error)}"
-            ) from None
+            both = f"{cert_option}, {key_option}: {cert} and {key}"
+            raise UsageError(f"{both}: {describe(error)}") from None
         is_certificate = _trusts(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert)
         culprit = key_label if is_certificate else cert_label
         raise UsageError(f"{culprit} is damaged: OpenSSL cannot decode it") from None
@@ -201,4 +191,3 @@ def _trusts(context: ssl.SSLContext, source: PemSource) -> bool:
     except OSError:
         return False
     return True
-

@@ -39,39 +39,19 @@ class Words(NamedTuple):
 
 
 class Identity:
-    """The certificate that a server presents, in words for its start log.
+    """The certificate that a server presents.
 
-    The words are worked out when they are first asked for, see the top of this module: with a
-    certificate from a file, ask after listening has begun.
+    `certificate_pem` starts with it. `path` is its file; empty if it is self-signed and was made
+    here. `in_order`: it comes first in the file, too.
     """
 
     def __init__(self, certificate_pem: bytes, *, path: str = "", in_order: bool = True) -> None:
-        """`certificate_pem` starts with the server's own certificate, read from `path`.
-
-        Without a path it was made here and is self-signed. `in_order`: it comes first in the file,
-        too.
-        """
         self._source = certificate_pem, path, in_order
 
     @functools.cached_property
     def words(self) -> Words:
+        """Its description. Slow on first use: ask for that of a file after listening has begun."""
         return Words(*child.run(describe, *self._source))
-
-    @property
-    def description(self) -> str:
-        return self.words.description
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self.words.warnings
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.words.names
-
-    @property
-    def pin(self) -> str | None:
-        return self.words.pin
 
 
 def describe(
@@ -150,14 +130,12 @@ def parse_pin(text: str) -> str:
 def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
     """Raise PeerError unless the key of a server's certificate (DER) matches one of `pins`."""
     actual = _pin_of(der_certificate)
+    if actual in pins:
+        return
+    text = f"the server's pin is {actual}, not the one given with -pin"
     if actual is None:
-        raise PeerError(
-            "the server's certificate has a key of an unsupported type", cause=Cause.CERTIFICATE
-        )
-    if actual not in pins:
-        raise PeerError(
-            f"the server's pin is {actual}, not the one given with -pin", cause=Cause.CERTIFICATE
-        )
+        text = "the server's certificate has a key of an unsupported type"
+    raise PeerError(text, cause=Cause.CERTIFICATE)
 
 
 # Cached: parsing a certificate takes a tenth of the time of a new connection, and a server has one,

@@ -17,14 +17,13 @@ class Passwords(Generic[Owner]):
     """Finds the owner of a password by the hash that a client sends (`wire.anytls.password_hash`).
 
     Such a hash is as good as the password, so the time of a lookup must reveal nothing about the
-    users' hashes. `hmac.compare_digest()` with each of them would take time in proportion to their
-    number. A dict of the hashes would compare stored hashes with the client's, and its hash
-    function (SipHash) is not designed to hide the position of an entry.
+    users' hashes. `hmac.compare_digest()` with each would take time in proportion to their number.
+    A dict of the hashes would compare them with the client's, and its hash function (SipHash) is
+    not designed to hide the position of an entry.
 
-    Here the dict's keys are BLAKE2 digests of the hashes, under a random key of this process. An
-    attacker without that key can neither predict nor choose the digest that is looked up: hashes
-    that differ in one bit have unrelated digests. The time that the dict takes is therefore that
-    of a random key, and a lookup computes one digest, for ten users or for 100 000.
+    So the dict's keys are BLAKE2 digests of the hashes under a random key of this process: an
+    attacker can neither predict nor choose what is looked up. A lookup computes one digest, for ten
+    users or for 100 000.
     """
 
     def __init__(self, owners: Iterable[tuple[bytes, Owner]]) -> None:

@@ -61,15 +61,14 @@ class TlsFiles:
 
     @property
     def description(self) -> str:
-        """One log line about the server's identity. Slow on first use."""
-        identity = self.identity
-        if identity is None:
+        """One log line about the server's identity, see `Identity.words`, or the client's files."""
+        if self.identity is None:
             return ", ".join(self.files)
-        return f"{identity.description}, pin {identity.pin}"
+        return f"{self.identity.words.description}, pin {self.identity.words.pin}"
 
     def warn(self) -> None:
-        """Log why clients would refuse the server's certificate. Slow on first use."""
-        for line in self.identity.warnings if self.identity is not None else ():
+        """Log why clients would refuse the server's certificate."""
+        for line in self.identity.words.warnings if self.identity is not None else ():
             logger.warning("%s", line)
 
     def follow(self) -> None:
@@ -116,22 +115,19 @@ class TlsFiles:
     async def _try(self) -> None:
         before = self.identity
         try:
-            loaded = await asyncio.to_thread(self._load_and_describe)
+            context, identity = await asyncio.to_thread(self._load)
         except MttError as error:
             logger.error("the old certificates stay in use: %s", error)
             return
-        self._context, self.identity = loaded
-        new_pin = before is not None and loaded[1] is not None and before.pin != loaded[1].pin
-        logger.info("reloaded: %s%s", self.description, " (a NEW pin)" if new_pin else "")
+        hint = ""
+        if identity is not None and before is not None:
+            words = await asyncio.to_thread(lambda: identity.words)  # cached from then on
+            hint = " (a NEW pin)" if words.pin != before.words.pin else ""
+        self._context, self.identity = context, identity
+        logger.info("reloaded: %s%s", self.description, hint)
         self.warn()
         if self._on_change is not None:
             self._on_change()
-
-    def _load_and_describe(self) -> Loaded:
-        context, identity = self._load()
-        if identity is not None:  # decode and cache it in this thread, not in the event loop
-            identity.words  # noqa: B018
-        return context, identity
 
     def _state(self) -> _State:
         return tuple(_file_state(path) for path in self.files)
@@ -167,9 +163,7 @@ def server_tls(tls: ServerTls) -> TlsFiles:
             lambda: certificates.server_context(tls, made), (tls.cert, tls.key, tls.client_ca)
         )
     except UsageError as error:
-        if not kept or not str(error).startswith(tls.options[0]):
+        if not kept or not str(error).startswith("-cert-dir"):
             raise
-        raise UsageError(
-            f"{error}; restore {tls.cert} and {tls.key}, or remove both to get a new identity and "
-            "pin"
-        ) from None
+        advice = f"restore {tls.cert} and {tls.key}, or remove both to get a new identity and pin"
+        raise UsageError(f"{error}; {advice}") from None

@@ -54,7 +54,7 @@ async def test_the_first_message(options: dict[str, str], shown: bytes, certs: C
 
 async def test_verification(certs: Certs) -> None:
     async with serving(echo) as there, server_for(certs) as server:
-        port, pin = port_of(server), server._tls.identity.pin  # type: ignore[union-attr]
+        port, pin = port_of(server), server._tls.identity.words.pin  # type: ignore[union-attr]
         for options in ({}, {"pin": (pin,)}, {"insecure": True}, {"sni": "127.0.0.1"}):
             async with client_for(certs, port, **options) as client:
                 with logged() as lines:

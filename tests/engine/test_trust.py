@@ -282,7 +282,7 @@ async def test_client_is_refused_under_a_new_authority(renewable: Certs) -> None
 def pin_of(certs: Certs) -> str:
     from mtt.trust.identity import Identity
 
-    pin = Identity(Path(certs.cert).read_bytes()).pin
+    pin = Identity(Path(certs.cert).read_bytes()).words.pin
     assert pin is not None
     return pin
 

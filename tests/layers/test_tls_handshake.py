@@ -86,7 +86,7 @@ async def test_wrong_name_fails_at_both_ends(certs: Certs) -> None:
 @both_versions
 async def test_pin_is_checked_within_the_handshake(version: ssl.TLSVersion, certs: Certs) -> None:
     _, identity = certificates.server_context(ServerTls(cert=certs.cert, key=certs.key))
-    assert identity.pin
+    assert identity.words.pin
 
     def check(pin: str) -> Callable[[ssl.SSLObject], None]:
         def verify(connection: ssl.SSLObject) -> None:
@@ -95,7 +95,7 @@ async def test_pin_is_checked_within_the_handshake(version: ssl.TLSVersion, cert
         return verify
 
     context = server_context(certs, version)
-    one, near = client(certs, verify=check(identity.pin))
+    one, near = client(certs, verify=check(identity.words.pin))
     other, far = server(certs, context=context)
     async with joined(one, other):
         await near.opened()
@@ -105,7 +105,7 @@ async def test_pin_is_checked_within_the_handshake(version: ssl.TLSVersion, cert
     async with joined(one, other):
         error = await near.ended()
         assert isinstance(error, PeerError)
-        assert identity.pin in str(error)
+        assert identity.words.pin in str(error)
         assert near.transport is None
         assert await far.ended() is not None
         assert not far.data

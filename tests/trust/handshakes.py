@@ -65,5 +65,5 @@ def pin_of(certificate: x509.Certificate) -> str:
 
 def pin(files: TlsFiles) -> str:
     assert files.identity is not None
-    assert files.identity.pin is not None
-    return files.identity.pin
+    assert files.identity.words.pin is not None
+    return files.identity.words.pin

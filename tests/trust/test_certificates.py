@@ -23,17 +23,18 @@ def test_certificate_from_files(certs: Certs) -> None:
     client, server = shake(client_of(ca=certs.ca), context, certs.name)
     assert client.version() == server.version() == "TLSv1.3"
     last = x509.load_pem_x509_certificate(Path(certs.cert).read_bytes()).not_valid_after_utc
-    assert identity.description == (
+    assert identity.words.description == (
         f"certificate for test.local, localhost, 127.0.0.1 and 1 more, valid until {last:%Y-%m-%d}"
     )
-    assert identity.pin == pin_of(x509.load_pem_x509_certificate(Path(certs.cert).read_bytes()))
+    certificate = x509.load_pem_x509_certificate(Path(certs.cert).read_bytes())
+    assert identity.words.pin == pin_of(certificate)
 
 
 def test_certificate_and_key_in_one_file(certs: Certs, tmp_path: Path) -> None:
     both = tmp_path / "both.pem"
     both.write_bytes(Path(certs.key).read_bytes() + Path(certs.cert).read_bytes())
     context, identity = server_context(ServerTls(cert=str(both), key=str(both)))
-    assert identity.pin == pin_of(presented(context))
+    assert identity.words.pin == pin_of(presented(context))
 
 
 def test_given_certificate_works_without_cryptography(
@@ -42,8 +43,8 @@ def test_given_certificate_works_without_cryptography(
     monkeypatch.setitem(sys.modules, "cryptography", None)
     context, identity = server_context(ServerTls(cert=certs.cert, key=certs.key))
     assert context.cert_store_stats()["x509"] == 0
-    assert identity.description == f"certificate from {certs.cert}"
-    assert identity.pin is None
+    assert identity.words.description == f"certificate from {certs.cert}"
+    assert identity.words.pin is None
 
 
 def test_contexts_do_not_import_cryptography_early(certs: Certs) -> None:

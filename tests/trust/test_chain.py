@@ -33,13 +33,13 @@ def test_chain_in_the_wrong_order_works_with_a_warning(tmp_path: Path, order: st
     ca, cert, key = chain_files(tmp_path, order)
     context, identity = server_context(ServerTls(cert=cert, key=key))
     assert presented(context).issuer.rfc4514_string() == "CN=intermediate"
-    assert identity.names == ("some.name",)
+    assert identity.words.names == ("some.name",)
     if "i" in order:
         shake(client_of(ca=ca), context, "some.name")
     if order in ("l", "li", "lir"):
-        assert identity.warnings == ()
+        assert identity.words.warnings == ()
     else:
-        (line,) = identity.warnings
+        (line,) = identity.words.warnings
         assert line.startswith(f"the certificates in {cert} are in the wrong order; put the ")
 
 
@@ -49,7 +49,7 @@ def test_a_cross_signed_root_is_in_order(tmp_path: Path) -> None:
     cert = tmp_path / "chain"
     leaf, _ = new.issue("some.name")
     cert.write_bytes(leaf + pem(builder.certificate) + pem(new.certificate))
-    assert Identity(cert.read_bytes(), path=str(cert)).warnings == ()
+    assert Identity(cert.read_bytes(), path=str(cert)).words.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,6 @@ def test_expired_certificates_cause_a_warning(
 ) -> None:
     _, cert, key = chain_files(tmp_path, "lir", days=days, issuer_days=issuer_days)
     _, identity = server_context(ServerTls(cert=cert, key=key))
-    (line,) = identity.warnings
+    (line,) = identity.words.warnings
     assert line.startswith(words.format(cert))
     assert line.endswith("renew it")

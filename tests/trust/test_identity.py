@@ -27,19 +27,20 @@ def test_expired_certificate_says_so() -> None:
     certificate, _ = Authority("CA").issue("old.test", days=-1)
     assert re.fullmatch(
         r"certificate for old\.test, expired on \d{4}-\d\d-\d\d",
-        Identity(certificate, path="old.pem").description,
+        Identity(certificate, path="old.pem").words.description,
     )
 
 
 def test_description_falls_back_to_the_common_name() -> None:
     certificate, _ = Authority("CA").issue(common_name="plain")
-    assert Identity(certificate, path="x").description.startswith("certificate for plain, valid")
+    words = Identity(certificate, path="x").words
+    assert words.description.startswith("certificate for plain, valid")
 
 
 def test_identity_tolerates_certificates_only_openssl_can_parse() -> None:
     identity = Identity(b"?", path="/etc/strange.pem")
-    assert identity.description == "certificate from /etc/strange.pem"
-    assert identity.pin is None
+    assert identity.words.description == "certificate from /etc/strange.pem"
+    assert identity.words.pin is None
 
 
 def test_not_yet_valid_certificate_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +52,7 @@ def test_not_yet_valid_certificate_causes_a_warning(monkeypatch: pytest.MonkeyPa
             return cls(2020, 1, 1, tzinfo=tz)
 
     monkeypatch.setattr("mtt.trust.identity.datetime.datetime", Past)
-    (line,) = Identity(certificate, path="new.pem").warnings
+    (line,) = Identity(certificate, path="new.pem").words.warnings
     assert line.startswith("the certificate in new.pem is not valid before ")
 
 
@@ -60,20 +61,21 @@ def test_not_yet_valid_certificate_causes_a_warning(monkeypatch: pytest.MonkeyPa
 
 def test_pin_replaces_verification() -> None:
     server, identity = server_context(ServerTls(name="a.b"))
-    assert identity.pin is not None
-    client, _ = shake(client_of(pins=(identity.pin,)), server, "quite.different")
+    assert identity.words.pin is not None
+    client, _ = shake(client_of(pins=(identity.words.pin,)), server, "quite.different")
     der = client.getpeercert(binary_form=True)
     assert der is not None
-    check_pin(der, (UNRELATED_PIN, identity.pin))
-    with pytest.raises(PeerError, match=re.escape(f"the server's pin is {identity.pin}, not")):
+    check_pin(der, (UNRELATED_PIN, identity.words.pin))
+    text = f"the server's pin is {identity.words.pin}, not"
+    with pytest.raises(PeerError, match=re.escape(text)):
         check_pin(der, (UNRELATED_PIN,))
 
 
 def test_pin_does_not_replace_a_given_authority(certs: Certs) -> None:
     server, identity = server_context(ServerTls(name="a.b"))
-    assert identity.pin is not None
+    assert identity.words.pin is not None
     with pytest.raises(ssl.SSLCertVerificationError):
-        shake(client_of(ca=certs.ca, pins=(identity.pin,)), server, "a.b")
+        shake(client_of(ca=certs.ca, pins=(identity.words.pin,)), server, "a.b")
 
 
 def test_pin_of_a_certificate_that_cannot_be_decoded() -> None:
@@ -91,7 +93,7 @@ def test_pin_hashes_the_key_as_encoded_in_the_certificate(certs: Certs) -> None:
     certificate = x509.load_pem_x509_certificate(Path(certs.cert).read_bytes())
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     assert key in certificate.public_bytes(Encoding.DER)
-    assert Identity(Path(certs.cert).read_bytes()).pin == pin_of(certificate)
+    assert Identity(Path(certs.cert).read_bytes()).words.pin == pin_of(certificate)
 
 
 @pytest.mark.parametrize("digest", [bytes(32), b"\xff" * 32])  # Base64 "AAA...", "///..."

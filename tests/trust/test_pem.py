@@ -109,7 +109,7 @@ def test_pem_from_a_configuration_file(
     ))  # fmt: skip
     _, theirs = shake(client, server, certs.name)
     assert theirs.getpeercert()
-    assert identity.description.startswith(f"certificate for {certs.name}")
+    assert identity.words.description.startswith(f"certificate for {certs.name}")
     assert "PRIVATE" not in repr(inline(certs.key))
 
 

@@ -49,7 +49,7 @@ def pair(tmp_path: Path, certs: Certs, monkeypatch: pytest.MonkeyPatch) -> Pair:
 
 
 def pin_in(path: str) -> str | None:
-    return Identity(Path(path).read_bytes()).pin
+    return Identity(Path(path).read_bytes()).words.pin
 
 
 async def test_a_renewed_pair_is_used(pair: Pair, certs: Certs) -> None:

@@ -34,8 +34,8 @@ def test_self_signed_resembles_that_of_the_original() -> None:
     lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
     assert 3651 <= lifetime.days <= 3653
     assert certificate.not_valid_before_utc < datetime.datetime.now(datetime.UTC)
-    assert identity.description == "self-signed for my.name"
-    assert identity.pin == pin_of(certificate)
+    assert identity.words.description == "self-signed for my.name"
+    assert identity.words.pin == pin_of(certificate)
 
 
 def test_self_signed_is_new_each_time() -> None:
@@ -48,7 +48,7 @@ def test_self_signed_has_a_random_name_without_one() -> None:
     names = set()
     for _ in range(20):
         _, identity = server_context(ServerTls())
-        name = identity.description.removeprefix("self-signed for ")
+        name = identity.words.description.removeprefix("self-signed for ")
         assert re.fullmatch(r"[a-z]{3,7}\.[a-z]{1,3}", name)
         names.add(name)
     assert len(names) > 10
