@@ -3,8 +3,8 @@
 # make lint     ruff and mypy
 # make bench    the benchmarks
 # make soak     faults, abuse, a long life in short: 10 minutes at most (SOAK="faults --seed 2")
-# make install  the commands mtt-client, mtt-server, mtt-mu-server, anytls-client and anytls-server
-#               in .venv/bin
+# make install  the commands mtt-client, mtt-server, mtt-mu-server, anytls-client, anytls-server,
+#               anyproxy-client and anyproxy-gateway in .venv/bin, and PyYAML
 # make clean    remove what make made
 #
 # Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
@@ -30,7 +30,7 @@ PACKAGING := setup.cfg pyproject.toml
 run: install
 	@$(BIN)/python -m tools.demo
 
-install: $(VENV)/.installed
+install: $(VENV)/.yaml
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(TESTS)
@@ -51,6 +51,10 @@ clean:
 
 $(VENV)/.installed: $(VENV)/.made $(PACKAGING)
 	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.yaml: $(VENV)/.installed
+	$(PIP) --editable '.[yaml]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed

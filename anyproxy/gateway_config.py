@@ -120,6 +120,7 @@ def _proxies(top: Section, gateway: Section) -> tuple[ProxyOptions | None, Proxy
     tuic = proxies.section("tuic")
     if tuic.text("listen_addr"):
         tuic.fail("listen_addr", "TUIC is not supported; remove it, and use SOCKS5 for UDP")
+    tuic.done()
     http, socks5 = proxies.section("http"), proxies.section("socks5")
     found = _proxy(http), _proxy(socks5, has_tls=False)
     proxies.done()

@@ -38,7 +38,11 @@ def run(command: str, *argv: str, **environ: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("command", ["mtt-client", "mtt-server", "anytls-client", "anytls-server"])
+@pytest.mark.parametrize(
+    "command",
+    ["mtt-client", "mtt-server", "anytls-client", "anytls-server", "anyproxy-client",
+     "anyproxy-gateway"],
+)  # fmt: skip
 def test_version_and_help(command: str) -> None:
     assert run(command, "-version") == (0, f"{command} {__version__}\n", "")
     code, out, err = run(command, "-h")
@@ -68,6 +72,10 @@ def test_version_and_help(command: str) -> None:
         ("anytls-client", ["-s", "a:1", "-p", "x", "-nope"], {}, "-nope"),
         ("anytls-server", [], {}, "-p is missing"),
         ("anytls-server", ["-p", "x", "-allow", "nonsense"], {}, "-allow"),
+        ("anyproxy-client", [], {}, "-config: cannot read configs/config.yaml"),
+        ("anyproxy-client", ["-config", "/none.toml"], {}, "-config: cannot read /none.toml"),
+        ("anyproxy-gateway", ["--config=/none.json"], {}, "-config: cannot read /none.json"),
+        ("anyproxy-gateway", ["-c", "x"], {}, "write -config FILE"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from anyproxy.config import FLAGS as ANYPROXY
 from anytls.options import CLIENT_FLAGS as ANYTLS_CLIENT
 from anytls.options import SERVER_FLAGS as ANYTLS_SERVER
 from mtt.errors import Cause
@@ -25,13 +26,15 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTION = re.compile(r"`-([A-Za-z][\w-]*)[^`]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
-COMMAND = re.compile(r"^ *((?:mtt|anytls)-[\w-]+ -(?:.*\\\n)*.*)$", re.M)
+COMMAND = re.compile(r"^ *((?:mtt|anytls|anyproxy)-[\w-]+ -(?:.*\\\n)*.*)$", re.M)
 FLAGS = {
     "mtt-client": CLIENT_FLAGS,
     "mtt-server": SERVER_FLAGS,
     "mtt-mu-server": MULTI_USER,
     "anytls-client": ANYTLS_CLIENT,
     "anytls-server": ANYTLS_SERVER,
+    "anyproxy-client": ANYPROXY,
+    "anyproxy-gateway": ANYPROXY,
 }
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 
@@ -98,6 +101,15 @@ def test_options_of_anytls_are_in_the_table() -> None:
     tunnel = {"version", "h"}  # of every command
     assert of(found, 0) | both | tunnel == names(ANYTLS_CLIENT)
     assert of(found, 1) | both | server | tunnel == names(ANYTLS_SERVER)
+
+
+def test_options_of_anyproxy_are_in_the_table() -> None:
+    text = section(read("docs/options.md"), "## anyproxy-gateway and anyproxy-client")
+    found = table(text)
+    sentence = re.search(r"Both have (.*?) of the tunnel\.", text, re.S)
+    assert sentence is not None
+    both = set(OPTION.findall(sentence[1])) | {"version", "h"}
+    assert of(found, 0) | both == of(found, 1) | both == names(ANYPROXY)
 
 
 def test_command_lines_in_documents_are_understood() -> None:

@@ -27,8 +27,8 @@ sys.platform = "win32"
 
 EVERYTHING = """
 import importlib, pkgutil
-import anytls, mtt, mtt_client, mtt_mu_server, mtt_server, plugin
-for package in (anytls, mtt, mtt_mu_server, plugin):
+import anyproxy, anytls, mtt, mtt_client, mtt_mu_server, mtt_server, plugin
+for package in (anyproxy, anytls, mtt, mtt_mu_server, plugin):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

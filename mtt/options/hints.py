@@ -86,6 +86,16 @@ _SERVER_HINTS = (
      "the client decides; remove it"),
 )
 
+# Of commands whose settings are in a file.
+_FILE_HINTS = (
+    ("c conf", "write {config}"),
+    ("t test validate dryrun", "write {check}"),
+    ("workers cpu", "the command has one process; remove it"),
+    ("s server gateway addr b l listen listenaddr bind web replicas id clientid group groupid user "
+     "username p password passwd token auth tls cert tlscert key tlskey ca pin sni insecure sv",
+     "set in the file of {config}; remove it"),
+)  # fmt: skip
+
 _FIELD = re.compile(r"\{([a-z-]+)\}")
 
 
@@ -98,7 +108,7 @@ def hint(name: str, value: str | None, known: Mapping[str, str]) -> str:
     words = (f"{word}={(value or 'true').lower()}", word)
     tables = (
         () if "c-token-file" not in known else _MULTI_USER_HINTS,
-        _CLIENT_HINTS if "s" in known else _SERVER_HINTS,
+        _FILE_HINTS if "config" in known else _CLIENT_HINTS if "s" in known else _SERVER_HINTS,
         _HINTS,
     )
     for wanted in words:

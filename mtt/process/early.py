@@ -8,7 +8,7 @@ import signal
 # The parent, whose end ends a plugin. Read early, so that its end during the imports is noticed.
 PARENT = os.getppid()
 
-_PROGRAMS = ("mtt", "anytls")  # prefixes of the commands' names
+_PROGRAMS = ("mtt", "anytls", "anyproxy")  # prefixes of the commands' names
 
 
 def begin(program: str) -> None:

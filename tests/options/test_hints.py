@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from anyproxy.config import FLAGS as ANYPROXY
 from anytls.options import CLIENT_FLAGS as ANYTLS_CLIENT
 from anytls.options import SERVER_FLAGS as ANYTLS_SERVER
 from mtt.errors import UsageError
@@ -22,6 +23,7 @@ COMMANDS = {
     "mu": MULTI_USER,
     "anytls-client": ANYTLS_CLIENT,
     "anytls-server": ANYTLS_SERVER,
+    "anyproxy": ANYPROXY,
 }
 SAFE = "so anyone on the path can read the data; use "
 
@@ -89,6 +91,12 @@ def error(parse: Callable[[], object]) -> str:
          "it"),
         ("mu", "-controller a:1", "write -c HOST:PORT"),
         ("server", "-remote a:1", "write -d HOST:PORT"),
+        ("anyproxy", "-c f", "write -config FILE"),
+        ("anyproxy", "-test", "write -check"),
+        ("anyproxy", "-workers 4", "the command has one process; remove it"),
+        ("anyproxy", "-tls", "set in the file of -config FILE; remove it"),
+        ("anyproxy", "-conf f", "write -config FILE"),
+        ("anyproxy", "-configs f", "did you mean -config?"),
         ("client", "-SV", "did you mean -s?"),
         ("anytls-client", "-Insecure", "-h lists all options"),
         ("client", "-c x", "-h lists all options"),  # and not -ca, as for any two letters

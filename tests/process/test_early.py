@@ -10,7 +10,8 @@ import pytest
 
 @pytest.mark.parametrize(
     ("program", "silent"),
-    [("/usr/bin/mtt-client", True), ("anytls-server", True), ("/x/pytest", False), ("-c", False)],
+    [("/usr/bin/mtt-client", True), ("anytls-server", True), ("/anyproxy-gateway", True),
+     ("/x/pytest", False), ("-c", False)],
 )
 def test_interrupt_is_silent_only_in_own_commands(program: str, silent: bool) -> None:
     # Shells start background jobs with SIGINT ignored, which Python then leaves so.

@@ -168,8 +168,9 @@ class Processes:
 
 def command(name: str) -> tuple[str, ...]:
     """How to run one of our commands from the working tree, and in it."""
-    if name.startswith("anytls-"):
-        return sys.executable, "-m", f"anytls.{name.removeprefix('anytls-')}_command"
+    package, _, end = name.partition("-")
+    if package in ("anytls", "anyproxy"):
+        return sys.executable, "-m", f"{package}.{end}_command"
     return sys.executable, str(ROOT / f"{name.replace('-', '_')}.py")
 
 

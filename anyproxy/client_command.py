@@ -1,0 +1,50 @@
+"""The command anyproxy-client."""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  (first things first)
+import os
+import sys
+
+from mtt.process import early
+
+early.begin(sys.argv[0])
+
+from typing import TYPE_CHECKING
+
+from anyproxy.config import FLAGS, with_file
+from mtt.options.flags import Values
+from mtt.process.command import Command, Start
+from mtt.process.command import main as run
+
+if TYPE_CHECKING:
+    from mtt.process.runtime import Service
+
+
+def service(values: Values, start: Start) -> Service:
+    from anyproxy.client_config import agent_options
+
+    options = agent_options(values)
+
+    from anyproxy.agent import Agent
+
+    return Agent(options)
+
+
+COMMAND = Command(
+    name="anyproxy-client",
+    description="An agent of a gateway (anyproxy-gateway). It makes the connections of the "
+    "gateway's users, to targets that its rules allow.",
+    flags=FLAGS,
+    service=service,
+    complete=with_file,
+)
+
+
+def main() -> int:
+    """Run anyproxy-client with this process's arguments; returns an exit code."""
+    return run(COMMAND, sys.argv[1:], os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

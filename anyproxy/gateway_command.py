@@ -1,0 +1,50 @@
+"""The command anyproxy-gateway."""
+
+from __future__ import annotations
+
+# ruff: noqa: E402  (first things first)
+import os
+import sys
+
+from mtt.process import early
+
+early.begin(sys.argv[0])
+
+from typing import TYPE_CHECKING
+
+from anyproxy.config import FLAGS, with_file
+from mtt.options.flags import Values
+from mtt.process.command import Command, Start
+from mtt.process.command import main as run
+
+if TYPE_CHECKING:
+    from mtt.process.runtime import Service
+
+
+def service(values: Values, start: Start) -> Service:
+    from anyproxy.gateway_config import gateway_options
+
+    options = gateway_options(values, sockets=start.descriptors)
+
+    from anyproxy.gateway import Gateway
+
+    return Gateway(options)
+
+
+COMMAND = Command(
+    name="anyproxy-gateway",
+    description="HTTP and SOCKS5 proxies, and ports, whose connections are made by the agents "
+    "(anyproxy-client) that connect to this gateway.",
+    flags=FLAGS,
+    service=service,
+    complete=with_file,
+)
+
+
+def main() -> int:
+    """Run anyproxy-gateway with this process's arguments; returns an exit code."""
+    return run(COMMAND, sys.argv[1:], os.environ)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
