@@ -165,7 +165,7 @@ class StreamData(NamedTuple):
     """Data of a stream: a piece of a byte stream, or one datagram."""
 
     id: bytes
-    data: Data
+    data: Data | bytearray
 
     def encode(self) -> bytes:
         return b"".join((DATA_HEAD, padded(self.id), self.data))

@@ -169,6 +169,8 @@ NAMES = {
     "smux": "smux stream",
     "reverse-smux": "smux stream",
     "anytls": "AnyTLS stream",
+    "messages": "WebSocket",
+    "anyproxy": "AnyProxy stream",
     "throttle": "rate limiter",
     "visit": "visit",
 }

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtt.http.fallback import Visit
-from mtt.layers import anytls, smux
+from mtt.layers import anyproxy, anytls, smux
+from mtt.layers.anyproxy import GoSession
+from mtt.layers.anyproxy_stream import MAX_PIECE
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
@@ -20,8 +22,11 @@ from mtt.layers.parked import Parked, hand_over
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import STOP_AT, SmuxSession
 from mtt.layers.tls import TlsLayer
-from mtt.layers.websocket import WebSocketLayer
+from mtt.layers.websocket import MessageLayer, WebSocketLayer
+from mtt.outcome import Outcome
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
+from mtt.wire.agent import TCP, Head
+from mtt.wire.anyproxy import MAX_MESSAGE
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
@@ -111,7 +116,7 @@ class Stack:
 
     Attributes:
         layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "anytls",
-            "throttle", "visit".
+            "messages", "anyproxy", "throttle", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -123,8 +128,8 @@ class Stack:
 
     @property
     def knows_failure(self) -> bool:
-        """Whether the peer can tell abort() from close(); foreign smux and AnyTLS cannot say it."""
-        return self.half_close or not {"smux", "anytls"}.intersection(self.layers)
+        """Whether the peer can tell abort() from close(); foreign sessions cannot say it."""
+        return self.half_close or not {"smux", "anytls", "anyproxy"}.intersection(self.layers)
 
     @property
     def has_smux(self) -> bool:
@@ -145,6 +150,8 @@ class Stack:
             limit += STOP_AT if self.half_close else smux.RECEIVE_BUDGET
         if "anytls" in self.layers:
             limit += anytls.RECEIVE_BUDGET
+        if "anyproxy" in self.layers:
+            limit += anyproxy.STREAM_LIMIT + 2 * MAX_PIECE
         if "throttle" in self.layers:
             limit += READ_SIZE
         return limit
@@ -185,6 +192,10 @@ class Stack:
                 upper = _smux(upper, sessions, not client)
             elif layer == "anytls":
                 upper = _anytls(upper, sessions, client, self.half_close)
+            elif layer == "anyproxy":
+                upper = _anyproxy(upper, sessions, client)
+            elif layer == "messages":
+                upper = Parked(MessageLayer(upper, client=client, limit=MAX_MESSAGE).start)
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
             elif layer == "throttle":
@@ -284,6 +295,23 @@ def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Parked:
     return Parked(ready)
 
 
+def _anyproxy(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Parked:
+    """The server is the gateway, which opens the streams."""
+
+    def serve(stream: Any, head: Head, tell: Any) -> None:
+        tell(Outcome.SUCCEEDED)
+        hand_over(stream, upper)
+
+    def ready(transport: asyncio.Transport) -> None:
+        session = GoSession(serve=serve if client else None)
+        sessions.append(session)
+        hand_over(transport, session)
+        if not client:
+            session.open_stream(upper, Head(TCP, "192.0.2.1", 80))
+
+    return Parked(ready)
+
+
 class _Destination(StreamProtocol):
     """Takes the destination from the beginning of a stream."""
 
@@ -350,6 +378,7 @@ STACKS = [
     Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
     Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
     Stack("reverse-smux-websocket-tls", ("tls", "websocket", "reverse-smux")),
+    Stack("anyproxy-tls", ("tls", "messages", "anyproxy"), half_close=False),
     Stack("throttle-tcp", ("throttle",)),
     Stack("throttle-tls", ("tls", "throttle")),
     Stack("throttle-websocket-tls", ("tls", "websocket", "throttle")),
