@@ -83,6 +83,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self._answer(f"{len(body)} {digest(body)}".encode())
 
+    def handle_expect_100(self) -> bool:
+        result = super().handle_expect_100()
+        self.wfile.flush()
+        return result
+
     def _answer(self, body: bytes) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any
 from anyproxy.options import ProxyOptions
 from mtt.trust.tls_options import ServerTls
 from tests.anyproxy.serving import ANY, GROUP, PASSWORD, agent_options, gateway_options
-from tests.real.destinations import MB, payload
+from tests.real.destinations import MB, SOCKET_TIMEOUT, payload
 from tests.real.nginx import start_nginx
 from tests.support.anyproxy_process import command
 from tests.support.certs import Certs
@@ -52,15 +54,35 @@ def start_gateway(
 
 
 def start_agent(
-    processes: Processes, certs: Certs, *gateways: Gateway, name: str = "agent", **changes: Any
+    processes: Processes,
+    certs: Certs,
+    *gateways: Gateway,
+    name: str = "agent",
+    times: int = 1,
+    **changes: Any,
 ) -> Process:
-    """Start an agent that joins these gateways, and wait for it."""
+    """Start an agent that joins these gateways, and wait until it has, for the nth time."""
     options = agent_options(certs, *(each.port for each in gateways), id=name, **changes)
     process = processes.start(*command(options))
     process.name = f"agent {name}"
     for gateway in gateways:
-        gateway.wait_for(name)
+        gateway.wait_for(name, times)
     return process
+
+
+def connect(gateway: Gateway, port: int) -> socket.socket:
+    """A tunnel to a port of 127.0.0.1 behind an agent, through the HTTP proxy."""
+    user = socket.create_connection(("127.0.0.1", gateway.http), timeout=SOCKET_TIMEOUT)
+    login = base64.b64encode(LOGIN.encode()).decode()
+    head = f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\nProxy-Authorization: Basic {login}\r\n\r\n"
+    user.sendall(head.encode())
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):  # byte by byte, because a target may speak first
+        byte = user.recv(1)
+        assert byte, f"closed after {answer!r}"
+        answer += byte
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    return user
 
 
 # A web server behind an agent, and curl in front of the gateways.

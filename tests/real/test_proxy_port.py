@@ -16,6 +16,7 @@ import pytest
 
 from mtt.users.user import User
 from tests.proxy.direct import direct_proxy
+from tests.real.absolute_form import AbsoluteForm
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, SIZE, Destination, Site, digest, payload
 from tests.support.processes import run
@@ -229,7 +230,7 @@ async def test_a_websocket_through_the_plain_proxy_port() -> None:
         sock.sendall(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         while not sock.recv(65536).endswith(b"hello"):
             pass
-        with client.connect(f"ws://127.0.0.1:{port}/", sock=_Absolute(sock, port)) as websocket:
+        with client.connect(f"ws://127.0.0.1:{port}/", sock=AbsoluteForm(sock, port)) as websocket:
             for message in ("hello", payload(1_000_000)):
                 websocket.send(message)
                 assert websocket.recv() == message
@@ -248,19 +249,3 @@ async def test_a_websocket_through_the_plain_proxy_port() -> None:
         finally:
             serving.shutdown()
             thread.join()
-
-
-class _Absolute(socket.socket):
-    """A socket to a proxy: makes the target of the first request absolute."""
-
-    def __init__(self, sock: socket.socket, port: int) -> None:
-        timeout = sock.gettimeout()
-        super().__init__(fileno=sock.detach())
-        self.settimeout(timeout)
-        self._base: bytes | None = f"GET http://127.0.0.1:{port}/ ".encode()
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        if self._base is not None:
-            data = bytes(data).replace(b"GET / ", self._base, 1)
-            self._base = None
-        super().sendall(data, flags)
