@@ -169,6 +169,8 @@ def _tls(section: Section, cert_key: str, schemes: set[str]) -> ClientTls | None
         skip_verify=insecure,
         cert=cert,
         key=key,
+        options=(section.where("client_cert"), section.where("client_key")),
+        ca_option=section.where(cert_key if roots else "ca"),
     )
 
 

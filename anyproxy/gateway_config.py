@@ -66,7 +66,7 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
     if client_ca := gateway.text("client_ca"):
         if tls is None:
             gateway.fail("client_ca", "needs tls_cert and tls_key")
-        tls = replace(tls, client_ca=client_ca)
+        tls = replace(tls, client_ca=client_ca, ca_option=gateway.where("client_ca"))
     listen = gateway.endpoint("listen_addr") or (_BIND if tls is None else _BIND_TLS)
     bind = None if sockets else listen
     agents_login = config.login(gateway)

@@ -120,7 +120,8 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
         raise UsageError(f"{option}: an address has no @ in it; write it like example.com:443")
     hosts, colon, port = text.rpartition(":")
     if text.isascii() and text.isdigit():
-        raise UsageError(f"{option}: {_shown(text)} has no host; write it like 127.0.0.1:{text}")
+        like = f"127.0.0.1:{text[:5]}"  # a port has five digits
+        raise UsageError(f"{option}: {_shown(text)} has no host; write it like {like}")
     if text and (not colon or not port or port.endswith("]")):
         host = _shown(text.removesuffix(":"))[1:-1]
         raise UsageError(f"{option}: {_shown(text)} has no port; write it like {host}:443")

@@ -67,7 +67,7 @@ def server_context(
             f"{given} needs {missing}; give both, or neither to get a self-signed certificate"
         )
     if tls.client_ca:
-        _load_authorities(context, "-client-ca", tls.client_ca)
+        _load_authorities(context, tls.ca_option, tls.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     if tls.cert:
         return context, _load_files(context, tls.cert, tls.key, tls.options)
@@ -93,9 +93,9 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     if tls.pins and importlib.util.find_spec("cryptography") is None:
         raise UsageError("-pin needs the Python package 'cryptography'; install it with pip")
     if tls.ca:
-        _load_authorities(context, "-ca", tls.ca)
+        _load_authorities(context, tls.ca_option, tls.ca)
     if tls.cert:
-        _load_files(context, tls.cert, tls.key, ("-cert", "-key"))
+        _load_files(context, tls.cert, tls.key, tls.options)
     if tls.skip_verify or (tls.pins and not tls.ca):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -31,6 +31,9 @@ class ClientTls:
     key: PemSource = ""
     alpn: tuple[str, ...] = ()  # preferred one first; empty to offer none
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
+    # The options that set `cert`, `key` and `ca`, for errors.
+    options: tuple[str, str] = ("-cert", "-key")
+    ca_option: str = "-ca"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,4 +49,6 @@ class ServerTls:
     # without ALPN.
     alpn: tuple[str, ...] = ()
     tls_min: str = DEFAULT_TLS_MIN  # one of TLS_VERSIONS
-    options: tuple[str, str] = ("-cert", "-key")  # the options that set them, for errors
+    # The options that set `cert`, `key` and `client_ca`, for errors.
+    options: tuple[str, str] = ("-cert", "-key")
+    ca_option: str = "-client-ca"

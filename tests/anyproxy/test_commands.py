@@ -131,5 +131,5 @@ def test_check(certs: Certs, tmp_path: Path, processes: Processes, end: str) -> 
     write(tmp_path, "c.json", tree)
     bad = processes.start(*arguments, env={"AGENTS": "secret"}, cwd=ROOT)
     assert bad.wait() == 2
-    option = "gateway.tls_cert" if end == "gateway" else "-ca"
+    option = "gateway.tls_cert" if end == "gateway" else "client.gateway.ca"
     assert re.search(rf"{option}: .*/none\.pem", bad.expect_silence())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -227,3 +228,38 @@ def test_variables_of_the_environment(tmp_path: Path) -> None:
         f"-config: {path}: gateway.auth_password: the environment variable PASSWORD is not set; "
         "set it"
     )
+
+
+# Anything else.
+
+
+@pytest.mark.parametrize("text", [GO, OLDER])
+def test_mutated_files_raise_usage_errors_only(text: str, tmp_path: Path) -> None:
+    require_package("yaml")
+    choose = random.Random(text)
+    lines = text.splitlines()
+    values = (
+        "", "0", "-1", "true", "99999999999999999999", "{}", "[]", "[[]]", "{a: b}", "null", "x:1",
+        '"\\u2028"', "'[::1]:5'", "wss://[", "http://@", "1h", "*", "(", "[a, {}]", "${X", "${X}",
+        "\u00e9", ":", "::1", "1-2", "a|b:1", "'://'", "wss://a:b:c/ws", "sha256/", "10.0.0.0/8",
+    )  # fmt: skip
+    errors = 0
+    for _ in range(100):
+        mutated = list(lines)
+        for _ in range(choose.randint(1, 3)):
+            at = choose.randrange(len(mutated))
+            key, colon, _ = mutated[at].partition(":")
+            change = choose.random()
+            if colon and change < 0.7:
+                mutated[at] = f"{key}: {choose.choice(values)}"
+            elif change < 0.85:
+                mutated[at] = choose.choice(("  ", " ")) + mutated[at]
+            else:
+                del mutated[at]
+        for options in (gateway_options, agent_options):
+            try:
+                options(values_of(tmp_path, "\n".join(mutated)))
+            except UsageError as error:
+                errors += 1
+                assert "\n" not in str(error)
+    assert errors > 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,6 +85,12 @@ def test_addresses(value: object, expected: list[str], has_tls: bool) -> None:
 def test_tls(keys: dict[str, Any], expected: ClientTls | None) -> None:
     tree = merged(TREE, ADDRESS, "127.0.0.1:1")
     tree["client"]["gateway"] |= keys
+    if expected is not None:
+        name = "tls_cert" if "tls_cert" in keys else "ca"
+        expected = replace(
+            expected, ca_option=f"client.gateway.{name}",
+            options=("client.gateway.client_cert", "client.gateway.client_key"),
+        )  # fmt: skip
     assert agent_of(tree).tls == expected
 
 

@@ -61,7 +61,7 @@ def test_tls() -> None:
     tree["gateway"] |= CERT
     assert gateway_of(tree).tls == ServerTls(
         cert="c.pem", key="k.pem", client_ca="ca.pem", alpn=("http/1.1",),
-        options=("gateway.tls_cert", "gateway.tls_key"),
+        options=("gateway.tls_cert", "gateway.tls_key"), ca_option="gateway.client_ca",
     )  # fmt: skip
 
 
