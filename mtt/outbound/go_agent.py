@@ -1,0 +1,94 @@
+"""Streams through agents that are the Go program of AnyProxy."""
+
+from __future__ import annotations
+
+import asyncio
+
+from mtt.errors import MttError, NetworkError
+from mtt.layers.anyproxy import GoSession
+from mtt.layers.base import StreamTransport
+from mtt.layers.parked import Parked, park
+from mtt.outbound.agent import QUESTION_TIME, SIGN_TIME
+from mtt.outbound.go_datagrams import GoDatagrams
+from mtt.outcome import Outcome
+from mtt.wire.agent import UDP, Head
+
+# Seconds that a Go agent has to answer: it dials for 30 s.
+ANSWER_TIME = 35.0
+
+
+class GoAgentSession:
+    """The session of an agent that is the Go program: an `AgentSession`.
+
+    Args:
+        session: with the limit of streams, and callbacks for the end of streams, for requests of
+            ports and for its loss. The gateway starts it with
+            `session.message_layer(client=False).start(transport)`.
+    """
+
+    def __init__(self, session: GoSession) -> None:
+        self.is_draining = False
+        self._session = session
+
+    @property
+    def lost(self) -> bool:
+        return self._session.lost
+
+    @property
+    def open_streams(self) -> int:
+        return self._session.open_streams
+
+    @property
+    def is_usable(self) -> bool:
+        session = self._session
+        return not (session.lost or self.is_draining) and session.is_healthy and session.has_room
+
+    async def open(self, head: Head) -> StreamTransport:
+        """Return a parked stream to the head's target; for UDP, one to all targets.
+
+        Raises as `AgentSession.open`.
+        """
+        session = self._session
+        if head.network == UDP:
+            if session.lost:
+                raise NetworkError("the agent's session is over")
+            datagrams = GoDatagrams(session)
+            park(datagrams, b"")
+            return datagrams
+        if not session.has_room:
+            raise NetworkError("the agent has no room for another stream")
+        parked = Parked()
+        stream = session.open_stream(parked, head)
+        loop = asyncio.get_running_loop()
+        timers = (
+            loop.call_later(QUESTION_TIME, self._ask),
+            loop.call_later(ANSWER_TIME, stream.receive_answer, Outcome.TIMED_OUT),
+        )
+        try:
+            return await parked.opened()
+        except MttError:
+            raise
+        except BaseException:
+            stream.abort()
+            raise
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        self._session.abort(error)
+
+    def _ask(self) -> None:
+        """Ask for a sign of life, because a stream has no answer yet."""
+        loop = asyncio.get_running_loop()
+        self._session.ping()
+        loop.call_later(SIGN_TIME, self._check, loop.time())
+
+    def _check(self, asked_at: float) -> None:
+        # The answer may stand behind data that fills the line.
+        session = self._session
+        if not (session.lost or session.ping_answered() or session.heard_at > asked_at):
+            self.abort(NetworkError("no sign of life from the agent"))
