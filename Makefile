@@ -27,7 +27,7 @@ PACKAGING := setup.cfg pyproject.toml
 .PHONY: run test lint bench soak install clean
 .DELETE_ON_ERROR:
 
-run: install
+run: $(VENV)/.installed
 	@$(BIN)/python -m tools.demo
 
 install: $(VENV)/.yaml
