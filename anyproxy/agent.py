@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from anyproxy.control import AgentControl, PortReports
 from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, AgentOptions
 from anyproxy.targets import Targets
@@ -43,6 +44,8 @@ class Agent(Service):
         )
         self.options = options
         self.open_sessions: dict[SmuxSession, None] = {}
+        self._controls: dict[SmuxSession, AgentControl] = {}
+        self._port_reports = PortReports()
         self.targets = Targets(
             options.rules,
             options.protocols,
@@ -87,10 +90,12 @@ class Agent(Service):
             logger.warning("%s", line)
 
     async def drain(self) -> None:
-        """Take no new streams, and wait until the open ones have ended."""
+        """Leave: tell the gateways, and wait until the open streams have ended."""
         self.targets.is_draining = True
         for link in self.links:
             await link.stop()
+        for control in self._controls.values():
+            control.drain()
         await super().drain()
 
     async def close(self) -> None:
@@ -128,11 +133,14 @@ class Agent(Service):
         if upgrade.protocol != SUBPROTOCOL:
             transport.abort()
             raise PeerError(f"{connector.server}: the gateway speaks another protocol")
-        return self._begin(transport, on_end)
+        return self._begin(transport, str(connector.server), on_end)
 
-    def _begin(self, transport: StreamTransport, on_end: Callable[[], object]) -> SmuxSession:
+    def _begin(
+        self, transport: StreamTransport, gateway: str, on_end: Callable[[], object]
+    ) -> SmuxSession:
         def lost(session: SmuxSession, error: Exception | None) -> None:
             self.open_sessions.pop(session, None)
+            self._controls.pop(session, None)
             self.counters.session_over(error)
             on_end()
 
@@ -143,6 +151,11 @@ class Agent(Service):
         self.counters.sessions += 1
         self.open_sessions[session] = None
         layer.start(transport)
+        if not session.lost:
+            control = AgentControl(session, partial(self._port_reports.report, gateway))
+            session.open_stream(control)
+            control.announce(self.options.open_ports)
+            self._controls[session] = control
         return session
 
     def _accept(self) -> StreamProtocol:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 from anyproxy.credentials import Credentials
+from anyproxy.forwarded import Means
 from anyproxy.joining import AgentReader
 from anyproxy.options import GatewayOptions, GroupOptions, ProxyOptions
+from anyproxy.ports import Ports
 from mtt.errors import DestinationError
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
@@ -15,7 +18,7 @@ from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
-from mtt.outbound.groups import BALANCES, Balance, Groups
+from mtt.outbound.groups import BALANCES, Agent, Balance, Groups
 from mtt.outcome import Outcome
 from mtt.proxy.association import Association
 from mtt.proxy.handshake import ProxyHandshake
@@ -119,8 +122,17 @@ class Gateway(ServerService):
         self.groups = Groups(self._balance)
         self.credentials = Credentials(options.credentials, self._group_options, self.groups)
         self._routes: dict[str, Route] = {}
+        self.ports = Ports(
+            Means(
+                self._open_forwarded,
+                self._group_options,
+                self.open_tunnels,
+                self.counters,
+                self.udp_idle_time,
+            )
+        )
         self._agents = AgentReader(
-            self.groups, login=options.login, admit=self.credentials.admit_agent
+            self.groups, self.ports, login=options.login, admit=self.credentials.admit_agent
         )
         self.proxies = [
             Proxy(name, proxy, self)
@@ -163,18 +175,24 @@ class Gateway(ServerService):
         super().cleanup()
         for proxy in self.proxies:
             proxy.cleanup()
+        self.ports.cleanup()
 
     async def drain(self) -> None:
         for proxy in self.proxies:
             proxy.port.drain()
+        self._agents.drain()
         await super().drain()
 
     async def close(self) -> None:
         self.cleanup()
         for proxy in self.proxies:
             proxy.port.close()
+        self.ports.close()
         await self._agents.close()
         await super().close()
+
+    def metrics_page(self) -> str:
+        return super().metrics_page() + self.ports.lines()
 
     # Users.
 
@@ -190,6 +208,13 @@ class Gateway(ServerService):
         self, group: str, near: StreamTransport, host: str, port: int
     ) -> StreamTransport:
         stream = await self.groups.open(group, Head(TCP, host, port, _user(near)))
+        self.counters.streams += 1
+        return stream
+
+    async def _open_forwarded(
+        self, group: str, head: Head, agents: Iterable[Agent]
+    ) -> StreamTransport:
+        stream = await self.groups.open(group, head, agents)
         self.counters.streams += 1
         return stream
 

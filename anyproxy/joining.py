@@ -12,7 +12,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from anyproxy.control import GatewayControl
 from anyproxy.options import AGENT_PATH
+from anyproxy.ports import Ports
 from mtt.address import peer_name
 from mtt.errors import describe
 from mtt.http.exchange import Exchange
@@ -46,9 +48,9 @@ class AgentReader(HeadReader[str, SmuxSession]):
 
     Args:
         groups: where agents join.
+        ports: forwards ports to them.
         login: what every agent must show; None for nothing.
         admit: decides about a group and its password.
-        on_joined: called with a new agent and its group, before its session begins.
     """
 
     counts_sessions = True
@@ -56,14 +58,17 @@ class AgentReader(HeadReader[str, SmuxSession]):
     def __init__(
         self,
         groups: Groups,
+        ports: Ports,
         *,
         login: User | None,
         admit: Admit,
     ) -> None:
         self.login = login
         self._groups = groups
+        self._ports = ports
         self._admit = admit
         self._agents: dict[SmuxSession, Agent] = {}
+        self._controls: dict[SmuxSession, GatewayControl] = {}
         self._refusals = Throttle(FAILURE_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -78,6 +83,11 @@ class AgentReader(HeadReader[str, SmuxSession]):
             tasks=self._tasks,
         )
         hand_over(transport, http)
+
+    def drain(self) -> None:
+        """End the control streams, so that sessions without users' streams count as idle."""
+        for control in self._controls.values():
+            control.close()
 
     async def close(self) -> None:
         """End the requests in progress."""
@@ -128,18 +138,25 @@ class AgentReader(HeadReader[str, SmuxSession]):
         )  # fmt: skip
 
     def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
+        control = GatewayControl(group, self._groups, self._ports)
         session = SmuxSession(
+            accept=control.accept,
             first_id=2,
             max_streams=MAX_STREAMS,
             on_change=self._stream_ended,
             on_lost=partial(self._lost, group),
         )
         now = asyncio.get_running_loop().time()
-        agent = Agent(name, peer_name(transport), OwnAgentSession(session), now)
+        own = OwnAgentSession(session)
+        agent = Agent(name, peer_name(transport), own, now)
+        control.attach(agent, own)
         self._agents[session] = agent
+        self._controls[session] = control
         layer = WebSocketLayer(session, client=False, half_close=is_own_key(upgrade.key))
         self.front.register(session, group)
-        self._groups.join(group, agent)
+        former = self._groups.join(group, agent)
+        if former is not None:
+            self._ports.release(former)
         logger.info("agent %s joined group %s from %s", name, group, agent.address)
         transport.resume_reading()
         layer.start(transport)
@@ -151,7 +168,9 @@ class AgentReader(HeadReader[str, SmuxSession]):
 
     def _lost(self, group: str, session: SmuxSession, error: Exception | None) -> None:
         agent = self._agents.pop(session)
+        del self._controls[session]
         self._groups.leave(group, agent)
+        self._ports.release(agent)
         logger.info("agent %s left group %s: %s", agent.id, group, describe(error))
         self.front.session_lost(session, error)
 

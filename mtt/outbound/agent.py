@@ -44,7 +44,7 @@ class AgentSession(Protocol):
 
     @property
     def open_streams(self) -> int:
-        """Number of streams."""
+        """Number of streams for users."""
 
     @property
     def is_usable(self) -> bool:
@@ -65,10 +65,15 @@ class AgentSession(Protocol):
 
 
 class OwnAgentSession:
-    """The session of an agent that is this program: smux, see `mtt.wire.agent`."""
+    """The session of an agent that is this program: smux, see `mtt.wire.agent`.
+
+    Attributes:
+        control: the agent's own stream, which no user waits for.
+    """
 
     def __init__(self, session: SmuxSession) -> None:
         self.is_draining = False
+        self.control: StreamTransport | None = None
         self._session = session
 
     @property
@@ -77,7 +82,9 @@ class OwnAgentSession:
 
     @property
     def open_streams(self) -> int:
-        return self._session.open_streams
+        control = self.control
+        own = control is not None and not control.is_closing()
+        return self._session.open_streams - own
 
     @property
     def is_usable(self) -> bool:

@@ -116,13 +116,17 @@ class Groups:
         """The group of this name, if it has agents."""
         return self._groups.get(name)
 
-    def join(self, name: str, agent: Agent) -> None:
-        """Add an agent. An older one with the same id gets no new streams; its streams continue."""
+    def join(self, name: str, agent: Agent) -> Agent | None:
+        """Add an agent. An older one with the same id gets no new streams; its streams continue.
+
+        Returns that one, if any.
+        """
         group = self._groups.setdefault(name, Group(name))
         former = group.agents.get(agent.id)
         if former is not None:
             self.retire(name, former)
         group.agents[agent.id] = agent
+        return former
 
     def retire(self, name: str, agent: Agent) -> None:
         """Give an agent no new streams; its session closes when the last one has ended."""
@@ -148,19 +152,25 @@ class Groups:
         if group.is_empty():
             del self._groups[name]
 
-    async def open(self, name: str, head: Head) -> StreamTransport:
+    async def open(
+        self, name: str, head: Head, agents: Iterable[Agent] | None = None
+    ) -> StreamTransport:
         """Return a parked stream to the head's target, through an agent of the group.
 
         An agent that fails before its answer is replaced by the next one: nothing of the user's
         data was sent. Raises DestinationError: with the outcome NO_AGENT if no agent is usable.
+
+        `agents`: the agents of the group to ask, in this order; None: all, in the balance's order.
         """
         group = self._groups.get(name)
         if group is None or not group.agents:
             raise DestinationError(Outcome.NO_AGENT)
         now = asyncio.get_running_loop().time
         started = now()
-        user = head.user[0] if head.user is not None else ""
-        for agent in _usable_first(self._balance(name)(group, user), started):
+        if agents is None:
+            user = head.user[0] if head.user is not None else ""
+            agents = self._balance(name)(group, user)
+        for agent in _usable_first(agents, started):
             if now() - started >= FAILOVER_TIME:
                 break
             if agent.session.lost or agent.session.is_draining:

@@ -142,7 +142,7 @@ def encode_message(message: Mapping[str, Any]) -> bytes:
     return _sized(text)
 
 
-def parse_message(data: bytes) -> tuple[dict[str, Any], int] | None:
+def parse_message(data: bytes | bytearray) -> tuple[dict[str, Any], int] | None:
     """The message that `data` begins with and the offset after it; None while it is incomplete.
 
     Raises AgentError.
