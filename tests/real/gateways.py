@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -11,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyproxy.options import ProxyOptions
-from mtt.trust.tls_options import ServerTls
-from tests.anyproxy.serving import ANY, GROUP, PASSWORD, agent_options, gateway_options
+from tests.anyproxy.serving import GROUP, PASSWORD
 from tests.real.destinations import MB, SOCKET_TIMEOUT, payload
 from tests.real.nginx import start_nginx
-from tests.support.anyproxy_process import command
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, clean_environment, free_port, run
 from tests.support.programs import require_program
 
+ANY = "127.0.0.1:0"
 LOGIN = f"{GROUP}:{PASSWORD}"
 
 
@@ -39,13 +38,22 @@ class Gateway:
 
 
 def start_gateway(
-    processes: Processes, certs: Certs, *, https_proxy: bool = False, **changes: Any
+    processes: Processes,
+    certs: Certs,
+    directory: Path,
+    *,
+    http: dict[str, str] | None = None,
+    port: int = 0,
+    name: str = "gateway",
 ) -> Gateway:
-    tls = ServerTls(cert=certs.cert, key=certs.key, alpn=("http/1.1",))
-    if https_proxy:
-        changes["http"] = ProxyOptions(bind=ANY, tls=tls)
-    process = processes.start(*command(gateway_options(certs, **changes)))
-    process.name = "gateway"
+    """Start a gateway; its configuration file is in `directory`.
+
+    `http`: more keys of its HTTP proxy.
+    """
+    tls = {"tls_cert": certs.cert, "tls_key": certs.key}
+    proxies = {"http": {"listen_addr": ANY, **(http or {})}, "socks5": {"listen_addr": ANY}}
+    tree = {"listen_addr": f"127.0.0.1:{port}", **tls, "proxy": proxies}
+    process = _start(processes, directory, "gateway", name, tree)
     found = process.expect(
         r"listening on 127.0.0.1:(\d+), agents, "
         r"HTTP proxy on 127.0.0.1:(\d+), SOCKS5 proxy on 127.0.0.1:(\d+)"
@@ -56,17 +64,38 @@ def start_gateway(
 def start_agent(
     processes: Processes,
     certs: Certs,
+    directory: Path,
     *gateways: Gateway,
     name: str = "agent",
     times: int = 1,
-    **changes: Any,
+    **keys: Any,
 ) -> Process:
-    """Start an agent that joins these gateways, and wait until it has, for the nth time."""
-    options = agent_options(certs, *(each.port for each in gateways), id=name, **changes)
-    process = processes.start(*command(options))
-    process.name = f"agent {name}"
+    """Start an agent that joins these gateways, and wait until it has, for the nth time.
+
+    `keys`: more keys of its configuration file, which is in `directory`.
+    """
+    addresses = [f"wss://127.0.0.1:{gateway.port}" for gateway in gateways]
+    tree = {
+        "id": name,
+        "group_id": GROUP,
+        "group_password": PASSWORD,
+        "gateway": {"addr": addresses, "ca": certs.ca, "server_name": certs.name},
+        **keys,
+    }
+    process = _start(processes, directory, "client", name, tree)
     for gateway in gateways:
         gateway.wait_for(name, times)
+    return process
+
+
+def _start(
+    processes: Processes, directory: Path, kind: str, name: str, tree: dict[str, Any]
+) -> Process:
+    path = directory / f"{name}.json"
+    path.touch(0o600)  # it has passwords
+    path.write_text(json.dumps({kind: tree}))
+    process = processes.command(f"anyproxy-{kind}", "-config", path, "-log-level", "debug")
+    process.name = name
     return process
 
 
@@ -174,7 +203,8 @@ def network_in(directory: Path, certs: Certs) -> Iterator[Network]:
     ports = {"port": free_port(), "tls_port": free_port()}
     with Processes() as processes:
         start_nginx(processes, directory, NGINX, certs=certs, **ports)
-        plain = start_gateway(processes, certs)
-        secure = start_gateway(processes, certs, https_proxy=True)
-        start_agent(processes, certs, plain, secure)
+        plain = start_gateway(processes, certs, directory)
+        tls = {"tls_cert": certs.cert, "tls_key": certs.key}
+        secure = start_gateway(processes, certs, directory, http=tls, name="secure")
+        start_agent(processes, certs, directory, plain, secure)
         yield Network(certs, plain, secure, site, **ports)

@@ -9,11 +9,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from anyproxy.options import ProxyOptions
-from tests.anyproxy.serving import ANY
 from tests.real.destinations import (
     MB,
     SOCKET_TIMEOUT,
@@ -32,8 +31,8 @@ GIGABYTE = 1000 * MB
 
 
 @pytest.fixture
-def gateway(processes: Processes, certs: Certs) -> Gateway:
-    return start_gateway(processes, certs)
+def gateway(processes: Processes, certs: Certs, tmp_path: Path) -> Gateway:
+    return start_gateway(processes, certs, tmp_path)
 
 
 @pytest.fixture
@@ -67,7 +66,9 @@ def open_tunnels(gateway: Gateway, port: int, count: int) -> list[socket.socket]
 
 
 @pytest.mark.deadline(120)
-def test_gigabyte_arrives_intact(processes: Processes, certs: Certs, gateway: Gateway) -> None:
+def test_gigabyte_arrives_intact(
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway
+) -> None:
     sums: list[str] = []
 
     def send(connection: socket.socket) -> None:
@@ -78,7 +79,7 @@ def test_gigabyte_arrives_intact(processes: Processes, certs: Certs, gateway: Ga
             connection.sendall(block)
         sums.append(summed.hexdigest())
 
-    start_agent(processes, certs, gateway)
+    start_agent(processes, certs, tmp_path, gateway)
     with Destination(send) as destination, connect(gateway, destination.port) as user:
         summed, size = hashlib.sha256(), 0
         buffer = memoryview(bytearray(MB))
@@ -91,9 +92,9 @@ def test_gigabyte_arrives_intact(processes: Processes, certs: Certs, gateway: Ga
 
 @pytest.mark.parametrize("direction", ["down", "up"])
 def test_stopped_reader_does_not_stop_the_others(
-    processes: Processes, certs: Certs, gateway: Gateway, direction: str
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway, direction: str
 ) -> None:
-    start_agent(processes, certs, gateway)
+    start_agent(processes, certs, tmp_path, gateway)
     reads, all_sent = threading.Event(), threading.Event()
     much = payload() * 3  # more than all sockets on the way take
 
@@ -180,34 +181,30 @@ def talks(gateway: Gateway, port: int) -> Iterator[list[Talk]]:
 
 
 def test_killed_agent_takes_only_its_own_streams(
-    processes: Processes, certs: Certs, gateway: Gateway, echoing: Destination
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway, echoing: Destination
 ) -> None:
-    one = start_agent(processes, certs, gateway, name="one")
-    start_agent(processes, certs, gateway, name="two")
+    one = start_agent(processes, certs, tmp_path, gateway, name="one")
+    start_agent(processes, certs, tmp_path, gateway, name="two")
     with talks(gateway, echoing.port) as running:
         one.stop(signal.SIGKILL)
         for _ in range(8):
             with connect(gateway, echoing.port) as user:
                 assert state(user) == "works"
         assert sorted(talk.state() for talk in running) == ["cut"] * 4 + ["works"] * 4
-    start_agent(processes, certs, gateway, name="one", times=2)
+    start_agent(processes, certs, tmp_path, gateway, name="one", times=2)
 
 
 def test_agents_come_back_to_a_restarted_gateway(
-    processes: Processes, certs: Certs, echoing: Destination
+    processes: Processes, certs: Certs, tmp_path: Path, echoing: Destination
 ) -> None:
-    first = start_gateway(processes, certs)
+    first = start_gateway(processes, certs, tmp_path)
     for name in ("one", "two"):
-        start_agent(processes, certs, first, name=name)
+        start_agent(processes, certs, tmp_path, first, name=name)
     with talks(first, echoing.port) as running:
         first.process.stop(signal.SIGKILL)
         assert "works" not in [talk.state() for talk in running]
-    again = start_gateway(
-        processes,
-        certs,
-        bind=ANY._replace(port=first.port),
-        http=ProxyOptions(bind=ANY._replace(port=first.http)),
-    )
+    http = {"listen_addr": f"127.0.0.1:{first.http}"}
+    again = start_gateway(processes, certs, tmp_path, http=http, port=first.port)
     for name in ("one", "two"):
         again.wait_for(name)
     for user in open_tunnels(again, echoing.port, 8):
@@ -216,10 +213,10 @@ def test_agents_come_back_to_a_restarted_gateway(
 
 
 def test_frozen_agent_is_passed_over_and_comes_back(
-    processes: Processes, certs: Certs, gateway: Gateway, echoing: Destination
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway, echoing: Destination
 ) -> None:
-    one = start_agent(processes, certs, gateway, name="one")
-    start_agent(processes, certs, gateway, name="two")
+    one = start_agent(processes, certs, tmp_path, gateway, name="one")
+    start_agent(processes, certs, tmp_path, gateway, name="two")
     one.send(signal.SIGSTOP)
     # Half of them wait for the frozen agent at first.
     for user in open_tunnels(gateway, echoing.port, 8):
@@ -237,9 +234,9 @@ def test_frozen_agent_is_passed_over_and_comes_back(
 
 
 def test_frozen_agent_does_not_lose_what_is_on_its_way(
-    processes: Processes, certs: Certs, gateway: Gateway
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway
 ) -> None:
-    agent = start_agent(processes, certs, gateway)
+    agent = start_agent(processes, certs, tmp_path, gateway)
     with (
         Destination(speak_and_close) as destination,
         connect(gateway, destination.port) as user,

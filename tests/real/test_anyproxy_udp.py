@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from mtt.users.user import User
 from tests.anyproxy.serving import GROUP, PASSWORD
@@ -60,15 +61,15 @@ def association(gateway: Gateway) -> Iterator[socket.socket]:
         yield relayed
 
 
-def test_dig(processes: Processes, certs: Certs) -> None:
+def test_dig(processes: Processes, certs: Certs, tmp_path: Path) -> None:
     handler = holding("192.0.2.7", "2001:db8::7")
 
     def answer(server: socket.socket, query: bytes, sender: Address) -> None:
         for message in handler(query, False):
             server.sendto(message, sender)
 
-    gateway = start_gateway(processes, certs)
-    start_agent(processes, certs, gateway)
+    gateway = start_gateway(processes, certs, tmp_path)
+    start_agent(processes, certs, tmp_path, gateway)
     with udp_server(answer) as dns, association(gateway) as relayed:
         header = b"\0\0\0\3\x09localhost" + dns.to_bytes(2, "big")
 
@@ -85,9 +86,9 @@ def test_dig(processes: Processes, certs: Certs) -> None:
                 assert run(*dig, "nas.example", kind) == expected
 
 
-def test_many_datagrams_of_every_size(processes: Processes, certs: Certs) -> None:
-    gateway = start_gateway(processes, certs)
-    start_agent(processes, certs, gateway)
+def test_many_datagrams_of_every_size(processes: Processes, certs: Certs, tmp_path: Path) -> None:
+    gateway = start_gateway(processes, certs, tmp_path)
+    start_agent(processes, certs, tmp_path, gateway)
 
     def echo(server: socket.socket, data: bytes, sender: Address) -> None:
         server.sendto(data, sender)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,9 +61,9 @@ def talk(sock: socket.socket, port: int, scheme: str = "ws", **options: Any) -> 
 
 
 @pytest.fixture
-def gateway(processes: Processes, certs: Certs) -> Gateway:
-    gateway = start_gateway(processes, certs)
-    start_agent(processes, certs, gateway)
+def gateway(processes: Processes, certs: Certs, tmp_path: Path) -> Gateway:
+    gateway = start_gateway(processes, certs, tmp_path)
+    start_agent(processes, certs, tmp_path, gateway)
     return gateway
 
 
