@@ -69,10 +69,7 @@ class Command(NamedTuple):
 
 
 def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Run `command` until a signal ends it; returns an exit code.
-
-    `argv` excludes the program's name.
-    """
+    """Run `command` until a signal ends it; returns an exit code. `argv` excludes its name."""
     process = ProcessOptions()
     try:
         values, plugin = given_options(command, argv, environ)
@@ -103,10 +100,7 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
 def given_options(
     command: Command, argv: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Values, Plugin | None]:
-    """The options given to `command` from all sources, and its `Plugin` if it runs as one.
-
-    Raises UsageError.
-    """
+    """The options from all sources, and the `Plugin` if it runs as one. Raises UsageError."""
     values = parse_args(command.flags, argv)
     final = any(flag.final and flag.name in values for flag in command.flags)
     if command.plugin is not None and not final:
@@ -140,9 +134,9 @@ def _serve(
         from mtt.process import workers
 
         parent = None if plugin is None else plugin.parent
-        return workers.run(
+        return workers.Supervisor(
             service, options=process, name=command.name, manager=manager, parent=parent
-        )
+        ).run()
 
     from mtt.process import runtime
 

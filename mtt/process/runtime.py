@@ -82,11 +82,11 @@ class Service:
         return None
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        """Run as one of several workers with shared listening sockets. Called before `start()`.
+        """Run as one of several workers with shared listening sockets.
 
-        `hub` is a socket to the hub, if there is one. `is_heavy` takes the number of connections
-        and returns whether another worker should have the next one. Called in a newly forked
-        process.
+        Called in a newly forked process, before `start()`. `hub` is a socket to the hub, if there
+        is one. `is_heavy` takes the number of connections and returns whether another worker should
+        have the next one.
         """
 
     def renew(self) -> None:
@@ -214,9 +214,7 @@ def raise_descriptor_limit() -> None:
 class Ending:
     """Ends the process: at once, or after the service was closed."""
 
-    def __init__(
-        self, service: Service, loop: asyncio.AbstractEventLoop, *, at_once: bool
-    ) -> None:
+    def __init__(self, service: Service, loop: asyncio.AbstractEventLoop, *, at_once: bool) -> None:
         self._service = service
         self._ends_with_terminal = ends_with_terminal()
         self._loop = loop
@@ -343,17 +341,13 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 def report_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The loop's exception handler: logs one line, and a traceback only at level debug."""
     error = context.get("exception")
-    # A transport also passes its error to connection_lost(), where it is logged with the peer's
-    # name.
+    reason = ""
+    if isinstance(error, OSError):
+        reason = f": {describe(error)}"
+    elif isinstance(error, BaseException):  # a programming error, whose text says too little
+        reason = f": {type(error).__name__}: {error}"
+    # A transport also passes its error to connection_lost(), where it is logged with the peer.
     routine = isinstance(error, OSError) and "transport" in context
     level = logging.DEBUG if routine else logging.ERROR
-    reason = f": {_named(error)}" if isinstance(error, BaseException) else ""
     details = error if logger.isEnabledFor(logging.DEBUG) and not routine else None
     logger.log(level, "%s%s", context.get("message", "error"), reason, exc_info=details)
-
-
-def _named(error: BaseException) -> str:
-    """The error's text, with the class name for programming errors, whose text says too little."""
-    if isinstance(error, OSError):
-        return describe(error)
-    return f"{type(error).__name__}: {error}"

@@ -1,7 +1,5 @@
 """-workers: several processes with shared listening sockets, and their supervisor.
 
-Theory of operation
--------------------
 The supervisor is the process that was started. It has no threads and, once the listening sockets
 are bound, no event loop, so it can fork at any time. All workers share what it created before:
 listening sockets, certificates, the keys of TLS session tickets. It forks
@@ -62,42 +60,29 @@ AT_ONCE = 1.0
 PARENT_INTERVAL = 1.0
 
 
-def run(
-    service: Service,
-    *,
-    options: ProcessOptions,
-    name: str,
-    manager: ServiceManager | None = None,
-    parent: int | None = None,
-) -> int:
-    """Serve with `options.workers` processes until SIGINT or SIGTERM; returns exit code 0.
+class Supervisor:
+    """Serves with `options.workers` processes.
 
     Args:
         service: not started; each worker has a copy.
-        options: see `ProcessOptions`.
         name: the program's name, for the log.
         manager: receives the status.
         parent: the process of the program whose plugin this is; the plugin ends with it, at once.
-
-    Must run in the main thread, before any other thread is started. Raises StartError and
-    UsageError if it cannot start or continue.
     """
-    return _Supervisor(service, options, name, manager or ServiceManager({}), parent).run()
 
-
-class _Supervisor:
     def __init__(
         self,
         service: Service,
+        *,
         options: ProcessOptions,
         name: str,
-        manager: ServiceManager,
-        parent: int | None,
+        manager: ServiceManager | None = None,
+        parent: int | None = None,
     ) -> None:
         self._service = service
         self._options = options
         self._name = name
-        self._manager = manager
+        self._manager = manager or ServiceManager({})
         self._parent = parent
         self._children: list[Child] = []
         self._hub: Child | None = None
@@ -106,12 +91,16 @@ class _Supervisor:
         self._deaths = self._unready = 0  # consecutive
         self._bound = self._started = self._stopping = False
         self._next_beat = 0.0
-        # Set by signals.
         self._asked = 0  # number of requests to end
-        self._hung_up = False
+        self._hung_up = False  # by SIGHUP
         self._ends_with_terminal = runtime.ends_with_terminal()
 
     def run(self) -> int:
+        """Serve until SIGINT or SIGTERM; returns exit code 0.
+
+        Must run in the main thread, before any other thread is started. Raises StartError and
+        UsageError if it cannot start or continue.
+        """
         runtime.raise_descriptor_limit()
         self._selector = selectors.DefaultSelector()
         handlers: dict[int, runtime.Handler] = {

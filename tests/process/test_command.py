@@ -200,7 +200,15 @@ def test_several_workers_have_a_supervisor(
     environ: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = Run()
-    monkeypatch.setattr(workers, "run", fake)
+
+    class Supervisor:
+        def __init__(self, service: Service, **others: Any) -> None:
+            fake(service, **others)
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(workers, "Supervisor", Supervisor)
     assert main(CLIENT, ["-b", ":1", "-workers", "2"], environ) == 0
     assert run.service is None
     assert fake.service.values["workers"] == 2

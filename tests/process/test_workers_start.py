@@ -57,7 +57,7 @@ class Service(runtime.Service):
 workers.FIRST_DELAY, workers.MAX_DELAY = 0.01, 0.1
 log.setup("debug", "prog")
 try:
-    sys.exit(workers.run(Service(), options=ProcessOptions(workers=2), name="prog"))
+    sys.exit(workers.Supervisor(Service(), options=ProcessOptions(workers=2), name="prog").run())
 except UsageError as error:
     sys.exit(f"usage: {error}")
 except StartError as error:
