@@ -17,9 +17,9 @@ from anyproxy.options import AGENT_PATH
 from anyproxy.ports import Ports
 from mtt.address import peer_name
 from mtt.errors import describe
-from mtt.http.exchange import Exchange
+from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
-from mtt.http.server import Handler, HttpServer
+from mtt.http.server import HttpServer
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import hand_over

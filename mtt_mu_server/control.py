@@ -14,9 +14,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 
 from mtt.http.access import AccessRules
-from mtt.http.exchange import Exchange
+from mtt.http.exchange import Exchange, Handler
 from mtt.http.listener import HttpListener
-from mtt.http.server import Handler
 from mtt.net.admission import MAX_PENDING, Pending
 from mtt.wire.http1 import Reply
 from mtt_mu_server import api

@@ -1,4 +1,4 @@
-"""Access rules for HTTP on sockets for operators."""
+"""Which HTTP requests are allowed on sockets for operators."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ FORBIDDEN, UNAUTHORIZED = 403, 401
 
 
 class AccessRules:
-    """The rules for all requests.
+    """The rules of one server.
 
     Args:
-        token: the token that `Authorization: Bearer` must carry; empty if none is required.
+        token: what `Authorization: Bearer` must carry; empty to require none.
         hosts: names and addresses accepted in Host, besides those of loopback.
         any_address: accept any IP address in Host, for servers that listen on all interfaces.
         any_name: accept any Host, for servers whose answers are public.
@@ -61,7 +61,6 @@ class AccessRules:
 
     def _has_token(self, request: Request) -> bool:
         scheme, _, given = (request.first("authorization") or "").partition(" ")
-        # In constant time: a comparison that stops at the first difference reveals how much of a
-        # guess is right.
+        # In constant time, which reveals nothing about how much of a guess is right.
         matches = hmac.compare_digest(given.strip().encode("latin-1"), self._token)
         return matches and scheme.lower() == "bearer"

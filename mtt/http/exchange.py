@@ -6,9 +6,9 @@ handler in a task. The connection serves nothing else meanwhile:
     handler -> body() -> any other work -> answer() or stream() -> the next request
                                        `-> upgrade() -> a WebSocket
 
-The body is read only while the handler waits for it. Otherwise, reading pauses after one read, so
-that a client cannot fill the memory; until then it continues, so that the end of the connection is
-noticed. Writing waits for the client to take what was written.
+The body is read only while the handler waits for it. Otherwise, reading pauses after one read: a
+client cannot fill the memory, and the end of the connection is noticed. Writing waits for the
+client to take what was written.
 
 When the connection is lost, the handler is cancelled, unless it `keeps_on`: then its next call here
 raises NetworkError.
@@ -30,6 +30,8 @@ from mtt.wire.httpbody import Body
 from mtt.wire.upgrade import Upgrade, check_hidden_request
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+Handler = Callable[["Exchange"], Coroutine[Any, Any, None]]
 
 
 class Connection(Protocol):
@@ -57,16 +59,13 @@ def ends_connection(request: Request) -> bool:
 
 
 class Exchange:
-    """A request that a handler answers, once.
-
-    Args:
-        buffer: the bytes after the head of the request.
-        ended: the client sends nothing more.
+    """A request that a handler answers, once. `buffer` holds the bytes after its head.
 
     Attributes:
         keeps_on: the handler continues when the connection is lost.
         begun: part of the answer has been sent.
         closes: the connection ends with the answer; known once that has begun.
+        ended: the client sends nothing more.
         full: writing waits until the client takes what was written.
         unread: the rest of the request's body.
     """
@@ -129,7 +128,7 @@ class Exchange:
         return bytes(content)
 
     async def answer(self, reply: Reply, *, close: bool = False) -> None:
-        """Answer with `reply`, and wait until the client has taken it. Raises NetworkError.
+        """Answer, and wait until the client has taken it. Raises NetworkError.
 
         `close`: end the connection with it in any case.
         """
@@ -193,11 +192,7 @@ class Exchange:
 
     # For the connection.
 
-    def start(
-        self,
-        handler: Callable[[Exchange], Coroutine[Any, Any, None]],
-        tasks: set[asyncio.Task[None]] | None,
-    ) -> None:
+    def start(self, handler: Handler, tasks: set[asyncio.Task[None]] | None) -> None:
         """Run the handler in a task, which is in `tasks` meanwhile."""
         self._task = task = asyncio.get_running_loop().create_task(handler(self))
         if tasks is not None:
@@ -256,7 +251,6 @@ class Exchange:
         self.transport.write(data)
 
     async def _wait_until_taken(self) -> None:
-        """Wait while the transport can take no more."""
         deadline = self._deadline()
         while self.full:
             await self._wait(deadline, "the client did not read its answer")

@@ -17,9 +17,9 @@ from functools import partial
 from mtt.address import Endpoint, peer_name
 from mtt.errors import MttError, describe
 from mtt.http.access import UNAUTHORIZED, AccessRules
-from mtt.http.exchange import Exchange
+from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
-from mtt.http.server import Handler, HttpServer
+from mtt.http.server import HttpServer
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.tls import TlsLayer
@@ -27,7 +27,7 @@ from mtt.log import Throttle, logger
 from mtt.net.admission import Pending
 from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
-from mtt.wire.http1 import HttpError, Reply, text_reply
+from mtt.wire.http1 import Reply, text_reply
 
 
 async def healthy(exchange: Exchange) -> None:
@@ -39,16 +39,14 @@ class HttpListener:
     """Serves HTTP on the sockets of one address, from `start()` to `close()`.
 
     Args:
-        routes: handlers of GET and HEAD by path; /healthz is one of them already.
+        routes: handlers of GET and HEAD by path, besides that of /healthz.
         default: the handler of all other requests.
-        access: decides which requests are allowed.
         pending: holds connections without an allowed request.
-        idle: holds connections between two requests; without it, `pending` holds connections until
-            they end, and nothing else limits them.
+        idle: holds connections between two requests; None to hold all in `pending` to their end.
         name: starts the log lines about failures.
         quiet: log no failures that clients cause.
         error: makes the reply for a status, a reason and headers; None for Go's texts.
-        context: called for the TLS context of each connection; None for plain HTTP.
+        context: returns the TLS context of a new connection; None for plain HTTP.
     """
 
     def __init__(
@@ -71,10 +69,7 @@ class HttpListener:
         self._idle = idle
         self._name = name
         self._quiet = quiet
-        self._error = error or text_reply
-        self._error_reply: Callable[[HttpError], Reply] | None = None
-        if error is not None:
-            self._error_reply = lambda failure: error(failure.status, failure.reason)
+        self._error = error
         self._context = context
         self._listener: Listener | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,7 +78,7 @@ class HttpListener:
 
     @property
     def addresses(self) -> list[str]:
-        """The addresses it listens on, with the actual port if port 0 was asked for."""
+        """Listening addresses, with the actual port if port 0 was requested."""
         return self._listener.addresses if self._listener is not None else []
 
     async def start(
@@ -144,7 +139,7 @@ class HttpListener:
             self._admit(transport)
         http = HttpServer(
             lambda request: self._serve,
-            error_reply=self._error_reply,
+            error_reply=self._error,
             on_failure=partial(self.report, transport),
             on_lost=partial(self._forget, transport),
             limits=OPERATORS,
@@ -165,14 +160,14 @@ class HttpListener:
     # Requests.
 
     async def _serve(self, exchange: Exchange) -> None:
-        """Answer a request."""
         request, transport = exchange.request, exchange.transport
         refusal = self._access.refusal(request)
         if refusal is not None:
             status, reason = refusal
             self.report(transport, MttError(reason))
             challenge = (("WWW-Authenticate", "Bearer"),) if status == UNAUTHORIZED else ()
-            await exchange.answer(self._error(status, reason, *challenge), close=True)
+            reply = (self._error or text_reply)(status, reason, *challenge)
+            await exchange.answer(reply, close=True)
             return
         is_get = request.method in ("GET", "HEAD")
         handler = self._routes.get(request.path, self._default) if is_get else self._default

@@ -14,8 +14,8 @@ from mtt.wire.http1 import REASONS, HttpError, Reply, Request, encode_head
 from mtt.wire.upgrade import MAX_LINE
 
 PLAIN_HTTP = "The plain HTTP request was sent to HTTPS port"
-_LINE = re.compile(rb"[A-Z_-]*(?:\Z| (?:\Z|/|[A-Za-z][A-Za-z0-9+.-]*(?:\Z|:(?:\Z|/(?:\Z|/)))))")
 _TOO_LARGE = "Request Header Or Cookie Too Large"
+_LINE = re.compile(rb"[A-Z_-]*(?:\Z| (?:\Z|/|[A-Za-z][A-Za-z0-9+.-]*(?:\Z|:(?:\Z|/(?:\Z|/)))))")
 
 
 def has_begun(buffer: HeadBuffer) -> bool:
@@ -53,19 +53,13 @@ def encode(
     return head if is_head else head + reply.body
 
 
-def error_reply(error: HttpError) -> Reply:
-    """nginx's own error page, after which it closes the connection."""
-    if error.status == 431:
-        return _page(400, _TOO_LARGE)
-    return _page(error.status, "")
+def error_reply(status: int, _reason: str = "") -> Reply:
+    """nginx's own error page, which gives no reason; nginx then closes the connection."""
+    return page(400, _TOO_LARGE) if status == 431 else page(status)
 
 
-def plain_http_reply() -> Reply:
-    """The answer to a request without TLS."""
-    return _page(400, PLAIN_HTTP)
-
-
-def _page(status: int, reason: str) -> Reply:
+def page(status: int, reason: str = "") -> Reply:
+    """One of nginx's own pages."""
     heading = f"{status} {REASONS[status]}"
     title = f"{status} {reason}" if reason else heading
     lines = [

@@ -1,15 +1,14 @@
 """The HTTP server: everything on a connection until it becomes a WebSocket.
 
-An `HttpServer` is the protocol of one connection, with or without TLS. Its buffer holds requests
-that are not served yet, at most `MAX_HEAD` and one read. A request stays in it unchanged until the
-router has decided:
+The buffer of a connection holds requests that are not served yet, at most `MAX_HEAD` and one read.
+A request stays in it unchanged until the router has decided:
 
     data -> buffer -> head complete? -> router -> a reply: write it, drop the request, go on
                                                -> None: check the handshake, write 101, hand over
                                                -> a handler: see `mtt.http.exchange`
 
-Requests are answered in order, with a reply immediately. While a handler works, or the client does
-not take the answers (`pause_writing`), later requests wait and reading pauses.
+Requests are answered in order. While a handler works, or the client does not take the answers
+(`pause_writing`), later requests wait and reading pauses.
 
 One timer runs except during handlers: `limits.head` while a request is due or incomplete,
 `limits.keepalive` between requests, unwanted bodies included. At the end, the transport goes to
@@ -19,13 +18,13 @@ One timer runs except during handlers: `limits.head` while a request is due or i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.http import nginx
 from mtt.http.date import http_date
-from mtt.http.exchange import Exchange, ends_connection
+from mtt.http.exchange import Exchange, Handler, ends_connection
 from mtt.http.limits import VISITORS, Limits
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
@@ -38,14 +37,13 @@ from mtt.wire.upgrade import (
     switching_protocols,
 )
 
-Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 Router = Callable[[Request], Reply | Handler | None]
 Fallback = Callable[[StreamTransport, bytes, bool], None]
 OnUpgrade = Callable[[StreamTransport, Request, Upgrade], None]
 
 
 class HttpServer(StreamProtocol):
-    """Serves HTTP/1.x on one connection until it is upgraded to a WebSocket.
+    """Serves HTTP/1.x on one connection, with or without TLS.
 
     Args:
         router: returns the reply to a request, its handler, or None for a request that may become a
@@ -53,20 +51,18 @@ class HttpServer(StreamProtocol):
         on_upgrade: takes over the transport, with `set_protocol()`, after the 101. The client has
             sent nothing beyond its request by then.
         protocols: WebSocket sub-protocols, the preferred one first.
-        on_failure: called with the first failure: the peer broke the protocol, was too slow or
-            vanished, or a handler raised an exception.
         refusal: the reply to an invalid handshake for a path with a tunnel. None for Go's replies,
             which reveal the tunnel.
         fallback: takes over connections that are not for a tunnel, instead of an answer. Gets the
             received bytes, and whether the client has ended.
-        fallback_time: seconds after which the fallback gets a silent connection. Unfinished heads
-            it gets immediately. Both may still become tunnels. With None it gets neither before
-            the head's time is up.
+        fallback_time: seconds after which the fallback gets a silent connection, and unfinished
+            heads immediately; both may still become tunnels. None: after the head's time limit.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
-        error_reply: makes the reply to an invalid request, instead of Go's.
+        error_reply: makes the reply to an invalid request from status and reason, instead of Go's.
+        on_failure: called with the first failure: the peer broke the protocol, was too slow or
+            vanished, or a handler raised an exception.
         on_end: called once when HTTP ends, by a handover or the start of the close.
         on_lost: called once when the connection is closed.
-        limits: time limits for the client.
         tasks: collects the tasks of handlers, for the owner to cancel.
     """
 
@@ -89,7 +85,7 @@ class HttpServer(StreamProtocol):
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
         as_nginx: bool = False,
-        error_reply: Callable[[HttpError], Reply] | None = None,
+        error_reply: Callable[[int, str], Reply] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         on_end: Callable[[], object] | None = None,
         on_lost: Callable[[], object] | None = None,
@@ -128,8 +124,7 @@ class HttpServer(StreamProtocol):
         self._transport = transport
         if self._paused:
             transport.pause_reading()
-        eager = self._fallback_time
-        self._start_timer(self._limits.head if eager is None else eager)
+        self._start_timer(self._limits.head if self._fallback_time is None else self._fallback_time)
 
     def data_received(self, data: Data) -> None:
         self._buffer += data
@@ -209,11 +204,11 @@ class HttpServer(StreamProtocol):
 
     def _wait_for_rest(self) -> None:
         """Wait for the rest of a head. Raises HttpError if the client has ended."""
-        if self._eof and self._as_nginx:
+        if self._eof:
             text = "the connection ended in the middle of a request head"
+            if not self._as_nginx:
+                raise HttpError(400, text)
             self._report(NetworkError(text, cause=Cause.EOF))
-        elif self._eof:
-            raise HttpError(400, "the connection ended in the middle of a request head")
         elif not self._in_head:
             self._in_head = True
             self._start_timer(self._limits.head)
@@ -251,12 +246,12 @@ class HttpServer(StreamProtocol):
 
     def _fall_back(self) -> bool:
         """Hand the connection over to the fallback, if there is one."""
-        fallback, received = self._fallback, bytes(self._buffer)
-        if fallback is None:
+        if self._fallback is None:
             return False
+        received = bytes(self._buffer)
         self._detach()
         self._transport.pause_reading()
-        fallback(self._transport, received, self._eof)
+        self._fallback(self._transport, received, self._eof)
         return True
 
     def _upgrade(self, request: Request, upgrade: Upgrade, early: bool) -> None:
@@ -293,7 +288,8 @@ class HttpServer(StreamProtocol):
         if self._error_reply is None:
             self._transport.write(answer.answer)
         else:
-            self._transport.write(self.encode(self._error_reply(answer), None, close=True))
+            reply = self._error_reply(answer.status, answer.reason)
+            self._transport.write(self.encode(reply, None, close=True))
         self._close()
 
     # Handlers.
@@ -347,10 +343,10 @@ class HttpServer(StreamProtocol):
 
     def _expired(self) -> None:
         self._timer = None
-        is_due = bool(self._buffer) or self._fallback_time is not None
-        if self._in_head and is_due and self._fall_back():
-            return
         is_slow = bool(self._buffer) and self._in_head
+        is_silent = self._in_head and self._fallback_time is not None
+        if (is_slow or is_silent) and self._fall_back():
+            return
         if is_slow:
             text = f"no complete HTTP request within {self._limits.head:g} s"
             self._report(NetworkError(text, cause=Cause.TIMEOUT))

@@ -29,7 +29,7 @@ from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import hand_over, park
 from mtt.log import logger
 from mtt.wire.anytls import HASH_SIZE
-from mtt.wire.http1 import HttpError, Reply, Request, may_be_request
+from mtt.wire.http1 import Reply, Request, may_be_request
 from mtt.wire.padding import Scheme
 from mtt.wire.servemux import NOT_FOUND
 
@@ -120,7 +120,7 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
             if received:
                 # Immediately, as nginx answers the first byte that no method has. A user with a
                 # wrong password learns of it without a wait.
-                refusal = nginx.error_reply(HttpError(400, str(error)))
+                refusal = nginx.error_reply(400)
                 transport.write(nginx.encode(refusal, None, date=http_date(), close=True))
             if eof:
                 transport.close_silently()

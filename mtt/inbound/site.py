@@ -77,5 +77,5 @@ class WebSite:
         if front.fallback is not None:
             PlainVisit(Parked(front.fallback), on_settled=done).start(transport)
         else:
-            reply = nginx.plain_http_reply()
+            reply = nginx.page(400, nginx.PLAIN_HTTP)
             hand_over(transport, HttpServer(lambda _: reply, as_nginx=True, on_end=done))

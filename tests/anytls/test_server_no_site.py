@@ -17,7 +17,6 @@ from mtt.http.server import HttpServer
 from mtt.inbound import anytls_reader
 from mtt.layers import anytls_heads
 from mtt.layers import tls as tls_layer
-from mtt.wire.http1 import HttpError
 from tests.anytls.serving import empty, server_for
 from tests.anytls.strangers import NEVER, SHORT_REQUEST, WRONG, has_heard, waits
 from tests.support.anytlspeer import (
@@ -37,9 +36,7 @@ from tests.support.tunnels import (
 )
 
 NOW = "Thu, 01 Jan 2026 00:00:00 GMT"
-BAD_REQUEST = nginx.encode(
-    nginx.error_reply(HttpError(400, "")), None, date=NOW, close=True
-)
+BAD_REQUEST = nginx.encode(nginx.error_reply(400), None, date=NOW, close=True)
 NOTHING_HERE = b"HTTP/1.1 404 Not Found\r\nServer: nginx\r\n"
 REQUEST = b"GET /a/long/path/for/more/than/a/hash HTTP/1.1\r\nHost: test.local\r\n\r\n"
 

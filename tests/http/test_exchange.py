@@ -179,7 +179,7 @@ async def test_failures_of_handlers_are_answered_500() -> None:
 
 
 async def test_owner_chooses_the_layout_of_errors() -> None:
-    client = Client(error_reply=lambda error: Reply(error.status, body=error.reason.encode()))
+    client = Client(error_reply=lambda status, reason: Reply(status, body=reason.encode()))
     assert bodies(await client.send(GET + b"SSH-2.0-x\r\n")) == [b"/", b"malformed request line"]
     assert client.is_ended
 
