@@ -28,11 +28,8 @@ SITE_TIME = 0.2
 class Visit(Layer):
     """The transport of a visitor, for a relay to the site.
 
-    When a tunnel begins, the visit ends (`upper` gets `eof_received`).
-
     Args:
-        upper: parks the transport for the relay.
-        inspector: checks all data from the visitor.
+        upper: parks the transport for the relay; gets `eof_received` when a tunnel begins.
         on_tunnel: takes over the connection, parked with the beginning of a tunnel. None if
             `inspector` finds no tunnels.
         on_refused: takes it over if the site is unreachable before the visitor has made a request.

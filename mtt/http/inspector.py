@@ -33,9 +33,7 @@ class Inspector(Protocol):
 class RequestInspector:
     """Checks each request of a connection, up to a chunked body or an upgrade.
 
-    Args:
-        is_tunnel: whether a request begins a tunnel, given whether bytes follow it. None if no
-            request does.
+    `is_tunnel`: whether a request begins a tunnel, given whether bytes follow it. None: none does.
     """
 
     __slots__ = (
@@ -119,11 +117,7 @@ class RequestInspector:
 
 
 class PreambleInspector(RequestInspector):
-    """Checks whether a connection begins as that of an AnyTLS user, and is a visitor's otherwise.
-
-    Args:
-        is_user: whether a connection that begins with this is a user's.
-    """
+    """Checks whether a connection is an AnyTLS user's, by its first bytes, or a visitor's."""
 
     __slots__ = ("_is_user",)
 

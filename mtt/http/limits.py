@@ -10,16 +10,11 @@ MAX_DISCARD = 256 * 1024
 
 
 class Limits(NamedTuple):
-    """Limits in seconds.
+    """Limits in seconds."""
 
-    `head`: from accept, or from the first byte of a further request, until its head is complete.
-    `keepalive`: between requests. `body`: for the body of a request, and for each wait until the
-    client takes part of an answer.
-    """
-
-    head: float
-    keepalive: float
-    body: float
+    head: float  # from accept, or the first byte of a further request, to the end of its head
+    keepalive: float  # between requests
+    body: float  # for a request's body, and each wait until the client takes part of an answer
 
 
 # nginx's. The number of waiting connections is limited elsewhere (mtt.net.admission).

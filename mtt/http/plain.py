@@ -29,12 +29,7 @@ _MAX_PAGE = 8192
 
 
 class _PlainInspector:
-    """Passes data on, and ends a complete request so that the site refuses it.
-
-    Attributes:
-        is_valid: the request is complete, and nginx would serve it with TLS.
-        is_head: its method is HEAD.
-    """
+    """Passes data on, and ends a complete request so that the site refuses it."""
 
     __slots__ = ("_head", "_over", "_passed", "is_committed", "is_head", "is_valid")
 
@@ -43,8 +38,8 @@ class _PlainInspector:
         self._passed = 0
         self._over = False
         self.is_committed = False
-        self.is_valid = False
-        self.is_head = False
+        self.is_valid = False  # the request is complete, and nginx would serve it with TLS
+        self.is_head = False  # its method is HEAD
 
     @property
     def unfinished(self) -> bytes:
@@ -89,11 +84,7 @@ class _PlainInspector:
 
 
 class PlainVisit(Visit):
-    """The transport of a visitor without TLS, for a relay to the site.
-
-    Args:
-        upper, on_settled: see Visit.
-    """
+    """The transport of a visitor without TLS, for a relay to the site."""
 
     __slots__ = ("_page", "_plain")
 

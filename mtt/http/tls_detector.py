@@ -30,10 +30,9 @@ _SSL2 = 0x80  # nginx and OpenSSL read this bit as part of an SSLv2 record's len
 
 
 class TlsDetector(StreamProtocol):
-    """The first protocol of a connection, before TLS or `on_plain`.
+    """The first protocol of a connection, before `tls` or `on_plain`.
 
     Args:
-        tls: the TLS layer.
         alpn: the server's ALPN names; a client with ALPN must offer one of them.
         on_plain: takes over a connection without TLS, and its first bytes.
     """

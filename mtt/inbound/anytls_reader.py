@@ -40,7 +40,7 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
     """Turns connections into AnyTLS sessions.
 
     Args:
-        serve: owns every stream, parked, from then on; also gets its user, host and port.
+        serve: takes over every stream, parked, with its user, host and port.
         find: returns the user with a password hash, see `mtt.trust.passwords`.
         scheme: the padding scheme for clients.
         alpn: the ALPN names of the TLS context.

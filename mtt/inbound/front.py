@@ -62,9 +62,7 @@ class Frontend(Generic[Target, Session]):
     """Turns accepted connections into streams.
 
     Args:
-        reader: reads the beginning of connections.
-        counters: counts failures, sessions and streams.
-        context: called for the TLS context of each connection; None for no TLS.
+        context: returns the TLS context of a new connection; None for no TLS.
         fallback: relays the stream, parked, of every connection that is not for the tunnel to a web
             site. Without it, such clients find a web server without pages.
         on_session: called with the target of every session when it begins, and again when it is

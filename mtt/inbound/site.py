@@ -29,12 +29,7 @@ Resume = Callable[[StreamTransport], None]
 
 
 class WebSite:
-    """The web server of one port.
-
-    Args:
-        reader: reads connections with TLS.
-        alpn: the ALPN names of the TLS context; clients that offer only others are refused.
-    """
+    """The web server of one port. Clients that offer only ALPN names not in `alpn` are refused."""
 
     def __init__(self, reader: HeadReader[Any, Any], alpn: Collection[str]) -> None:
         self.handshake_time = tls_detector.HANDSHAKE_TIME

@@ -15,11 +15,9 @@ Target = TypeVar("Target")
 
 
 class TunnelReader(HeadReader[Target, SmuxSession]):
-    """The common base of readers of tunnel connections.
+    """Base of readers whose streams are multiplexed if `mux`.
 
-    Args:
-        serve: owns every stream, parked, from then on; also gets its target.
-        mux: streams are multiplexed.
+    `serve` takes over every stream, parked, with its target.
     """
 
     counts_sessions = True

@@ -34,13 +34,9 @@ Route = Callable[[Request], Target | Reply]
 
 
 class WebSocketReader(TunnelReader[Target]):
-    """Turns connections into tunnels over WebSocket.
+    """Turns connections into tunnels over WebSocket; `mux` counts unless the client chooses.
 
-    Args:
-        serve: see TunnelReader.
-        route: returns the target of a request.
-        mux: streams are multiplexed unless the client chooses.
-        refusal: see HttpServer.
+    `serve`: see TunnelReader. `refusal`: see HttpServer.
     """
 
     site: WebSite
@@ -65,9 +61,8 @@ class WebSocketReader(TunnelReader[Target]):
     def upgraded(self, transport: StreamTransport, target: Target, upgrade: Upgrade) -> None:
         """Begin the tunnel on an upgraded connection."""
         mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
-        upper: Any = (
-            self._session(target) if mux else Parked(lambda layer: self._serve(layer, target))
-        )
+        upper: Any
+        upper = self._session(target) if mux else Parked(lambda layer: self._serve(layer, target))
         ours = is_own_key(upgrade.key)
         if ours or mux or upgrade.protocol:
             layer = WebSocketLayer(upper, client=False, half_close=ours, ping=not mux)

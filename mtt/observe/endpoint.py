@@ -15,19 +15,10 @@ if TYPE_CHECKING:
 
 
 class MetricsEndpoint:
-    """Publishes metrics as -metrics says; does nothing without it.
-
-    Args:
-        page: returns the page of metrics.
-        endpoint, unix_path: the address to serve them on; at most one of the two.
-    """
+    """Publishes `page` as -metrics says: at an endpoint or a unix socket; else does nothing."""
 
     def __init__(
-        self,
-        page: Callable[[], str],
-        endpoint: Endpoint | None,
-        unix_path: str,
-        resolver: Resolver,
+        self, page: Callable[[], str], endpoint: Endpoint | None, unix_path: str, resolver: Resolver
     ) -> None:
         self._page = page
         self._address = (endpoint, unix_path) if endpoint is not None or unix_path else None
@@ -61,14 +52,12 @@ class MetricsEndpoint:
 
             self._reporter = Reporter(self._page)
             await self._reporter.connect(self._hub)
-            return True
-        if self._address is None:
-            return False
-        from mtt.observe.server import MetricsServer  # only if needed: plugins must start fast
+        elif self._address is not None:
+            from mtt.observe.server import MetricsServer  # only if needed: plugins must start fast
 
-        self._server = MetricsServer(self._page, *self._address)
-        await self._server.serve(self._resolver)
-        return True
+            self._server = MetricsServer(self._page, *self._address)
+            await self._server.serve(self._resolver)
+        return self._reporter is not None or self._server is not None
 
     def cleanup(self) -> None:
         """Stop listening."""

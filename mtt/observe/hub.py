@@ -1,7 +1,6 @@
 """The hub of several workers: a process that collects their state and publishes it.
 
-For mtt-client and mtt-server that is -metrics: every worker reports its page of metrics, and the
-hub serves the sum.
+`MetricsHub` does so for -metrics: every worker reports its page, and the hub serves the sum.
 """
 
 from __future__ import annotations
@@ -59,11 +58,7 @@ class Reporter:
 
 
 class Member:
-    """The hub's side of the link to one worker.
-
-    Args:
-        lost: called with this object when the worker is gone.
-    """
+    """The hub's side of the link to one worker. It is passed to `lost` when the worker is gone."""
 
     def __init__(self, lost: Callable[[Any], object]) -> None:
         self.page = Page()
@@ -89,14 +84,10 @@ AnyMember = TypeVar("AnyMember", bound=Member)
 
 
 class WorkerHub(Hub, Generic[AnyMember]):
-    """A hub that tracks its workers as `members` and ends with the last one.
+    """A hub that tracks its workers as `members`, made by `make`, and ends with the last one."""
 
-    Args:
-        member: creates a member; its argument is called when the worker is gone.
-    """
-
-    def __init__(self, member: Callable[[Callable[[AnyMember], object]], AnyMember]) -> None:
-        self._make = member
+    def __init__(self, make: Callable[[Callable[[AnyMember], object]], AnyMember]) -> None:
+        self._make = make
         self.members: set[AnyMember] = set()
         self._past = Page()  # totals of workers that are gone
         self._alone = asyncio.Event()
@@ -141,7 +132,7 @@ class WorkerHub(Hub, Generic[AnyMember]):
 
 
 class MetricsHub(WorkerHub[Member]):
-    """Serves -metrics for several workers, at an endpoint or the path of a unix socket."""
+    """Serves -metrics for several workers."""
 
     def __init__(self, endpoint: Endpoint | None, unix_path: str) -> None:
         super().__init__(Member)

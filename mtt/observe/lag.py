@@ -34,11 +34,10 @@ class LagMeter:
             self._timer = None
 
     def lines(self) -> str:
-        """The metrics; empty unless running. Resets the maximum."""
+        """The metrics, with the current delay; empty unless running. Resets the maximum."""
         if self._timer is None:
             return ""
-        self._measure()  # include the current delay
-        most, self._most = self._most, 0.0
+        most, self._most = max(self._most, time.monotonic() - self._due), 0.0
         return self._histogram.lines(
             "mtt_event_loop_lag_seconds", "How late the event loop called a timer."
         ) + metric(
@@ -56,6 +55,3 @@ class LagMeter:
         self._histogram.add(late)
         self._most = max(self._most, late)
         self._schedule()
-
-    def _measure(self) -> None:
-        self._most = max(self._most, time.monotonic() - self._due)

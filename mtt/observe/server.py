@@ -19,15 +19,9 @@ MAX_CONNECTIONS = 64
 
 
 class MetricsServer(HttpListener):
-    """Serves GET /metrics and GET /healthz, at an endpoint or the path of a unix socket.
+    """Serves `page` at /metrics, and /healthz, at an endpoint or the path of a unix socket."""
 
-    Args:
-        page: returns the text of `/metrics`.
-    """
-
-    def __init__(
-        self, page: Callable[[], str], endpoint: Endpoint | None, unix_path: str
-    ) -> None:
+    def __init__(self, page: Callable[[], str], endpoint: Endpoint | None, unix_path: str) -> None:
         self._page = page
         self._endpoint = endpoint
         self._unix_path = unix_path

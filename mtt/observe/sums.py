@@ -42,11 +42,10 @@ class Page:
     def lasting(self) -> Page:
         """The part kept when the process is gone, so that no counter decreases."""
         page = Page()
-        for name, header in self._headers.items():
-            page._headers[name] = header
-            kind = header.split()[-1]
+        page._headers = dict(self._headers)
+        for name, samples in self._samples.items():
+            kind = self._headers[name].split()[-1]
             lasts = kind in _LASTING or name in (_FIRST, _LEAST)
-            samples = self._samples[name]
             page._samples[name] = dict(samples) if lasts else dict.fromkeys(samples, 0)
         return page
 

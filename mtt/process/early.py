@@ -14,8 +14,7 @@ _PROGRAMS = ("mtt", "anytls", "anyproxy")  # prefixes of the commands' names
 def begin(program: str) -> None:
     """Make Ctrl-C end `program` (sys.argv[0]) silently; during imports it shows a traceback.
 
-    Does nothing if `program` is not a command of this project: a program that only imports one has
-    its own handler.
+    Does nothing in a program that only imports a command: it has its own handler.
     """
     if os.path.basename(program).startswith(_PROGRAMS):
         signal.signal(signal.SIGINT, lambda *_: os._exit(0))

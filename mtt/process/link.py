@@ -31,9 +31,8 @@ def encode(*message: Any) -> bytes:
 class Link(StreamProtocol):
     """One side of the connection, open from `connect()` to `close()`.
 
-    Args:
-        handle: called with every message.
-        lost: called once, when the other process is gone or sends an invalid message.
+    `handle` is called with every message; `lost` once, when the other process is gone or sends an
+    invalid message.
     """
 
     def __init__(self, handle: Callable[[Message], object], lost: Callable[[], object]) -> None:
@@ -77,8 +76,6 @@ class Link(StreamProtocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
-
-    # The protocol.
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport

@@ -1,8 +1,7 @@
-"""The protocols between systemd and a service, without libsystemd.
+"""The protocols between systemd, or a manager like it, and a service, without libsystemd.
 
 Inherited listening sockets: sd_listen_fds(3). Status messages and the watchdog: sd_notify(3). Both
-are configured by environment variables, which the caller passes in. Any service manager with these
-protocols works.
+are configured by environment variables.
 """
 
 from __future__ import annotations
@@ -44,17 +43,15 @@ class Inherited(NamedTuple):
 
 
 def inherited_sockets(environ: Mapping[str, str]) -> tuple[Inherited, ...]:
-    """The sockets passed to this process; empty without socket activation.
-
-    Their type is checked when they are listened on. Raises UsageError if the variables are invalid.
-    """
+    """The sockets passed to this process; `mtt.net.listen` checks their type. Raises UsageError."""
     # The variables are for another process, which started this one without removing them.
     if environ.get("LISTEN_PID") != str(os.getpid()):
         return ()
-    count = _number(environ.get("LISTEN_FDS", ""))
-    if count is None or not 0 <= count <= MAX_SOCKETS:
+    given = environ.get("LISTEN_FDS", "")
+    count = _number(given)
+    if count is None or count > MAX_SOCKETS:
         raise UsageError(
-            f"LISTEN_FDS: {quoted(environ.get('LISTEN_FDS', ''))} is not a number of sockets; "
+            f"LISTEN_FDS: {quoted(given)} is not a number of sockets; "
             "unset it and LISTEN_PID to start without systemd"
         )
     names = environ["LISTEN_FDNAMES"].split(":") if "LISTEN_FDNAMES" in environ else []
@@ -67,11 +64,7 @@ def inherited_sockets(environ: Mapping[str, str]) -> tuple[Inherited, ...]:
 
 
 class ServiceManager:
-    """Sends status messages to the service manager; does nothing if it wants none.
-
-    Args:
-        environ: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID are used.
-    """
+    """Sends status messages to the service manager; does nothing if it wants none."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._address = ""
@@ -101,10 +94,7 @@ class ServiceManager:
         self._send("READY=1", f"STATUS={status}")
 
     def keep_beating(self) -> None:
-        """Send watchdog messages from a timer of the running loop, if requested.
-
-        The manager thus detects a blocked event loop.
-        """
+        """Send watchdog messages, if requested, from a timer: none while the loop is blocked."""
         if self.beat_interval > 0:
             self.beat()
             loop = asyncio.get_running_loop()
