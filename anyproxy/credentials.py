@@ -4,8 +4,8 @@ The first agent of a new group sets its password, unless the operator has. From 
 show it, and it is never overwritten. Users log in with the group's name and password.
 
 An agent's password is checked against the store, which is slow on purpose. What matched is kept as
-an HMAC with a key of this process, so that later agents and all users cost microseconds. A user of
-a group without agents is let in without a check, but only to hear that no agent is connected.
+an HMAC with a key of this process, so that later agents and all users cost microseconds. A changed
+or removed password in the store counts from the next agent that joins.
 """
 
 from __future__ import annotations
@@ -13,30 +13,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from anyproxy.options import DATABASE, FILE, CredentialOptions, GroupOptions
-from mtt.log import logger
+from mtt.log import Throttle
 from mtt.outbound.groups import Groups
-from mtt.users.group_passwords import (
-    FileStore,
-    PasswordStore,
-    SqliteStore,
-    hash_password,
-    is_unsalted,
-    matches,
-)
+from mtt.users.group_passwords import FileStore, PasswordStore, SqliteStore, check_stored
 from mtt.users.login_throttle import LoginThrottle
 
 # Slow checks at a time, 16 MiB each. After a restart agents wait for each other, but the gateway
 # does not stand still.
 CHECKS = 2
+# Verified passwords to keep; above it, those of groups without agents are forgotten.
+MAX_VERIFIED = 1000
 
 WRONG_PASSWORD = "wrong group password"
 NO_PASSWORD = "the group needs a password"
+HAS_NO_PASSWORD = "the group has no password while agents without one are connected"
 BLOCKED = "too many failed logins from this address; wait a minute"
 STORE_FAILED = "the password store is not available"
+
+
+class _Verified(NamedTuple):
+    """A password that was right."""
+
+    digest: bytes
+    hashed: str  # in the store; empty without a store
 
 
 class Credentials:
@@ -47,6 +53,9 @@ class Credentials:
         group_options: returns the options of a group.
         groups: the groups with agents.
 
+    Attributes:
+        throttle: the failed logins of agents and users.
+
     Raises UsageError if the store cannot be used.
     """
 
@@ -56,6 +65,7 @@ class Credentials:
         group_options: Callable[[str], GroupOptions],
         groups: Groups,
     ) -> None:
+        self.throttle = LoginThrottle()
         self._options = options
         self._group_options = group_options
         self._groups = groups
@@ -65,98 +75,150 @@ class Credentials:
         elif options.kind == DATABASE:
             self._store = SqliteStore(options.path, options.table)
         self._key = os.urandom(32)
-        self._verified: dict[str, bytes] = {}  # HMACs by group
-        self._checks = asyncio.Semaphore(CHECKS)
-        self._throttle = LoginThrottle()
+        self._verified: dict[str, _Verified] = {}  # by group
+        # Threads of their own: agents with wrong passwords must delay neither name lookups nor
+        # agents whose password is known. They start when they are needed.
+        self._checks = ThreadPoolExecutor(CHECKS, "passwords")
+        self._lookups = ThreadPoolExecutor(1, "known-passwords")
+        self._store_failures = Throttle()
+
+    def close(self) -> None:
+        """Start no further checks."""
+        self._checks.shutdown(wait=False, cancel_futures=True)
+        self._lookups.shutdown(wait=False, cancel_futures=True)
 
     # Agents.
 
-    async def admit_agent(self, group: str, password: str, address: str) -> str:
-        """Why an agent may not join `group`; "" if it may."""
-        if self._throttle.blocks(address):
+    async def admit_agent(self, group: str, agent: str, password: bytes, address: str) -> str:
+        """Why an agent may not join `group`; "" if it may join now."""
+        if self.throttle.blocks(address):
             return BLOCKED
         options = self._group_options(group)
-        reason = await self._check(group, password, options)
-        if reason == WRONG_PASSWORD:
-            self._throttle.failed(address)
-        if not reason:
-            present = self._groups.get(group)
-            count = len(present.agents) if present is not None else 0
-            if options.max_agents and count >= options.max_agents:
-                return f"the group has {count} agents, which is its limit"
-        return reason
-
-    async def _check(self, group: str, password: str, options: GroupOptions) -> str:
         if options.password:
-            if not hmac.compare_digest(password.encode(), options.password.encode()):
-                return WRONG_PASSWORD
-            self._verified[group] = self._digest(password)
-            return ""
-        if self._groups.get(group) is None and self._store is None:
-            self._verified.pop(group, None)  # the group has gone, and its password with it
-        known = self._verified.get(group)
-        if not password:
-            return await self._check_nothing(group, known, options)
-        if known is not None and hmac.compare_digest(self._digest(password), known):
-            return ""
-        if self._store is None:
-            if known is not None:
-                return WRONG_PASSWORD
+            reason = self._check_fixed(group, options.password, password, address)
+        elif not password:
+            reason = await self._check_nothing(group, options)
+        elif self._store is None:
+            reason = self._check_in_memory(group, password, address)
         else:
-            async with self._checks:
-                try:
-                    if not await asyncio.to_thread(self._compare, self._store, group, password):
-                        return WRONG_PASSWORD
-                except OSError as error:
-                    logger.error("passwords of groups: %s", error)
-                    return STORE_FAILED
-        self._verified[group] = self._digest(password)
+            reason = await self._check_stored(self._store, group, password, address)
+        present = self._groups.get(group)
+        if reason or present is None or not options.max_agents:
+            return reason
+        # An agent of the same name would be replaced: it is this one, back from a lost connection.
+        count = len(present.agents) - (agent in present.agents)
+        return f"the group has {count} agents, its limit" if count >= options.max_agents else ""
+
+    def _check_fixed(self, group: str, fixed: str, password: bytes, address: str) -> str:
+        """Check the password of a group for which the operator has set one."""
+        if not password:
+            return NO_PASSWORD
+        digest = self._digest(password)
+        # Digests, because comparing the passwords would reveal the length.
+        if not hmac.compare_digest(digest, self._digest(fixed.encode())):
+            return self._wrong(address)
+        self._remember(group, _Verified(digest, ""))
         return ""
 
-    async def _check_nothing(self, group: str, known: bytes | None, options: GroupOptions) -> str:
-        """Whether an agent may join without a password."""
-        may = self._options.allow_without_password or options.allow_without_password
-        if known is not None or not may:
+    async def _check_nothing(self, group: str, options: GroupOptions) -> str:
+        """Check an agent that shows no password."""
+        if not (self._options.allow_without_password or options.allow_without_password):
             return NO_PASSWORD
+        stored = None
         if self._store is not None:
             try:
-                if await asyncio.to_thread(self._store.get, group) is not None:
-                    return NO_PASSWORD
+                stored = await self._look_up(self._store, group)
             except OSError as error:
-                logger.error("passwords of groups: %s", error)
-                return STORE_FAILED
+                return self._store_failed(error)
+        return NO_PASSWORD if stored is not None or self._known(group) is not None else ""
+
+    def _check_in_memory(self, group: str, password: bytes, address: str) -> str:
+        known, digest = self._known(group), self._digest(password)
+        if known is None:
+            return self._accept(group, _Verified(digest, ""))
+        return "" if hmac.compare_digest(digest, known.digest) else self._wrong(address)
+
+    async def _check_stored(
+        self, store: PasswordStore, group: str, password: bytes, address: str
+    ) -> str:
+        known, digest = self._known(group), self._digest(password)
+        if known is None and self._groups.get(group) is not None:
+            return HAS_NO_PASSWORD
+        try:
+            if (
+                known is not None
+                and hmac.compare_digest(digest, known.digest)
+                and await self._look_up(store, group) == known.hashed
+            ):
+                return ""
+            hashed = await asyncio.get_running_loop().run_in_executor(
+                self._checks, self._check_slowly, store, group, password, address
+            )
+        except OSError as error:
+            return self._store_failed(error)
+        if hashed is None:
+            return BLOCKED if self.throttle.blocks(address) else WRONG_PASSWORD
+        return self._accept(group, _Verified(digest, hashed))
+
+    def _check_slowly(
+        self, store: PasswordStore, group: str, password: bytes, address: str
+    ) -> str | None:
+        """See `check_stored`. Runs in a thread: a failure counts although the agent has left."""
+        if self.throttle.blocks(address):  # by checks that this one has waited for
+            return None
+        hashed = check_stored(store, group, password)
+        if hashed is None:
+            self.throttle.failed(address)
+        return hashed
+
+    async def _look_up(self, store: PasswordStore, group: str) -> str | None:
+        return await asyncio.get_running_loop().run_in_executor(self._lookups, store.get, group)
+
+    def _known(self, group: str) -> _Verified | None:
+        if self._store is None and self._groups.get(group) is None:
+            return None  # the group has gone, and its password with it
+        return self._verified.get(group)
+
+    def _accept(self, group: str, verified: _Verified) -> str:
+        """Keep a password that was right, or is the first of a new group."""
+        if self._groups.get(group) is not None and self._known(group) is None:
+            # Otherwise it would open the targets of those agents to users with this password.
+            return HAS_NO_PASSWORD
+        self._remember(group, verified)
         return ""
 
-    @staticmethod
-    def _compare(store: PasswordStore, group: str, password: str) -> bool:
-        """Compare with the stored password, or store that of a new group. Runs in a thread."""
-        hashed = store.get(group)
-        if hashed is not None and not matches(password, hashed):
-            return False
-        if hashed is None or is_unsalted(hashed):
-            store.put(group, hash_password(password))
-        return True
+    def _remember(self, group: str, verified: _Verified) -> None:
+        self._verified[group] = verified
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified = {
+                name: each
+                for name, each in self._verified.items()
+                if name == group or self._groups.get(name) is not None
+            }
+
+    def _wrong(self, address: str) -> str:
+        self.throttle.failed(address)
+        return WRONG_PASSWORD
+
+    def _store_failed(self, error: OSError) -> str:
+        self._store_failures.log(logging.ERROR, "passwords of groups: %s", error)
+        return STORE_FAILED
 
     # Users.
 
     def check_user(self, group: str, password: bytes, address: str) -> bool | None:
-        """Whether a user may use `group`; None if it has no agents, so that nobody can tell."""
-        if self._throttle.blocks(address):
+        """Whether a user may use `group`; None if it has no agents, so that no password counts."""
+        if self.throttle.blocks(address):
             return False
         if self._groups.get(group) is None:
             return None
+        fixed = self._group_options(group).password
         known = self._verified.get(group)
-        if known is not None and hmac.compare_digest(self._digest_bytes(password), known):
+        digest = self._digest(fixed.encode()) if fixed else known.digest if known else b""
+        if hmac.compare_digest(self._digest(password), digest):
             return True
-        self.count_failure(address)
+        self.throttle.failed(address)
         return False
 
-    def count_failure(self, address: str) -> None:
-        """Count a failed login."""
-        self._throttle.failed(address)
-
-    def _digest(self, password: str) -> bytes:
-        return self._digest_bytes(password.encode())
-
-    def _digest_bytes(self, password: bytes) -> bytes:
+    def _digest(self, password: bytes) -> bytes:
         return hmac.digest(self._key, password, hashlib.sha256)

@@ -36,6 +36,8 @@ async def _no_agent(near: StreamTransport, host: str, port: int) -> StreamTransp
 # Where users of a group without agents go: their password cannot be checked, and an agent may join
 # at any moment.
 NO_AGENT = Route(_no_agent)
+# Routes to keep; agents may make new groups without end.
+MAX_ROUTES = 1000
 
 
 class Proxy:
@@ -94,16 +96,23 @@ class Proxy:
         peer = near.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         login, credentials = self.options.login, self._gateway.credentials
+        if credentials.throttle.blocks(address):
+            return None
         if login is not None and login.accepts(user, password):
             return self._gateway.route(self.options.group)
-        if not self.options.group_login:
-            credentials.count_failure(address)
-            return None
-        group = user.decode("utf-8", "replace")
-        verdict = credentials.check_user(group, password, address)
+        try:
+            group = user.decode() if self.options.group_login else ""
+        except UnicodeDecodeError:
+            group = ""  # no agent can join it
+        verdict = credentials.check_user(group, password, address) if group else None
+        if verdict:
+            return self._gateway.route(group)
         if verdict is None:
-            return NO_AGENT
-        return self._gateway.route(group) if verdict else None
+            # Guesses of the login's password count, even if they may be for a group of that name.
+            if group and not (login is not None and group == login.name):
+                return NO_AGENT
+            credentials.throttle.failed(address)
+        return None
 
 
 class Gateway(ServerService):
@@ -132,7 +141,11 @@ class Gateway(ServerService):
             )
         )
         self._agents = AgentReader(
-            self.groups, self.ports, login=options.login, admit=self.credentials.admit_agent
+            self.groups,
+            self.ports,
+            login=options.login,
+            admit=self.credentials.admit_agent,
+            throttle=self.credentials.throttle,
         )
         self.proxies = [
             Proxy(name, proxy, self)
@@ -189,6 +202,7 @@ class Gateway(ServerService):
             proxy.port.close()
         self.ports.close()
         await self._agents.close()
+        self.credentials.close()
         await super().close()
 
     def metrics_page(self) -> str:
@@ -200,6 +214,8 @@ class Gateway(ServerService):
         """Where connections of users of a group go."""
         route = self._routes.get(group)
         if route is None:
+            if len(self._routes) >= MAX_ROUTES:
+                self._routes.clear()
             route = Route(partial(self._open, group), partial(self._open_packets, group))
             self._routes[group] = route
         return route

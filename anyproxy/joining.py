@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from anyproxy.control import GatewayControl
+from anyproxy.credentials import BLOCKED
 from anyproxy.options import AGENT_PATH
 from anyproxy.ports import Ports
 from mtt.address import peer_name
@@ -28,19 +29,20 @@ from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.outbound.agent import MAX_STREAMS, OwnAgentSession
 from mtt.outbound.groups import Agent, Groups
+from mtt.users.login_throttle import LoginThrottle
 from mtt.users.user import User
 from mtt.wire.agent import SUBPROTOCOL
 from mtt.wire.http1 import Reply, Request, text_reply
 from mtt.wire.httpproxy import basic_login
 from mtt.wire.servemux import NOT_FOUND
-from mtt.wire.upgrade import Upgrade, UpgradeRefused, is_own_key
+from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_own_key
 
 # Bytes of an agent's or a group's name: both stand in log lines, metrics and pages.
 MAX_NAME = 128
 
-# Returns why an agent may not join a group with a password; "" if it may. Called with the group's
-# name, the password and the agent's address.
-Admit = Callable[[str, str, str], Awaitable[str]]
+# Returns why an agent may not join a group; "" if it may join now. Called with the names of group
+# and agent, the group's password and the agent's address.
+Admit = Callable[[str, str, bytes, str], Awaitable[str]]
 
 
 class AgentReader(HeadReader[str, SmuxSession]):
@@ -51,6 +53,7 @@ class AgentReader(HeadReader[str, SmuxSession]):
         ports: forwards ports to them.
         login: what every agent must show; None for nothing.
         admit: decides about a group and its password.
+        throttle: counts wrong logins, and blocks their addresses.
     """
 
     counts_sessions = True
@@ -62,8 +65,10 @@ class AgentReader(HeadReader[str, SmuxSession]):
         *,
         login: User | None,
         admit: Admit,
+        throttle: LoginThrottle,
     ) -> None:
         self.login = login
+        self._throttle = throttle
         self._groups = groups
         self._ports = ports
         self._admit = admit
@@ -97,45 +102,49 @@ class AgentReader(HeadReader[str, SmuxSession]):
             await asyncio.wait(self._tasks)
 
     def _route(self, request: Request) -> Reply | Handler:
-        path = request.target.partition("?")[0]
-        return self._join if path == AGENT_PATH else NOT_FOUND
+        return self._join if request.path == AGENT_PATH else NOT_FOUND
 
     async def _join(self, exchange: Exchange) -> None:
         """Handle an upgrade request. The checks and answers are in the order of the Go program."""
         request, transport = exchange.request, exchange.transport
-        name = request.first("x-client-id") or ""
-        group = request.first("x-group-id") or ""
+        # Agents are no browsers: what a page may send is no question of its origin here.
+        request.headers = [each for each in request.headers if each[0] != "origin"]
+        name, group = _text(request, "x-client-id"), _text(request, "x-group-id")
         if not name:
             await exchange.answer(text_reply(400, "Client ID is required"))
             return
-        if self.login is not None:
-            shown = basic_login(request, "authorization")
-            if shown is None or not self.login.accepts(*shown):
-                self._refuse(transport, name, group, "wrong login of the gateway")
-                await exchange.answer(text_reply(401, "Unauthorized"))
-                return
-        password = request.first("x-group-password") or ""
-        reason = _unfit(name) or _unfit(group)
-        if not reason:
-            peer = transport.get_extra_info("peername")
-            address = peer[0] if isinstance(peer, tuple) else ""
-            reason = await self._admit(group, password, address)
-        if reason:
-            self._refuse(transport, name, group, reason)
-            await exchange.answer(text_reply(403, reason))
-            return
+        peer = transport.get_extra_info("peername")
+        address = peer[0] if isinstance(peer, tuple) else ""
+        status, reason = self._check_address_and_login(request, address)
         try:
-            upgrade = exchange.upgrade((SUBPROTOCOL,))
+            if not reason:
+                check_hidden_request(request, early=False)  # before the slow check
+                reason = _unfit(name) or _unfit(group)
+            if not reason:
+                password = (request.first("x-group-password") or "").encode("latin-1")
+                reason = await self._admit(group, name, password, address)
+            if not reason:
+                self._begin(transport, name, group, exchange.upgrade((SUBPROTOCOL,)))
+                return
         except UpgradeRefused as refused:
             await exchange.answer(refused.reply)
             return
-        self._begin(transport, name, group, upgrade)
-
-    def _refuse(self, transport: StreamTransport, name: str, group: str, reason: str) -> None:
         self._refusals.warning(
             "%s: agent %s refused, group %s: %s",
-            peer_name(transport), name[:MAX_NAME], group[:MAX_NAME], reason,
+            peer_name(transport), _quoted(name), _quoted(group), reason,
         )  # fmt: skip
+        await exchange.answer(text_reply(status, "Unauthorized" if status == 401 else reason))
+
+    def _check_address_and_login(self, request: Request, address: str) -> tuple[int, str]:
+        """The status and the reason of a refusal; the reason is empty if there is none yet."""
+        if self._throttle.blocks(address):
+            return 403, BLOCKED
+        if self.login is not None:
+            shown = basic_login(request, "authorization")
+            if shown is None or not self.login.accepts(*shown):
+                self._throttle.failed(address)
+                return 401, "wrong login of the gateway"
+        return 403, ""
 
     def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
         control = GatewayControl(group, self._groups, self._ports)
@@ -157,7 +166,9 @@ class AgentReader(HeadReader[str, SmuxSession]):
         former = self._groups.join(group, agent)
         if former is not None:
             self._ports.release(former)
-        logger.info("agent %s joined group %s from %s", name, group, agent.address)
+        logger.info(
+            "agent %s joined group %s from %s", _quoted(name), _quoted(group), agent.address
+        )
         transport.resume_reading()
         layer.start(transport)
 
@@ -171,16 +182,26 @@ class AgentReader(HeadReader[str, SmuxSession]):
         del self._controls[session]
         self._groups.leave(group, agent)
         self._ports.release(agent)
-        logger.info("agent %s left group %s: %s", agent.id, group, describe(error))
+        logger.info(
+            "agent %s left group %s: %s", _quoted(agent.id), _quoted(group), describe(error)
+        )
         self.front.session_lost(session, error)
 
 
+def _text(request: Request, header: str) -> str:
+    """The value of a header in UTF-8; surrogates stand for other bytes."""
+    return (request.first(header) or "").encode("latin-1").decode("utf-8", "surrogateescape")
+
+
 def _unfit(name: str) -> str:
-    """Why an agent or a group cannot have this name."""
+    """Why an agent or a group cannot have this name; surrogates are not printable."""
     if not name:
         return "the group has no name"
-    if len(name) > MAX_NAME or not name.isprintable():
-        return f"names have 1 to {MAX_NAME} printable characters"
+    if not name.isprintable() or len(name.encode()) > MAX_NAME:
+        return f"names have 1 to {MAX_NAME} bytes of printable UTF-8"
     return ""
 
 
+def _quoted(name: str) -> str:
+    """A name for the log. The peer chose it: in quotes it cannot pose as the rest of the line."""
+    return repr(name[:MAX_NAME])

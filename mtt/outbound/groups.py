@@ -123,9 +123,10 @@ class Groups:
         """
         group = self._groups.setdefault(name, Group(name))
         former = group.agents.get(agent.id)
+        # First: the former may leave at once, and the group would end with it.
+        group.agents[agent.id] = agent
         if former is not None:
             self.retire(name, former)
-        group.agents[agent.id] = agent
         return former
 
     def retire(self, name: str, agent: Agent) -> None:

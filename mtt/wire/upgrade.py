@@ -167,7 +167,8 @@ def request(
     and bytes that a request cannot carry are percent-encoded. `host`: an ASCII name or an IP
     literal without brackets (IPv6 gets them here, and its zone is dropped, RFC 6874). `key`: 16
     random bytes in Base64. `protocols`: subprotocols to offer, the preferred one first. `port`: in
-    the Host header; None for the default port. `headers`: additional ones, printable ASCII.
+    the Host header; None for the default port. `headers`: additional ones, printable; their values
+    are sent in UTF-8, as by Go.
     """
     target, question, query = path.partition("#")[0].partition("?")
     if not target.startswith("/"):
@@ -192,7 +193,7 @@ def request(
         "User-Agent: Go-http-client/1.1",
         *(f"{name}: {fields[name]}" for name in sorted(fields)),
     ]
-    return "\r\n".join(lines).encode("ascii") + b"\r\n\r\n"
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
 def check_response(response: Response, key: str) -> str | None:

@@ -197,6 +197,22 @@ async def test_idle_agent_that_is_replaced_closes_at_once() -> None:
     assert old.closed
 
 
+async def test_agent_that_replaces_the_only_one_is_in_its_group() -> None:
+    scene = Scene(names="a")
+    old = scene.agents["a"]
+    scene.sessions["a"].close = lambda: scene.groups.leave(  # type: ignore[method-assign]
+        "home", old
+    )
+    scene.join("a")
+    assert await scene.chosen() == "a"
+    group = scene.groups.get("home")
+    assert group is not None
+    assert list(group.agents.values()) == [scene.agents["a"]]
+    assert not group.leaving
+    scene.groups.leave("home", scene.agents["a"])
+    assert scene.groups.get("home") is None
+
+
 async def test_draining_agent_gets_no_new_streams() -> None:
     scene = Scene(names="ab")
     assert await scene.chosen() == "a"
