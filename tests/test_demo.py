@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,13 +45,15 @@ def running(**environment: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def opened(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """All of the demo's lines up to the address to open, and that address."""
+def opened(
+    process: subprocess.Popen[str], last: str = r"open http://(\S+)/ "
+) -> tuple[str, str]:
+    """All of the demo's lines up to one that matches `last`, and its group."""
     assert process.stdout is not None
     lines = ""
     for line in process.stdout:
         lines += line
-        if found := re.match(r"open http://(\S+)/ ", line):
+        if found := re.match(last, line):
             return lines, found[1]
     assert process.stderr is not None
     raise AssertionError(f"the demo ended early: {lines}{process.stderr.read()}")
@@ -78,6 +83,25 @@ def test_the_demo_carries_its_page(mode: str) -> None:
     for port in addresses:  # both programs are gone
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", int(port)))
+
+
+@posix_only
+def test_the_demo_of_the_gateway_prints_a_line_for_curl() -> None:
+    with running(MODE="gateway") as process:
+        lines, proxy = opened(process, r"try curl -x (\S+) http://\S+ ;")
+        url = re.findall(r"(http://127\S+/) ;", lines)[0]
+        assert f"fetched {url} through the tunnel: 200 OK, {len(PAGE)} bytes\n" in lines
+        user = urllib.parse.urlsplit(proxy)
+        login = base64.b64encode(f"{user.username}:{user.password}".encode()).decode()
+        assert user.hostname is not None
+        connection = http.client.HTTPConnection(user.hostname, user.port)
+        connection.request("GET", url, headers={"Proxy-Authorization": f"Basic {login}"})
+        assert connection.getresponse().read() == PAGE
+        connection.close()
+        code, log = ended(process, signal.SIGTERM)
+    assert code == 0
+    assert "Traceback" not in log
+    assert re.search(r"agent \S*demo-r0\S* joined group ", log)
 
 
 @posix_only
@@ -120,7 +144,8 @@ def test_a_wrong_setting_is_one_line() -> None:
     with running(MODE="quic") as process:
         output, log = process.communicate()
     assert (process.returncode, output) == (2, "")
-    assert log == "demo: MODE: 'quic' is unknown; choose one of tls, wss, mux, wss+mux, anytls\n"
+    modes = "tls, wss, mux, wss+mux, anytls, gateway"
+    assert log == f"demo: MODE: 'quic' is unknown; choose one of {modes}\n"
 
 
 def test_settings() -> None:

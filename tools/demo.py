@@ -1,11 +1,13 @@
 """The whole tunnel on one machine, as a demonstration: `make run` starts it.
 
     browser -> mtt-client == TLS == mtt-server -> a small web page of this program
+    curl -> anyproxy-gateway == TLS == anyproxy-client -> the same, with MODE=gateway
 
 Run from the top directory as `python -m tools.demo`. Environment variables:
-    MODE  tls, wss, mux, wss+mux or anytls (default tls)
+    MODE  tls, wss, mux, wss+mux, anytls or gateway (default tls)
     DEST  destination host:port (default: the web page)
-    PORT  port on 127.0.0.1 on which the client listens (default: a free one)
+    PORT  port on 127.0.0.1 on which the client, or the gateway's HTTP proxy, listens (default: a
+          free one)
 Ctrl-C or SIGTERM ends it.
 """
 
@@ -14,23 +16,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from base64 import b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mtt.address import Endpoint, host_port, parse_endpoint, parse_port
 from mtt.errors import MttError, UsageError, describe
 from mtt.modes import MODES
+from mtt.trust.certdir import kept_pair
 
 TOP = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 SERVER_NAME = "demo.local"
+# How a gateway and its agent are shown, besides the modes of the tunnel.
+GATEWAY = "gateway"
+GROUP, PASSWORD = "home", "demo"
 
 LISTENING = re.compile(r"listening on (\S+:\d+)")
+HTTP_PROXY = re.compile(r"HTTP proxy on (\S+:\d+)")
+JOINED = re.compile(r"(agent \S+ joined group \S+)")
 PIN = re.compile(r"pin (sha256/[A-Za-z0-9+/=]+)")
 
 START_TIME = 20.0  # seconds; a start takes 0.1 s, and far longer on a busy CI machine
@@ -67,8 +78,9 @@ class Settings(NamedTuple):
 def read_settings(environment: dict[str, str]) -> Settings:
     """The settings from MODE, DEST and PORT. Raises UsageError."""
     mode = environment.get("MODE") or "tls"
-    if mode not in MODES:
-        raise UsageError(f"MODE: {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    modes = (*MODES, GATEWAY)
+    if mode not in modes:
+        raise UsageError(f"MODE: {mode!r} is unknown; choose one of {', '.join(modes)}")
     destination = environment.get("DEST") or ""
     try:
         port = parse_port(environment.get("PORT") or "0")
@@ -142,9 +154,10 @@ async def program(name: str, *arguments: str) -> AsyncIterator[Program]:
     It has its own session, so that only the demo receives the terminal's Ctrl-C and ends the
     programs in order.
     """
-    script = str(TOP / f"{name.replace('-', '_')}.py")
+    package, _, role = name.partition("-")
+    module = f"anyproxy.{role}_command" if package == "anyproxy" else name.replace("-", "_")
     process = await asyncio.create_subprocess_exec(
-        sys.executable, script, *arguments,
+        sys.executable, "-m", module, *arguments, cwd=TOP,
         stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     running = Program(name, process)
@@ -156,8 +169,6 @@ async def program(name: str, *arguments: str) -> AsyncIterator[Program]:
 
 async def demo(settings: Settings) -> None:
     """Run until cancelled. Raises DemoError if a program fails."""
-    common = ("-n", SERVER_NAME, *MODES[settings.mode].command_line("demo"))
-    server_bind, client_bind = (host_port(LOOPBACK, port) for port in (0, settings.port))
     async with contextlib.AsyncExitStack() as stack:
         if settings.destination is not None:
             destination = str(settings.destination)
@@ -166,44 +177,96 @@ async def demo(settings: Settings) -> None:
                 await asyncio.start_server(send_page, LOOPBACK, 0)
             )
             destination = host_port(*page.sockets[0].getsockname())
-        server = await stack.enter_async_context(
-            program("mtt-server", "-b", server_bind, "-d", destination, *common)
-        )
-        server_address, pin = await server.started(LISTENING, PIN)
-        server_ends = asyncio.create_task(server.ended())
-        client = await stack.enter_async_context(
-            program("mtt-client", "-b", client_bind, "-s", server_address, "-pin", pin, *common)
-        )
-        (address,) = await client.started(LISTENING)
-        client_ends = asyncio.create_task(client.ended())
-        print(f"the tunnel ({settings.mode}) leads to {destination}", flush=True)
-        print(await asyncio.to_thread(fetch, address, settings.destination), flush=True)
-        print(f"open http://{address}/ ; Ctrl-C ends the demo", flush=True)
-        ends = (server_ends, client_ends)
+        enter = stack.enter_async_context
+        if settings.mode == GATEWAY:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="mtt-demo-"))
+            first, second = await start_gateway(settings, destination, enter, directory)
+        else:
+            first, second = await start_tunnel(settings, destination, enter)
+        ends = (asyncio.create_task(first.ended()), asyncio.create_task(second.ended()))
         done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         raise DemoError(done.pop().result())
 
 
-def fetch(address: str, destination: Endpoint | None) -> str:
-    """Get `/` from `address` over HTTP; returns a line about the answer.
+Enter = Callable[[contextlib.AbstractAsyncContextManager[Program]], Awaitable[Program]]
 
-    Raises DemoError if the demo's own page does not arrive whole. DEST need not be a web server,
-    and may not be running yet.
+
+async def start_tunnel(
+    settings: Settings, destination: str, enter: Enter
+) -> tuple[Program, Program]:
+    """Start server and client, and show that the tunnel works."""
+    common = ("-n", SERVER_NAME, *MODES[settings.mode].command_line("demo"))
+    server_bind, client_bind = (host_port(LOOPBACK, port) for port in (0, settings.port))
+    server = await enter(program("mtt-server", "-b", server_bind, "-d", destination, *common))
+    server_address, pin = await server.started(LISTENING, PIN)
+    client = await enter(
+        program("mtt-client", "-b", client_bind, "-s", server_address, "-pin", pin, *common)
+    )
+    (address,) = await client.started(LISTENING)
+    print(f"the tunnel ({settings.mode}) leads to {destination}", flush=True)
+    is_own = settings.destination is None
+    host = {"Host": address if is_own else destination}
+    print(await asyncio.to_thread(fetch, address, "/", host, is_own=is_own), flush=True)
+    print(f"open http://{address}/ ; Ctrl-C ends the demo", flush=True)
+    return server, client
+
+
+async def start_gateway(
+    settings: Settings, destination: str, enter: Enter, directory: str
+) -> tuple[Program, Program]:
+    """Start gateway and agent, and show that the agent carries requests of the HTTP proxy."""
+    cert, key = kept_pair(directory, SERVER_NAME)
+    proxy = {"http": {"listen_addr": host_port(LOOPBACK, settings.port)}}
+    listen = {"listen_addr": host_port(LOOPBACK, 0), "tls_cert": cert, "tls_key": key}
+    file = _written(directory, "gateway", {**listen, "proxy": proxy})
+    gateway = await enter(program("anyproxy-gateway", "-config", file))
+    address, proxy_address = await gateway.started(LISTENING, HTTP_PROXY)
+    trust = {"addr": address, "tls_cert": cert, "server_name": SERVER_NAME}
+    login = {"id": "demo", "group_id": GROUP, "group_password": PASSWORD}
+    file = _written(directory, "client", {**login, "gateway": trust})
+    agent = await enter(program("anyproxy-client", "-config", file))
+    await gateway.started(JOINED)
+    url = f"http://{destination}/"
+    through = f"http://{GROUP}:{PASSWORD}@{proxy_address}"
+    headers = {
+        "Host": destination,
+        "Proxy-Authorization": f"Basic {b64encode(f'{GROUP}:{PASSWORD}'.encode()).decode()}",
+    }
+    is_own = settings.destination is None
+    print(f"users of the HTTP proxy on {proxy_address} reach what the agent reaches", flush=True)
+    print(await asyncio.to_thread(fetch, proxy_address, url, headers, is_own=is_own), flush=True)
+    print(f"try curl -x {through} {url} ; Ctrl-C ends the demo", flush=True)
+    return gateway, agent
+
+
+def _written(directory: str, part: str, values: dict[str, Any]) -> str:
+    """The path of a configuration file with one part."""
+    path = Path(directory) / f"{part}.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({part: values}))
+    return str(path)
+
+
+def fetch(address: str, target: str, headers: dict[str, str], *, is_own: bool) -> str:
+    """Get `target` from `address` over HTTP; returns a line about the answer.
+
+    `is_own`: the demo's own page is expected. Raises DemoError if that does not arrive whole. DEST
+    need not be a web server, and may not be running yet.
     """
-    host = {"Host": str(destination or address)}
     connection = http.client.HTTPConnection(address, timeout=FETCH_TIME)
     try:
         with contextlib.closing(connection):
-            connection.request("GET", "/", headers=host)
+            connection.request("GET", target, headers=headers)
             answer = connection.getresponse()
             body = answer.read()
     except (OSError, http.client.HTTPException) as error:
-        if destination is None:
+        if is_own:
             raise DemoError(f"no page came through the tunnel: {describe(error)}") from None
         return f"no HTTP answer came through the tunnel: {describe(error)}"
-    if destination is None and body != PAGE:
+    if is_own and body != PAGE:
         raise DemoError("the page arrived changed")
-    return f"fetched / through the tunnel: {answer.status} {answer.reason}, {len(body)} bytes"
+    status = f"{answer.status} {answer.reason}"
+    return f"fetched {target} through the tunnel: {status}, {len(body)} bytes"
 
 
 async def until_stopped(settings: Settings) -> None:
