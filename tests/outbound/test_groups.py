@@ -192,9 +192,16 @@ async def test_newer_agent_with_the_same_id_takes_over() -> None:
 
 async def test_idle_agent_that_is_replaced_closes_at_once() -> None:
     scene = Scene(names="a")
-    old = scene.sessions["a"]
+    old, old_agent = scene.sessions["a"], scene.agents["a"]
+
+    def close() -> None:
+        old.closed = old.lost = True
+        scene.groups.leave("home", old_agent)  # sessions report their end in this call
+
+    old.close = close  # type: ignore[method-assign]
     scene.join("a")
     assert old.closed
+    assert await scene.chosen() == "a"
 
 
 async def test_agent_that_replaces_the_only_one_is_in_its_group() -> None:

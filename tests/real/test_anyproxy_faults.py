@@ -233,6 +233,16 @@ def test_frozen_agent_is_passed_over_and_comes_back(
             assert state(user) == "works"
 
 
+def test_agent_that_starts_again_replaces_a_frozen_one(
+    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway, echoing: Destination
+) -> None:
+    start_agent(processes, certs, tmp_path, gateway).send(signal.SIGSTOP)
+    start_agent(processes, certs, tmp_path, gateway, times=2)
+    for user in open_tunnels(gateway, echoing.port, 8):
+        with user:
+            assert state(user) == "works"
+
+
 def test_frozen_agent_does_not_lose_what_is_on_its_way(
     processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway
 ) -> None:
