@@ -34,7 +34,7 @@ class Gateway:
 
     def wait_for(self, agent: str, times: int = 1) -> None:
         """Wait until an agent has joined, as often as this."""
-        self.process.expect(rf"(?s)(agent {agent}-r0 joined .*){{{times}}}")
+        self.process.expect(rf"(?s)(agent '{agent}-r0' joined .*){{{times}}}")
 
 
 def start_gateway(

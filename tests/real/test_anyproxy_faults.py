@@ -222,7 +222,7 @@ def test_frozen_agent_is_passed_over_and_comes_back(
     for user in open_tunnels(gateway, echoing.port, 8):
         with user:
             assert state(user) == "works"
-    gateway.process.expect("agent one-r0 left group")
+    gateway.process.expect("agent 'one-r0' left group")
     for _ in range(4):
         with connect(gateway, echoing.port) as user:
             assert state(user) == "works"
