@@ -30,6 +30,7 @@ from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError, Reply, Request, parse_request
 from mtt.wire.upgrade import (
+    PREFERENCE,
     Upgrade,
     UpgradeRefused,
     check_hidden_request,
@@ -50,7 +51,6 @@ class HttpServer(StreamProtocol):
             WebSocket.
         on_upgrade: takes over the transport, with `set_protocol()`, after the 101. The client has
             sent nothing beyond its request by then.
-        protocols: WebSocket sub-protocols, the preferred one first.
         refusal: the reply to an invalid handshake for a path with a tunnel. None for Go's replies,
             which reveal the tunnel.
         fallback: takes over connections that are not for a tunnel, instead of an answer. Gets the
@@ -69,8 +69,7 @@ class HttpServer(StreamProtocol):
     __slots__ = (
         "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_error_reply", "_exchange",
         "_fallback", "_fallback_time", "_in_head", "_limits", "_on_end", "_on_failure", "_on_lost",
-        "_on_upgrade", "_paused", "_protocols", "_refusal", "_router", "_tasks", "_timer",
-        "_transport",
+        "_on_upgrade", "_paused", "_refusal", "_router", "_tasks", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: StreamTransport
@@ -80,7 +79,6 @@ class HttpServer(StreamProtocol):
         router: Router,
         on_upgrade: OnUpgrade | None = None,
         *,
-        protocols: tuple[str, ...] = (),
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
@@ -94,7 +92,6 @@ class HttpServer(StreamProtocol):
     ) -> None:
         self._router = router
         self._on_upgrade = on_upgrade
-        self._protocols = protocols
         self._refusal = refusal
         self._fallback = fallback
         self._as_nginx = as_nginx
@@ -223,9 +220,9 @@ class HttpServer(StreamProtocol):
             upgrade: Upgrade | None = None
             if hidden:
                 # For every path: the check takes microseconds, which would reveal valid paths.
-                upgrade = check_hidden_request(request, self._protocols, early=early)
+                upgrade = check_hidden_request(request, PREFERENCE, early=early)
             elif reply is None:
-                upgrade = check_request(request, self._protocols)
+                upgrade = check_request(request, PREFERENCE)
         except UpgradeRefused as refused:
             if reply is None:
                 reply = self._refusal or refused.reply

@@ -96,7 +96,6 @@ class _RequestReader(Generic[Target]):
         http = HttpServer(
             self._find,
             self._upgraded,
-            protocols=PREFERENCE,
             refusal=self._reader.refusal,
             fallback=self._fall_back if front.fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,

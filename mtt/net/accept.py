@@ -44,8 +44,8 @@ LOG_INTERVAL = 60.0
 # with their TLS objects take some 10 ms.
 BURST = 64
 
-# The same if other processes accept from the same queue, so that an idle one finds connections
-# there. Otherwise a few long-lived connections would all go to the first process that wakes.
+# The same with other processes on the same queue. Otherwise a few long-lived connections would all
+# go to the first process that wakes.
 SHARED_BURST = 1
 
 # Seconds for which a connection is left to the process that should have it: as long as a handshake
@@ -140,9 +140,8 @@ class Acceptor:
             protocol = self._protocol_factory()
         except Exception as error:
             sock.close()
-            self._loop.call_exception_handler(
-                {"message": "cannot handle an accepted connection", "exception": error}
-            )
+            context = {"message": "cannot handle an accepted connection", "exception": error}
+            self._loop.call_exception_handler(context)
         else:
             SocketTransport(sock, protocol, peer)
 

@@ -17,8 +17,8 @@ MAX_PENDING = 1000
 class Pending:
     """Connections that are not tunnels yet. Above `limit`, the oldest is cut, and `on_cut` called.
 
-    Connections that are held open without being used are therefore cut first, and clients that use
-    theirs get through. `what` describes the connections, for the log.
+    So connections that are held open without being used go first, and clients that use theirs get
+    through. `what` describes the connections, for the log.
     """
 
     def __init__(

@@ -47,10 +47,9 @@ class Dialer:
     """Connects to endpoints; belongs to one event loop and needs no closing.
 
     `timeout` (seconds) bounds one connect with all its lookups and attempts. `fast_open` puts the
-    first bytes into the SYN. Use it only for protocols in which the client sends first; otherwise
-    the SYN would wait for bytes that never come. Once the kernel has a cookie for an address, fast
-    open also hides that the address is dead: the failure then ends the connection, not the attempt.
-    `protect` is awaited with each socket before it connects.
+    first bytes into the SYN, so it is only for protocols in which the client sends first. Once the
+    kernel has a cookie for an address, it also hides that the address is dead: the failure then
+    ends the connection, not the attempt. `protect` is awaited with each socket before it connects.
     """
 
     def __init__(
@@ -72,8 +71,7 @@ class Dialer:
     ) -> StreamTransport:
         """Connect to the first address of the endpoint that answers; an empty host is localhost.
 
-        The protocol is created once the connection is established. Raises NetworkError with the
-        endpoint and every distinct reason.
+        Creates the protocol then. Raises NetworkError with the endpoint and every distinct reason.
         """
         failures: list[_Failure] = []
         outcome: Outcome | None = None
@@ -157,13 +155,13 @@ class Dialer:
             return_exceptions=True,
         )
         addresses: dict[Address, None] = {}
-        failure: BaseException | None = None
+        failure: MttError | None = None
         for result in results:
-            if isinstance(result, BaseException):
-                if not isinstance(result, MttError):
-                    raise result
+            if isinstance(result, MttError):
                 failure = result
                 failures.append(_failure(result))
+            elif isinstance(result, BaseException):
+                raise result
             else:
                 addresses.update(dict.fromkeys(result))
         if failure is not None and not addresses:
@@ -253,8 +251,7 @@ def _connected_at_once(sock: socket.socket, address: Address) -> bool:
     """Start to connect; returns whether that completed, as on loopback. Raises OSError.
 
     On loopback the kernel finishes the handshake before connect() returns, but reports EINPROGRESS.
-    Calling connect() again saves an iteration of the event loop per connection of a server to its
-    destination.
+    Calling connect() again saves an iteration of the event loop per connection.
     """
     if not _LINUX:
         return False

@@ -74,10 +74,7 @@ class Listener:
         use_reserve: bool = False,
         yields: Callable[[], bool] | None = None,
     ) -> None:
-        """Accept connections from now on, see `Acceptor`.
-
-        `use_reserve` is for the few connections of monitoring and control.
-        """
+        """Accept connections, see `Acceptor`; `use_reserve` is for monitoring and control."""
         self._acceptor = Acceptor(protocol_factory, use_reserve=use_reserve, yields=yields)
         while self._bound:
             self._acceptor.add(self._bound.pop())
@@ -96,15 +93,12 @@ async def bind(
     descriptors: Iterable[int] = (),
     private: bool = False,
 ) -> Listener:
-    """Listen on every host of `endpoint`, a unix socket, and `descriptors`, whichever is given.
-
-    Connections wait in the kernel's queue until `Listener.serve()`.
+    """Listen on all of these; connections wait in the kernel's queue until `Listener.serve()`.
 
     An empty host, or `::` without an IPv4 host beside it, accepts IPv4 connections too. For a name,
     those of its addresses are used that this machine has. Port 0 picks one free port for all hosts.
-    `unix_path` is a path or `@name` in Linux's abstract namespace. `descriptors` are inherited
-    listening stream sockets, TCP or unix. `private` creates a unix socket that only this user can
-    open (mode 0600).
+    `unix_path` is a path or `@name` in Linux's abstract namespace; `private` lets only this user
+    open it (mode 0600). `descriptors` are inherited listening stream sockets, TCP or unix.
 
     Raises StartError with the address, the reason and the fix.
     """

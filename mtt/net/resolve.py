@@ -104,9 +104,8 @@ class _Lookup:
 class Resolver:
     """Resolves host names; belongs to one event loop and needs no closing.
 
-    `dns_server` is the IP literal and port of a DNS server to query instead of the system.
-    `protect` is awaited with each socket to that server before it connects.
-    Raises ValueError if the server is not an IP literal.
+    `dns_server` is the address of a DNS server to query instead of the system; raises ValueError if
+    it is not an IP literal. `protect` is awaited with each socket to it before it connects.
     """
 
     def __init__(
@@ -254,8 +253,8 @@ class Resolver:
         addresses, ttl, truncated = await self._query_udp(self._server, query)
         if truncated:
             addresses, ttl, truncated = await self._query_tcp(self._server, query)
-            if truncated:
-                raise NetworkError("its answer is truncated even over TCP")
+        if truncated:
+            raise NetworkError("its answer is truncated even over TCP")
         return addresses, ttl
 
     async def _query_udp(self, server: Address, query: bytes) -> dns.Answer:

@@ -15,7 +15,6 @@ from tests.support.vectors import WSS, handshake
 
 GET = b"GET /page HTTP/1.1\r\nHost: a\r\n\r\n"
 UPGRADE = handshake(WSS[0])[0]
-PROTOCOLS = ("smux_on", "smux_off")
 WS = ServeMux("/ws").route
 
 
@@ -75,7 +74,6 @@ class Connection:
         self.server = HttpServer(
             self.route,
             self.take,
-            protocols=PROTOCOLS,
             on_failure=lambda error: self.failures.append(str(error)),
             **options,
         )

@@ -16,7 +16,7 @@ from mtt.net.listen import bind
 from mtt.net.resolve import Resolver
 from mtt.wire.http1 import MAX_HEAD, Reply, Request, text_reply
 from mtt.wire.upgrade import Upgrade
-from tests.http.served import GET, PROTOCOLS, UPGRADE, WS, until
+from tests.http.served import GET, UPGRADE, WS, until
 from tests.support.tunnels import port_of
 from tests.support.vectors import WSS, handshake
 
@@ -42,7 +42,7 @@ async def serving(
         transport.set_protocol(Echo(transport))
 
     def make() -> HttpServer:
-        made = HttpServer(route, take, protocols=PROTOCOLS)
+        made = HttpServer(route, take)
         if servers is not None:
             servers.append(made)
         return made
