@@ -7,7 +7,6 @@ would have to wait, as UDP permits.
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 from anyproxy.forwarded import ForwardedPort, Means
@@ -17,6 +16,7 @@ from mtt.errors import MttError, describe
 from mtt.layers.base import Data
 from mtt.log import Throttle, logger
 from mtt.net.listen import bind_udp
+from mtt.net.udp_server import Control, UdpServerSocket
 from mtt.proxy.uot_channel import UotChannel
 from mtt.wire import agent
 
@@ -30,8 +30,8 @@ MAX_HELD = 8 * 1024
 # Datagrams read in one turn of the event loop, in fairness to other connections.
 BATCH = 32
 
-# One buffer for all sockets: its data is consumed in the same turn.
-_received = memoryview(bytearray(65535))
+# What tells users apart: the socket, the user's address, and the address that it sends to.
+_Key = tuple[UdpServerSocket, Any, Control]
 
 
 class UdpPort(ForwardedPort):
@@ -44,12 +44,12 @@ class UdpPort(ForwardedPort):
 
     def __init__(self, means: Means, group: str, endpoint: Endpoint) -> None:
         super().__init__(means, group)
-        self._sockets = bind_udp(endpoint)
-        self.addresses = [host_port(*sock.getsockname()[:2]) for sock in self._sockets]
-        self._users: dict[tuple[socket.socket, Any], _UdpUser] = {}
+        self._sockets = [UdpServerSocket(sock) for sock in bind_udp(endpoint)]
+        self.addresses = [host_port(*sock.name[:2]) for sock in self._sockets]
+        self._users: dict[_Key, _UdpUser] = {}
         self._full = Throttle()
         for sock in self._sockets:
-            self._loop.add_reader(sock, self._readable, sock)
+            self._loop.add_reader(sock.sock, self._readable, sock)
 
     @property
     def users(self) -> int:
@@ -57,7 +57,7 @@ class UdpPort(ForwardedPort):
 
     def stop_listening(self) -> None:
         for sock in self._sockets:
-            self._loop.remove_reader(sock)
+            self._loop.remove_reader(sock.sock)
             sock.close()
         self._sockets.clear()
 
@@ -66,34 +66,35 @@ class UdpPort(ForwardedPort):
         for user in list(self._users.values()):
             user.end()
 
-    def _readable(self, sock: socket.socket) -> None:
+    def _readable(self, sock: UdpServerSocket) -> None:
         for _ in range(BATCH):
             try:
-                size, source = sock.recvfrom_into(_received)
+                payload, source, control = sock.receive()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:  # on Windows: an ICMP error about a sent datagram
                 logger.debug("UDP port %s: %s", self.addresses[0], describe(error))
                 continue
-            user = self._users.get((sock, source)) or self._new_user(sock, source)
+            key = sock, source, control
+            user = self._users.get(key) or self._new_user(key)
             if user is not None:
-                user.receive(bytes(_received[:size]))
+                user.receive(payload)
 
-    def _new_user(self, sock: socket.socket, source: Any) -> _UdpUser | None:
-        if not self._allows(source[0]):
+    def _new_user(self, key: _Key) -> _UdpUser | None:
+        if not self._allows(key[1][0]):
             return None
         if len(self._users) >= MAX_USERS:
             self._full.warning(
                 "port %s: user refused: the limit is %d", self.addresses[0], MAX_USERS
             )
             return None
-        user = self._users[sock, source] = _UdpUser(self, sock, source)
+        user = self._users[key] = _UdpUser(self, key)
         return user
 
     # Called by users.
 
     async def open_channel(self, user: _UdpUser, address: Any) -> tuple[UotChannel, OpenPort]:
-        """Raises MttError."""
+        """Open a user's channel, and return what it is for. Raises MttError."""
         stream, wanted = await self._open(agent.UDP, (address[0].partition("%")[0], address[1]))
         return UotChannel(stream, user, self._means.counters), wanted
 
@@ -101,23 +102,22 @@ class UdpPort(ForwardedPort):
         limit = self._means.udp_timeout
         return limit if is_answered else min(limit, UNANSWERED_TIME)
 
-    def forget(self, sock: socket.socket, address: Any) -> None:
-        self._users.pop((sock, address), None)
+    def forget(self, key: _Key) -> None:
+        self._users.pop(key, None)
 
 
 class _UdpUser:
     """The datagrams of one user, and the channel that carries them."""
 
     __slots__ = (
-        "_active", "_address", "_channel", "_held", "_held_bytes", "_is_answered", "_loop", "_port",
-        "_sock", "_target", "_task", "_timer",
+        "_active", "_channel", "_held", "_held_bytes", "_is_answered", "_key", "_loop", "_port",
+        "_target", "_task", "_timer",
     )  # fmt: skip
 
-    def __init__(self, port: UdpPort, sock: socket.socket, address: Any) -> None:
+    def __init__(self, port: UdpPort, key: _Key) -> None:
         self._loop = asyncio.get_running_loop()
         self._port: UdpPort | None = port  # None at its end
-        self._sock = sock
-        self._address = address
+        self._key = key
         self._channel: UotChannel | None = None  # None until it is open
         self._target = ("", 0)
         self._held: list[bytes] = []  # until the channel is open
@@ -140,17 +140,18 @@ class _UdpUser:
         """Forget the user."""
         port, self._port = self._port, None
         if port is not None:
-            port.forget(self._sock, self._address)
+            port.forget(self._key)
             self._timer.cancel()
             self._task.cancel()
             if self._channel is not None:
                 self._channel.close()
 
     async def _open(self, port: UdpPort) -> None:
+        address = self._key[1]
         try:
-            channel, wanted = await port.open_channel(self, self._address)
+            channel, wanted = await port.open_channel(self, address)
         except MttError as error:
-            logger.debug("%s: UDP: %s", host_port(*self._address[:2]), describe(error))
+            logger.debug("%s: UDP: %s", host_port(*address[:2]), describe(error))
             self.end()
             return
         if self._port is None:  # the stream ended at once
@@ -181,10 +182,11 @@ class _UdpUser:
             return
         self._active = self._loop.time()
         self._is_answered = True
+        sock, address, control = self._key
         try:
-            self._sock.sendto(payload, self._address)
+            sock.send(payload, address, control)
         except OSError as error:  # the send buffer is full, the user is unreachable, or the end
-            logger.debug("%s: a datagram was dropped: %s", self._address[0], describe(error))
+            logger.debug("%s: a datagram was dropped: %s", address[0], describe(error))
 
     def lost(self, error: Exception | None) -> None:
         self.end()
