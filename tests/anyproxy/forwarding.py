@@ -51,11 +51,6 @@ async def opened(gateway: Gateway, protocol: str = TCP) -> int:
     return port.number
 
 
-def owner(port: ForwardedPort) -> str:
-    """The name of the agent that serves a port; empty if there is none."""
-    return next((agent.id for agent in port.claims), "")
-
-
 async def dropped(agent: Agent) -> None:
     """Cut the agent's sessions, as the network does; it will connect again."""
     for session in list(agent.open_sessions):
