@@ -130,6 +130,9 @@ class Agent(Service):
         except MttError as error:
             transport.abort()
             raise type(error)(f"{connector.server}: {error}") from None
+        except BaseException:
+            transport.abort()
+            raise
         if upgrade.protocol != SUBPROTOCOL:
             transport.abort()
             raise PeerError(f"{connector.server}: the gateway speaks another protocol")
