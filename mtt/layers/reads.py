@@ -36,23 +36,24 @@ class ReadSizer:
 
     Attributes:
         buffer: for the next read: the beginning of the shared buffer.
+        quick: number of full reads, each soon after the one before.
     """
 
-    __slots__ = ("_full_at", "_max_buffer", "_quick", "buffer")
+    __slots__ = ("_full_at", "_max_buffer", "buffer", "quick")
 
     def __init__(self, *, large: bool = True) -> None:
         self.buffer = _shared
         self._max_buffer = _large if large else _shared
-        self._quick = 0  # number of full reads, each soon after the one before
+        self.quick = 0
         self._full_at = 0.0
 
     def update(self, nbytes: int) -> None:
-        """Note a read of `nbytes`."""
+        """Note a read of `nbytes`; nothing changes if it is not full and `quick` is 0."""
         if nbytes >= READ_SIZE:
             now = time.monotonic()
-            self._quick = self._quick + 1 if now - self._full_at < QUICK_TIME else 0
+            self.quick = self.quick + 1 if now - self._full_at < QUICK_TIME else 0
             self._full_at = now
-            self.buffer = self._max_buffer if self._quick >= QUICK_READS else _shared
-        elif self._quick:
-            self._quick = 0
+            self.buffer = self._max_buffer if self.quick >= QUICK_READS else _shared
+        elif self.quick:
+            self.quick = 0
             self.buffer = _shared

@@ -22,7 +22,7 @@ from mtt.layers import linger, pieces
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.kernel import kernel_queue
 from mtt.layers.poller import READ, WRITE, poller
-from mtt.layers.reads import LARGE_READ, ReadSizer
+from mtt.layers.reads import LARGE_READ, READ_SIZE, ReadSizer
 
 # Bytes waiting for the kernel: above HIGH the protocol is told to pause, at LOW to resume. One more
 # call of write(), a read of the other end, may come on top.
@@ -99,13 +99,15 @@ class SocketTransport(StreamTransport):
     def _watch(self, events: int) -> None:
         if events & ~self._watched:
             self._watched |= events
-            self._poller.watch(self._fd, self._watched, self._ready)
+            ready = self._readable if self._watched == READ else self._ready
+            self._poller.watch(self._fd, self._watched, ready)
 
     def _unwatch(self, events: int) -> None:
         if events & self._watched:
             self._watched &= ~events
             if self._watched:
-                self._poller.watch(self._fd, self._watched, self._ready)
+                ready = self._readable if self._watched == READ else self._ready
+                self._poller.watch(self._fd, self._watched, ready)
             else:
                 self._poller.forget(self._fd)
 
@@ -116,7 +118,7 @@ class SocketTransport(StreamTransport):
         if events & ~READ and self._watched & WRITE:
             self._writable()
 
-    def _readable(self) -> None:
+    def _readable(self, _events: int = READ) -> None:
         sizer = self._read_sizer
         buffer = sizer.buffer
         try:
@@ -129,7 +131,8 @@ class SocketTransport(StreamTransport):
         protocol = self.upper
         try:
             if count:
-                sizer.update(count)
+                if count >= READ_SIZE or sizer.quick:
+                    sizer.update(count)
                 data = buffer[:count]
                 protocol.data_received(data if protocol.borrows else bytes(data))
                 return

@@ -117,10 +117,21 @@ class TlsLayer(SignalingLayer):
             self._handshake()
 
     def data_received(self, data: Data) -> None:
+        records = self._records
         if self._state == OPEN:
-            self._deliver(data)
+            if self._paused or self._delivering or not records.in_step:
+                self._deliver(data)
+                return
+            plain = records.read_records(data)
+            if records.outgoing.pending:
+                self._send_answers()
+            if plain:
+                upper = self.upper
+                upper.data_received(plain if upper.borrows else bytes(plain))
+            if not records.in_step:
+                self._deliver()
         elif self._state == HANDSHAKE:
-            self._records.feed(data)
+            records.feed(data)
             self._has_received = True
             self._handshake()
 
@@ -215,7 +226,7 @@ class TlsLayer(SignalingLayer):
             return
         self._delivering = True
         try:
-            more = bool(records.stash) or not records.eof
+            more = bool(records.stash) or not (records.eof or records.error)
             while more:
                 data, more = records.read(arrived)
                 arrived = None
@@ -249,7 +260,7 @@ class TlsLayer(SignalingLayer):
     def _tcp_ended(self) -> None:
         """Handle the end of TCP, after all data before it has been handed up."""
         if not self._eof_told:
-            if not (self._records.tracks_boundaries and self._records.at_boundary):
+            if not (self._records.peer_may_be_go and self._records.at_boundary):
                 self._fail(NetworkError("cut off: the connection ended without TLS close_notify"))
                 return
             self._eof_told = self._records.eof = True
@@ -297,7 +308,7 @@ class TlsLayer(SignalingLayer):
         if self._state != CLOSED and not self._has_stopped_reading:
             self.lower.resume_reading()
 
-    def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+    def write(self, data: Data | bytearray, head: bytes = b"") -> None:
         if self._state != OPEN or self._write_eof or not data:
             return
         try:
@@ -308,8 +319,11 @@ class TlsLayer(SignalingLayer):
         self._tail = 0
         self.lower.write(encrypted)
 
+    def write_framed(self, head: bytes, data: Data | bytearray) -> None:
+        self.write(data, head)
+
     def set_peer_is_ours(self) -> None:
-        self._records.tracks_boundaries = False  # it always sends close_notify
+        self._records.peer_may_be_go = False  # it always sends close_notify
 
     def half_closes(self) -> bool | None:
         return self._half_close or self._peer_half_closed

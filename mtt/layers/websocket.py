@@ -57,6 +57,9 @@ ANSWER_TIME = 10.0
 # The ping that asks for a sign of life; the number makes each one unique.
 _LIVENESS_PING = b"alive-%d"
 
+# Bytes of a message that is copied behind its header: a fraction of a TLS record.
+SMALL_MESSAGE = 4096
+
 # Close codes that mean a complete end; Go peers send 1000, web servers that shut down 1001.
 _ORDERLY = (NORMAL_CLOSURE, GOING_AWAY, NO_STATUS)
 
@@ -130,7 +133,12 @@ class WebSocketLayer(SignalingLayer):
         if self._paused or self._stash:
             self._stash += data  # at most what the layer below held when it was paused
             return
-        self._decode(data)
+        if not (self._closed or self._close_received):
+            payload = self._decoder.whole_message(data)
+            if payload is not None:
+                self._hand_up([payload])
+            else:
+                self._decode(data)
 
     def _decode(self, data: Data) -> None:
         if self._closed or self._close_received:
@@ -255,12 +263,16 @@ class WebSocketLayer(SignalingLayer):
     def write_framed(self, head: bytes, data: Data | bytearray) -> None:
         if self._close_sent or self._closed or self._write_eof or not data:
             return
-        mask = self._mask()
         self._tail = 0
-        if mask is None or mask == NO_MASK:
-            self.lower.write_framed(frame_header(BINARY, len(head) + len(data), mask) + head, data)
+        if self._random_mask:
+            self.lower.write(frame(BINARY, b"".join((head, data)), os.urandom(4)))
+            return
+        size = len(head) + len(data)
+        header = frame_header(BINARY, size, self._fixed_mask)
+        if size <= SMALL_MESSAGE:
+            self.lower.write(b"".join((header, head, data)))
         else:
-            self.lower.write(frame(BINARY, b"".join((head, data)), mask))
+            self.lower.write_framed(header + head, data)
 
     def _mask(self) -> bytes | None:
         return os.urandom(4) if self._random_mask else self._fixed_mask

@@ -142,6 +142,29 @@ class Decoder:
         """Whether the bytes received so far end at a frame boundary."""
         return not (self._head or self._left)
 
+    def whole_message(self, data: Data) -> Data | None:
+        """The payload if `data` is one short binary message; otherwise None, and `feed` decodes it.
+
+        Most small messages arrive so, and this takes a quarter of the time of `feed`.
+        """
+        size = len(data)
+        if self._left or self._head or self._open or size < 8 or data[0] != _WHOLE:
+            return None
+        length = data[1] ^ 0x80 if self._masked else data[1]
+        at = 2
+        if length == 126:
+            length = data[2] << 8 | data[3]
+            at = 4
+        elif length > MAX_CONTROL:  # the longest form, or a wrong mask flag
+            return None
+        key = NO_MASK
+        if self._masked:
+            key = bytes(data[at : at + 4])
+            at += 4
+        if size - at != length or not length:
+            return None
+        return data[at:] if key == NO_MASK else xor(data[at:], key)
+
     def feed(self, data: Data) -> list[tuple[int, Data]]:
         """Decode received bytes and return their events.
 
@@ -263,6 +286,9 @@ class MessageDecoder(Decoder):
         self._limit = limit
         self._size = 0  # of the current message, as far as its frames have begun
         self.frames: list[tuple[int, bool]] = []
+
+    def whole_message(self, data: Data) -> Data | None:
+        return None  # `feed` notes the frames
 
     def _parse_header(self, data: memoryview, at: int, end: int) -> int:
         size = super()._parse_header(data, at, end)

@@ -143,3 +143,71 @@ def test_the_edges_of_records_are_known(certs: Certs) -> None:
             end = min(at + piece, len(stream))
             server.feed(memoryview(stream)[at:end])
             assert server.at_boundary is (end in edges)
+
+
+def read_in_pieces(records: Records, pieces: list[bytes]) -> bytes:
+    """What arrives in `pieces`, as the TLS layer reads it."""
+    received = bytes(records.read()[0])
+    for piece in pieces:
+        view = memoryview(piece)
+        received += records.read_records(view) if records.in_step else records.read(view)[0]
+    return received
+
+
+@pytest.mark.parametrize("largest", [1, 4, 7, 100, RECORD, LARGE_READ])
+def test_records_may_be_cut_anywhere(largest: int, certs: Certs) -> None:
+    rng = random.Random(largest)
+    client, server = pair(certs)
+    data = rng.randbytes(200 if largest < 10 else 2 * LARGE_READ)
+    at, stream = 0, b""
+    while at < len(data):
+        size = rng.choice((1, 30, 700, RECORD))
+        stream += client.write(data[at : at + size])
+        at += size
+    pieces = []
+    while stream:
+        size = rng.randint(1, largest)
+        pieces.append(stream[:size])
+        stream = stream[size:]
+    assert read_in_pieces(server, pieces) == data
+    assert server.in_step
+    assert server.at_boundary
+
+
+def test_bio_holds_one_record_at_a_time(certs: Certs) -> None:
+    client, server = pair(certs)
+    server.read()
+    stream = client.write(bytes(4 * RECORD))
+    assert len(server.read_records(memoryview(stream)[:-1])) == 3 * RECORD
+    assert server.incoming.pending == RECORD + OVERHEAD - 1
+    assert not server.at_boundary
+    assert len(server.read_records(memoryview(stream)[-1:])) == RECORD
+    assert server.at_boundary
+
+
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n", b"\x17\3\3\xff\xff", b"\x17\3\1\0\x50"])
+def test_invalid_header_is_an_error_without_the_rest(start: bytes, certs: Certs) -> None:
+    client, server = pair(certs)
+    assert read_in_pieces(server, [client.write(b"before") + start]) == b"before"
+    assert not server.in_step
+    server.read()
+    assert isinstance(server.error, ssl.SSLError)
+
+
+def test_broken_record_among_others_is_an_error_after_earlier_data(certs: Certs) -> None:
+    client, server = pair(certs)
+    broken = bytearray(client.write(bytes(READ_SIZE)))
+    broken[RECORD + OVERHEAD + 100] ^= 1
+    assert read_in_pieces(server, [bytes(broken)]) == bytes(RECORD)
+    assert isinstance(server.error, ssl.SSLError)
+    assert server.damaged is None
+    assert not server.in_step
+
+
+def test_end_among_others_ends_the_data(certs: Certs) -> None:
+    client, server = pair(certs)
+    last = client.write(b"last")
+    client.shut_down()
+    assert read_in_pieces(server, [last + client.outgoing.read() + b"more"]) == b"last"
+    assert server.eof
+    assert not server.in_step

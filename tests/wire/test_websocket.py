@@ -202,6 +202,40 @@ def test_frames_may_be_cut_anywhere(masked: bool) -> None:
             assert decode(bytewise(stream), masked=masked) == events
 
 
+@pytest.mark.parametrize("key", [None, KEY, b"\0\0\0\0"])
+@pytest.mark.parametrize("size", [6, 125, 126, 300, 65535])
+def test_whole_short_messages_decode_at_once(size: int, key: bytes | None) -> None:
+    payload = random.Random(size).randbytes(size)
+    whole = frame(BINARY, payload, key)
+    decoder = Decoder(masked=key is not None)
+    for kind in (bytes, memoryview):
+        found = decoder.whole_message(kind(whole))
+        assert found is not None
+        assert bytes(found) == payload
+    assert decoder.whole_message(whole[:-1]) is None
+    assert decoder.whole_message(whole + b"x") is None
+    assert Decoder(masked=key is None).whole_message(whole) is None
+    decoder.feed(whole[:-1])
+    assert decoder.whole_message(whole) is None
+    decoder.feed(whole[-1:])
+    assert decoder.whole_message(whole) is not None
+
+
+def test_other_frames_are_no_whole_short_messages() -> None:
+    decoder = Decoder(masked=True)
+    for other in (
+        frame(PING, b"12345678", KEY),
+        frame(TEXT, b"12345678", KEY),
+        frame(BINARY, b"", KEY),
+        frame(BINARY, bytes(65536), KEY),
+        b"\x82\xfe\0\0" + KEY,
+        b"\x02" + frame(BINARY, b"12345678", KEY)[1:],
+    ):
+        assert decoder.whole_message(other) is None
+    decoder.feed(b"\x02\x81" + KEY + b"x")  # the message goes on
+    assert decoder.whole_message(frame(BINARY, b"12345678", KEY)) is None
+
+
 def test_an_unfinished_frame_is_not_at_a_boundary() -> None:
     whole = frame(BINARY, b"abc", KEY) + frame(PING, b"de", KEY)
     for size in range(1, len(whole)):
