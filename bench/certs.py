@@ -7,6 +7,7 @@ of the cost of a handshake, so it is the same for all.
 from __future__ import annotations
 
 import datetime
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,11 +40,14 @@ def make_certs(directory: Path) -> Certs:
         .add_extension(ca_id, critical=False)
         .sign(ca_key, hashes.SHA256())
     )
+    # The agents of a gateway verify its address, unless they are told another name.
+    loopback = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    names = [x509.DNSName(SERVER_NAME), loopback]
     issuer_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(ca_id)
     cert = (
         _builder(_name(SERVER_NAME), ca_name, key.public_key())
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(issuer_id, critical=False)
         .sign(ca_key, hashes.SHA256())
     )

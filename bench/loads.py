@@ -42,6 +42,7 @@ class Effort:
         ab: seconds and number of new connections, whichever ends first; 0 is none.
         idle: connections of the memory row.
         handshakes: in memory.
+        agents: of a gateway, at rest for `rest` seconds.
         layer_seconds: CPU seconds per stack of layers.
     """
 
@@ -52,6 +53,8 @@ class Effort:
     ab: tuple[int, int]
     idle: int
     handshakes: int
+    agents: int
+    rest: int
     layer_seconds: float
 
 
@@ -64,6 +67,8 @@ FULL = Effort(
     ab=(1, 2000),
     idle=600,
     handshakes=300,
+    agents=1000,
+    rest=20,
     layer_seconds=0.2,
 )
 QUICK = Effort(
@@ -74,6 +79,8 @@ QUICK = Effort(
     ab=(0, 0),
     idle=100,
     handshakes=100,
+    agents=100,
+    rest=2,
     layer_seconds=0.05,
 )
 

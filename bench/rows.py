@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import controller, handshake, layers, loads, peers, startup
+from bench import controller, gateway, handshake, layers, loads, peers, startup
 from bench.certs import Certs, make_certs
 from bench.loads import Effort, Sample, Scene
 from bench.processes import Programs, find_tool
@@ -189,6 +189,49 @@ class Bench:
                     )
                     for name, stack in layers.STACKS.items()
                 ),
+            ),
+            Row(
+                "gateway",
+                "anyproxy-gateway and its agent; CPU seconds per GB, us per new connection; an "
+                f"echo beside {gateway.NEIGHBOURS} downloads; memory per idle connection",
+                (
+                    Column("down", "down MB/s", ".0f"),
+                    Column("gateway_cpu", "CPU gateway", ".2f"),
+                    Column("agent_cpu", "agent", ".2f"),
+                    Column("conns", "conns/s", ".0f"),
+                    Column("gateway_us", "gateway us", ".0f"),
+                    Column("agent_us", "agent us", ".0f"),
+                    Column("echo_ms", "echo ms", ".2f"),
+                    Column("gateway_kb", "gateway KB", ".1f"),
+                    Column("agent_kb", "agent KB", ".1f"),
+                ),
+                (
+                    Cell("wss+mux", self._in_scene(gateway.measure_tunnel)),
+                    *(
+                        Cell(
+                            f"{name}{' peer' if command is gateway.peer_command else ''}",
+                            self._in_scene(
+                                partial(gateway.measure_gateway, connect=connect, command=command)
+                            ),
+                            gateway.peer_missing() if command is gateway.peer_command else "",
+                        )
+                        for command in (gateway.our_command, gateway.peer_command)
+                        for name, connect in (
+                            ("CONNECT", gateway.by_connect),
+                            ("SOCKS5", gateway.by_socks5),
+                        )
+                    ),
+                ),
+                (Ratio("down", ("wss+mux", "CONNECT peer")), Ratio("conns", ("CONNECT peer",))),
+            ),
+            Row(
+                "agents",
+                f"What {effort.agents} agents at rest cost the gateway, each",
+                (
+                    Column("agent_kb", "KB", ".1f"),
+                    Column("agent_ms", "CPU ms per minute", ".2f"),
+                ),
+                (Cell("anyproxy-gateway", self._in_scene(gateway.measure_agents)),),
             ),
             Row(
                 "controller",
