@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mtt.errors import MttError, UsageError
@@ -28,6 +29,8 @@ class Start(NamedTuple):
 
     plugin: bool = False  # as a plugin, by its parent program
     sockets: tuple[Inherited, ...] = ()  # by systemd, with these to listen on
+    # Reads the file of `Command.complete` again, and returns all options. Raises UsageError.
+    reread: Callable[[], Values] | None = None
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -79,11 +82,13 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)
         _set_up_log(command, process)
+        reread = None
         if command.complete is not None:
-            values = command.complete(values, environ)
+            reread = partial(command.complete, values, environ)
+            values = reread()
             process = process_options(values)
             _set_up_log(command, process)
-        return _serve(command, values, process, environ, plugin)
+        return _serve(command, values, process, environ, plugin, reread)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service handled signals
     except UsageError as error:
@@ -116,6 +121,7 @@ def _serve(
     process: ProcessOptions,
     environ: Mapping[str, str],
     plugin: Plugin | None,
+    reread: Callable[[], Values] | None,
 ) -> int:
     """Run `command`: as a plugin, or standalone, possibly under systemd."""
     from mtt.process.systemd import ServiceManager, inherited_sockets
@@ -126,7 +132,7 @@ def _serve(
     # A plugin ignores systemd's variables, which are for its parent.
     is_plugin = plugin is not None
     sockets = () if is_plugin else inherited_sockets(environ)
-    service = command.service(values, Start(is_plugin, sockets))
+    service = command.service(values, Start(is_plugin, sockets, reread))
     if values.get("check"):
         return _print(f"{command.name}: the configuration is usable\n")
     manager = None if is_plugin else ServiceManager(environ)

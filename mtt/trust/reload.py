@@ -9,27 +9,19 @@ costs those clients only a full handshake.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from mtt.errors import MttError, UsageError
+from mtt.followed import FollowedFiles
 from mtt.log import logger
 from mtt.trust import certificates
 from mtt.trust.identity import Identity
 from mtt.trust.pem import PemSource
 from mtt.trust.tls_options import ServerTls
 
-# Seconds between checks of the files, which must be unchanged for as long before they are read: a
-# certificate and its key are two files, and no tool replaces both atomically. Renewals are due
-# weeks before the expiry, so the interval matters only to an operator who is watching.
-CHECK_INTERVAL = 5.0
-
 Loaded = tuple[ssl.SSLContext, Identity | None]
-# The state of the files from stat(); ctime covers changed permissions.
-_State = tuple[tuple[int, ...] | None, ...]
 
 
 class TlsFiles:
@@ -49,15 +41,18 @@ class TlsFiles:
     ) -> None:
         self._load = load
         self._on_change = on_change
-        self.files = tuple(path for path in files if path and isinstance(path, str))
-        self._tried = self._state()  # before loading, so that changes during it are noticed
+        paths = (path for path in files if path and isinstance(path, str))
+        self._followed = FollowedFiles(paths, self._try)
         self._context, self.identity = load()
-        self._asked = asyncio.Event()
-        self._follower: asyncio.Task[None] | None = None
 
     def context(self) -> ssl.SSLContext:
         """The context for a new connection."""
         return self._context
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files to watch."""
+        return self._followed.paths
 
     @property
     def description(self) -> str:
@@ -73,19 +68,16 @@ class TlsFiles:
 
     def follow(self) -> None:
         """Start watching the files, if there are any."""
-        if self.files:
-            self._follower = asyncio.get_running_loop().create_task(self._follow())
+        self._followed.follow()
 
     def reload(self) -> None:
         """Reload the files now, changed or not."""
-        self._asked.set()
+        self._followed.ask()
 
     def renew(self) -> None:
         """Reload changed files synchronously, for a process without an event loop."""
-        state = self._state()
-        if state == self._tried:
+        if not self._followed.has_changed():
             return
-        self._tried = state
         try:
             self._context, self.identity = self._load()
         except MttError as error:
@@ -93,24 +85,7 @@ class TlsFiles:
 
     async def close(self) -> None:
         """Stop watching the files."""
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.wait([self._follower])
-
-    async def _follow(self) -> None:
-        # In threads, because a disk or a network file system may be slow.
-        seen = self._tried
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(CHECK_INTERVAL):
-                    await self._asked.wait()
-            asked = self._asked.is_set()
-            self._asked.clear()
-            state = await asyncio.to_thread(self._state)
-            if asked or (state != self._tried and state == seen):
-                self._tried = state
-                await self._try()
-            seen = state
+        await self._followed.close()
 
     async def _try(self) -> None:
         before = self.identity
@@ -128,17 +103,6 @@ class TlsFiles:
         self.warn()
         if self._on_change is not None:
             self._on_change()
-
-    def _state(self) -> _State:
-        return tuple(_file_state(path) for path in self.files)
-
-
-def _file_state(path: str) -> tuple[int, ...] | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a NUL in the path, which loading will report
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def server_tls(tls: ServerTls) -> TlsFiles:

@@ -4,6 +4,7 @@
     OpenTunnels      the tunnels and their limit
     MetricsEndpoint  serves metrics
     TlsFiles         certificates and keys, reloaded when they change
+    Configuration    the configuration file, likewise, of programs that have one
 
 A program creates the parts and adds its own: a client an upstream, a server a front.
 """
@@ -26,6 +27,7 @@ from mtt.observe.lag import LagMeter
 from mtt.options.common import ServiceOptions
 from mtt.outbound.upstream import Session
 from mtt.process import runtime
+from mtt.process.configuration import Configuration
 from mtt.trust.reload import TlsFiles
 from mtt.tunnels.open_tunnels import SERVER_LOGGED_ERRORS, OpenTunnels
 
@@ -46,6 +48,7 @@ class Service(runtime.Service):
 
     Attributes:
         certificates: the certificate files to watch; empty without TLS.
+        configuration: the configuration file to watch; None without one.
         endpoint: serves or reports the metrics.
         lag: measures the event loop's lag while metrics are served.
     """
@@ -80,6 +83,7 @@ class Service(runtime.Service):
             logged_errors=logged_errors,
         )
         self.certificates: tuple[TlsFiles, ...] = ()
+        self.configuration: Configuration[Any] | None = None
         self.endpoint = MetricsEndpoint(
             self.metrics_page, options.metrics, options.metrics_unix, resolver
         )
@@ -141,7 +145,9 @@ class Service(runtime.Service):
     # Operation.
 
     def reload(self) -> None:
-        if not any(files.files for files in self.certificates):
+        if self.configuration is not None:
+            self.configuration.reload()
+        elif not any(files.files for files in self.certificates):
             logger.info("not reloaded: certificates: no option names a file")
         for files in self.certificates:
             files.reload()
@@ -201,5 +207,7 @@ class Service(runtime.Service):
         await self.open_tunnels.close()
         for files in self.certificates:
             await files.close()
+        if self.configuration is not None:
+            await self.configuration.close()
         await asyncio.sleep(0)  # let aborted transports close their descriptors
         await self.endpoint.report()

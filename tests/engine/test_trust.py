@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mtt.trust import reload
+from mtt import followed
 from tests.engine.applications import is_cut
 from tests.support.certs import Authority, Certs, pem
 from tests.support.contexts import bare_context
@@ -212,7 +212,7 @@ def rsa_pair(directory: Path) -> dict[str, str]:
 @pytest.fixture
 def renewable(tmp_path: Path, certs: Certs, monkeypatch: pytest.MonkeyPatch) -> Certs:
     """The same files at a place of their own, watched closely."""
-    monkeypatch.setattr(reload, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.02)
     paths = []
     for name in ("ca", "cert", "key", "other_ca", "other_cert", "other_key"):
         paths.append(str(shutil.copy(getattr(certs, name), tmp_path / name)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mtt.trust import reload
+from mtt import followed
 from mtt.trust.identity import Identity
 from mtt.trust.reload import TlsFiles, server_tls
 from mtt.trust.tls_options import ServerTls
@@ -44,7 +44,7 @@ class Pair:
 
 @pytest.fixture
 def pair(tmp_path: Path, certs: Certs, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    monkeypatch.setattr(reload, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.02)
     return Pair(tmp_path, certs)
 
 
@@ -126,7 +126,7 @@ async def test_files_that_are_being_written_are_left_alone(
 ) -> None:
     """As long as each look finds something new, they are not even tried."""
     files = pair.tls()
-    look, looks = reload._file_state, 0
+    look, looks = followed._file_state, 0
 
     def look_and_write(path: str) -> tuple[int, ...] | None:
         nonlocal looks
@@ -137,7 +137,7 @@ async def test_files_that_are_being_written_are_left_alone(
             pair.put(pair.key, certs.key)
         return look(path)
 
-    monkeypatch.setattr(reload, "_file_state", look_and_write)
+    monkeypatch.setattr(followed, "_file_state", look_and_write)
     old = files.context()
     files.follow()
     with logged() as lines:
@@ -196,7 +196,7 @@ async def test_a_broken_file_keeps_the_old_pair_and_is_reported_once(
 async def test_requested_reload_is_immediate(
     pair: Pair, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "CHECK_INTERVAL", 3600.0)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 3600.0)
     files = pair.tls()
     old = files.context()
     files.follow()
@@ -223,7 +223,7 @@ async def test_contexts_without_files_are_not_watched() -> None:
 async def test_reload_of_client_authorities_keeps_a_memory_identity(
     tmp_path: Path, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reload, "CHECK_INTERVAL", 0.02)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.02)
     ca = tmp_path / "ca.pem"
     shutil.copy(certs.ca, ca)
     files = server_tls(ServerTls(client_ca=str(ca), alpn=("http/1.1",)))

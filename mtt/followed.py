@@ -1,0 +1,80 @@
+"""Files that are read again when they change, so that a change needs no restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterable
+
+# Seconds between checks of the files, which must be unchanged for as long before they are read: a
+# certificate and its key are two files, and no tool replaces both atomically. Renewals are due
+# weeks before the expiry, so the interval matters only to an operator who is watching.
+CHECK_INTERVAL = 5.0
+
+# The state of the files from stat(); ctime covers changed permissions.
+_State = tuple[tuple[int, ...] | None, ...]
+
+
+class FollowedFiles:
+    """Calls `reload` after a change of `paths`, and when asked.
+
+    Make it before the files are read, so that changes meanwhile are noticed. `reload` handles its
+    own errors.
+    """
+
+    def __init__(self, paths: Iterable[str], reload: Callable[[], Awaitable[None]]) -> None:
+        self.paths = tuple(paths)
+        self._reload = reload
+        self._tried = self._state()
+        self._asked = asyncio.Event()
+        self._follower: asyncio.Task[None] | None = None
+
+    def follow(self) -> None:
+        """Start watching the files, if there are any."""
+        if self.paths:
+            self._follower = asyncio.get_running_loop().create_task(self._follow())
+
+    def ask(self) -> None:
+        """Reload the files now, changed or not."""
+        self._asked.set()
+
+    def has_changed(self) -> bool:
+        """Whether the files have changed since the last call, or since they were reloaded.
+
+        For processes that do not follow them.
+        """
+        before, self._tried = self._tried, self._state()
+        return before != self._tried
+
+    async def close(self) -> None:
+        """Stop watching the files."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.wait([self._follower])
+
+    async def _follow(self) -> None:
+        # In threads, because a disk or a network file system may be slow.
+        seen = self._tried
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_INTERVAL):
+                    await self._asked.wait()
+            asked = self._asked.is_set()
+            self._asked.clear()
+            state = await asyncio.to_thread(self._state)
+            if asked or (state != self._tried and state == seen):
+                self._tried = state
+                await self._reload()
+            seen = state
+
+    def _state(self) -> _State:
+        return tuple(_file_state(path) for path in self.paths)
+
+
+def _file_state(path: str) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a NUL in the path, which loading will report
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

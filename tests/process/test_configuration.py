@@ -1,0 +1,115 @@
+"""A configuration file that changes while a service runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from mtt import followed
+from mtt.errors import StartError, UsageError
+from mtt.process.configuration import Changes, Configuration
+from tests.support.tunnels import eventually, logged
+
+
+class Service:
+    """Has one option: the text of its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.text = path.read_text()
+        self.configuration = Configuration(str(path), self.load, self.apply)
+
+    def load(self) -> str:
+        text = self.path.read_text()
+        if text == "broken":
+            raise UsageError("config: it is broken")
+        return text
+
+    async def apply(self, text: str) -> Changes:
+        if text == "taken":
+            raise StartError("cannot listen: the port is taken")
+        if text == "bug":
+            raise KeyError(text)
+        changes = Changes()
+        changes.refuse("listen_addr", *(each.startswith("other") for each in (self.text, text)))
+        changes.add("rules", self.text[-1], text[-1])
+        self.text = text
+        return changes
+
+
+@contextlib.asynccontextmanager
+async def following(folder: Path) -> AsyncIterator[Service]:
+    path = folder / "file"
+    path.write_text("text 1")
+    service = Service(path)
+    service.configuration.follow()
+    try:
+        yield service
+    finally:
+        await service.configuration.close()
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.02)
+    with logged() as lines:
+        yield lines
+
+
+async def test_a_changed_file_is_applied_and_logged(tmp_path: Path, lines: list[str]) -> None:
+    async with following(tmp_path) as service:
+        service.path.write_text("text 2")
+        await eventually(lambda: lines)
+        assert service.text == "text 2"
+        assert lines == ["INFO reloaded: rules"]
+
+
+async def test_keys_that_need_a_restart_are_named(tmp_path: Path, lines: list[str]) -> None:
+    async with following(tmp_path) as service:
+        service.path.write_text("other 1")
+        await eventually(lambda: lines)
+        assert lines == ["WARNING changed, but not before a restart: listen_addr"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("broken", "ERROR the old configuration stays in use: config: it is broken"),
+        ("taken", "ERROR the old configuration stays in use: cannot listen: the port is taken"),
+        ("bug", "ERROR configuration not reloaded: internal error: 'bug'"),
+    ],
+)
+async def test_an_error_keeps_the_old_options(
+    text: str, line: str, tmp_path: Path, lines: list[str]
+) -> None:
+    async with following(tmp_path) as service:
+        service.path.write_text(text)
+        await eventually(lambda: lines)
+        assert (service.text, lines) == ("text 1", [line])
+        service.path.write_text("text 3")
+        await eventually(lambda: service.text == "text 3")
+
+
+async def test_a_request_reloads_at_once(
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 3600.0)
+    async with following(tmp_path) as service:
+        service.configuration.reload()
+        await eventually(lambda: lines)
+        service.path.write_text("text 4")
+        service.configuration.reload()
+        await eventually(lambda: len(lines) == 2)
+        assert lines == ["INFO reloaded: the configuration has not changed", "INFO reloaded: rules"]
+
+
+def test_numbers_of_changes_are_words() -> None:
+    changes = Changes()
+    changes.count(1, "proxy", "proxies", "added")
+    changes.count(2, "proxy", "proxies", "removed")
+    changes.count(0, "gateway", "gateways", "added")
+    changes.count(3, "gateway", "gateways", "removed")
+    assert changes.done == ["1 proxy added", "2 proxies removed", "3 gateways removed"]
