@@ -15,7 +15,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtt.errors import MttError
 from mtt.log import logger
@@ -27,9 +27,11 @@ from mtt.observe.lag import LagMeter
 from mtt.options.common import ServiceOptions
 from mtt.outbound.upstream import Session
 from mtt.process import runtime
-from mtt.process.configuration import Configuration
 from mtt.trust.reload import TlsFiles
 from mtt.tunnels.open_tunnels import SERVER_LOGGED_ERRORS, OpenTunnels
+
+if TYPE_CHECKING:
+    from mtt.process.configuration import Configuration
 
 # Seconds between checks for remaining tunnels during a drain.
 DRAIN_TICK = 0.05
