@@ -13,7 +13,7 @@ from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, AgentOptions
 from anyproxy.targets import Targets
 from mtt.address import Endpoint
-from mtt.errors import MttError, PeerError
+from mtt.errors import MttError, PeerError, RefusedError
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.smux import SmuxSession
 from mtt.layers.upgrade import UpgradeClient
@@ -26,6 +26,11 @@ from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
 from mtt.wire.agent import SUBPROTOCOL
+
+# The gateway's answers to agents that it does not admit.
+_REFUSALS = {401: "wrong login; check auth_username and auth_password", 403: "forbidden"}
+# Characters of a gateway's reason that are logged.
+_MAX_REASON = 200
 
 
 class Agent(Service):
@@ -113,29 +118,30 @@ class Agent(Service):
     ) -> LinkSession:
         """Make a session with a gateway."""
         transport = await connector.connect()
+        server = connector.server
         try:
             upgrade = UpgradeClient(
                 transport,
                 AGENT_PATH,
-                connector.server.host,
+                server.host,
                 (SUBPROTOCOL,),
-                port=connector.server.port,
+                port=server.port,
                 headers=self._headers(replica),
             )
             async with asyncio.timeout(CONNECT_TIME):
                 await upgrade.answered()
-        except TimeoutError:
+            if upgrade.protocol != SUBPROTOCOL:
+                raise PeerError("the gateway speaks another protocol")
+        except BaseException as error:
             transport.abort()
-            raise PeerError(f"{connector.server}: no answer within {CONNECT_TIME:g} s") from None
-        except MttError as error:
-            transport.abort()
-            raise type(error)(f"{connector.server}: {error}") from None
-        except BaseException:
-            transport.abort()
-            raise
-        if upgrade.protocol != SUBPROTOCOL:
-            transport.abort()
-            raise PeerError(f"{connector.server}: the gateway speaks another protocol")
+            if not isinstance(error, MttError | TimeoutError):
+                raise
+            self.counters.failed(error)
+            if isinstance(error, TimeoutError):
+                raise PeerError(f"{server}: no answer within {CONNECT_TIME:g} s") from None
+            if upgrade.status in _REFUSALS:
+                raise RefusedError(f"{server}: {_refusal(upgrade)}") from None
+            raise type(error)(f"{server}: {error}") from None
         return self._begin(transport, str(connector.server), on_end)
 
     def _begin(
@@ -183,3 +189,14 @@ def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
     if tls is None or tls.server_name:
         return tls
     return replace(tls, server_name=gateway.host.partition("%")[0])
+
+
+def _refusal(upgrade: UpgradeClient) -> str:
+    """Why the gateway refuses the agent, for the log. A 403 has the reason in its body."""
+    text = _REFUSALS[upgrade.status]
+    if upgrade.status == 403:
+        line = upgrade.body.partition(b"\n")[0].decode("ascii", "replace")
+        # A proxy on the way may answer with a page.
+        if line.isprintable() and 0 < len(line) <= _MAX_REASON and "<" not in line:
+            text = line
+    return f"the gateway refuses this agent: {upgrade.status}, {text}"

@@ -2,6 +2,7 @@
 
     connect -> session -> lost -> connect at once
         `-> failed -> wait, longer each time, or until the network changes -> connect
+        `-> refused -> wait, long
 
 An established session is checked for what kills connections silently: another route to the gateway,
 a sleep of the computer, a missing acknowledgement. If in doubt, the agent asks for a sign of life;
@@ -11,16 +12,17 @@ without one, it connects again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from mtt.address import Endpoint
-from mtt.errors import MttError, NetworkError, describe
+from mtt.address import Endpoint, is_ip
+from mtt.errors import MttError, NetworkError, RefusedError, describe
 from mtt.layers.base import StreamTransport
-from mtt.log import Throttle, logger
+from mtt.log import logger
 from mtt.net.sockets import source_address
-from mtt.outbound.reuse import ReuseGuard, slept_seconds
+from mtt.outbound.reuse import SLEEP_TIME, ReuseGuard, slept_seconds
 
 # Seconds before the second attempt, and the longest time between two. Each wait is a random part
 # of the time, so that the agents of a restarted gateway do not come all at once.
@@ -33,6 +35,11 @@ GOOD_TIME = 10.0
 LOOK_INTERVAL = 2.0
 # Seconds for a sign of life that was asked for.
 SIGN_TIME = 5.0
+# Reasons of failures that are remembered, to name each once; more only if the gateway invents them.
+MAX_REASONS = 20
+
+# Where routes to the Internet are looked at: addresses for documentation (RFC 5737, RFC 3849).
+_INTERNET = (("192.0.2.1", 9), ("2001:db8::1", 9, 0, 0))
 
 
 class LinkSession(Protocol):
@@ -75,7 +82,11 @@ class Link:
         self._gateway = gateway
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
-        self._failures = Throttle()
+        self._reasons: set[str] = set()  # of failures since the last session
+        host, port = gateway.host, gateway.port
+        self._peers: tuple[tuple[object, ...], ...] = _INTERNET
+        if is_ip(host) and "%" not in host:
+            self._peers = ((host, port, 0, 0) if ":" in host else (host, port),)
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -90,59 +101,90 @@ class Link:
         loop = asyncio.get_running_loop()
         limit = self.wait_times[0]
         while True:
-            over = asyncio.Event()
-            began = loop.time()
+            ending = _Ending()
             try:
-                self.session = await self._connect(over.set)
+                self.session = await self._connect(ending.set)
             except MttError as error:
-                self._failures.warning("cannot reach the gateway: %s", describe(error))
+                self._log_failure(describe(error))
+                if isinstance(error, RefusedError):
+                    limit = self.wait_times[1]  # an operator has to mend it
+            except Exception as error:  # a fault of this program must not end the link
+                self._log_failure(f"internal error: {describe(error)}")
+                logger.debug("where it happened:", exc_info=True)
             else:
+                self._reasons.clear()
                 logger.info("connected to the gateway %s", self._gateway)
                 began = loop.time()
-                await self._watch(self.session, over)
+                await self._watch(self.session, ending)
                 reason = describe(self.session.error)
                 self.session = None
                 logger.warning("disconnected from the gateway %s: %s", self._gateway, reason)
                 if loop.time() - began >= GOOD_TIME:
                     limit = self.wait_times[0]
                     continue
-            await self._wait(random.uniform(limit / 2, limit))
-            limit = min(limit * GROWTH, self.wait_times[1])
+            if await self._wait(random.uniform(limit / 2, limit)):
+                limit = min(limit * GROWTH, self.wait_times[1])
+            else:
+                limit = self.wait_times[0]
 
-    async def _watch(self, session: LinkSession, over: asyncio.Event) -> None:
+    def _log_failure(self, reason: str) -> None:
+        """Name each reason once, however often the attempts fail."""
+        level = logging.DEBUG if reason in self._reasons else logging.WARNING
+        logger.log(level, "no session with the gateway, trying again: %s", reason)
+        if len(self._reasons) < MAX_REASONS:
+            self._reasons.add(reason)
+
+    async def _watch(self, session: LinkSession, ending: _Ending) -> None:
         """Wait for the end of a session; end it if the gateway is out of reach."""
         guard = ReuseGuard()
         guard.add(session)
-        suspected_at = 0.0
+        suspected_at: float | None = None
         loop = asyncio.get_running_loop()
-        while not await _happens(over, LOOK_INTERVAL):
+        await ending.wait(LOOK_INTERVAL)
+        while not ending.is_set:
             if guard.admits(session):
-                suspected_at = 0.0
-            elif not suspected_at:
+                suspected_at = None
+            elif suspected_at is None:
                 suspected_at = loop.time()
                 guard.verify(session)
+            elif session.heard_at > suspected_at:
+                suspected_at = loop.time()  # the network has changed again since then
             elif loop.time() - suspected_at >= SIGN_TIME:
                 session.abort(NetworkError("no sign of life from the gateway"))
+            await ending.wait(LOOK_INTERVAL)
 
-    async def _wait(self, seconds: float) -> None:
-        """Wait, but not after a change of the network or a sleep of the computer."""
+    async def _wait(self, seconds: float) -> bool:
+        """Wait; false after a change of the network or a sleep of the computer, at once."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        before = self._network()
-        while (left := end - loop.time()) > 0 and self._network() == before:
-            await asyncio.sleep(min(left, LOOK_INTERVAL))
+        routes, slept = self._routes(), slept_seconds()
+        while (left := end - loop.time()) > 0:
+            await _Ending().wait(min(left, LOOK_INTERVAL))
+            if self._routes() != routes or slept_seconds() - slept > SLEEP_TIME:
+                return False
+        return True
 
-    def _network(self) -> tuple[str | None, int]:
-        """What an attempt depends on, as far as it can be seen here."""
-        route = source_address(("192.0.2.1", 9)) or source_address(("2001:db8::1", 9, 0, 0))
-        return route, int(slept_seconds())
+    def _routes(self) -> list[str | None]:
+        return [source_address(peer) for peer in self._peers]
 
 
-async def _happens(event: asyncio.Event, seconds: float) -> bool:
-    """Whether `event` is set within this time."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True
+class _Ending:
+    """The end of something, for which one task waits."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._wakes = asyncio.Event()
+
+    def set(self) -> None:
+        self.is_set = True
+        self._wakes.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait for the end, but not longer than this."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._wakes.set)
+        try:
+            await self._wakes.wait()
+        finally:
+            timer.cancel()
+        if not self.is_set:
+            self._wakes.clear()

@@ -58,7 +58,7 @@ class PeerError(MttError):
 
 
 class RefusedError(PeerError):
-    """The server requires a client certificate, or rejected this client's."""
+    """The server does not admit this client: its certificate or its login."""
 
     cause = Cause.CERTIFICATE
 

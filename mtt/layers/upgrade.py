@@ -27,9 +27,14 @@ class UpgradeClient(Parked):
 
     Attributes:
         protocol: the subprotocol that the server chose, if any.
+        status: of the server's answer; 0 without one.
+        body: what came with an answer that is a refusal, perhaps not all of it.
     """
 
-    __slots__ = ("_answer", "_buffer", "_interim", "_key", "_refusal", "_request", "protocol")
+    __slots__ = (
+        "_answer", "_buffer", "_interim", "_key", "_refusal", "_request", "body", "protocol",
+        "status",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -48,6 +53,8 @@ class UpgradeClient(Parked):
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusal: MttError | None = None
         self.protocol: str | None = None
+        self.status = 0
+        self.body = b""
         self._request = upgrade.request(
             path, host, self._key, protocols, port=port, headers=headers or {}
         )
@@ -76,6 +83,9 @@ class UpgradeClient(Parked):
             response = self._final_response()
             if response is None:
                 return
+            self.status = response.status
+            if self.status != 101:
+                self.body = bytes(self._buffer)
             self.protocol = upgrade.check_response(response, self._key)
         except HttpError as error:
             self._fail(upgrade.UpgradeError(f"the server does not speak HTTP: {error}"))
