@@ -73,9 +73,14 @@ def with_file(given: Values, environ: Mapping[str, str]) -> Values:
     """
     from mtt.options.tree import read_tree  # only if needed: -h must be fast
 
-    path: str = (defaults(FLAGS) | given)[CONFIG]
-    top = read_tree(f"-{CONFIG}", path, environ)
+    top = read_tree(f"-{CONFIG}", path_of(given), environ)
     return _log_values(top.section("log"), given) | given | {TREE: top}
+
+
+def path_of(given: Values) -> str:
+    """The path of the file."""
+    path: str = (defaults(FLAGS) | given)[CONFIG]
+    return path
 
 
 def _log_values(log: Section, given: Values) -> Values:

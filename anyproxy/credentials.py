@@ -220,5 +220,14 @@ class Credentials:
         self.throttle.failed(address)
         return False
 
+    def is_current(self, group: str) -> bool:
+        """Whether the agents of a group have shown the password that the operator has set."""
+        fixed, known = self._group_options(group).password, self._verified.get(group)
+        if not fixed:
+            return True
+        return known is not None and hmac.compare_digest(
+            known.digest, self._digest(fixed.encode())
+        )
+
     def _digest(self, password: bytes) -> bytes:
         return hmac.digest(self._key, password, hashlib.sha256)

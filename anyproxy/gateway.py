@@ -43,40 +43,50 @@ MAX_ROUTES = 1000
 class Proxy:
     """One proxy port of the gateway: its listener, its TLS, its users."""
 
-    def __init__(self, name: str, options: ProxyOptions, gateway: Gateway) -> None:
+    def __init__(
+        self, name: str, options: ProxyOptions, gateway: Gateway, tls: TlsFiles | None
+    ) -> None:
         self.name = name
-        self.options = options
-        self.tls = server_tls(options.tls) if options.tls is not None else None
         self._gateway = gateway
         self._listener: Listener | None = None
-        has_login = options.group_login or options.login is not None
         self.port = ProxyPort(
-            None if has_login else gateway.route(options.group),
+            None,
             gateway.open_tunnels,
-            login=self._login if has_login else None,
             idle_time=gateway.idle_time,
             udp_idle_time=gateway.udp_idle_time,
         )
+        self.use_options(options, tls)
+
+    def use_options(self, options: ProxyOptions, tls: TlsFiles | None) -> None:
+        """Serve new connections by these options, at the present address."""
+        self.options = options
+        self.tls = tls
+        has_login = options.group_login or options.login is not None
+        self.port.route = None if has_login else self._gateway.route(options.group)
+        self.port.login = self._login if has_login else None
 
     @property
     def addresses(self) -> list[str]:
         return self._listener.addresses if self._listener is not None else []
 
-    async def start(self, resolver: Resolver) -> None:
+    async def listen(self, resolver: Resolver) -> None:
         """Listen. Raises StartError."""
-        self._listener = await bind(self.options.bind, "", resolver=resolver)
-        self._listener.serve(self._gateway.open_tunnels.admission.guard(self._accept))
-        if self.tls is not None:
-            self.tls.follow()
+        self.serve(await bind(self.options.bind, "", resolver=resolver))
+
+    def serve(self, listener: Listener) -> None:
+        """Accept connections of this listener instead of the present one."""
+        self.cleanup()
+        self._listener = listener
+        listener.serve(self._gateway.open_tunnels.admission.guard(self._accept))
 
     def cleanup(self) -> None:
         if self._listener is not None:
             self._listener.close()
 
     def _accept(self) -> StreamProtocol:
-        if self.tls is None:
-            return ProxyHandshake(self.port)
         port = self.port
+        if self.tls is None:
+            return ProxyHandshake(port)
 
         def ready(transport: StreamTransport) -> None:
             port.handshake_over(tls)
@@ -118,14 +128,19 @@ class Proxy:
 class Gateway(ServerService):
     """The service of anyproxy-gateway: `start()` listens, `close()` ends everything.
 
+    Attributes:
+        proxies: those that listen.
+        former_proxies: those that a new configuration has removed.
+        is_over: whether it has stopped listening.
+
     Raises UsageError if a certificate is unusable.
     """
 
     def __init__(self, options: GatewayOptions) -> None:
-        resolver = Resolver()
-        super().__init__(options, resolver, options.tls)
-        self._options = options
-        self._resolver = resolver
+        self.resolver = Resolver()
+        super().__init__(options, self.resolver, options.tls)
+        self.options = options
+        self.is_over = False
         self.idle_time = options.timeout
         self.udp_idle_time = options.udp_timeout
         self.groups = Groups(self._balance)
@@ -148,14 +163,23 @@ class Gateway(ServerService):
             throttle=self.credentials.throttle,
         )
         self.proxies = [
-            Proxy(name, proxy, self)
-            for name, proxy in (("HTTP", options.http), ("SOCKS5", options.socks5))
-            if proxy is not None
+            Proxy(name, proxy, self, server_tls(proxy.tls) if proxy.tls is not None else None)
+            for name, proxy in options.proxies.items()
         ]
-        extra: tuple[TlsFiles, ...] = tuple(
-            proxy.tls for proxy in self.proxies if proxy.tls is not None
-        )
-        self.certificates = (*self.certificates, *extra)
+        self.former_proxies: list[Proxy] = []
+        self.certificates = self.used_certificates()
+
+    # Options that change while it runs, see `gateway_reload`.
+
+    def use_options(self, options: GatewayOptions) -> None:
+        """Use these options from now on, except what is made from them at the start."""
+        self.options = options
+        self._agents.login = options.login
+
+    def used_certificates(self) -> tuple[TlsFiles, ...]:
+        """The certificates for new connections."""
+        found = (self._tls, *(proxy.tls for proxy in self.proxies))
+        return tuple(tls for tls in found if tls is not None)
 
     def _reader(self) -> HeadReader[str, SmuxSession]:
         return self._agents
@@ -167,7 +191,7 @@ class Gateway(ServerService):
         return f"agents{'' if self._tls is not None else ' without TLS'}{proxies}"
 
     def _group_options(self, name: str) -> GroupOptions:
-        return self._options.groups.get(name, self._options.default_group)
+        return self.options.groups.get(name, self.options.default_group)
 
     def _balance(self, name: str) -> Balance:
         return BALANCES[self._group_options(name).balance]
@@ -177,14 +201,14 @@ class Gateway(ServerService):
         await self.serve(self._frontend.accept)
         try:
             for proxy in self.proxies:
-                await proxy.start(self._resolver)
+                await proxy.listen(self.resolver)
         except BaseException:
             self.cleanup()
             raise
-        if self._tls is not None:
-            self._tls.follow()
+        self.follow()
 
     def cleanup(self) -> None:
+        self.is_over = True
         super().cleanup()
         for proxy in self.proxies:
             proxy.cleanup()
@@ -198,7 +222,9 @@ class Gateway(ServerService):
 
     async def close(self) -> None:
         self.cleanup()
-        for proxy in self.proxies:
+        if self.configuration is not None:
+            await self.configuration.close()
+        for proxy in (*self.proxies, *self.former_proxies):
             proxy.port.close()
         self.ports.close()
         await self._agents.close()

@@ -12,6 +12,7 @@ early.begin(sys.argv[0])
 
 from typing import TYPE_CHECKING
 
+from anyproxy import config
 from anyproxy.config import FLAGS, with_file
 from mtt.options.flags import Values
 from mtt.process.command import Command, Start
@@ -26,9 +27,21 @@ def service(values: Values, start: Start) -> Service:
 
     options = gateway_options(values, sockets=start.descriptors)
 
-    from anyproxy.gateway import Gateway
+    from functools import partial
 
-    return Gateway(options)
+    from anyproxy.gateway import Gateway
+    from anyproxy.gateway_reload import apply
+    from mtt.process.configuration import Configuration
+
+    gateway = Gateway(options)
+    reread = start.reread
+    assert reread is not None
+    gateway.configuration = Configuration(
+        config.path_of(values),
+        lambda: gateway_options(reread(), sockets=start.descriptors),
+        partial(apply, gateway),
+    )
+    return gateway
 
 
 COMMAND = Command(

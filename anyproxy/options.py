@@ -96,6 +96,12 @@ class GatewayOptions(ServiceOptions):
     socks5: ProxyOptions | None = None
     udp_timeout: float = UDP_TIMEOUT
 
+    @property
+    def proxies(self) -> dict[str, ProxyOptions]:
+        """The proxies by name."""
+        found = {"HTTP": self.http, "SOCKS5": self.socks5}
+        return {name: proxy for name, proxy in found.items() if proxy is not None}
+
 
 # Agent.
 

@@ -84,7 +84,7 @@ class Frontend(Generic[Target, Session]):
         reader.front = self
         self._reader = reader
         self.counters = counters
-        self._context = context
+        self.context = context
         self.fallback = fallback
         self._on_session = on_session
         self.handshakes = Pending(on_cut=self._count_cut)
@@ -111,14 +111,14 @@ class Frontend(Generic[Target, Session]):
     def accept(self) -> StreamProtocol:
         """Returns the protocol of a new connection (a protocol factory of asyncio)."""
         parked = Parked(self._reader.read)
-        if self._context is None:
+        if self.context is None:
             return parked
         site = self._reader.site
         if site is None:
-            tls = TlsLayer(parked, self._context(), server_side=True, half_close=True)
+            tls = TlsLayer(parked, self.context(), server_side=True, half_close=True)
         else:
             tls = TlsLayer(
-                parked, self._context(), server_side=True, handshake_time=site.handshake_time
+                parked, self.context(), server_side=True, handshake_time=site.handshake_time
             )
         parked.failed = partial(self.give_up, tls)
         self.handshakes.add(tls)

@@ -123,8 +123,8 @@ class ProxyHandshake(StreamProtocol):
             self._step = socks.parse_request, ProxyHandshake._request5
 
     def _login5(self, user: bytes, password: bytes) -> None:
-        assert self._port.login is not None
-        self._route = self._port.login(self._transport, user, password)
+        if self._port.login is not None:  # else it was given up meanwhile
+            self._route = self._port.login(self._transport, user, password)
         if self._route is None:
             raise SocksError("wrong user or password", socks.login_reply(False))
         self._transport.write(socks.login_reply(True))

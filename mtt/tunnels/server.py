@@ -83,9 +83,16 @@ class ServerService(Service):
         _ = self._frontend  # creates it, with its imports
 
     def follow(self) -> None:
-        """Watch the certificate files."""
+        """Watch the files of certificates and configuration."""
         for files in self.certificates:
             files.follow()
+        if self.configuration is not None:
+            self.configuration.follow()
+
+    def use_certificate(self, tls: TlsFiles) -> None:
+        """Use another certificate for new connections; the server must have one."""
+        self._tls = tls
+        self._frontend.context = tls.context
 
     def announce(self) -> None:
         # After listening: describing a certificate is slow, and a plugin must listen quickly.
