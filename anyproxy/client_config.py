@@ -7,6 +7,7 @@ from urllib.parse import unquote
 from anyproxy import config
 from anyproxy.options import (
     ANYWHERE,
+    MAX_OPEN_PORTS,
     NO_GROUP,
     PROTOCOLS,
     TCP,
@@ -25,14 +26,11 @@ from mtt.trust.identity import parse_pin
 from mtt.trust.tls_options import ClientTls
 from mtt.users.file import checked_user
 from mtt.users.user import User
+from mtt.wire import proxy_protocol
 
 # Sessions with each gateway. One carries thousands of streams; more help on slow links.
 MAX_REPLICAS = 64
 MAX_GATEWAYS = 64
-# As many as one request of the Go program can name, and more than a machine has services.
-MAX_OPEN_PORTS = 1000
-
-_PROXY_HEADERS = ("v1", "v2")  # of the PROXY protocol
 
 # Schemes of a gateway's address, each with its default port.
 _SCHEMES = {"ws": 80, "wss": 443}
@@ -215,12 +213,15 @@ def _open_ports(client: Section) -> tuple[OpenPort, ...]:
     sections = client.sections("open_ports")
     if len(sections) > MAX_OPEN_PORTS:
         client.fail("open_ports", f"{len(sections)} are too many; {MAX_OPEN_PORTS} at most")
-    found: dict[tuple[int, str], OpenPort] = {}
+    found: dict[tuple[object, ...], OpenPort] = {}
     for section in sections:
         port = _open_port(section)
-        if (port.remote_port, port.protocol) in found:
+        key: tuple[object, ...] = port.protocol, port.remote_port
+        if not port.remote_port:  # any port, one for each target
+            key = *key, port.local_host, port.local_port
+        if key in found:
             section.fail("remote_port", f"{port.remote_port} ({port.protocol}) is there twice")
-        found[port.remote_port, port.protocol] = port
+        found[key] = port
     return tuple(found.values())
 
 
@@ -234,7 +235,7 @@ def _open_port(section: Section) -> OpenPort:
         proxy_protocol=section.text("proxy_protocol").lower(),
         allow_from=config.networks(section, "allow_from", ANYWHERE),
     )
-    if port.proxy_protocol not in ("", *_PROXY_HEADERS):
+    if port.proxy_protocol not in ("", *proxy_protocol.VERSIONS):
         section.fail("proxy_protocol", f"{quoted(port.proxy_protocol)} is not v1 or v2")
     if port.proxy_protocol and port.protocol != TCP:
         section.fail("proxy_protocol", "only for tcp; remove it")

@@ -15,13 +15,13 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-from anyproxy.options import ANYWHERE, PROTOCOLS, Network, OpenPort
-from anyproxy.ports import MAX_PORTS, PortResult
+from anyproxy.options import ANYWHERE, MAX_OPEN_PORTS, PROTOCOLS, Network, OpenPort
+from anyproxy.ports import PortResult
 from mtt.errors import PeerError
 from mtt.wire import addresses, proxy_protocol
 
 # Networks in the list of users of one port.
-MAX_NETWORKS = 64
+MAX_NETWORKS = 1000
 # Characters of an error, and of an address, that a gateway tells; they are logged.
 MAX_TEXT = 200
 
@@ -86,8 +86,8 @@ def parse_results(value: object, ports: Sequence[OpenPort]) -> list[PortResult]:
 def _entries(value: object) -> list[Message]:
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise PeerError("ports is not a list of objects")
-    if len(value) > MAX_PORTS:
-        raise PeerError(f"{len(value)} ports; {MAX_PORTS} at most")
+    if len(value) > MAX_OPEN_PORTS:
+        raise PeerError(f"{len(value)} ports; {MAX_OPEN_PORTS} at most")
     return value
 
 

@@ -34,6 +34,9 @@ CREDENTIAL_TYPES = (MEMORY, FILE, DATABASE)
 TCP, UDP = "tcp", "udp"
 PROTOCOLS = (TCP, UDP)
 
+# Forwarded ports of an agent: they fit in a message, and each takes a descriptor of the gateway.
+MAX_OPEN_PORTS = 256
+
 
 # Gateway.
 

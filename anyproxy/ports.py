@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from anyproxy.forwarded import HOLD_TIME, ForwardedPort, Means
 from anyproxy.forwarded_tcp import TcpPort
 from anyproxy.forwarded_udp import UdpPort
-from anyproxy.options import PROTOCOLS, TCP, UDP, GroupOptions, OpenPort
+from anyproxy.options import MAX_OPEN_PORTS, PROTOCOLS, TCP, UDP, GroupOptions, OpenPort
 from mtt.address import endpoint
 from mtt.errors import StartError
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.observe.metrics import Values, labels, metric
 from mtt.outbound.groups import Agent
 
-# Ports of an agent, and of a group. Each takes a descriptor of the gateway.
-MAX_PORTS = 256
+# Ports of a group. Each takes a descriptor of the gateway.
 MAX_GROUP_PORTS = 1024
 # Ports that are tried when an agent asks for any.
 DRAWS = 64
@@ -88,8 +87,8 @@ class Ports:
         results = []
         for number, wanted in enumerate(ports):
             try:
-                if number >= MAX_PORTS:
-                    raise StartError(f"an agent may have {MAX_PORTS} ports")
+                if number >= MAX_OPEN_PORTS:
+                    raise StartError(f"an agent may have {MAX_OPEN_PORTS} ports")
                 port = self._obtain(group, agent, wanted, kept)
             except StartError as error:
                 results.append(PortResult(wanted, error=str(error)))

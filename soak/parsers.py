@@ -17,6 +17,7 @@ from mtt_mu_server.decoding import Refused
 from mtt_mu_server.options import FLAGS as MU_FLAGS
 from plugin.options import parse_options
 from plugin.sip003 import read_environment
+from soak.anyproxy_parsers import ANYPROXY_PARSERS
 from soak.anytls_parsers import ANYTLS_PARSERS
 from soak.mutation import Parser, text
 
@@ -171,4 +172,4 @@ PARSERS: dict[str, Parser] = {
         ),
         (Refused,),
     ),
-} | ANYTLS_PARSERS
+} | ANYTLS_PARSERS | ANYPROXY_PARSERS

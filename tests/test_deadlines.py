@@ -52,6 +52,11 @@ DEADLINES = [
     ("mtt.tunnels.relay", "ORPHAN_TIME", 5, 5),
     ("mtt.tunnels.relay", "END_TIME", 2, 2),
     ("mtt.process.runtime", "CLOSE_LIMIT", 5, 5),
+    # Forwarded ports: users wait for an agent that reconnects.
+    ("anyproxy.forwarded", "HOLD_TIME", 10, 10),
+    ("anyproxy.forwarded_udp", "UNANSWERED_TIME", 30, 30),
+    ("anyproxy.control", "RETRY_TIME", 30, 30),
+    ("anyproxy.control", "LEAVE_TIME", 3, 3),
     # Idle sessions.
     ("mtt.outbound.smux_pool", "IDLE_TIME", 30, 30),
     ("mtt.proxy.association", "IDLE_TIME", 300, 300),

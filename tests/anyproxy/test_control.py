@@ -19,8 +19,8 @@ from anyproxy.messages import (
     parse_ports,
     parse_results,
 )
-from anyproxy.options import DEFAULT_GROUP, OpenPort
-from anyproxy.ports import MAX_PORTS, PortResult, Ports
+from anyproxy.options import DEFAULT_GROUP, MAX_OPEN_PORTS, OpenPort
+from anyproxy.ports import PortResult, Ports
 from mtt.errors import MttError, PeerError
 from mtt.layers.smux import SmuxSession
 from mtt.observe.metrics import Counters
@@ -152,7 +152,7 @@ def test_unknown_keys_are_ignored() -> None:
     "value",
     [
         None, {}, "x", [1], [[]], [{}],
-        [PORT] * (MAX_PORTS + 1),
+        [PORT] * (MAX_OPEN_PORTS + 1),
         [PORT | {"port": "22"}], [PORT | {"port": True}], [PORT | {"port": 22.0}],
         [PORT | {"port": -1}], [PORT | {"port": 65536}], [PORT | {"target_port": 0}],
         [PORT | {"target_port": 10**4000}],
@@ -358,7 +358,7 @@ async def test_agent_gives_up_its_last_port() -> None:
 async def test_ports_that_do_not_fit_in_a_message_are_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    networks = tuple(ipaddress.ip_network(f"2001:db8:{n:x}::/48") for n in range(MAX_NETWORKS))
+    networks = tuple(ipaddress.ip_network(f"2001:db8:{n:x}::/48") for n in range(64))
     port = OpenPort(remote_port=0, local_host="a", local_port=1, allow_from=networks)
     agent = AgentEnd(*[port] * 64)
     assert await agent.sent() == []

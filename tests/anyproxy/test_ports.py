@@ -227,7 +227,7 @@ async def test_ports_that_a_new_configuration_forbids_close(certs: Certs) -> Non
 
 
 async def test_number_of_ports_is_limited(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "MAX_PORTS", 3)
+    monkeypatch.setattr(ports, "MAX_OPEN_PORTS", 3)
     monkeypatch.setattr(ports, "MAX_GROUP_PORTS", 5)
     async with gateway_for(certs) as gateway, agent_for(certs, gateway, replicas=2):
         agents = agents_of(gateway)

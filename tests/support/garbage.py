@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 # Objects of these packages count: who keeps one of OpenSSL's is among them.
-OURS = ("mtt", "mtt_mu_server", "anytls", "plugin")
+OURS = ("mtt", "mtt_mu_server", "anytls", "anyproxy", "plugin")
 
 
 @contextlib.contextmanager
