@@ -34,9 +34,6 @@ PORT_TRIES = 16
 
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 
-# Makes a bound socket from a family, an address, and whether it is dual-stack. Raises OSError.
-Bind = Callable[[int, tuple[Any, ...], bool], socket.socket]
-
 
 class Listener:
     """Open listening sockets; `addresses` describes them for the log, with the actual port."""
@@ -108,12 +105,7 @@ async def bind(
             listener._add(_adopt(descriptor))
         if endpoint is not None:
             groups = await _addresses(endpoint, resolver)
-            with_fast_open = fast_open and _fast_open_available()
-
-            for sock in _bind_endpoint(
-                groups,
-                lambda family, address, dual: _bind_tcp(family, address, dual, with_fast_open),
-            ):
+            for sock in _bind_endpoint(groups, fast_open=fast_open and _fast_open_available()):
                 listener._add(sock)
         if unix_path:
             listener._add(bind_unix(unix_path, private))
@@ -129,17 +121,14 @@ async def bind(
 def bind_now(endpoint: Endpoint) -> Listener:
     """Like `bind`, without waiting: the hosts of `endpoint` are IP literals or empty."""
     listener = Listener()
-    for sock in _bind_endpoint(_literals(endpoint), _bind_tcp):
+    for sock in _bind_endpoint(_literals(endpoint)):
         listener._add(sock)
     return listener
 
 
 def bind_udp(endpoint: Endpoint) -> list[socket.socket]:
-    """UDP sockets on every host of `endpoint`, which are IP literals or empty, as in `bind`.
-
-    Raises StartError.
-    """
-    return _bind_endpoint(_literals(endpoint), _bind_datagrams)
+    """UDP sockets, as by `bind_now`. Raises StartError."""
+    return _bind_endpoint(_literals(endpoint), socket.SOCK_DGRAM)
 
 
 async def _addresses(endpoint: Endpoint, resolver: Resolver) -> list[list[Address]]:
@@ -195,20 +184,22 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _bind_endpoint(groups: list[list[Address]], bind: Bind) -> list[socket.socket]:
-    """Bound and listening sockets for all groups, all on the same port."""
+def _bind_endpoint(
+    groups: list[list[Address]], kind: int = socket.SOCK_STREAM, *, fast_open: bool = False
+) -> list[socket.socket]:
+    """Sockets for all groups, all on the same port."""
     for _ in range(PORT_TRIES - 1):
         try:
-            return _bind_groups(groups, bind)
+            return _bind_groups(groups, kind, fast_open)
         except StartError as error:
             drawn = groups[0][0][1][1] == 0
             cause = error.__cause__
             if not (drawn and isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE):
                 raise
-    return _bind_groups(groups, bind)
+    return _bind_groups(groups, kind, fast_open)
 
 
-def _bind_groups(groups: list[list[Address]], bind: Bind) -> list[socket.socket]:
+def _bind_groups(groups: list[list[Address]], kind: int, fast_open: bool) -> list[socket.socket]:
     with_ipv4 = any(family == socket.AF_INET for group in groups for family, _ in group)
     sockets: list[socket.socket] = []
     port = groups[0][0][1][1]
@@ -220,7 +211,7 @@ def _bind_groups(groups: list[list[Address]], bind: Bind) -> list[socket.socket]
                 address = (address[0], port, *address[2:])
                 dual_stack = address[0] == _ALL_IPV6 and not with_ipv4
                 try:
-                    sockets.append(bind(family, address, dual_stack))
+                    sockets.append(_bind_one(kind, family, address, dual_stack, fast_open))
                 except OSError as error:
                     if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                         raise start_error(host_port(*address[:2]), error) from error
@@ -237,38 +228,27 @@ def _bind_groups(groups: list[list[Address]], bind: Bind) -> list[socket.socket]
     return sockets
 
 
-def _bind_tcp(
-    family: int, address: tuple[Any, ...], dual_stack: bool, fast_open: bool = False
+def _bind_one(
+    kind: int, family: int, address: tuple[Any, ...], dual_stack: bool, fast_open: bool
 ) -> socket.socket:
-    """One bound and listening TCP socket. Raises OSError."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    """A TCP socket that listens, or a UDP socket that does not block. Raises OSError."""
+    is_tcp = kind == socket.SOCK_STREAM
+    sock = socket.socket(family, kind)
     try:
-        if os.name == "posix":
-            # On Windows, this option would let another program take over the port.
+        # For UDP, and on Windows, this option would let another program take over the port.
+        if is_tcp and os.name == "posix":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-        tune(sock)
+        if is_tcp:
+            tune(sock)
         if fast_open:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, FAST_OPEN_QUEUE)
         sock.bind(address)
-        # Immediately: between bind() and listen(), another program could bind the same port.
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _bind_datagrams(family: int, address: tuple[Any, ...], dual_stack: bool) -> socket.socket:
-    """One bound UDP socket, not blocking. Raises OSError."""
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
-        # Without SO_REUSEADDR, which would let another program take over the port.
-        sock.bind(address)
+        if is_tcp:  # immediately: between the two, another program could bind the same port
+            sock.listen(BACKLOG)
+        else:
+            sock.setblocking(False)
     except BaseException:
         sock.close()
         raise

@@ -58,10 +58,10 @@ def bind_unix(path: str, private: bool = False) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a unix socket left behind by a crashed program.
+    """Remove a unix socket left behind by a crashed program, but none in use.
 
     Raises StartError if the file is not a socket (links are not followed), and OSError if it cannot
-    be checked or removed. A socket in use is not removed.
+    be checked or removed.
     """
     try:
         is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
@@ -77,9 +77,8 @@ def _remove_stale(path: str) -> None:
         error = probe.connect_ex(path)
     if error == errno.ECONNREFUSED:
         os.unlink(path)
-    elif error not in _UNIX_LIVE:
+    elif error not in _UNIX_LIVE:  # one in use is left for bind() to report
         raise OSError(error, os.strerror(error))
-    # A socket in use is left for bind() to report.
 
 
 def start_error(where: str, error: OSError, *, unix: bool = False) -> StartError:

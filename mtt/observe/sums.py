@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable
 
-# Metrics that are not summed: the version, the first start time, and the maximum lag.
-_FIRST = "mtt_info"
-_LEAST = "mtt_start_time_seconds"
-_MOST = "mtt_event_loop_lag_max_seconds"
-
-# Metrics kept of a process that is gone; all others describe the current state.
-_LASTING = ("counter", "histogram")
+_MAX_LAG = "mtt_event_loop_lag_max_seconds"
+# Metrics that are not summed, and what is reported of two values.
+_COMBINED: dict[str, Callable[[float, float], float]] = {
+    "mtt_info": lambda one, _: one,
+    "mtt_start_time_seconds": min,
+    _MAX_LAG: max,
+}
+# Kinds and names of what is kept of a process that is gone; the rest describes the current state.
+_LASTING = ("counter", "histogram", "mtt_info", "mtt_start_time_seconds")
 
 
 class Page:
@@ -36,8 +39,9 @@ class Page:
         for name, header in other._headers.items():
             self._headers.setdefault(name, header)
             ours = self._samples.setdefault(name, {})
+            combine = _COMBINED.get(name, operator.add)
             for key, value in other._samples[name].items():
-                ours[key] = _together(name, ours[key], value) if key in ours else value
+                ours[key] = combine(ours[key], value) if key in ours else value
 
     def lasting(self) -> Page:
         """The part kept when the process is gone, so that no counter decreases."""
@@ -45,14 +49,14 @@ class Page:
         page._headers = dict(self._headers)
         for name, samples in self._samples.items():
             kind = self._headers[name].split()[-1]
-            lasts = kind in _LASTING or name in (_FIRST, _LEAST)
+            lasts = kind in _LASTING or name in _LASTING
             page._samples[name] = dict(samples) if lasts else dict.fromkeys(samples, 0)
         return page
 
     def keep_most(self, earlier: Page) -> None:
         """Take over the maxima of an `earlier` page of the same process."""
-        ours = self._samples.get(_MOST, {})
-        for key, value in earlier._samples.get(_MOST, {}).items():
+        ours = self._samples.get(_MAX_LAG, {})
+        for key, value in earlier._samples.get(_MAX_LAG, {}).items():
             ours[key] = max(value, ours.get(key, 0.0))
 
     def __str__(self) -> str:
@@ -68,16 +72,6 @@ def total(pages: Iterable[Page]) -> Page:
     for page in pages:
         found.add(page)
     return found
-
-
-def _together(name: str, one: float, other: float) -> float:
-    if name == _FIRST:
-        return one
-    if name == _LEAST:
-        return min(one, other)
-    if name == _MOST:
-        return max(one, other)
-    return one + other
 
 
 def _number(text: str) -> float:

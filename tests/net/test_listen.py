@@ -88,16 +88,16 @@ async def test_several_hosts_share_one_port():
 
 
 async def test_port_0_is_drawn_again_when_taken_on_another_host(monkeypatch):
-    real = listen_module._bind_tcp
+    real = listen_module._bind_one
     calls: list[Any] = []
 
-    def bind(family: int, address: Any, *rest: Any) -> socket.socket:
+    def bind(kind: int, family: int, address: Any, *rest: Any) -> socket.socket:
         calls.append(address)
         if len(calls) == 2:
             raise OSError(errno.EADDRINUSE, "taken")
-        return real(family, address, *rest)
+        return real(kind, family, address, *rest)
 
-    monkeypatch.setattr(listen_module, "_bind_tcp", bind)
+    monkeypatch.setattr(listen_module, "_bind_one", bind)
     listener = await open_tcp("127.0.0.1", "127.0.0.2")
     assert [address[0] for address in calls] == ["127.0.0.1", "127.0.0.2"] * 2
     assert calls[2][1] == 0
@@ -204,7 +204,7 @@ async def test_missing_permission_is_an_error(monkeypatch):
     def refuse(*args: object) -> socket.socket:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(listen_module, "_bind_tcp", refuse)
+    monkeypatch.setattr(listen_module, "_bind_one", refuse)
     with pytest.raises(StartError, match=r"127\.0\.0\.1:80: no permission; ports below 1024"):
         await open_tcp("127.0.0.1", port=80)
 
