@@ -119,8 +119,6 @@ class HttpListener:
             logger.error("%s: internal error: %s", self._name, describe(error))
             logger.debug("where it happened:", exc_info=error)
 
-    # Connections.
-
     def _accept(self) -> StreamProtocol:
         parked = Parked(self._opened)
         if self._context is None:
@@ -156,8 +154,6 @@ class HttpListener:
         self._pending.discard(transport)
         if self._idle is not None:
             self._idle.discard(transport)
-
-    # Requests.
 
     async def _serve(self, exchange: Exchange) -> None:
         request, transport = exchange.request, exchange.transport

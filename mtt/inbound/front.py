@@ -130,8 +130,6 @@ class Frontend(Generic[Target, Session]):
         for session in list(self._sessions):
             session.abort()
 
-    # Failures.
-
     def report_failure(self, transport: StreamTransport, error: Exception) -> None:
         """Count and log a failed handshake, unless the connection was cut to make room."""
         if transport in self.handshakes:
@@ -145,8 +143,6 @@ class Frontend(Generic[Target, Session]):
 
     def _count_cut(self) -> None:
         self.counters.handshake_failures[Cause.OVERLOAD] += 1
-
-    # Sessions.
 
     def register(self, session: Session, target: Target) -> None:
         """Track a session, which calls `session_lost` at its end."""

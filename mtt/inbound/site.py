@@ -64,7 +64,6 @@ class WebSite:
         logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
 
     def _serve_plain(self, transport: StreamTransport, received: bytes) -> None:
-        """Answer a visitor without TLS."""
         front = self._reader.front
         front.handshakes.add(transport)
         done = partial(front.handshakes.discard, transport)

@@ -50,9 +50,8 @@ class Pending:
     def __contains__(self, transport: StreamTransport) -> bool:
         return transport in self._transports
 
-    def discard(self, transport: StreamTransport) -> bool:
-        """Remove one; returns whether it was present."""
-        return self._transports.pop(transport, self) is None
+    def discard(self, transport: StreamTransport) -> None:
+        self._transports.pop(transport, None)
 
     def close(self) -> None:
         """Cut all of them."""

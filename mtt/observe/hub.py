@@ -97,7 +97,8 @@ class WorkerHub(Hub, Generic[AnyMember]):
         member = self._make(self._lost)
         self.members.add(member)
         self._alone.clear()
-        task = asyncio.get_running_loop().create_task(self._connect(member, worker))
+        member.link.connect(worker)
+        task = asyncio.get_running_loop().create_task(self.welcome(member))
         self._coming.add(task)
         task.add_done_callback(self._coming.discard)
 
@@ -119,10 +120,6 @@ class WorkerHub(Hub, Generic[AnyMember]):
         for member in list(self.members):
             member.link.abort()
         await asyncio.sleep(0)  # lets their lost() run
-
-    async def _connect(self, member: AnyMember, worker: socket.socket) -> None:
-        member.link.connect(worker)
-        await self.welcome(member)
 
     def _lost(self, member: AnyMember) -> None:
         self._past.add(member.page.lasting())

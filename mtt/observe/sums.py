@@ -5,9 +5,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 
+Combine = Callable[[float, float], float]
+
 _MAX_LAG = "mtt_event_loop_lag_max_seconds"
 # Metrics that are not summed, and what is reported of two values.
-_COMBINED: dict[str, Callable[[float, float], float]] = {
+_COMBINED: dict[str, Combine] = {
     "mtt_info": lambda one, _: one,
     "mtt_start_time_seconds": min,
     _MAX_LAG: max,
@@ -39,7 +41,7 @@ class Page:
         for name, header in other._headers.items():
             self._headers.setdefault(name, header)
             ours = self._samples.setdefault(name, {})
-            combine = _COMBINED.get(name, operator.add)
+            combine: Combine = _COMBINED.get(name, operator.add)
             for key, value in other._samples[name].items():
                 ours[key] = combine(ours[key], value) if key in ours else value
 

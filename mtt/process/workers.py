@@ -165,7 +165,6 @@ class Supervisor:
             self._step(left)
 
     def _end_all(self) -> None:
-        """End the remaining children at once."""
         self._stopping = True
         for child in self._children:
             child.send(STOP_NOW)
@@ -260,7 +259,6 @@ class Supervisor:
                 self._handle_death(child, cause)
 
     def _handle_death(self, child: Child, cause: str) -> None:
-        """Handle the unexpected end of a child."""
         if child is self._hub:
             raise child.failure or StartError(f"{child} {cause}; the service cannot run without it")
         if not child.ready:
