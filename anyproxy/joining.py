@@ -82,8 +82,8 @@ class AgentReader(HeadReader[str, SmuxSession]):
         front.handshakes.add(transport)
         http = HttpServer(
             self._route,
-            on_failure=partial(front.report_failure, transport),
-            on_end=partial(front.handshakes.discard, transport),
+            on_failure=front.report_failure,
+            on_end=front.handshakes.discard,
             limits=OPERATORS,
             tasks=self._tasks,
         )

@@ -34,8 +34,8 @@ class Visit(Layer):
             `inspector` finds no tunnels.
         on_refused: takes it over if the site is unreachable before the visitor has made a request.
             None resets the connection.
-        on_settled: called once, when the site has a request, a tunnel begins, or the connection is
-            over.
+        on_settled: called once with the transport below, when the site has a request, a tunnel
+            begins, or the connection is over.
     """
 
     borrows = True
@@ -53,13 +53,13 @@ class Visit(Layer):
         on_tunnel: Callable[[StreamTransport], None] | None = None,
         on_refused: Callable[[StreamTransport], None] | None = None,
         *,
-        on_settled: Callable[[], object],
+        on_settled: Callable[[StreamTransport], object],
     ) -> None:
         super().__init__(upper)
         self._inspector = inspector
         self._on_tunnel = on_tunnel
         self._on_refused = on_refused
-        self._on_settled: Callable[[], object] | None = on_settled
+        self._on_settled: Callable[[StreamTransport], object] | None = on_settled
         self._buffer = b""  # received while paused
         self._unanswered = False  # a request has begun, without an answer of the site since
         self._eof = False
@@ -122,7 +122,7 @@ class Visit(Layer):
     def _settle(self) -> None:
         on_settled, self._on_settled = self._on_settled, None
         if on_settled is not None:
-            on_settled()
+            on_settled(self.lower)
 
     def _release(self) -> None:
         self._settle()

@@ -138,8 +138,8 @@ class HttpListener:
         http = HttpServer(
             lambda request: self._serve,
             error_reply=self._error,
-            on_failure=partial(self.report, transport),
-            on_lost=partial(self._forget, transport),
+            on_failure=self.report,
+            on_lost=self._forget,
             limits=OPERATORS,
             tasks=self._tasks,
         )

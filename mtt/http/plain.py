@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from mtt.http import nginx
 from mtt.http.fallback import Visit
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import MAX_HEAD, HttpError, parse_request
 
@@ -88,7 +88,9 @@ class PlainVisit(Visit):
 
     __slots__ = ("_page", "_plain")
 
-    def __init__(self, upper: StreamProtocol, *, on_settled: Callable[[], object]) -> None:
+    def __init__(
+        self, upper: StreamProtocol, *, on_settled: Callable[[StreamTransport], object]
+    ) -> None:
         self._plain = _PlainInspector()
         self._page: bytearray | None = bytearray()
         super().__init__(upper, self._plain, on_settled=on_settled)

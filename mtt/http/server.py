@@ -59,10 +59,11 @@ class HttpServer(StreamProtocol):
             heads immediately; both may still become tunnels. None: after the head's time limit.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
         error_reply: makes the reply to an invalid request from status and reason, instead of Go's.
-        on_failure: called with the first failure: the peer broke the protocol, was too slow or
-            vanished, or a handler raised an exception.
-        on_end: called once when HTTP ends, by a handover or the start of the close.
-        on_lost: called once when the connection is closed.
+        on_failure: called with the transport and its first failure: the peer broke the protocol,
+            was too slow or vanished, or a handler raised an exception.
+        on_end: called once with the transport when HTTP ends: by a handover, or the start of the
+            close.
+        on_lost: called once with the transport when the connection is closed.
         tasks: collects the tasks of handlers, for the owner to cancel.
     """
 
@@ -84,9 +85,9 @@ class HttpServer(StreamProtocol):
         fallback_time: float | None = None,
         as_nginx: bool = False,
         error_reply: Callable[[int, str], Reply] | None = None,
-        on_failure: Callable[[Exception], None] | None = None,
-        on_end: Callable[[], object] | None = None,
-        on_lost: Callable[[], object] | None = None,
+        on_failure: Callable[[StreamTransport, Exception], None] | None = None,
+        on_end: Callable[[StreamTransport], object] | None = None,
+        on_lost: Callable[[StreamTransport], object] | None = None,
         limits: Limits = VISITORS,
         tasks: set[asyncio.Task[None]] | None = None,
     ) -> None:
@@ -165,7 +166,7 @@ class HttpServer(StreamProtocol):
             self._report(NetworkError(text, cause=Cause.EOF))
         self._detach()
         if self._on_lost is not None:
-            self._on_lost()
+            self._on_lost(self._transport)
             self._on_lost = None
 
     # Requests.
@@ -351,7 +352,7 @@ class HttpServer(StreamProtocol):
 
     def _report(self, error: Exception | None) -> None:
         if self._on_failure is not None and error is not None:
-            self._on_failure(error)
+            self._on_failure(self._transport, error)
             self._on_failure = None
 
     def _close(self, *, silent: bool = False) -> None:
@@ -371,5 +372,5 @@ class HttpServer(StreamProtocol):
             self._timer.cancel()
             self._timer = None
         if self._on_end is not None:
-            self._on_end()
+            self._on_end(self._transport)
         self._on_end = self._on_failure = None

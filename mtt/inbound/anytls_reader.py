@@ -140,8 +140,8 @@ class AnyTlsReader(HeadReader[User, ServerSession]):
         http = HttpServer(
             router,
             as_nginx=True,
-            on_failure=partial(self.front.report_failure, transport),
-            on_end=partial(self.front.handshakes.discard, transport),
+            on_failure=self.front.report_failure,
+            on_end=self.front.handshakes.discard,
         )
         hand_over(transport, http)
 

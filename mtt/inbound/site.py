@@ -6,7 +6,6 @@ The fallback site serves them. Without one, they are answered as by an nginx wit
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from functools import partial
 from typing import Any
 
 from mtt.address import peer_name
@@ -52,10 +51,9 @@ class WebSite:
         front = self._reader.front
         assert front.fallback is not None
         front.handshakes.add(transport)
-        done = partial(front.handshakes.discard, transport)
         park(transport, received, eof=eof)
-        visit = Visit(Parked(front.fallback), inspector, on_tunnel, on_refused, on_settled=done)
-        visit.start(transport)
+        upper, done = Parked(front.fallback), front.handshakes.discard
+        Visit(upper, inspector, on_tunnel, on_refused, on_settled=done).start(transport)
 
     def log_answer(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
         """Count and log the reply to a visitor, without a fallback site."""
@@ -66,7 +64,7 @@ class WebSite:
     def _serve_plain(self, transport: StreamTransport, received: bytes) -> None:
         front = self._reader.front
         front.handshakes.add(transport)
-        done = partial(front.handshakes.discard, transport)
+        done = front.handshakes.discard
         park(transport, received)
         if front.fallback is not None:
             PlainVisit(Parked(front.fallback), on_settled=done).start(transport)

@@ -100,8 +100,8 @@ class _RequestReader(Generic[Target]):
             fallback=self._fall_back if front.fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,
             as_nginx=True,
-            on_failure=partial(front.report_failure, transport),
-            on_end=partial(front.handshakes.discard, transport),
+            on_failure=front.report_failure,
+            on_end=front.handshakes.discard,
         )
         hand_over(transport, http)
 

@@ -48,12 +48,12 @@ class Client:
         async def handle(exchange: Exchange) -> None:
             await handler(exchange)
 
-        def count() -> None:
+        def count(_transport: object) -> None:
             self.lost += 1
 
         self.server = HttpServer(
             lambda request: handle,
-            on_failure=lambda error: self.failures.append(str(error)),
+            on_failure=lambda _, error: self.failures.append(str(error)),
             on_lost=count,
             limits=options.pop("limits", OPERATORS),
             tasks=self.tasks,

@@ -74,7 +74,7 @@ class Connection:
         self.server = HttpServer(
             self.route,
             self.take,
-            on_failure=lambda error: self.failures.append(str(error)),
+            on_failure=lambda _, error: self.failures.append(str(error)),
             **options,
         )
         self.transport = MemoryTransport(self.server)

@@ -97,7 +97,7 @@ async def test_visitor_hears_of_https_for_good_requests_only(
     said: bytes, page: bytes, is_changed: bool
 ) -> None:
     transport = FakeTransport()
-    visit = PlainVisit(Recorder(), on_settled=lambda: None)
+    visit = PlainVisit(Recorder(), on_settled=lambda _: None)
     park(transport, said)
     visit.start(transport)
     visit.write(page)

@@ -279,7 +279,7 @@ class _AllPasses:
 
 def _visit(upper: Any) -> Parked:
     def ready(transport: Any) -> None:
-        Visit(upper, _AllPasses(), on_settled=lambda: None).start(transport)
+        Visit(upper, _AllPasses(), on_settled=lambda _: None).start(transport)
 
     return Parked(ready)
 
