@@ -143,7 +143,7 @@ class Gateway(ServerService):
         self.is_over = False
         self.idle_time = options.timeout
         self.udp_idle_time = options.udp_timeout
-        self.groups = Groups(self._balance)
+        self.groups = Groups(self._balance, self._max_streams)
         self.credentials = Credentials(options.credentials, self._group_options, self.groups)
         self._routes: dict[str, Route] = {}
         self.ports = Ports(
@@ -192,6 +192,9 @@ class Gateway(ServerService):
 
     def _group_options(self, name: str) -> GroupOptions:
         return self.options.groups.get(name, self.options.default_group)
+
+    def _max_streams(self, name: str) -> int:
+        return self._group_options(name).max_streams
 
     def _balance(self, name: str) -> Balance:
         return BALANCES[self._group_options(name).balance]

@@ -87,7 +87,7 @@ class Targets:
         if self.is_draining:
             outcome = Outcome.NO_AGENT
         elif not self._tunnels.admission.has_room():
-            outcome = Outcome.GENERAL_FAILURE
+            outcome = Outcome.OVERLOADED
         elif head.network not in map(_NETWORKS.__getitem__, self.protocols):
             outcome = Outcome.NOT_ALLOWED
         if outcome is not Outcome.SUCCEEDED:

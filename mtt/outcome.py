@@ -22,6 +22,7 @@ class Outcome(enum.Enum):
     NOT_ALLOWED = "not allowed"
     TIMED_OUT = "timed out"
     NO_AGENT = "no agent is connected"  # of a gateway's group
+    OVERLOADED = "too many connections"  # of a group, or of an agent
     GENERAL_FAILURE = "the connection failed"
 
     @property

@@ -54,7 +54,8 @@ class AgentSession(Protocol):
         """Return a parked stream to the head's target, which the agent has reached.
 
         Raises DestinationError if the agent could not reach it, with the outcome NO_AGENT if the
-        agent is leaving; raises another MttError if the agent is unusable.
+        agent is leaving, OVERLOADED if it has too many connections; raises another MttError if the
+        agent is unusable.
         """
 
     def close(self) -> None:

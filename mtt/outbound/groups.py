@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from mtt.errors import DestinationError, MttError, describe
 from mtt.layers.base import StreamTransport
-from mtt.log import logger
+from mtt.log import Throttle, logger
 from mtt.outbound.agent import AgentSession
 from mtt.outcome import Outcome
 from mtt.wire.agent import Head
@@ -54,6 +54,12 @@ class Group:
     name: str
     agents: dict[str, Agent] = field(default_factory=dict)
     leaving: set[Agent] = field(default_factory=set)
+
+    @property
+    def open_streams(self) -> int:
+        """Number of streams of all agents, those that are being opened included."""
+        agents = (*self.agents.values(), *self.leaving)
+        return sum(agent.session.open_streams for agent in agents)
 
     def is_empty(self) -> bool:
         return not (self.agents or self.leaving)
@@ -103,10 +109,17 @@ class Groups:
 
     Args:
         balance: returns the balance of a group by its name.
+        max_streams: returns the maximum number of streams of a group by its name; 0 for unlimited.
     """
 
-    def __init__(self, balance: Callable[[str], Balance] = lambda name: round_robin) -> None:
+    def __init__(
+        self,
+        balance: Callable[[str], Balance] = lambda name: round_robin,
+        max_streams: Callable[[str], int] = lambda name: 0,
+    ) -> None:
         self._balance = balance
+        self._max_streams = max_streams
+        self._refusals = Throttle()
         self._groups: dict[str, Group] = {}
 
     def __iter__(self) -> Iterator[Group]:
@@ -159,18 +172,24 @@ class Groups:
         """Return a parked stream to the head's target, through an agent of the group.
 
         An agent that fails before its answer is replaced by the next one: nothing of the user's
-        data was sent. Raises DestinationError: with the outcome NO_AGENT if no agent is usable.
+        data was sent. Raises DestinationError: with the outcome NO_AGENT if no agent is usable, and
+        OVERLOADED if the group, or each of its agents, has too many streams.
 
         `agents`: the agents of the group to ask, in this order; None: all, in the balance's order.
         """
         group = self._groups.get(name)
         if group is None or not group.agents:
             raise DestinationError(Outcome.NO_AGENT)
+        most = self._max_streams(name)
+        if most and group.open_streams >= most:  # only groups with a limit pay for the count
+            self._refusals.warning("group %r has %d connections, its max_streams", name, most)
+            raise DestinationError(Outcome.OVERLOADED)
         now = asyncio.get_running_loop().time
         started = now()
         if agents is None:
             user = head.user[0] if head.user is not None else ""
             agents = self._balance(name)(group, user)
+        outcome = Outcome.NO_AGENT
         for agent in _usable_first(agents, started):
             if now() - started >= FAILOVER_TIME:
                 break
@@ -179,7 +198,9 @@ class Groups:
             try:
                 stream = await agent.session.open(head)
             except DestinationError as error:
-                if error.outcome is not Outcome.NO_AGENT:
+                if error.outcome is Outcome.OVERLOADED:
+                    outcome = error.outcome  # unless another agent has room
+                elif error.outcome is not Outcome.NO_AGENT:
                     raise
             except MttError as error:
                 agent.resting_until = now() + REST_TIME
@@ -187,7 +208,7 @@ class Groups:
             else:
                 agent.opened += 1
                 return stream
-        raise DestinationError(Outcome.NO_AGENT)
+        raise DestinationError(outcome)
 
 
 def _usable_first(agents: Iterable[Agent], now: float) -> Iterator[Agent]:

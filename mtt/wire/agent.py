@@ -47,6 +47,7 @@ _RESULTS = {
     Outcome.TIMED_OUT: 6,
     Outcome.UNRESOLVABLE: 7,
     Outcome.NO_AGENT: 8,  # the agent is leaving; the gateway asks another one
+    Outcome.OVERLOADED: 9,  # likewise
 }
 _OUTCOMES = {result: outcome for outcome, result in _RESULTS.items()}
 

@@ -59,6 +59,7 @@ _PHRASES = (
     (Outcome.NOT_ALLOWED, "not allowed|not permitted|permission denied"),
     (Outcome.TIMED_OUT, "timed out|timeout|deadline exceeded"),
     (Outcome.NO_AGENT, "no agent is connected"),
+    (Outcome.OVERLOADED, "too many connections"),
 )
 
 _INTEGER = re.compile(r"[+-]?[0-9]+", re.ASCII)

@@ -26,7 +26,12 @@ _URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 _AUTHORITY = re.compile(r"(\[[^\[\]%]*\]|[^:\[\]@/?#]*)(?::([0-9]*))?")
 _IDEMPOTENT = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PUT", "TRACE"})
 # The status when a destination was not reached, 502 otherwise.
-_STATUS = {Outcome.NOT_ALLOWED: 403, Outcome.TIMED_OUT: 504, Outcome.NO_AGENT: 503}
+_STATUS = {
+    Outcome.NOT_ALLOWED: 403,
+    Outcome.TIMED_OUT: 504,
+    Outcome.NO_AGENT: 503,
+    Outcome.OVERLOADED: 503,
+}
 
 
 class ProxyRequest(NamedTuple):

@@ -44,6 +44,7 @@ _REPLIES = {
     Outcome.CONNECTION_REFUSED: 5,
     Outcome.TIMED_OUT: 6,
     Outcome.NO_AGENT: 1,
+    Outcome.OVERLOADED: 1,
 }
 # Version 5 replies to requests that are not attempted.
 COMMAND_NOT_SUPPORTED, ADDRESS_TYPE_NOT_SUPPORTED = 7, 8

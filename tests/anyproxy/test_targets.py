@@ -223,7 +223,7 @@ async def test_number_of_streams_is_limited() -> None:
         assert (await answer_on(scene.stream(tcp(target.port)))).outcome is Outcome.SUCCEEDED
         for head in (tcp(target.port), Head(agent.UDP, "0.0.0.0", 0)):
             stream = scene.stream(head)
-            assert await answer_on(stream) == Answer(Outcome.GENERAL_FAILURE)
+            assert await answer_on(stream) == Answer(Outcome.OVERLOADED)
             assert stream.closing
         assert len(scene.tunnels) == 1
 

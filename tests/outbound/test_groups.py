@@ -15,6 +15,7 @@ from mtt.outcome import Outcome
 from mtt.wire.agent import TCP, Head
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer
+from tests.support.tunnels import logged
 
 HEAD = Head(TCP, "nas.example", 80)
 
@@ -48,7 +49,8 @@ class Scene:
     """A group with agents a, b, c."""
 
     def __init__(self, balance: str = "round_robin", names: str = "abc") -> None:
-        self.groups = Groups(lambda name: BALANCES[balance])
+        self.max_streams = 0
+        self.groups = Groups(lambda name: BALANCES[balance], lambda name: self.max_streams)
         self.sessions: dict[str, FakeSession] = {}
         self.agents: dict[str, Agent] = {}
         for name in names:
@@ -141,6 +143,31 @@ async def test_unreachable_destination_is_final() -> None:
 async def test_agent_that_is_leaving_passes_the_stream_on() -> None:
     scene = Scene()
     scene.sessions["a"].error = DestinationError(Outcome.NO_AGENT)
+    assert await scene.chosen() == "b"
+
+
+async def test_agent_without_room_passes_the_stream_on() -> None:
+    scene = Scene(names="ab")
+    scene.sessions["a"].error = DestinationError(Outcome.OVERLOADED)
+    assert await scene.chosen() == "b"
+    scene.sessions["b"].error = NetworkError("lost")
+    assert await scene.outcome() is Outcome.OVERLOADED
+
+
+async def test_streams_of_a_group_are_limited() -> None:
+    scene = Scene(names="ab")
+    scene.max_streams = 3
+    with logged() as lines:
+        for _ in range(3):
+            await scene.chosen()
+        assert await scene.outcome() is Outcome.OVERLOADED
+        assert await scene.outcome() is Outcome.OVERLOADED
+    assert lines == ["WARNING group 'home' has 3 connections, its max_streams"]
+    scene.groups.retire("home", scene.agents["a"])  # its streams continue
+    assert await scene.outcome() is Outcome.OVERLOADED
+    scene.sessions["a"].open_streams -= 1
+    assert await scene.chosen() == "b"
+    scene.max_streams = 0
     assert await scene.chosen() == "b"
 
 
