@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.link import Link, LinkSession
@@ -27,6 +28,10 @@ from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
 from mtt.wire.agent import SUBPROTOCOL
 
+# Seconds between looks at whether a session that is left has any streams.
+IDLE_TICK = 1.0
+# A gateway, and the number of a session with it.
+_Place = tuple[Endpoint, int]
 # The gateway's answers to agents that it does not admit.
 _REFUSALS = {401: "wrong login; check auth_username and auth_password", 403: "forbidden"}
 # Characters of a gateway's reason that are logged.
@@ -45,7 +50,7 @@ class Agent(Service):
             options,
             resolver,
             sessions=lambda: self.open_sessions,
-            pending=lambda: sum(connector.connecting for connector in self._connectors),
+            pending=lambda: sum(each.connecting for each in self.connectors.values()),
         )
         self.options = options
         self.open_sessions: dict[SmuxSession, None] = {}
@@ -58,32 +63,31 @@ class Agent(Service):
             self.open_tunnels,
             udp_timeout=options.udp_timeout,
         )
-        dialer = Dialer(resolver, timeout=CONNECT_TIME)
-        self._connectors = [
-            Connector(gateway, dialer, self.counters, _tls(options.tls, gateway))
-            for gateway in options.gateways
-        ]
-        self.certificates = tuple(
-            files for connector in self._connectors for files in connector.files
-        )
-        self.links = [
-            Link(connector.server, partial(self._connect, connector, replica))
-            for connector in self._connectors
-            for replica in range(options.replicas)
-        ]
+        self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
+        self.connectors: dict[Endpoint, Connector] = {}
+        self.use_connectors(self.make_connectors(options, options.gateways))
+        self._links = {place: self._link(place) for place in self._places()}
+        self._former: dict[_Place, LinkSession] = {}  # sessions until their successor is there
 
     @property
     def addresses(self) -> list[str]:
         return []
 
+    @property
+    def links(self) -> list[Link]:
+        """One for each session that there should be."""
+        return list(self._links.values())
+
     async def start(self) -> None:
         """Start connecting. Raises StartError if the metrics address is unusable."""
         if await self.endpoint.start():
             self.lag.start()
-        for connector in self._connectors:
+        for connector in self.connectors.values():
             connector.start()
         for link in self.links:
             link.start()
+        if self.configuration is not None:
+            self.configuration.follow()
 
     def announce(self) -> None:
         options = self.options
@@ -96,6 +100,7 @@ class Agent(Service):
 
     async def drain(self) -> None:
         """Leave: tell the gateways, and wait until the open streams have ended."""
+        await self._stop_following()
         self.targets.is_draining = True
         for link in self.links:
             await link.stop()
@@ -105,11 +110,99 @@ class Agent(Service):
 
     async def close(self) -> None:
         self.cleanup()
+        await self._stop_following()
         for link in self.links:
             await link.stop()
         for session in list(self.open_sessions):
             session.close()
         await super().close()
+
+    async def _stop_following(self) -> None:
+        if self.configuration is not None:
+            await self.configuration.close()
+
+    # Options that change while it runs, see `agent_reload`.
+
+    def use_options(self, options: AgentOptions) -> None:
+        """Use these options from now on, except for gateways."""
+        self.options = options
+        self.targets.rules = options.rules
+        self.targets.protocols = options.protocols
+        self.targets.udp_timeout = options.udp_timeout
+
+    def announce_ports(self) -> None:
+        """Have the gateways forward the ports of the options."""
+        for control in self._controls.values():
+            control.announce(self.options.open_ports)
+
+    def make_connectors(
+        self, options: AgentOptions, gateways: Iterable[Endpoint]
+    ) -> dict[Endpoint, Connector]:
+        """Connectors of these gateways. Raises UsageError if the TLS options are unusable."""
+        return {
+            gateway: Connector(gateway, self._dialer, self.counters, _tls(options.tls, gateway))
+            for gateway in gateways
+        }
+
+    def use_connectors(self, connectors: dict[Endpoint, Connector]) -> None:
+        """Reach the gateways by these from now on."""
+        self.connectors = connectors
+        self.certificates = tuple(
+            files for connector in connectors.values() for files in connector.files
+        )
+
+    async def relink(self, *, renew: bool = False) -> None:
+        """Have the links that the options ask for; `renew` replaces all.
+
+        A session whose link has gone ends with its last stream, if there is a successor after that
+        has begun.
+        """
+        wanted = self._places()
+        for place, link in list(self._links.items()):
+            if renew or place not in wanted:
+                del self._links[place]
+                await link.stop()
+                if link.session is not None:
+                    self._leave(self._former.pop(place, None))
+                    self._former[place] = link.session
+        for place in list(self._former):
+            if place not in wanted:
+                self._leave(self._former.pop(place))
+        for place in wanted:
+            if place not in self._links:
+                self._links[place] = link = self._link(place)
+                link.start()
+
+    def _places(self) -> list[_Place]:
+        return [
+            (gateway, replica)
+            for gateway in self.connectors
+            for replica in range(self.options.replicas)
+        ]
+
+    def _link(self, place: _Place) -> Link:
+        return Link(place[0], partial(self._connect_at, place))
+
+    async def _connect_at(self, place: _Place, on_end: Callable[[], object]) -> LinkSession:
+        gateway, replica = place
+        session = await self._connect(self.connectors[gateway], replica, on_end)
+        self._leave(self._former.pop(place, None))
+        return session
+
+    def _leave(self, session: Any) -> None:
+        """Take no new streams of a session, and end it with the last one."""
+        if session is None or session.lost:
+            return
+        control = self._controls.get(session)
+        if control is not None:
+            control.drain()
+        self._close_idle(session)
+
+    def _close_idle(self, session: LinkSession) -> None:
+        if session.open_streams:
+            asyncio.get_running_loop().call_later(IDLE_TICK, self._close_idle, session)
+        else:
+            session.close()
 
     # Sessions.
 

@@ -12,6 +12,7 @@ early.begin(sys.argv[0])
 
 from typing import TYPE_CHECKING
 
+from anyproxy import config
 from anyproxy.config import FLAGS, with_file
 from mtt.options.flags import Values
 from mtt.process.command import Command, Start
@@ -26,9 +27,19 @@ def service(values: Values, start: Start) -> Service:
 
     options = agent_options(values)
 
-    from anyproxy.agent import Agent
+    from functools import partial
 
-    return Agent(options)
+    from anyproxy.agent import Agent
+    from anyproxy.agent_reload import apply
+    from mtt.process.configuration import Configuration
+
+    agent = Agent(options)
+    reread = start.reread
+    assert reread is not None
+    agent.configuration = Configuration(
+        config.path_of(values), lambda: agent_options(reread()), partial(apply, agent)
+    )
+    return agent
 
 
 COMMAND = Command(

@@ -44,7 +44,7 @@ class Targets:
         udp_timeout: idle timeout of UDP streams, seconds.
 
     Attributes:
-        rules, protocols: replaced when the configuration changes.
+        rules, protocols, udp_timeout: replaced when the configuration changes.
         is_draining: whether new streams are declined.
         outcomes: number of attempts by outcome.
     """
@@ -64,7 +64,7 @@ class Targets:
         self.outcomes: Counter[Outcome] = Counter()
         self._resolver = resolver
         self._tunnels = tunnels
-        self._udp_timeout = udp_timeout
+        self.udp_timeout = udp_timeout
         self._dialer = DirectDialer(resolver, self._allows, connect_time=CONNECT_TIME)
         self._denials = Throttle(DENIALS_SHOWN)
 
@@ -127,7 +127,7 @@ class Targets:
                     resolver=self._resolver,
                     allows=self._allows,
                     denied=self._log_denied,
-                    idle_time=self._udp_timeout,
+                    idle_time=self.udp_timeout,
                     answer_time=0.0,
                     done=done,
                 ),

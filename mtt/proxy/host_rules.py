@@ -77,6 +77,19 @@ class HostRules:
             pattern.warning for pattern in (*self._allowed, *self._forbidden) if pattern.warning
         )
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HostRules) and self._texts == other._texts
+
+    def __hash__(self) -> int:
+        return hash(self._texts)
+
+    @property
+    def _texts(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            tuple(pattern.text for pattern in patterns)
+            for patterns in (self._allowed, self._forbidden)
+        )
+
     def allows(self, host: str, address: str, port: int) -> bool:
         """Whether `host`, which leads to the IP literal `address`, may be connected to."""
         return self.verdict(host, address, port)[0]

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -106,6 +107,42 @@ def test_a_page_behind_the_gateway(
     response = connection.getresponse()
     assert (response.status, response.read()) == (200, b"behind the gateway")
     connection.close()
+    assert client.stop() == 0
+    assert gateway.stop() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="only Unix has SIGHUP")
+def test_sighup_reloads_the_configuration(
+    certs: Certs, tmp_path: Path, processes: Processes
+) -> None:
+    environ = {"AGENTS": "secret"}
+    tree = gateway_tree(certs)
+    config = write(tmp_path, "gateway.json", tree)
+    gateway = processes.start(
+        *command("anyproxy-gateway"), "-config", config, env=environ, cwd=ROOT
+    )
+    agents = gateway.expect(r"listening on 127.0.0.1:(\d+), ")[1]
+    client_of = client_tree(certs, int(agents))
+    client_config = write(tmp_path, "client.json", client_of)
+    client = processes.start(
+        *command("anyproxy-client"), "-config", client_config, env=environ, cwd=ROOT
+    )
+    client.expect("connected to the gateway")
+
+    config.write_text("{broken")
+    gateway.send(signal.SIGHUP)
+    gateway.expect("the old configuration stays in use: -config: .*gateway.json: not JSON")
+    tree["gateway"]["proxy"]["socks5"] = {"listen_addr": "127.0.0.1:0"}
+    tree["gateway"]["listen_addr"] = "127.0.0.1:1"
+    write(tmp_path, "gateway.json", tree)
+    gateway.send(signal.SIGHUP)
+    gateway.expect("reloaded: 1 proxy added")
+    gateway.expect("changed, but not before a restart: gateway.listen_addr")
+
+    client_of["client"]["forbidden_hosts"] = ["10.0.0.0/8"]
+    write(tmp_path, "client.json", client_of)
+    client.send(signal.SIGHUP)
+    client.expect("reloaded: rules")
     assert client.stop() == 0
     assert gateway.stop() == 0
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import shutil
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +27,9 @@ from tests.anyproxy.serving import (
     known,
     socks_port,
 )
-from tests.proxy.clients import http_connect
+from tests.anyproxy.users import status, tunnel_request, user_of
 from tests.support.certs import Certs
-from tests.support.tunnels import Tcp, connect, echo, eventually, port_of, serving
+from tests.support.tunnels import connect, echo, eventually, port_of, serving
 from tests.trust.handshakes import pin
 
 
@@ -40,29 +37,6 @@ async def changes(gateway: Gateway, **fields: Any) -> tuple[list[str], list[str]
     """Change fields of the options; returns what was done, and what needs a restart."""
     found = await apply(gateway, replace(gateway.options, **fields))
     return found.done, found.refused
-
-
-@contextlib.asynccontextmanager
-async def user_of(
-    gateway: Gateway, target: int, password: str = PASSWORD, group: str = GROUP
-) -> AsyncIterator[Tcp]:
-    """A user of the HTTP proxy whose target echoes."""
-    async with await connect(http_port(gateway)) as user:
-        await user.send(tunnel_request(target, password, group))
-        assert b" 200 " in await user.until(b"\r\n\r\n")
-        await user.check_echo()
-        yield user
-
-
-def tunnel_request(target: int, password: str = PASSWORD, group: str = GROUP) -> bytes:
-    text = base64.b64encode(f"{group}:{password}".encode()).decode()
-    return http_connect(target, "127.0.0.1", f"Proxy-Authorization: Basic {text}")[0]
-
-
-async def status(port: int, said: bytes) -> int:
-    async with await connect(port) as user:
-        await user.send(said)
-        return int((await user.until(b"\r\n")).split()[1])
 
 
 def at(port: int) -> Endpoint:
