@@ -32,7 +32,7 @@ from mtt.layers.mux import MuxSession
 from mtt.layers.mux_stream import StreamAdmission
 from mtt.layers.parked import Parked
 from mtt.layers.stall import StallWatch
-from mtt.layers.websocket import MessageLayer
+from mtt.layers.websocket_messages import MessageLayer
 from mtt.log import logger
 from mtt.outcome import Outcome
 from mtt.wire import agent

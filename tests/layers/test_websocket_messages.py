@@ -10,7 +10,7 @@ from mtt.errors import NetworkError, PeerError
 from mtt.layers import keepalive
 from mtt.layers.base import Data
 from mtt.layers.parked import park
-from mtt.layers.websocket import MessageLayer
+from mtt.layers.websocket_messages import MessageLayer
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,

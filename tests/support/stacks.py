@@ -22,7 +22,8 @@ from mtt.layers.parked import Parked, hand_over
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import STOP_AT, SmuxSession
 from mtt.layers.tls import TlsLayer
-from mtt.layers.websocket import MessageLayer, WebSocketLayer
+from mtt.layers.websocket import WebSocketLayer
+from mtt.layers.websocket_messages import MessageLayer
 from mtt.outcome import Outcome
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
 from mtt.wire.agent import TCP, Head
