@@ -42,16 +42,20 @@ def start_gateway(
     certs: Certs,
     directory: Path,
     *,
-    http: dict[str, str] | None = None,
+    http: dict[str, Any] | None = None,
+    socks5: dict[str, Any] | None = None,
     port: int = 0,
     name: str = "gateway",
 ) -> Gateway:
     """Start a gateway; its configuration file is in `directory`.
 
-    `http`: more keys of its HTTP proxy.
+    `http`, `socks5`: more keys of its proxies.
     """
     tls = {"tls_cert": certs.cert, "tls_key": certs.key}
-    proxies = {"http": {"listen_addr": ANY, **(http or {})}, "socks5": {"listen_addr": ANY}}
+    proxies = {
+        "http": {"listen_addr": ANY, **(http or {})},
+        "socks5": {"listen_addr": ANY, **(socks5 or {})},
+    }
     tree = {"listen_addr": f"127.0.0.1:{port}", **tls, "proxy": proxies}
     process = _start(processes, directory, "gateway", name, tree)
     found = process.expect(
