@@ -11,7 +11,7 @@ from typing import Any
 
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.link import Link, LinkSession
-from anyproxy.options import AGENT_PATH, AgentOptions
+from anyproxy.options import AGENT_PATH, AgentOptions, OpenPort
 from anyproxy.targets import Targets
 from mtt.address import Endpoint
 from mtt.errors import MttError, PeerError, RefusedError
@@ -97,6 +97,12 @@ class Agent(Service):
         )  # fmt: skip
         for line in options.rules.warnings:
             logger.warning("%s", line)
+
+    def forward(self, ports: tuple[OpenPort, ...]) -> None:
+        """Have the gateways forward these ports from now on, and no others."""
+        self.options = replace(self.options, open_ports=ports)
+        for control in self._controls.values():
+            control.announce(ports)
 
     async def drain(self) -> None:
         """Leave: tell the gateways, and wait until the open streams have ended."""

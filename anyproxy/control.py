@@ -2,7 +2,7 @@
 
     agent      {"ports": [...]}    ports to forward, all of them; again after a change, or to retry
                {"drain": true}     the agent leaves: no new streams. The end of the stream follows
-    gateway    {"ports": [...]}    what became of them, in the same order
+    gateway    {"ports": [...]}    what became of them, in the same order; again after a change
 
 See `mtt.wire.agent` for messages, and `messages` for their values. Unknown keys are ignored; a
 malformed message ends the session.
@@ -34,7 +34,7 @@ from mtt.outbound.agent import OwnAgentSession
 from mtt.outbound.groups import Agent, Groups
 from mtt.wire.agent import encode_message, parse_message
 
-# Messages that a peer may send within PERIOD seconds. An agent sends one per RETRY_TIME, and one
+# Messages that an agent may send within PERIOD seconds. It sends one per RETRY_TIME, and one
 # for each change of its configuration.
 MAX_MESSAGES = 20
 PERIOD = 60.0
@@ -51,8 +51,6 @@ class Control(StreamProtocol):
     def __init__(self) -> None:
         self._transport: StreamTransport | None = None  # None before and after
         self._buffer = bytearray()  # an incomplete message
-        self._left = MAX_MESSAGES
-        self._period_end = 0.0
         self._is_paused = False
         self._held: dict[str, bytes] = {}  # messages by key, while paused: the newest of each
         self._is_ending = False
@@ -98,7 +96,6 @@ class Control(StreamProtocol):
                     break
                 message, end = found
                 del self._buffer[:end]
-                self._count_message()
                 self.received(message)
         except PeerError as error:
             self.fail(PeerError(f"control stream: {error}"))
@@ -121,15 +118,6 @@ class Control(StreamProtocol):
             if self._is_ending:
                 self._transport.write_eof()
 
-    def _count_message(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now >= self._period_end:
-            self._period_end = now + PERIOD
-            self._left = MAX_MESSAGES
-        if not self._left:
-            raise PeerError(f"more than {MAX_MESSAGES} messages in {PERIOD:g} s")
-        self._left -= 1
-
 
 class GatewayControl(Control):
     """The gateway's end; `attach` it before the session begins."""
@@ -143,6 +131,10 @@ class GatewayControl(Control):
         self._groups = groups
         self._ports = ports
         self._is_open = False
+        self._wanted: tuple[OpenPort, ...] = ()
+        self._results: list[PortResult] = []
+        self._left = MAX_MESSAGES
+        self._period_end = 0.0
 
     def attach(self, agent: Agent, session: OwnAgentSession) -> None:
         """Set the agent and its session."""
@@ -157,13 +149,35 @@ class GatewayControl(Control):
         return self
 
     def received(self, message: Message) -> None:
+        self._count_message()
         if "ports" in message:
-            results = self._ports.announce(self._group, self._agent, parse_ports(message["ports"]))
-            self.send("ports", format_results(results))
+            self._wanted = parse_ports(message["ports"])
+            self._announce()
+            self.send("ports", format_results(self._results))
+            self._ports.watch(self._agent, self._announce_again)
         if item(message, "drain", bool, False):
             logger.info("agent %s of group %s is leaving", self._agent.id, self._group)
             self._ports.release(self._agent)
             self._groups.retire(self._group, self._agent)
+
+    def _announce(self) -> None:
+        self._results = self._ports.announce(self._group, self._agent, self._wanted)
+
+    def _announce_again(self) -> None:
+        """Tell the agent if other ports are open than before."""
+        before = self._results
+        self._announce()
+        if self._results != before:
+            self.send("ports", format_results(self._results))
+
+    def _count_message(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._period_end:
+            self._period_end = now + PERIOD
+            self._left = MAX_MESSAGES
+        if not self._left:
+            raise PeerError(f"more than {MAX_MESSAGES} messages in {PERIOD:g} s")
+        self._left -= 1
 
     def fail(self, error: PeerError) -> None:
         self._session.abort(error)

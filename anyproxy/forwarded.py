@@ -56,6 +56,7 @@ class ForwardedPort:
     Attributes:
         claims: what each agent wants the port for, the owner first.
         addresses: where it listens.
+        bound_to: the option that says where.
         drawn_for: for what the gateway has chosen the number; None if an agent has.
     """
 
@@ -65,6 +66,7 @@ class ForwardedPort:
         self.group = group
         self.claims: dict[Agent, OpenPort] = {}
         self.addresses: list[str] = []
+        self.bound_to = ""
         self.drawn_for: tuple[str, ...] | None = None
         self._means = means
         self._loop = asyncio.get_running_loop()

@@ -22,8 +22,9 @@ from mtt.wire import addresses, proxy_protocol
 
 # Networks in the list of users of one port.
 MAX_NETWORKS = 1000
-# Characters of an error, and of an address, that a gateway tells; they are logged.
-MAX_TEXT = 200
+# Characters of an error, and of an address, that a gateway tells. With them, the results of
+# MAX_OPEN_PORTS ports fit in a message.
+MAX_TEXT = 150
 
 Message = dict[str, Any]
 _Value = TypeVar("_Value")
@@ -59,9 +60,9 @@ def format_results(results: Iterable[PortResult]) -> list[Message]:
         port = result.port
         entry: Message = {"port": port.remote_port, "protocol": port.protocol}
         if result.error:
-            entry |= {"ok": False, "error": result.error[:MAX_TEXT]}
+            entry |= {"ok": False, "error": _shortened(result.error)}
         else:
-            entry |= {"ok": True, "address": result.address[:MAX_TEXT]}
+            entry |= {"ok": True, "address": _shortened(result.address)}
             if result.is_standby:
                 entry["standby"] = True
         entries.append(entry)
@@ -81,6 +82,10 @@ def parse_results(value: object, ports: Sequence[OpenPort]) -> list[PortResult]:
         address = item(entry, "address", str, "")[:MAX_TEXT]
         results.append(PortResult(port, address, error, item(entry, "standby", bool, False)))
     return results
+
+
+def _shortened(text: str) -> str:
+    return text[:MAX_TEXT].encode("ascii", "replace").decode()  # others take more bytes in JSON
 
 
 def _entries(value: object) -> list[Message]:

@@ -67,6 +67,10 @@ class Ports:
         self._drawn: dict[tuple[str, ...], ForwardedPort] = {}
         self._counts: Counter[str] = Counter()  # ports by group
         self._holds: dict[ForwardedPort, asyncio.TimerHandle] = {}
+        # Agents that lack a port, the first to ask first; and what each agent does about it.
+        self._lacking: dict[Agent, None] = {}
+        self._watchers: dict[Agent, Callable[[], object]] = {}
+        self._telling: asyncio.Handle | None = None
         self._is_over = False
         self._lines = Throttle(FAILURE_BURST)
 
@@ -110,10 +114,21 @@ class Ports:
             self._claims[agent] = kept
         else:
             self._claims.pop(agent, None)
+        if any(result.error for result in results):
+            self._lacking.setdefault(agent)
+        else:
+            self._lacking.pop(agent, None)
         return results
+
+    def watch(self, agent: Agent, again: Callable[[], object]) -> None:
+        """Call `again` whenever the agent might get more of its ports by announcing them again, or
+        has lost some, until its `release`."""
+        self._watchers[agent] = again
 
     def release(self, agent: Agent) -> None:
         """Give an agent that leaves no new users; its ports are held for others, and its return."""
+        self._watchers.pop(agent, None)
+        self._lacking.pop(agent, None)
         for port in self._claims.pop(agent, ()):
             port.release(agent)
             if not port.claims and not self._is_over:
@@ -135,7 +150,7 @@ class Ports:
             return self._obtain_any(group, agent, wanted, kept)
         options = self._means.options(group)
         if not any(number in numbers for numbers in options.ports):
-            raise StartError(f"group {group} may not open port {number}")
+            raise StartError(f"the group may not open port {number}")
         port = self._ports.get((wanted.protocol, number))
         if port is None:
             return self._bind(group, agent, wanted.protocol, number, options)
@@ -157,7 +172,7 @@ class Ports:
                 raise StartError("a port for this target is there twice")
             return port
         options = self._means.options(group)
-        failure = StartError(f"no port is free for group {group}")
+        failure = StartError("no port is free for the group")
         for number in _draws(options):
             if (wanted.protocol, number) in self._ports:
                 continue
@@ -175,12 +190,13 @@ class Ports:
         self, group: str, agent: Agent, protocol: str, number: int, options: GroupOptions
     ) -> ForwardedPort:
         if self._counts[group] >= MAX_GROUP_PORTS:
-            raise StartError(f"group {group} has {MAX_GROUP_PORTS} ports, which is the limit")
+            raise StartError(f"the group has {MAX_GROUP_PORTS} ports, which is the limit")
         try:
             where = endpoint(options.ports_bind, str(number))
         except ValueError as error:
             raise StartError(f"ports_bind: {error}") from None
         port = _KINDS[protocol](self._means, group, where)
+        port.bound_to = options.ports_bind
         self._ports[protocol, port.number] = port
         self._counts[group] += 1
         self._lines.info(
@@ -204,17 +220,33 @@ class Ports:
             del self._drawn[port.drawn_for]
         port.close()
         self._lines.info("port %s closed", ", ".join(port.addresses))
+        if self._lacking and self._telling is None:
+            self._telling = asyncio.get_running_loop().call_soon(self._tell_lacking)
+
+    def _tell_lacking(self) -> None:
+        self._telling = None
+        for agent in list(self._lacking):
+            self._tell(agent)
+
+    def _tell(self, agent: Agent) -> None:
+        again = self._watchers.get(agent)  # one call may release another agent
+        if again is not None:
+            again()
 
     # Called by the gateway.
 
     def recheck(self) -> None:
-        """Close ports that the changed options of their groups do not allow."""
+        """Apply changed options of groups: close ports, and have the agents announce theirs."""
         for (_, number), port in list(self._ports.items()):
-            if not any(number in numbers for numbers in self._means.options(port.group).ports):
+            options = self._means.options(port.group)
+            is_allowed = any(number in numbers for numbers in options.ports)
+            if not is_allowed or port.bound_to != options.ports_bind:
                 for agent in list(port.claims):
                     self._claims[agent].discard(port)
                     port.release(agent)
                 self._close(port)
+        for agent in list(self._watchers):
+            self._tell(agent)
 
     def lines(self) -> str:
         """Metrics."""
@@ -246,6 +278,8 @@ class Ports:
         self.cleanup()
         for hold in self._holds.values():
             hold.cancel()
+        if self._telling is not None:
+            self._telling.cancel()
         for port in self._ports.values():
             port.close()
         self._ports.clear()

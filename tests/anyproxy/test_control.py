@@ -133,6 +133,14 @@ def test_results_survive_the_wire() -> None:
     assert parse_results(value, [SSH, DNS, WEB]) == results
 
 
+def test_results_of_all_ports_fit_in_a_message() -> None:
+    port = OpenPort(remote_port=65535, local_host="127.0.0.1", local_port=1, protocol="udp")
+    text = 'a "' + "\u0101" * 1000
+    results = [PortResult(port, address=text, is_standby=True)] * (MAX_OPEN_PORTS // 2)
+    results += [PortResult(port, error=text)] * (MAX_OPEN_PORTS // 2)
+    encode_message({"ports": format_results(results)})
+
+
 def test_results_of_an_earlier_message_are_ignored() -> None:
     value = format_results([PortResult(SSH, "127.0.0.1:2222")])
     assert parse_results(value, [DNS]) == []

@@ -163,7 +163,7 @@ async def test_ports_that_cannot_be_opened(certs: Certs) -> None:
         async with agent_for(certs, gateway, group="strict", id="other"):
             (agent,) = agents_of(gateway, "strict")
             low, drawn = gateway.ports.announce("strict", agent, [to_tcp(22, 80), to_tcp(22)])
-            assert low.error == "group strict may not open port 80"
+            assert low.error == "the group may not open port 80"
             assert 20000 <= int(drawn.address.rpartition(":")[2]) <= 61000
         async with agent_for(certs, gateway, group="lost", id="other"):
             (agent,) = agents_of(gateway, "lost")
@@ -171,10 +171,9 @@ async def test_ports_that_cannot_be_opened(certs: Certs) -> None:
             assert "nowhere.example: it is not an IP address" in result.error
 
 
-async def test_port_of_another_group_is_a_conflict(
+async def test_port_of_another_group_is_a_conflict_until_it_closes(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("anyproxy.control.RETRY_TIME", 0.02)
     monkeypatch.setattr(ports, "HOLD_TIME", 0.1)
     async with serving(echo) as there, forwarding(certs, to_tcp(there.port)) as gateway:
         number = await opened(gateway)
@@ -183,7 +182,7 @@ async def test_port_of_another_group_is_a_conflict(
         with logged() as lines:
             other = {"group": "work", "open_ports": (to_tcp(there.port, number),)}
             async with agent_for(certs, gateway, **other):
-                await asyncio.sleep(0.2)
+                await eventually(lambda: any("is not forwarded" in line for line in lines))
                 assert [port.group for port in gateway.ports] == [GROUP]
                 gateway.ports.release(agent)
                 await eventually(lambda: [port.group for port in gateway.ports] == ["work"])
@@ -226,6 +225,38 @@ async def test_ports_that_a_new_configuration_forbids_close(certs: Certs) -> Non
         assert result.error
 
 
+async def test_changed_options_of_a_group_move_ports(certs: Certs) -> None:
+    groups = {GROUP: GroupOptions(ports=())}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+    async with serving(echo) as there, gateway_for(certs, groups=groups) as gateway:
+        with logged() as lines:
+            async with agent_for(certs, gateway, open_ports=(to_tcp(there.port, number),)):
+                await eventually(lambda: any("may not open" in line for line in lines))
+                for host in ("127.0.0.1", "127.0.0.2"):
+                    groups[GROUP] = GroupOptions(ports=(range(1, 65536),), ports_bind=host)
+                    gateway.ports.recheck()
+                    (port,) = ports_of(gateway)
+                    assert port.addresses == [f"{host}:{number}"]
+                    told = f"INFO port {host}:{number} (tcp) of {gateway.addresses[0]} is forwarded"
+                    await eventually(lambda told=told: any(told in line for line in lines))
+
+
+async def test_agent_with_other_ports_than_before(certs: Certs) -> None:
+    async with (
+        serving(echo) as there,
+        gateway_for(certs) as gateway,
+        agent_for(certs, gateway, open_ports=(to_tcp(there.port),), replicas=2) as agent,
+    ):
+        number = await opened(gateway)
+        agent.forward((to_tcp(there.port), to_udp(53)))
+        await opened(gateway, "udp")
+        assert await opened(gateway) == number
+        agent.forward((to_udp(53),))
+        await eventually(lambda: not ports_of(gateway))
+        assert len(ports_of(gateway, "udp")[0].claims) == 2
+
+
 async def test_number_of_ports_is_limited(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "MAX_OPEN_PORTS", 3)
     monkeypatch.setattr(ports, "MAX_GROUP_PORTS", 5)
@@ -236,7 +267,7 @@ async def test_number_of_ports_is_limited(certs: Certs, monkeypatch: pytest.Monk
         assert [result.error for result in results] == ["", "", "", "an agent may have 3 ports"]
         more = [to_tcp(number) for number in range(11, 14)]
         results = gateway.ports.announce(GROUP, agents[1], more)
-        limit = f"group {GROUP} has 5 ports, which is the limit"
+        limit = "the group has 5 ports, which is the limit"
         assert [result.error for result in results] == ["", "", limit]
         gateway.ports.announce(GROUP, agents[0], [])
         results = gateway.ports.announce(GROUP, agents[1], more)
