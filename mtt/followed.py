@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 
 # Seconds between checks of the files, which must be unchanged for as long before they are read: a
 # certificate and its key are two files, and no tool replaces both atomically. Renewals are due
@@ -17,25 +17,23 @@ _State = tuple[tuple[int, ...] | None, ...]
 
 
 class FollowedFiles:
-    """Calls `reload` after a change of `paths`, and when asked.
+    """Base of what is read from `files`, and read again when they change.
 
-    Make it before the files are read, so that changes meanwhile are noticed. `reload` handles its
-    own errors.
+    Initialise it before they are read, so that changes meanwhile are noticed.
     """
 
-    def __init__(self, paths: Iterable[str], reload: Callable[[], Awaitable[None]]) -> None:
-        self.paths = tuple(paths)
-        self._reload = reload
+    def __init__(self, files: Iterable[str]) -> None:
+        self.files = tuple(files)
         self._tried = self._state()
         self._asked = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
     def follow(self) -> None:
         """Start watching the files, if there are any."""
-        if self.paths:
+        if self.files:
             self._follower = asyncio.get_running_loop().create_task(self._follow())
 
-    def ask(self) -> None:
+    def reload(self) -> None:
         """Reload the files now, changed or not."""
         self._asked.set()
 
@@ -65,11 +63,15 @@ class FollowedFiles:
             state = await asyncio.to_thread(self._state)
             if asked or (state != self._tried and state == seen):
                 self._tried = state
-                await self._reload()
+                await self._read_again()
             seen = state
 
+    async def _read_again(self) -> None:
+        """Called after a change. Handles its own errors."""
+        raise NotImplementedError
+
     def _state(self) -> _State:
-        return tuple(_file_state(path) for path in self.paths)
+        return tuple(_file_state(path) for path in self.files)
 
 
 def _file_state(path: str) -> tuple[int, ...] | None:

@@ -49,11 +49,10 @@ class Changes:
             self.done.append(f"{number} {one if number == 1 else several} {how}")
 
 
-class Configuration(Generic[Options]):
-    """Follows a configuration file.
+class Configuration(FollowedFiles, Generic[Options]):
+    """Follows the configuration file `path`.
 
     Args:
-        path: the file.
         load: reads and checks it, in a thread. Raises MttError.
         apply: puts the options into effect. Raises MttError if that is impossible.
     """
@@ -64,23 +63,11 @@ class Configuration(Generic[Options]):
         load: Callable[[], Options],
         apply: Callable[[Options], Awaitable[Changes]],
     ) -> None:
+        super().__init__((path,))
         self._load = load
         self._apply = apply
-        self._files = FollowedFiles((path,), self._reload)
 
-    def follow(self) -> None:
-        """Start watching the file."""
-        self._files.follow()
-
-    def reload(self) -> None:
-        """Reload the file now, changed or not."""
-        self._files.ask()
-
-    async def close(self) -> None:
-        """Stop watching the file."""
-        await self._files.close()
-
-    async def _reload(self) -> None:
+    async def _read_again(self) -> None:
         try:
             changes = await self._apply(await asyncio.to_thread(self._load))
         except MttError as error:
@@ -93,6 +80,5 @@ class Configuration(Generic[Options]):
                 what = ", ".join(changes.done) or "the configuration has not changed"
                 logger.info("reloaded: %s", what)
             if changes.refused:
-                logger.warning(
-                    "changed, but not before a restart: %s", ", ".join(changes.refused)
-                )
+                keys = ", ".join(changes.refused)
+                logger.warning("changed, but not before a restart: %s", keys)

@@ -24,7 +24,7 @@ from mtt.trust.tls_options import ServerTls
 Loaded = tuple[ssl.SSLContext, Identity | None]
 
 
-class TlsFiles:
+class TlsFiles(FollowedFiles):
     """The TLS context of a client or server, and the files it is made from.
 
     `load` makes the context, and the identity of a server: in the constructor, and in a thread
@@ -41,18 +41,12 @@ class TlsFiles:
     ) -> None:
         self._load = load
         self._on_change = on_change
-        paths = (path for path in files if path and isinstance(path, str))
-        self._followed = FollowedFiles(paths, self._try)
+        super().__init__(path for path in files if path and isinstance(path, str))
         self._context, self.identity = load()
 
     def context(self) -> ssl.SSLContext:
         """The context for a new connection."""
         return self._context
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """The files to watch."""
-        return self._followed.paths
 
     @property
     def description(self) -> str:
@@ -66,28 +60,16 @@ class TlsFiles:
         for line in self.identity.words.warnings if self.identity is not None else ():
             logger.warning("%s", line)
 
-    def follow(self) -> None:
-        """Start watching the files, if there are any."""
-        self._followed.follow()
-
-    def reload(self) -> None:
-        """Reload the files now, changed or not."""
-        self._followed.ask()
-
     def renew(self) -> None:
         """Reload changed files synchronously, for a process without an event loop."""
-        if not self._followed.has_changed():
+        if not self.has_changed():
             return
         try:
             self._context, self.identity = self._load()
         except MttError as error:
             logger.error("the old certificates stay in use: %s", error)
 
-    async def close(self) -> None:
-        """Stop watching the files."""
-        await self._followed.close()
-
-    async def _try(self) -> None:
+    async def _read_again(self) -> None:
         before = self.identity
         try:
             context, identity = await asyncio.to_thread(self._load)
