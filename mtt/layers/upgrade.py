@@ -12,10 +12,7 @@ from mtt.layers.base import Data, StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
-from mtt.wire.http1 import HttpError, Response, parse_response
-
-# Interim responses (1xx, RFC 9110, 15.2) before the final one; as many as Go skips.
-MAX_INTERIM = 5
+from mtt.wire.http1 import HttpError
 
 
 class UpgradeClient(Parked):
@@ -32,8 +29,7 @@ class UpgradeClient(Parked):
     """
 
     __slots__ = (
-        "_answer", "_buffer", "_interim", "_key", "_refusal", "_request", "body", "protocol",
-        "status",
+        "_answer", "_buffer", "_key", "_refusal", "_request", "body", "protocol", "status",
     )  # fmt: skip
 
     def __init__(
@@ -48,7 +44,6 @@ class UpgradeClient(Parked):
     ) -> None:
         super().__init__()
         self._buffer = HeadBuffer()
-        self._interim = 0  # number of interim responses
         self._key = upgrade.own_key(os.urandom(12))
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusal: MttError | None = None
@@ -80,7 +75,7 @@ class UpgradeClient(Parked):
             return
         self._buffer += data
         try:
-            response = self._final_response()
+            response = self._buffer.final_response()
             if response is None:
                 return
             self.status = response.status
@@ -95,21 +90,6 @@ class UpgradeClient(Parked):
             self.early = bytes(self._buffer)
             transport.pause_reading()
             self._answer.set_result(None)
-
-    def _final_response(self) -> Response | None:
-        """Take the final response from the buffer; None until it is complete.
-
-        Raises HttpError and UpgradeError.
-        """
-        while (end := self._buffer.head_end()) >= 0:
-            response = parse_response(self._buffer.take(end))
-            if response.status == 101 or not 100 <= response.status < 200:
-                return response
-            self._interim += 1
-            if self._interim > MAX_INTERIM:
-                text = f"the server sent more than {MAX_INTERIM} interim responses (1xx)"
-                raise upgrade.UpgradeError(text)
-        return None
 
     def eof_received(self) -> bool:
         if not self._answer.done():

@@ -10,7 +10,8 @@ import pytest
 
 from mtt.errors import MttError, NetworkError, PeerError
 from mtt.layers.parked import Parked, hand_over
-from mtt.layers.upgrade import MAX_INTERIM, UpgradeClient
+from mtt.layers.upgrade import UpgradeClient
+from mtt.wire.heads import MAX_INTERIM
 from mtt.wire.http1 import MAX_HEAD, parse_request
 from mtt.wire.upgrade import switching_protocols
 from tests.support.transports import FakeTransport, Recorder, turns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.wire.heads import HeadBuffer
+from mtt.wire.heads import MAX_INTERIM, HeadBuffer, InterimError
 from mtt.wire.http1 import MAX_HEAD, HttpError
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -66,3 +66,31 @@ def test_another_protocol_is_refused_at_its_first_line(
     with pytest.raises(HttpError) as caught:
         buffer.head_end(of_request=True)
     assert caught.value.status == status
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_final_response_is_found_behind_interim_ones(size: int) -> None:
+    buffer, found = HeadBuffer(), []
+    wire = b"HTTP/1.1 100 Continue\r\n\r\n" * MAX_INTERIM + b"HTTP/1.1 200 OK\r\n\r\n"
+    for at in range(0, len(wire), size):
+        buffer += wire[at : at + size]
+        found.append(buffer.final_response())
+    assert found[:-1] == [None] * (len(found) - 1)
+    assert found[-1] is not None
+    assert found[-1].status == 200
+    assert not buffer
+
+
+def test_interim_responses_have_a_bound() -> None:
+    buffer = HeadBuffer()
+    buffer += b"HTTP/1.1 103 Early Hints\r\n\r\n" * (MAX_INTERIM + 1)
+    with pytest.raises(InterimError, match="more than 5 interim responses"):
+        buffer.final_response()
+
+
+def test_101_is_final() -> None:
+    buffer = HeadBuffer()
+    buffer += b"HTTP/1.1 101 Switching Protocols\r\n\r\nmore"
+    response = buffer.final_response()
+    assert response is not None
+    assert (response.status, bytes(buffer)) == (101, b"more")
