@@ -13,6 +13,7 @@ early.begin(sys.argv[0])
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
+from mtt.options.proxy import with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from mtt.process.command import Command, Start
 from mtt.process.command import main as run
@@ -42,6 +43,7 @@ COMMAND = Command(
     flags=CLIENT_FLAGS,
     service=service,
     plugin=Sip003(addresses),
+    complete=with_environment,
 )
 
 

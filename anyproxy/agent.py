@@ -24,6 +24,7 @@ from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.outbound.agent import MAX_STREAMS
 from mtt.outbound.connector import CONNECT_TIME, Connector
+from mtt.outbound.proxy_dialer import ProxyDialer
 from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
 from mtt.wire.agent import SUBPROTOCOL
@@ -92,8 +93,9 @@ class Agent(Service):
     def announce(self) -> None:
         options = self.options
         logger.info(
-            "agent %s of group %s, for %s", options.id, options.group,
+            "agent %s of group %s, for %s%s", options.id, options.group,
             ", ".join(str(gateway) for gateway in options.gateways),
+            f", through the proxy {options.proxy}" if options.proxy else "",
         )  # fmt: skip
         for line in options.rules.warnings:
             logger.warning("%s", line)
@@ -145,8 +147,10 @@ class Agent(Service):
         self, options: AgentOptions, gateways: Iterable[Endpoint]
     ) -> dict[Endpoint, Connector]:
         """Connectors of these gateways. Raises UsageError if the TLS options are unusable."""
+        proxy = options.proxy
+        dialer = ProxyDialer(self._dialer, proxy) if proxy is not None else self._dialer
         return {
-            gateway: Connector(gateway, self._dialer, self.counters, _tls(options.tls, gateway))
+            gateway: Connector(gateway, dialer, self.counters, _tls(options.tls, gateway))
             for gateway in gateways
         }
 
@@ -187,7 +191,9 @@ class Agent(Service):
         ]
 
     def _link(self, place: _Place) -> Link:
-        return Link(place[0], partial(self._connect_at, place))
+        proxy = self.options.proxy
+        hop = proxy.address if proxy is not None else None
+        return Link(place[0], partial(self._connect_at, place), hop)
 
     async def _connect_at(self, place: _Place, on_end: Callable[[], object]) -> LinkSession:
         gateway, replica = place

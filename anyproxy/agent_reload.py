@@ -21,8 +21,8 @@ async def apply(agent: Agent, options: AgentOptions) -> Changes:
     added = [gateway for gateway in new if gateway not in old]
     has_new_way = changes.add(
         "TLS and proxy of gateways",
-        (before.tls, before.proxy, before.proxy_login),
-        (options.tls, options.proxy, options.proxy_login),
+        (before.tls, before.proxy),
+        (options.tls, options.proxy),
     )
     made = await asyncio.to_thread(
         agent.make_connectors, options, new if has_new_way else added

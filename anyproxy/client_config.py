@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote
-
 from anyproxy import config
 from anyproxy.options import (
     ANYWHERE,
@@ -20,12 +18,11 @@ from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options.common import LOOPBACK, host_name, reachable
 from mtt.options.flags import Values, quoted
+from mtt.options.proxy import parse_proxy
 from mtt.options.section import Section
 from mtt.proxy.host_rules import HostRules, parse_patterns
 from mtt.trust.identity import parse_pin
 from mtt.trust.tls_options import ClientTls
-from mtt.users.file import checked_user
-from mtt.users.user import User
 from mtt.wire import proxy_protocol
 
 # Sessions with each gateway. One carries thousands of streams; more help on slow links.
@@ -61,7 +58,7 @@ def agent_options(values: Values) -> AgentOptions:
             "%s: missing: anyone on the path can read passwords and connections; if the gateway "
             "has TLS, write wss:// before its address", gateway.label(cert_key),
         )  # fmt: skip
-    proxy, proxy_login = _proxy(gateway)
+    proxy = gateway.text("proxy")
     options = AgentOptions(
         bind=None,
         id=name,
@@ -71,8 +68,7 @@ def agent_options(values: Values) -> AgentOptions:
         gateways=addresses,
         tls=tls,
         login=config.login(gateway),
-        proxy=proxy,
-        proxy_login=proxy_login,
+        proxy=parse_proxy(gateway.label("proxy"), proxy) if proxy else None,
         rules=_rules(client),
         protocols=_protocols(client),
         open_ports=_open_ports(client),
@@ -170,23 +166,6 @@ def _tls(section: Section, cert_key: str, schemes: set[str]) -> ClientTls | None
         options=(section.where("client_cert"), section.where("client_key")),
         ca_option=section.where(cert_key if roots else "ca"),
     )
-
-
-def _proxy(section: Section) -> tuple[Endpoint | None, User | None]:
-    """The HTTP proxy on the way to the gateway, like http://user:password@host:3128."""
-    text = section.text("proxy")
-    if not text:
-        return None, None
-    label = section.label("proxy")
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        rest = text
-    elif scheme.lower() != "http":
-        section.fail("proxy", "only HTTP proxies are supported; write http://host:port")
-    user, at, address = rest.rstrip("/").rpartition("@")
-    name, _, password = user.partition(":")
-    login = checked_user(label, unquote(name), unquote(password)) if at else None
-    return reachable(label, address), login
 
 
 # Targets.

@@ -68,22 +68,26 @@ class Link:
     """Keeps one session.
 
     Args:
-        gateway: where to, for the log and for looking at the route.
+        gateway: where to, for the log.
         connect: makes a session.
+        hop: where the connection goes, whose route is looked at: a proxy, or else the gateway.
 
     Attributes:
         session: the session; None while there is none.
         wait_times: see FIRST_WAIT, LONGEST_WAIT.
     """
 
-    def __init__(self, gateway: Endpoint, connect: Connect) -> None:
+    def __init__(
+        self, gateway: Endpoint, connect: Connect, hop: Endpoint | None = None
+    ) -> None:
         self.session: LinkSession | None = None
         self.wait_times = FIRST_WAIT, LONGEST_WAIT
         self._gateway = gateway
         self._connect = connect
         self._task: asyncio.Task[None] | None = None
         self._reasons: set[str] = set()  # of failures since the last session
-        host, port = gateway.host, gateway.port
+        hop = hop or gateway
+        host, port = hop.host, hop.port
         self._peers: tuple[tuple[object, ...], ...] = _INTERNET
         if is_ip(host) and "%" not in host:
             self._peers = ((host, port, 0, 0) if ":" in host else (host, port),)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mtt.address import Endpoint
 from mtt.options.common import ServiceOptions
+from mtt.options.proxy import HttpProxy
 from mtt.proxy.host_rules import ALLOW_ALL, HostRules
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.users.user import User
@@ -136,7 +137,5 @@ class AgentOptions(ServiceOptions):
     rules: HostRules = ALLOW_ALL
     protocols: frozenset[str] = frozenset(PROTOCOLS)
     open_ports: tuple[OpenPort, ...] = ()
-    # HTTP proxy on the way to the gateway, and the login there.
-    proxy: Endpoint | None = None
-    proxy_login: User | None = None
+    proxy: HttpProxy | None = None  # on the way to the gateways
     udp_timeout: float = UDP_TIMEOUT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 from anytls.options import ClientOptions
 from anytls.servers import ServerChoice
@@ -26,6 +27,9 @@ from mtt.tunnels.service import Service
 from mtt.wire import addresses, uot
 from mtt.wire.anytls import password_hash
 
+if TYPE_CHECKING:
+    from mtt.outbound.proxy_dialer import ProxyDialer
+
 # Number of servers named in the log line at the start.
 SHOWN = 3
 
@@ -34,8 +38,13 @@ class Server(AnyTlsPool):
     """The session pool of one server. Raises UsageError if its TLS options are unusable."""
 
     def __init__(
-        self, choice: ServerChoice, options: PoolOptions, dialer: Dialer, counters: Counters
+        self, choice: ServerChoice, options: PoolOptions, direct: Dialer, counters: Counters
     ) -> None:
+        dialer: Dialer | ProxyDialer = direct
+        if choice.proxy is not None:
+            from mtt.outbound.proxy_dialer import ProxyDialer
+
+            dialer = ProxyDialer(direct, choice.proxy)
         self.name = str(choice.address)
         self.connector = Connector(choice.address, dialer, counters, choice.tls)
         self._counters = counters
@@ -138,4 +147,6 @@ class Client(Service):
 
 def _described(server: ServerChoice) -> str:
     name = f" as {server.tls.server_name}" if server.tls.server_name else ""
-    return f"{server.address}{name}{' (NOT VERIFIED)' if server.tls.skip_verify else ''}"
+    unverified = " (NOT VERIFIED)" if server.tls.skip_verify else ""
+    proxy = f" through the proxy {server.proxy}" if server.proxy else ""
+    return f"{server.address}{name}{unverified}{proxy}"

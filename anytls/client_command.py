@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from anytls.options import CLIENT_FLAGS, client_options
 from mtt.options.flags import Values
+from mtt.options.proxy import with_environment
 from mtt.process.command import Command, Start
 from mtt.process.command import main as run
 
@@ -35,6 +36,7 @@ COMMAND = Command(
     "connects to the destinations.",
     flags=CLIENT_FLAGS,
     service=service,
+    complete=with_environment,
 )
 
 

@@ -11,11 +11,12 @@ from mtt.errors import UsageError
 from mtt.options.anytls import given_password
 from mtt.options.common import host_name, reachable
 from mtt.options.flags import Values
+from mtt.options.proxy import HttpProxy, given_proxy
 from mtt.options.tls import given_client_tls
 from mtt.trust.tls_options import ClientTls
 
 # Options of a server; on the command line they apply to all servers.
-_SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min")
+_SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min", "proxy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class ServerChoice:
     address: Endpoint
     password: str = field(repr=False)
     tls: ClientTls
+    proxy: HttpProxy | None = None  # on the way there
 
 
 def given_servers(
@@ -100,6 +102,7 @@ def _choice(known: Values, override: Values) -> ServerChoice:
     return ServerChoice(
         address=address,
         password=values["p"],
+        proxy=given_proxy(values, address),
         tls=given_client_tls(
             values,
             server_name=_server_name(values, address),

@@ -65,6 +65,7 @@ class ClientKeywords(CommonKeywords, total=False):
     """The keyword arguments of a client."""
 
     server: Required[str]  # "host:port"
+    proxy: str | None
     server_name: str | None
     ca: FilePath | None
     pin: str | Sequence[str] | None

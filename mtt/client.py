@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import cached_property
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtt.address import peer_name
 from mtt.layers.base import Data, StreamTransport
@@ -22,6 +22,9 @@ from mtt.outbound.upstream import Upstream
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS
 from mtt.tunnels.relay import Relay
 from mtt.tunnels.service import Service
+
+if TYPE_CHECKING:
+    from mtt.outbound.proxy_dialer import ProxyDialer
 
 # As a plugin: seconds to wait for an application's first byte before dialling the server anyway.
 # Shadowsocks always sends first. shadowsocks-rust checks the plugin by connecting and closing,
@@ -50,9 +53,17 @@ class Client(Service):
         self._options = options
         self.waits_for_first_byte = options.plugin
         mode = MODES[options.mode]
+        direct = Dialer(
+            resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
+        )
+        dialer: Dialer | ProxyDialer = direct
+        if options.proxy is not None:
+            from mtt.outbound.proxy_dialer import ProxyDialer
+
+            dialer = ProxyDialer(direct, options.proxy)
         self._connector = Connector(
             options.server,
-            Dialer(resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect),
+            dialer,
             self.counters,
             replace(options.tls, alpn=mode.client_alpn),
             half_close=mode.half_close,
@@ -81,12 +92,13 @@ class Client(Service):
     def announce(self) -> None:
         options = self._options
         logger.info(
-            "listening on %s, %s to %s as %s%s",
+            "listening on %s, %s to %s as %s%s%s",
             ", ".join(self.addresses),
             options.mode,
             options.server,
             options.tls.server_name,
             " (NOT VERIFIED)" if options.tls.skip_verify else "",
+            f", through the proxy {options.proxy}" if options.proxy else "",
         )
 
     async def close(self) -> None:

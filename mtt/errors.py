@@ -58,7 +58,7 @@ class PeerError(MttError):
 
 
 class RefusedError(PeerError):
-    """The server does not admit this client: its certificate or its login."""
+    """The server, or the proxy before it, does not admit this client: its certificate or login."""
 
     cause = Cause.CERTIFICATE
 

@@ -35,6 +35,7 @@ DEADLINES = [
     ("mtt.net.resolve", "LOOKUP_TIMEOUT", 5, 5),
     ("mtt.outbound.connector", "DIAL_TIME", 10, 10),
     ("mtt.outbound.connector", "CONNECT_TIME", 8, 8),
+    ("mtt.outbound.proxy_dialer", "ANSWER_TIME", 8, 8),
     ("mtt.tunnels.server", "DESTINATION_TIME", 10, 10),
     ("mtt.layers.anytls_stream", "SYNACK_TIME", 20, 20),
     # Dead peers: docs/differences.md promises to find them within 80 s. Go peers give us 70 s at

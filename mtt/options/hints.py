@@ -53,6 +53,7 @@ _HINTS = (
     ("nodelay keepalive tcpkeepalive ping", "always on; remove it"),
     ("fwmark mark interface dscp", "not supported; the system's routing decides"),
     ("cpu", "write {workers}"),
+    ("httpproxy httpsproxy upstreamproxy forwardproxy x", "write {proxy}"),
     ("config conf", "write {c}"),
     ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
      "cdnoriginhost cdnwspath", "an option of Cloak, which is another protocol"),

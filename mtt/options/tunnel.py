@@ -14,6 +14,7 @@ from mtt.errors import UsageError
 from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.options.process import PROCESS_FLAGS
+from mtt.options.proxy import PROXY, HttpProxy, given_proxy
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
@@ -52,6 +53,7 @@ CLIENT_FLAGS = (
     common.BIND,
     Flag("s", "str", "Address of the server. Join several hosts with |.", "HOST:PORT",
          may_be_empty=True),
+    PROXY,
     common.WSS,
     common.WSS_PATH,
     WSS_MASK,
@@ -69,8 +71,8 @@ CLIENT_FLAGS = (
     common.MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
-    Flag("fallback-dns", "str", "DNS server for the names in -s and -b, instead of the system's "
-         f"resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
+    Flag("fallback-dns", "str", "DNS server for the names in -s, -proxy and -b, instead of the "
+         f"system's resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
     Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
          "socket protect_path in the working directory."),
     *PROCESS_FLAGS,
@@ -119,6 +121,7 @@ class ClientOptions(TunnelOptions):
 
     server: Endpoint
     tls: ClientTls  # its ALPN names are the mode's
+    proxy: HttpProxy | None = None  # on the way to the server
     wss_mask: bool = False  # random masking keys
     mux_max_stream: int = DEFAULT_MAX_STREAM
     mux_warm: int = 1
@@ -165,6 +168,7 @@ def client_options(
         sockets=sockets,
         server=server,
         tls=tls.given_client_tls(values, server_name=server_name, skip_verify=values["sv"]),
+        proxy=given_proxy(values, server),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],

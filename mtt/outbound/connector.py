@@ -6,6 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError
@@ -19,6 +20,9 @@ from mtt.trust.identity import check_pin
 from mtt.trust.reload import Loaded, TlsFiles
 from mtt.trust.resumption import Resumption
 from mtt.trust.tls_options import ClientTls
+
+if TYPE_CHECKING:
+    from mtt.outbound.proxy_dialer import ProxyDialer
 
 # Seconds for name lookup, TCP, TLS and WebSocket upgrade together, as in the original with -wss.
 DIAL_TIME = 10.0
@@ -34,7 +38,7 @@ class Connector:
 
     Args:
         server: the server's address.
-        dialer: makes the TCP connections.
+        dialer: makes the TCP connections, perhaps through a proxy.
         counters: counts failures.
         tls: the client's TLS options; None to connect without TLS.
         half_close: see TlsLayer.
@@ -50,7 +54,7 @@ class Connector:
     def __init__(
         self,
         server: Endpoint,
-        dialer: Dialer,
+        dialer: Dialer | ProxyDialer,
         counters: Counters,
         tls: ClientTls | None,
         *,

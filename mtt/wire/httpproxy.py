@@ -13,7 +13,15 @@ from urllib.parse import unquote_to_bytes
 
 from mtt.outcome import Outcome
 from mtt.wire import addresses
-from mtt.wire.http1 import HttpError, Reply, Request, parse_request, text_reply
+from mtt.wire.http1 import (
+    HttpError,
+    Reply,
+    Request,
+    encode_head,
+    is_host,
+    parse_request,
+    text_reply,
+)
 from mtt.wire.httpbody import Body
 from mtt.wire.httphop import asks_for_upgrade, forwarded_request
 
@@ -120,6 +128,26 @@ def _basic(userinfo: str) -> str:
     if b":" in raw[0]:  # the password would begin there (RFC 7617, 2)
         raise HttpError(400, "the user in the request target has a colon", public=True)
     return "Basic " + b64encode(b":".join(raw)).decode("ascii")
+
+
+def connect_request(host: str, port: int, login: tuple[str, str] | None = None) -> bytes:
+    """A client's request for a tunnel to `host`, an IP literal or a name in any script.
+
+    `login`: user and password for the proxy; a user has no colon (RFC 7617, 2). Raises ValueError
+    if the host cannot be sent.
+    """
+    if ":" in host:
+        host = f"[{host.partition('%')[0]}]"  # an IPv6 zone has no meaning on another machine
+    elif not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    if not host or not is_host(host):
+        raise ValueError("neither a host name nor an IP address")
+    authority = f"{host}:{port}"
+    headers = [("Host", authority)]
+    if login is not None:
+        raw = ":".join(login).encode("utf-8", "surrogateescape")
+        headers.append(("Proxy-Authorization", "Basic " + b64encode(raw).decode("ascii")))
+    return encode_head(f"CONNECT {authority} HTTP/1.1", headers)
 
 
 def login(request: Request) -> tuple[bytes, bytes] | None:

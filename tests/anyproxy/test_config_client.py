@@ -12,7 +12,6 @@ import pytest
 from anyproxy.options import OpenPort
 from mtt.address import Endpoint
 from mtt.trust.tls_options import ClientTls
-from mtt.users.user import User
 from tests.anyproxy.configs import agent_of, error_of_agent, merged
 
 PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
@@ -31,7 +30,7 @@ def test_smallest_file(caplog: pytest.LogCaptureFixture) -> None:
     assert (options.id, options.group, options.password) == ("home", "family", "")
     assert (options.replicas, options.tls, options.login) == (1, None, None)
     assert options.gateways == (Endpoint(("127.0.0.1",), 8443),)
-    assert (options.proxy, options.proxy_login) == (None, None)
+    assert options.proxy is None
     assert options.open_ports == ()
     assert options.udp_timeout == 300
     assert options.rules.allows("example.com", "192.0.2.1", 80)
@@ -108,12 +107,13 @@ def test_no_tls_across_a_network(caplog: pytest.LogCaptureFixture) -> None:
     [
         ("proxy:3128", "proxy:3128", None),
         ("http://proxy:3128/", "proxy:3128", None),
-        ("http://u:p%40%3A@proxy:3128", "proxy:3128", User("u", "p@:")),
+        ("http://u:p%40%3A@proxy:3128", "proxy:3128", ("u", "p@:")),
     ],
 )
-def test_proxy(text: str, address: str, login: User | None) -> None:
-    options = agent_of(merged(TREE, "client.gateway.proxy", text))
-    assert (str(options.proxy), options.proxy_login) == (address, login)
+def test_proxy(text: str, address: str, login: tuple[str, str] | None) -> None:
+    proxy = agent_of(merged(TREE, "client.gateway.proxy", text)).proxy
+    assert proxy is not None
+    assert (str(proxy), proxy.login) == (address, login)
 
 
 def test_rules_and_protocols(caplog: pytest.LogCaptureFixture) -> None:
@@ -192,7 +192,7 @@ def test_keys_of_the_other_end_are_not_read() -> None:
         ("client.gateway.proxy", "socks5://user:secret@a:1",
          ": only HTTP proxies are supported; write http://host:port"),
         ("client.gateway.proxy", "http://a",
-         ": 'a' has no port; write it like a:443"),
+         ": not like http://host:3128 or http://user:password@host:3128"),
         ("client.gateway.proxy", "http://:secret@a:1", ": the user has no name"),
         ("client.allowed_hosts", ["("],
          ": '(': not a regular expression: missing ), unterminated subpattern at position 0"),

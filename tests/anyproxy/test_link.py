@@ -275,6 +275,16 @@ async def test_route_is_that_to_the_gateway_if_its_address_is_known(
         assert scene.peers == peers
 
 
+async def test_route_is_that_to_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(monkeypatch)
+    scene.error = DOWN
+    scene.link = Link(GATEWAY, scene._connect, Endpoint(("10.0.0.1",), 3128))
+    scene.link.start()
+    await scene.clock.passes(1)
+    await scene.link.stop()
+    assert scene.peers == {("10.0.0.1", 3128)}
+
+
 @pytest.mark.parametrize("change", ["route", "sleep"])
 async def test_session_without_a_sign_of_life_after_a_change_is_replaced(
     monkeypatch: pytest.MonkeyPatch, change: str

@@ -9,7 +9,7 @@ import pytest
 
 from mtt.outcome import Outcome
 from mtt.wire.http1 import HttpError, Request, parse_request
-from mtt.wire.httpproxy import failure, login, login_wanted, parse
+from mtt.wire.httpproxy import connect_request, failure, login, login_wanted, parse
 from tests.wire.http_heads import head
 
 DATE = "Mon, 02 Jan 2006 15:04:05 GMT"
@@ -354,3 +354,42 @@ def test_noise_is_a_request_or_refused() -> None:
             asked.request.content_length, asked.request.chunked,
         )  # fmt: skip
     assert min(accepted, refused) > 300
+
+
+@pytest.mark.parametrize(
+    ("host", "sent"),
+    [
+        ("example.com", "example.com"),
+        ("example.com.", "example.com."),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "[2001:db8::1]"),
+        ("fe80::1%eth0", "[fe80::1]"),
+        ("b\u00fccher.example", "xn--bcher-kva.example"),
+    ],
+)
+def test_connect_request_is_what_a_proxy_reads(host: str, sent: str) -> None:
+    raw = connect_request(host, 443)
+    assert raw == head(f"CONNECT {sent}:443 HTTP/1.1", f"Host: {sent}:443")
+    asked = parse(raw)
+    assert (asked.host, asked.port) == (sent.strip("[]"), 443)
+    assert login(asked.request) is None
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "raw"),
+    [
+        ("user", "pass:word", (b"user", b"pass:word")),
+        ("u", "", (b"u", b"")),
+        ("\u00fc", "\udcff", ("\u00fc".encode(), b"\xff")),
+    ],
+)
+def test_connect_request_carries_the_login(
+    user: str, password: str, raw: tuple[bytes, bytes]
+) -> None:
+    assert login(parse(connect_request("a", 1, (user, password))).request) == raw
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a\r\nX: y", "a/b", "\u00fc" * 70])
+def test_connect_request_refuses_what_is_no_host(host: str) -> None:
+    with pytest.raises(ValueError, match=r"neither|label"):
+        connect_request(host, 1)

@@ -1,0 +1,138 @@
+"""The HTTP proxy between a client and its server: -proxy, and the variables that name one."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mtt.address import Endpoint, is_ip, is_loopback
+from mtt.errors import UsageError
+from mtt.options.common import host_name, reachable
+from mtt.options.flags import Flag, Values
+
+ENVIRONMENT = "env"  # the value of -proxy that stands for the variables
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
+EXCEPTION_VARIABLES = ("NO_PROXY", "no_proxy")
+
+PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or env for that of "
+             "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
+             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True)  # fmt: skip
+
+_WITH_PORT = re.compile(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpProxy:
+    """An HTTP proxy; `login` is a user, who has no colon, and a password."""
+
+    address: Endpoint
+    login: tuple[str, str] | None = field(default=None, repr=False)
+    option: str = f"-{PROXY.name}"  # where the user gave it, for errors
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+class FromEnvironment(NamedTuple):
+    """The value of `-proxy env`: the proxy, if any, and the value of NO_PROXY."""
+
+    proxy: HttpProxy | None
+    exceptions: str
+
+
+def parse_proxy(option: str, text: str) -> HttpProxy:
+    """The proxy in `http://user:password@host:port`; scheme and login may be missing.
+
+    User and password are percent-encoded. Raises UsageError, which does not show `text`: a
+    password may be anywhere in it.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        rest = text
+    elif scheme.lower() != "http":
+        raise UsageError(f"{option}: only HTTP proxies are supported; write http://host:port")
+    userinfo, at, authority = rest.removesuffix("/").rpartition("@")
+    try:
+        address = reachable(option, authority)
+    except UsageError:
+        raise UsageError(
+            f"{option}: not like http://host:3128 or http://user:password@host:3128"
+        ) from None
+    if not at:
+        return HttpProxy(address, None, option)
+    from urllib.parse import unquote  # only if needed: plugins must start fast
+
+    # Bytes that are not UTF-8 are sent as they are.
+    user, _, password = (
+        unquote(part, errors="surrogateescape") for part in userinfo.partition(":")
+    )
+    if not user:
+        raise UsageError(f"{option}: the user has no name")
+    if ":" in user:  # the password would begin there (RFC 7617, 2)
+        raise UsageError(f"{option}: the user's name has a colon")
+    return HttpProxy(address, (user, password), option)
+
+
+def with_environment(given: Values, environ: Mapping[str, str]) -> Values:
+    """The options `given`, with the proxy of `environ` instead of `-proxy env`.
+
+    Raises UsageError.
+    """
+    if given.get(PROXY.name) != ENVIRONMENT:
+        return given
+    name, text = _first(PROXY_VARIABLES, environ)
+    proxy = parse_proxy(name, text) if text else None
+    return given | {PROXY.name: FromEnvironment(proxy, _first(EXCEPTION_VARIABLES, environ)[1])}
+
+
+def given_proxy(values: Values, server: Endpoint) -> HttpProxy | None:
+    """The value of -proxy for connections to `server`; None without a proxy. Raises UsageError."""
+    value: str | FromEnvironment = values[PROXY.name]
+    if not value:
+        return None
+    if isinstance(value, FromEnvironment):
+        if all(_is_exception(host, server.port, value.exceptions) for host in server.hosts):
+            return None
+        return value.proxy
+    if value == ENVIRONMENT:  # embedded, where the program decides what it reads
+        raise UsageError(f"-{PROXY.name}: {ENVIRONMENT} is for the commands; give an address")
+    return parse_proxy(f"-{PROXY.name}", value)
+
+
+def _first(names: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, str]:
+    """The first of these variables that is not empty, and its value."""
+    return next(((name, environ[name]) for name in names if environ.get(name)), ("", ""))
+
+
+def _is_exception(host: str, port: int, exceptions: str) -> bool:
+    """Whether NO_PROXY, or the host itself, asks for a direct connection; as in Go programs."""
+    host = host_name("-s", host).lower()
+    if host == "localhost" or is_loopback(host):
+        return True
+    return any(_matches(host, port, entry) for entry in re.split(r"[,\s]+", exceptions.lower()))
+
+
+def _matches(host: str, port: int, entry: str) -> bool:
+    """Whether an entry of NO_PROXY means the host.
+
+    It is `*`, an address or a network, a name with all below it, or `.name` for those alone; a port
+    may follow.
+    """
+    if entry == "*":
+        return True
+    found = _WITH_PORT.fullmatch(entry)
+    if found:
+        entry = found[1]
+        if int(found[2]) != port:
+            return False
+    if is_ip(host):
+        try:
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
+        except ValueError:
+            return False
+        return ipaddress.ip_address(host) in network
+    name = entry.removeprefix("*").removesuffix(".")
+    return bool(name) and (host == name or host.endswith("." + name.removeprefix(".")))
