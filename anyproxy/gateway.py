@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 from anyproxy.credentials import Credentials
 from anyproxy.forwarded import Means
@@ -13,8 +14,8 @@ from anyproxy.ports import Ports
 from mtt.errors import DestinationError
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.mux import MuxSession
 from mtt.layers.parked import Parked, hand_over
-from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.net.listen import Listener, bind
 from mtt.net.resolve import Resolver
@@ -181,7 +182,7 @@ class Gateway(ServerService):
         found = (self._tls, *(proxy.tls for proxy in self.proxies))
         return tuple(tls for tls in found if tls is not None)
 
-    def _reader(self) -> HeadReader[str, SmuxSession]:
+    def _reader(self) -> HeadReader[str, MuxSession[Any]]:
         return self._agents
 
     def _description(self) -> str:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 from anyproxy.control import GatewayControl
 from anyproxy.credentials import BLOCKED
-from anyproxy.options import AGENT_PATH
+from anyproxy.options import AGENT_PATH, OpenPort
 from anyproxy.ports import Ports
 from mtt.address import peer_name
 from mtt.errors import describe
@@ -22,16 +23,20 @@ from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
 from mtt.inbound.front import HeadReader
+from mtt.layers.anyproxy import GoSession
 from mtt.layers.base import StreamTransport
+from mtt.layers.mux import MuxSession
 from mtt.layers.parked import hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.outbound.agent import MAX_STREAMS, OwnAgentSession
+from mtt.outbound.go_agent import GoAgentSession
 from mtt.outbound.groups import Agent, Groups
 from mtt.users.login_throttle import LoginThrottle
 from mtt.users.user import User
 from mtt.wire.agent import SUBPROTOCOL
+from mtt.wire.anyproxy import PortForward, PortForwardResponse
 from mtt.wire.http1 import Reply, Request, text_reply
 from mtt.wire.httpproxy import basic_login
 from mtt.wire.servemux import NOT_FOUND
@@ -39,13 +44,15 @@ from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_o
 
 # Bytes of an agent's or a group's name: both stand in log lines, metrics and pages.
 MAX_NAME = 128
+# Characters of the errors about a Go agent's ports, which it logs.
+MAX_ERROR = 1000
 
 # Returns why an agent may not join a group; "" if it may join now. Called with the names of group
 # and agent, the group's password and the agent's address.
 Admit = Callable[[str, str, bytes, str], Awaitable[str]]
 
 
-class AgentReader(HeadReader[str, SmuxSession]):
+class AgentReader(HeadReader[str, MuxSession[Any]]):
     """Reads upgrade requests, and puts the agents' sessions into their groups.
 
     Args:
@@ -72,8 +79,8 @@ class AgentReader(HeadReader[str, SmuxSession]):
         self._groups = groups
         self._ports = ports
         self._admit = admit
-        self._agents: dict[SmuxSession, Agent] = {}
-        self._controls: dict[SmuxSession, GatewayControl] = {}
+        self._agents: dict[MuxSession[Any], Agent] = {}
+        self._controls: dict[MuxSession[Any], GatewayControl] = {}
         self._refusals = Throttle(FAILURE_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -147,39 +154,71 @@ class AgentReader(HeadReader[str, SmuxSession]):
         return 403, ""
 
     def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
-        control = GatewayControl(group, self._groups, self._ports)
-        session = SmuxSession(
-            accept=control.accept,
-            first_id=2,
-            max_streams=MAX_STREAMS,
-            on_change=self._stream_ended,
-            on_lost=partial(self._lost, group),
-        )
         now = asyncio.get_running_loop().time()
-        own = OwnAgentSession(session)
-        agent = Agent(name, peer_name(transport), own, now)
-        control.attach(agent, own)
+        session: MuxSession[Any]
+        layer: WebSocketLayer
+        if upgrade.protocol == SUBPROTOCOL:
+            control = GatewayControl(group, self._groups, self._ports)
+            session = SmuxSession(
+                accept=control.accept,
+                first_id=2,
+                max_streams=MAX_STREAMS,
+                on_change=self._stream_ended,
+                on_lost=partial(self._lost, group),
+            )
+            own = OwnAgentSession(session)
+            agent = Agent(name, peer_name(transport), own, now)
+            control.attach(agent, own)
+            self._controls[session] = control
+            layer = WebSocketLayer(session, client=False, half_close=is_own_key(upgrade.key))
+        else:
+            session = GoSession(
+                on_ports=partial(self._ports_requested, group),
+                on_change=self._stream_ended,
+                on_lost=partial(self._lost, group),
+            )
+            agent = Agent(name, peer_name(transport), GoAgentSession(session), now)
+            layer = session.message_layer(client=False)
         self._agents[session] = agent
-        self._controls[session] = control
-        layer = WebSocketLayer(session, client=False, half_close=is_own_key(upgrade.key))
         self.front.register(session, group)
         former = self._groups.join(group, agent)
         if former is not None:
             self._ports.release(former)
         logger.info(
-            "agent %s joined group %s from %s", _quoted(name), _quoted(group), agent.address
-        )
+            "agent %s joined group %s from %s%s", _quoted(name), _quoted(group), agent.address,
+            "" if upgrade.protocol == SUBPROTOCOL else ", the Go program",
+        )  # fmt: skip
         transport.resume_reading()
         layer.start(transport)
 
-    def _stream_ended(self, session: SmuxSession) -> None:
+    def _ports_requested(self, group: str, session: GoSession, request: PortForward) -> None:
+        """Forward the ports of an agent that is the Go program."""
+        agent = self._agents[session]
+        ports = [
+            OpenPort(
+                remote_port=port.remote_port,
+                local_host=port.local_host,
+                local_port=port.local_port,
+                protocol=port.protocol,
+            )
+            for port in request.ports
+        ]
+        results = self._ports.announce(group, agent, ports)
+        errors = "; ".join(
+            f"port {result.port.remote_port} ({result.port.protocol}): {result.error}"
+            for result in results
+            if result.error
+        )
+        session.answer_ports(PortForwardResponse(not errors, errors[:MAX_ERROR]))
+
+    def _stream_ended(self, session: MuxSession[Any]) -> None:
         agent = self._agents.get(session)
         if agent is not None:
             self._groups.stream_ended(agent)
 
-    def _lost(self, group: str, session: SmuxSession, error: Exception | None) -> None:
+    def _lost(self, group: str, session: MuxSession[Any], error: Exception | None) -> None:
         agent = self._agents.pop(session)
-        del self._controls[session]
+        self._controls.pop(session, None)
         self._groups.leave(group, agent)
         self._ports.release(agent)
         logger.info(
