@@ -156,7 +156,7 @@ class GatewayControl(Control):
             self.send("ports", format_results(self._results))
             self._ports.watch(self._agent, self._announce_again)
         if item(message, "drain", bool, False):
-            logger.info("agent %s of group %s is leaving", self._agent.id, self._group)
+            logger.info("agent %r of group %r is leaving", self._agent.id, self._group)
             self._ports.release(self._agent)
             self._groups.retire(self._group, self._agent)
 

@@ -200,7 +200,7 @@ class Ports:
         self._ports[protocol, port.number] = port
         self._counts[group] += 1
         self._lines.info(
-            "port %s (%s) opened for agent %s of group %s",
+            "port %s (%s) opened for agent %r of group %r",
             ", ".join(port.addresses), protocol, agent.id, group,
         )  # fmt: skip
         return port

