@@ -34,7 +34,7 @@ Route = Callable[[Request], Target | Reply]
 
 
 class WebSocketReader(TunnelReader[Target]):
-    """Turns connections into tunnels over WebSocket; `mux` counts unless the client chooses.
+    """Turns connections into tunnels over WebSocket, multiplexed if `mux` or as the client chooses.
 
     `serve`: see TunnelReader. `refusal`: see HttpServer.
     """

@@ -56,7 +56,7 @@ ProtocolFactory = Callable[[], StreamProtocol]
 
 
 class Acceptor:
-    """Accepts connections on listening sockets, which it owns, from `add()` to `close()`.
+    """Accepts connections on listening sockets until `close()`.
 
     `use_reserve`: accept until no descriptor is left at all. `yields`: whether another process that
     shares the sockets should have the next connection.
@@ -64,6 +64,7 @@ class Acceptor:
 
     def __init__(
         self,
+        sockets: list[socket.socket],
         protocol_factory: ProtocolFactory,
         *,
         use_reserve: bool = False,
@@ -74,17 +75,13 @@ class Acceptor:
         self._use_reserve = use_reserve
         self._yields = yields
         self._yielding: dict[socket.socket, asyncio.TimerHandle] = {}
-        self.sockets: list[socket.socket] = []
+        self.sockets = sockets
         self._rest: asyncio.TimerHandle | None = None
         poller()  # create it now, while a descriptor is left for it
         self._next_line = float("-inf")
         self._said = False  # the current pause has been logged
-
-    def add(self, sock: socket.socket) -> None:
-        """Accept connections on this socket as well."""
-        sock.setblocking(False)
-        self.sockets.append(sock)
-        if self._rest is None:
+        for sock in sockets:
+            sock.setblocking(False)
             self._watch(sock)
 
     def close(self) -> None:

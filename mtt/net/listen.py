@@ -40,7 +40,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.addresses: list[str] = []
-        self._bound: list[socket.socket] = []  # not owned by the acceptor yet
+        self._sockets: list[socket.socket] = []
         self._acceptor: Acceptor | None = None
         self._unix_file: tuple[str, int, int] | None = None  # absolute path, device, inode
 
@@ -56,9 +56,9 @@ class Listener:
                     os.unlink(path)
         if self._acceptor is not None:
             self._acceptor.close()
-        for sock in self._bound:
+        for sock in self._sockets:
             sock.close()
-        self._bound.clear()
+        self._sockets.clear()
 
     def disown(self) -> None:
         """Leave the unix socket file to another process that listens on it as well."""
@@ -72,12 +72,12 @@ class Listener:
         yields: Callable[[], bool] | None = None,
     ) -> None:
         """Accept connections, see `Acceptor`; `use_reserve` is for monitoring and control."""
-        self._acceptor = Acceptor(protocol_factory, use_reserve=use_reserve, yields=yields)
-        while self._bound:
-            self._acceptor.add(self._bound.pop())
+        self._acceptor = Acceptor(
+            self._sockets, protocol_factory, use_reserve=use_reserve, yields=yields
+        )
 
     def _add(self, sock: socket.socket) -> None:
-        self._bound.append(sock)
+        self._sockets.append(sock)
         self.addresses.append(_name(sock))
 
 

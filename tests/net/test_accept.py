@@ -43,8 +43,9 @@ class Port:
     def __init__(self, *, use_reserve: bool = False, **more: Any) -> None:
         self.accepted: list[asyncio.Transport] = []
         factory = more.get("factory", lambda: Kept(self.accepted))
-        self.acceptor = Acceptor(factory, use_reserve=use_reserve, yields=more.get("yields"))
-        self.acceptor.add(socket.create_server(("127.0.0.1", 0), backlog=128))
+        sockets = [socket.create_server(("127.0.0.1", 0), backlog=128)]
+        yields = more.get("yields")
+        self.acceptor = Acceptor(sockets, factory, use_reserve=use_reserve, yields=yields)
         self.number: int = self.acceptor.sockets[0].getsockname()[1]
 
     def close(self) -> None:
