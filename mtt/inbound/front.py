@@ -92,11 +92,6 @@ class Frontend(Generic[Target, Session]):
         self._sessions: dict[Session, Target] = {}
 
     @property
-    def pending(self) -> int:
-        """Number of connections that are not tunnels yet."""
-        return len(self.handshakes)
-
-    @property
     def sessions(self) -> Collection[Session]:
         """The open sessions."""
         return self._sessions.keys()

@@ -21,15 +21,10 @@ Options = TypeVar("Options")
 
 @dataclass(slots=True)
 class Changes:
-    """What a new configuration changed.
+    """What a new configuration changed."""
 
-    Attributes:
-        done: in words, for the log.
-        refused: the keys whose values have changed, but need a restart.
-    """
-
-    done: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)  # in words, for the log
+    refused: list[str] = field(default_factory=list)  # keys whose changes need a restart
 
     def add(self, what: str, before: object, now: object) -> bool:
         """Note `what` as changed if the values differ; returns whether they do."""

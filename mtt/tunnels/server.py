@@ -50,7 +50,7 @@ class ServerService(Service):
             fast_open=options.fast_open,
             idle=lambda: self._frontend.idle,
             sessions=lambda: self._frontend.sessions,
-            pending=lambda: self._frontend.pending,
+            pending=lambda: len(self._frontend.handshakes),
         )
         self._tls = server_tls(tls) if tls is not None else None
         if self._tls is not None:
