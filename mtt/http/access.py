@@ -10,7 +10,8 @@ from mtt.address import is_ip, is_loopback
 from mtt.wire.addresses import unbracketed
 from mtt.wire.http1 import Request
 
-FORBIDDEN, UNAUTHORIZED = 403, 401
+# Status, reason and headers of an answer.
+Refusal = tuple[int, str, *tuple[tuple[str, str], ...]]
 
 
 class AccessRules:
@@ -36,16 +37,17 @@ class AccessRules:
         self._any_address = any_address
         self._any_name = any_name
 
-    def refusal(self, request: Request) -> tuple[int, str] | None:
-        """Returns status and reason if `request` is not allowed."""
+    def refusal(self, request: Request) -> Refusal | None:
+        """The answer to `request` if it is not allowed."""
         # A web page can make a browser send requests here, with any JSON as plain text. Origin
         # reveals that, or Host if the page's own name resolves to this server (DNS rebinding).
         if request.first("origin") is not None:
-            return FORBIDDEN, "requests from web pages (with Origin) are refused"
+            return 403, "requests from web pages (with Origin) are refused"
         if not (self._any_name or self._is_own_name(request.host)):
-            return FORBIDDEN, "Host is not a name of this server"
+            return 403, "Host is not a name of this server"
         if self._token and not self._has_token(request):
-            return UNAUTHORIZED, "Authorization: the token is missing or wrong"
+            reason = "Authorization: the token is missing or wrong"
+            return 401, reason, ("WWW-Authenticate", "Bearer")
         return None
 
     def _is_own_name(self, authority: str) -> bool:

@@ -16,7 +16,7 @@ from functools import partial
 
 from mtt.address import Endpoint, peer_name
 from mtt.errors import MttError, describe
-from mtt.http.access import UNAUTHORIZED, AccessRules
+from mtt.http.access import AccessRules
 from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
@@ -159,11 +159,8 @@ class HttpListener:
         request, transport = exchange.request, exchange.transport
         refusal = self._access.refusal(request)
         if refusal is not None:
-            status, reason = refusal
-            self.report(transport, MttError(reason))
-            challenge = (("WWW-Authenticate", "Bearer"),) if status == UNAUTHORIZED else ()
-            reply = (self._error or text_reply)(status, reason, *challenge)
-            await exchange.answer(reply, close=True)
+            self.report(transport, MttError(refusal[1]))
+            await exchange.answer((self._error or text_reply)(*refusal), close=True)
             return
         is_get = request.method in ("GET", "HEAD")
         handler = self._routes.get(request.path, self._default) if is_get else self._default
