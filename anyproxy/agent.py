@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from anyproxy.control import AgentControl, PortReports
+from anyproxy.figures import agent_lines
 from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, AgentOptions, OpenPort
 from anyproxy.targets import Targets
@@ -89,6 +90,13 @@ class Agent(Service):
             link.start()
         if self.configuration is not None:
             self.configuration.follow()
+
+    def metrics_page(self) -> str:
+        sessions = {str(gateway): 0 for gateway in self.connectors}
+        for (gateway, _), link in self._links.items():
+            sessions[str(gateway)] += link.session is not None
+        targets = self.targets
+        return super().metrics_page() + agent_lines(sessions, targets.outcomes, targets.denied)
 
     def announce(self) -> None:
         options = self.options

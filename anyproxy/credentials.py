@@ -35,6 +35,7 @@ WRONG_PASSWORD = "wrong group password"
 NO_PASSWORD = "the group needs a password"
 HAS_NO_PASSWORD = "the group has no password while agents without one are connected"
 BLOCKED = "too many failed logins from this address; wait a minute"
+AT_LIMIT = "its limit"
 STORE_FAILED = "the password store is not available"
 
 
@@ -107,7 +108,7 @@ class Credentials:
             return reason
         # An agent of the same name would be replaced: it is this one, back from a lost connection.
         count = len(present.agents) - (agent in present.agents)
-        return f"the group has {count} agents, its limit" if count >= options.max_agents else ""
+        return f"the group has {count} agents, {AT_LIMIT}" if count >= options.max_agents else ""
 
     def _check_fixed(self, group: str, fixed: str, password: bytes, address: str) -> str:
         """Check the password of a group for which the operator has set one."""

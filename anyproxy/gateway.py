@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 from anyproxy.credentials import Credentials
+from anyproxy.figures import BLOCKED, PASSWORD, GatewayFigures
 from anyproxy.forwarded import Means
 from anyproxy.joining import AgentReader
 from anyproxy.options import GatewayOptions, GroupOptions, ProxyOptions
@@ -29,14 +31,6 @@ from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.server import ServerService
 from mtt.wire.agent import TCP, UDP, Head
 
-
-async def _no_agent(near: StreamTransport, host: str, port: int) -> StreamTransport:
-    raise DestinationError(Outcome.NO_AGENT)
-
-
-# Where users of a group without agents go: their password cannot be checked, and an agent may join
-# at any moment.
-NO_AGENT = Route(_no_agent)
 # Routes to keep; agents may make new groups without end.
 MAX_ROUTES = 1000
 
@@ -107,7 +101,9 @@ class Proxy:
         peer = near.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         login, credentials = self.options.login, self._gateway.credentials
+        refused = self._gateway.figures.refused_logins
         if credentials.throttle.blocks(address):
+            refused[BLOCKED] += 1
             return None
         if login is not None and login.accepts(user, password):
             return self._gateway.route(self.options.group)
@@ -121,8 +117,9 @@ class Proxy:
         if verdict is None:
             # Guesses of the login's password count, even if they may be for a group of that name.
             if group and not (login is not None and group == login.name):
-                return NO_AGENT
+                return self._gateway.no_agent
             credentials.throttle.failed(address)
+        refused[PASSWORD] += 1
         return None
 
 
@@ -130,6 +127,9 @@ class Gateway(ServerService):
     """The service of anyproxy-gateway: `start()` listens, `close()` ends everything.
 
     Attributes:
+        figures: its counters.
+        no_agent: where users of a group without agents go: their password cannot be checked, and an
+            agent may join at any moment.
         proxies: those that listen.
         former_proxies: those that a new configuration has removed.
         is_over: whether it has stopped listening.
@@ -146,10 +146,12 @@ class Gateway(ServerService):
         self.udp_idle_time = options.udp_timeout
         self.groups = Groups(self._balance, self._max_streams)
         self.credentials = Credentials(options.credentials, self._group_options, self.groups)
+        self.figures = GatewayFigures(per_group=options.metrics_per_group)
+        self.no_agent = Route(self._no_agent)
         self._routes: dict[str, Route] = {}
         self.ports = Ports(
             Means(
-                self._open_forwarded,
+                self._open_stream,
                 self._group_options,
                 self.open_tunnels,
                 self.counters,
@@ -175,6 +177,7 @@ class Gateway(ServerService):
     def use_options(self, options: GatewayOptions) -> None:
         """Use these options from now on, except what is made from them at the start."""
         self.options = options
+        self.figures.per_group = options.metrics_per_group
         self._agents.login = options.login
 
     def used_certificates(self) -> tuple[TlsFiles, ...]:
@@ -236,7 +239,8 @@ class Gateway(ServerService):
         await super().close()
 
     def metrics_page(self) -> str:
-        return super().metrics_page() + self.ports.lines()
+        figures = self.figures.lines(self.groups, self._agents.refused)
+        return super().metrics_page() + figures + self.ports.lines()
 
     # Users.
 
@@ -250,23 +254,31 @@ class Gateway(ServerService):
             self._routes[group] = route
         return route
 
+    async def _no_agent(self, near: StreamTransport, host: str, port: int) -> StreamTransport:
+        self.figures.dialled("", Outcome.NO_AGENT, 0.0)
+        raise DestinationError(Outcome.NO_AGENT)
+
     async def _open(
         self, group: str, near: StreamTransport, host: str, port: int
     ) -> StreamTransport:
-        stream = await self.groups.open(group, Head(TCP, host, port, _user(near)))
-        self.counters.streams += 1
-        return stream
+        return await self._open_stream(group, Head(TCP, host, port, _user(near)))
 
-    async def _open_forwarded(
-        self, group: str, head: Head, agents: Iterable[Agent]
+    async def _open_stream(
+        self, group: str, head: Head, agents: Iterable[Agent] | None = None
     ) -> StreamTransport:
-        stream = await self.groups.open(group, head, agents)
+        now = asyncio.get_running_loop().time
+        began = now()
+        try:
+            stream = await self.groups.open(group, head, agents)
+        except DestinationError as error:
+            self.figures.dialled(group, error.outcome, now() - began)
+            raise
         self.counters.streams += 1
+        self.figures.dialled(group, Outcome.SUCCEEDED, now() - began)
         return stream
 
     async def _open_packets(self, group: str, association: Association) -> UotChannel:
-        stream = await self.groups.open(group, Head(UDP, "0.0.0.0", 0))
-        self.counters.streams += 1
+        stream = await self._open_stream(group, Head(UDP, "0.0.0.0", 0))
         return UotChannel(stream, association, self.counters)
 
 

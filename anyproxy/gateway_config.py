@@ -91,6 +91,7 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
         default_group=default,
         http=http,
         socks5=socks5,
+        metrics_per_group=gateway.boolean("metrics_per_group"),
         udp_timeout=gateway.duration("udp_timeout", UDP_TIMEOUT),
         **config.service_values(values),
     )

@@ -51,6 +51,7 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
     if changes.add("groups", before_groups, groups):
         gateway.ports.recheck()
     _retire_agents(gateway, everyone=has_new_login and options.login is not None)
+    changes.add("metrics per group", before.metrics_per_group, options.metrics_per_group)
     await _follow_certificates(gateway)
     return changes
 

@@ -14,7 +14,14 @@ from functools import partial
 from typing import Any
 
 from anyproxy.control import GatewayControl
-from anyproxy.credentials import BLOCKED
+from anyproxy.credentials import (
+    AT_LIMIT,
+    BLOCKED,
+    HAS_NO_PASSWORD,
+    NO_PASSWORD,
+    STORE_FAILED,
+    WRONG_PASSWORD,
+)
 from anyproxy.options import AGENT_PATH, OpenPort
 from anyproxy.ports import Ports
 from mtt.address import peer_name
@@ -47,6 +54,18 @@ MAX_NAME = 128
 # Characters of the errors about a Go agent's ports, which it logs.
 MAX_ERROR = 1000
 
+WRONG_LOGIN = "wrong login of the gateway"
+# Labels of reasons in metrics.
+_LABELS = {
+    WRONG_LOGIN: "login",
+    WRONG_PASSWORD: "password",
+    NO_PASSWORD: "no_password",
+    HAS_NO_PASSWORD: "group_without_password",
+    BLOCKED: "blocked",
+    STORE_FAILED: "store",
+}
+_LIMIT, _OTHER = "limit", "other"
+
 # Returns why an agent may not join a group; "" if it may join now. Called with the names of group
 # and agent, the group's password and the agent's address.
 Admit = Callable[[str, str, bytes, str], Awaitable[str]]
@@ -61,6 +80,9 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         login: what every agent must show; None for nothing.
         admit: decides about a group and its password.
         throttle: counts wrong logins, and blocks their addresses.
+
+    Attributes:
+        refused: number of refused agents by the reason's label.
     """
 
     counts_sessions = True
@@ -81,6 +103,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self._admit = admit
         self._agents: dict[MuxSession[Any], Agent] = {}
         self._controls: dict[MuxSession[Any], GatewayControl] = {}
+        self.refused = dict.fromkeys((*_LABELS.values(), _LIMIT, _OTHER), 0)
         self._refusals = Throttle(FAILURE_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -136,6 +159,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         except UpgradeRefused as refused:
             await exchange.answer(refused.reply)
             return
+        self.refused[_label(reason)] += 1
         self._refusals.warning(
             "%s: agent %s refused, group %s: %s",
             peer_name(transport), _quoted(name), _quoted(group), reason,
@@ -150,7 +174,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             shown = basic_login(request, "authorization")
             if shown is None or not self.login.accepts(*shown):
                 self._throttle.failed(address)
-                return 401, "wrong login of the gateway"
+                return 401, WRONG_LOGIN
         return 403, ""
 
     def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
@@ -239,6 +263,11 @@ def _unfit(name: str) -> str:
     if not name.isprintable() or len(name.encode()) > MAX_NAME:
         return f"names have 1 to {MAX_NAME} bytes of printable UTF-8"
     return ""
+
+
+def _label(reason: str) -> str:
+    """The label of a refusal's reason in metrics."""
+    return _LIMIT if reason.endswith(AT_LIMIT) else _LABELS.get(reason, _OTHER)
 
 
 def _quoted(name: str) -> str:

@@ -98,6 +98,7 @@ class GatewayOptions(ServiceOptions):
     default_group: GroupOptions = DEFAULT_GROUP  # of groups that are not in `groups`
     http: ProxyOptions | None = None
     socks5: ProxyOptions | None = None
+    metrics_per_group: bool = False
     udp_timeout: float = UDP_TIMEOUT
 
     @property

@@ -47,6 +47,7 @@ class Targets:
         rules, protocols, udp_timeout: replaced when the configuration changes.
         is_draining: whether new streams are declined.
         outcomes: number of attempts by outcome.
+        denied: number of targets that the rules denied, those of datagrams included.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Targets:
         self.protocols = protocols
         self.is_draining = False
         self.outcomes: Counter[Outcome] = Counter()
+        self.denied = 0
         self._resolver = resolver
         self._tunnels = tunnels
         self.udp_timeout = udp_timeout
@@ -143,6 +145,7 @@ class Targets:
         return self.rules.allows(host, address, port)
 
     def _log_denied(self, host: str, port: int) -> None:
+        self.denied += 1
         self._denials.info(
             "target denied (allowed_hosts, forbidden_hosts): %s", host_port(host, port)
         )
