@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -12,11 +13,13 @@ from typing import Any
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.figures import agent_lines
 from anyproxy.link import Link, LinkSession
-from anyproxy.options import AGENT_PATH, AgentOptions, OpenPort
+from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions, OpenPort
 from anyproxy.targets import Targets
 from mtt.address import Endpoint
 from mtt.errors import MttError, PeerError, RefusedError
+from mtt.layers.anyproxy import GoSession, Tell
 from mtt.layers.base import StreamProtocol, StreamTransport
+from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
 from mtt.layers.upgrade import UpgradeClient
 from mtt.layers.websocket import WebSocketLayer
@@ -28,7 +31,8 @@ from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.outbound.proxy_dialer import ProxyDialer
 from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
-from mtt.wire.agent import SUBPROTOCOL
+from mtt.wire.agent import SUBPROTOCOL, Head
+from mtt.wire.anyproxy import ForwardedPort, PortForwardResponse, agent_id
 
 # Seconds between looks at whether a session that is left has any streams.
 IDLE_TICK = 1.0
@@ -55,8 +59,8 @@ class Agent(Service):
             pending=lambda: sum(each.connecting for each in self.connectors.values()),
         )
         self.options = options
-        self.open_sessions: dict[SmuxSession, None] = {}
-        self._controls: dict[SmuxSession, AgentControl] = {}
+        self.open_sessions: dict[MuxSession[Any], None] = {}
+        self._controls: dict[MuxSession[Any], AgentControl] = {}
         self._port_reports = PortReports()
         self.targets = Targets(
             options.rules,
@@ -232,6 +236,7 @@ class Agent(Service):
         """Make a session with a gateway."""
         transport = await connector.connect()
         server = connector.server
+        client_id = agent_id(self.options.id, replica, os.urandom(12))
         try:
             upgrade = UpgradeClient(
                 transport,
@@ -239,12 +244,10 @@ class Agent(Service):
                 server.host,
                 (SUBPROTOCOL,),
                 port=server.port,
-                headers=self._headers(replica),
+                headers=self._headers(client_id),
             )
             async with asyncio.timeout(CONNECT_TIME):
                 await upgrade.answered()
-            if upgrade.protocol != SUBPROTOCOL:
-                raise PeerError("the gateway speaks another protocol")
         except BaseException as error:
             transport.abort()
             if not isinstance(error, MttError | TimeoutError):
@@ -255,23 +258,21 @@ class Agent(Service):
             if upgrade.status in _REFUSALS:
                 raise RefusedError(f"{server}: {_refusal(upgrade)}") from None
             raise type(error)(f"{server}: {error}") from None
+        if upgrade.protocol is None:
+            return self._begin_go(transport, client_id, on_end)
         return self._begin(transport, str(connector.server), on_end)
 
     def _begin(
         self, transport: StreamTransport, gateway: str, on_end: Callable[[], object]
     ) -> SmuxSession:
-        def lost(session: SmuxSession, error: Exception | None) -> None:
-            self.open_sessions.pop(session, None)
-            self._controls.pop(session, None)
-            self.counters.session_over(error)
-            on_end()
-
         session = SmuxSession(
-            accept=self._accept, first_id=3, max_streams=MAX_STREAMS, on_lost=lost
+            accept=self._accept,
+            first_id=3,
+            max_streams=MAX_STREAMS,
+            on_lost=partial(self._lost, on_end),
         )
         layer = WebSocketLayer(session, client=True, half_close=True)
-        self.counters.sessions += 1
-        self.open_sessions[session] = None
+        self._add(session)
         layer.start(transport)
         if not session.lost:
             control = AgentControl(session, partial(self._port_reports.report, gateway))
@@ -280,14 +281,63 @@ class Agent(Service):
             self._controls[session] = control
         return session
 
+    def _begin_go(
+        self, transport: StreamTransport, client_id: str, on_end: Callable[[], object]
+    ) -> GoSession:
+        """Begin a session with a gateway that is the Go program."""
+        session = GoSession(
+            serve=self._serve_go,
+            max_streams=MAX_STREAMS,
+            on_ports_answer=_ports_answered,
+            on_lost=partial(self._lost, on_end),
+        )
+        layer = session.message_layer(client=True, random_mask=self.options.tls is None)
+        self._add(session)
+        layer.start(transport)
+        ports = self._ports_for_go()
+        if ports and not session.lost:
+            session.ask_ports(client_id, ports)
+        return session
+
+    def _add(self, session: MuxSession[Any]) -> None:
+        self.counters.sessions += 1
+        self.open_sessions[session] = None
+
+    def _lost(
+        self, on_end: Callable[[], object], session: MuxSession[Any], error: Exception | None
+    ) -> None:
+        self.open_sessions.pop(session, None)
+        self._controls.pop(session, None)
+        self.counters.session_over(error)
+        on_end()
+
+    def _serve_go(self, stream: StreamTransport, head: Head, tell: Tell) -> None:
+        self.counters.streams += 1
+        self.targets.serve(stream, head, tell, is_go=True)
+
+    def _ports_for_go(self) -> tuple[ForwardedPort, ...]:
+        """The ports that a gateway which is the Go program can forward as the operator wants."""
+        ports = []
+        for port in self.options.open_ports:
+            if port.proxy_protocol or port.allow_from != ANYWHERE:
+                logger.warning(
+                    "open_ports: port %d is not forwarded: the gateway is the Go program, which "
+                    "has no proxy_protocol and no allow_from", port.remote_port,
+                )  # fmt: skip
+            else:
+                ports.append(
+                    ForwardedPort(port.remote_port, port.local_port, port.local_host, port.protocol)
+                )
+        return tuple(ports)
+
     def _accept(self) -> StreamProtocol:
         self.counters.streams += 1
         return self.targets.accept()
 
-    def _headers(self, replica: int) -> dict[str, str]:
+    def _headers(self, client_id: str) -> dict[str, str]:
         options = self.options
         headers = {
-            "X-Client-Id": f"{options.id}-r{replica}",
+            "X-Client-Id": client_id,
             "X-Group-Id": options.group,
             "X-Group-Password": options.password,
         }
@@ -295,6 +345,11 @@ class Agent(Service):
             login = f"{options.login.name}:{options.login.password}"
             headers["Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
         return headers
+
+
+def _ports_answered(session: GoSession, answer: PortForwardResponse) -> None:
+    if not answer.ok:
+        logger.warning("open_ports: the gateway answered: %r", answer.error[:500])
 
 
 def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:

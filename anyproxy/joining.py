@@ -43,7 +43,7 @@ from mtt.outbound.groups import Agent, Groups
 from mtt.users.login_throttle import LoginThrottle
 from mtt.users.user import User
 from mtt.wire.agent import SUBPROTOCOL
-from mtt.wire.anyproxy import PortForward, PortForwardResponse
+from mtt.wire.anyproxy import PortForward, PortForwardResponse, agent_name
 from mtt.wire.http1 import Reply, Request, text_reply
 from mtt.wire.httpproxy import basic_login
 from mtt.wire.servemux import NOT_FOUND
@@ -143,6 +143,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         if not name:
             await exchange.answer(text_reply(400, "Client ID is required"))
             return
+        if SUBPROTOCOL in request.elements("sec-websocket-protocol"):
+            name = agent_name(name)  # so that one that returns replaces its former connection
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         status, reason = self._check_address_and_login(request, address)

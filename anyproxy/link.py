@@ -108,22 +108,26 @@ class Link:
             ending = _Ending()
             try:
                 self.session = await self._connect(ending.set)
-            except MttError as error:
-                self._log_failure(describe(error))
-                if isinstance(error, RefusedError):
+            except MttError as failure:
+                self._log_failure(describe(failure))
+                if isinstance(failure, RefusedError):
                     limit = self.wait_times[1]  # an operator has to mend it
-            except Exception as error:  # a fault of this program must not end the link
-                self._log_failure(f"internal error: {describe(error)}")
+            except Exception as fault:  # a fault of this program must not end the link
+                self._log_failure(f"internal error: {describe(fault)}")
                 logger.debug("where it happened:", exc_info=True)
             else:
                 self._reasons.clear()
                 logger.info("connected to the gateway %s", self._gateway)
                 began = loop.time()
                 await self._watch(self.session, ending)
-                reason = describe(self.session.error)
+                error = self.session.error
                 self.session = None
-                logger.warning("disconnected from the gateway %s: %s", self._gateway, reason)
-                if loop.time() - began >= GOOD_TIME:
+                logger.warning(
+                    "disconnected from the gateway %s: %s", self._gateway, describe(error)
+                )
+                if isinstance(error, RefusedError):  # the Go program says so in the session
+                    limit = self.wait_times[1]
+                elif loop.time() - began >= GOOD_TIME:
                     limit = self.wait_times[0]
                     continue
             if await self._wait(random.uniform(limit / 2, limit)):

@@ -12,10 +12,11 @@ from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.stream_head import StreamHead
 from mtt.log import Throttle, logger
 from mtt.net.resolve import Resolver
+from mtt.net.sockets import source_address
 from mtt.outbound.direct import DirectDialer
 from mtt.outcome import Outcome
 from mtt.proxy.host_rules import HostRules
-from mtt.proxy.uot_relay import UotRelay
+from mtt.proxy.uot_relay import DatagramRelay, UotRelay
 from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.wire import agent
 from mtt.wire.agent import Answer, Head, parse_head
@@ -83,8 +84,15 @@ class Targets:
 
         self.serve(stream, head, tell)
 
-    def serve(self, stream: StreamTransport, head: Head, tell: Tell) -> None:
-        """Serve a parked stream whose head is known; `tell` sends the answer."""
+    def serve(
+        self, stream: StreamTransport, head: Head, tell: Tell, *, is_go: bool = False
+    ) -> None:
+        """Serve a parked stream whose head is known.
+
+        Args:
+            tell: sends the answer.
+            is_go: the stream is the Go program's: it carries UDP as datagrams of one target.
+        """
         outcome = Outcome.SUCCEEDED
         if self.is_draining:
             outcome = Outcome.NO_AGENT
@@ -94,6 +102,8 @@ class Targets:
             outcome = Outcome.NOT_ALLOWED
         if outcome is not Outcome.SUCCEEDED:
             self._decline(stream, outcome, tell)
+        elif head.network == agent.UDP and is_go:
+            self._tunnels.spawn(stream, self._carry_datagrams(stream, head, tell))
         elif head.network == agent.UDP:
             self._serve_datagrams(stream, tell)
         else:
@@ -108,15 +118,45 @@ class Targets:
         try:
             far = await self._dialer.connect(head.host, head.port)
         except DestinationError as error:
-            if error.outcome is Outcome.NOT_ALLOWED:
-                self._log_denied(head.host, head.port)
-            logger.debug("%s", error)
-            self._decline(stream, error.outcome, tell)
+            self._failed(stream, head, error, tell)
             return
         self.outcomes[Outcome.SUCCEEDED] += 1
         peer = far.get_extra_info("peername")
         tell(Outcome.SUCCEEDED, (peer[0], peer[1]) if isinstance(peer, tuple) else None)
         self._tunnels.relay(stream, far)
+
+    def _failed(
+        self, stream: StreamTransport, head: Head, error: DestinationError, tell: Tell
+    ) -> None:
+        if error.outcome is Outcome.NOT_ALLOWED:
+            self._log_denied(head.host, head.port)
+        logger.debug("%s", error)
+        self._decline(stream, error.outcome, tell)
+
+    async def _carry_datagrams(self, stream: StreamTransport, head: Head, tell: Tell) -> None:
+        try:
+            addresses = await self._dialer.resolve(head.host, head.port)
+        except DestinationError as error:
+            self._failed(stream, head, error, tell)
+            return
+        address = next(filter(_has_route, addresses), addresses[0])
+
+        def make(done: Callable[[UotRelay], None]) -> UotRelay:
+            return DatagramRelay(
+                stream,
+                (address, head.port),
+                acknowledge=lambda outcome: tell(outcome, None),
+                resolver=self._resolver,
+                # The rules allow it under its name, perhaps under that alone.
+                allows=lambda host, literal, port: True,
+                denied=self._log_denied,
+                idle_time=self.udp_timeout,
+                done=done,
+            )
+
+        relay = self._tunnels.track(stream, make)
+        self.outcomes[Outcome.SUCCEEDED] += 1
+        relay.start()
 
     def _serve_datagrams(self, stream: StreamTransport, tell: Tell) -> None:
         try:
@@ -149,6 +189,11 @@ class Targets:
         self._denials.info(
             "target denied (allowed_hosts, forbidden_hosts): %s", host_port(host, port)
         )
+
+
+def _has_route(address: str) -> bool:
+    peer = (address, 9, 0, 0) if ":" in address else (address, 9)
+    return source_address(peer) is not None
 
 
 def _log_failure(stream: StreamTransport, error: Exception) -> None:

@@ -58,6 +58,12 @@ DEADLINES = [
     ("anyproxy.forwarded_udp", "UNANSWERED_TIME", 30, 30),
     ("anyproxy.control", "RETRY_TIME", 30, 30),
     ("anyproxy.control", "LEAVE_TIME", 3, 3),
+    # Go programs of AnyProxy: they dial for 30 s, and writes of theirs that wait for 10 s break
+    # their sessions for good.
+    ("mtt.outbound.go_agent", "ANSWER_TIME", 31, 40),
+    ("mtt.layers.anyproxy", "PAUSE_TIME", 2, 6),
+    ("mtt.layers.anyproxy", "STALL_LIMIT", 8, 8),
+    ("mtt.outbound.go_datagrams", "IDLE_TIME", 120, 120),
     # Idle sessions.
     ("mtt.outbound.smux_pool", "IDLE_TIME", 30, 30),
     ("mtt.proxy.association", "IDLE_TIME", 300, 300),

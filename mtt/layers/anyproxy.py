@@ -25,7 +25,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from mtt.errors import NetworkError, PeerError, StuckError
+from mtt.errors import Cause, NetworkError, PeerError, RefusedError, StuckError
 from mtt.layers.anyproxy_stream import PILE, PILES, GoDatagramStream, GoStream
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.mux import MuxSession
@@ -223,7 +223,8 @@ class GoSession(MuxSession[GoStream]):
             if self._on_ports_answer is not None:
                 self._on_ports_answer(self, message)
         elif isinstance(message, Error) and self._serve is not None:
-            self.close(PeerError(f"the gateway refused the agent: {message.text[:200]!r}"))
+            text = f"the gateway refuses this agent: {message.text[:200]!r}"
+            self.close(RefusedError(text, cause=Cause.OTHER))
 
     def _connect_received(self, message: Connect) -> None:
         number = _number(message.id)

@@ -45,16 +45,24 @@ class DirectDialer:
 
         Raises DestinationError.
         """
-        name = host_port(host, port)
+        allowed = await self.resolve(host, port)
+        try:
+            return await self._dialer.connect(Endpoint(allowed, port), Parked)
+        except NetworkError as error:
+            self._resolver.forget(host)
+            raise DestinationError(error.outcome, f"{host_port(host, port)}: {error}") from None
+
+    async def resolve(self, host: str, port: int) -> tuple[str, ...]:
+        """The addresses of `host` (IP literal or name) that are allowed, at least one.
+
+        Raises DestinationError.
+        """
         try:
             addresses = await self._resolver.resolve(host, port)
         except NetworkError as error:
             raise DestinationError(error.outcome, str(error)) from None
         allowed = tuple(rest[0] for _, rest in addresses if self._allows(host, rest[0], port))
         if not allowed:
-            raise DestinationError(Outcome.NOT_ALLOWED, f"{name} is not allowed")
-        try:
-            return await self._dialer.connect(Endpoint(allowed, port), Parked)
-        except NetworkError as error:
-            self._resolver.forget(host)
-            raise DestinationError(error.outcome, f"{name}: {error}") from None
+            text = f"{host_port(host, port)} is not allowed"
+            raise DestinationError(Outcome.NOT_ALLOWED, text)
+        return allowed

@@ -193,3 +193,42 @@ class UotRelay(StreamProtocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         self._udp.close()
+
+
+class DatagramRelay(UotRelay):
+    """The relay of a stream whose reads and writes are datagrams, to and from one address.
+
+    Args:
+        address: an IP literal that the rules allow, and a port.
+        others: see `UotRelay`.
+    """
+
+    __slots__ = ("_address",)
+
+    def __init__(
+        self,
+        stream: StreamTransport,
+        address: tuple[str, int],
+        *,
+        acknowledge: Callable[[Outcome], object],
+        resolver: Resolver,
+        allows: Allows,
+        denied: Callable[[str, int], object],
+        idle_time: float,
+        done: Callable[[UotRelay], None],
+    ) -> None:
+        super().__init__(
+            stream, 1, acknowledge=acknowledge, resolver=resolver, allows=allows, denied=denied,
+            idle_time=idle_time, answer_time=0.0, done=done,
+        )  # fmt: skip
+        self._address = address
+        self._udp.restrict(*address)
+
+    def data_received(self, data: Data) -> None:
+        if not self._over:
+            self._udp.send(*self._address, data)
+
+    def deliver(self, host: str, port: int, payload: memoryview) -> None:
+        self.received += len(payload)
+        self._active = self._loop.time()
+        self._stream.write(payload)

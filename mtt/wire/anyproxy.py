@@ -23,6 +23,7 @@ other side's types.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -202,6 +203,23 @@ def padded(stream_id: bytes) -> bytes:
 def new_id(random: bytes) -> bytes:
     """An id in the form of the Go programs' xids, made of 12 random bytes."""
     return base64.b32hexencode(random).rstrip(b"=").lower()
+
+
+# What makes an agent's id unique, at its end.
+_XID = re.compile(r"-[0-9a-v]{20}\Z")
+
+
+def agent_id(name: str, replica: int, random: bytes) -> str:
+    """An agent's id in the upgrade, as the Go agent forms it: unique for each connection.
+
+    The Go gateway confuses two connections with the same id, also if the first one is dead.
+    """
+    return f"{name}-r{replica}-{new_id(random).decode()}"
+
+
+def agent_name(client_id: str) -> str:
+    """The part of an agent's id that is the same for all its connections."""
+    return _XID.sub("", client_id)
 
 
 def cut(field: bytes) -> bytes:

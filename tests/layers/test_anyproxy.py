@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.errors import DestinationError, NetworkError, PeerError
+from mtt.errors import DestinationError, NetworkError, PeerError, RefusedError
 from mtt.layers import anyproxy, keepalive
 from mtt.layers.parked import Parked, hand_over
 from mtt.outcome import Outcome
@@ -324,6 +324,7 @@ async def test_second_connect_with_an_open_id_is_ignored() -> None:
 async def test_error_of_the_gateway_ends_the_session() -> None:
     client = GoSide(is_gateway=False)
     client.feed(Error("group ID and password cannot be empty"))
+    assert isinstance(client.lost[0], RefusedError)
     assert "group ID and password cannot be empty" in str(client.lost[0])
     await turns()
 

@@ -24,6 +24,8 @@ from mtt.wire.anyproxy import (
     PortForward,
     PortForwardResponse,
     StreamData,
+    agent_id,
+    agent_name,
     error_text,
     join_address,
     new_id,
@@ -190,6 +192,14 @@ def test_new_ids_look_like_those_of_go() -> None:
         made = new_id(rng.randbytes(12))
         assert len(made) == 20
         assert set(made) <= set(b"0123456789abcdefghijklmnopqrstuv")
+
+
+def test_ids_of_agents_are_unique_and_have_a_name() -> None:
+    made = agent_id("office", 2, bytes(12))
+    assert made == "office-r2-" + "0" * 20
+    assert agent_name(made) == "office-r2"
+    for name in ("office", "office-r2", "office-r2-" + "0" * 19, "office-r2-" + "z" * 20):
+        assert agent_name(name) == name
 
 
 def test_addresses_of_targets() -> None:
