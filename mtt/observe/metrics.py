@@ -55,11 +55,7 @@ UP, DOWN = labels(direction="up"), labels(direction="down")
 
 
 class Histogram:
-    """Counts of values by bucket.
-
-    Args:
-        bounds: the upper bounds of all buckets but the last, which is unbounded.
-    """
+    """Counts of values by bucket; `bounds` are the upper bounds of all but the last."""
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self._bounds = bounds
@@ -143,9 +139,7 @@ class Snapshot(NamedTuple):
 
 def page(counters: Counters, now: Snapshot) -> str:
     """The metrics of a service."""
-    failures = {
-        labels(cause=cause): count for cause, count in counters.handshake_failures.items()
-    }
+    failures = {labels(cause=cause): count for cause, count in counters.handshake_failures.items()}
     metrics: list[tuple[str, str, str, Values]] = [
         ("info", "gauge", "The running version.", {labels(version=__version__): 1}),
         ("start_time_seconds", "gauge", "Unix time of the start.", counters.started),

@@ -155,7 +155,7 @@ async def _serve(
     await service.start()
     if link is None:
         service.announce()
-    manager.ready(listening_on(service))
+    manager.ready(service.addresses)
     manager.keep_beating()
     await ending.requested()
     service.cleanup()
@@ -165,11 +165,6 @@ async def _serve(
             await service.close()
     except TimeoutError:
         logger.debug("tunnels did not close in time")
-
-
-def listening_on(service: Service) -> str:
-    """The status of `service`, for the service manager."""
-    return f"listening on {', '.join(service.addresses)}"
 
 
 async def _drain(

@@ -14,7 +14,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from mtt.errors import MttError, StartError, UsageError
 from mtt.log import escape, logger
@@ -59,7 +59,7 @@ class SupervisorLink:
         self._commands = {STOP: ask, STOP_NOW: exit, RELOAD: reload, b"": exit}
         asyncio.get_running_loop().add_reader(self._socket, self._read)
 
-    def ready(self, status: str) -> None:
+    def ready(self, addresses: Sequence[str]) -> None:
         self._send(READY)
 
     def keep_beating(self) -> None:

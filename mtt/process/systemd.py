@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mtt.errors import UsageError, describe
@@ -89,9 +89,9 @@ class ServiceManager:
             else:
                 self.beat_interval = microseconds / 1e6 / BEATS
 
-    def ready(self, status: str) -> None:
-        """Report that the service has started."""
-        self._send("READY=1", f"STATUS={status}")
+    def ready(self, addresses: Sequence[str]) -> None:
+        """Report that the service has started, and where it listens."""
+        self._send("READY=1", f"STATUS=listening on {', '.join(addresses)}")
 
     def keep_beating(self) -> None:
         """Send watchdog messages, if requested, from a timer: none while the loop is blocked."""

@@ -145,7 +145,7 @@ class Supervisor:
             return
         self._started = True
         self._service.announce()
-        self._manager.ready(runtime.listening_on(self._service))
+        self._manager.ready(self._service.addresses)
 
     def _stop(self) -> None:
         """Let the workers finish, unless a second request arrives."""

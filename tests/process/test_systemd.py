@@ -147,12 +147,12 @@ async def test_messages(tmp_path: Path, kind: str) -> None:
     where = {"directory": tmp_path} if kind == "path" else {"name": secrets.token_hex(8)}
     with Manager(**where) as heard:  # type: ignore[arg-type]
         manager = ServiceManager({"NOTIFY_SOCKET": heard.address})
-        manager.ready("listening on /tmp/a\nWATCHDOG=trigger")
+        manager.ready(["/tmp/a\nWATCHDOG=trigger"])
         assert heard.hear() == "READY=1\nSTATUS=listening on /tmp/a\\nWATCHDOG=trigger"
         manager.stopping("bye", 1.5)
         assert heard.hear() == "STOPPING=1\nSTATUS=bye\nEXTEND_TIMEOUT_USEC=1500000"
         manager.close()
-        manager.ready("nobody hears this")
+        manager.ready([])
         assert list(heard.rest()) == []
 
 
@@ -162,7 +162,7 @@ async def test_watchdog_messages_come_at_half_the_interval(tmp_path: Path) -> No
             {"NOTIFY_SOCKET": heard.address, "WATCHDOG_USEC": "100000", "WATCHDOG_PID": PID}
         )
         assert list(heard.rest()) == []  # nothing before we are ready
-        manager.ready("")
+        manager.ready([])
         manager.keep_beating()
         loop = asyncio.get_running_loop()
         beats = 0
@@ -186,11 +186,11 @@ async def test_watchdog_messages_come_at_half_the_interval(tmp_path: Path) -> No
 async def test_no_watchdog(tmp_path: Path, watchdog: dict[str, str]) -> None:
     with Manager(tmp_path) as heard:
         manager = ServiceManager({"NOTIFY_SOCKET": heard.address, **watchdog})
-        manager.ready("")
+        manager.ready([])
         manager.keep_beating()
         await asyncio.sleep(0.01)
         manager.close()
-        assert list(heard.rest()) == ["READY=1\nSTATUS="]
+        assert list(heard.rest()) == ["READY=1\nSTATUS=listening on "]
 
 
 @pytest.mark.parametrize(
