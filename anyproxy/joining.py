@@ -25,7 +25,7 @@ from anyproxy.credentials import (
 from anyproxy.options import AGENT_PATH, OpenPort
 from anyproxy.ports import Ports
 from mtt.address import peer_name
-from mtt.errors import describe
+from mtt.errors import PeerError, describe
 from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
 from mtt.http.server import HttpServer
@@ -37,6 +37,7 @@ from mtt.layers.parked import hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.options.common import LOOPBACK
 from mtt.outbound.agent import MAX_STREAMS, OwnAgentSession
 from mtt.outbound.go_agent import GoAgentSession
 from mtt.outbound.groups import Agent, Groups
@@ -104,6 +105,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self._agents: dict[MuxSession[Any], Agent] = {}
         self._controls: dict[MuxSession[Any], GatewayControl] = {}
         self.refused = dict.fromkeys((*_LABELS.values(), _LIMIT, _OTHER), 0)
+        self._with_ports: set[Agent] = set()  # agents that are the Go program
         self._refusals = Throttle(FAILURE_BURST)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -218,18 +220,24 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         layer.start(transport)
 
     def _ports_requested(self, group: str, session: GoSession, request: PortForward) -> None:
-        """Forward the ports of an agent that is the Go program."""
+        """Forward the ports of an agent that is the Go program, which asks once."""
         agent = self._agents[session]
+        if agent in self._with_ports:
+            session.abort(PeerError("the agent asks for ports again"))
+            return
+        self._with_ports.add(agent)
         ports = [
             OpenPort(
                 remote_port=port.remote_port,
-                local_host=port.local_host,
+                local_host=port.local_host or LOOPBACK,  # as Go's dialer understands it
                 local_port=port.local_port,
                 protocol=port.protocol,
             )
             for port in request.ports
         ]
-        results = self._ports.announce(group, agent, ports)
+        announce = partial(self._ports.announce, group, agent, ports)
+        results = announce()
+        self._ports.watch(agent, announce)
         errors = "; ".join(
             f"port {result.port.remote_port} ({result.port.protocol}): {result.error}"
             for result in results
@@ -245,6 +253,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
     def _lost(self, group: str, session: MuxSession[Any], error: Exception | None) -> None:
         agent = self._agents.pop(session)
         self._controls.pop(session, None)
+        self._with_ports.discard(agent)
         self._groups.leave(group, agent)
         self._ports.release(agent)
         logger.info(

@@ -24,6 +24,7 @@ from mtt.errors import StartError
 from mtt.log import FAILURE_BURST, Throttle
 from mtt.observe.metrics import Values, labels, metric
 from mtt.outbound.groups import Agent
+from mtt.wire import addresses
 
 # Ports of a group. Each takes a descriptor of the gateway.
 MAX_GROUP_PORTS = 1024
@@ -143,6 +144,12 @@ class Ports:
         """The open port for what an agent wants. Raises StartError."""
         if self._is_over:
             raise StartError("the gateway is shutting down")
+        if wanted.protocol not in _KINDS:
+            raise StartError("the protocol is neither tcp nor udp")
+        try:
+            addresses.encode(wanted.local_host, wanted.local_port)
+        except ValueError as error:
+            raise StartError(f"the target: {error}") from None
         if wanted.proxy_protocol and wanted.protocol != TCP:
             raise StartError("proxy_protocol is for TCP ports only")
         number = wanted.remote_port

@@ -6,6 +6,9 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
+import pytest
+
+from anyproxy import ports
 from anyproxy.gateway import Gateway
 from mtt.users.user import User
 from mtt.wire.anyproxy import (
@@ -20,7 +23,8 @@ from mtt.wire.anyproxy import (
     parse,
 )
 from mtt.wire.websocket import BINARY, Decoder, frame
-from tests.anyproxy.serving import gateway_for, http_port, socks_port
+from tests.anyproxy.forwarding import opened, to_tcp
+from tests.anyproxy.serving import agent_for, gateway_for, http_port, socks_port
 from tests.proxy.clients import reply5, socks5_login
 from tests.support.certs import Certs
 from tests.support.tunnels import Tcp, connect, eventually, port_of
@@ -109,8 +113,8 @@ async def test_port_of_a_go_agent_is_forwarded(certs: Certs) -> None:
     async with gateway_for(certs, tls=None) as gateway, go_agent(gateway) as agent:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             number = probe.getsockname()[1]
-        ports = (ForwardedPort(number, 22, "192.0.2.9", "tcp"),)
-        await agent.say(PortForward("c1", ports).encode())
+        wanted = (ForwardedPort(number, 22, "192.0.2.9", "tcp"),)
+        await agent.say(PortForward("c1", wanted).encode())
         assert await agent.heard() == PortForwardResponse(True)
         async with await connect(number) as user:
             asked = await agent.heard()
@@ -129,6 +133,32 @@ async def test_conflict_of_a_go_agents_port_is_named(certs: Certs) -> None:
         assert isinstance(answer, PortForwardResponse)
         assert not answer.ok
         assert f"port {taken} (tcp): " in answer.error
+
+
+async def test_go_agent_gets_its_port_when_another_group_gives_it_up(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Go program asks once, so the gateway tries again for it."""
+    monkeypatch.setattr(ports, "HOLD_TIME", 0.05)
+    async with (
+        gateway_for(certs, tls=None) as gateway,
+        agent_for(certs, gateway, tls=None, open_ports=(to_tcp(22),)),
+        go_agent(gateway) as agent,
+    ):
+        number = await opened(gateway)
+        wanted = PortForward("c1", (ForwardedPort(number, 22, "", "tcp"),)).encode()
+        await agent.say(wanted)
+        answer = await agent.heard()
+        assert isinstance(answer, PortForwardResponse)
+        assert f"port {number} (tcp) is in use by another group" in answer.error
+        (group,) = [each for each in gateway.groups if each.name != "grp"]
+        for other in group.agents.values():
+            gateway.ports.release(other)
+        await eventually(lambda: [port.group for port in gateway.ports] == ["grp"])
+        await agent.say(wanted)  # once more: it misbehaves
+        with contextlib.suppress(ConnectionResetError):
+            assert await agent.connection.rest() == b""
+        await eventually(lambda: gateway.groups.get("grp") is None)
 
 
 async def test_go_agent_that_leaves_ends_its_users(certs: Certs) -> None:

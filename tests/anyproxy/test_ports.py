@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -158,6 +159,10 @@ async def test_ports_that_cannot_be_opened(certs: Certs) -> None:
         assert again.error == f"port {number} (tcp) is there twice"
         first, again = results_of(gateway, to_tcp(22), to_tcp(22))
         assert (first.error, again.error) == ("", "a port for this target is there twice")
+        assert error_of(gateway, to_tcp(22, protocol="TCP")) == (
+            "the protocol is neither tcp nor udp"
+        )
+        assert error_of(gateway, replace(to_tcp(22), local_host="a\nb")).startswith("the target: ")
         error = error_of(gateway, to_udp(53, proxy_protocol="v1"))
         assert error == "proxy_protocol is for TCP ports only"
         async with agent_for(certs, gateway, group="strict", id="other"):
