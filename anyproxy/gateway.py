@@ -13,6 +13,7 @@ from anyproxy.forwarded import Means
 from anyproxy.joining import AgentReader
 from anyproxy.options import GatewayOptions, GroupOptions, ProxyOptions
 from anyproxy.ports import Ports
+from anyproxy.rates import GroupRates
 from mtt.errors import DestinationError
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
@@ -145,6 +146,7 @@ class Gateway(ServerService):
         self.idle_time = options.timeout
         self.udp_idle_time = options.udp_timeout
         self.groups = Groups(self._balance, self._max_streams)
+        self._rates = GroupRates(self._rate, self.groups)
         self.credentials = Credentials(options.credentials, self._group_options, self.groups)
         self.figures = GatewayFigures(per_group=options.metrics_per_group)
         self.no_agent = Route(self._no_agent)
@@ -179,6 +181,7 @@ class Gateway(ServerService):
         self.options = options
         self.figures.per_group = options.metrics_per_group
         self._agents.login = options.login
+        self._rates.refresh()
 
     def used_certificates(self) -> tuple[TlsFiles, ...]:
         """The certificates for new connections."""
@@ -199,6 +202,9 @@ class Gateway(ServerService):
 
     def _max_streams(self, name: str) -> int:
         return self._group_options(name).max_streams
+
+    def _rate(self, name: str) -> int:
+        return self._group_options(name).rate
 
     def _balance(self, name: str) -> Balance:
         return BALANCES[self._group_options(name).balance]
@@ -275,7 +281,7 @@ class Gateway(ServerService):
             raise
         self.counters.streams += 1
         self.figures.dialled(group, Outcome.SUCCEEDED, now() - began)
-        return stream
+        return self._rates.limited(group, stream)
 
     async def _open_packets(self, group: str, association: Association) -> UotChannel:
         stream = await self._open_stream(group, Head(UDP, "0.0.0.0", 0))

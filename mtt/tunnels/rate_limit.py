@@ -27,6 +27,8 @@ from mtt.layers.parked import Parked
 BURST_TIME = 0.25
 # Seconds between turns of the queue: short enough for a steady flow, at negligible load.
 TICK = 0.02
+# Longest time between two looks at the tokens, seconds: the rate may rise meanwhile.
+LONGEST_TICK = 1.0
 
 
 class Waiter(Protocol):
@@ -104,6 +106,11 @@ class Bucket(TokenSource):
         self._waiting[limiter] = None
         self._arm()
 
+    def charge(self, size: int) -> None:
+        """Take `size` tokens, although some of them may still have to be gained."""
+        self._fill()
+        self._tokens -= size
+
     def leave(self, limiter: Waiter) -> None:
         super().leave(limiter)
         if not self._waiting and self._timer is not None:
@@ -115,12 +122,13 @@ class Bucket(TokenSource):
         now = self._loop.time()
         self._tokens = min(self.burst, self._tokens + (now - self._filled) * self.rate)
         self._filled = now
-        return int(self._tokens)
+        return max(0, int(self._tokens))
 
     def _arm(self) -> None:
         if self._timer is None:
             missing = (1.0 - self._tokens) / self.rate  # seconds until there is a whole token
-            self._timer = self._loop.call_later(max(TICK, missing), self._serve)
+            delay = min(max(TICK, missing), LONGEST_TICK)
+            self._timer = self._loop.call_later(delay, self._serve)
 
     def _serve(self) -> None:
         self._timer = None

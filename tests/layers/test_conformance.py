@@ -172,6 +172,7 @@ NAMES = {
     "messages": "WebSocket",
     "anyproxy": "AnyProxy stream",
     "throttle": "rate limiter",
+    "two-way-throttle": "rate limiter",
     "visit": "visit",
 }
 

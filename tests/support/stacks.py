@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from mtt.layers.websocket import WebSocketLayer
 from mtt.layers.websocket_messages import MessageLayer
 from mtt.outcome import Outcome
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
+from mtt.tunnels.two_way_rate import TwoWayRateLimiter
 from mtt.wire.agent import TCP, Head
 from mtt.wire.anyproxy import MAX_MESSAGE
 from mtt.wire.anytls import PreambleReader
@@ -117,7 +118,7 @@ class Stack:
 
     Attributes:
         layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "anytls",
-            "messages", "anyproxy", "throttle", "visit".
+            "messages", "anyproxy", "throttle", "two-way-throttle", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -153,7 +154,7 @@ class Stack:
             limit += anytls.RECEIVE_BUDGET
         if "anyproxy" in self.layers:
             limit += anyproxy.STREAM_LIMIT + 2 * MAX_PIECE
-        if "throttle" in self.layers:
+        if not {"throttle", "two-way-throttle"}.isdisjoint(self.layers):
             limit += READ_SIZE
         return limit
 
@@ -200,7 +201,9 @@ class Stack:
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
             elif layer == "throttle":
-                upper = _throttle(upper)
+                upper = _throttle(upper, RateLimiter)
+            elif layer == "two-way-throttle":
+                upper = _throttle(upper, TwoWayRateLimiter)
             elif layer == "visit":
                 upper = upper if client else _visit(upper)
             else:
@@ -233,10 +236,13 @@ class _Drops:
         self._serving = False
 
     def take(self, wanted: int) -> int:
-        granted = 0 if self._waiting else min(wanted, self._left)
+        granted = 0 if self._waiting else max(0, min(wanted, self._left))
         self._left -= granted
         self._serve_soon()
         return granted
+
+    def charge(self, size: int) -> None:
+        self._left -= size
 
     def wait(self, limiter: Waiter) -> None:
         self._waiting[limiter] = None
@@ -257,11 +263,13 @@ class _Drops:
             del self._waiting[limiter]
             self._left -= limiter.pass_on(self._left)
             break
+        if self._waiting:
+            self._serve_soon()
 
 
-def _throttle(upper: Any) -> Parked:
+def _throttle(upper: Any, kind: Callable[[Any], RateLimiter]) -> Parked:
     def ready(transport: Any) -> None:
-        layer = RateLimiter(_Drops())
+        layer = kind(_Drops())
         layer.start(transport)
         hand_over(layer, upper)
 
@@ -384,5 +392,7 @@ STACKS = [
     Stack("throttle-tls", ("tls", "throttle")),
     Stack("throttle-websocket-tls", ("tls", "websocket", "throttle")),
     Stack("throttle-smux-tls", ("tls", "smux", "throttle")),
+    Stack("two-way-throttle-tcp", ("two-way-throttle",)),
+    Stack("two-way-throttle-smux-tls", ("tls", "smux", "two-way-throttle")),
     Stack("visit-tls", ("tls", "visit")),
 ]
