@@ -112,7 +112,7 @@ async def test_agent_that_leaves_during_the_check_does_not_join(
             await peer.send(upgrade())
             await started.wait()
         await over.wait()
-        await eventually(lambda: not gateway._frontend.pending)
+        await eventually(lambda: not len(gateway._frontend.handshakes))
         assert not members(gateway)
 
 
