@@ -271,6 +271,15 @@ class MuxSession(StreamProtocol, Generic[Stream]):
             return self.acknowledged >= self._ping_mark
         return self.heard_at > self._pinged_at + OLD_READ_TIME
 
+    def ping_progress(self) -> tuple[float, int]:
+        """How far the last `ping` and its answer have come: grows while a slow line moves."""
+        return self.heard_at, min(self.acknowledged, self._ping_mark)
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the connection is being read: it is not while readers of streams are slow."""
+        return not self._reading_paused
+
     # For streams and owners.
 
     def is_gone(self, stream: Stream) -> bool:

@@ -3,16 +3,17 @@
     open -> SYN, head -> the agent resolves, checks its rules, dials -> answer -> parked stream
 
 An agent that says nothing within QUESTION_TIME is asked for a sign of life. Without one its session
-is cut, so that all its users try another agent at once.
+is cut, so that all its users try another agent at once. See `LifeCheck`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from typing import Any, Protocol
 
 from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError, again, describe
 from mtt.layers.base import StreamTransport
+from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
 from mtt.layers.stream_head import StreamHead
 from mtt.outcome import Outcome
@@ -20,8 +21,8 @@ from mtt.wire.agent import Answer, Head, parse_answer
 
 # Seconds that an agent has to answer. It resolves the name (5 s) and dials (10 s).
 ANSWER_TIME = 20.0
-# Seconds without an answer until the agent is asked for a sign of life, and then until its session
-# is cut. Connecting to most targets takes less than the first.
+# Seconds without an answer until the agent is asked for a sign of life, and then without any until
+# its session is cut. Connecting to most targets takes less than the first.
 QUESTION_TIME = 3.0
 SIGN_TIME = 3.0
 # Streams of a session. It bounds what an agent's session costs the gateway, and the other way
@@ -76,6 +77,7 @@ class OwnAgentSession:
         self.is_draining = False
         self.control: StreamTransport | None = None
         self._session = session
+        self._life = LifeCheck(session)
 
     @property
     def lost(self) -> bool:
@@ -109,7 +111,7 @@ class OwnAgentSession:
         reader = StreamHead(parse_answer, ready, failed, what="answer", seconds=ANSWER_TIME)
         stream: StreamTransport = self._session.open_stream(reader)
         stream.write(head.encode())
-        timer = loop.call_later(QUESTION_TIME, self._ask, answered)
+        timer = loop.call_later(QUESTION_TIME, self._life.ask)
         try:
             stream, answer = await answered
         except MttError as error:
@@ -130,15 +132,42 @@ class OwnAgentSession:
     def abort(self, error: Exception | None = None) -> None:
         self._session.abort(error)
 
-    def _ask(self, answered: asyncio.Future[tuple[StreamTransport, Answer]]) -> None:
-        """Ask for a sign of life, because a stream has no answer yet."""
-        if not answered.done():
-            self._session.ping()
-            asyncio.get_running_loop().call_later(SIGN_TIME, self._check)
 
-    def _check(self) -> None:
-        if not (self._session.lost or self._session.ping_answered()):
-            self.abort(NetworkError("no sign of life from the agent"))
+class LifeCheck:
+    """Asks an agent for a sign of life, and cuts its session if there is none.
+
+    The question and its answer may stand behind data that fills a slow line. So the session lives
+    as long as the agent sends, or its kernel acknowledges what was sent before the question.
+    """
+
+    def __init__(self, session: MuxSession[Any]) -> None:
+        self._session = session
+        self._timer: asyncio.TimerHandle | None = None  # while a question is open
+
+    def ask(self) -> None:
+        """Ask, because a stream has no answer yet."""
+        if self._session.lost:
+            return
+        if self._timer is not None:
+            if not self._session.ping_answered():
+                return  # another question would make the answer to the first one worthless
+            self._timer.cancel()
+        self._session.ping()
+        self._look_later()
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SIGN_TIME, self._look, self._session.ping_progress())
+
+    def _look(self, before: tuple[float, int]) -> None:
+        self._timer = None
+        session = self._session
+        if session.lost or session.ping_answered():
+            return
+        if session.ping_progress() > before or not session.is_reading:
+            self._look_later()
+        else:
+            session.abort(NetworkError("no sign of life from the agent"))
 
 
 def _as_failure(error: Exception) -> MttError:

@@ -8,7 +8,7 @@ from mtt.errors import MttError, NetworkError
 from mtt.layers.anyproxy import GoSession
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked, park
-from mtt.outbound.agent import QUESTION_TIME, SIGN_TIME
+from mtt.outbound.agent import QUESTION_TIME, LifeCheck
 from mtt.outbound.go_datagrams import GoDatagrams
 from mtt.outcome import Outcome
 from mtt.wire.agent import UDP, Head
@@ -29,6 +29,7 @@ class GoAgentSession:
     def __init__(self, session: GoSession) -> None:
         self.is_draining = False
         self._session = session
+        self._life = LifeCheck(session)
 
     @property
     def lost(self) -> bool:
@@ -61,7 +62,7 @@ class GoAgentSession:
         stream = session.open_stream(parked, head)
         loop = asyncio.get_running_loop()
         timers = (
-            loop.call_later(QUESTION_TIME, self._ask),
+            loop.call_later(QUESTION_TIME, self._life.ask),
             loop.call_later(ANSWER_TIME, stream.receive_answer, Outcome.TIMED_OUT),
         )
         try:
@@ -80,15 +81,3 @@ class GoAgentSession:
 
     def abort(self, error: Exception | None = None) -> None:
         self._session.abort(error)
-
-    def _ask(self) -> None:
-        """Ask for a sign of life, because a stream has no answer yet."""
-        loop = asyncio.get_running_loop()
-        self._session.ping()
-        loop.call_later(SIGN_TIME, self._check, loop.time())
-
-    def _check(self, asked_at: float) -> None:
-        # The answer may stand behind data that fills the line.
-        session = self._session
-        if not (session.lost or session.ping_answered() or session.heard_at > asked_at):
-            self.abort(NetworkError("no sign of life from the agent"))

@@ -137,6 +137,81 @@ async def test_slow_agent_that_is_alive_has_its_time(monkeypatch: pytest.MonkeyP
     await gateway.over()
 
 
+class Questions:
+    """Counts the questions for a sign of life; the test answers them."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.asked = self.answered = 0
+        gateway.lower.ping = self._ask  # type: ignore[method-assign]
+        gateway.lower.ping_answered = self._is_answered  # type: ignore[method-assign]
+
+    def _ask(self) -> bool:
+        self.asked += 1
+        return True
+
+    def _is_answered(self) -> bool:
+        return self.answered == self.asked
+
+
+@pytest.mark.parametrize("moves", ["data", "acknowledgements", "nothing is read"])
+async def test_agent_behind_a_full_line_is_not_silent(
+    moves: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    gateway = Gateway()
+    Questions(gateway)
+    gateway.lower.written = gateway.lower.buffered = 100_000  # an upload
+    opening = await gateway.opening()
+    if moves == "nothing is read":
+        gateway.session.count_queued(gateway.session.receive_budget)
+    await clock.passes(agent.QUESTION_TIME + 0.1)
+    for _ in range(2):
+        if moves == "data":
+            gateway.session.data_received(frame(3, 0))
+        elif moves == "acknowledgements":
+            gateway.lower.buffered -= 10_000
+        await clock.passes(agent.SIGN_TIME)
+        assert not opening.done()
+    gateway.session.count_queued(-gateway.session._queued)
+    await clock.passes(3 * agent.SIGN_TIME)
+    assert "no sign of life from the agent" in str(await failure(opening))
+
+
+async def test_kernel_of_a_frozen_agent_does_not_speak_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    gateway = Gateway()
+    Questions(gateway)
+    openings = [await gateway.opening()]
+    await clock.passes(agent.QUESTION_TIME + 0.1)
+    for _ in range(3):  # other users, whose heads are acknowledged at once
+        openings.append(asyncio.ensure_future(gateway.agent.open(HEAD)))
+        await clock.passes(agent.SIGN_TIME / 3)
+    for opening in openings:
+        assert "no sign of life from the agent" in str(await failure(opening))
+
+
+async def test_question_is_not_repeated_before_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    gateway = Gateway()
+    questions = Questions(gateway)
+    openings = [await gateway.opening()]
+    for _ in range(10):  # the last question would be open when the first is looked at
+        openings.append(asyncio.ensure_future(gateway.agent.open(HEAD)))
+        await clock.passes(agent.QUESTION_TIME / 10)
+    await clock.passes(0.1)
+    assert questions.asked == 1
+    for _ in range(30):
+        questions.answered = questions.asked
+        await clock.passes(agent.SIGN_TIME / 10)
+    assert 2 < questions.asked < 20
+    assert not gateway.session.lost
+    await gateway.over()
+    for opening in openings:
+        assert isinstance(await failure(opening), NetworkError)
+
+
 async def test_user_who_leaves_resets_the_stream() -> None:
     gateway = Gateway()
     opening = await gateway.opening()
