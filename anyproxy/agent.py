@@ -13,7 +13,7 @@ from typing import Any
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.figures import agent_lines
 from anyproxy.link import Link, LinkSession
-from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions, OpenPort
+from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions
 from anyproxy.targets import Targets
 from mtt.address import Endpoint
 from mtt.errors import MttError, PeerError, RefusedError
@@ -111,12 +111,6 @@ class Agent(Service):
         )  # fmt: skip
         for line in options.rules.warnings:
             logger.warning("%s", line)
-
-    def forward(self, ports: tuple[OpenPort, ...]) -> None:
-        """Have the gateways forward these ports from now on, and no others."""
-        self.options = replace(self.options, open_ports=ports)
-        for control in self._controls.values():
-            control.announce(ports)
 
     async def drain(self) -> None:
         """Leave: tell the gateways, and wait until the open streams have ended."""

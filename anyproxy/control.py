@@ -223,6 +223,8 @@ class AgentControl(Control):
 
     def announce(self, ports: Sequence[OpenPort]) -> None:
         """Have the gateway forward these ports, and no others."""
+        if self._is_ending:
+            return
         before, self._ports = self._ports, ports
         self._cancel_timer()
         if not (before or ports):

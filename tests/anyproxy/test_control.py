@@ -385,6 +385,8 @@ async def test_agent_that_leaves_says_so_and_waits_for_the_gateway(
     assert [event[0] for event in frames] == [PSH, FIN]
     assert messages_in(bytes(frames[0][2])) == [{"drain": True}]
     assert agent.session.open_streams == 1
+    agent.control.announce([DNS])  # a change comes too late
+    assert not agent.lower.take()
     await clock.passes(control.LEAVE_TIME)
     assert agent.session.open_streams == 0
     await agent.over()

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from anyproxy import ports
-from anyproxy.options import GroupOptions
+from anyproxy.agent import Agent
+from anyproxy.options import GroupOptions, OpenPort
 from anyproxy.ports import PortResult
 from mtt.proxy.host_rules import HostRules, parse_patterns
 from tests.anyproxy.forwarding import forwarding, is_refused, opened, ports_of, to_tcp, to_udp
@@ -247,6 +248,11 @@ async def test_changed_options_of_a_group_move_ports(certs: Certs) -> None:
                     await eventually(lambda told=told: any(told in line for line in lines))
 
 
+def announce(agent: Agent, *wanted: OpenPort) -> None:
+    agent.use_options(replace(agent.options, open_ports=wanted))
+    agent.announce_ports()
+
+
 async def test_agent_with_other_ports_than_before(certs: Certs) -> None:
     async with (
         serving(echo) as there,
@@ -254,10 +260,10 @@ async def test_agent_with_other_ports_than_before(certs: Certs) -> None:
         agent_for(certs, gateway, open_ports=(to_tcp(there.port),), replicas=2) as agent,
     ):
         number = await opened(gateway)
-        agent.forward((to_tcp(there.port), to_udp(53)))
+        announce(agent, to_tcp(there.port), to_udp(53))
         await opened(gateway, "udp")
         assert await opened(gateway) == number
-        agent.forward((to_udp(53),))
+        announce(agent, to_udp(53))
         await eventually(lambda: not ports_of(gateway))
         assert len(ports_of(gateway, "udp")[0].claims) == 2
 
