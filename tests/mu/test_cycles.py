@@ -45,7 +45,7 @@ async def test_unknown_users(mode: str, certs: Certs) -> None:
                 async with await connect(port) as application:
                     with maybe_reset():
                         assert await application.rest() == b""
-            await eventually(lambda: not server._frontend.pending)
+            await eventually(lambda: not len(server._frontend.handshakes))
             await settled()
         assert not left
 
