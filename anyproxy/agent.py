@@ -15,6 +15,7 @@ from anyproxy.figures import agent_lines
 from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions
 from anyproxy.targets import Targets
+from anyproxy.web import Web
 from mtt.address import Endpoint
 from mtt.errors import MttError, PeerError, RefusedError
 from mtt.layers.anyproxy import GoSession, Tell
@@ -59,6 +60,8 @@ class Agent(Service):
             pending=lambda: sum(each.connecting for each in self.connectors.values()),
         )
         self.options = options
+        self._resolver = resolver
+        self.web: Web | None = None
         self.open_sessions: dict[MuxSession[Any], None] = {}
         self._controls: dict[MuxSession[Any], AgentControl] = {}
         self._port_reports = PortReports()
@@ -88,6 +91,12 @@ class Agent(Service):
         """Start connecting. Raises StartError if the metrics address is unusable."""
         if await self.endpoint.start():
             self.lag.start()
+        if self.web is not None:
+            try:
+                await self.web.serve(self._resolver)
+            except BaseException:
+                self.cleanup()
+                raise
         for connector in self.connectors.values():
             connector.start()
         for link in self.links:
@@ -122,8 +131,15 @@ class Agent(Service):
             control.drain()
         await super().drain()
 
+    def cleanup(self) -> None:
+        super().cleanup()
+        if self.web is not None:
+            self.web.cleanup()
+
     async def close(self) -> None:
         self.cleanup()
+        if self.web is not None:
+            await self.web.close()
         await self._stop_following()
         for link in self.links:
             await link.stop()

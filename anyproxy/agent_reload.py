@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from anyproxy.agent import Agent
 from anyproxy.options import AgentOptions
@@ -17,6 +18,8 @@ async def apply(agent: Agent, options: AgentOptions) -> Changes:
     after their successor has begun. Raises MttError before anything has changed.
     """
     before, changes = agent.options, Changes()
+    changes.refuse("client.web", before.web, options.web)
+    options = replace(options, web=before.web)
     old, new = before.gateways, options.gateways
     added = [gateway for gateway in new if gateway not in old]
     has_new_way = changes.add(

@@ -34,6 +34,10 @@ def service(values: Values, start: Start) -> Service:
     from mtt.process.configuration import Configuration
 
     agent = Agent(options)
+    if options.web is not None:
+        from anyproxy.web_views import add_to_agent
+
+        add_to_agent(agent, options.web)
     reread = start.reread
     assert reread is not None
     agent.configuration = Configuration(

@@ -45,7 +45,6 @@ def agent_options(values: Values) -> AgentOptions:
         top.fail("client", "missing; this is the file of a gateway")
     client = top.section("client")
     config.refuse_other_transports(top.section("transport"), "type")
-    config.ignore_web(client)
     name, group = _names(client)
     # In older files, what is about the gateway is among the other keys.
     is_older = client.has("gateway_addr")
@@ -72,6 +71,7 @@ def agent_options(values: Values) -> AgentOptions:
         rules=_rules(client),
         protocols=_protocols(client),
         open_ports=_open_ports(client),
+        web=config.web(client),
         udp_timeout=client.duration("udp_timeout", UDP_TIMEOUT),
         **config.service_values(values),
     )

@@ -11,8 +11,9 @@ import ipaddress
 from collections.abc import Mapping
 from typing import Any
 
-from anyproxy.options import ANYWHERE, Network
+from anyproxy.options import ANYWHERE, Network, WebOptions
 from mtt.address import Endpoint, is_loopback
+from mtt.log import logger
 from mtt.options import common
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.options.process import (
@@ -29,8 +30,10 @@ from mtt.options.process import (
     WORKERS,
 )
 from mtt.options.section import Section
+from mtt.trust.tls_options import ServerTls
 from mtt.users.file import checked_user
 from mtt.users.user import User
+from mtt.wire.alpn import WEBSOCKET
 
 CONFIG = "config"
 # The Go program's default.
@@ -109,11 +112,44 @@ def refuse_other_transports(section: Section, key: str = "transport_type") -> No
         )
 
 
-def ignore_web(section: Section) -> None:
-    """Warn if the section "web" asks for pages."""
-    web = section.section("web")
-    if web.boolean("enabled"):
-        section.ignore("there are no pages; -metrics serves figures", "web")
+def server_tls(section: Section) -> ServerTls | None:
+    """The keys tls_cert and tls_key; None without them."""
+    cert, key = both(section, "tls_cert", "tls_key")
+    if not cert:
+        return None
+    options = (section.where("tls_cert"), section.where("tls_key"))
+    return ServerTls(cert=cert, key=key, alpn=WEBSOCKET, options=options)
+
+
+def web(above: Section) -> WebOptions | None:
+    """The section "web"; None if it is not enabled. Raises UsageError."""
+    section = above.section("web")
+    is_enabled, has_login = section.boolean("enabled"), section.boolean("auth_enabled")
+    bind = section.endpoint("listen_addr")
+    name, password = section.text("auth_username"), section.text("auth_password")
+    tls = server_tls(section)
+    section.skip("static_dir", "session_key")  # pages of the Go program, and a key that it ignores
+    section.done()
+    if not is_enabled:
+        return None
+    if bind is None:
+        section.fail("listen_addr", "missing; give an address, like 127.0.0.1:8090")
+    if not has_login:
+        if is_remote(bind):
+            section.fail(
+                "auth_enabled", f"everyone could read the figures at {bind}; set it, with "
+                "auth_username and auth_password, or listen on 127.0.0.1"
+            )  # fmt: skip
+        return WebOptions(bind=bind, tls=tls)
+    for key, text in (("auth_username", name), ("auth_password", password)):
+        if not text:
+            section.fail(key, "missing; auth_enabled needs a name and a password")
+    if tls is None and is_remote(bind):
+        logger.warning(
+            "%s: missing: anyone on the path can read the login", section.label("tls_cert")
+        )
+    login = checked_user(section.label("auth_username"), name, password)
+    return WebOptions(bind=bind, login=login, tls=tls)
 
 
 def login(section: Section) -> User | None:

@@ -39,6 +39,16 @@ class GatewayFigures:
         # Groups with their own lines: the first ones seen. Agents may make new groups without end.
         self._shown: dict[str, str] = {}  # labels by name
 
+    @property
+    def requests(self) -> int:
+        """Users' requests that have an outcome."""
+        return self._outcomes.total()
+
+    @property
+    def failures(self) -> int:
+        """Those that failed."""
+        return self.requests - self._outcomes[Outcome.SUCCEEDED]
+
     def dialled(self, group: str, outcome: Outcome, seconds: float) -> None:
         """Count a user's request that has ended after this time."""
         self._outcomes[outcome] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from anyproxy.joining import AgentReader
 from anyproxy.options import GatewayOptions, GroupOptions, ProxyOptions
 from anyproxy.ports import Ports
 from anyproxy.rates import GroupRates
+from anyproxy.web import Web
 from mtt.errors import DestinationError
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
@@ -132,6 +133,8 @@ class Gateway(ServerService):
         no_agent: where users of a group without agents go: their password cannot be checked, and an
             agent may join at any moment.
         proxies: those that listen.
+        web: the interface for pages; None without one.
+        on_stream: called with each stream of a user and its head.
         former_proxies: those that a new configuration has removed.
         is_over: whether it has stopped listening.
 
@@ -143,6 +146,8 @@ class Gateway(ServerService):
         super().__init__(options, self.resolver, options.tls)
         self.options = options
         self.is_over = False
+        self.web: Web | None = None
+        self.on_stream: Callable[[StreamTransport, Head], object] | None = None
         self.idle_time = options.timeout
         self.udp_idle_time = options.udp_timeout
         self.groups = Groups(self._balance, self._max_streams)
@@ -215,6 +220,8 @@ class Gateway(ServerService):
         try:
             for proxy in self.proxies:
                 await proxy.listen(self.resolver)
+            if self.web is not None:
+                await self.web.serve(self.resolver)
         except BaseException:
             self.cleanup()
             raise
@@ -226,6 +233,8 @@ class Gateway(ServerService):
         for proxy in self.proxies:
             proxy.cleanup()
         self.ports.cleanup()
+        if self.web is not None:
+            self.web.cleanup()
 
     async def drain(self) -> None:
         for proxy in self.proxies:
@@ -240,6 +249,8 @@ class Gateway(ServerService):
         for proxy in (*self.proxies, *self.former_proxies):
             proxy.port.close()
         self.ports.close()
+        if self.web is not None:
+            await self.web.close()
         await self._agents.close()
         self.credentials.close()
         await super().close()
@@ -281,7 +292,10 @@ class Gateway(ServerService):
             raise
         self.counters.streams += 1
         self.figures.dialled(group, Outcome.SUCCEEDED, now() - began)
-        return self._rates.limited(group, stream)
+        stream = self._rates.limited(group, stream)
+        if self.on_stream is not None:
+            self.on_stream(stream, head)
+        return stream
 
     async def _open_packets(self, group: str, association: Association) -> UotChannel:
         stream = await self._open_stream(group, Head(UDP, "0.0.0.0", 0))

@@ -34,6 +34,10 @@ def service(values: Values, start: Start) -> Service:
     from mtt.process.configuration import Configuration
 
     gateway = Gateway(options)
+    if options.web is not None:
+        from anyproxy.web_views import add_to_gateway
+
+        add_to_gateway(gateway, options.web)
     reread = start.reread
     assert reread is not None
     gateway.configuration = Configuration(

@@ -24,9 +24,7 @@ from mtt.address import Endpoint, is_ip, parse_port
 from mtt.log import logger
 from mtt.options.flags import Values, quoted
 from mtt.options.section import Section
-from mtt.trust.tls_options import ServerTls
 from mtt.users.user import User
-from mtt.wire.alpn import WEBSOCKET
 
 # The name of the section for all groups that have none of their own.
 OTHER_GROUPS = "*"
@@ -61,8 +59,7 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
     gateway = top.section("gateway")
     config.refuse_other_transports(gateway)
     config.refuse_other_transports(top.section("transport"), "type")
-    config.ignore_web(gateway)
-    tls = _tls(gateway)
+    tls = config.server_tls(gateway)
     if client_ca := gateway.text("client_ca"):
         if tls is None:
             gateway.fail("client_ca", "needs tls_cert and tls_key")
@@ -91,6 +88,7 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
         default_group=default,
         http=http,
         socks5=socks5,
+        web=config.web(gateway),
         metrics_per_group=gateway.boolean("metrics_per_group"),
         udp_timeout=gateway.duration("udp_timeout", UDP_TIMEOUT),
         **config.service_values(values),
@@ -98,15 +96,6 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
     gateway.done()
     top.done()
     return options
-
-
-def _tls(section: Section) -> ServerTls | None:
-    """The keys tls_cert and tls_key; None without them."""
-    cert, key = config.both(section, "tls_cert", "tls_key")
-    if not cert:
-        return None
-    options = (section.where("tls_cert"), section.where("tls_key"))
-    return ServerTls(cert=cert, key=key, alpn=WEBSOCKET, options=options)
 
 
 # Proxies.
@@ -132,7 +121,7 @@ def _proxies(top: Section, gateway: Section) -> tuple[ProxyOptions | None, Proxy
 
 def _proxy(section: Section, *, has_tls: bool = True) -> ProxyOptions | None:
     bind = section.endpoint("listen_addr")
-    tls = _tls(section) if has_tls else None
+    tls = config.server_tls(section) if has_tls else None
     login: User | None = config.login(section)
     group = config.name_of(section, "group", section.text("group") or NO_GROUP)
     # With a login of its own, the proxy needs no others.

@@ -31,8 +31,13 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
         options = replace(options, tls=before.tls)
     changes.refuse("gateway.credential", before.credentials, options.credentials)
     changes.refuse("gateway.udp_timeout", before.udp_timeout, options.udp_timeout)
+    changes.refuse("gateway.web", before.web, options.web)
     options = replace(
-        options, bind=before.bind, credentials=before.credentials, udp_timeout=before.udp_timeout
+        options,
+        bind=before.bind,
+        credentials=before.credentials,
+        udp_timeout=before.udp_timeout,
+        web=before.web,
     )
     certificates = await asyncio.to_thread(_changed_certificates, before, options)
     listeners = await _listen(gateway, options.proxies)

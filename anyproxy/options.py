@@ -39,6 +39,15 @@ PROTOCOLS = (TCP, UDP)
 MAX_OPEN_PORTS = 256
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebOptions:
+    """The JSON interface for pages."""
+
+    bind: Endpoint  # only loopback addresses without a login
+    login: User | None = None
+    tls: ServerTls | None = None
+
+
 # Gateway.
 
 
@@ -99,6 +108,7 @@ class GatewayOptions(ServiceOptions):
     http: ProxyOptions | None = None
     socks5: ProxyOptions | None = None
     metrics_per_group: bool = False
+    web: WebOptions | None = None
     udp_timeout: float = UDP_TIMEOUT
 
     @property
@@ -138,5 +148,6 @@ class AgentOptions(ServiceOptions):
     rules: HostRules = ALLOW_ALL
     protocols: frozenset[str] = frozenset(PROTOCOLS)
     open_ports: tuple[OpenPort, ...] = ()
+    web: WebOptions | None = None
     proxy: HttpProxy | None = None  # on the way to the gateways
     udp_timeout: float = UDP_TIMEOUT

@@ -21,7 +21,8 @@ class AccessRules:
         token: what `Authorization: Bearer` must carry; empty to require none.
         hosts: names and addresses accepted in Host, besides those of loopback.
         any_address: accept any IP address in Host, for servers that listen on all interfaces.
-        any_name: accept any Host, for servers whose answers are public.
+        any_name: accept any Host, for servers whose answers are public, or whose pages log in.
+        own_pages: accept requests of web pages whose Origin is the Host.
     """
 
     def __init__(
@@ -31,17 +32,22 @@ class AccessRules:
         *,
         any_address: bool = False,
         any_name: bool = False,
+        own_pages: bool = False,
     ) -> None:
         self._token = token.encode()
         self._hosts = {host.lower() for host in hosts}
         self._any_address = any_address
         self._any_name = any_name
+        self._own_pages = own_pages
 
     def refusal(self, request: Request) -> Refusal | None:
         """The answer to `request` if it is not allowed."""
         # A web page can make a browser send requests here, with any JSON as plain text. Origin
         # reveals that, or Host if the page's own name resolves to this server (DNS rebinding).
-        if request.first("origin") is not None:
+        origin = request.first("origin")
+        if origin is not None and not (
+            self._own_pages and origin.partition("://")[2].lower() == request.host.lower() != ""
+        ):
             return 403, "requests from web pages (with Origin) are refused"
         if not (self._any_name or self._is_own_name(request.host)):
             return 403, "Host is not a name of this server"

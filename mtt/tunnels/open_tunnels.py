@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from functools import partial
 from logging import DEBUG, ERROR
 from typing import Any, Protocol, TypeVar
@@ -76,6 +76,11 @@ class OpenTunnels:
     def __len__(self) -> int:
         """Number of tunnels that are open or opening."""
         return len(self._carriers) + len(self._tasks)
+
+    @property
+    def carriers(self) -> Collection[Carrier]:
+        """What carries the open tunnels."""
+        return self._carriers
 
     @property
     def open(self) -> int:

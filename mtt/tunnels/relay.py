@@ -120,6 +120,11 @@ class Relay:
         """Bytes copied from `far` to `near`."""
         return self._far.received
 
+    @property
+    def far(self) -> StreamTransport:
+        """The other side's connection or stream."""
+        return self._far.transport
+
     def abort(self, reason: str) -> None:
         """Abort both transports."""
         if not self._closing:

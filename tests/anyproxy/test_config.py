@@ -52,7 +52,7 @@ def test_go_file_of_a_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.messages == [
         f"{name}: not used: log.output, log.file, log.max_size, log.max_backups, log.max_age, "
         "log.compress: the log goes to stderr",
-        f"{name}: not used: gateway.web: there are no pages; -metrics serves figures",
+        f"{name}: gateway.web.tls_cert: missing: anyone on the path can read the login",
     ]
 
 
