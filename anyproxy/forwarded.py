@@ -127,11 +127,13 @@ class ForwardedPort:
     async def _open(self, network: int, user: tuple[str, int]) -> tuple[StreamTransport, OpenPort]:
         """Open a stream to the target of the first agent that can.
 
-        Raises DestinationError: with the outcome NO_AGENT if none can within HOLD_TIME.
+        Raises DestinationError: with the outcome NO_AGENT if none can within HOLD_TIME, and at once
+        with OVERLOADED if they or the group have too many streams.
         """
         deadline = self._loop.time() + HOLD_TIME
         while True:
             changed = self._changed
+            is_overloaded = False
             for agent, wanted in list(self._usable_first()):
                 if not _is_within(user[0], wanted.allow_from):
                     continue
@@ -139,8 +141,12 @@ class ForwardedPort:
                 try:
                     return await self._means.open(self.group, head, (agent,)), wanted
                 except DestinationError as error:
-                    if error.outcome is not Outcome.NO_AGENT:
+                    if error.outcome is Outcome.OVERLOADED:
+                        is_overloaded = True
+                    elif error.outcome is not Outcome.NO_AGENT:
                         raise
+            if is_overloaded:
+                raise DestinationError(Outcome.OVERLOADED)
             left = deadline - self._loop.time()
             if left <= 0 or self._closed:
                 raise DestinationError(Outcome.NO_AGENT)
@@ -152,8 +158,10 @@ class ForwardedPort:
 
     def _usable_first(self) -> Iterator[tuple[Agent, OpenPort]]:
         others = []
+        now = self._loop.time()
         for claim in self.claims.items():
-            if claim[0].session.is_usable:
+            agent = claim[0]
+            if agent.session.is_usable and agent.resting_until <= now:
                 yield claim
             else:
                 others.append(claim)
