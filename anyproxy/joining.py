@@ -22,8 +22,8 @@ from anyproxy.credentials import (
     STORE_FAILED,
     WRONG_PASSWORD,
 )
-from anyproxy.options import AGENT_PATH, OpenPort
-from anyproxy.ports import Ports
+from anyproxy.options import AGENT_PATH, PROTOCOLS, OpenPort
+from anyproxy.ports import PortResult, Ports
 from mtt.address import peer_name
 from mtt.errors import PeerError, describe
 from mtt.http.exchange import Exchange, Handler
@@ -235,13 +235,14 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             )
             for port in request.ports
         ]
-        announce = partial(self._ports.announce, group, agent, ports)
-        results = announce()
+        known = [port for port in ports if port.protocol in PROTOCOLS]
+        announce = partial(self._ports.announce, group, agent, known)
+        failed = [PortResult(port, error="unknown protocol") for port in ports if port not in known]
+        failed += [each for each in announce() if each.error]
         self._ports.watch(agent, announce)
         errors = "; ".join(
             f"port {result.port.remote_port} ({result.port.protocol}): {result.error}"
-            for result in results
-            if result.error
+            for result in failed
         )
         session.answer_ports(PortForwardResponse(not errors, errors[:MAX_ERROR]))
 

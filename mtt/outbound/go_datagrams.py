@@ -170,7 +170,10 @@ class GoDatagrams(StreamTransport):
             destination.stream.close()
 
     def _sweep(self) -> None:
-        """End the streams of destinations that are not used."""
+        """End the streams of destinations that are not used; notice that the session is over."""
+        if self._session.lost:
+            self._end(NetworkError("the agent's session is over"))
+            return
         oldest = self._loop.time() - IDLE_TIME
         for address, destination in list(self._destinations.items()):
             if destination.used_at <= oldest:

@@ -317,6 +317,16 @@ async def test_lost_session_ends_the_datagrams() -> None:
         assert isinstance(user.error, NetworkError)
 
 
+async def test_lost_session_is_noticed_without_datagrams(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    gateway = Gateway()
+    user = await user_of(gateway)
+    gateway.lower.upper.connection_lost(ConnectionResetError())
+    await clock.passes(go_datagrams.SWEEP_INTERVAL)
+    assert isinstance(user.error, NetworkError)
+    assert not clock.pending
+
+
 async def test_paused_reader_loses_datagrams() -> None:
     gateway = Gateway()
     user = await user_of(gateway)

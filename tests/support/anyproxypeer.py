@@ -206,12 +206,14 @@ class Peer:
             task.cancel()
         if self.tasks:
             await asyncio.wait(self.tasks)
+        await asyncio.sleep(0)  # sockets are closed one turn later
 
 
 class GoAgent(Peer):
     """The Go agent. `answers_close`: whether it sends CLOSE for a stream that was closed."""
 
     answers_close = True
+    ports_response = b""
 
     async def received(self, kind: int, body: bytes) -> bool:
         if kind == CONNECT:
@@ -238,13 +240,15 @@ class GoAgent(Peer):
                 pass
             del self.streams[stream.id]
             return
-        with contextlib.suppress(ConnectionError):
-            await self.socket.send(bytes((1, RESPONSE)) + stream.id + b"\1\0\0")
-            self.spawn(self._forward(stream, reader))
-            while (data := await stream.queue.get()) is not None:
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        try:
+            with contextlib.suppress(ConnectionError):
+                await self.socket.send(bytes((1, RESPONSE)) + stream.id + b"\1\0\0")
+                self.spawn(self._forward(stream, reader))
+                while (data := await stream.queue.get()) is not None:
+                    writer.write(data)
+                    await writer.drain()
+        finally:
+            writer.close()
 
     async def _forward(self, stream: Stream, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
@@ -264,11 +268,13 @@ class GoAgent(Peer):
 
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_datagram_endpoint(Datagrams, remote_addr=(host, port))
-        await self.socket.send(bytes((1, RESPONSE)) + stream.id + b"\1\0\0")
-        while (data := await stream.queue.get()) is not None:
-            transport.sendto(data)
-        transport.close()
-        self.streams.pop(stream.id, None)
+        try:
+            await self.socket.send(bytes((1, RESPONSE)) + stream.id + b"\1\0\0")
+            while (data := await stream.queue.get()) is not None:
+                transport.sendto(data)
+        finally:
+            transport.close()
+            self.streams.pop(stream.id, None)
 
 
 class User(Stream):
