@@ -36,7 +36,7 @@ from mtt.layers.mux import MuxSession
 from mtt.layers.parked import hand_over
 from mtt.layers.smux import SmuxSession
 from mtt.layers.websocket import WebSocketLayer
-from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.log import FAILURE_BURST, Throttle
 from mtt.options.common import LOOPBACK
 from mtt.outbound.agent import MAX_STREAMS, OwnAgentSession
 from mtt.outbound.go_agent import GoAgentSession
@@ -52,6 +52,9 @@ from mtt.wire.upgrade import Upgrade, UpgradeRefused, check_hidden_request, is_o
 
 # Bytes of an agent's or a group's name: both stand in log lines, metrics and pages.
 MAX_NAME = 128
+# Log lines about agents that join, or leave, per interval of the throttle: the agents of a gateway
+# that has restarted, but not an agent that joins in a loop.
+CHANGES_SHOWN = 100
 # Characters of the errors about a Go agent's ports, which it logs.
 MAX_ERROR = 1000
 
@@ -107,6 +110,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self.refused = dict.fromkeys((*_LABELS.values(), _LIMIT, _OTHER), 0)
         self._with_ports: set[Agent] = set()  # agents that are the Go program
         self._refusals = Throttle(FAILURE_BURST)
+        self._joined, self._left = Throttle(CHANGES_SHOWN), Throttle(CHANGES_SHOWN)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def read(self, transport: StreamTransport) -> None:
@@ -212,9 +216,10 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         former = self._groups.join(group, agent)
         if former is not None:
             self._ports.release(former)
-        logger.info(
-            "agent %s joined group %s from %s%s", _quoted(name), _quoted(group), agent.address,
+        self._joined.info(
+            "agent %s joined group %s from %s%s%s", _quoted(name), _quoted(group), agent.address,
             "" if upgrade.protocol == SUBPROTOCOL else ", the Go program",
+            f"; it replaces that from {former.address}" if former is not None else "",
         )  # fmt: skip
         transport.resume_reading()
         layer.start(transport)
@@ -257,7 +262,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self._with_ports.discard(agent)
         self._groups.leave(group, agent)
         self._ports.release(agent)
-        logger.info(
+        self._left.info(
             "agent %s left group %s: %s", _quoted(agent.id), _quoted(group), describe(error)
         )
         self.front.session_lost(session, error)

@@ -165,6 +165,31 @@ async def test_same_id_replaces_its_session_in_its_group_only(certs: Certs) -> N
     await eventually(lambda: not members(gateway))
 
 
+async def test_replaced_session_is_named_in_the_log(certs: Certs) -> None:
+    with logged() as lines:
+        async with plain_gateway(certs) as gateway, AsyncExitStack() as stack:
+            for _ in range(2):
+                peer = await stack.enter_async_context(await connect(port_of(gateway)))
+                await peer.send(upgrade())
+                assert (await answered(peer))[0] == 101
+    first, second = [line for line in lines if "joined" in line]
+    address = first.partition(" from ")[2].partition(",")[0]
+    assert second.endswith(f"; it replaces that from {address}")
+
+
+async def test_agents_that_join_in_a_loop_do_not_flood_the_log(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyproxy.joining.CHANGES_SHOWN", 3)
+    with logged() as lines:
+        async with plain_gateway(certs) as gateway:
+            for _ in range(10):
+                assert (await verdict(gateway))[0] == 101
+            await eventually(lambda: not members(gateway))
+    assert sum("joined" in line for line in lines) == 3
+    assert sum("left" in line for line in lines) == 3
+
+
 # Failed logins.
 
 
