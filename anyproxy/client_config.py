@@ -207,7 +207,7 @@ def _open_ports(client: Section) -> tuple[OpenPort, ...]:
 def _open_port(section: Section) -> OpenPort:
     host = section.text("local_host") or LOOPBACK
     port = OpenPort(
-        remote_port=section.port("remote_port"),
+        remote_port=section.port("remote_port", least=0),  # 0: any
         local_host=host if is_ip(host) else host_name(section.label("local_host"), host),
         local_port=section.port("local_port"),
         protocol=section.choice("protocol", PROTOCOLS, TCP),

@@ -157,12 +157,12 @@ class Section(Keys):
             self.fail(key, f"{value} is not from {least} to {most}")
         return value
 
-    def port(self, key: str) -> int:
+    def port(self, key: str, *, least: int = 1) -> int:
         """A required port number."""
         if not self.has(key):
             self._known.add(key)
-            self.fail(key, "missing; give a port from 1 to 65535")
-        return self.number(key, least=1, most=65535)
+            self.fail(key, f"missing; give a port from {least} to 65535")
+        return self.number(key, least=least, most=65535)
 
     def duration(self, key: str, default: float) -> float:
         """Positive seconds, written like "1m30s"."""

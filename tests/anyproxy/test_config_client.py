@@ -152,6 +152,16 @@ def test_open_ports() -> None:
     )
 
 
+def test_any_open_ports() -> None:
+    ports = [{"remote_port": 0, "local_port": port} for port in (80, 81)]
+    options = agent_of(merged(TREE, "client.open_ports", ports))
+    assert [(port.remote_port, port.local_port) for port in options.open_ports] == [(0, 80), (0, 81)]
+    with_two = [*ports, ports[0]]
+    assert error_of_agent(merged(TREE, "client.open_ports", with_two)) == (
+        "client.open_ports[2].remote_port: 0 (tcp) is there twice"
+    )
+
+
 def test_keys_of_the_other_end_are_not_read() -> None:
     agent_of({**TREE, "gateway": {"nonsense": 1}, "proxy": 1})
 
@@ -211,8 +221,9 @@ GOOD = {"remote_port": 1, "local_port": 2}
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
-        ({"remote_port": None}, "remote_port: missing; give a port from 1 to 65535"),
-        ({"remote_port": 0}, "remote_port: 0 is not from 1 to 65535"),
+        ({"remote_port": None}, "remote_port: missing; give a port from 0 to 65535"),
+        ({"remote_port": 65536}, "remote_port: 65536 is not from 0 to 65535"),
+        ({"local_port": 0}, "local_port: 0 is not from 1 to 65535"),
         ({"local_port": None}, "local_port: missing; give a port from 1 to 65535"),
         ({"local_host": "a b"}, "local_host: 'a b' is neither a host name nor an IP address"),
         ({"protocol": "sctp"}, "protocol: 'sctp' is not one of tcp, udp"),
