@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import logging
 import resource
 import signal
 import sys
@@ -13,13 +14,14 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from soak import churn, dead, faults, fuzz, line
+from soak import churn, dead, faults, fuzz, fuzz_gateway, gateway, line
 from soak.programs import MODES, Programs
 from soak.report import Broken, say
 from tests.support.certs import make_certs
 
 SCENARIOS = {
     "faults": "connections through a proxy that cuts, resets, stalls, drops and corrupts",
+    "gateway": "a gateway and its agents: faults, restarts, reloads",
     "line": "delay, loss and a narrow link",
     "churn": "short connections by the ten thousand",
     "fuzz": "random and mutated input for every parser and every port",
@@ -35,7 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO")
-    parser.add_argument("--connections", type=int, default=2000, help="of faults, per mode (2000)")
+    parser.add_argument(
+        "--connections", type=int, default=2000, help="of faults, per mode, and of gateway (2000)"
+    )
     parser.add_argument("--churn", type=int, default=50_000, help="connections of churn (50000)")
     parser.add_argument("--seconds", type=float, default=120.0, help="of fuzz (120)")
     parser.add_argument("--seed", type=int, default=1, help="of everything random (1)")
@@ -61,16 +65,22 @@ async def run(arguments: argparse.Namespace) -> None:
         chosen -= {"fuzz", "dead"}
         chosen.add("fuzz and dead")
 
-    async def fuzz_and_dead(programs: Programs) -> None:
+    async def all_fuzz(programs: Programs) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(fuzz.soak(programs, modes, arguments.seconds, seed))
+            group.create_task(fuzz_gateway.soak(programs, arguments.seconds, seed))
+
+    async def fuzz_and_dead(programs: Programs) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(all_fuzz(programs))
             group.create_task(dead.soak(programs, modes))
 
     table: dict[str, Callable[[Programs], Awaitable[None]]] = {
         "faults": lambda programs: faults.soak(programs, modes, arguments.connections, seed),
+        "gateway": lambda programs: gateway.soak(programs, arguments.connections, seed),
         "line": lambda programs: line.soak(programs, modes, seed),
         "churn": lambda programs: churn.soak(programs, modes, arguments.churn, seed),
-        "fuzz": lambda programs: fuzz.soak(programs, modes, arguments.seconds, seed),
+        "fuzz": all_fuzz,
         "dead": lambda programs: dead.soak(programs, modes),
         "fuzz and dead": fuzz_and_dead,
     }
@@ -90,6 +100,8 @@ async def run(arguments: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 1 if an invariant is broken."""
     arguments = parse(argv)
+    # Strangers write to connections that are closed: no news.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     with contextlib.suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

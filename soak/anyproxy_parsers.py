@@ -31,13 +31,13 @@ _ANSWERS = (
     agent.Answer(Outcome.SUCCEEDED, ("10.0.0.5", 22)).encode() + b"data",
     agent.Answer(Outcome.TIMED_OUT).encode(),
 )
-_MESSAGES = (
+MESSAGES = (
     agent.encode_message({"ports": format_ports((_SSH, _DNS))}),
     agent.encode_message({"ports": format_results(_RESULTS)}),
     agent.encode_message({"drain": True}),
 )
 _ID = anyproxy.new_id(bytes(12))
-_GO_MESSAGES = (
+GO_MESSAGES = (
     anyproxy.Connect(_ID, "tcp", "nas.example:22").encode(),
     anyproxy.ConnectResponse(_ID, False, "connection refused").encode(),
     anyproxy.StreamData(_ID, b"data").encode(),
@@ -58,8 +58,8 @@ def _message(data: bytes) -> None:
 ANYPROXY_PARSERS: dict[str, Parser] = {
     "agent's head": Parser(agent.parse_head, _HEADS, (agent.AgentError,)),
     "agent's answer": Parser(agent.parse_answer, _ANSWERS, (agent.AgentError,)),
-    "agent's message": Parser(_message, _MESSAGES, (agent.AgentError,)),
+    "agent's message": Parser(_message, MESSAGES, (agent.AgentError,)),
     "Go agent's message": Parser(
-        anyproxy.parse, _GO_MESSAGES, (anyproxy.AnyproxyError,)
+        anyproxy.parse, GO_MESSAGES, (anyproxy.AnyproxyError,)
     ),
 }

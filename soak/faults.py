@@ -38,16 +38,20 @@ def talks(seed: int, count: int) -> list[Talk]:
     found = []
     for number in range(count):
         up, down = (rng.randrange(rng.choice((1, 2000, 30_000, 120_000)) + 1) for _ in range(2))
+        in_turn, early = rng.random() < 0.5, rng.random()
         found.append(
-            Talk(number * 2 + seed, up, down, in_turn=rng.random() < 0.5, quits=rng.random() < 0.05)
-        )
+            Talk(
+                number * 2 + seed, up, down,
+                in_turn=in_turn, quits=early < 0.05, is_cut=0.05 <= early < 0.08,
+            )
+        )  # fmt: skip
     return found
 
 
 async def run_talks(
     port: int, todo: Sequence[Talk], progress: Progress | None = None
 ) -> collections.Counter[str]:
-    """Have all talks, CONCURRENT at a time; how many were complete, failed, and quit."""
+    """Have all talks, CONCURRENT at a time; how many were complete, failed, and ended early."""
     outcomes: collections.Counter[str] = collections.Counter()
     waiting = iter(todo)
 
@@ -58,7 +62,7 @@ async def run_talks(
                     done = await apply(port, talk)
             except TimeoutError:
                 raise Broken(f"an application heard nothing for {HANG_TIME:g} s: {talk}") from None
-            outcomes["complete" if done else "quit" if talk.quits else "failed"] += 1
+            outcomes["complete" if done else "ended early" if talk.ends_early else "failed"] += 1
             if progress is not None:
                 progress.at(sum(outcomes.values()))
 

@@ -1,4 +1,4 @@
-"""Our two commands as processes, and what can be measured of them from outside."""
+"""Our commands as processes, and what can be measured of them from outside."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from mtt import modes
 from soak.anytls_parsers import PASSWORD
@@ -35,9 +36,16 @@ STOP_TIME = 5.0
 LOOK_INTERVAL = 0.05
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_RELOADED = re.compile(rb"reloaded: (?!/)")  # the configuration, not files that it names
 _LISTENING = re.compile(rb"listening on 127\.0\.0\.1:(\d+)")
 # What must never be in a log: bugs of ours.
 _BUGS = (b"Traceback", b"internal error", b"exception was never retrieved", b" ERROR ")
+
+
+def write_private(path: Path, configuration: Mapping[str, Any]) -> None:
+    """Write a configuration file in JSON."""
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(configuration))
 
 
 class Usage(NamedTuple):
@@ -54,6 +62,7 @@ class Program:
 
     def __init__(self, directory: Path, name: str, number: int, *arguments: str) -> None:
         self.name = name
+        self.config = Path()  # of commands that have a configuration file
         self._log = directory / f"{number}-{name}.log"
         self._counts = directory / f"{number}-{name}.json"
         with self._log.open("wb") as output:
@@ -69,13 +78,28 @@ class Program:
         self.port = 0
 
     async def started(self) -> None:
+        """Wait until it listens."""
+        self.port = int((await self.logged(_LISTENING))[1])
+
+    async def logged(self, pattern: re.Pattern[bytes], start: int = 0) -> re.Match[bytes]:
+        """Wait until the log has this text, from the offset `start` on. Raises Broken."""
         until = time.monotonic() + START_TIME
-        while not (found := _LISTENING.search(self._log.read_bytes())):
+        while not (found := pattern.search(self._log.read_bytes(), start)):
             self.check()
             if time.monotonic() > until:
-                raise Broken(f"{self.name} did not come to listen: {self.tail()}")
+                raise Broken(f"{self.name} has not logged {pattern.pattern!r}: {self.tail()}")
             await asyncio.sleep(LOOK_INTERVAL)
-        self.port = int(found[1])
+        return found
+
+    async def reload(self, configuration: Mapping[str, Any]) -> None:
+        """Change its configuration file, and wait until it has reloaded that. Raises Broken."""
+        start = self._log.stat().st_size
+        # A reader must not see half of it: the file is followed.
+        new = self.config.with_suffix(".new")
+        write_private(new, configuration)
+        os.replace(new, self.config)
+        self._popen.send_signal(signal.SIGHUP)
+        await self.logged(_RELOADED, start)
 
     @property
     def descriptors(self) -> int:
@@ -113,6 +137,21 @@ class Program:
     def tail(self) -> str:
         return self._log.read_bytes()[-1000:].decode("utf-8", "replace")
 
+    def freeze(self) -> set[int]:
+        """Stop it until it is killed; the ports of its TCP sockets on 127.0.0.1."""
+        self._popen.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED)
+        sockets = set()
+        for name in os.listdir(self._proc / "fd"):
+            with contextlib.suppress(FileNotFoundError):
+                sockets.add(os.readlink(self._proc / "fd" / name))
+        ports = set()
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if f"socket:[{fields[9]}]" in sockets:
+                ports.add(int(fields[1].partition(":")[2], 16))
+        return ports
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
@@ -129,6 +168,15 @@ class Program:
             raise Broken(f"{self.name} ended SIGTERM with {self._popen.returncode}: {self.tail()}")
 
 
+class Set(Protocol):
+    """Programs that work together."""
+
+    @property
+    def mode(self) -> str: ...
+    @property
+    def programs(self) -> tuple[Program, ...]: ...
+
+
 @dataclass(frozen=True)
 class Pair:
     """Both ends of a tunnel."""
@@ -138,7 +186,7 @@ class Pair:
     server: Program
 
     @property
-    def programs(self) -> tuple[Program, Program]:
+    def programs(self) -> tuple[Program, ...]:
         return self.client, self.server
 
     def check(self) -> None:
@@ -153,6 +201,7 @@ class Programs:
         self._directory = directory
         self.certs = certs
         self._running: list[Program] = []
+        self._count = 0
 
     def __enter__(self) -> Programs:
         return self
@@ -194,10 +243,33 @@ class Programs:
         )  # fmt: skip
 
     async def _start(self, name: str, *arguments: str) -> Program:
-        program = Program(self._directory, name, len(self._running), *arguments, "-grace", "0s")
-        self._running.append(program)
+        program = self._begin(name, *arguments)
         await program.started()
         return program
+
+    def configured(self, name: str, configuration: Mapping[str, Any]) -> Program:
+        """Start a command that has a configuration file."""
+        path = self._directory / f"{self._count}-{name}-config.json"
+        write_private(path, configuration)
+        program = self._begin(name, "-config", str(path))
+        program.config = path
+        return program
+
+    def _begin(self, name: str, *arguments: str) -> Program:
+        program = Program(self._directory, name, self._count, *arguments, "-grace", "0s")
+        self._count += 1
+        self._running.append(program)
+        return program
+
+    async def end(self, program: Program, *, kill: bool) -> None:
+        """End one of them, by SIGKILL or in order. Raises Broken."""
+        program.check()
+        self._running.remove(program)
+        try:
+            if not kill:
+                await program.stop()
+        finally:
+            program.kill()
 
     async def stop(self) -> None:
         """End all in order, as far as they run. Raises Broken if one does not."""

@@ -25,6 +25,8 @@ STRANGERS = 4
 STAY = 0.5
 # How long they wait for an answer before they go on.
 ANSWER = 0.05
+# How long before they come again after a failure.
+REFUSED = 0.01
 
 GREETING = b"an honest client says this"
 
@@ -38,15 +40,24 @@ def contexts(certs: Certs) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class Strangers:
-    """Send what `make` makes to a port, again and again, and look for answers."""
+    """Send what `make` makes to a port, again and again, and look for answers.
+
+    `source`: returns the address that the next one comes from.
+    """
 
     def __init__(
-        self, port: int, make: Callable[[], list[bytes]], tls: ssl.SSLContext | None = None
+        self,
+        port: int,
+        make: Callable[[], list[bytes]],
+        tls: ssl.SSLContext | None = None,
+        *,
+        source: Callable[[], str] = lambda: LOOPBACK,
     ) -> None:
         self.count = 0
         self._port = port
         self._make = make
         self._tls = tls
+        self._source = source
 
     async def come(self, until: float) -> None:
         async with asyncio.TaskGroup() as group:
@@ -55,16 +66,21 @@ class Strangers:
 
     async def _one_after_the_other(self, until: float) -> None:
         while time.monotonic() < until:
-            with contextlib.suppress(OSError, TimeoutError):
+            try:
                 async with asyncio.timeout(STAY):
                     await self._visit()
+            except TimeoutError:
+                pass
+            except OSError:
+                await asyncio.sleep(REFUSED)  # forwarded ports are not always there
             self.count += 1
 
     async def _visit(self) -> None:
         name = "test.local" if self._tls else None
         reader, writer = await asyncio.open_connection(
-            LOOPBACK, self._port, ssl=self._tls, server_hostname=name
-        )
+            LOOPBACK, self._port, ssl=self._tls, server_hostname=name,
+            local_addr=(self._source(), 0),
+        )  # fmt: skip
         try:
             for data in self._make():
                 for at in range(0, len(data), 500):

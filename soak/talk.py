@@ -21,8 +21,9 @@ from soak.report import Broken
 LOOPBACK = "127.0.0.1"
 READ = 64 * 1024
 
-# Magic, seed, bytes up, bytes down, and whether the reply waits for the end of the upload.
-_HEADER = struct.Struct(">4sIII?3x")
+# Magic, seed, bytes up, bytes down, whether the reply waits for the end of the upload, and whether
+# it is cut.
+_HEADER = struct.Struct(">4sIII??2x")
 _MAGIC = b"SOAK"
 
 # A prime, so that no buffer or frame size divides it: a lost or doubled piece shows.
@@ -45,6 +46,15 @@ class Talk(NamedTuple):
     down: int
     in_turn: bool = False  # the reply comes after the end of the upload
     quits: bool = False  # the application resets its connection half-way through the upload
+    is_cut: bool = False  # the destination resets its connection half-way through the reply
+
+    @property
+    def ends_early(self) -> bool:
+        return self.quits or self.is_cut
+
+
+class CutShort(Broken):
+    """A stream has ended in order, but too early."""
 
 
 class Stream:
@@ -90,7 +100,7 @@ class Stream:
             at += len(data)
             self.received = at
         if at != size:
-            raise Broken(f"{who} got a clean end after {at} of {size} bytes (seed {seed})")
+            raise CutShort(f"{who} got a clean end after {at} of {size} bytes (seed {seed})")
 
 
 async def apply(port: int, talk: Talk, opening: tuple[bytes, bytes] = (b"", b"")) -> Stream | None:
@@ -108,7 +118,9 @@ async def apply(port: int, talk: Talk, opening: tuple[bytes, bytes] = (b"", b"")
             stream = Stream(sock)
             if not await stream.opened(*opening):
                 return None
-            header = _HEADER.pack(_MAGIC, talk.seed, talk.up, talk.down, talk.in_turn)
+            header = _HEADER.pack(
+                _MAGIC, talk.seed, talk.up, talk.down, talk.in_turn, talk.is_cut
+            )
             await stream.write(header)
             if talk.quits:
                 await stream.send(talk.seed, talk.up // 2)
@@ -145,6 +157,8 @@ class Destination:
         self.port: int = self._listener.getsockname()[1]
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.broken: list[Broken] = []
+        # Ports of peers that were killed: the kernel ends their connections in order.
+        self.killed: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def look(self) -> None:
@@ -167,20 +181,24 @@ class Destination:
 
     def _accept(self) -> None:
         try:
-            sock, _ = self._listener.accept()
+            sock, (_, peer) = self._listener.accept()
         except BlockingIOError:
             return
         sock.setblocking(False)
-        task = asyncio.create_task(self._handle(sock))
+        task = asyncio.create_task(self._handle(sock, peer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _handle(self, sock: socket.socket) -> None:
+    async def _handle(self, sock: socket.socket, peer: int) -> None:
         with contextlib.closing(sock):
             try:
                 await self._answer(Stream(sock))
             except OSError:
                 self.outcomes["failed"] += 1
+            except CutShort as broken:
+                self.outcomes["cut short"] += 1
+                if peer not in self.killed:
+                    self.broken.append(broken)
             except Broken as broken:
                 self.outcomes["broken"] += 1
                 self.broken.append(broken)
@@ -192,13 +210,18 @@ class Destination:
         while len(header) < _HEADER.size:
             data = await stream.read(_HEADER.size - len(header))
             if not data:
-                raise Broken(f"a destination got a clean end within the header ({header!r})")
+                raise CutShort(f"a destination got a clean end within the header ({header!r})")
             header += data
-        magic, seed, up, down, in_turn = _HEADER.unpack(header)
+        magic, seed, up, down, in_turn, is_cut = _HEADER.unpack(header)
         if magic != _MAGIC:
             raise Broken(f"a destination got a wrong header ({header!r})")
         if in_turn:
             await stream.check(seed, up, "a destination")
+        if is_cut:
+            await stream.send(seed + 1, down // 2)
+            stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            return
+        if in_turn:
             await stream.send(seed + 1, down)
             stream.sock.shutdown(socket.SHUT_WR)
             return

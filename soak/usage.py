@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from soak.programs import Pair, Program, Usage
+from soak.programs import Program, Set, Usage
 from soak.report import Broken
 
 # How long closing may take when all peers are gone: the longest timeout of a connection that has
@@ -24,7 +24,7 @@ MORE_MEMORY = 0.25
 
 
 class Gauge:
-    """What a pair of processes holds at rest.
+    """What processes that work together hold at rest.
 
     Made before the first connection comes: from then on no descriptor may be left behind except
     for the one mux session that a client keeps warm, and the spare one that libuv (uvloop) takes
@@ -34,7 +34,7 @@ class Gauge:
         more_memory: by what share it may grow.
     """
 
-    def __init__(self, pair: Pair, *, more_memory: float = MORE_MEMORY) -> None:
+    def __init__(self, pair: Set, *, more_memory: float = MORE_MEMORY) -> None:
         self._pair = pair
         self._more_memory = more_memory
         more = int("mux" in pair.mode) + SPARE

@@ -21,6 +21,8 @@ MODULES = {
     "mtt-server": "mtt_server",
     "anytls-client": "anytls.client_command",
     "anytls-server": "anytls.server_command",
+    "anyproxy-client": "anyproxy.client_command",
+    "anyproxy-gateway": "anyproxy.gateway_command",
 }
 
 

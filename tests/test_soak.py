@@ -11,7 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from soak import churn, dead, faults, fuzz, fuzz_proxy, line, mutation, parsers, usage
+from soak import (
+    churn,
+    dead,
+    faults,
+    fuzz,
+    fuzz_gateway,
+    fuzz_proxy,
+    gateway,
+    line,
+    mutation,
+    parsers,
+    usage,
+)
 from soak.__main__ import main
 from soak.programs import IDLE, MODES, Pair, Programs
 from soak.report import Broken
@@ -85,6 +97,18 @@ async def test_fuzz(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None
     await programs.stop()
 
 
+async def test_gateway(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "HALF_OPEN_TIME", (0.2, 0.5))
+    monkeypatch.setattr(gateway, "UDP_TIMEOUT", 1)
+    await gateway.soak(programs, 100, SEED)
+    await programs.stop()
+
+
+async def test_fuzz_of_a_gateway(programs: Programs) -> None:
+    await fuzz_gateway.soak(programs, 1.0, SEED)
+    await programs.stop()
+
+
 async def test_line(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "a lossy line"
     case = line.CASES[name]._replace(size=256 * 1024)
@@ -115,6 +139,18 @@ async def test_every_fault_in_one_process(mode: str, certs: Certs) -> None:
 
 
 # They can fail.
+
+
+async def test_a_peer_that_was_killed_may_end_early() -> None:
+    async with Destination() as destination:
+        for is_killed in (True, False):
+            async with await connect(destination.port) as application:
+                if is_killed:
+                    destination.killed.add(application.sock.getsockname()[1])
+                await application.send(b"SOAK")
+                await application.finish()
+                await application.rest()
+            assert len(destination.broken) == (not is_killed)
 
 
 async def test_a_wrong_byte_and_a_clean_end_that_comes_too_early() -> None:

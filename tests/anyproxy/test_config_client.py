@@ -154,8 +154,8 @@ def test_open_ports() -> None:
 
 def test_any_open_ports() -> None:
     ports = [{"remote_port": 0, "local_port": port} for port in (80, 81)]
-    options = agent_of(merged(TREE, "client.open_ports", ports))
-    assert [(port.remote_port, port.local_port) for port in options.open_ports] == [(0, 80), (0, 81)]
+    found = agent_of(merged(TREE, "client.open_ports", ports)).open_ports
+    assert [(port.remote_port, port.local_port) for port in found] == [(0, 80), (0, 81)]
     with_two = [*ports, ports[0]]
     assert error_of_agent(merged(TREE, "client.open_ports", with_two)) == (
         "client.open_ports[2].remote_port: 0 (tcp) is there twice"

@@ -162,15 +162,19 @@ class _Connection:
 
     async def run(self) -> None:
         near, far = self.sockets
+        is_struck = False
         try:
-            await self._loop.sock_connect(far, (LOOPBACK, self._proxy.target))
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(near, far, upstream=True))
-                group.create_task(self._pump(far, near, upstream=False))
-        except* OSError:
-            self.reset()
-        except* _Struck:
-            await self._strike()
+            try:
+                await self._loop.sock_connect(far, (LOOPBACK, self._proxy.target))
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._pump(near, far, upstream=True))
+                    group.create_task(self._pump(far, near, upstream=False))
+            except* OSError:
+                self.reset()
+            except* _Struck:
+                is_struck = True
+            if is_struck:  # not in the handler, which would wrap a cancellation in a group
+                await self._strike()
         finally:
             near.close()
             far.close()
@@ -389,7 +393,7 @@ class FaultProxy:
     async def _carry(self, connection: _Connection) -> None:
         try:
             await connection.run()
-        except* TimeoutError:
+        except TimeoutError:
             pass
         finally:
             del self._connections[connection]
