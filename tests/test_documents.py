@@ -241,6 +241,7 @@ def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
         ("mtt.layers.tls", "ANSWERS_LIMIT", "| answers "),
         ("mtt.layers.websocket", "CONTROL_BACKLOG", "| answers "),
         ("mtt.layers.mux", "ANSWERS_LIMIT", "| answers "),
+        ("anyproxy.forwarded_udp", "MAX_HELD", "| user of a forwarded UDP port "),
         ("mtt.wire.http1", "MAX_HEAD", "| HTTP server "),
         ("mtt_mu_server.api", "BODY_LIMIT", "| HTTP server "),
     ],
