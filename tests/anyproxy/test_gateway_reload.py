@@ -11,7 +11,7 @@ import pytest
 
 from anyproxy.gateway import Gateway
 from anyproxy.gateway_reload import apply
-from anyproxy.options import CredentialOptions, GroupOptions, OpenPort, ProxyOptions
+from anyproxy.options import CredentialOptions, GroupOptions, OpenPort, ProxyOptions, WebOptions
 from mtt.address import Endpoint
 from mtt.errors import StartError, UsageError
 from mtt.trust.tls_options import ServerTls
@@ -247,8 +247,9 @@ async def test_keys_that_need_a_restart_keep_their_values(certs: Certs, tmp_path
                 tls=None,
                 credentials=CredentialOptions(kind="file", path=str(tmp_path / "file")),
                 udp_timeout=3.0,
+                web=WebOptions(bind=ANY),
             )
-            keys = "listen_addr", "tls_cert", "credential", "udp_timeout"
+            keys = "listen_addr", "tls_cert", "credential", "udp_timeout", "web"
             assert found == ([], [f"gateway.{key}" for key in keys])
             assert gateway.options == before
         assert port_of(gateway)
