@@ -141,6 +141,26 @@ def test_client_gets_its_options(plugin: bool) -> None:
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({}, "None"),
+        ({"https_proxy": "http://proxy:3128"}, "proxy:3128"),
+        ({"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "a"}, "None"),
+    ],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_client_takes_the_proxy_of_the_environment_on_request(
+    wanted: bool, environ: dict[str, str], proxy: str
+) -> None:
+    complete = mtt_client.COMMAND.complete
+    assert complete is not None
+    given = {"b": ":1", "s": "a:2"} | ({"proxy": "env"} if wanted else {})
+    client: Any = mtt_client.service(complete(given, environ), Start())
+    assert str(client.options.proxy) == (proxy if wanted else "None")
+
+
+@pytest.mark.usefixtures("engine")
 def test_vpn_protection_on_request() -> None:
     client: Any = mtt_client.service({"b": ":1", "s": "a:2", "V": True}, Start(True))
     assert client.protect.__self__.__class__.__name__ == "VpnProtection"

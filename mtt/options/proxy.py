@@ -21,8 +21,6 @@ PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or 
              "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
              "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True)  # fmt: skip
 
-_WITH_PORT = re.compile(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})")
-
 
 @dataclass(frozen=True, slots=True)
 class HttpProxy:
@@ -123,7 +121,7 @@ def _matches(host: str, port: int, entry: str) -> bool:
     """
     if entry == "*":
         return True
-    found = _WITH_PORT.fullmatch(entry)
+    found = re.fullmatch(r"(\[[^\[\]]*\]|[^:]*):([0-9]{1,5})", entry)
     if found:
         entry = found[1]
         if int(found[2]) != port:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from anytls.client_command import COMMAND
 from anytls.options import client_options
-from mtt.options.proxy import with_environment
 from tests.anytls.proxying import check_echo, client_for
 from tests.anytls.serving import server_for
 from tests.proxy.direct import direct_proxy
@@ -33,7 +33,8 @@ async def test_sessions_go_through_the_proxy(certs: Certs) -> None:
 def test_proxy_of_the_environment_is_chosen_for_each_server() -> None:
     given = {"p": "password", "proxy": "env"}
     environ = {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": ".intern"}
-    values = with_environment(given, environ)
+    assert COMMAND.complete is not None
+    values = COMMAND.complete(given, environ)
     (outside,) = client_options(values | {"s": "vpn.example.com:443"}).servers
     (inside,) = client_options(values | {"s": "vpn.intern:443"}).servers
     assert str(outside.proxy) == "proxy:3128"
