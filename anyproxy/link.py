@@ -108,14 +108,6 @@ class Link:
             ending = _Ending()
             try:
                 self.session = await self._connect(ending.set)
-            except MttError as failure:
-                self._log_failure(describe(failure))
-                if isinstance(failure, RefusedError):
-                    limit = self.wait_times[1]  # an operator has to mend it
-            except Exception as fault:  # a fault of this program must not end the link
-                self._log_failure(f"internal error: {describe(fault)}")
-                logger.debug("where it happened:", exc_info=True)
-            else:
                 self._reasons.clear()
                 logger.info("connected to the gateway %s", self._gateway)
                 began = loop.time()
@@ -130,6 +122,16 @@ class Link:
                 elif loop.time() - began >= GOOD_TIME:
                     limit = self.wait_times[0]
                     continue
+            except MttError as failure:
+                self._log_failure(describe(failure))
+                if isinstance(failure, RefusedError):
+                    limit = self.wait_times[1]  # an operator has to mend it
+            except Exception as fault:  # a fault of this program must not end the link
+                self._log_failure(f"internal error: {describe(fault)}")
+                logger.debug("where it happened:", exc_info=True)
+                session, self.session = self.session, None
+                if session is not None:
+                    session.abort(fault)
             if await self._wait(random.uniform(limit / 2, limit)):
                 limit = min(limit * GROWTH, self.wait_times[1])
             else:

@@ -224,6 +224,20 @@ async def test_fault_of_the_program_does_not_end_the_link(monkeypatch: pytest.Mo
     assert "internal error: a bug" in lines[0]
 
 
+async def test_fault_while_a_session_is_watched_replaces_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with logged() as lines:
+        async with running(monkeypatch) as scene:
+            monkeypatch.setattr(link_module, "SIGN_TIME", "a bug")
+            scene.sessions[0].answers = False
+            scene.route = "198.51.100.1"
+            await scene.clock.until(lambda: len(scene.sessions) == 2)
+            assert scene.sessions[0].lost
+            assert scene.link.session is scene.sessions[1]
+    assert "internal error: '>=' not supported" in lines[1]
+
+
 # The network.
 
 
