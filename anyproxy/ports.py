@@ -122,19 +122,29 @@ class Ports:
         return results
 
     def watch(self, agent: Agent, again: Callable[[], object]) -> None:
-        """Call `again` whenever the agent might get more of its ports by announcing them again, or
-        has lost some, until its `release`."""
+        """Call `again`, which announces again, whenever the results may be others than before.
+
+        That is until the agent's `release`.
+        """
         self._watchers[agent] = again
 
     def release(self, agent: Agent) -> None:
         """Give an agent that leaves no new users; its ports are held for others, and its return."""
         self._watchers.pop(agent, None)
         self._lacking.pop(agent, None)
+        successors: dict[Agent, None] = {}
         for port in self._claims.pop(agent, ()):
+            is_owner = next(iter(port.claims)) is agent
             port.release(agent)
-            if not port.claims and not self._is_over:
+            if self._is_over:
+                continue
+            if not port.claims:
                 loop = asyncio.get_running_loop()
                 self._holds[port] = loop.call_later(HOLD_TIME, self._close, port)
+            elif is_owner:
+                successors[next(iter(port.claims))] = None
+        for successor in successors:
+            self._tell(successor)
 
     # Opening and closing.
 

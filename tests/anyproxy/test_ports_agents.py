@@ -36,6 +36,11 @@ def claims(gateway: Gateway) -> list[str]:
     return [agent.id for agent in port.claims]
 
 
+def taken_over(target: int) -> str:
+    """The end of an agent's line about its port."""
+    return f"is forwarded to 127.0.0.1:{target}"
+
+
 async def test_next_agent_takes_over_when_the_owner_leaves(certs: Certs) -> None:
     async with (
         serving(saying(b"A")) as a,
@@ -54,6 +59,7 @@ async def test_next_agent_takes_over_when_the_owner_leaves(certs: Certs) -> None
                             session.abort()
                     await eventually(lambda: claims(gateway)[0] == "b-r0")
                     assert await word_at(number) == b"B"
+                    await eventually(lambda: any(taken_over(b.port) in line for line in lines))
                     # The first one returns. It gets the port that it had, behind the other one.
                     await eventually(lambda: claims(gateway) == ["b-r0", "a-r0"], 10)
                     assert await word_at(number) == b"B"
