@@ -6,36 +6,20 @@ import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from anyproxy.gateway import Gateway
 from mtt.layers import anyproxy
 from mtt.users.user import User
 from mtt.wire.anyproxy import ForwardedPort, PortForward
 from tests.anyproxy.forwarding import Udp
-from tests.anyproxy.serving import GROUP, PASSWORD, gateway_for, socks_port
+from tests.anyproxy.go_peers import joined_agent as joined
+from tests.anyproxy.serving import GROUP, PASSWORD, socks_port
 from tests.anyproxy.users import status, tunnel_request, user_of
 from tests.proxy.clients import socks5_login
-from tests.support.anyproxypeer import GoAgent, go_agent
 from tests.support.certs import Certs
-from tests.support.tunnels import Tcp, connect, echo, eventually, port_of, serving
-
-
-@contextlib.asynccontextmanager
-async def joined(certs: Certs, **changes: Any) -> AsyncIterator[tuple[Gateway, GoAgent]]:
-    """A gateway, and a Go agent that has joined."""
-    async with gateway_for(certs, **changes) as gateway:
-        agent = await go_agent(
-            port_of(gateway), certs, X_Group_Id=GROUP, X_Group_Password=PASSWORD
-        )
-        try:
-            await eventually(lambda: gateway.groups.get(GROUP))
-            yield gateway, agent
-        finally:
-            await agent.close()
+from tests.support.tunnels import Tcp, connect, echo, eventually, serving
 
 
 async def test_bulk_in_both_directions_at_once(certs: Certs) -> None:

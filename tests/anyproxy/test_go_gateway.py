@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import random
 import re
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -16,6 +13,8 @@ from anyproxy.agent import Agent
 from anyproxy.options import OpenPort
 from mtt.layers import anyproxy
 from mtt.proxy.host_rules import HostRules, parse_patterns
+from tests.anyproxy.go_peers import joined_gateway as joined
+from tests.anyproxy.go_peers import udp_target
 from tests.anyproxy.serving import GROUP, PASSWORD, agent_options
 from tests.support.anyproxypeer import GoGateway, Stream, go_gateway
 from tests.support.certs import Certs
@@ -24,20 +23,6 @@ from tests.support.stacks import server_context
 from tests.support.tunnels import Tcp, echo, eventually, logged, serving
 
 PIECE = 32 * 1024
-
-
-@contextlib.asynccontextmanager
-async def joined(certs: Certs, **changes: Any) -> AsyncIterator[tuple[GoGateway, Agent]]:
-    """A Go gateway, and an agent of ours that has joined."""
-    sessions: list[GoGateway] = []
-    async with go_gateway(certs, sessions.append) as port:
-        agent = Agent(agent_options(certs, port, **changes))
-        await agent.start()
-        try:
-            await eventually(lambda: sessions and agent.open_sessions)
-            yield sessions[0], agent
-        finally:
-            await agent.close()
 
 
 async def test_headers_are_those_of_the_go_agent(certs: Certs) -> None:
@@ -133,31 +118,6 @@ async def test_user_who_leaves_ends_the_target(certs: Certs) -> None:
         await user.leave()
         await ended.wait()
         await eventually(lambda: not agent.open_tunnels)
-
-
-class _Datagrams(asyncio.DatagramProtocol):
-    def __init__(self) -> None:
-        self.received: list[bytes] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: Any) -> None:
-        self.received.append(data)
-        self.transport.sendto(b"re: " + data, addr)
-
-
-@contextlib.asynccontextmanager
-async def udp_target() -> AsyncIterator[tuple[int, _Datagrams]]:
-    loop = asyncio.get_running_loop()
-    transport, protocol = await loop.create_datagram_endpoint(
-        _Datagrams, local_addr=("127.0.0.1", 0)
-    )
-    try:
-        yield transport.get_extra_info("sockname")[1], protocol
-    finally:
-        transport.close()
-        await asyncio.sleep(0)
 
 
 async def test_datagrams(certs: Certs) -> None:
