@@ -18,8 +18,9 @@ async def apply(agent: Agent, options: AgentOptions) -> Changes:
     after their successor has begun. Raises MttError before anything has changed.
     """
     before, changes = agent.options, Changes()
-    changes.refuse("client.web", before.web, options.web)
-    options = replace(options, web=before.web)
+    if before.web is None or not before.web.differs_in_login(options.web):
+        changes.refuse("client.web", before.web, options.web)
+        options = replace(options, web=before.web)
     old, new = before.gateways, options.gateways
     added = [gateway for gateway in new if gateway not in old]
     has_new_way = changes.add(
@@ -44,6 +45,9 @@ async def apply(agent: Agent, options: AgentOptions) -> Changes:
     )
     has_new_ports = changes.add("open ports", before.open_ports, options.open_ports)
 
+    has_new_web = changes.add("login of web", before.web, options.web)
+    if has_new_web and agent.web is not None and options.web is not None:
+        agent.web.use_login(options.web.login)
     agent.use_options(options)
     if has_new_ports:
         agent.announce_ports()

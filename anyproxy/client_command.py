@@ -41,7 +41,7 @@ def service(values: Values, start: Start) -> Service:
     reread = start.reread
     assert reread is not None
     agent.configuration = Configuration(
-        config.path_of(values), lambda: agent_options(reread()), partial(apply, agent)
+        config.path_of(values), reread, values, agent_options, partial(apply, agent)
     )
     return agent
 

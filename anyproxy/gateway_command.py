@@ -42,7 +42,9 @@ def service(values: Values, start: Start) -> Service:
     assert reread is not None
     gateway.configuration = Configuration(
         config.path_of(values),
-        lambda: gateway_options(reread(), sockets=start.descriptors),
+        reread,
+        values,
+        partial(gateway_options, sockets=start.descriptors),
         partial(apply, gateway),
     )
     return gateway

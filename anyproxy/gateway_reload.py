@@ -31,13 +31,14 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
         options = replace(options, tls=before.tls)
     changes.refuse("gateway.credential", before.credentials, options.credentials)
     changes.refuse("gateway.udp_timeout", before.udp_timeout, options.udp_timeout)
-    changes.refuse("gateway.web", before.web, options.web)
+    if before.web is None or not before.web.differs_in_login(options.web):
+        changes.refuse("gateway.web", before.web, options.web)
+        options = replace(options, web=before.web)
     options = replace(
         options,
         bind=before.bind,
         credentials=before.credentials,
         udp_timeout=before.udp_timeout,
-        web=before.web,
     )
     certificates = await asyncio.to_thread(_changed_certificates, before, options)
     listeners = await _listen(gateway, options.proxies)
@@ -49,6 +50,9 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
         gateway.use_certificate(certificates[_AGENTS])
     _replace_proxies(gateway, options.proxies, listeners, certificates, changes)
     gateway.use_options(options)
+    has_new_web = changes.add("login of web", before.web, options.web)
+    if has_new_web and gateway.web is not None and options.web is not None:
+        gateway.web.use_login(options.web.login)
     has_new_login = changes.add("login of agents", before.login, options.login)
     before_groups, groups = (
         (each.default_group, dict(each.groups)) for each in (before, options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mtt.address import Endpoint
 from mtt.options.common import ServiceOptions
@@ -46,6 +46,14 @@ class WebOptions:
     bind: Endpoint  # only loopback addresses without a login
     login: User | None = None
     tls: ServerTls | None = None
+
+    def differs_in_login(self, other: WebOptions | None) -> bool:
+        """Whether both have logins, and these are all that differs."""
+        return (
+            other is not None
+            and None not in (self.login, other.login)
+            and self != other == replace(self, login=other.login)
+        )
 
 
 # Gateway.

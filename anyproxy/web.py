@@ -27,6 +27,7 @@ from mtt.net.admission import Pending
 from mtt.net.resolve import Resolver
 from mtt.trust.reload import server_tls
 from mtt.users.login_throttle import LoginThrottle
+from mtt.users.user import User
 from mtt.wire.http1 import Reply, text_reply
 
 # Seconds without a request until a session ends.
@@ -70,7 +71,7 @@ class Web(HttpListener):
             context=self._tls.context if self._tls is not None else None,
         )
         self._bind = options.bind
-        self._login = options.login
+        self._login: User | None = options.login
         self._cookie = cookie
         self._views = views
         self._throttle = LoginThrottle()
@@ -82,6 +83,11 @@ class Web(HttpListener):
         if self._tls is not None:
             self._tls.follow()
         logger.info("web on %s", ", ".join(self.addresses))
+
+    def use_login(self, login: User | None) -> None:
+        """Use another login in place of the one there was. It ends all sessions."""
+        self._login = login
+        self._sessions.clear()
 
     async def close(self) -> None:
         await super().close()

@@ -44,18 +44,23 @@ _ESCAPES = {
 def setup(level: str = "info", prog: str = "mtt", format: str = "text") -> None:
     """Start logging to stderr as `prog`. `level` is the lowest level to log, in lower case;
     `format` is text or json. May be called again."""
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    debug = threshold <= logging.DEBUG
     handler = StderrHandler()
     handler.setFormatter(JsonFormatter(prog) if format == "json" else LineFormatter(prog))
     for name in ("mtt", "asyncio"):
         log = logging.getLogger(name)
         log.handlers[:] = [handler]
         log.propagate = False
+    set_level(level)
+    sys.unraisablehook = _report_unraisable
+
+
+def set_level(level: str) -> None:
+    """Change the lowest level to log."""
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    debug = threshold <= logging.DEBUG
     # asyncio's lines are for developers; errors in callbacks go to the loop's exception handler.
     logging.getLogger("asyncio").setLevel(logging.WARNING if debug else logging.CRITICAL)
     logger.setLevel(threshold)
-    sys.unraisablehook = _report_unraisable
 
 
 def _report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from mtt import log
 from mtt.errors import MttError, describe
 from mtt.followed import FollowedFiles
 from mtt.log import logger
+from mtt.options.flags import Values
+from mtt.options.process import ProcessOptions, process_options
 
 Options = TypeVar("Options")
 
@@ -48,29 +51,44 @@ class Configuration(FollowedFiles, Generic[Options]):
     """Follows the configuration file `path`.
 
     Args:
-        load: reads and checks it, in a thread. Raises MttError.
+        read: reads it; returns the values of all options. Raises UsageError.
+        values: the values in use.
+        check: makes the options from values. Like `read`, it runs in a thread. Raises MttError.
         apply: puts the options into effect. Raises MttError if that is impossible.
     """
 
     def __init__(
         self,
         path: str,
-        load: Callable[[], Options],
+        read: Callable[[], Values],
+        values: Values,
+        check: Callable[[Values], Options],
         apply: Callable[[Options], Awaitable[Changes]],
     ) -> None:
         super().__init__((path,))
-        self._load = load
+        self._read = read
+        self._check = check
         self._apply = apply
+        self._process = process_options(values)
+
+    def _load(self) -> tuple[Options, ProcessOptions]:
+        values = self._read()
+        return self._check(values), process_options(values)
 
     async def _read_again(self) -> None:
         try:
-            changes = await self._apply(await asyncio.to_thread(self._load))
+            options, process = await asyncio.to_thread(self._load)
+            changes = await self._apply(options)
         except MttError as error:
             logger.error("the old configuration stays in use: %s", error)
         except Exception as error:  # the next change must be noticed all the same
             logger.error("configuration not reloaded: internal error: %s", describe(error))
             logger.debug("where it happened:", exc_info=True)
         else:
+            if changes.add("log level", self._process.log_level, process.log_level):
+                log.set_level(process.log_level)
+            changes.refuse("log format", self._process.log_format, process.log_format)
+            self._process = process._replace(log_format=self._process.log_format)
             if changes.done or not changes.refused:
                 what = ", ".join(changes.done) or "the configuration has not changed"
                 logger.info("reloaded: %s", what)

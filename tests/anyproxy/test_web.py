@@ -7,15 +7,16 @@ import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
 
-from anyproxy import web
+from anyproxy import agent_reload, gateway_reload, web
 from anyproxy.agent import Agent
 from anyproxy.gateway import Gateway
-from anyproxy.options import WebOptions
+from anyproxy.options import GatewayOptions, WebOptions
 from anyproxy.web import go_duration
 from anyproxy.web_views import add_to_agent, add_to_gateway
 from mtt.trust.tls_options import ServerTls
@@ -51,10 +52,10 @@ async def pages(
     certs: Certs, options: WebOptions = PLAIN
 ) -> AsyncIterator[tuple[Gateway, Agent]]:
     """A gateway and its agent, both with the interface."""
-    gateway = Gateway(gateway_options(certs))
+    gateway = Gateway(gateway_options(certs, web=options))
     add_to_gateway(gateway, options)
     await gateway.start()
-    agent = Agent(agent_options(certs, port_of(gateway)))
+    agent = Agent(agent_options(certs, port_of(gateway), web=options))
     add_to_agent(agent, options)
     try:
         await agent.start()
@@ -267,6 +268,33 @@ async def test_sessions_are_limited(certs: Certs, monkeypatch: pytest.MonkeyPatc
         path = "/api/metrics/global"
         found = [(await ask(gateway, path, cookie(each))).status for each in answers]
         assert found == [401, 200, 200]
+
+
+async def test_another_login_ends_all_sessions(certs: Certs) -> None:
+    new = User("admin", "another one")
+    async with pages(certs, WITH_LOGIN) as (gateway, agent):
+        for service, path in ((gateway, "/api/metrics/global"), (agent, "/api/status")):
+            session = cookie(await log_in(service))
+            options = replace(service.options, web=replace(WITH_LOGIN, login=new))
+            found = (
+                await gateway_reload.apply(gateway, options)
+                if isinstance(options, GatewayOptions)
+                else await agent_reload.apply(agent, options)
+            )
+            assert (found.done, found.refused) == (["login of web"], [])
+            assert (await ask(service, path, session)).status == 401
+            assert (await log_in(service)).status == 401
+            session = cookie(await log_in(service, new.name, new.password))
+            assert (await ask(service, path, session)).status == 200
+
+
+async def test_a_login_cannot_be_taken_away_without_a_restart(certs: Certs) -> None:
+    async with pages(certs, WITH_LOGIN) as (gateway, agent):
+        done = await gateway_reload.apply(gateway, replace(gateway.options, web=PLAIN))
+        assert (done.done, done.refused) == ([], ["gateway.web"])
+        done = await agent_reload.apply(agent, replace(agent.options, web=None))
+        assert (done.done, done.refused) == ([], ["client.web"])
+        assert (await ask(gateway, "/api/metrics/global")).status == 401
 
 
 async def test_cookies_are_secure_with_tls(certs: Certs) -> None:

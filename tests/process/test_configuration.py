@@ -10,6 +10,7 @@ import pytest
 
 from mtt import followed
 from mtt.errors import StartError, UsageError
+from mtt.options.flags import Values
 from mtt.process.configuration import Changes, Configuration
 from tests.support.tunnels import eventually, logged
 
@@ -20,10 +21,18 @@ class Service:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.text = path.read_text()
-        self.configuration = Configuration(str(path), self.load, self.apply)
+        self.configuration = Configuration(
+            str(path), self.read, self.read(), self.check, self.apply
+        )
 
-    def load(self) -> str:
+    def read(self) -> Values:
         text = self.path.read_text()
+        levels = {"text debug": "debug", "text error": "error"}
+        log_format = "json" if text == "text json" else "text"
+        return {"text": text, "log-level": levels.get(text, "info"), "log": log_format}
+
+    def check(self, values: Values) -> str:
+        text: str = values["text"]
         if text == "broken":
             raise UsageError("config: it is broken")
         return text
@@ -104,6 +113,26 @@ async def test_a_request_reloads_at_once(
         service.configuration.reload()
         await eventually(lambda: len(lines) == 2)
         assert lines == ["INFO reloaded: the configuration has not changed", "INFO reloaded: rules"]
+
+
+async def test_the_level_of_the_log_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[str] = []
+    monkeypatch.setattr("mtt.log.set_level", levels.append)
+    monkeypatch.setattr(followed, "CHECK_INTERVAL", 0.02)
+    async with following(tmp_path) as service:
+        for text, level in (("text debug", "debug"), ("text error", "error"), ("text 1", "info")):
+            service.path.write_text(text)
+            await eventually(lambda level=level: levels[-1:] == [level])  # type: ignore[misc]
+    assert levels == ["debug", "error", "info"]
+
+
+async def test_the_format_of_the_log_needs_a_restart(tmp_path: Path, lines: list[str]) -> None:
+    async with following(tmp_path) as service:
+        service.path.write_text("text json")
+        await eventually(lambda: len(lines) == 2)
+        assert lines[1] == "WARNING changed, but not before a restart: log format"
 
 
 def test_numbers_of_changes_are_words() -> None:
