@@ -12,11 +12,12 @@ from typing import Any
 
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.figures import agent_lines
+from anyproxy.gateway_names import GatewayNames
 from anyproxy.link import Link, LinkSession
 from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions
 from anyproxy.targets import Targets
 from anyproxy.web import Web
-from mtt.address import Endpoint
+from mtt.address import Endpoint, is_ip
 from mtt.errors import MttError, PeerError, RefusedError
 from mtt.layers.anyproxy import GoSession, Tell
 from mtt.layers.base import StreamProtocol, StreamTransport
@@ -37,8 +38,8 @@ from mtt.wire.anyproxy import ForwardedPort, PortForwardResponse, agent_id
 
 # Seconds between looks at whether a session that is left has any streams.
 IDLE_TICK = 1.0
-# A gateway, and the number of a session with it.
-_Place = tuple[Endpoint, int]
+# A gateway, one of its addresses (see `gateway_names`), and the number of a session with it.
+_Place = tuple[Endpoint, str, int]
 # The gateway's answers to agents that it does not admit.
 _REFUSALS = {401: "wrong login; check auth_username and auth_password", 403: "forbidden"}
 # Characters of a gateway's reason that are logged.
@@ -75,7 +76,9 @@ class Agent(Service):
         self._dialer = Dialer(resolver, timeout=CONNECT_TIME)
         self.connectors: dict[Endpoint, Connector] = {}
         self.use_connectors(self.make_connectors(options, options.gateways))
-        self._links = {place: self._link(place) for place in self._places()}
+        self.names = GatewayNames(resolver, self._named_gateways, self.relink)
+        self._links = {place: self._link(place) for place in self._places() if _is_ip(place[0])}
+        self._starting: asyncio.Task[None] | None = None
         self._former: dict[_Place, LinkSession] = {}  # sessions until their successor is there
 
     @property
@@ -101,12 +104,24 @@ class Agent(Service):
             connector.start()
         for link in self.links:
             link.start()
+        self._starting = asyncio.get_running_loop().create_task(self._follow_names())
         if self.configuration is not None:
             self.configuration.follow()
 
+    async def _follow_names(self) -> None:
+        """Connect to the gateways that are names, and look them up again from time to time."""
+        await self.names.look_up()
+        await self.relink()
+        self.names.follow()
+
+    def _named_gateways(self) -> list[Endpoint]:
+        if self.options.proxy is not None:
+            return []  # the proxy looks names up
+        return [gateway for gateway in self.connectors if not _is_ip(gateway)]
+
     def metrics_page(self) -> str:
         sessions = {str(gateway): 0 for gateway in self.connectors}
-        for (gateway, _), link in self._links.items():
+        for (gateway, _, _), link in self._links.items():
             sessions[str(gateway)] += link.session is not None
         targets = self.targets
         return super().metrics_page() + agent_lines(sessions, targets.outcomes, targets.denied)
@@ -148,6 +163,10 @@ class Agent(Service):
         await super().close()
 
     async def _stop_following(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        await self.names.stop()
         if self.configuration is not None:
             await self.configuration.close()
 
@@ -207,19 +226,22 @@ class Agent(Service):
 
     def _places(self) -> list[_Place]:
         return [
-            (gateway, replica)
+            (gateway, address, replica)
             for gateway in self.connectors
+            for address in self.names.addresses(gateway)
             for replica in range(self.options.replicas)
         ]
 
     def _link(self, place: _Place) -> Link:
         proxy = self.options.proxy
         hop = proxy.address if proxy is not None else None
-        return Link(place[0], partial(self._connect_at, place), hop)
+        gateway, address, _ = place
+        at = gateway._replace(hosts=(address,)) if address else gateway
+        return Link(at, partial(self._connect_at, place), hop)
 
     async def _connect_at(self, place: _Place, on_end: Callable[[], object]) -> LinkSession:
-        gateway, replica = place
-        session = await self._connect(self.connectors[gateway], replica, on_end)
+        gateway, address, replica = place
+        session = await self._connect(self.connectors[gateway], address, replica, on_end)
         self._leave(self._former.pop(place, None))
         return session
 
@@ -241,10 +263,14 @@ class Agent(Service):
     # Sessions.
 
     async def _connect(
-        self, connector: Connector, replica: int, on_end: Callable[[], object]
+        self,
+        connector: Connector,
+        address: str,
+        replica: int,
+        on_end: Callable[[], object],
     ) -> LinkSession:
-        """Make a session with a gateway."""
-        transport = await connector.connect()
+        """Make a session with a gateway, at one of its addresses."""
+        transport = await connector.connect(address)
         server = connector.server
         client_id = agent_id(self.options.id, replica, os.urandom(12))
         try:
@@ -367,6 +393,10 @@ def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
     if tls is None or tls.server_name:
         return tls
     return replace(tls, server_name=gateway.host.partition("%")[0])
+
+
+def _is_ip(gateway: Endpoint) -> bool:
+    return is_ip(gateway.host)
 
 
 def _refusal(upgrade: UpgradeClient) -> str:

@@ -55,6 +55,7 @@ async def apply(agent: Agent, options: AgentOptions) -> Changes:
     agent.use_connectors({gateway: made.get(gateway) or former[gateway] for gateway in new})
     for connector in made.values():
         connector.start()
+    await agent.names.look_up()
     await agent.relink(renew=has_new_way or has_new_names or has_new_passwords)
     for gateway, connector in former.items():
         if agent.connectors.get(gateway) is not connector:

@@ -84,8 +84,10 @@ class Connector:
         self._counters.sessions += 1
         hand_over(transport, session)
 
-    async def connect(self) -> StreamTransport:
+    async def connect(self, address: str = "") -> StreamTransport:
         """Make a connection. Its protocol is a `Parked`.
+
+        `address`: of the server, an IP literal; empty: the dialer finds one.
 
         Raises PeerError or NetworkError, naming the server.
         """
@@ -100,8 +102,9 @@ class Connector:
         self.connecting += 1
         try:
             async with asyncio.timeout(DIAL_TIME):
+                server = self.server._replace(hosts=(address,)) if address else self.server
                 await self._dialer.connect(
-                    self.server, tls_layer if self._tls is not None else lambda: parked
+                    server, tls_layer if self._tls is not None else lambda: parked
                 )
                 transport = await parked.opened()
                 return transport if self.finish is None else await self.finish(transport)
