@@ -10,10 +10,10 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
-from mtt.options.proxy import with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from mtt.process.command import Command, Start
 from mtt.process.command import main as run
@@ -32,6 +32,14 @@ def service(values: Values, start: Start) -> Service:
     return Client(options, protect=VpnProtection().protect if values.get("V") else None)
 
 
+def complete(values: Values, environ: Mapping[str, str]) -> Values:
+    if not values.get("proxy"):
+        return values
+    from mtt.options.proxy import with_environment
+
+    return with_environment(values, environ)
+
+
 def addresses(shadowsocks: PluginEnvironment) -> Values:
     return {"b": str(shadowsocks.local), "s": str(shadowsocks.remote)}
 
@@ -43,7 +51,7 @@ COMMAND = Command(
     flags=CLIENT_FLAGS,
     service=service,
     plugin=Sip003(addresses),
-    complete=with_environment,
+    complete=complete,
 )
 
 

@@ -17,7 +17,6 @@ from mtt.log import logger
 from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
 from mtt.options.process import PROCESS_FLAGS
-from mtt.options.proxy import PROXY
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
 from mtt.users.file import checked_user, read_users
@@ -53,7 +52,7 @@ CLIENT_FLAGS = (
     Flag("s", "str", "Address of the server, or its URI: anytls://PASSWORD@HOST:PORT/?sni=NAME. "
          "Other users of this machine can see the password in it.",
          "HOST:PORT|URI"),
-    PROXY,
+    common.PROXY,
     anytls.PASSWORD,
     anytls.PASSWORD_FILE,
     Flag("c", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or the "

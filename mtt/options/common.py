@@ -44,6 +44,10 @@ METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (P
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
                  "system supports it.")
 
+PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or env for that of "
+             "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
+             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True)
+
 
 def required(values: Values, name: str, what: str) -> str:
     """The text of the required option `name`; `what` completes the error "give ..."."""

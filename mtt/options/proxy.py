@@ -10,16 +10,12 @@ from typing import NamedTuple
 
 from mtt.address import Endpoint, is_ip, is_loopback
 from mtt.errors import UsageError
-from mtt.options.common import host_name, reachable
-from mtt.options.flags import Flag, Values
+from mtt.options.common import PROXY, host_name, reachable
+from mtt.options.flags import Values
 
 ENVIRONMENT = "env"  # the value of -proxy that stands for the variables
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 EXCEPTION_VARIABLES = ("NO_PROXY", "no_proxy")
-
-PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or env for that of "
-             "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
-             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.errors import UsageError
 from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Values, defaults, quoted
 from mtt.options.process import PROCESS_FLAGS
-from mtt.options.proxy import PROXY, HttpProxy, given_proxy
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
+
+if TYPE_CHECKING:
+    from mtt.options.proxy import HttpProxy
 
 DEFAULT_MAX_STREAM = 4
 
@@ -53,7 +56,7 @@ CLIENT_FLAGS = (
     common.BIND,
     Flag("s", "str", "Address of the server. Join several hosts with |.", "HOST:PORT",
          may_be_empty=True),
-    PROXY,
+    common.PROXY,
     common.WSS,
     common.WSS_PATH,
     WSS_MASK,
@@ -168,7 +171,7 @@ def client_options(
         sockets=sockets,
         server=server,
         tls=tls.given_client_tls(values, server_name=server_name, skip_verify=values["sv"]),
-        proxy=given_proxy(values, server),
+        proxy=_proxy(values, server),
         wss=values["wss"],
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],
@@ -260,6 +263,15 @@ def _preconnect(values: Values) -> int:
             "-preconnect and -mux exclude each other; with -mux, -mux-warm keeps connections ready"
         )
     return count
+
+
+def _proxy(values: Values, server: Endpoint) -> HttpProxy | None:
+    """The value of -proxy."""
+    if not values["proxy"]:
+        return None
+    from mtt.options.proxy import given_proxy  # only if needed: plugins must start fast
+
+    return given_proxy(values, server)
 
 
 def _dns_server(text: str) -> tuple[str, int] | None:
