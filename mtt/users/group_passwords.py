@@ -125,8 +125,7 @@ class FileStore:
     """
 
     def __init__(self, path: str) -> None:
-        # Without symbolic links: a replacement would take the place of the link.
-        self._path = Path(os.path.realpath(path))
+        self._path = Path(path)
         self._lock = Lock()
         try:
             self._read()
@@ -165,8 +164,10 @@ class FileStore:
             raise OSError(f"{self._path}: {describe(error)}") from None
 
     def _put_in_place(self, known: dict[str, str]) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        # Not a symbolic link, or the new file would take its place.
+        path = Path(os.path.realpath(self._path))
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.tmp")
         temporary.unlink(missing_ok=True)  # of a crash, perhaps readable by others
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -174,7 +175,7 @@ class FileStore:
                 json.dump(known, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(self._path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -285,9 +285,14 @@ def test_folder_of_the_file_is_created(tmp_path: Path) -> None:
 def test_symbolic_link_to_the_file_stays(tmp_path: Path) -> None:
     real, link = tmp_path / "real.json", tmp_path / "link.json"
     link.symlink_to(real)
-    FileStore(str(link)).replace("home", None, "hash")
+    store = FileStore(str(link))
+    store.replace("home", None, "hash")
     assert link.is_symlink()
     assert json.loads(real.read_text()) == {"home": "hash"}
+    # It may lead elsewhere later, as that of a mounted secret does.
+    link.unlink()
+    link.symlink_to(written(tmp_path / "newer.json", {"home": "newer"}))
+    assert store.get("home") == "newer"
 
 
 def test_failed_write_leaves_the_file_as_it_was(
