@@ -2,7 +2,7 @@
 
 Strangers come to the port for agents, with and without a valid login, as agents that then talk
 nonsense, and to both proxies. Another agent connects to a gateway that talks nonsense. Agents reach
-nothing but the destinations here.
+nothing but the destinations here. Sessions with Go programs are fuzzed in this process as well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mtt.wire import agent, smux, uot
 from mtt.wire.upgrade import request, switching_protocols
 from mtt.wire.websocket import BINARY, NO_MASK
 from mtt.wire.websocket import frame as message
+from soak import go_sessions
 from soak.agents import (
     GROUP,
     PASSWORD,
@@ -242,9 +243,10 @@ async def soak(programs: Programs, seconds: float, seed: int) -> None:
             for each in strangers.values():
                 group.create_task(each.come(until))
             group.create_task(_honest(gateway, ports[0], there.port, until))
+            sessions = group.create_task(go_sessions.soak(seconds, seed))
         misled.check()
         there.look()
         figures = await gauge.compare()
         await misled.usage()  # it is not busy with itself
         counts = ", ".join(f"{each.count} {name}" for name, each in strangers.items())
-        say(f"fuzz, gateway: {counts}; {figures}")
+        say(f"fuzz, gateway: {counts}, {sessions.result()}; {figures}")
