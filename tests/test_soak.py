@@ -104,7 +104,10 @@ async def test_gateway(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> N
     await programs.stop()
 
 
-async def test_fuzz_of_a_gateway(programs: Programs) -> None:
+@pytest.mark.deadline(60)  # forwarded ports are held for 10 s
+async def test_fuzz_of_a_gateway(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz_gateway, "HONEST_INTERVAL", 0.3)
+    monkeypatch.setattr(fuzz_gateway, "REPLICAS", 4)
     await fuzz_gateway.soak(programs, 1.0, SEED)
     await programs.stop()
 
