@@ -57,6 +57,21 @@ async def dropped(agent: Agent) -> None:
         session.lower.bottom.abort()
 
 
+async def received(sock: socket.socket) -> tuple[bytes, Any]:
+    """The next datagram and its source. (uvloop has no `sock_recvfrom`.)"""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return sock.recvfrom(65536)
+        except BlockingIOError:
+            readable = asyncio.Event()
+            loop.add_reader(sock, readable.set)
+            try:
+                await readable.wait()
+            finally:
+                loop.remove_reader(sock)
+
+
 class Udp:
     """One end of UDP on this machine."""
 
@@ -79,7 +94,7 @@ class Udp:
 
     async def receive(self) -> tuple[bytes, Any]:
         async with asyncio.timeout(SOON):
-            return await asyncio.get_running_loop().sock_recvfrom(self.sock, 65536)
+            return await received(self.sock)
 
     async def ask(self, data: bytes) -> bytes:
         self.send(data)
@@ -98,7 +113,7 @@ async def udp_echo() -> AsyncIterator[int]:
 
     async def serve(there: Udp) -> None:
         while True:
-            data, source = await asyncio.get_running_loop().sock_recvfrom(there.sock, 65536)
+            data, source = await received(there.sock)
             there.send(b"re: " + data, source)
 
     with Udp() as there:
