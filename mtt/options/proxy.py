@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from urllib.parse import unquote
 
 from mtt.address import Endpoint, is_ip, is_loopback
 from mtt.errors import UsageError
@@ -57,8 +58,6 @@ def parse_proxy(option: str, text: str) -> HttpProxy:
         ) from None
     if not at:
         return HttpProxy(address, None, option)
-    from urllib.parse import unquote  # only if needed: plugins must start fast
-
     # Bytes that are not UTF-8 are sent as they are.
     user, _, password = (
         unquote(part, errors="surrogateescape") for part in userinfo.partition(":")

@@ -43,6 +43,14 @@ async def test_agent_joins_through_a_proxy(tls: bool, certs: Certs) -> None:
         await user.check_echo(b"hello")
 
 
+async def test_proxy_looks_up_the_name_of_the_gateway(certs: Certs) -> None:
+    async with gateway_for(certs) as gateway, direct_proxy(users=(USER,)) as proxy:
+        named = Endpoint(("echo.test",), port_of(gateway))  # only the proxy knows this name
+        way = proxy_on(port_of(proxy))
+        async with agent_for(certs, gateway, gateways=(named,), proxy=way, replicas=2):
+            assert proxy.asked == [("echo.test", port_of(gateway))] * 2
+
+
 async def test_refused_agent_logs_no_password(certs: Certs) -> None:
     with logged() as lines:
         async with gateway_for(certs) as gateway, direct_proxy(users=(USER,)) as proxy:
