@@ -260,3 +260,14 @@ async def test_nothing_listens_after_the_gateway_has_stopped(certs: Certs) -> No
         gateway.cleanup()
         assert await changes(gateway, http=ProxyOptions(bind=ANY)) == ([], [])
         assert len(gateway.proxies) == 1
+
+
+async def test_metrics_per_group_are_switched_on_and_off(certs: Certs) -> None:
+    async with serving(echo) as target, both(certs) as (gateway, _):
+        found = await changes(gateway, metrics_per_group=True)
+        assert found == (["metrics per group"], [])
+        async with user_of(gateway, target.port):
+            line = f'mtt_group_streams_opened_total{{group="{GROUP}"}} 1\n'
+            assert line in gateway.metrics_page()
+        await changes(gateway, metrics_per_group=False)
+        assert "mtt_group_" not in gateway.metrics_page()
