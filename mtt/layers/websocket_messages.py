@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.websocket import WebSocketLayer
-from mtt.wire.websocket import MessageDecoder
+from mtt.wire.websocket import PING, MessageDecoder
 
 
 class MessageLayer(WebSocketLayer):
@@ -19,7 +19,7 @@ class MessageLayer(WebSocketLayer):
         limit: bytes of a message; a longer one ends the connection.
     """
 
-    __slots__ = ("_frames", "_parts")
+    __slots__ = ("_frames", "_held", "_parts")
 
     def __init__(
         self, upper: StreamProtocol, *, client: bool, limit: int, random_mask: bool = False
@@ -27,7 +27,8 @@ class MessageLayer(WebSocketLayer):
         super().__init__(upper, client=client, random_mask=random_mask, ping=True)
         self._decoder = decoder = MessageDecoder(masked=not client, limit=limit)
         self._frames = decoder.frames
-        self._parts: list[Data] = []  # of the incomplete message
+        self._held = bytearray()  # the incomplete message, as far as earlier reads had it
+        self._parts: list[Data] = []  # what this read has of it
 
     @property
     def heard_at(self) -> float:
@@ -56,19 +57,26 @@ class MessageLayer(WebSocketLayer):
         if frames:
             frames[0] = left, is_last
         if parts:
-            # They are views of a buffer that is about to be used again.
-            parts[:] = [part if isinstance(part, bytes) else bytes(part) for part in parts]
+            # Views of a buffer that is about to be used again, or tiny fragments without number.
+            self._held += b"".join(parts)
+            parts.clear()
 
     def _end_frame(self, is_last: bool) -> None:
         if not is_last:
             return
         parts = self._parts
+        if self._held:
+            parts.insert(0, bytes(self._held))
+            self._held = bytearray()
         message = parts[0] if len(parts) == 1 else b"".join(parts)
         parts.clear()
         self._has_data = True
         if not self._closed:
             upper = self.upper
             upper.data_received(message if upper.borrows else bytes(message))
+
+    def keep_alive(self) -> None:
+        self._send_control(PING)  # also amid data: the answer is the peer's sign of life
 
     def silent_since(self) -> float | None:
         return None if self._paused or self._stash else self._heard_at

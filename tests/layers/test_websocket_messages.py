@@ -142,6 +142,18 @@ async def test_message_above_the_limit_ends_the_connection_early() -> None:
         assert len(server.upper.messages) == 1
 
 
+async def test_tiny_fragments_take_no_more_memory_than_their_bytes() -> None:
+    server = Side()
+    server.feed(up(BINARY, b"0", final=False))
+    for _ in range(50):
+        server.feed(up(CONTINUATION, b"x", final=False) * 100)
+    assert not server.layer._parts
+    assert len(server.layer._held) == 5001
+    server.feed(up(CONTINUATION))
+    assert server.upper.messages == [b"0" + b"x" * 5000]
+    await server.over()
+
+
 async def test_recorded_fragments_are_one_message() -> None:
     events = vector("p-anyproxy-fragmented-message")
     expected = [
@@ -178,6 +190,7 @@ async def test_nothing_follows_when_the_protocol_above_closes() -> None:
 async def test_peer_that_sends_nothing_is_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     server = Side()
+    server.lower.buffered = 100_000  # an upload that the peer does not answer
     await clock.passes(keepalive.INTERVAL[1])
     assert Decoder(masked=False).feed(server.lower.take()) == [(PING, b"")]
     server.feed(up(PONG))
