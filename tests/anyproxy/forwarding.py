@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,6 +16,17 @@ from anyproxy.options import TCP, UDP, OpenPort
 from tests.anyproxy.serving import agent_for, gateway_for
 from tests.support.certs import Certs
 from tests.support.tunnels import SOON, Tcp, eventually
+
+# What agents ask for: as in a message, and as options.
+PORT: dict[str, Any] = {"port": 0, "protocol": "tcp", "host": "127.0.0.1", "target_port": 22}
+SSH = OpenPort(remote_port=2222, local_host="127.0.0.1", local_port=22)
+DNS = OpenPort(
+    remote_port=5353,
+    local_host="dns.example",
+    local_port=53,
+    protocol="udp",
+    allow_from=(ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32")),
+)
 
 
 def to_tcp(target: int, port: int = 0, **changes: Any) -> OpenPort:
