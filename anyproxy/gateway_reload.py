@@ -169,7 +169,8 @@ def _replace_proxies(
         proxy.cleanup()
         proxy.port.drain()
     gateway.proxies = proxies
-    gateway.former_proxies += current.values()
+    former = [each for each in gateway.former_proxies if each.port.pending]
+    gateway.former_proxies = [*former, *current.values()]
     changes.count(added, "proxy", "proxies", "added")
     changes.count(len(current), "proxy", "proxies", "removed")
     changes.count(moved, "proxy", "proxies", "moved")

@@ -63,10 +63,14 @@ async def test_a_removed_proxy_keeps_its_connections(certs: Certs) -> None:
         with pytest.raises(ConnectionRefusedError):
             await connect(port)
         await user.check_echo()
-        assert await changes(gateway, http=ProxyOptions(bind=ANY)) == (["1 proxy added"], [])
+        for _ in range(3):
+            found = await changes(gateway, http=ProxyOptions(bind=ANY))
+            assert found == (["1 proxy added"], [])
+            async with user_of(gateway, target.port):
+                pass
+            assert await changes(gateway, http=None) == (["1 proxy removed"], [])
+        assert len(gateway.former_proxies) == 1  # those without connections are forgotten
         await user.check_echo()
-        async with user_of(gateway, target.port):
-            pass
 
 
 async def test_an_added_proxy_serves(certs: Certs) -> None:
