@@ -11,7 +11,6 @@ once, from the gateway; an agent that needs CLOSE after it could not connect.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import itertools
 import os
@@ -396,7 +395,3 @@ async def go_gateway(
         for session in sessions:
             await session.close()
         await server.wait_closed()
-
-
-def basic(name: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
