@@ -8,9 +8,13 @@ from collections.abc import Iterator
 
 from mtt.address import parse_endpoint
 from mtt.errors import MttError
+from mtt.options.common import reachable
 from mtt.options.flags import parse_args
+from mtt.options.proxy import given_proxy, with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
 from mtt.wire import dns, http1, smux, upgrade, websocket
+from mtt.wire.heads import HeadBuffer
+from mtt.wire.httpproxy import connect_request
 from mtt.wire.servemux import ServeMux
 from mtt_mu_server import api
 from mtt_mu_server.decoding import Refused
@@ -117,6 +121,23 @@ def _environment(data: bytes) -> None:
     read_environment(dict(zip(names, text(data).split("\n"), strict=False)))
 
 
+def _proxy(data: bytes) -> None:
+    """Every host that options accept can be sent to a proxy."""
+    lines = [*text(data).split("\n"), "", "", ""]
+    server = reachable("-s", lines[0])
+    values = with_environment({"proxy": "env"}, {"HTTPS_PROXY": lines[1], "NO_PROXY": lines[2]})
+    proxy = given_proxy(values, server)
+    for host in server.hosts:
+        connect_request(host, server.port, proxy.login if proxy is not None else None)
+
+
+def _proxy_answer(data: bytes) -> None:
+    buffer = HeadBuffer()
+    for at in range(0, len(data), 7):
+        buffer += data[at : at + 7]
+        buffer.final_response()
+
+
 def _command(data: bytes) -> None:
     steps: Iterator[None] = api.parse(data)
     for _ in steps:
@@ -160,6 +181,19 @@ PARSERS: dict[str, Parser] = {
     "address": Parser(
         lambda data: parse_endpoint("-s", text(data)),
         (b"127.0.0.1:443", b"[fe80::1%eth0]:1", b"a|b:65535"),
+        (MttError,),
+    ),
+    "HTTP proxy": Parser(
+        _proxy,
+        (
+            b"vpn.example:443\nhttp://user:p%40ss@proxy.example:3128/\n.example.com,10.0.0.0/8,[::1]:80",
+            "b\u00fccher.example|[fe80::1%eth0]:443\nproxy:80\n*".encode(),
+        ),
+        (MttError,),
+    ),
+    "answer of an HTTP proxy": Parser(
+        _proxy_answer,
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nVia: 1.1 proxy\r\n\r\n",),
         (MttError,),
     ),
     "controller's command": Parser(
