@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from anyproxy.credentials import Credentials
 from anyproxy.figures import BLOCKED, PASSWORD, GatewayFigures
@@ -154,7 +154,7 @@ class Gateway(ServerService):
         self._rates = GroupRates(self._rate, self.groups)
         self.credentials = Credentials(options.credentials, self._group_options, self.groups)
         self.figures = GatewayFigures(per_group=options.metrics_per_group)
-        self.no_agent = Route(self._no_agent)
+        self.no_agent = Route(self._no_agent, self._no_agent)
         self._routes: dict[str, Route] = {}
         self.ports = Ports(
             Means(
@@ -271,7 +271,7 @@ class Gateway(ServerService):
             self._routes[group] = route
         return route
 
-    async def _no_agent(self, near: StreamTransport, host: str, port: int) -> StreamTransport:
+    async def _no_agent(self, *_: object) -> NoReturn:
         self.figures.dialled("", Outcome.NO_AGENT, 0.0)
         raise DestinationError(Outcome.NO_AGENT)
 

@@ -238,12 +238,25 @@ async def test_rules_of_the_agent_deny_targets(certs: Certs) -> None:
 
 async def test_agent_that_serves_no_udp_says_so(certs: Certs) -> None:
     tcp_only = frozenset({"tcp"})
-    async with gateway_for(certs) as gateway, agent_for(certs, gateway, protocols=tcp_only):
-        said = socks5_login(0, LOGIN)[0]
-        said = said[: said.rindex(b"\5")] + b"\5\3\0\1" + bytes(6)
-        async with await connect(socks_port(gateway)) as user:
-            await user.send(said)
-            assert await user.rest() == b"\5\2\1\0" + reply5(2)
+    async with (
+        gateway_for(certs) as gateway,
+        agent_for(certs, gateway, protocols=tcp_only),
+        await connect(socks_port(gateway)) as user,
+    ):
+        await user.send(_associate())
+        assert await user.rest() == b"\5\2\1\0" + reply5(2)
+
+
+def _associate() -> bytes:
+    said = socks5_login(0, LOGIN)[0]
+    return said[: said.rindex(b"\5")] + b"\5\3\0\1" + bytes(6)
+
+
+async def test_no_agent_for_udp_is_a_failure(certs: Certs) -> None:
+    async with gateway_for(certs) as gateway, await connect(socks_port(gateway)) as user:
+        await user.send(_associate())
+        # Not 7, command not supported: clients would never ask again.
+        assert await user.rest() == b"\5\2\1\0" + reply5(1)
 
 
 async def test_no_agent_is_503_until_one_joins(certs: Certs) -> None:
