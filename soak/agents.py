@@ -22,6 +22,8 @@ GROUP, PASSWORD = "soak", "a password of the soak"
 SOCKS_WELCOME = b"\5\2\1\0"
 _ANY = addresses.encode("0.0.0.0", 0)
 
+# Logged by an agent for each of its ports.
+FORWARDED = re.compile(rb"is forwarded")
 _PROXIES = re.compile(rb"HTTP proxy on 127\.0\.0\.1:(\d+), SOCKS5 proxy on 127\.0\.0\.1:(\d+)")
 _CONNECTED = re.compile(rb"connected to the gateway")
 

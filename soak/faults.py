@@ -49,7 +49,10 @@ def talks(seed: int, count: int) -> list[Talk]:
 
 
 async def run_talks(
-    port: int, todo: Sequence[Talk], progress: Progress | None = None
+    port: int,
+    todo: Sequence[Talk],
+    progress: Progress | None = None,
+    opening: tuple[bytes, bytes] = (b"", b""),
 ) -> collections.Counter[str]:
     """Have all talks, CONCURRENT at a time; how many were complete, failed, and ended early."""
     outcomes: collections.Counter[str] = collections.Counter()
@@ -59,7 +62,7 @@ async def run_talks(
         for talk in waiting:
             try:
                 async with asyncio.timeout(HANG_TIME):
-                    done = await apply(port, talk)
+                    done = await apply(port, talk, opening)
             except TimeoutError:
                 raise Broken(f"an application heard nothing for {HANG_TIME:g} s: {talk}") from None
             outcomes["complete" if done else "ended early" if talk.ends_early else "failed"] += 1

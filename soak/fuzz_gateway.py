@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import ssl
 import time
 from functools import partial
@@ -22,6 +21,7 @@ from mtt.wire.websocket import BINARY, NO_MASK
 from mtt.wire.websocket import frame as message
 from soak import go_sessions
 from soak.agents import (
+    FORWARDED,
     GROUP,
     PASSWORD,
     Gateway,
@@ -46,7 +46,6 @@ from soak.strangers import GREETING, STAY, Echo, Strangers, contexts
 from soak.talk import LOOPBACK, Destination, Talk, apply
 from soak.usage import Gauge
 
-_FORWARDED = re.compile(rb"is forwarded")
 # How often an honest user comes by, and how long it may take.
 HONEST_INTERVAL = 1.0
 HONEST_TIME = 10.0
@@ -204,7 +203,7 @@ async def soak(programs: Programs, seconds: float, seed: int) -> None:
             programs,
             agent_configuration(programs, "misled", hostile_port, replicas=REPLICAS, **allowed),
         )
-        await gateway.agents[0].logged(_FORWARDED)
+        await gateway.agents[0].logged(FORWARDED)
         gauge = Gauge(gateway)
         await gauge.begin()
 

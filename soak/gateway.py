@@ -115,6 +115,7 @@ class Scene:
             group = {
                 "balance": self.rng.choice(("round_robin", "least_streams", "sticky")),
                 "max_streams": 1000 + self._changes,
+                "rate": self.rng.choice(("50MB", "100MB")),
             }
             configuration = _configuration(self._programs, self.ports)
             configuration["gateway"]["groups"]["soak"] |= group
