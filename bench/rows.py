@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import controller, gateway, handshake, layers, loads, peers, startup
+from bench import agents, controller, gateway, handshake, layers, loads, peers, startup
 from bench.certs import Certs, make_certs
 from bench.loads import Effort, Sample, Scene
 from bench.processes import Programs, find_tool
@@ -231,7 +231,7 @@ class Bench:
                     Column("agent_kb", "KB", ".1f"),
                     Column("agent_ms", "CPU ms per minute", ".2f"),
                 ),
-                (Cell("anyproxy-gateway", self._in_scene(gateway.measure_agents)),),
+                (Cell("anyproxy-gateway", self._in_scene(agents.measure_agents)),),
             ),
             Row(
                 "controller",
