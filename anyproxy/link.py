@@ -5,8 +5,8 @@
         `-> refused -> wait, long
 
 An established session is checked for what kills connections silently: another route to the gateway,
-a sleep of the computer, a missing acknowledgement. If in doubt, the agent asks for a sign of life;
-without one, it connects again.
+a sleep of the computer, a missing acknowledgement, silence. If in doubt, the agent asks for a sign
+of life; without one, it connects again.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ GOOD_TIME = 10.0
 LOOK_INTERVAL = 2.0
 # Seconds for a sign of life that was asked for.
 SIGN_TIME = 5.0
+# Seconds of silence until the agent asks. A gateway that has cut the session while the line was
+# down, or a NAT with a new address, tells only if something is sent. With a look on top it is less
+# than `forwarded.HOLD_TIME`, for which users wait.
+QUIET_TIME = 8.0
 # Reasons of failures that are remembered, to name each once; more only if the gateway invents them.
 MAX_REASONS = 20
 
@@ -150,10 +154,16 @@ class Link:
         guard.add(session)
         suspected_at: float | None = None
         loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         await ending.wait(LOOK_INTERVAL)
         while not ending.is_set:
             if guard.admits(session):
                 suspected_at = None
+                is_quiet = loop.time() - max(session.heard_at, asked_at) >= QUIET_TIME
+                # Behind data on its way the question could take long; the kernel watches that.
+                if is_quiet and not session.lower.unsent():
+                    asked_at = loop.time()
+                    guard.verify(session)
             elif suspected_at is None:
                 suspected_at = loop.time()
                 guard.verify(session)

@@ -16,6 +16,7 @@ from anyproxy.link import (
     GOOD_TIME,
     LONGEST_WAIT,
     LOOK_INTERVAL,
+    QUIET_TIME,
     SIGN_TIME,
     Link,
 )
@@ -328,6 +329,33 @@ async def test_session_that_survives_a_change_stays(monkeypatch: pytest.MonkeyPa
         assert scene.link.session is scene.sessions[0]
         assert len(scene.sessions) == 1
         assert scene.sessions[0].pings >= 10
+
+
+async def test_quiet_gateway_is_asked_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "heard_at", 0.0)  # it has nothing to say but answers
+    async with running(monkeypatch) as scene:
+        await scene.clock.passes(100)
+        assert 8 <= scene.sessions[0].pings <= 12
+        assert len(scene.sessions) == 1
+
+
+async def test_quiet_gateway_that_does_not_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as scene:
+        await scene.clock.passes(60)
+        scene.sessions[0].answers = False
+        began = scene.clock.now
+        await scene.clock.until(lambda: len(scene.sessions) == 2)
+        assert scene.clock.now - began <= QUIET_TIME + SIGN_TIME + 4 * LOOK_INTERVAL
+
+
+async def test_agent_that_sends_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(monkeypatch) as scene:
+        await scene.clock.passes(60)
+        scene.sessions[0].answers = False
+        scene.sessions[0].lower.buffered = 100_000
+        await scene.clock.passes(100)
+        assert not scene.sessions[0].pings
+        assert len(scene.sessions) == 1
 
 
 async def test_dead_gateway_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
