@@ -18,7 +18,7 @@ from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions
 from anyproxy.targets import Targets
 from anyproxy.web import Web
 from mtt.address import Endpoint, is_ip
-from mtt.errors import MttError, PeerError, RefusedError
+from mtt.errors import MttError, NetworkError, PeerError, RefusedError
 from mtt.layers.anyproxy import GoSession, Tell
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.mux import MuxSession
@@ -80,6 +80,7 @@ class Agent(Service):
         self._links = {place: self._link(place) for place in self._places() if _is_ip(place[0])}
         self._starting: asyncio.Task[None] | None = None
         self._former: dict[_Place, LinkSession] = {}  # sessions until their successor is there
+        self._relinking = asyncio.Lock()
 
     @property
     def addresses(self) -> list[str]:
@@ -208,21 +209,22 @@ class Agent(Service):
         A session whose link has gone ends with its last stream, if there is a successor after that
         has begun.
         """
-        wanted = self._places()
-        for place, link in list(self._links.items()):
-            if renew or place not in wanted:
-                del self._links[place]
-                await link.stop()
-                if link.session is not None:
-                    self._leave(self._former.pop(place, None))
-                    self._former[place] = link.session
-        for place in list(self._former):
-            if place not in wanted:
-                self._leave(self._former.pop(place))
-        for place in wanted:
-            if place not in self._links:
-                self._links[place] = link = self._link(place)
-                link.start()
+        async with self._relinking:  # by changed names and by a changed configuration
+            wanted = self._places()
+            for place, link in list(self._links.items()):
+                if renew or place not in wanted:
+                    del self._links[place]
+                    await link.stop()
+                    if link.session is not None:
+                        self._leave(self._former.pop(place, None))
+                        self._former[place] = link.session
+            for place in list(self._former):
+                if place not in wanted:
+                    self._leave(self._former.pop(place))
+            for place in wanted:
+                if place not in self._links:
+                    self._links[place] = link = self._link(place)
+                    link.start()
 
     def _places(self) -> list[_Place]:
         return [
@@ -241,7 +243,10 @@ class Agent(Service):
 
     async def _connect_at(self, place: _Place, on_end: Callable[[], object]) -> LinkSession:
         gateway, address, replica = place
-        session = await self._connect(self.connectors[gateway], address, replica, on_end)
+        connector = self.connectors.get(gateway)
+        if connector is None:
+            raise NetworkError(f"{gateway} has been removed")
+        session = await self._connect(connector, address, replica, on_end)
         self._leave(self._former.pop(place, None))
         return session
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -123,6 +124,18 @@ async def test_replicas_come_and_go(certs: Certs) -> None:
         await eventually(lambda: sessions(gateway) == 1)
         async with user_of(gateway, target.port):
             pass
+
+
+async def test_changes_at_the_same_time_end_in_the_last_one(certs: Certs) -> None:
+    async with both(certs) as (gateway, agent):
+        await asyncio.gather(
+            changes(agent, replicas=4),
+            agent.relink(renew=True),
+            changes(agent, replicas=2),
+            agent.relink(),
+        )
+        assert len(agent.links) == agent.options.replicas
+        await eventually(lambda: len(agents(gateway)) == sessions(gateway) == len(agent.links))
 
 
 async def test_another_name_replaces_the_session(certs: Certs) -> None:

@@ -86,7 +86,7 @@ async def test_agent_joins_each_gateway_behind_a_name(certs: Certs) -> None:
             await agent.start()
             try:
                 await eventually(lambda: all(map(has_agent, (first, second))))
-                assert len(agent.open_sessions) == 2
+                await eventually(lambda: len(agent.open_sessions) == 2)
                 resolver.addresses = ("127.0.0.2", "127.0.0.3")
                 assert await agent.names.look_up()
                 await agent.relink()
