@@ -89,7 +89,7 @@ def _names(client: Section) -> tuple[str, str]:
     name = config.name_of(client, key, client.required(key, "the name of this client"))
     group = client.text("group_id")
     if not group and not is_older:
-        client.fail("group_id", "missing; give the group's name, which is the users' login")
+        client.missing("group_id", "the group's name, which is the users' login")
     return name, config.name_of(client, "group_id", group or NO_GROUP)
 
 
@@ -107,7 +107,7 @@ def _gateways(section: Section, key: str) -> tuple[tuple[Endpoint, ...], set[str
     """The gateways' addresses, and the schemes written before them; "" for none."""
     texts = section.texts(key)
     if not texts:
-        section.fail(key, "missing; give the gateway's address, like wss://gateway.example.com:8443")
+        section.missing(key, "the gateway's address, like wss://gateway.example.com:8443")
     if len(texts) > MAX_GATEWAYS:
         section.fail(key, f"{len(texts)} gateways are too many; {MAX_GATEWAYS} at most")
     found: dict[Endpoint, None] = {}

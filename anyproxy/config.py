@@ -8,11 +8,13 @@ unknown keys, are errors.
 from __future__ import annotations
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from anyproxy.options import ANYWHERE, Network, WebOptions
 from mtt.address import Endpoint, is_loopback
+from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options import common
 from mtt.options.flags import Flag, Values, defaults, quoted
@@ -76,6 +78,10 @@ def with_file(given: Values, environ: Mapping[str, str]) -> Values:
     """
     from mtt.options.tree import read_tree  # only if needed: -h must be fast
 
+    if CONFIG not in given and not os.path.exists(DEFAULT_CONFIG):
+        raise UsageError(
+            f"-{CONFIG}: cannot read {DEFAULT_CONFIG}: no such file; give yours with -{CONFIG} FILE"
+        )
     top = read_tree(f"-{CONFIG}", path_of(given), environ)
     return _log_values(top.section("log"), given) | given | {TREE: top}
 

@@ -164,6 +164,7 @@ def _replace_proxies(
             proxy.use_options(options, tls)
         if name in listeners:
             proxy.serve(listeners[name])
+            logger.info("%s proxy on %s", name, ", ".join(proxy.addresses))
         proxies.append(proxy)
     for proxy in current.values():
         proxy.cleanup()

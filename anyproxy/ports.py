@@ -236,7 +236,7 @@ class Ports:
         if port.drawn_for is not None:
             del self._drawn[port.drawn_for]
         port.close()
-        self._lines.info("port %s closed", ", ".join(port.addresses))
+        self._lines.info("port %s (%s) closed", ", ".join(port.addresses), port.protocol)
         if self._lacking and self._telling is None:
             self._telling = asyncio.get_running_loop().call_soon(self._tell_lacking)
 

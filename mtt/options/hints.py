@@ -94,7 +94,7 @@ _FILE_HINTS = (
     ("workers cpu", "the command has one process; remove it"),
     ("s server gateway addr b l listen listenaddr bind web replicas id clientid group groupid user "
      "username p password passwd token auth tls cert tlscert key tlskey ca pin sni insecure sv",
-     "set in the file of {config}; remove it"),
+     "set it in the file of {config} instead"),
 )  # fmt: skip
 
 _FIELD = re.compile(r"\{([a-z-]+)\}")

@@ -20,6 +20,10 @@ _BOOLEANS = {text.lower(): value for text, value in BOOLEANS.items()} | {
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
 _PLAIN_KEY = re.compile(r"[\w*-]{1,80}")
 
+# Similarity of a misspelt key to the required one that is missing: "address" to "addr" has 0.73,
+# "group_password" to "group_id", which is another key, 0.64.
+_SIMILAR = 0.7
+
 _NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -72,8 +76,12 @@ class Keys:
         """A text that must not be empty; `what` completes the error "give ..."."""
         text = self.text(key)
         if not text:
-            self.fail(key, f"missing; give {what}")
+            self.missing(key, what)
         return text
+
+    def missing(self, key: str, what: str) -> NoReturn:
+        """Raise UsageError about a missing key, or about one that seems to be a misspelling."""
+        self.fail(key, f"missing; give {what}")
 
     def _get(self, key: str) -> Any:
         self._known.add(key)
@@ -112,6 +120,14 @@ class Section(Keys):
     def text(self, key: str, default: str = "") -> str:
         value = self._get(key)
         return default if value is None else self._text(self.label(key), value)
+
+    def missing(self, key: str, what: str) -> NoReturn:
+        from difflib import get_close_matches  # slow to import and rarely needed
+
+        unread = self._members.keys() - self._known
+        if similar := get_close_matches(key, unread, 1, _SIMILAR):
+            self.fail(similar[0], f"unknown; did you mean {key}?")
+        super().missing(key, what)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, or a single text."""

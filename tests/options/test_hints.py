@@ -95,7 +95,7 @@ def error(parse: Callable[[], object]) -> str:
         ("anyproxy", "-c f", "write -config FILE"),
         ("anyproxy", "-test", "write -check"),
         ("anyproxy", "-workers 4", "the command has one process; remove it"),
-        ("anyproxy", "-tls", "set in the file of -config FILE; remove it"),
+        ("anyproxy", "-tls", "set it in the file of -config FILE instead"),
         ("anyproxy", "-conf f", "write -config FILE"),
         ("anyproxy", "-configs f", "did you mean -config?"),
         ("client", "-SV", "did you mean -s?"),

@@ -138,3 +138,18 @@ def test_keys_without_an_effect(caplog: pytest.LogCaptureFixture) -> None:
         "f: not used: a.b.file: the log goes to stderr",
         "f: not used: a.b.web: there is no page",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted"), [("idd", "id"), ("adr", "addr"), ("group", "group_id")]
+)
+def test_misspelt_required_key_is_named(written: str, wanted: str) -> None:
+    client = Section("client", {written: "x", "group_password": "y"})
+    with pytest.raises(UsageError, match=rf"^client\.{written}: unknown; did you mean {wanted}\?$"):
+        client.required(wanted, "a name")
+
+
+def test_other_key_is_not_taken_for_a_misspelling() -> None:
+    client = Section("client", {"group_password": "y"})
+    with pytest.raises(UsageError, match=r"^client\.group_id: missing; give a name$"):
+        client.required("group_id", "a name")

@@ -50,11 +50,11 @@ def test_advice_for_self_signed_certificates(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of())
     assert str(found["client"]) == (
         "certificate not accepted: self-signed certificate; set -pin to the pin that the server "
-        "prints at start, or -ca to its certificate"
+        "prints at start, or -ca to its certificate (anyproxy-client: pin, ca)"
     )
     assert str(found["server"]) == (
-        "TLS: tlsv1 alert unknown ca; the client does not trust this server; set -pin or -ca on "
-        "the client"
+        "TLS: tlsv1 alert unknown ca; the client does not trust this server; give it this "
+        "server's pin or certificate"
     )
     assert [error.cause for error in found.values()] == [Cause.CERTIFICATE] * 2
 
@@ -70,7 +70,8 @@ def test_advice_for_wrong_names(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of(certs.cert, certs.key), "other.name")
     assert str(found["client"]).startswith("certificate not accepted: Hostname mismatch, ")
     assert str(found["client"]).endswith(
-        "'other.name'; set -n (-sni of anytls-client) to a name in the certificate"
+        "'other.name'; set -n (anytls-client: -sni, anyproxy-client: server_name) to a name in the "
+        "certificate"
     )
 
 
