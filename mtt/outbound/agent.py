@@ -140,6 +140,8 @@ class LifeCheck:
     as long as the agent sends, or its kernel acknowledges what was sent before the question.
     """
 
+    __slots__ = ("_session", "_timer")
+
     def __init__(self, session: MuxSession[Any]) -> None:
         self._session = session
         self._timer: asyncio.TimerHandle | None = None  # while a question is open
