@@ -13,6 +13,7 @@ import random
 import ssl
 import time
 from functools import partial
+from typing import Self
 
 from mtt.outcome import Outcome
 from mtt.wire import agent, smux, uot
@@ -40,11 +41,11 @@ from soak.anyproxy_parsers import GO_MESSAGES, MESSAGES
 from soak.anytls_parsers import DATAGRAMS
 from soak.mutation import mutated
 from soak.parsers import FRAMES, KEY
-from soak.programs import Programs
+from soak.programs import Program, Programs
 from soak.report import Broken, say
 from soak.strangers import GREETING, STAY, Echo, Strangers, contexts
 from soak.talk import LOOPBACK, Destination, Talk, apply
-from soak.usage import Gauge
+from soak.usage import LOOK_INTERVAL, SETTLE_TIME, SPARE, Gauge
 
 # How often an honest user comes by, and how long it may take.
 HONEST_INTERVAL = 1.0
@@ -126,12 +127,16 @@ class HostileGateway:
         self._rng = rng
         self._target = target
 
-    async def __aenter__(self) -> int:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, 0, ssl=self._context)
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
+        self.port: int = self._server.sockets[0].getsockname()[1]
+        return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take no more agents. Sessions end soon."""
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,6 +182,20 @@ async def _honest(gateway: Gateway, forwarded_port: int, target: int, until: flo
         await asyncio.sleep(HONEST_INTERVAL)
 
 
+async def _has_recovered(misled: Program, descriptors: int) -> None:
+    """Wait until an agent without a gateway has no more descriptors than another one has.
+
+    Raises Broken.
+    """
+    until = time.monotonic() + SETTLE_TIME
+    while (count := misled.descriptors) > descriptors + SPARE:
+        misled.check()
+        if time.monotonic() > until:
+            raise Broken(f"fuzz, gateway: the misled agent still has {count} descriptors")
+        await asyncio.sleep(LOOK_INTERVAL)
+    await misled.usage()  # it is not busy with itself
+
+
 async def soak(programs: Programs, seconds: float, seed: int) -> None:
     """Raises Broken."""
     rng = random.Random(f"{seed} gateway")
@@ -186,7 +205,7 @@ async def soak(programs: Programs, seconds: float, seed: int) -> None:
     async with (
         Destination() as there,
         Echo() as echo,
-        HostileGateway(serving, rng, echo) as hostile_port,
+        HostileGateway(serving, rng, echo) as hostile,
     ):
         configuration = gateway_configuration(programs, ports[:1], **{HOSTILE: hostile_group})
         gateway = await start_gateway(programs, configuration)
@@ -201,7 +220,7 @@ async def soak(programs: Programs, seconds: float, seed: int) -> None:
         )
         misled = await start_agent(
             programs,
-            agent_configuration(programs, "misled", hostile_port, replicas=REPLICAS, **allowed),
+            agent_configuration(programs, "misled", hostile.port, replicas=REPLICAS, **allowed),
         )
         await gateway.agents[0].logged(FORWARDED)
         gauge = Gauge(gateway)
@@ -243,9 +262,10 @@ async def soak(programs: Programs, seconds: float, seed: int) -> None:
                 group.create_task(each.come(until))
             group.create_task(_honest(gateway, ports[0], there.port, until))
             sessions = group.create_task(go_sessions.soak(seconds, seed))
-        misled.check()
+        hostile.close()
         there.look()
         figures = await gauge.compare()
-        await misled.usage()  # it is not busy with itself
+        await _has_recovered(misled, gateway.agents[0].descriptors)
         counts = ", ".join(f"{each.count} {name}" for name, each in strangers.items())
-        say(f"fuzz, gateway: {counts}, {sessions.result()}; {figures}")
+        counts += f", {hostile.count} sessions of the misled agent, {sessions.result()}"
+        say(f"fuzz, gateway: {counts}; {figures}")
