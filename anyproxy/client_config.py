@@ -96,7 +96,7 @@ def _names(client: Section) -> tuple[str, str]:
 def _replicas(client: Section) -> int:
     replicas = client.number("replicas", 1, most=MAX_REPLICAS)
     if replicas == 0:  # in the Go program a client that does nothing
-        logger.warning("%s: 0 is taken for 1", client.label("replicas"))
+        logger.warning("%s: 0 means 1 here; write 1", client.label("replicas"))
     return replicas or 1
 
 

@@ -22,7 +22,7 @@ _AGENTS = ""
 async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
     """Put new options into effect; open connections continue.
 
-    Agents whose password counts no more get no new streams. Raises MttError before anything has
+    Agents with an outdated password get no new streams. Raises MttError before anything has
     changed.
     """
     before, changes = gateway.options, Changes()
@@ -122,7 +122,7 @@ async def _listen(gateway: Gateway, wanted: Mapping[str, ProxyOptions]) -> dict[
             try:
                 await proxy.listen(gateway.resolver)
             except StartError as error:
-                logger.error("the %s proxy does not listen any more: %s", proxy.name, error)
+                logger.error("the %s proxy no longer listens: %s", proxy.name, error)
         raise
 
 
@@ -182,7 +182,7 @@ def _replace_proxies(
 
 
 def _retire_agents(gateway: Gateway, *, everyone: bool) -> None:
-    """Give agents that have logged in with another password than today's no new streams."""
+    """Give agents that have logged in with an outdated password no new streams."""
     for group in list(gateway.groups):
         if everyone or not gateway.credentials.is_current(group.name):
             for agent in list(group.agents.values()):

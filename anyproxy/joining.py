@@ -2,8 +2,8 @@
 
     TLS -> GET /ws -> login, group, password -> 101 -> session, in its group -> ... -> lost
 
-Agents that may not join are refused before the 101, which makes the Go program's agents back off:
-they ignore errors that come later, and reconnect at once.
+Agents that may not join are refused before the 101. The Go program's agents back off then; they
+ignore later errors, and reconnect at once.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
     async def _join(self, exchange: Exchange) -> None:
         """Handle an upgrade request. The checks and answers are in the order of the Go program."""
         request, transport = exchange.request, exchange.transport
-        # Agents are no browsers: what a page may send is no question of its origin here.
+        # Agents are not browsers, so Origin says nothing.
         request.headers = [each for each in request.headers if each[0] != "origin"]
         name, group = _text(request, "x-client-id"), _text(request, "x-group-id")
         if not name:

@@ -121,7 +121,7 @@ class Link:
                 logger.warning(
                     "disconnected from the gateway %s: %s", self._gateway, describe(error)
                 )
-                if isinstance(error, RefusedError):  # the Go program says so in the session
+                if isinstance(error, RefusedError):  # the Go program refuses within the session
                     limit = self.wait_times[1]
                 elif loop.time() - began >= GOOD_TIME:
                     limit = self.wait_times[0]
@@ -129,7 +129,7 @@ class Link:
             except MttError as failure:
                 self._log_failure(describe(failure))
                 if isinstance(failure, RefusedError):
-                    limit = self.wait_times[1]  # an operator has to mend it
+                    limit = self.wait_times[1]  # the operator has to act
             except Exception as fault:  # a fault of this program must not end the link
                 self._log_failure(f"internal error: {describe(fault)}")
                 logger.debug("where it happened:", exc_info=True)

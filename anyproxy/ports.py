@@ -33,7 +33,7 @@ DRAWS = 64
 
 _KINDS: dict[str, type[TcpPort] | type[UdpPort]] = {TCP: TcpPort, UDP: UdpPort}
 _ALL_PORTS = range(1, 65536)
-# What tells the replicas of an agent apart, ours and the Go program's; they share its ports.
+# The suffix of an agent's replicas, also of the Go program; they share the agent's ports.
 _REPLICA = re.compile(r"-r\d+(-[0-9a-v]{20})?$")
 
 

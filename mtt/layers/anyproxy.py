@@ -6,15 +6,15 @@ The gateway opens streams with CONNECT and the target's address. The agent conne
 with CONNECT_RESPONSE. CLOSE ends both directions of a stream; its receiver may say CLOSE, too, or
 not. This module is either side, towards a peer that is the Go program.
 
-Receiving: there is no flow control. The Go programs never stop reading for a slow stream, and each
-write of theirs fails after 10 s, after which their session is useless. So a session may stop
+Receiving: there is no flow control. The Go programs never stop reading for a slow stream. Their
+writes fail after 10 s, and their session is useless then. So a session may stop
 reading for some seconds only. A stream queues data for a reader that has paused. Above a limit the
 session stops reading, for PAUSE_TIME at most, and then ends the streams that are above it.
 
 Sending: see `anyproxy_stream`. A peer that takes nothing for STALL_LIMIT is cut, so that it
 connects again.
 
-Everything that the Go programs take for an error ends the session: types of the other side, bodies
+What is an error for the Go programs ends the session: types of the other side, bodies
 that are cut short. Messages for streams that have ended are ignored.
 """
 

@@ -117,7 +117,7 @@ class GoStream(MuxStream):
         if outcome is Outcome.SUCCEEDED:
             self.begin()
         else:
-            # Without CLOSE, a Go agent keeps the stream's queue for ever.
+            # Without CLOSE, a Go agent keeps the stream's queue forever.
             self._session.finish(self, eof_seen=True, say_fin=True)
             self.report_lost(DestinationError(outcome))
 

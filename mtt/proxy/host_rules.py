@@ -14,8 +14,8 @@ forbidden address is denied.
 Case is ignored and patterns match as a whole: in Go, `127.0.0.1` also matches 1127.0.0.10, and
 `example.com` also matches examplexcom and example.com.evil.net. A regular expression is matched
 with `host` and with `host:port`: as a whole among the allowed patterns, anywhere among the
-forbidden ones. Each is the careful way; if the expression is not anchored with `^` and `$`,
-`warnings` says so.
+forbidden ones. Both err on the side of denying. `warnings` names expressions that are not
+anchored with `^` and `$`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ class LoginThrottle:
     """Failed logins by address. IPv6 addresses count by their /64, which is what one user has.
 
     Threads may share it. Logins that succeed change nothing: if they erased the failures, a guesser
-    with one good password could go on for ever.
+    with one valid password could continue without limit.
 
     Args:
         clock: returns seconds.

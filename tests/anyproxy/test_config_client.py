@@ -45,7 +45,7 @@ def test_command_line() -> None:
 
 def test_no_replicas_are_one(caplog: pytest.LogCaptureFixture) -> None:
     assert agent_of(merged(TREE, "client.replicas", 0)).replicas == 1
-    assert caplog.messages == ["client.replicas: 0 is taken for 1"]
+    assert caplog.messages == ["client.replicas: 0 means 1 here; write 1"]
 
 
 @pytest.mark.parametrize(
