@@ -13,8 +13,9 @@ from typing import Any
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.figures import agent_lines
 from anyproxy.gateway_names import GatewayNames
+from anyproxy.go_ports import log_answer, ports_for_go
 from anyproxy.link import Link, LinkSession
-from anyproxy.options import AGENT_PATH, ANYWHERE, AgentOptions
+from anyproxy.options import AGENT_PATH, AgentOptions
 from anyproxy.targets import Targets
 from anyproxy.web import Web
 from mtt.address import Endpoint, is_ip
@@ -34,7 +35,7 @@ from mtt.outbound.proxy_dialer import ProxyDialer
 from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
 from mtt.wire.agent import SUBPROTOCOL, Head
-from mtt.wire.anyproxy import ForwardedPort, PortForwardResponse, agent_id
+from mtt.wire.anyproxy import agent_id
 
 # Seconds between looks at whether a session that is left has any streams.
 IDLE_TICK = 1.0
@@ -329,13 +330,13 @@ class Agent(Service):
         session = GoSession(
             serve=self._serve_go,
             max_streams=MAX_STREAMS,
-            on_ports_answer=_ports_answered,
+            on_ports_answer=log_answer,
             on_lost=partial(self._lost, on_end),
         )
         layer = session.message_layer(client=True, random_mask=self.options.tls is None)
         self._add(session)
         layer.start(transport)
-        ports = self._ports_for_go()
+        ports = ports_for_go(self.options.open_ports)
         if ports and not session.lost:
             session.ask_ports(client_id, ports)
         return session
@@ -356,21 +357,6 @@ class Agent(Service):
         self.counters.streams += 1
         self.targets.serve(stream, head, tell, is_go=True)
 
-    def _ports_for_go(self) -> tuple[ForwardedPort, ...]:
-        """The ports that a gateway which is the Go program can forward as the operator wants."""
-        ports = []
-        for port in self.options.open_ports:
-            if port.proxy_protocol or port.allow_from != ANYWHERE:
-                logger.warning(
-                    "open_ports: port %d is not forwarded: the gateway is the Go program, which "
-                    "has no proxy_protocol and no allow_from", port.remote_port,
-                )  # fmt: skip
-            else:
-                ports.append(
-                    ForwardedPort(port.remote_port, port.local_port, port.local_host, port.protocol)
-                )
-        return tuple(ports)
-
     def _accept(self) -> StreamProtocol:
         self.counters.streams += 1
         return self.targets.accept()
@@ -386,11 +372,6 @@ class Agent(Service):
             login = f"{options.login.name}:{options.login.password}"
             headers["Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
         return headers
-
-
-def _ports_answered(session: GoSession, answer: PortForwardResponse) -> None:
-    if not answer.ok:
-        logger.warning("open_ports: the gateway answered: %r", answer.error[:500])
 
 
 def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
