@@ -167,7 +167,9 @@ class Ports:
             return self._obtain_any(group, agent, wanted, kept)
         options = self._means.options(group)
         if not any(number in numbers for numbers in options.ports):
-            raise StartError(f"the group may not open port {number}")
+            raise StartError(
+                f"the group may not open port {number}; groups.NAME.ports of the gateway lacks it"
+            )
         port = self._ports.get((wanted.protocol, number))
         if port is None:
             return self._bind(group, agent, wanted.protocol, number, options)
