@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from base64 import b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from anyproxy.asking import ask_to_join
 from anyproxy.control import AgentControl, PortReports
 from anyproxy.figures import agent_lines
 from anyproxy.gateway_names import GatewayNames
 from anyproxy.go_ports import log_answer, ports_for_go
 from anyproxy.link import Link, LinkSession
-from anyproxy.options import AGENT_PATH, AgentOptions
+from anyproxy.options import AgentOptions
 from anyproxy.targets import Targets
 from anyproxy.web import Web
 from mtt.address import Endpoint, is_ip
-from mtt.errors import MttError, NetworkError, PeerError, RefusedError
+from mtt.errors import MttError, NetworkError
 from mtt.layers.anyproxy import GoSession, Tell
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.mux import MuxSession
 from mtt.layers.smux import SmuxSession
-from mtt.layers.upgrade import UpgradeClient
 from mtt.layers.websocket import WebSocketLayer
 from mtt.log import logger
 from mtt.net.dial import Dialer
@@ -34,17 +33,13 @@ from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.outbound.proxy_dialer import ProxyDialer
 from mtt.trust.tls_options import ClientTls
 from mtt.tunnels.service import Service
-from mtt.wire.agent import SUBPROTOCOL, Head
+from mtt.wire.agent import Head
 from mtt.wire.anyproxy import agent_id
 
 # Seconds between looks at whether a session that is left has any streams.
 IDLE_TICK = 1.0
 # A gateway, one of its addresses (see `gateway_names`), and the number of a session with it.
 _Place = tuple[Endpoint, str, int]
-# The gateway's answers to agents that it does not admit.
-_REFUSALS = {401: "wrong login; check auth_username and auth_password", 403: "forbidden"}
-# Characters of a gateway's reason that are logged.
-_MAX_REASON = 200
 
 
 class Agent(Service):
@@ -277,30 +272,13 @@ class Agent(Service):
     ) -> LinkSession:
         """Make a session with a gateway, at one of its addresses."""
         transport = await connector.connect(address)
-        server = connector.server
         client_id = agent_id(self.options.id, replica, os.urandom(12))
         try:
-            upgrade = UpgradeClient(
-                transport,
-                AGENT_PATH,
-                server.host,
-                (SUBPROTOCOL,),
-                port=server.port,
-                headers=self._headers(client_id),
-            )
-            async with asyncio.timeout(CONNECT_TIME):
-                await upgrade.answered()
-        except BaseException as error:
-            transport.abort()
-            if not isinstance(error, MttError | TimeoutError):
-                raise
+            protocol = await ask_to_join(transport, connector.server, client_id, self.options)
+        except MttError as error:
             self.counters.failed(error)
-            if isinstance(error, TimeoutError):
-                raise PeerError(f"{server}: no answer within {CONNECT_TIME:g} s") from None
-            if upgrade.status in _REFUSALS:
-                raise RefusedError(f"{server}: {_refusal(upgrade)}") from None
-            raise type(error)(f"{server}: {error}") from None
-        if upgrade.protocol is None:
+            raise
+        if protocol is None:
             return self._begin_go(transport, client_id, on_end)
         return self._begin(transport, str(connector.server), on_end)
 
@@ -361,18 +339,6 @@ class Agent(Service):
         self.counters.streams += 1
         return self.targets.accept()
 
-    def _headers(self, client_id: str) -> dict[str, str]:
-        options = self.options
-        headers = {
-            "X-Client-Id": client_id,
-            "X-Group-Id": options.group,
-            "X-Group-Password": options.password,
-        }
-        if options.login is not None:
-            login = f"{options.login.name}:{options.login.password}"
-            headers["Authorization"] = f"Basic {b64encode(login.encode()).decode('ascii')}"
-        return headers
-
 
 def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
     """The TLS options for one gateway: without a server name they get the gateway's."""
@@ -383,14 +349,3 @@ def _tls(tls: ClientTls | None, gateway: Endpoint) -> ClientTls | None:
 
 def _is_ip(gateway: Endpoint) -> bool:
     return is_ip(gateway.host)
-
-
-def _refusal(upgrade: UpgradeClient) -> str:
-    """Why the gateway refuses the agent, for the log. A 403 has the reason in its body."""
-    text = _REFUSALS[upgrade.status]
-    if upgrade.status == 403:
-        line = upgrade.body.partition(b"\n")[0].decode("ascii", "replace")
-        # A proxy on the way may answer with a page.
-        if line.isprintable() and 0 < len(line) <= _MAX_REASON and "<" not in line:
-            text = line
-    return f"the gateway refuses this agent: {upgrade.status}, {text}"

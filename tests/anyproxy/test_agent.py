@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from anyproxy import agent as agent_module
+from anyproxy import asking
 from anyproxy.agent import Agent
 from anyproxy.link import LONGEST_WAIT
 from mtt.users.user import User
@@ -121,7 +121,7 @@ async def test_refusals_of_other_gateways(certs: Certs, answer: str, text: str) 
 
 
 async def test_silent_gateway_is_given_up(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent_module, "CONNECT_TIME", 0.1)
+    monkeypatch.setattr(asking, "CONNECT_TIME", 0.1)
     async with gateway_that_says(b"") as gateway:
         with logged() as lines:
             async with agent_of(certs, gateway.port):
