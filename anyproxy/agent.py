@@ -242,6 +242,10 @@ class Agent(Service):
         connector = self.connectors.get(gateway)
         if connector is None:
             raise NetworkError(f"{gateway} has been removed")
+        # Two addresses may lead to one gateway, where sessions of one name replace each other.
+        addresses = self.names.addresses(gateway)
+        if address in addresses:
+            replica += self.options.replicas * addresses.index(address)
         session = await self._connect(connector, address, replica, on_end)
         self._leave(self._former.pop(place, None))
         return session

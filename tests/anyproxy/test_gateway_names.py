@@ -96,6 +96,25 @@ async def test_agent_joins_each_gateway_behind_a_name(certs: Certs) -> None:
                 await agent.close()
 
 
+async def test_two_addresses_of_one_gateway_are_two_sessions(certs: Certs) -> None:
+    bind = Endpoint(("127.0.0.1", "127.0.0.2"), 0)
+    async with gateway_for(certs, bind=bind) as gateway:
+        gateways = (Endpoint((certs.name,), port_of(gateway)),)
+        agent = Agent(agent_options(certs, gateways=gateways, tls=ClientTls(ca=certs.ca)))
+        agent.names._resolver = Names("127.0.0.1", "127.0.0.2")  # type: ignore[assignment]
+        await agent.start()
+        try:
+            await eventually(lambda: agents_of(gateway) == ["agent-r0", "agent-r1"])
+            assert len(agent.open_sessions) == 2
+        finally:
+            await agent.close()
+
+
+def agents_of(gateway: Any) -> list[str]:
+    group = gateway.groups.get(GROUP)
+    return sorted(group.agents) if group is not None else []
+
+
 def has_agent(gateway: Any) -> bool:
     assert isinstance(gateway.options, GatewayOptions)
     return gateway.groups.get(GROUP) is not None
