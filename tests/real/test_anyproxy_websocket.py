@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import socket
@@ -25,6 +26,8 @@ from tests.support.programs import require_package
 
 require_package("websockets.sync.server")
 
+from websockets.asyncio.client import connect as connect_async
+from websockets.asyncio.server import serve as serve_async
 from websockets.sync.client import connect as connect_websocket
 from websockets.sync.server import ServerConnection, serve
 
@@ -32,7 +35,7 @@ AUTHORIZATION = f"Basic {base64.b64encode(LOGIN.encode()).decode()}"
 
 
 @contextlib.contextmanager
-def echo_server(**options: Any) -> Iterator[int]:
+def echo_server() -> Iterator[int]:
     """A WebSocket server that sends back every message; yields its port."""
 
     def echo(websocket: ServerConnection) -> None:
@@ -40,7 +43,7 @@ def echo_server(**options: Any) -> Iterator[int]:
         for message in websocket:
             websocket.send(message)
 
-    with serve(echo, "127.0.0.1", 0, max_size=None, **options) as server:
+    with serve(echo, "127.0.0.1", 0, max_size=None) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -50,8 +53,8 @@ def echo_server(**options: Any) -> Iterator[int]:
             thread.join()
 
 
-def talk(sock: socket.socket, port: int, scheme: str = "ws", **options: Any) -> None:
-    url = f"{scheme}://127.0.0.1:{port}/"
+def talk(sock: socket.socket, port: int, **options: Any) -> None:
+    url = f"ws://127.0.0.1:{port}/"
     with connect_websocket(url, sock=sock, proxy=None, max_size=None, **options) as websocket:
         for message in ("hello", payload(MB), "", payload(125)):
             websocket.send(message)
@@ -79,8 +82,24 @@ def test_websocket_through_connect(gateway: Gateway) -> None:
         talk(connect(gateway, port), port)
 
 
-def test_websocket_with_tls_through_connect(gateway: Gateway, certs: Certs) -> None:
+async def test_websocket_with_tls_through_connect(gateway: Gateway, certs: Certs) -> None:
+    """In one thread: `ssl` before Python 3.13 loses data if two threads use one connection."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certs.cert, certs.key)
-    with echo_server(ssl=context) as port:
-        talk(connect(gateway, port), port, "wss", ssl=trusting_context(certs.ca))
+
+    async def echo(websocket: Any) -> None:
+        async for message in websocket:
+            await websocket.send(message)
+
+    async with serve_async(echo, "127.0.0.1", 0, max_size=None, ssl=context) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        sock = await asyncio.to_thread(connect, gateway, port)
+        sock.setblocking(False)
+        async with connect_async(
+            f"wss://127.0.0.1:{port}/", sock=sock, proxy=None, max_size=None,
+            ssl=trusting_context(certs.ca),
+        ) as websocket:  # fmt: skip
+            for message in ("hello", payload(MB), "", payload(125)):
+                await websocket.send(message)
+                assert await websocket.recv() == message
+        assert websocket.close_code == 1000
