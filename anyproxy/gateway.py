@@ -15,6 +15,7 @@ from anyproxy.options import GatewayOptions, GroupOptions, ProxyOptions
 from anyproxy.ports import Ports
 from anyproxy.rates import GroupRates
 from anyproxy.web import Web
+from mtt.address import peer_name
 from mtt.errors import DestinationError
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamProtocol, StreamTransport
@@ -97,7 +98,7 @@ class Proxy:
 
     def _failed(self, tls: TlsLayer, error: Exception) -> None:
         self.port.handshake_over(tls)
-        self.port.report(str(tls.get_extra_info("peername")), error)
+        self.port.report(peer_name(tls), error)
 
     def _login(self, near: StreamTransport, user: bytes, password: bytes) -> Route | None:
         peer = near.get_extra_info("peername")
