@@ -141,7 +141,8 @@ class Web(HttpListener):
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             await self._refuse(exchange, 400, "Invalid request")
             return
-        if not self._login.accepts(name, password):
+        # Again: other guesses of this address have failed while this body arrived.
+        if self._throttle.blocks(address) or not self._login.accepts(name, password):
             self._throttle.failed(address)
             self.report(exchange.transport, MttError("login refused: wrong user or password"))
             await self._refuse(exchange, 401, "Invalid credentials")
