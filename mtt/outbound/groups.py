@@ -11,14 +11,12 @@ from mtt.errors import DestinationError, MttError, describe
 from mtt.layers.base import StreamTransport
 from mtt.log import Throttle, logger
 from mtt.outbound.agent import AgentSession
+from mtt.outbound.balancer import FAILOVER_TIME
 from mtt.outcome import Outcome
 from mtt.wire.agent import Head
 
 # Seconds for which an agent that failed a stream, but is still connected, is asked last.
 REST_TIME = 10.0
-# No further agent is asked for a stream that has waited this long, seconds; see
-# `balancer.FAILOVER_TIME`.
-FAILOVER_TIME = 20.0
 
 
 @dataclass(eq=False, slots=True)

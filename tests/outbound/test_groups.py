@@ -10,6 +10,7 @@ import pytest
 from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.outbound import groups
+from mtt.outbound.balancer import FAILOVER_TIME
 from mtt.outbound.groups import BALANCES, Agent, Groups
 from mtt.outcome import Outcome
 from mtt.wire.agent import TCP, Head
@@ -187,7 +188,7 @@ async def test_failover_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> Non
 
     class Slow(FakeSession):
         async def open(self, head: Head) -> StreamTransport:
-            clock.now += groups.FAILOVER_TIME
+            clock.now += FAILOVER_TIME
             self.asked += 1
             raise NetworkError("lost")
 
