@@ -104,8 +104,8 @@ async def test_two_addresses_of_one_gateway_are_two_sessions(certs: Certs) -> No
         agent.names._resolver = Names("127.0.0.1", "127.0.0.2")  # type: ignore[assignment]
         await agent.start()
         try:
-            await eventually(lambda: agents_of(gateway) == ["agent-r0", "agent-r1"])
-            assert len(agent.open_sessions) == 2
+            await eventually(lambda: len(agent.open_sessions) == 2)
+            assert agents_of(gateway) == ["agent-r0", "agent-r1"]
         finally:
             await agent.close()
 
