@@ -3,6 +3,7 @@ from __future__ import annotations
 from mtt.observe import metrics
 from mtt.observe.metrics import Counters, Histogram, Snapshot, metric
 from mtt.observe.sums import Page, total
+from mtt.version import __version__
 from tests.support.metrics import parse, short
 
 
@@ -35,7 +36,7 @@ def test_pages_are_added_up() -> None:
     assert found["tunnels"] == found["tunnels_opened_total"] == 3
     assert found['transferred_bytes_total{direction="up"}'] == 3
     assert found["start_time_seconds"] == 5.5
-    assert found['info{version="0.1.0"}'] == 1
+    assert found[f'info{{version="{__version__}"}}'] == 1
     assert found["event_loop_lag_max_seconds"] == 0.5
     assert found['event_loop_lag_seconds_bucket{le="0.1"}'] == 1
     assert found['event_loop_lag_seconds_bucket{le="+Inf"}'] == 2

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mtt.version import __version__
 from tests.process.two_workers import Server, children, get
 from tests.support.processes import ROOT, Processes, command, eventually, free_port, listening
 from tests.support.programs import require_program
@@ -37,7 +38,7 @@ def test_metrics_are_summed_and_never_decrease(
         found = get(url)
         assert found["tunnels_opened_total"] == found["connections_total"] == count
         assert found['transferred_bytes_total{direction="up"}'] == 10 * count
-        assert found['info{version="0.1.0"}'] == 1
+        assert found[f'info{{version="{__version__}"}}'] == 1
         os.kill(server.worker(1), signal.SIGKILL)
         eventually(lambda: get(url)["tunnels"] < count, "a tunnel is gone")
         server.process.expect("starting a new one")
