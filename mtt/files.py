@@ -8,6 +8,12 @@ import stat
 from mtt.errors import UsageError, describe
 from mtt.log import logger
 
+# Files that a warning has named, by option and path, each as it was then: device, inode and time of
+# the last change. A configuration that is read again must not warn again.
+_warned: dict[tuple[str, str], tuple[int, int, int]] = {}
+# More than a program's options name.
+_MAX_WARNED = 1000
+
 
 def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> bytes:
     """The content of the file `path`, which `option` gave; may be a pipe.
@@ -29,10 +35,19 @@ def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> by
 
 
 def warn_if_exposed(option: str, path: str, status: os.stat_result) -> None:
-    """Log a warning if every user of this machine can read the secrets in the file `path`."""
+    """Log a warning if every user of this machine can read the secrets in the file `path`.
+
+    There is one warning until the file, or its mode, changes.
+    """
+    key, version = (option, path), (status.st_dev, status.st_ino, status.st_ctime_ns)
     # Readable by the group is fine: root writes the file, and the service's group reads it.
-    if os.name == "posix" and stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH:
-        logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
+    is_exposed = stat.S_ISREG(status.st_mode) and status.st_mode & stat.S_IROTH
+    if os.name != "posix" or not is_exposed or _warned.get(key) == version:
+        return
+    if len(_warned) >= _MAX_WARNED:
+        _warned.clear()
+    _warned[key] = version
+    logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
 
 
 def read_text(option: str, path: str, *, limit: int, secret: bool = False) -> str:

@@ -197,9 +197,17 @@ def test_file_that_every_user_can_read(
 ) -> None:
     files("{}", "json")
     assert caplog.messages == []
-    (tmp_path / "c.json").chmod(0o644)
-    files("{}", "json")
-    assert "every user can read" in caplog.text
+    path = tmp_path / "c.json"
+    path.chmod(0o644)
+    for _ in range(3):
+        read_tree("-config", str(path), {})
+    line = f"-config: every user can read {path}; run chmod o-r on it"
+    assert caplog.messages == [line]
+    path.chmod(0o600)
+    read_tree("-config", str(path), {})
+    path.chmod(0o604)
+    read_tree("-config", str(path), {})
+    assert caplog.messages == [line] * 2
 
 
 @pytest.mark.usefixtures("yaml")
