@@ -27,6 +27,7 @@ from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
 from mtt.layers.mux_stream import MuxStream, StreamAdmission
 from mtt.layers.reads import READ_SIZE
+from mtt.wire.foreign import agent_advice, tunnel_advice
 from mtt.wire.smux import (
     FIN,
     MAX_LENGTH,
@@ -117,9 +118,9 @@ class SmuxSession(MuxSession[SmuxStream]):
     """One multiplexed connection.
 
     Args:
-        first_id: id of the first stream that this side opens. The session fails if the peer uses
-            an id of the same parity. None: a client counts like Go's, 3, 5, 7, and so on, and a
-            server takes all ids.
+        first_id: id of the first stream that this side opens, between gateway and agent. The
+            session fails if the peer uses an id of the same parity. None, in tunnels: a client
+            counts like Go's, 3, 5, 7, and so on, and a server takes all ids.
         max_streams: streams of the session; those that the peer opens beyond it are refused.
         accept, on_change, on_lost: see `MuxSession`.
     """
@@ -140,7 +141,7 @@ class SmuxSession(MuxSession[SmuxStream]):
         on_lost: Callable[[SmuxSession, Exception | None], None] | None = None,
     ) -> None:
         super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
-        self._decoder = Decoder()
+        self._decoder = Decoder(tunnel_advice if first_id is None else agent_advice)
         self._next_id = first_id or 3
         self._parity = None if first_id is None else first_id % 2
         self._max_streams = max_streams

@@ -25,11 +25,16 @@ def is_v2ray_plugin_mux(first: bytes) -> bool:
     return _V2RAY_PLUGIN_MUX.match(first) is not None
 
 
-def advice(first: bytes) -> str:
-    """The fix for a peer that should speak smux but sends `first`, for an error text."""
+def tunnel_advice(first: bytes) -> str:
+    """The fix for a tunnel's peer that should speak smux but sends `first`, for an error text."""
     if is_v2ray_plugin_mux(first):
         return V2RAY_PLUGIN_MUX
     if first[:1] == b"\2":
         return "the peer speaks smux version 2; set it to version 1"
     same_mode = "use the same mode, -mux and -wss, on both ends"
     return f"the peer speaks HTTP; {same_mode}" if first[0] in _HTTP else same_mode
+
+
+def agent_advice(_: bytes) -> str:
+    """The fix for a gateway or an agent that has agreed to speak smux, and does not."""
+    return "run the same version of this program at the gateway and the agent"

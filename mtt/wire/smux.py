@@ -9,10 +9,11 @@ may come in pieces, and only an incomplete header is buffered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from struct import Struct
 
 from mtt.wire.errors import WireError
-from mtt.wire.foreign import LONGEST, advice
+from mtt.wire.foreign import LONGEST, tunnel_advice
 from mtt.wire.frames import Data, framed
 
 VERSION = 1
@@ -52,11 +53,15 @@ class Decoder:
 
     PSH events carry a piece of the stream's data, as a view of the bytes fed. The other commands
     and empty PSH frames carry b"".
+
+    Args:
+        advice: returns the fix for a peer that sends other bytes, for the error.
     """
 
-    __slots__ = ("_head", "_id", "_left")
+    __slots__ = ("_advice", "_head", "_id", "_left")
 
-    def __init__(self) -> None:
+    def __init__(self, advice: Callable[[bytes], str] = tunnel_advice) -> None:
+        self._advice = advice
         self._head = b""  # an incomplete header
         self._id = 0  # stream of the current PSH frame
         self._left = 0  # payload bytes of that frame still to come
@@ -95,7 +100,8 @@ class Decoder:
                 at += HEADER_SIZE
                 if version != VERSION:
                     first = bytes(view[at - HEADER_SIZE : at - HEADER_SIZE + LONGEST])
-                    raise SmuxError(f"version {version} instead of {VERSION}: {advice(first)}")
+                    text = f"version {version} instead of {VERSION}: {self._advice(first)}"
+                    raise SmuxError(text)
                 if command == PSH:
                     self._id = stream_id
                     self._left = length

@@ -209,6 +209,21 @@ async def test_peer_that_uses_ids_of_this_side_is_cut() -> None:
     await turns()
 
 
+@pytest.mark.parametrize(
+    ("first_id", "advice"), [(None, "use the same mode, -mux"), (2, "run the same version of this")]
+)
+async def test_advice_about_other_bytes_fits_the_program(
+    first_id: int | None, advice: str
+) -> None:
+    lost: list[Exception | None] = []
+    session = SmuxSession(first_id=first_id, on_lost=lambda _, error: lost.append(error))
+    lower = FakeLayer(session)
+    session.connection_made(lower)
+    session.data_received(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+    await turns()
+    assert f"version 83 instead of 1: {advice}" in str(lost[0])
+
+
 async def test_large_session_carries_all_its_streams() -> None:
     most = 2 * MAX_STREAMS
     session = SmuxSession(accept=Recorder, max_streams=most)

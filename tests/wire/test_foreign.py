@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from mtt.wire.foreign import LONGEST, V2RAY_PLUGIN_MUX, advice, is_v2ray_plugin_mux
+from mtt.wire.foreign import LONGEST, V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux, tunnel_advice
 
 # As recorded: with data, and without.
 WITH_DATA = bytes.fromhex("000c00010101010000017f000001000d") + b"hello world 0"
@@ -16,7 +16,7 @@ WITHOUT = bytes.fromhex("000c00010100010000017f000001")
 @pytest.mark.parametrize("first", [WITH_DATA, WITHOUT, WITH_DATA[:LONGEST]])
 def test_v2ray_plugin_with_mux_is_recognised(first: bytes) -> None:
     assert is_v2ray_plugin_mux(first)
-    assert advice(first) == V2RAY_PLUGIN_MUX
+    assert tunnel_advice(first) == V2RAY_PLUGIN_MUX
 
 
 def test_other_bytes_are_not_taken_for_v2ray_plugin() -> None:
