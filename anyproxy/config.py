@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from anyproxy.options import ANYWHERE, Network, WebOptions
-from mtt.address import Endpoint, is_loopback
+from mtt.address import Endpoint, is_ip, is_loopback, unmapped
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options import common
@@ -198,6 +198,19 @@ def password_of(section: Section, key: str) -> str:
 def is_remote(endpoint: Endpoint) -> bool:
     """Whether connections to an address may cross a network."""
     return not all(host == "localhost" or is_loopback(host) for host in endpoint.hosts)
+
+
+def is_public(endpoint: Endpoint) -> bool:
+    """Whether connections to an address may come from the Internet, without a NAT in between."""
+    return not all(host == "localhost" or _is_private(host) for host in endpoint.hosts)
+
+
+def _is_private(host: str) -> bool:
+    """Whether `host` is an IP literal of a private network (RFC 1918, RFC 4193) or this machine."""
+    if not is_ip(host := unmapped(host)):
+        return False
+    address = ipaddress.ip_address(host)
+    return not (address.is_global or address.is_unspecified or address.is_multicast)
 
 
 def networks(section: Section, key: str, default: tuple[Network, ...]) -> tuple[Network, ...]:

@@ -134,7 +134,20 @@ def _proxy(section: Section, *, has_tls: bool = True) -> ProxyOptions | None:
             "%s: anyone who can reach %s can use the proxy; set auth_username and auth_password",
             section.label("group_login"), bind,
         )  # fmt: skip
+    elif tls is None and (login is not None or group_login) and config.is_public(bind):
+        _warn_of_clear_logins(section, bind, has_tls)
     return ProxyOptions(bind=bind, tls=tls, login=login, group=group, group_login=group_login)
+
+
+def _warn_of_clear_logins(section: Section, bind: Endpoint, has_tls: bool) -> None:
+    if has_tls:
+        key, fix = "tls_cert", "add tls_cert and tls_key, or listen on 127.0.0.1"
+    else:
+        key, fix = "listen_addr", "SOCKS5 has no TLS, so listen on 127.0.0.1, or use an HTTPS proxy"
+    logger.warning(
+        "%s: anyone on the path to %s can read the logins of users; %s",
+        section.label(key), bind, fix,
+    )  # fmt: skip
 
 
 # Groups.

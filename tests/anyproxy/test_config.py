@@ -52,6 +52,8 @@ def test_go_file_of_a_gateway(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert caplog.messages == [
         f"{name}: not used: log.output, log.file, log.max_size, log.max_backups, log.max_age, "
         "log.compress: the log goes to stderr",
+        f"{name}: gateway.proxy.socks5.listen_addr: anyone on the path to :1080 can read the "
+        "logins of users; SOCKS5 has no TLS, so listen on 127.0.0.1, or use an HTTPS proxy",
         f"{name}: gateway.web.tls_cert: missing: anyone on the path can read the login",
     ]
 
@@ -97,7 +99,13 @@ def test_older_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert agent.tls.ca == "certs/server.crt"
     assert agent.login == AGENTS
     assert agent.open_ports == ()
-    assert caplog.messages == []
+    name = f"-config: {tmp_path}/config.yaml"
+    assert caplog.messages == [
+        f"{name}: proxy.http.tls_cert: anyone on the path to :8080 can read the logins of users; "
+        "add tls_cert and tls_key, or listen on 127.0.0.1",
+        f"{name}: proxy.socks5.listen_addr: anyone on the path to :1080 can read the logins of "
+        "users; SOCKS5 has no TLS, so listen on 127.0.0.1, or use an HTTPS proxy",
+    ]
 
 
 def test_older_gateway_without_login_requires_passwords(tmp_path: Path) -> None:

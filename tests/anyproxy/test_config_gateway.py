@@ -95,6 +95,31 @@ def test_open_proxy(address: str, warns: bool, caplog: pytest.LogCaptureFixture)
     assert ["can use the proxy" in message for message in caplog.messages] == [True] * warns
 
 
+@pytest.mark.parametrize(
+    ("address", "warns"),
+    [
+        ("127.0.0.1:1", False), ("[::1]:1", False), ("localhost:1", False), ("10.1.2.3:1", False),
+        ("192.168.0.1:1", False), ("100.64.0.1:1", False), ("[fd00::1]:1", False),
+        ("[::ffff:10.0.0.1]:1", False), (":1", True), ("0.0.0.0:1", True), ("[::]:1", True),
+        ("8.8.8.8:1", True), ("[2a00::1]:1", True), ("[::ffff:8.8.8.8]:1", True),
+        ("10.0.0.1|8.8.8.8:1", True), ("gateway.example:1", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["http", "socks5"])
+def test_logins_in_the_clear_on_a_public_address(
+    name: str, address: str, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway_of(merged(TREE, "gateway.proxy", {name: {"listen_addr": address}}))
+    key = {"http": "tls_cert", "socks5": "listen_addr"}[name]
+    start = f"gateway.proxy.{name}.{key}: anyone on the path to {address} can read the logins"
+    assert [message.startswith(start) for message in caplog.messages] == [True] * warns
+
+
+def test_https_proxy_on_a_public_address(caplog: pytest.LogCaptureFixture) -> None:
+    gateway_of(merged(TREE, "gateway.proxy", {"http": {"listen_addr": ":1", **CERT}}))
+    assert caplog.messages == []
+
+
 def test_no_proxy(caplog: pytest.LogCaptureFixture) -> None:
     options = gateway_of(merged(TREE, "gateway.proxy", {"http": {"listen_addr": ""}}))
     assert (options.http, options.socks5) == (None, None)
