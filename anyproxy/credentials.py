@@ -55,7 +55,7 @@ class Credentials:
         groups: the groups with agents.
 
     Attributes:
-        throttle: the failed logins of agents and users.
+        throttle: the failed logins of agents, users and pages.
 
     Raises UsageError if the store cannot be used.
     """

@@ -53,11 +53,18 @@ class Web(HttpListener):
         options: where, and for whom.
         cookie: the name of the cookie.
         views: makes the answers, by path.
+        throttle: counts wrong logins, and blocks their addresses.
 
     Raises UsageError if the certificate is unusable.
     """
 
-    def __init__(self, options: WebOptions, cookie: str, views: Mapping[str, View]) -> None:
+    def __init__(
+        self,
+        options: WebOptions,
+        cookie: str,
+        views: Mapping[str, View],
+        throttle: LoginThrottle,
+    ) -> None:
         self._tls = server_tls(options.tls) if options.tls is not None else None
         super().__init__(
             {},
@@ -74,7 +81,7 @@ class Web(HttpListener):
         self._login: User | None = options.login
         self._cookie = cookie
         self._views = views
-        self._throttle = LoginThrottle()
+        self._throttle = throttle
         self._sessions: dict[str, float] = {}  # when they end, in loop time; the oldest first
 
     async def serve(self, resolver: Resolver) -> None:

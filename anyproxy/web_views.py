@@ -21,6 +21,7 @@ from mtt.outbound.groups import Agent as GroupAgent
 from mtt.outcome import Outcome
 from mtt.tunnels.open_tunnels import Carrier, OpenTunnels
 from mtt.tunnels.relay import Relay
+from mtt.users.login_throttle import LoginThrottle
 from mtt.wire.agent import TCP, Head
 
 NANOSECONDS = 10**9
@@ -69,12 +70,14 @@ def _one_or_all(found: dict[str, Json], query: Query, key: str) -> Any:
 
 def add_to_gateway(gateway: Gateway, options: WebOptions) -> None:
     """Serve the interface of a gateway. Raises UsageError if the certificate is unusable."""
-    gateway.web = Web(options, "gateway_session_id", GatewayViews(gateway).views())
+    views, throttle = GatewayViews(gateway).views(), gateway.credentials.throttle
+    gateway.web = Web(options, "gateway_session_id", views, throttle)
 
 
 def add_to_agent(agent: Agent, options: WebOptions) -> None:
     """Serve the interface of an agent. Raises UsageError if the certificate is unusable."""
-    agent.web = Web(options, "client_session_id", AgentViews(agent).views())
+    views = AgentViews(agent).views()
+    agent.web = Web(options, "client_session_id", views, LoginThrottle())
 
 
 class GatewayViews:

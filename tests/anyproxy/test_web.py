@@ -249,6 +249,15 @@ async def test_guesses_are_slowed_down_and_logged_without_passwords(certs: Certs
         assert not any("guess" in line or ADMIN.password in line for line in lines)
 
 
+async def test_guesses_count_together_with_those_at_proxies(certs: Certs) -> None:
+    async with pages(certs, WITH_LOGIN) as (gateway, _):
+        for number in range(5):
+            assert (await log_in(gateway, "admin", f"guess {number}")).status == 401
+            assert await status(http_port(gateway), tunnel_request(1, "wrong")) == 407
+        assert (await log_in(gateway)).status == 403
+        assert await status(http_port(gateway), tunnel_request(1)) == 407
+
+
 async def test_sessions_end_after_a_day_without_requests(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
