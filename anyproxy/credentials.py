@@ -95,20 +95,28 @@ class Credentials:
         if self.throttle.blocks(address):
             return BLOCKED
         options = self._group_options(group)
-        if options.password:
-            reason = self._check_fixed(group, options.password, password, address)
-        elif not password:
-            reason = await self._check_nothing(group, options)
-        elif self._store is None:
-            reason = self._check_in_memory(group, password, address)
-        else:
-            reason = await self._check_stored(self._store, group, password, address)
+        reason = await self._check_agent(group, options, password, address)
+        if not reason and self._group_options(group).password != options.password:
+            # A new configuration came meanwhile.
+            return await self.admit_agent(group, agent, password, address)
         present = self._groups.get(group)
         if reason or present is None or not options.max_agents:
             return reason
         # An agent of the same name would be replaced: it is this one, back from a lost connection.
         count = len(present.agents) - (agent in present.agents)
         return f"the group has {count} agents, {AT_LIMIT}" if count >= options.max_agents else ""
+
+    async def _check_agent(
+        self, group: str, options: GroupOptions, password: bytes, address: str
+    ) -> str:
+        """Why an agent with this password may not join; "" if it may."""
+        if options.password:
+            return self._check_fixed(group, options.password, password, address)
+        if not password:
+            return await self._check_nothing(group, options)
+        if self._store is None:
+            return self._check_in_memory(group, password, address)
+        return await self._check_stored(self._store, group, password, address)
 
     def _check_fixed(self, group: str, fixed: str, password: bytes, address: str) -> str:
         """Check the password of a group for which the operator has set one."""
@@ -220,15 +228,6 @@ class Credentials:
             return True
         self.throttle.failed(address)
         return False
-
-    def is_current(self, group: str) -> bool:
-        """Whether the agents of a group have shown the password that the operator has set."""
-        fixed, known = self._group_options(group).password, self._verified.get(group)
-        if not fixed:
-            return True
-        return known is not None and hmac.compare_digest(
-            known.digest, self._digest(fixed.encode())
-        )
 
     def _digest(self, password: bytes) -> bytes:
         return hmac.digest(self._key, password, hashlib.sha256)

@@ -131,6 +131,7 @@ class Gateway(ServerService):
 
     Attributes:
         figures: its counters.
+        agents: how they join.
         no_agent: where users of a group without agents go: their password cannot be checked, and an
             agent may join at any moment.
         proxies: those that listen.
@@ -153,20 +154,20 @@ class Gateway(ServerService):
         self.udp_idle_time = options.udp_timeout
         self.groups = Groups(self._balance, self._max_streams)
         self._rates = GroupRates(self._rate, self.groups)
-        self.credentials = Credentials(options.credentials, self._group_options, self.groups)
+        self.credentials = Credentials(options.credentials, self.group_options, self.groups)
         self.figures = GatewayFigures(per_group=options.metrics_per_group)
         self.no_agent = Route(self._no_agent, self._no_agent)
         self._routes: dict[str, Route] = {}
         self.ports = Ports(
             Means(
                 self._open_stream,
-                self._group_options,
+                self.group_options,
                 self.open_tunnels,
                 self.counters,
                 self.udp_idle_time,
             )
         )
-        self._agents = AgentReader(
+        self.agents = AgentReader(
             self.groups,
             self.ports,
             login=options.login,
@@ -186,7 +187,7 @@ class Gateway(ServerService):
         """Use these options from now on, except what is made from them at the start."""
         self.options = options
         self.figures.per_group = options.metrics_per_group
-        self._agents.login = options.login
+        self.agents.login = options.login
         self._rates.refresh()
 
     def used_certificates(self) -> tuple[TlsFiles, ...]:
@@ -195,7 +196,7 @@ class Gateway(ServerService):
         return tuple(tls for tls in found if tls is not None)
 
     def _reader(self) -> HeadReader[str, MuxSession[Any]]:
-        return self._agents
+        return self.agents
 
     def _description(self) -> str:
         proxies = "".join(
@@ -203,17 +204,18 @@ class Gateway(ServerService):
         )
         return f"agents{'' if self._tls is not None else ' without TLS'}{proxies}"
 
-    def _group_options(self, name: str) -> GroupOptions:
+    def group_options(self, name: str) -> GroupOptions:
+        """The options of a group."""
         return self.options.groups.get(name, self.options.default_group)
 
     def _max_streams(self, name: str) -> int:
-        return self._group_options(name).max_streams
+        return self.group_options(name).max_streams
 
     def _rate(self, name: str) -> int:
-        return self._group_options(name).rate
+        return self.group_options(name).rate
 
     def _balance(self, name: str) -> Balance:
-        return BALANCES[self._group_options(name).balance]
+        return BALANCES[self.group_options(name).balance]
 
     async def start(self) -> None:
         """Listen. Raises StartError."""
@@ -240,7 +242,7 @@ class Gateway(ServerService):
     async def drain(self) -> None:
         for proxy in self.proxies:
             proxy.port.drain()
-        self._agents.drain()
+        self.agents.drain()
         await super().drain()
 
     async def close(self) -> None:
@@ -252,12 +254,12 @@ class Gateway(ServerService):
         self.ports.close()
         if self.web is not None:
             await self.web.close()
-        await self._agents.close()
+        await self.agents.close()
         self.credentials.close()
         await super().close()
 
     def metrics_page(self) -> str:
-        figures = self.figures.lines(self.groups, self._agents.refused)
+        figures = self.figures.lines(self.groups, self.agents.refused)
         return super().metrics_page() + figures + self.ports.lines()
 
     # Users.

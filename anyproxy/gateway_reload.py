@@ -22,8 +22,8 @@ _AGENTS = ""
 async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
     """Put new options into effect; open connections continue.
 
-    Agents with an outdated password get no new streams. Raises MttError before anything has
-    changed.
+    Agents with an outdated login or password get no new streams. Raises MttError before anything
+    has changed.
     """
     before, changes = gateway.options, Changes()
     changes.refuse("gateway.listen_addr", before.bind, options.bind)
@@ -53,13 +53,13 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
     has_new_web = changes.add("login of web", before.web, options.web)
     if has_new_web and gateway.web is not None and options.web is not None:
         gateway.web.use_login(options.web.login)
-    has_new_login = changes.add("login of agents", before.login, options.login)
+    changes.add("login of agents", before.login, options.login)
     before_groups, groups = (
         (each.default_group, dict(each.groups)) for each in (before, options)
     )  # fmt: skip
     if changes.add("groups", before_groups, groups):
         gateway.ports.recheck()
-    _retire_agents(gateway, everyone=has_new_login and options.login is not None)
+    _retire_agents(gateway)
     changes.add("metrics per group", before.metrics_per_group, options.metrics_per_group)
     await _follow_certificates(gateway)
     return changes
@@ -181,10 +181,11 @@ def _replace_proxies(
 # Agents.
 
 
-def _retire_agents(gateway: Gateway, *, everyone: bool) -> None:
-    """Give agents that have logged in with an outdated password no new streams."""
+def _retire_agents(gateway: Gateway) -> None:
+    """Give agents that have logged in with an outdated login or password no new streams."""
     for group in list(gateway.groups):
-        if everyone or not gateway.credentials.is_current(group.name):
-            for agent in list(group.agents.values()):
+        password = gateway.group_options(group.name).password
+        for agent in list(group.agents.values()):
+            if not gateway.agents.is_current(agent, password):
                 gateway.ports.release(agent)
                 gateway.groups.retire(group.name, agent)

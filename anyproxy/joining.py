@@ -9,9 +9,11 @@ ignore later errors, and reconnect at once.
 from __future__ import annotations
 
 import asyncio
+import hmac
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyproxy.control import GatewayControl
 from anyproxy.credentials import (
@@ -75,6 +77,17 @@ _LIMIT, _OTHER = "limit", "other"
 Admit = Callable[[str, str, bytes, str], Awaitable[str]]
 
 
+# A name and a password.
+Login = tuple[bytes, bytes]
+
+
+class _Shown(NamedTuple):
+    """What an agent has shown when it joined, as HMACs with a key of this process."""
+
+    login: bytes
+    password: bytes  # of its group
+
+
 class AgentReader(HeadReader[str, MuxSession[Any]]):
     """Reads upgrade requests, and puts the agents' sessions into their groups.
 
@@ -106,6 +119,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self._ports = ports
         self._admit = admit
         self._agents: dict[MuxSession[Any], Agent] = {}
+        self._key = os.urandom(32)
+        self._shown: dict[Agent, _Shown] = {}
         self._controls: dict[MuxSession[Any], GatewayControl] = {}
         self.refused = dict.fromkeys((*_LABELS.values(), _LIMIT, _OTHER), 0)
         self._with_ports: set[Agent] = set()  # agents that are the Go program
@@ -130,6 +145,17 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         for control in self._controls.values():
             control.close()
 
+    def is_current(self, agent: Agent, password: str) -> bool:
+        """Whether a connected agent could still join: its login is that of now, and so is its
+        password if the operator has set one for its group (else it is empty)."""
+        shown = self._shown[agent]
+        if password and not hmac.compare_digest(shown.password, self._digest(password.encode())):
+            return False
+        if self.login is None:
+            return True
+        login = self.login.name.encode(), self.login.password.encode()
+        return hmac.compare_digest(shown.login, self._digest(*login))
+
     async def close(self) -> None:
         """End the requests in progress."""
         for task in self._tasks:
@@ -153,7 +179,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             name = agent_name(name)  # so that one that returns replaces its former connection
         peer = transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
-        status, reason = self._check_address_and_login(request, address)
+        login = basic_login(request, "authorization")
+        status, reason = self._check_address_and_login(login, address)
         try:
             if not reason:
                 check_hidden_request(request, early=False)  # before the slow check
@@ -161,8 +188,12 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             if not reason:
                 password = (request.first("x-group-password") or "").encode("latin-1")
                 reason = await self._admit(group, name, password, address)
+                if not reason and not self._accepts(login):  # it has changed meanwhile
+                    status, reason = 401, WRONG_LOGIN
             if not reason:
-                self._begin(transport, name, group, exchange.upgrade((SUBPROTOCOL,)))
+                upgrade = exchange.upgrade((SUBPROTOCOL,))
+                shown = _Shown(self._digest(*login or ()), self._digest(password))
+                self._begin(transport, name, group, upgrade, shown)
                 return
         except UpgradeRefused as refused:
             await exchange.answer(refused.reply)
@@ -174,18 +205,25 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         )  # fmt: skip
         await exchange.answer(text_reply(status, "Unauthorized" if status == 401 else reason))
 
-    def _check_address_and_login(self, request: Request, address: str) -> tuple[int, str]:
+    def _check_address_and_login(self, login: Login | None, address: str) -> tuple[int, str]:
         """The status and the reason of a refusal; the reason is empty if there is none yet."""
         if self._throttle.blocks(address):
             return 403, BLOCKED
-        if self.login is not None:
-            shown = basic_login(request, "authorization")
-            if shown is None or not self.login.accepts(*shown):
-                self._throttle.failed(address)
-                return 401, WRONG_LOGIN
+        if not self._accepts(login):
+            self._throttle.failed(address)
+            return 401, WRONG_LOGIN
         return 403, ""
 
-    def _begin(self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade) -> None:
+    def _accepts(self, login: Login | None) -> bool:
+        return self.login is None or (login is not None and self.login.accepts(*login))
+
+    def _digest(self, *texts: bytes) -> bytes:
+        # A colon ends the name in a login of HTTP (RFC 7617, 2).
+        return hmac.digest(self._key, b":".join(texts), "sha256")
+
+    def _begin(
+        self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade, shown: _Shown
+    ) -> None:
         now = asyncio.get_running_loop().time()
         session: MuxSession[Any]
         layer: WebSocketLayer
@@ -212,6 +250,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             agent = Agent(name, peer_name(transport), GoAgentSession(session), now)
             layer = session.message_layer(client=False)
         self._agents[session] = agent
+        self._shown[agent] = shown
         self.front.register(session, group)
         former = self._groups.join(group, agent)
         if former is not None:
@@ -260,6 +299,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         agent = self._agents.pop(session)
         self._controls.pop(session, None)
         self._with_ports.discard(agent)
+        del self._shown[agent]
         self._groups.leave(group, agent)
         self._ports.release(agent)
         self._left.info(

@@ -217,6 +217,21 @@ async def test_password_set_while_an_agent_without_one_joins_opens_nothing(
         assert scene.user() is False
 
 
+async def test_password_of_the_operator_that_comes_during_a_check_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Scene(FILE, tmp_path) as scene:
+        hash_password = group_passwords.hash_password
+
+        def hash_and_change(password: bytes) -> str:
+            scene.group_options[HOME] = GroupOptions(password=WRONG.decode())
+            return hash_password(password)
+
+        monkeypatch.setattr(group_passwords, "hash_password", hash_and_change)
+        assert await scene.asks() == WRONG_PASSWORD
+        await scene.joins(WRONG)
+
+
 # Limits.
 
 

@@ -27,6 +27,7 @@ from tests.anyproxy.serving import (
     known,
     socks_port,
 )
+from tests.anyproxy.upgrades import plain_gateway, verdict
 from tests.anyproxy.users import status, tunnel_request, user_of
 from tests.support.certs import Certs
 from tests.support.tunnels import connect, echo, eventually, port_of, serving
@@ -225,6 +226,34 @@ async def test_another_login_of_agents_retires_them(certs: Certs) -> None:
             await user.check_echo()
         async with agent_for(certs, gateway, id="new", login=User("agents", "secret")):
             pass
+
+
+async def test_agents_stay_if_their_login_is_that_of_now(certs: Certs) -> None:
+    old, new = User("agents", "old"), User("agents", "new")
+    async with (
+        both(certs) as (gateway, agent),  # without a login
+        agent_for(certs, gateway, id="early", login=new) as early,
+    ):
+        assert await changes(gateway, login=new) == (["login of agents"], [])
+        assert known(gateway, early)
+        assert not known(gateway, agent)
+        await changes(gateway, login=old)
+        assert not known(gateway, early)
+
+
+async def test_login_that_changes_while_an_agent_joins_counts(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = User("agents", "old"), User("agents", "new")
+    async with plain_gateway(certs, login=old) as gateway:
+
+        async def admit(*_: Any) -> str:
+            await changes(gateway, login=new)
+            return ""
+
+        monkeypatch.setattr(gateway.agents, "_admit", admit)
+        assert (await verdict(gateway, login=old))[0] == 401
+        assert gateway.groups.get(GROUP) is None
 
 
 async def test_ports_that_are_not_allowed_any_more_close(certs: Certs) -> None:

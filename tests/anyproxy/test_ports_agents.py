@@ -55,7 +55,7 @@ async def test_next_agent_takes_over_when_the_owner_leaves(certs: Certs) -> None
                     await eventually(lambda: claims(gateway) == ["a-r0", "b-r0"])
                     assert [await word_at(number) for _ in range(3)] == [b"A"] * 3
                     for session in list(gateway._frontend.sessions):
-                        if gateway._agents._agents[session].id == "a-r0":
+                        if gateway.agents._agents[session].id == "a-r0":
                             session.abort()
                     await eventually(lambda: claims(gateway)[0] == "b-r0")
                     assert await word_at(number) == b"B"
@@ -82,7 +82,7 @@ async def test_replica_serves_while_another_one_is_gone(certs: Certs) -> None:
         await eventually(lambda: len(claims(gateway)) == 2)
         owned = claims(gateway)[0]
         for session in list(gateway._frontend.sessions):
-            if gateway._agents._agents[session].id == owned:
+            if gateway.agents._agents[session].id == owned:
                 session.abort()
         assert await word_at(number) == b"A"
         await eventually(lambda: len(claims(gateway)) == 2, 10)
