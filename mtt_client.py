@@ -46,12 +46,23 @@ def addresses(shadowsocks: PluginEnvironment) -> Values:
 
 COMMAND = Command(
     name="mtt-client",
+    summary="TLS tunnel, client",
     description="Listens for connections and carries each one inside TLS to an mtt-server, which "
     "forwards it to its destination. Also a SIP003 plugin of shadowsocks clients.",
     flags=CLIENT_FLAGS,
     service=service,
     plugin=Sip003(addresses),
     complete=complete,
+    examples=(
+        (
+            "Open port 8080 of this machine for the server's destination; trust the server's pin",
+            "mtt-client -b 127.0.0.1:8080 -s example.com:443 -pin sha256/BASE64",
+        ),
+        (
+            "The same as HTTPS, through a web server or CDN with a public certificate",
+            "mtt-client -b 127.0.0.1:8080 -s example.com:443 -wss -wss-path /secret",
+        ),
+    ),
 )
 
 

@@ -36,11 +36,23 @@ def addresses(shadowsocks: PluginEnvironment) -> Values:
 
 COMMAND = Command(
     name="mtt-server",
+    summary="TLS tunnel, server",
     description="Accepts TLS connections from mtt-clients and forwards each connection they carry "
     "to one destination. Also a SIP003 plugin of shadowsocks servers.",
     flags=SERVER_FLAGS,
     service=service,
     plugin=Sip003(addresses),
+    examples=(
+        (
+            "Forward port 443 to a service of this machine; make a certificate and keep it in DIR",
+            "mtt-server -b :443 -d 127.0.0.1:8080 -cert-dir DIR",
+        ),
+        (
+            "The same as HTTPS, with a web site for all other visitors",
+            "mtt-server -b :443 -d 127.0.0.1:8080 -wss -wss-path /secret "
+            "-fallback 127.0.0.1:80 -cert fullchain.pem -key privkey.pem",
+        ),
+    ),
 )
 
 

@@ -48,11 +48,22 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anyproxy-client",
+    summary="agent of a gateway into private networks",
     description="An agent of a gateway (anyproxy-gateway). It makes the connections of the "
     "gateway's users, to targets that its rules allow.",
     flags=FLAGS,
     service=service,
     complete=with_file,
+    examples=(
+        (
+            "Connect to the gateways that the file names",
+            "anyproxy-client -config client.yaml",
+        ),
+        (
+            "Check a changed file before a restart",
+            "anyproxy-client -config client.yaml -check",
+        ),
+    ),
 )
 
 

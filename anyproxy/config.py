@@ -17,7 +17,7 @@ from mtt.address import Endpoint, is_ip, is_loopback, unmapped
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options import common
-from mtt.options.flags import Flag, Values, defaults, quoted
+from mtt.options.flags import Flag, Group, Values, defaults, quoted
 from mtt.options.process import (
     CHECK,
     GRACE,
@@ -53,7 +53,7 @@ MAX_NETWORKS = 1000
 # Each process would have its own agents, so there is one; hence no -workers.
 FLAGS = (
     Flag(CONFIG, "str", "Configuration file: YAML (.yaml, .yml), JSON (.json) or TOML (.toml).",
-         "FILE", DEFAULT_CONFIG),
+         "FILE", DEFAULT_CONFIG, group=Group.CONFIGURATION),
     CHECK,
     common.TIMEOUT,
     common.MAX_CONNS,
@@ -64,7 +64,7 @@ FLAGS = (
     LOG_LEVEL,
     VERBOSE,
     VERSION,
-    *HELP,
+    HELP,
 )  # fmt: skip
 
 _NO_FILE = "the log goes to stderr"

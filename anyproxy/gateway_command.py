@@ -52,11 +52,22 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anyproxy-gateway",
+    summary="gateway into private networks",
     description="HTTP and SOCKS5 proxies, and ports, whose connections are made by the agents "
     "(anyproxy-client) that connect to this gateway.",
     flags=FLAGS,
     service=service,
     complete=with_file,
+    examples=(
+        (
+            "Serve users and agents as the file says",
+            "anyproxy-gateway -config gateway.yaml",
+        ),
+        (
+            "Show metrics and each connection, too",
+            "anyproxy-gateway -config gateway.yaml -metrics 9100 -verbose",
+        ),
+    ),
 )
 
 

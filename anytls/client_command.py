@@ -32,11 +32,22 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anytls-client",
+    summary="AnyTLS proxy, client",
     description="A local SOCKS and HTTP proxy. It carries TCP and UDP to an AnyTLS server, which "
     "connects to the destinations.",
     flags=CLIENT_FLAGS,
     service=service,
     complete=with_environment,
+    examples=(
+        (
+            "Open a proxy on port 1080 of this machine; trust the server's pin",
+            "anytls-client -s example.com:8443 -password-file password -pin sha256/BASE64",
+        ),
+        (
+            "Use the configuration of sing-box or Xray",
+            "anytls-client -config config.json",
+        ),
+    ),
 )
 
 

@@ -1,4 +1,4 @@
-"""The file of -c: a whole configuration of sing-box or Xray, or only its AnyTLS object.
+"""The file of -config: a whole configuration of sing-box or Xray, or only its AnyTLS object.
 
 From a whole configuration, the supported inbounds and outbounds are used. A warning names what is
 not used, and every unknown key.
@@ -14,7 +14,7 @@ from anytls.json_file import JsonFile, Section
 from mtt.errors import UsageError
 from mtt.options.flags import Values, clipped
 
-OPTION = "-c"
+OPTION = "-config"
 ANYTLS = "anytls"
 
 # A client tries the servers one after the other.
@@ -36,7 +36,7 @@ _TOP = dict.fromkeys(("route", "routing", "dns", "fakedns", "policy"), _NO_RULES
 class ClientFile(NamedTuple):
     """The content of a client's file."""
 
-    local: Values  # "l" and "users", a tuple of Users; empty if it has no local port
+    local: Values  # "b" and "users", a tuple of Users; empty if it has no local port
     pool: Values  # "m", "idle-check" and "idle-timeout", as far as given
     servers: tuple[Values, ...]  # see singbox.outbound(); at least one
 

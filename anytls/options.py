@@ -1,6 +1,6 @@
 """The options of anytls-client and anytls-server: their tables, and the checked results.
 
-Command-line options override the file of -c: option by option, and for all servers of the file.
+Command-line options override the file of -config: option by option, for all servers of the file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mtt.address import is_loopback, parse_endpoint
 from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options import anytls, common, tls
-from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
-from mtt.options.process import PROCESS_FLAGS
+from mtt.options.flags import Flag, Group, Values, defaults, parse_duration, quoted
+from mtt.options.process import process_flags
 from mtt.proxy.rules import DEFAULT_POLICY, Policy, parse_policy
 from mtt.trust.tls_options import ServerTls
 from mtt.users.file import checked_user, read_users
@@ -42,62 +42,70 @@ DEFAULT_USER = "default"
 MAX_LOGIN = 255
 
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
-             "NAME,...", may_be_empty=True)  # fmt: skip
+             "NAME,...", may_be_empty=True, group=Group.TRUST)  # fmt: skip
 _MAX_CONNS = common.MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
 _NEWER_HTTP = ("h2", "h3")
 
 CLIENT_FLAGS = (
-    Flag("l", "str", "Address for applications: SOCKS5, SOCKS4a and HTTP proxy on one port.",
-         "HOST:PORT", DEFAULT_LOCAL),
+    common.BIND._replace(
+        help="Address for applications: SOCKS5, SOCKS4a and HTTP proxy on one port.",
+        default=DEFAULT_LOCAL, may_be_empty=False, aliases=("l",),
+    ),
     Flag("s", "str", "Address of the server, or its URI: anytls://PASSWORD@HOST:PORT/?sni=NAME. "
          "Other users of this machine can see the password in it.",
-         "HOST:PORT|URI"),
+         "HOST:PORT|URI", group=Group.ADDRESSES),
     common.PROXY,
     anytls.PASSWORD,
     anytls.PASSWORD_FILE,
-    Flag("c", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or the "
-         "AnyTLS outbound alone. Command-line options override it.", "FILE"),
-    Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -c although it asks for a browser's TLS "
+    Flag("config", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or "
+         "the AnyTLS outbound alone. Command-line options override it.", "FILE", aliases=("c",),
+         group=Group.CONFIGURATION),
+    Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -config although it asks for a browser's TLS "
          "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL.",
-         weakens=True),
-    Flag("user", "str", "User name that applications need to use the proxy.", "NAME"),
-    Flag("user-password-file", "str", "File with the password of -user on one line.", "FILE"),
-    Flag("sni", "str", "Server name for SNI and certificate verification; the host of -s if not "
-         "given. IP addresses are verified, but not sent.", "NAME", may_be_empty=True),
-    tls.SKIP_VERIFY._replace(name="insecure"),
+         weakens=True, group=Group.CONFIGURATION),
+    Flag("user", "str", "User name that applications need to use the proxy.", "NAME",
+         group=Group.ACCESS),
+    Flag("user-password-file", "str", "File with the password of -user on one line.", "FILE",
+         group=Group.ACCESS),
+    Flag("n", "str", "Server name for SNI and certificate verification; the host of -s if not "
+         "given. IP addresses are verified, but not sent.", "NAME", may_be_empty=True,
+         aliases=("sni",), group=Group.TRUST),
+    tls.SKIP_VERIFY._replace(aliases=("insecure",)),
     *tls.CLIENT_TLS_FLAGS,
     _ALPN,
     *anytls.POOL_FLAGS,
     common.TIMEOUT,
     _MAX_CONNS,
     common.METRICS,
-    *PROCESS_FLAGS,
+    *process_flags(client=True),
 )  # fmt: skip
 
 SERVER_FLAGS = (
-    common.BIND._replace(name="l", default=DEFAULT_BIND, may_be_empty=False),
+    common.BIND._replace(default=DEFAULT_BIND, may_be_empty=False, aliases=("l",)),
     anytls.PASSWORD,
     anytls.PASSWORD_FILE,
     Flag("users", "str", "File with the users instead of -p: name:password on each line, or JSON.",
-         "FILE"),
-    Flag("c", "str", "Configuration file of sing-box (JSON): a whole configuration or the AnyTLS "
-         "inbound alone. Command-line options override it.", "FILE"),
+         "FILE", group=Group.ACCESS),
+    Flag("config", "str", "Configuration file of sing-box (JSON): a whole configuration or the "
+         "AnyTLS inbound alone. Command-line options override it.", "FILE", aliases=("c",),
+         group=Group.CONFIGURATION),
     anytls.PADDING_SCHEME,
     *tls.SERVER_TLS_FLAGS,
     _ALPN,
     common.FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
     Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
          "and other special addresses are denied by default. The most specific rule decides.",
-         "CIDR[:PORTS]", repeatable=True, weakens=True),
-    Flag("deny", "str", "Destinations to deny.", "CIDR[:PORTS]", repeatable=True),
+         "CIDR[:PORTS]", repeatable=True, weakens=True, group=Group.ACCESS),
+    Flag("deny", "str", "Destinations to deny.", "CIDR[:PORTS]", repeatable=True,
+         group=Group.ACCESS),
     common.TIMEOUT,
     Flag("udp-timeout", "duration", "Close UDP associations that carried no datagram for this "
          "long.",
-         "DURATION", DEFAULT_UDP_TIMEOUT),
+         "DURATION", DEFAULT_UDP_TIMEOUT, group=Group.LIMITS),
     _MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
-    *PROCESS_FLAGS,
+    *process_flags(),
 )  # fmt: skip
 
 
@@ -126,16 +134,16 @@ class ServerOptions(common.ServiceOptions):
 def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOptions:
     """The options of anytls-client, from those `given` of CLIENT_FLAGS. Reads the named files.
 
-    `sockets` are descriptors to listen on instead of -l. Raises UsageError.
+    `sockets` are descriptors to listen on instead of -b. Raises UsageError.
     """
     file = ClientFile({}, {}, ())
-    if given.get("c"):
-        file = read_client(given["c"], ignore_fingerprint=given.get(IGNORE_FINGERPRINT, False))
+    if given.get("config"):
+        file = read_client(given["config"], ignore_fingerprint=given.get(IGNORE_FINGERPRINT, False))
     elif given.get(IGNORE_FINGERPRINT):
-        raise UsageError(f"-{IGNORE_FINGERPRINT}: only meaningful with -c; remove it")
-    local = {key: value for key, value in file.local.items() if key == "l"}
+        raise UsageError(f"-{IGNORE_FINGERPRINT}: only meaningful with -config; remove it")
+    local = {key: value for key, value in file.local.items() if key == "b"}
     values = defaults(CLIENT_FLAGS) | local | file.pool | given
-    bind = None if sockets else parse_endpoint("-l", values["l"])
+    bind = None if sockets else parse_endpoint("-b", values["b"])
     users = _local_users(values) or file.local.get("users", ())
     for user in users:
         if len(user.password.encode()) > MAX_LOGIN:
@@ -144,7 +152,7 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
                 "bytes, which SOCKS5 cannot carry; choose a shorter one"
             )
     if bind is not None and not users and not all(map(_is_own, bind.hosts)):
-        logger.warning("-l: anyone who can reach %s can use the proxy; set -user, or listen on %s",
+        logger.warning("-b: anyone who can reach %s can use the proxy; set -user, or listen on %s",
                        bind, common.LOOPBACK)  # fmt: skip
     return ClientOptions(
         bind=bind, sockets=sockets, users=users,
@@ -157,16 +165,16 @@ def client_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ClientOpt
 def server_options(given: Values, *, sockets: tuple[int, ...] = ()) -> ServerOptions:
     """The options of anytls-server, from those `given` of SERVER_FLAGS. Reads the named files.
 
-    `sockets` are descriptors to listen on instead of -l. Raises UsageError.
+    `sockets` are descriptors to listen on instead of -b. Raises UsageError.
     """
-    file = read_server(given["c"]) if given.get("c") else {}
+    file = read_server(given["config"]) if given.get("config") else {}
     if given.get("disable-tls"):
         file = {key: value for key, value in file.items() if key not in _OF_TLS}
     elif any(given.get(name) for name in _IDENTITY):
         # Certificate and key must come from the same source.
         file = {key: value for key, value in file.items() if key not in ("cert", "key", "no-tls")}
     values = defaults(SERVER_FLAGS) | file | given
-    bind = None if sockets else parse_endpoint("-l", values["l"])
+    bind = None if sockets else parse_endpoint("-b", values["b"])
     no_tls: str = file.get("no-tls", "")
     if no_tls and "disable-tls" not in given:
         if bind is None or not all(map(_is_own, bind.hosts)):
@@ -225,8 +233,8 @@ def _local_users(values: Values) -> tuple[User, ...]:
 
 
 def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]:
-    """The users of the server; `of_file` are those of -c, used if no option names others."""
-    # "users" of a file of -c are Users already.
+    """The users of the server; `of_file` are those of -config, used if no option names others."""
+    # "users" of a file of -config are Users already.
     path = values["users"] if isinstance(values["users"], str) else ""
     password = anytls.given_password(values)
     if path and password:
@@ -237,6 +245,6 @@ def _server_users(values: Values, of_file: tuple[User, ...]) -> tuple[User, ...]
         return (User(DEFAULT_USER, password),)
     if not of_file:
         raise UsageError(
-            "-p is missing: give the password in a file with -password-file, or -users, or -c"
+            "-p is missing: give the password in a file with -password-file, or -users, or -config"
         )
     return of_file

@@ -31,10 +31,22 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="anytls-server",
+    summary="AnyTLS proxy, server",
     description="Carries TCP and UDP of AnyTLS clients to the destinations that -allow and -deny "
     "permit. Clients without a valid password see the fallback site.",
     flags=SERVER_FLAGS,
     service=service,
+    examples=(
+        (
+            "Serve one user on port 8443; make a certificate and keep it in DIR",
+            "anytls-server -password-file password -cert-dir DIR",
+        ),
+        (
+            "Serve many users on port 443, with a web site for all other visitors",
+            "anytls-server -b :443 -users users -fallback 127.0.0.1:80 "
+            "-cert fullchain.pem -key privkey.pem",
+        ),
+    ),
 )
 
 

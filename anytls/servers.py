@@ -1,4 +1,4 @@
-"""The servers of a client, from the file of -c, from -s, and from options that override both."""
+"""The servers of a client: from the file of -config, from -s, from options that override both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mtt.options.tls import given_client_tls
 from mtt.trust.tls_options import ClientTls
 
 # Options of a server; on the command line they apply to all servers.
-_SERVER_OPTIONS = ("sni", "insecure", "ca", "pin", "cert", "key", "alpn", "tls-min", "proxy")
+_SERVER_OPTIONS = ("n", "sv", "ca", "pin", "cert", "key", "alpn", "tls-min", "proxy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ def given_servers(
 
     Args:
         given: the options on the command line.
-        of_file: the servers in the file of -c, see `singbox.outbound()`.
+        of_file: the servers in the file of -config, see `singbox.outbound()`.
         otherwise: the options' defaults.
 
     Raises UsageError.
@@ -44,16 +44,19 @@ def given_servers(
     override: Values = {name: given[name] for name in _SERVER_OPTIONS if name in given}
     if password := given_password({"p": "", "password-file": ""} | given):
         override["p"] = password
-    if given.get("insecure") and (given.get("ca") or given.get("pin")):
-        raise UsageError("-insecure turns off the verification of -ca and -pin; remove one")
+    if given.get("sv") and (given.get("ca") or given.get("pin")):
+        raise UsageError("-sv turns off the verification of -ca and -pin; remove one")
     specs = of_file
     if given.get("s"):
         if len(specs) > 1:
-            raise UsageError(f"-s: {given['c']} (-c) has {len(specs)} servers; drop -s, or -c")
+            raise UsageError(
+                f"-s: {given['config']} (-config) has {len(specs)} servers; drop -s, or -config"
+            )
         specs = ((specs[0] if specs else {}) | _given_server(given["s"], override),)
     if not specs:
         raise UsageError(
-            "-s is missing: give the server's address, like -s example.com:443, or its URI, or -c"
+            "-s is missing: give the server's address, like -s example.com:443, or its URI, or "
+            "-config"
         )
     return tuple(_choice(otherwise | {"no-sni": False} | spec, override) for spec in specs)
 
@@ -79,9 +82,9 @@ def _given_server(text: str, override: Values) -> Values:
     if uri.password:
         values["p"] = uri.password
     if uri.sni:
-        values["sni"] = uri.sni
+        values["n"] = uri.sni
     if uri.insecure is not None:
-        values["insecure"] = uri.insecure
+        values["sv"] = uri.insecure
     if uri.insecure:
         values |= {"ca": "", "pin": ()}  # those of a file's server
     return values
@@ -89,11 +92,11 @@ def _given_server(text: str, override: Values) -> Values:
 
 def _choice(known: Values, override: Values) -> ServerChoice:
     values = known | override
-    if override.get("insecure"):
+    if override.get("sv"):
         values |= {"ca": "", "pin": ()}
     elif override.get("ca") or override.get("pin"):
         # The command line verifies the server, so `insecure` in the URI or file is obsolete.
-        values["insecure"] = False
+        values["sv"] = False
     if not values["p"]:
         raise UsageError(
             "-p is missing: give the password in a file with -password-file, or in the URI of -s"
@@ -107,18 +110,18 @@ def _choice(known: Values, override: Values) -> ServerChoice:
             values,
             server_name=_server_name(values, address),
             alpn=alpn_names(values),  # none by default, like the reference
-            skip_verify=values["insecure"],
+            skip_verify=values["sv"],
         ),
     )
 
 
 def _server_name(values: Values, address: Endpoint) -> str:
-    name = host_name("-sni", values["sni"]) if values["sni"] else host_name("-s", address.host)
+    name = host_name("-n", values["n"]) if values["n"] else host_name("-s", address.host)
     if not values["no-sni"] or is_ip(name):
         return name
-    if not values["insecure"] and (values["ca"] or not values["pin"]):
+    if not values["sv"] and (values["ca"] or not values["pin"]):
         raise UsageError(
-            "-c: disable_sni: a name that is not sent cannot be verified; give -pin, or remove "
-            "disable_sni and give the IP address of the server as server_name"
+            "-config: disable_sni: a name that is not sent cannot be verified; give -pin, or "
+            "remove disable_sni and give the IP address of the server as server_name"
         )
     return ""

@@ -102,7 +102,7 @@ def inbound(section: Section) -> Values:
     section.skip("type", "tag")
     section.refuse(_NETWORK)
     section.ignore(_LISTEN_IGNORED)
-    values: Values = {"l": listen(section), "fast-open": section.flag("tcp_fast_open")}
+    values: Values = {"b": listen(section), "fast-open": section.flag("tcp_fast_open")}
     # sing-box identifies users without a name by their index.
     sections = section.sections("users")
     values["users"] = fields.users(sections, "name", "password", unnamed="user-")
@@ -123,7 +123,7 @@ def inbound(section: Section) -> Values:
 
 
 def local(section: Section) -> Values:
-    """The local port of the client: "l", and "users", a tuple of Users."""
+    """The local port of the client: "b", and "users", a tuple of Users."""
     section.skip("type", "tag", "udp_timeout")
     section.refuse(_NETWORK | {
         "set_system_proxy": "set the proxy in the settings of your system, and remove it",
@@ -133,7 +133,7 @@ def local(section: Section) -> Values:
     section.ignore(_LISTEN_IGNORED)
     sections = section.sections("users")
     users = fields.users(sections, "username", "password", unnamed="user-")
-    values: Values = {"l": listen(section), "users": users}
+    values: Values = {"b": listen(section), "users": users}
     section.done()
     return values
 
@@ -160,13 +160,13 @@ def _outbound_tls(section: Section) -> Values:
         fields.fingerprint(tls, "utls")
     name = tls.text("server_name")
     values: Values = {
-        "sni": host_name(tls.label("server_name"), name) if name else "",
+        "n": host_name(tls.label("server_name"), name) if name else "",
         "no-sni": tls.flag("disable_sni"),
-        "insecure": tls.flag("insecure"),
+        "sv": tls.flag("insecure"),
         "ca": _pem(tls, "certificate"),
         "pin": fields.pins(tls, "certificate_public_key_sha256"),
     } | _pair(tls, "client_certificate", "client_key") | _negotiated(tls)
-    if values["insecure"] and (values["ca"] or values["pin"]):
+    if values["sv"] and (values["ca"] or values["pin"]):
         tls.fail("insecure", "turns off the verification that the other keys ask for; remove it")
     tls.done()
     return values

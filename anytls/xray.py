@@ -92,7 +92,7 @@ def outbound(section: Section) -> list[Values]:
 
 
 def local(section: Section) -> Values:
-    """The local port of the client: "l", and "users", a tuple of Users."""
+    """The local port of the client: "b", and "users", a tuple of Users."""
     section.skip("protocol", "tag", "sniffing", "allocate", "streamSettings")
     text = listen(section, "port", _LISTEN)
     users: tuple[User, ...] = ()
@@ -105,7 +105,7 @@ def local(section: Section) -> Values:
             users = fields.users(accounts, "user", "pass")
         settings.done()
     section.done()
-    return {"l": text, "users": users}
+    return {"b": text, "users": users}
 
 
 def _stream(stream: Section) -> Values:
@@ -146,14 +146,14 @@ def _tls(tls: Section) -> Values:
         fields.fingerprint(tls, "fingerprint")
     name = tls.text("serverName")
     values: Values = {
-        "sni": host_name(tls.label("serverName"), name) if name else "",
-        "insecure": tls.flag("allowInsecure"),
+        "n": host_name(tls.label("serverName"), name) if name else "",
+        "sv": tls.flag("allowInsecure"),
         "pin": fields.pins(tls, "pinnedPeerCertificatePublicKeySha256"),
     } | _certificates(tls)
     # A list, or one string with commas.
     names = [part.strip() for text in tls.texts("alpn") for part in text.split(",")]
     values |= fields.negotiated(tls, filter(None, names), "minVersion", "maxVersion")
-    if values["insecure"] and (values.get("ca") or values["pin"]):
+    if values["sv"] and (values.get("ca") or values["pin"]):
         tls.fail("allowInsecure", "turns off the verification that the other keys ask for; "
                                   "remove it")  # fmt: skip
     if tls.flag("disableSystemRoot") and not (values.get("ca") or values["pin"]):

@@ -31,11 +31,23 @@ def service(values: Values, start: Start) -> Service:
 
 COMMAND = Command(
     name="mtt-mu-server",
+    summary="TLS tunnel, server for many users",
     description="Accepts the WebSockets of mtt-clients with -wss and forwards each user's "
     "connections to that user's destination. Users are known by the path of their requests; "
     "they are added and removed over HTTP at -c.",
     flags=FLAGS,
     service=service,
+    examples=(
+        (
+            "Serve users that are added through a socket and kept in a database",
+            "mtt-mu-server -b :443 -cert fullchain.pem -key privkey.pem "
+            "-c unix:/run/mtt-mu-server/control.sock -db users.sqlite",
+        ),
+        (
+            "Run behind a web server that does TLS, with a controller on a port",
+            "mtt-mu-server -b 127.0.0.1:8080 -disable-tls -c 127.0.0.1:8081 -db users.sqlite",
+        ),
+    ),
 )
 
 

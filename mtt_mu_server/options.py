@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
 from mtt.options import common, tls
-from mtt.options.flags import Flag, Values, defaults, quoted
-from mtt.options.process import PROCESS_FLAGS
+from mtt.options.flags import Flag, Group, Values, defaults, quoted
+from mtt.options.process import process_flags
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
 from mtt_mu_server.inherited_sockets import NO_SOCKETS, InheritedSockets, assigned, control_hosts
@@ -25,22 +25,23 @@ FLAGS = (
     common.BIND_UNIX,
     Flag("c", "str", "Address of the controller: a loopback address, or unix:/path for a socket "
          "for the current user only. Other addresses need -c-token-file, -c-cert and -c-key.",
-         "HOST:PORT", may_be_empty=True),
+         "HOST:PORT", may_be_empty=True, group=Group.ACCESS),
     Flag("c-token-file", "str", "File with the token that every request to the controller must "
-         "carry as Authorization: Bearer TOKEN.", "FILE"),
+         "carry as Authorization: Bearer TOKEN.", "FILE", group=Group.ACCESS),
     Flag("c-cert", "str", "PEM file with the controller's certificate; the controller then uses "
-         "HTTPS.", "FILE"),
-    Flag("c-key", "str", "PEM file with the private key of -c-cert.", "FILE"),
+         "HTTPS.", "FILE", group=Group.ACCESS),
+    Flag("c-key", "str", "PEM file with the private key of -c-cert.", "FILE", group=Group.ACCESS),
     Flag("db", "str", "SQLite file for the users and their counters. Without it the server "
-         "forgets them when it stops.", "FILE"),
-    Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics."),
+         "forgets them when it stops.", "FILE", group=Group.ACCESS),
+    Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics.",
+         group=Group.OBSERVE),
     *tls.SERVER_TLS_FLAGS,
     common.FALLBACK,
     common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,
     common.FAST_OPEN,
-    *PROCESS_FLAGS,
+    *process_flags(),
 )  # fmt: skip
 
 

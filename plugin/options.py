@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 
 from mtt.errors import UsageError
-from mtt.options.flags import Flag, Values, clipped, set_value, unknown_option
+from mtt.options.flags import Flag, Values, by_name, clipped, set_value, unknown_option
 
 # Shadowsocks for Android adds this key, with or without a value. It means `V`.
 ANDROID_VPN = "__android_vpn"
@@ -34,7 +34,7 @@ def parse_options(flags: Sequence[Flag], text: str) -> Values:
     The last of equal keys wins, as on the command line. Raises UsageError with the key.
     """
     # Options that print something and exit, such as -h, are useless here.
-    known = {flag.name: flag for flag in flags if not flag.final}
+    known = by_name(flag for flag in flags if not flag.final)
     booleans = {name for name, flag in known.items() if flag.kind == "bool"}
     vpn = VPN_OPTION in known
     values: Values = {}

@@ -232,14 +232,14 @@ class Programs:
         """One that lets clients go to these ports of this machine, and nowhere else."""
         rules = [word for port in destinations for word in ("-allow", f"127.0.0.1:{port}")]
         return await self._start(
-            "anytls-server", "-l", "127.0.0.1:0", "-p", PASSWORD, "-cert", self.certs.cert,
+            "anytls-server", "-b", "127.0.0.1:0", "-p", PASSWORD, "-cert", self.certs.cert,
             "-key", self.certs.key, "-deny", "0.0.0.0/0", "-deny", "::/0", *rules,
         )  # fmt: skip
 
     async def anytls_client(self, server: int) -> Program:
         return await self._start(
-            "anytls-client", "-l", "127.0.0.1:0", "-s", f"127.0.0.1:{server}", "-p", PASSWORD,
-            "-sni", self.certs.name, "-ca", self.certs.ca, *IDLE["anytls"],
+            "anytls-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}", "-p", PASSWORD,
+            "-n", self.certs.name, "-ca", self.certs.ca, *IDLE["anytls"],
         )  # fmt: skip
 
     async def _start(self, name: str, *arguments: str) -> Program:

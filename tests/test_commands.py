@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -14,10 +15,13 @@ import pytest
 import mtt_client
 import mtt_server
 from mtt import __version__
+from mtt.options.flags import parse_args
 from mtt.options.tunnel import ClientOptions, ServerOptions
-from mtt.process.command import Start
+from mtt.options.usage import usage
+from mtt.process.command import Command, Start
 from mtt.process.systemd import Inherited
 from tests.support.processes import command as command_line
+from tools.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,11 +42,7 @@ def run(command: str, *argv: str, **environ: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["mtt-client", "mtt-server", "anytls-client", "anytls-server", "anyproxy-client",
-     "anyproxy-gateway"],
-)  # fmt: skip
+@pytest.mark.parametrize("command", COMMANDS)
 def test_version_and_help(command: str) -> None:
     assert run(command, "-version") == (0, f"{command} {__version__}\n", "")
     code, out, err = run(command, "-h")
@@ -86,6 +86,17 @@ def test_errors_are_one_line_and_exit_code_2(
     assert err.startswith(f"{command}: ")
     assert words in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help_has_examples_that_are_understood(command: Command) -> None:
+    assert len(command.examples) == 2
+    for _, line in command.examples:
+        name, *arguments = shlex.split(line)
+        assert name == command.name
+        assert parse_args(command.flags, arguments)
+    text = usage(command.flags, command.name, command.description, command.examples)
+    assert max(map(len, text.splitlines())) < 80
 
 
 def test_help_into_a_closed_pipe() -> None:

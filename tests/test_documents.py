@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -70,7 +71,7 @@ def table(text: str) -> dict[str, tuple[bool, bool]]:
 
 
 def names(flags: Sequence[Flag]) -> set[str]:
-    return {flag.name for flag in flags} - {"help"}
+    return {flag.name for flag in flags}
 
 
 def of(found: dict[str, tuple[bool, bool]], end: int) -> set[str]:
@@ -110,6 +111,38 @@ def test_options_of_anyproxy_are_in_the_table() -> None:
     assert sentence is not None
     both = set(OPTION.findall(sentence[1])) | {"version", "h"}
     assert of(found, 0) | both == of(found, 1) | both == names(ANYPROXY)
+
+
+def test_other_names_of_options_are_listed() -> None:
+    rows = re.findall(
+        r"^\| `-([\w-]+)` \| (.*) \| (.*) \|$",
+        section(read("docs/options.md"), "## Other names"), re.M,
+    )  # fmt: skip
+    found = {
+        (command, name, alias)
+        for name, others, where in rows
+        for alias in OPTION.findall(others)
+        for command in (FLAGS if where == "all" else where.split(", "))
+    }
+    assert found == {
+        (command, flag.name, alias)
+        for command, flags in FLAGS.items()
+        for flag in flags
+        for alias in flag.aliases
+    }
+
+
+def test_options_with_the_same_name_have_the_same_form() -> None:
+    forms: dict[str, set[tuple[str, bool]]] = {}
+    for flag in itertools.chain(*FLAGS.values()):
+        for name in (flag.name, *flag.aliases):
+            forms.setdefault(name, set()).add((flag.kind, flag.repeatable))
+    assert [name for name, found in forms.items() if len(found) > 1] == []
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_options_have_a_group(command: str) -> None:
+    assert [flag.name for flag in FLAGS[command] if flag.group is None] == [], "see mtt Group"
 
 
 def test_command_lines_in_documents_are_understood() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from mtt.errors import UsageError
 from mtt.options.common import only_with, positive
-from mtt.options.flags import Flag, Values, parse_duration
+from mtt.options.flags import Flag, Group, Values, parse_duration
 
 # The reference's defaults.
 DEFAULT_MIN_IDLE = 5
@@ -22,30 +22,39 @@ MAX_PASSWORD = 1024
 
 # fmt: off
 PASSWORD = Flag("p", "str", "Password. Other users of this machine can see it in the process "
-                "list; use -password-file to keep it secret.", "PASSWORD", secret=True)
-PASSWORD_FILE = Flag("password-file", "str", "File with the password on one line.", "FILE")
+                "list; use -password-file to keep it secret.", "PASSWORD", secret=True,
+                group=Group.ACCESS)
+PASSWORD_FILE = Flag("password-file", "str", "File with the password on one line.", "FILE",
+                     group=Group.ACCESS)
 MIN_IDLE = Flag("m", "int", f"Idle sessions to keep, 0 to {MAX_MIN_IDLE}; the next connection then "
-                "needs no handshake.", "N", str(DEFAULT_MIN_IDLE))
+                "needs no handshake.", "N", str(DEFAULT_MIN_IDLE), group=Group.REUSE)
 WARM = Flag("warm", "int", "Sessions to open at start, before a connection needs one, 0 to "
             f"{MAX_MIN_IDLE}. No other AnyTLS client does that, so an observer can tell.", "N",
-            "0")
+            "0", group=Group.REUSE)
 IDLE_CHECK = Flag("idle-check", "duration", "How often idle sessions beyond -m are checked. 5s or "
                   "less means 30s, as in all AnyTLS clients.", "DURATION",
-                  DEFAULT_IDLE_CHECK)
+                  DEFAULT_IDLE_CHECK, group=Group.REUSE)
 IDLE_TIMEOUT = Flag("idle-timeout", "duration", "How long idle sessions beyond -m are kept. 5s or "
-                    "less means 30s, as in all AnyTLS clients.", "DURATION", DEFAULT_IDLE_TIMEOUT)
-DISABLE_REUSE = Flag("dr", "bool", "Disable session reuse: one session per connection.")
+                    "less means 30s, as in all AnyTLS clients.", "DURATION", DEFAULT_IDLE_TIMEOUT,
+                    group=Group.REUSE)
+DISABLE_REUSE = Flag("dr", "bool", "Disable session reuse: one session per connection.",
+                     group=Group.REUSE)
 PADDING_SCHEME = Flag("padding-scheme", "str", "File with the padding scheme that clients have to "
-                      "use, instead of the default scheme.", "FILE")
+                      "use, instead of the default scheme.", "FILE", group=Group.MODE)
 ANYTLS = Flag("anytls", "bool", "Use AnyTLS: padding against traffic analysis, session reuse, and "
-              "a password (-p or -password-file). Both ends need it.")
+              "a password (-p or -password-file). Both ends need it.", group=Group.MODE)
 # fmt: on
 
 POOL_FLAGS = (MIN_IDLE, WARM, IDLE_CHECK, IDLE_TIMEOUT, DISABLE_REUSE)
 
+
 # The options of AnyTLS as a mode of the tunnel, see `tunnel_password()`.
-TUNNEL_CLIENT_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
-TUNNEL_SERVER_FLAGS = (ANYTLS, PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
+def _of_tunnel(*flags: Flag) -> tuple[Flag, ...]:
+    return ANYTLS, *(flag._replace(help=f"{flag.help} Needs -anytls.") for flag in flags)
+
+
+TUNNEL_CLIENT_FLAGS = _of_tunnel(PASSWORD, PASSWORD_FILE, *POOL_FLAGS)
+TUNNEL_SERVER_FLAGS = _of_tunnel(PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
 
 _TUNNEL_FLAGS = {*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS} - {ANYTLS}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtt.address import Endpoint, is_ip, parse_endpoint
 from mtt.errors import UsageError
-from mtt.options.flags import Flag, Values, defaults, parse_duration, quoted
+from mtt.options.flags import Flag, Group, Values, defaults, parse_duration, quoted
 from mtt.options.process import part_of
 from mtt.wire.addresses import unbracketed
 
@@ -24,29 +24,31 @@ _HOST_NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*", r
 
 # Options of several commands, defined once.
 BIND = Flag("b", "str", "Address to listen on. An empty host means all interfaces.",
-            "HOST:PORT", may_be_empty=True)
+            "HOST:PORT", may_be_empty=True, group=Group.ADDRESSES)
 BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a path, or @name "
-                 "for an abstract socket.", "PATH|@NAME", may_be_empty=True)
-WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.")
+                 "for an abstract socket.", "PATH|@NAME", may_be_empty=True, group=Group.ADDRESSES)
+WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.",
+           group=Group.MODE)
 WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
-                DEFAULT_PATH, secret=True, may_be_empty=True)
+                DEFAULT_PATH, secret=True, may_be_empty=True, group=Group.MODE)
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requests that are not "
-                "for the tunnel.", "HOST:PORT")
-MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.")
+                "for the tunnel.", "HOST:PORT", group=Group.MODE)
+MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.", group=Group.MODE)
 MAX_CONNS = Flag("max-conns", "int", "Maximum concurrent connections, multiplexed streams "
-                 "included; 0 means unlimited.", "N", "0")
+                 "included; 0 means unlimited.", "N", "0", group=Group.LIMITS)
 TIMEOUT = Flag("timeout", "duration", "Close connections that carried no data in either direction "
                "for this long.",
-               "DURATION", DEFAULT_TIMEOUT)
+               "DURATION", DEFAULT_TIMEOUT, group=Group.LIMITS)
 METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (Prometheus) and "
                "GET /healthz (liveness check). Without a host it listens on 127.0.0.1; unix:/path "
-               "is a socket for the current user only.", "HOST:PORT")
+               "is a socket for the current user only.", "HOST:PORT", group=Group.OBSERVE)
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
-                 "system supports it.")
+                 "system supports it.", group=Group.PROCESS)
 
 PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or env for that of "
              "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
-             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True)
+             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True,
+             group=Group.ADDRESSES)
 
 
 def required(values: Values, name: str, what: str) -> str:

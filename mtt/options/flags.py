@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Any, Literal, NamedTuple
 
 from mtt.errors import UsageError
@@ -51,8 +52,20 @@ _QUOTE_LIMIT = 80
 # Placeholders of options that may be given only once.
 _ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT", "PATH|@NAME")
 
-_USAGE_WIDTH = 79
-_USAGE_INDENT = 8
+
+class Group(Enum):
+    """What an option is for: the headings of -h and of manual pages, in their order."""
+
+    CONFIGURATION = "Configuration file"
+    ADDRESSES = "Addresses"
+    MODE = "Between client and server"
+    REUSE = "Connections shared or ready in advance"
+    TRUST = "Certificates and trust"
+    ACCESS = "Users and access"
+    LIMITS = "Limits and timeouts"
+    OBSERVE = "Logs and metrics"
+    PROCESS = "Process"
+    HELP = "Help"
 
 
 class Flag(NamedTuple):
@@ -70,6 +83,8 @@ class Flag(NamedTuple):
     may_be_empty: bool = False  # an empty value means the default; kind "str" only
     otherwise: str = ""  # the fix, for an error about a value of the wrong kind
     weakens: bool = False  # weakens security; never suggested for a misspelt option
+    aliases: tuple[str, ...] = ()  # other names of the option
+    group: Group | None = None  # every option of a command has one
 
 
 def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
@@ -77,7 +92,7 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
 
     Options that were not given are absent, see `defaults()`. Raises UsageError.
     """
-    known = {flag.name: flag for flag in flags}
+    known = by_name(flags)
     values: Values = {}
     words = iter(argv)
     for word in words:
@@ -107,6 +122,11 @@ def parse_args(flags: Sequence[Flag], argv: Iterable[str]) -> Values:
     return values
 
 
+def by_name(flags: Iterable[Flag]) -> dict[str, Flag]:
+    """The options by name; those with aliases occur several times."""
+    return {name: flag for flag in flags for name in (flag.name, *flag.aliases)}
+
+
 def refuse_positional(word: str | None, values: Values, known: Mapping[str, Flag]) -> None:
     """Raise UsageError for a positional `word`: the original silently ignores all that follows."""
     if word is None:
@@ -132,9 +152,9 @@ def unknown_option(
     else:
         advice = hint(name, value, {each.name: _spelt(each, dash) for each in known.values()})
     if not advice and len(name) > 1:  # a single letter is similar to any option of two letters
-        names = [flag.name for flag in known.values() if not flag.weakens]
+        names = [each for each, flag in known.items() if not flag.weakens]
         if similar := get_close_matches(name.lower(), names, 1):
-            advice = f"did you mean {dash}{similar[0]}?"
+            advice = f"did you mean {dash}{known[similar[0]].name}?"
     if not advice and dash:
         for flag in known.values():
             # The value may be attached to the name, as in -pPASSWORD of other programs.
@@ -255,19 +275,3 @@ def quoted(text: str) -> str:
 def clipped(text: str) -> str:
     """`text`, shortened if very long."""
     return text if len(text) <= _QUOTE_LIMIT else text[:_QUOTE_LIMIT] + "..."
-
-
-def usage(flags: Iterable[Flag], prog: str, description: str) -> str:
-    """The help text of a command, ending with a newline."""
-    from textwrap import fill
-
-    lines = [f"Usage: {prog} [option ...]", "", fill(description, _USAGE_WIDTH), "", "Options:"]
-    for flag in flags:
-        lines.append(f"  -{flag.name} {flag.placeholder}".rstrip())
-        notes = [f"default {flag.default}"] if flag.default else []
-        notes += ["may be repeated"] if flag.repeatable else []
-        text = flag.help + (f" ({', '.join(notes)})" if notes else "")
-        indent = " " * _USAGE_INDENT
-        lines.append(fill(text, _USAGE_WIDTH, initial_indent=indent, subsequent_indent=indent,
-                          break_on_hyphens=False))  # fmt: skip
-    return "\n".join(lines) + "\n"

@@ -32,8 +32,6 @@ _HINTS = (
     ("servicename grpcpath", "gRPC is not supported; use {wss} to pass web servers and CDNs"),
     ("insecure skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false "
      "verify=0 k", "{sv} " + _UNSAFE),
-    ("sv skipverify noverify allowinsecure skipcertverify tlsskipverify verify=false verify=0 k",
-     "{insecure} " + _UNSAFE),
     ("verify", "certificates are verified by default; remove it"),
     ("certhash fingerprint pinnedpubkey certpin sha256",
      "write {pin} with the pin that the server prints at start"),
@@ -49,12 +47,11 @@ _HINTS = (
     ("t streamtimeout tcptimeout", "write {timeout}"),
     ("fastopen tfo tcpfastopen", "write {fast-open}"),
     ("listen local localaddr laddr l a bind", "write {b}"),
-    ("listen local localaddr laddr b a bind", "write {l}"),
     ("nodelay keepalive tcpkeepalive ping", "always on; remove it"),
     ("fwmark mark interface dscp", "not supported; the system's routing decides"),
     ("cpu", "write {workers}"),
     ("httpproxy httpsproxy upstreamproxy forwardproxy x", "write {proxy}"),
-    ("config conf", "write {c}"),
+    ("conf configfile", "write {config}"),
     ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
      "cdnoriginhost cdnwspath", "an option of Cloak, which is another protocol"),
     ("crypt mtu sndwnd rcvwnd datashard parityshard nocomp smuxver smuxbuf autoexpire scavengettl",
@@ -65,7 +62,6 @@ _CLIENT_HINTS = (
     ("server=true server=1", "this is the client; run mtt-server or anytls-server"),
     ("server remote remoteaddr raddr r d dst dest destination address", "write {s}"),
     ("host sni servername peer obfshost hostname", "write {n}"),
-    ("host n servername peer hostname", "write {sni}"),
     ("disabletls notls", "only servers can run without TLS; remove it"),
 )
 
@@ -109,7 +105,7 @@ def hint(name: str, value: str | None, known: Mapping[str, str]) -> str:
     words = (f"{word}={(value or 'true').lower()}", word)
     tables = (
         () if "c-token-file" not in known else _MULTI_USER_HINTS,
-        _FILE_HINTS if "config" in known else _CLIENT_HINTS if "s" in known else _SERVER_HINTS,
+        _FILE_HINTS if "b" not in known else _CLIENT_HINTS if "s" in known else _SERVER_HINTS,
         _HINTS,
     )
     for wanted in words:

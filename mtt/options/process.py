@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 
 from mtt.errors import UsageError
-from mtt.options.flags import Flag, Values, defaults, parse_duration
+from mtt.options.flags import Flag, Group, Values, defaults, parse_duration
 
 DEFAULT_GRACE = "10s"
 LOG_FORMATS = ("text", "json")
@@ -14,31 +14,41 @@ LOG_LEVELS = ("error", "warning", "info", "debug")
 LOOPS = ("auto", "asyncio", "uvloop")
 
 GRACE = Flag("grace", "duration", "How long open tunnels may take to finish after SIGTERM or "
-             "SIGINT; 0 cuts them at once, and so does a second signal. Plugins never wait.",
-             "DURATION", DEFAULT_GRACE)
+             "SIGINT; 0 cuts them at once, and so does a second signal.",
+             "DURATION", DEFAULT_GRACE, group=Group.PROCESS)
 LOG = Flag("log", "str", "Log format: lines of text, or one JSON object per line.", "text|json",
-           LOG_FORMATS[0], choices=LOG_FORMATS)
+           LOG_FORMATS[0], choices=LOG_FORMATS, group=Group.OBSERVE)
 LOG_LEVEL = Flag("log-level", "str", "Least severe level to log.", "|".join(LOG_LEVELS),
-                 "info", choices=LOG_LEVELS)
+                 "info", choices=LOG_LEVELS, group=Group.OBSERVE)
 LOOP = Flag("loop", "str", "Event loop; auto uses uvloop if it is installed, else asyncio.",
-            "|".join(LOOPS), LOOPS[0], choices=LOOPS)
+            "|".join(LOOPS), LOOPS[0], choices=LOOPS, group=Group.PROCESS)
 VERBOSE = Flag("verbose", "bool", "Log each connection that opens or closes, too. Same as "
-               "-log-level debug.")
-CHECK = Flag("check", "bool", "Check the configuration and exit, with code 0 if it is usable.")
-VERSION = Flag("version", "bool", "Print the version and exit.", final=True)
-HELP = (
-    Flag("h", "bool", "Print this help and exit.", final=True),
-    Flag("help", "bool", "Same as -h.", final=True),
-)
+               "-log-level debug.", group=Group.OBSERVE)
+CHECK = Flag("check", "bool", "Check the configuration and exit, with code 0 if it is usable.",
+             group=Group.CONFIGURATION)
+VERSION = Flag("version", "bool", "Print the version and exit.", final=True, group=Group.HELP)
+HELP = Flag("h", "bool", "Print this help and exit.", final=True, aliases=("help",),
+            group=Group.HELP)
 
 WORKERS = Flag("workers", "int", "Number of worker processes; 0 means one per core. -max-conns is "
-               "divided among them, and each has its own tunnel connections.", "N", "1")
+               "divided among them.", "N", "1", group=Group.PROCESS)
 
 # A larger number is a typing error: the largest machines have some hundred cores.
 MAX_WORKERS = 1024
 
-# The last options in every command's table.
-PROCESS_FLAGS = (GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, *HELP)
+# The last options in every command's table, see `process_flags()`.
+PROCESS_FLAGS = (GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, HELP)
+
+
+def process_flags(*, client: bool = False, plugin: bool = False) -> tuple[Flag, ...]:
+    """PROCESS_FLAGS, with what applies to clients only, or to commands that may be plugins."""
+    grace, workers, *others = PROCESS_FLAGS
+    if plugin:
+        grace = grace._replace(help=f"{grace.help} Plugins never wait.")
+    if client:
+        text = f"{workers.help} Each has its own connections to the server."
+        workers = workers._replace(help=text)
+    return grace, workers, *others
 
 
 class ProcessOptions(NamedTuple):

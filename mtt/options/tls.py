@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from mtt.errors import UsageError
 from mtt.options.common import both_or_neither, host_name
-from mtt.options.flags import Flag, Values, quoted
+from mtt.options.flags import Flag, Group, Values, quoted
 from mtt.trust.tls_options import DEFAULT_TLS_MIN, TLS_VERSIONS, ClientTls, ServerTls
 
 CERT = Flag("cert", "str", "PEM file with the server's certificate and its chain. Without -cert "
-            "and -key the server generates a self-signed certificate.", "FILE")
-KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE")
+            "and -key the server generates a self-signed certificate.", "FILE", group=Group.TRUST)
+KEY = Flag("key", "str", "PEM file with the private key of -cert.", "FILE", group=Group.TRUST)
 CERT_DIR = Flag("cert-dir", "str", "Directory that keeps the generated certificate and its key, "
-                "so that the pin survives restarts.", "DIR")
+                "so that the pin survives restarts.", "DIR", group=Group.TRUST)
 CLIENT_CA = Flag("client-ca", "str", "PEM file with CA certificates, or with the clients' own; "
                  "clients without a certificate issued by, or equal to, one of these are refused.",
-                 "FILE")
-TLS_MIN = Flag("tls-min", "str", "Lowest TLS version, 1.2 or 1.3.", "VERSION", DEFAULT_TLS_MIN)
-CA = Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE")
+                 "FILE", group=Group.TRUST)
+TLS_MIN = Flag("tls-min", "str", "Lowest TLS version.", "|".join(TLS_VERSIONS), DEFAULT_TLS_MIN,
+               choices=TLS_VERSIONS, group=Group.TRUST)
+CA = Flag("ca", "str", "PEM file with the certificates to trust instead of the system's.", "FILE",
+          group=Group.TRUST)
 PIN = Flag("pin", "str", "Trust the server whose public key has this hash, which it prints at "
-           "start.", "sha256/BASE64", repeatable=True)
+           "start.", "sha256/BASE64", repeatable=True, group=Group.TRUST)
 SKIP_VERIFY = Flag("sv", "bool", "Skip verification: accept any certificate, and so any attacker. "
-                   "Use -pin or -ca to trust a self-signed certificate.", weakens=True)
+                   "Use -pin or -ca to trust a self-signed certificate.", weakens=True,
+                   group=Group.TRUST)
 DISABLE_TLS = Flag("disable-tls", "bool", "Expect plain TCP, from a proxy in front that does TLS.",
-                   weakens=True)
+                   weakens=True, group=Group.TRUST)
 CERT_NAME = Flag("n", "str", "Host name in the generated certificate; random if not given.", "NAME",
-                 may_be_empty=True)
+                 may_be_empty=True, group=Group.TRUST)
 
 _CLIENT_CERT = CERT._replace(help="PEM file with the client's certificate and its chain, for "
                              "servers with -client-ca.")

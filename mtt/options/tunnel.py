@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from mtt.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.errors import UsageError
 from mtt.options import anytls, common, tls
-from mtt.options.flags import Flag, Values, defaults, quoted
-from mtt.options.process import PROCESS_FLAGS
+from mtt.options.flags import Flag, Group, Values, defaults, quoted
+from mtt.options.process import process_flags
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
@@ -42,49 +42,51 @@ _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 
 WSS_MASK = Flag("wss-mask", "bool", "Mask WebSocket frames with random keys instead of zeros, for "
                 "proxies that require it. It protects nothing inside TLS and costs time on both "
-                "ends.")  # fmt: skip
+                "ends.", group=Group.MODE)  # fmt: skip
 MUX_FLAGS = (
     Flag("mux-max-stream", "int", "Maximum connections per tunnel connection with -mux, 1 to "
-         f"{MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM)),
+         f"{MAX_STREAM_LIMIT}.", "N", str(DEFAULT_MAX_STREAM), group=Group.REUSE),
     Flag("mux-warm", "int", "Idle tunnel connections to keep with -mux; the next connection then "
-         "needs no handshake.", "N", "1"),
+         "needs no handshake.", "N", "1", group=Group.REUSE),
     Flag("mux-idle", "duration", "How long other idle tunnel connections are kept with -mux.",
-         "DURATION", "30s"),
+         "DURATION", "30s", group=Group.REUSE),
 )  # fmt: skip
 
 CLIENT_FLAGS = (
     common.BIND,
     Flag("s", "str", "Address of the server. Join several hosts with |.", "HOST:PORT",
-         may_be_empty=True),
+         may_be_empty=True, group=Group.ADDRESSES),
     common.PROXY,
     common.WSS,
     common.WSS_PATH,
     WSS_MASK,
     Flag("n", "str", "Server name for SNI, the Host header of -wss, and certificate verification; "
-         "the host of -s if not given.", "NAME", may_be_empty=True),
+         "the host of -s if not given.", "NAME", may_be_empty=True, group=Group.TRUST),
     tls.SKIP_VERIFY,
     *tls.CLIENT_TLS_FLAGS,
     common.MUX._replace(otherwise="mux-max-stream is the number of connections"),
     *MUX_FLAGS,
     Flag("preconnect", "int", "Tunnel connections to keep ready without -mux, 0 to "
          f"{MAX_PRECONNECT} per process; new connections then need no handshake. The server and "
-         "the destination see them as idle connections.", "N", "0"),
+         "the destination see them as idle connections.", "N", "0", group=Group.REUSE),
     *anytls.TUNNEL_CLIENT_FLAGS,
     common.TIMEOUT,
     common.MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
     Flag("fallback-dns", "str", "DNS server for the names in -s, -proxy and -b, instead of the "
-         f"system's resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True),
+         f"system's resolver. Port {DNS_PORT} if not given.", "IP:PORT", may_be_empty=True,
+         group=Group.ADDRESSES),
     Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
-         "socket protect_path in the working directory."),
-    *PROCESS_FLAGS,
+         "socket protect_path in the working directory.", group=Group.PROCESS),
+    *process_flags(client=True, plugin=True),
 )
 
 SERVER_FLAGS = (
     common.BIND,
     common.BIND_UNIX,
-    Flag("d", "str", "Destination of all connections.", "HOST:PORT", may_be_empty=True),
+    Flag("d", "str", "Destination of all connections.", "HOST:PORT", may_be_empty=True,
+         group=Group.ADDRESSES),
     *tls.SERVER_TLS_FLAGS,
     common.WSS,
     common.WSS_PATH,
@@ -95,7 +97,7 @@ SERVER_FLAGS = (
     common.MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
-    *PROCESS_FLAGS,
+    *process_flags(plugin=True),
 )
 
 

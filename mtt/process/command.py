@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mtt.errors import MttError, UsageError
-from mtt.options.flags import Flag, Values, parse_args, usage
+from mtt.options.flags import Flag, Values, parse_args
 from mtt.options.process import ProcessOptions, process_options
 from mtt.version import __version__
 
@@ -66,6 +66,9 @@ class Command(NamedTuple):
     # Builds the service from the given options. Raises MttError.
     service: Callable[[Values, Start], Service]
     plugin: Plugin | None = None
+    summary: str = ""  # what it is, for the title of its manual page
+    # Command lines that work, each after a sentence on what it is for.
+    examples: Sequence[tuple[str, str]] = ()
     # Adds the options in a file that the given ones name, to these and those of the environment.
     # Raises UsageError.
     complete: Callable[[Values, Mapping[str, str]], Values] | None = None
@@ -76,8 +79,11 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
     process = ProcessOptions()
     try:
         values, plugin = given_options(command, argv, environ)
-        if values.get("h") or values.get("help"):
-            return _print(usage(command.flags, command.name, command.description))
+        if values.get("h"):
+            from mtt.options.usage import usage
+
+            text = usage(command.flags, command.name, command.description, command.examples)
+            return _print(text)
         if values.get("version"):
             return _print(f"{command.name} {__version__}\n")
         process = process_options(values)

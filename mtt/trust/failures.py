@@ -37,7 +37,7 @@ _CLIENT_ADVICE = {
     **dict.fromkeys(_NO_ISSUER, _COMPLETE),
     9: "check the clocks",  # it is not valid yet
     10: "renew the server's certificate, or check the client's clock",
-    62: "set -n (anytls-client: -sni, anyproxy-client: server_name) to a name in the certificate",
+    62: "set -n (anyproxy-client: server_name) to a name in the certificate",
 }
 _SERVER_ADVICE = dict.fromkeys(
     (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"

@@ -23,11 +23,11 @@ SUCCEEDED, GENERAL, NOT_ALLOWED, UNREACHABLE, REFUSED, TIMED_OUT = 0, 1, 2, 4, 5
 def given_client(certs: Certs, *servers: int, **options: Any) -> Client:
     """A client of the servers on ports of this machine; `options` as on its command line."""
     given = {
-        "l": "127.0.0.1:0", "p": PASSWORD, "sni": certs.name, "ca": certs.ca,
+        "b": "127.0.0.1:0", "p": PASSWORD, "n": certs.name, "ca": certs.ca,
         # None is kept: tests count what they have asked for.
         "m": 0,
     } | options  # fmt: skip
-    if given.get("insecure") or given.get("pin"):
+    if given.get("sv") or given.get("pin"):
         del given["ca"]
     each = [client_options({**given, "s": f"127.0.0.1:{port}"}) for port in servers]
     choices = tuple(one.servers[0] for one in each)

@@ -22,7 +22,7 @@ OWN = ["127.0.0.0/8", "::1/128"]
 @contextlib.asynccontextmanager
 async def server_for(certs: Certs, **options: Any) -> AsyncIterator[Server]:
     """A server; `options` as on its command line."""
-    given: dict[str, Any] = {"l": "127.0.0.1:0", "allow": OWN}
+    given: dict[str, Any] = {"b": "127.0.0.1:0", "allow": OWN}
     if not options.get("disable-tls"):
         given |= {"cert": certs.cert, "key": certs.key}
     if not options.get("users"):

@@ -242,7 +242,7 @@ async def test_next_connection_works_after_a_server_restart(certs: Certs) -> Non
         with maybe_reset():
             assert await old.rest() == b""
         assert await reply_of(client, "127.0.0.1", there.port) == GENERAL
-        async with server_for(certs, l=address):
+        async with server_for(certs, b=address):
             await check_echo(client, there.port)
 
 

@@ -57,7 +57,7 @@ async def test_failed_server_is_tried_again(
             await clock.passes(FIRST_BACKOFF)
             await check_echo(client, there.port)  # and backs off for twice as long
             assert client.counters.dial_failures == 2
-            async with server_for(certs, l=address) as server:
+            async with server_for(certs, b=address) as server:
                 await clock.passes(2 * FIRST_BACKOFF - 1)
                 await check_echo(client, there.port)
                 assert server.counters.streams == 0

@@ -29,9 +29,9 @@ GENERAL = 1
     ("options", "shown"),
     [
         ({}, b"test.local"),
-        ({"sni": "other.example"}, b"other.example"),
-        ({"sni": "192.0.2.1"}, b""),
-        ({"sni": ""}, b""),  # the address of -s
+        ({"n": "other.example"}, b"other.example"),
+        ({"n": "192.0.2.1"}, b""),
+        ({"n": ""}, b""),  # the address of -s
         ({"alpn": "h2,http/1.1"}, b"\x02h2\x08http/1.1"),
     ],
 )
@@ -55,15 +55,15 @@ async def test_the_first_message(options: dict[str, str], shown: bytes, certs: C
 async def test_verification(certs: Certs) -> None:
     async with serving(echo) as there, server_for(certs) as server:
         port, pin = port_of(server), server._tls.identity.words.pin  # type: ignore[union-attr]
-        for options in ({}, {"pin": (pin,)}, {"insecure": True}, {"sni": "127.0.0.1"}):
+        for options in ({}, {"pin": (pin,)}, {"sv": True}, {"n": "127.0.0.1"}):
             async with client_for(certs, port, **options) as client:
                 with logged() as lines:
                     client.announce()
-                assert ("NOT VERIFIED" in lines[0]) == ("insecure" in options)
+                assert ("NOT VERIFIED" in lines[0]) == ("sv" in options)
                 await check_echo(client, there.port)
         for wrong, words in (
             ({"ca": certs.other_ca}, "certificate not accepted"),
-            ({"sni": "other.example"}, "certificate not accepted: Hostname mismatch"),
+            ({"n": "other.example"}, "certificate not accepted: Hostname mismatch"),
             ({"pin": ("sha256/" + "A" * 43 + "=",)}, f"the server's pin is {pin}"),
         ):
             with logged() as lines:

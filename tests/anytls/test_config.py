@@ -34,19 +34,19 @@ def test_a_sing_box_outbound(path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert pool == {"m": 5, "idle-check": 30, "idle-timeout": 90}
     assert only["server"] == Endpoint(("vpn.example.com",), 8443)
     assert only["p"] == "8JCsPssfgS8tiRwiMlhARg=="
-    assert only["sni"] == "www.example.com"
+    assert only["n"] == "www.example.com"
     assert only["alpn"] == ("h2", "http/1.1")
     assert only["tls-min"] == "1.3"
-    assert not (only["insecure"] or only["ca"] or only["pin"] or only["no-sni"])
+    assert not (only["sv"] or only["ca"] or only["pin"] or only["no-sni"])
     assert not caplog.records
 
 
 def test_a_whole_sing_box_configuration(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local, pool, (tokyo, paris) = client(path, WHOLE_CLIENT)
-    assert local == {"l": ":2080", "users": (User("me", "mine"), User("you", "yours"))}
+    assert local == {"b": ":2080", "users": (User("me", "mine"), User("you", "yours"))}
     assert pool == {"m": 0}  # sing-box's own default
     assert tokyo["server"] == Endpoint(("192.0.2.1",), 443)
-    assert (tokyo["insecure"], tokyo["sni"]) == (True, "bing.com")
+    assert (tokyo["sv"], tokyo["n"]) == (True, "bing.com")
     assert paris["server"] == Endpoint(("2001:db8::1",), 443)
     assert paris["pin"] == ("sha256/2ZVxVcFhUQvu9y9vcDVqlFsJkMwpbHUnQ+gpCVyHt5k=",)
     assert (paris["no-sni"], paris["alpn"]) == (True, ("h2",))
@@ -59,7 +59,7 @@ def test_a_whole_sing_box_configuration(path: Path, caplog: pytest.LogCaptureFix
 
 def test_a_sing_box_inbound(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = server(path, INBOUND)
-    assert values["l"] == ":443"
+    assert values["b"] == ":443"
     assert values["users"] == (
         User("sekai", "8JCsPssfgS8tiRwiMlhARg=="), User("user-2", "another")
     )  # fmt: skip
@@ -74,16 +74,16 @@ def test_a_sing_box_inbound(path: Path, caplog: pytest.LogCaptureFixture) -> Non
 
 def test_an_inbound_alone(path: Path) -> None:
     inbound = json.loads(INBOUND)["inbounds"][0]
-    assert server(path, inbound)["l"] == ":443"
-    assert server(path, inbound | {"listen": "0.0.0.0"})["l"] == "0.0.0.0:443"
-    assert server(path, inbound | {"listen": None})["l"] == "127.0.0.1:443"
+    assert server(path, inbound)["b"] == ":443"
+    assert server(path, inbound | {"listen": "0.0.0.0"})["b"] == "0.0.0.0:443"
+    assert server(path, inbound | {"listen": None})["b"] == "127.0.0.1:443"
     assert server(path, inbound | {"tcp_fast_open": True})["fast-open"]
 
 
 @pytest.mark.parametrize("tls", [None, {}, {"enabled": False, "certificate_path": "/c"}])
 def test_an_inbound_without_tls(tls: Any, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = server(path, {"inbounds": [LISTENER | {"tls": tls}]})
-    assert values["no-tls"] == f"-c: {path}: inbounds[0].tls"
+    assert values["no-tls"] == f"-config: {path}: inbounds[0].tls"
     assert not caplog.records
 
 
@@ -91,7 +91,7 @@ def test_numbers_in_quotes(path: Path) -> None:
     """Forms of panels give text."""
     (only,) = client(path, SERVER | {"server_port": " 443 ", "min_idle_session": "3"}).servers
     assert (only["server"].port, only["m"]) == (443, 3)
-    assert server(path, LISTENER | {"listen_port": "8443"})["l"] == ":8443"
+    assert server(path, LISTENER | {"listen_port": "8443"})["b"] == ":8443"
     outbound = json.loads(json.dumps(XRAY["outbounds"][0]))
     outbound["settings"]["servers"][0]["port"] = "8443"
     assert client(path, outbound).servers[0]["server"].port == 8443
@@ -112,12 +112,12 @@ def test_durations_in_files(text: Any, seconds: float, path: Path) -> None:
     [("[::]", ":443"), ("[::1]", "[::1]:443"), ("::1", "[::1]:443"), ("::", ":443")],
 )
 def test_listen_with_and_without_brackets(listen: str, address: str, path: Path) -> None:
-    assert server(path, LISTENER | {"listen": listen, "listen_port": 443})["l"] == address
+    assert server(path, LISTENER | {"listen": listen, "listen_port": 443})["b"] == address
     for local in (
         {"type": "socks", "listen": listen, "listen_port": 443},
         {"protocol": "socks", "listen": listen, "port": "443"},
     ):
-        assert client(path, {"inbounds": [local], "outbounds": [SERVER]}).local["l"] == address
+        assert client(path, {"inbounds": [local], "outbounds": [SERVER]}).local["b"] == address
 
 
 @pytest.mark.parametrize("by", ["option", "top", "tls"])
@@ -159,7 +159,7 @@ def test_no_browsers_fingerprint_needs_no_permission(
 def test_inline_certificates_of_sing_box(path: Path) -> None:
     tls = TLS | {"certificate": LINES, "client_certificate": TEXT.strip(), "client_key": LINES}
     (only,) = client(path, {"outbounds": [SERVER | {"tls": tls}]}).servers
-    label = f"-c: {path}: outbounds[0].tls"
+    label = f"-config: {path}: outbounds[0].tls"
     assert only["ca"] == InlinePem(f"{label}.certificate", TEXT)
     assert only["cert"] == InlinePem(f"{label}.client_certificate", TEXT)
     assert only["key"] == InlinePem(f"{label}.client_key", TEXT)
@@ -168,6 +168,6 @@ def test_inline_certificates_of_sing_box(path: Path) -> None:
     tls = TLS | {"certificate": LINES, "certificate_path": "unused", "key": [], "key_path": "/k",
                  "client_authentication": "require-and-verify", "client_certificate": LINES}
     values = server(path, LISTENER | {"tls": tls})
-    assert values["cert"] == InlinePem(f"-c: {path}: tls.certificate", TEXT)
+    assert values["cert"] == InlinePem(f"-config: {path}: tls.certificate", TEXT)
     assert values["key"] == "/k"
-    assert values["client-ca"] == InlinePem(f"-c: {path}: tls.client_certificate", TEXT)
+    assert values["client-ca"] == InlinePem(f"-config: {path}: tls.client_certificate", TEXT)

@@ -92,7 +92,7 @@ def test_refused_keys_of_an_outbound(
     with pytest.raises(UsageError) as caught:
         client(path, {"outbounds": [{"type": "direct"}, SERVER | change]})
     text = str(caught.value)
-    assert text.startswith(f"-c: {path}: outbounds[1].")
+    assert text.startswith(f"-config: {path}: outbounds[1].")
     assert key in text.split(" ")[2] and words in text
     assert "s3cret" not in text and "12345" not in text
 
@@ -133,7 +133,7 @@ def test_refused_keys_of_an_inbound(
     with pytest.raises(UsageError) as caught:
         server(path, {"inbounds": [LISTENER | change]})
     text = str(caught.value)
-    assert text.startswith(f"-c: {path}: inbounds[0].")
+    assert text.startswith(f"-config: {path}: inbounds[0].")
     assert key in text.split(" ")[2] and words in text
     assert "s3cret" not in text
 
@@ -163,7 +163,7 @@ def test_files_without_a_configuration(content: str, words: str, path: Path) -> 
     for read in (read_client, read_server):
         with pytest.raises(UsageError) as caught:
             read(str(path))
-        assert str(caught.value).startswith(f"-c: {path}")
+        assert str(caught.value).startswith(f"-config: {path}")
         assert words in str(caught.value)
 
 

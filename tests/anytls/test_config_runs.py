@@ -44,7 +44,7 @@ async def test_panel_files_carry_traffic(style: str, certs: Certs, tmp_path: Pat
             "client_certificate": lines(certs.other_ca),
         },
     }  # fmt: skip
-    given = {"c": written(tmp_path / "server.json", inbound), "l": "127.0.0.1:0", "allow": OWN}
+    given = {"config": written(tmp_path / "server.json", inbound), "b": "127.0.0.1:0", "allow": OWN}
     async with (
         asyncio.timeout(SOON),
         serving(echo) as there,
@@ -74,7 +74,7 @@ async def test_panel_files_carry_traffic(style: str, certs: Certs, tmp_path: Pat
                     ],
                 }},
             }  # fmt: skip
-        given = {"c": written(tmp_path / "client.json", outbound), "l": "127.0.0.1:0",
+        given = {"config": written(tmp_path / "client.json", outbound), "b": "127.0.0.1:0",
                  "ignore-fingerprint": True}  # fmt: skip
         async with (
             started(client := Client(client_options(given))),

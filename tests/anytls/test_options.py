@@ -20,7 +20,8 @@ from mtt.options.anytls import (
     tunnel_password,
 )
 from mtt.options.common import MUX, WSS
-from mtt.options.flags import defaults, parse_args, usage
+from mtt.options.flags import by_name, defaults, parse_args
+from mtt.options.usage import usage
 from mtt.trust.tls_options import ServerTls
 from mtt.users.user import User
 from mtt.wire import alpn
@@ -57,8 +58,8 @@ def test_defaults_of_the_server() -> None:
 
 
 def test_all_flags_of_the_reference_exist() -> None:
-    assert {flag.name for flag in CLIENT_FLAGS} >= {"l", "s", "p", "sni", "m", "dr"}
-    assert {flag.name for flag in SERVER_FLAGS} >= {"l", "p", "padding-scheme"}
+    assert set(by_name(CLIENT_FLAGS)) >= {"l", "s", "p", "sni", "m", "dr"}
+    assert set(by_name(SERVER_FLAGS)) >= {"l", "p", "padding-scheme"}
 
 
 @pytest.mark.parametrize("flags", [CLIENT_FLAGS, SERVER_FLAGS])
@@ -144,13 +145,13 @@ def test_loopback_proxy_causes_no_warning(listen: str, caplog: pytest.LogCapture
         ("-s anytls:/s3cret@h:1", "-s: an @"),
         ("-s anytls://s3cret@h -p other", "-s has another password"),
         ("-s h:1 -p x -password-file y", "-p and -password-file exclude"),
-        ("-s h:1 -p x -insecure -pin y", "-insecure"),
-        ("-s h:1 -p x -insecure -ca y", "-insecure"),
+        ("-s h:1 -p x -insecure -pin y", "-sv turns off"),
+        ("-s h:1 -p x -sv -ca y", "-sv turns off"),
         ("-s h:1 -p x -pin y", "-pin: "),
         ("-s h:1 -p x -cert y", "-cert needs -key"),
         ("-s h:1 -p x -tls-min 1.1", "-tls-min"),
         ("-s h:1 -p x -alpn h2,,", "-alpn"),
-        ("-s h:1 -p x -sni a..b", "-sni"),
+        ("-s h:1 -p x -sni a..b", "-n"),
         ("-s h:1 -p x -m 300", "-m: 300 is not from 0 to 256"),
         ("-s h:1 -p x -m -1", "-m: -1"),
         ("-s h:1 -p x -m 2 -dr", "-m: only meaningful with reuse"),
@@ -160,9 +161,9 @@ def test_loopback_proxy_causes_no_warning(listen: str, caplog: pytest.LogCapture
         ("-s h:1 -p x -timeout 0", "-timeout"),
         ("-s h:1 -p x -user me", "-user needs -user-password-file"),
         ("-s h:1 -p x -user-password-file me", "-user-password-file needs -user"),
-        ("-s h:1 -p x -l 1080", "-l: "),
-        ("-s h:1 -p x -ignore-fingerprint", "-ignore-fingerprint: only meaningful with -c; remove"),
-        ("-c /does/not/exist", "-c: cannot read /does/not/exist"),
+        ("-s h:1 -p x -l 1080", "-b: "),
+        ("-s h:1 -p x -ignore-fingerprint", "-ignore-fingerprint: only meaningful with -config"),
+        ("-c /does/not/exist", "-config: cannot read /does/not/exist"),
         ("-s h:1 -password-file /does/not/exist", "-password-file: cannot read"),
     ],
 )
@@ -187,7 +188,7 @@ def test_wrong_options_of_the_client(argv: str, words: str) -> None:
         ("-p x -fallback h", "-fallback: "),
         ("-p x -udp-timeout 0", "-udp-timeout"),
         ("-p x -n a..b", "-n: "),
-        ("-p x -l 1", "-l: "),
+        ("-p x -l 1", "-b: "),
         ("-p x -alpn \u00e4", "-alpn"),
         ("-p x -alpn h2,http/1.1", "-alpn: h2: the web site"),
     ],

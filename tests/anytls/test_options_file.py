@@ -185,7 +185,7 @@ def test_a_file_without_tls(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as caught:
             server("-c", config(listen), *argv)
         text = str(caught.value)
-        assert text.startswith(f"-c: {config_file}: inbounds[0].tls: missing or not enabled, and ")
+        assert text.startswith(f"-config: {config_file}: inbounds[0].tls: missing or not enabled, ")
         assert text.endswith("or -disable-tls if a proxy in front does TLS")
     given = parse_args(SERVER_FLAGS, ["-c", config("127.0.0.1")])
     with pytest.raises(UsageError, match="the socket of systemd may be reachable"):

@@ -17,11 +17,11 @@ from tests.anytls.configs import LINES, TEXT, XRAY, client
 
 def test_an_xray_outbound(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     local, pool, (one, two) = client(path, XRAY)
-    assert local == {"l": "127.0.0.1:10808", "users": (User("a", "b"),)}
+    assert local == {"b": "127.0.0.1:10808", "users": (User("a", "b"),)}
     assert pool == {"m": 2, "idle-check": 30, "idle-timeout": 45}
     assert (one["server"], one["p"]) == (Endpoint(("one.example.com",), 443), "first")
     assert (two["server"], two["p"]) == (Endpoint(("192.0.2.2",), 8443), "second")
-    assert one["sni"] == two["sni"] == "www.example.com"
+    assert one["n"] == two["n"] == "www.example.com"
     assert one["alpn"] == ("h2", "http/1.1")
     (record,) = caplog.records
     assert "routing" in record.getMessage()
@@ -57,7 +57,7 @@ def test_inline_certificates_of_xray(path: Path) -> None:
         {"certificate": LINES, "key": LINES, "keyFile": "/k"},
     ]}  # fmt: skip
     one, two = client(path, outbound).servers
-    label = f"-c: {path}: streamSettings.tlsSettings.certificates"
+    label = f"-config: {path}: streamSettings.tlsSettings.certificates"
     for each in (one, two):
         assert each["ca"] == InlinePem(f"{label}[0].certificate", TEXT)
         assert each["cert"] == InlinePem(f"{label}[1].certificate", TEXT)

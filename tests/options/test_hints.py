@@ -48,13 +48,12 @@ def error(parse: Callable[[], object]) -> str:
         ("client", "-host a", "write -n NAME"),
         ("client", "-http-proxy a:1", "write -proxy http://[USER:PASSWORD@]HOST:PORT|env"),
         ("client", "-sni=a", "write -n NAME"),
-        ("anytls-client", "-n a", "write -sni NAME"),
         ("server", "-host a", "the server accepts any name; remove it"),
         ("client", "-mode websocket", "write -wss"),
         ("client", "-mode=quic", "not supported; use -wss to pass web servers and CDNs"),
         ("client", "-insecure", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or -ca FILE "
          "instead"),
-        ("anytls-client", "-sv", f"-insecure skips verification, {SAFE}-pin sha256/BASE64 or "
+        ("anytls-client", "-noverify", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or "
          "-ca FILE instead"),
         ("server", "-insecure", "only clients verify; remove it"),
         ("client", "-disable-tls", "only servers can run without TLS; remove it"),
@@ -64,7 +63,7 @@ def error(parse: Callable[[], object]) -> str:
         ("server", "-s", "this is the server; remove it"),
         ("server", "-preconnect 1", "the client decides; remove it"),
         ("client", "-l :1", "write -b HOST:PORT"),
-        ("anytls-client", "-b :1", "write -l HOST:PORT"),
+        ("anytls-client", "-bind :1", "write -b HOST:PORT"),
         ("anytls-client", "-wss", "not supported; remove it"),
         ("mu", "-wss", "WebSocket is always on; remove it"),
         ("mu", "-wss-path /s3cret", "each user has a path, set through the controller (-c); "
@@ -87,7 +86,7 @@ def error(parse: Callable[[], object]) -> str:
         ("client", "-nodelay", "always on; remove it"),
         ("client", "-fwmark 1", "not supported; the system's routing decides"),
         ("server", "-cpu 4", "write -workers N"),
-        ("anytls-client", "-config f", "write -c FILE"),
+        ("anytls-client", "-conf f", "write -config FILE"),
         ("mu", "-dst a:1", "each user has a destination, set through the controller (-c); remove "
          "it"),
         ("mu", "-controller a:1", "write -c HOST:PORT"),
@@ -99,7 +98,8 @@ def error(parse: Callable[[], object]) -> str:
         ("anyproxy", "-conf f", "write -config FILE"),
         ("anyproxy", "-configs f", "did you mean -config?"),
         ("client", "-SV", "did you mean -s?"),
-        ("anytls-client", "-Insecure", "-h lists all options"),
+        ("anytls-client", "-Insecure", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or "
+         "-ca FILE instead"),
         ("client", "-c x", "-h lists all options"),  # and not -ca, as for any two letters
         ("client", "-z", "-h lists all options"),
     ],
@@ -173,7 +173,7 @@ def test_no_suggestion_weakens_security(command: str) -> None:
 
 def test_weakening_options_are_marked() -> None:
     marked = {flag.name for flags in COMMANDS.values() for flag in flags if flag.weakens}
-    assert marked == {"sv", "insecure", "disable-tls", "ignore-fingerprint", "allow"}
+    assert marked == {"sv", "disable-tls", "ignore-fingerprint", "allow"}
 
 
 def test_hints_name_options_that_exist() -> None:

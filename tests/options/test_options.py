@@ -9,7 +9,7 @@ import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.options.flags import defaults, parse_args, usage
+from mtt.options.flags import defaults, parse_args
 from mtt.options.tunnel import (
     CLIENT_FLAGS,
     SERVER_FLAGS,
@@ -18,6 +18,7 @@ from mtt.options.tunnel import (
     client_options,
     server_options,
 )
+from mtt.options.usage import usage
 from mtt.trust.tls_options import ClientTls, ServerTls
 
 CLIENT = {"-b": "127.0.0.1:1080", "-s": "example.com:443"}

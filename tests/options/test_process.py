@@ -4,7 +4,7 @@ import pytest
 
 from mtt.errors import UsageError
 from mtt.options import process
-from mtt.options.flags import parse_args, usage
+from mtt.options.flags import parse_args
 from mtt.options.process import (
     PROCESS_FLAGS,
     ProcessOptions,
@@ -12,6 +12,7 @@ from mtt.options.process import (
     process_options,
     workers,
 )
+from mtt.options.usage import usage
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,15 @@ class Pair:
 
     def server(self, *options: str | Path, port: int = 0) -> tuple[Process, int]:
         server = self._processes.command(
-            "anytls-server", "-l", f"127.0.0.1:{port}", "-password-file", self.password,
+            "anytls-server", "-b", f"127.0.0.1:{port}", "-password-file", self.password,
             "-cert", self._certs.cert, "-key", self._certs.key, *OWN, *options,
         )  # fmt: skip
         return server, listening(server)[1]
 
     def client(self, server: int, *options: str | Path) -> tuple[Process, int]:
         client = self._processes.command(
-            "anytls-client", "-l", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
-            "-password-file", self.password, "-sni", self._certs.name, "-ca", self._certs.ca,
+            "anytls-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server}",
+            "-password-file", self.password, "-n", self._certs.name, "-ca", self._certs.ca,
             *options,
         )  # fmt: skip
         return client, listening(client)[1]

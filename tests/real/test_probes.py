@@ -215,7 +215,7 @@ def start_all(processes: Processes, *options: str) -> dict[str, int]:
             *options, cwd=ROOT,
         ),
         "anytls-server": processes.command(
-            "anytls-server", "-l", "127.0.0.1:0", "-p", "password", *options
+            "anytls-server", "-b", "127.0.0.1:0", "-p", "password", *options
         ),
     }  # fmt: skip
     return {name: listening(server)[1] for name, server in started.items()}

@@ -171,6 +171,8 @@ def command(name: str) -> tuple[str, ...]:
     package, _, end = name.partition("-")
     if package in ("anytls", "anyproxy"):
         return sys.executable, "-m", f"{package}.{end}_command"
+    if name == "mtt-mu-server":
+        return sys.executable, "-m", "mtt_mu_server"
     return sys.executable, str(ROOT / f"{name.replace('-', '_')}.py")
 
 

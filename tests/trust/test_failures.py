@@ -70,7 +70,7 @@ def test_advice_for_wrong_names(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of(certs.cert, certs.key), "other.name")
     assert str(found["client"]).startswith("certificate not accepted: Hostname mismatch, ")
     assert str(found["client"]).endswith(
-        "'other.name'; set -n (anytls-client: -sni, anyproxy-client: server_name) to a name in the "
+        "'other.name'; set -n (anyproxy-client: server_name) to a name in the "
         "certificate"
     )
 

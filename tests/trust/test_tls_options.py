@@ -35,7 +35,7 @@ def test_options_of_both_ends() -> None:
     [
         ("-cert-dir d -cert c -key k", "-cert-dir is for a self-signed certificate; drop it"),
         ("-client-ca ca -disable-tls", "-client-ca needs TLS, which -disable-tls turns off"),
-        ("-tls-min 1.1", "-tls-min: '1.1' is not 1.2 or 1.3"),
+        ("-tls-min 1.1", "-tls-min: '1.1' is not one of 1.2, 1.3"),
     ],
 )
 def test_invalid_server_options(argv: str, reason: str) -> None:
@@ -50,7 +50,7 @@ def test_invalid_server_options(argv: str, reason: str) -> None:
     [
         ("-cert c", "-cert needs -key; give both, or neither to go without"),
         ("-key k", "-key needs -cert;"),
-        ("-tls-min TLS1.3", "-tls-min: 'TLS1.3' is not 1.2 or 1.3"),
+        ("-tls-min TLS1.3", "-tls-min: 'TLS1.3' is not one of 1.2, 1.3"),
     ],
 )
 def test_invalid_client_options(argv: str, reason: str) -> None:

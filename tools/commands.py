@@ -1,0 +1,18 @@
+"""All commands, for the tools that describe them."""
+
+from __future__ import annotations
+
+import mtt_client
+import mtt_server
+from anyproxy import client_command as agent
+from anyproxy import gateway_command as gateway
+from anytls import client_command as anytls_client
+from anytls import server_command as anytls_server
+from mtt_mu_server import __main__ as multi_user
+
+COMMANDS = {
+    module.COMMAND.name: module.COMMAND
+    for module in (
+        mtt_client, mtt_server, multi_user, anytls_client, anytls_server, agent, gateway,
+    )
+}  # fmt: skip
