@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anyproxy.forwarded import ForwardedPort, Means
 from anyproxy.options import TCP
-from mtt.address import Endpoint, peer_name
+from mtt.address import Endpoint, ip_end, peer_name
 from mtt.errors import DestinationError, describe
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked
@@ -40,7 +40,7 @@ class TcpPort(ForwardedPort):
         return Parked(self._accepted)
 
     def _accepted(self, near: StreamTransport) -> None:
-        user = _address(near, "peername")
+        user = ip_end(near, "peername")
         if user is None or not self._allows(user[0]):
             near.abort()
         else:
@@ -54,15 +54,10 @@ class TcpPort(ForwardedPort):
             near.abort()
             return
         if wanted.proxy_protocol:
-            own = _address(near, "sockname")
+            own = ip_end(near, "sockname")
             far.write(proxy_protocol.encode(wanted.proxy_protocol, user, own))
         self._users += 1
         self._means.tunnels.relay(near, far, on_done=self._user_left)
 
     def _user_left(self, _: Relay) -> None:
         self._users -= 1
-
-
-def _address(transport: StreamTransport, name: str) -> tuple[str, int] | None:
-    address = transport.get_extra_info(name)
-    return (address[0].partition("%")[0], address[1]) if isinstance(address, tuple) else None

@@ -93,6 +93,10 @@ SERVER_FLAGS = (
     *tls.SERVER_TLS_FLAGS,
     _ALPN,
     common.FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
+    common.FALLBACK_PROXY_PROTOCOL,
+    common.TRUSTED_PROXIES._replace(
+        help="Addresses of proxies in front that name the user's address by the PROXY protocol. "
+        "What they say is believed, so list no others."),
     Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
          "and other special addresses are denied by default. The most specific rule decides.",
          "CIDR[:PORTS]", repeatable=True, weakens=True, group=Group.ACCESS),

@@ -65,16 +65,23 @@ def bracketed(host: str) -> str:
 
 
 def host_port(host: str, port: int) -> str:
-    """`host:port` for logs, with IPv4-mapped addresses shown as IPv4."""
-    return f"{bracketed(unmapped(host))}:{port}"
+    """`host:port` for logs, with IPv4-mapped addresses shown as IPv4; without port 0."""
+    host = unmapped(host)
+    return f"{bracketed(host)}:{port}" if port else host
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
     """The peer of `transport`, for logs."""
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
-        return host_port(peer[0], peer[1])
+        return host_port(peer[0], peer[1])  # a proxy in front may know the address alone
     return "local socket"  # unix sockets of clients have no name
+
+
+def ip_end(transport: asyncio.BaseTransport, name: str) -> tuple[str, int] | None:
+    """IP literal, without a zone, and port of "peername" or "sockname"; None of a unix socket."""
+    address = transport.get_extra_info(name)
+    return (address[0].partition("%")[0], address[1]) if isinstance(address, tuple) else None
 
 
 def _shown(text: str) -> str:

@@ -93,6 +93,9 @@ class ServerKeywords(CommonKeywords, total=False):
     client_ca: FilePath | None
     disable_tls: bool
     fallback: str | None
+    proxy_protocol: str | None
+    fallback_proxy_protocol: str | None
+    trusted_proxies: str | None
     padding_scheme: FilePath | None
 
 

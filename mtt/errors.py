@@ -24,6 +24,7 @@ class Cause(enum.StrEnum):
     PLAINTEXT_HTTP = "plaintext_http"  # HTTP on a port that expects TLS
     CERTIFICATE = "certificate"  # either side's certificate rejected or missing
     TLS = "tls"  # any other TLS failure
+    PROXY_HEADER = "proxy_header"  # a trusted proxy's PROXY header is invalid or missing
     HTTP = "http"  # invalid HTTP, or a request that is not for a WebSocket
     PATH = "path"  # an unknown path, or one without a destination at the moment
     PASSWORD = "password"  # no user's password

@@ -36,10 +36,12 @@ class Owner(Protocol):
     def route(self, request: Request) -> Endpoint | Reply:
         """Return the destination of a WebSocket request, or the reply that refuses it."""
 
-    async def connect(self, destination: Endpoint) -> StreamTransport:
-        """Connect to a destination. Returns a parked connection."""
+    async def connect(self, destination: Endpoint, stream: StreamTransport) -> StreamTransport:
+        """Connect to the destination of `stream`. Returns a parked connection."""
 
-    def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
+    def connect_at_once(
+        self, destination: Endpoint, stream: StreamTransport
+    ) -> StreamTransport | None:
         """Like `connect`, without waiting; None if that is impossible."""
 
 
@@ -99,12 +101,10 @@ def _connections(options: ClientOptions, connector: Connector, counters: Counter
 
 
 def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
-    from mtt.layers.smux import SmuxSession
-    from mtt.outbound.session_pool import SessionPool
+    from mtt.outbound.smux_pool import SessionPool
 
     return SessionPool(
         connector.attach,
-        SmuxSession,
         options.mux_max_stream,
         warm=options.mux_warm,
         idle_time=options.mux_idle,
@@ -148,8 +148,8 @@ def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint,
         # The client's requested destination is ignored: this is a tunnel.
         owner.open_tunnels.carry(
             stream,
-            lambda: report_outcome(stream, owner.connect(destination)),
-            lambda: report_reached(stream, owner.connect_at_once(destination)),
+            lambda: report_outcome(stream, owner.connect(destination, stream)),
+            lambda: report_reached(stream, owner.connect_at_once(destination, stream)),
         )
 
     return AnyTlsReader(

@@ -37,6 +37,7 @@ FLAGS = (
          group=Group.OBSERVE),
     *tls.SERVER_TLS_FLAGS,
     common.FALLBACK,
+    *common.USER_ADDRESS_FLAGS,
     common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,

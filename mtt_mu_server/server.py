@@ -12,7 +12,6 @@ from mtt.address import parse_endpoint
 from mtt.errors import NetworkError
 from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
-from mtt.layers.parked import Parked
 from mtt.modes import describe_mode
 from mtt.net.resolve import Resolver, use_threads
 from mtt.tunnels.rate_limit import RateLimiter
@@ -154,7 +153,7 @@ class MultiUserServer(ServerService):
                 stream.abort()
                 return
             try:
-                far = await self._dialer.connect(parse_endpoint("dst", user.dst), Parked)
+                far = await self.connect(parse_endpoint("dst", user.dst), stream)
             except NetworkError as error:
                 self._events.dial_failures += 1
                 self.counters.dial_failures += 1

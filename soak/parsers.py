@@ -12,7 +12,8 @@ from mtt.options.common import reachable
 from mtt.options.flags import parse_args
 from mtt.options.proxy import given_proxy, with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
-from mtt.wire import dns, http1, smux, upgrade, websocket
+from mtt.wire import dns, http1, proxy_protocol, smux, upgrade, websocket
+from mtt.wire.forwarded import forwarded_for
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.httpproxy import connect_request
 from mtt.wire.servemux import ServeMux
@@ -138,6 +139,20 @@ def _proxy_answer(data: bytes) -> None:
         buffer.final_response()
 
 
+def _proxy_header(data: bytes) -> None:
+    header = proxy_protocol.parse(data)
+    if header is not None:
+        assert header.size <= len(data)
+        for version in proxy_protocol.VERSIONS:  # whatever is read can be sent on
+            proxy_protocol.encode(version, header.source, header.destination)
+
+
+def _forwarded(data: bytes) -> None:
+    for name in ("x-forwarded-for", "forwarded"):
+        for address in forwarded_for([(name, text(data))]):
+            proxy_protocol.encode(proxy_protocol.V2, address, ("192.0.2.1", 443))
+
+
 def _command(data: bytes) -> None:
     steps: Iterator[None] = api.parse(data)
     for _ in steps:
@@ -195,6 +210,22 @@ PARSERS: dict[str, Parser] = {
         _proxy_answer,
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nVia: 1.1 proxy\r\n\r\n",),
         (MttError,),
+    ),
+    "PROXY header": Parser(
+        _proxy_header,
+        (
+            proxy_protocol.encode("v1", ("2001:db8::7", 4711), ("2001:db8::1", 443)),
+            proxy_protocol.encode("v2", ("192.0.2.7", 4711), ("192.0.2.1", 443)),
+        ),
+        (proxy_protocol.HeaderError,),
+    ),
+    "forwarded addresses": Parser(
+        _forwarded,
+        (
+            b"203.0.113.7, [2001:db8::7]:4711,unknown",
+            b'for="[2001:db8::7]:4711";proto=https, for=_hidden;by=192.0.2.1',
+        ),
+        (),
     ),
     "controller's command": Parser(
         _command,

@@ -23,6 +23,7 @@ DEADLINES = [
     ("mtt.layers.tls", "HANDSHAKE_TIME", 10, 10),
     ("mtt.layers.anytls_heads", "PREAMBLE_TIME", 10, 10),
     ("mtt.layers.anytls_heads", "DESTINATION_TIME", 10, 10),
+    ("mtt.inbound.proxy_header", "HEADER_TIME", 10, 10),
     ("mtt.http.limits", "VISITORS.head", 10, 60),
     ("mtt.http.limits", "VISITORS.keepalive", 60, 75),
     ("mtt.http.limits", "VISITORS.body", 60, 60),
@@ -65,7 +66,7 @@ DEADLINES = [
     ("mtt.layers.anyproxy", "STALL_LIMIT", 8, 8),
     ("mtt.outbound.go_datagrams", "IDLE_TIME", 120, 120),
     # Idle sessions.
-    ("mtt.outbound.session_pool", "IDLE_TIME", 30, 30),
+    ("mtt.outbound.smux_pool", "IDLE_TIME", 30, 30),
     ("mtt.proxy.association", "IDLE_TIME", 300, 300),
 ]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mtt.address import peer_name
 from mtt.errors import Cause, PeerError
@@ -23,6 +23,9 @@ from mtt.layers.tls import TlsLayer
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.admission import Pending
 from mtt.observe.metrics import Counters
+
+if TYPE_CHECKING:
+    from mtt.options.trusted_proxies import TrustedProxies
 
 Target = TypeVar("Target")  # what a connection is for: a user, or a destination
 Session = TypeVar("Session", bound=MuxSession[Any])
@@ -43,11 +46,13 @@ class HeadReader(Generic[Target, Session]):
     Attributes:
         front: the front that it reads for; set by the front.
         site: the web server that the port imitates, if any.
+        reads_http: whether HTTP proxies in front can name the user in a request.
         counts_sessions: whether a session counts as a connection besides its open streams.
     """
 
     front: Frontend[Target, Session]
     site: Site | None = None
+    reads_http = False
     counts_sessions: bool
 
     def read(self, transport: StreamTransport) -> None:
@@ -65,6 +70,7 @@ class Frontend(Generic[Target, Session]):
         context: returns the TLS context of a new connection; None for no TLS.
         fallback: relays the stream, parked, of every connection that is not for the tunnel to a web
             site. Without it, such clients find a web server without pages.
+        proxies: the proxies in front that name their users' addresses.
         on_session: called with the target of every session when it begins, and again when it is
             over (`session.lost`).
 
@@ -79,6 +85,7 @@ class Frontend(Generic[Target, Session]):
         counters: Counters,
         context: Callable[[], ssl.SSLContext] | None,
         fallback: Callable[[StreamTransport], None] | None = None,
+        proxies: TrustedProxies | None = None,
         on_session: Callable[[Target, Session], None] | None = None,
     ) -> None:
         reader.front = self
@@ -86,6 +93,7 @@ class Frontend(Generic[Target, Session]):
         self.counters = counters
         self.context = context
         self.fallback = fallback
+        self.proxies = proxies
         self._on_session = on_session
         self.handshakes = Pending(on_cut=self._count_cut)
         self._failures = Throttle(FAILURE_BURST)
@@ -105,6 +113,21 @@ class Frontend(Generic[Target, Session]):
 
     def accept(self) -> StreamProtocol:
         """Returns the protocol of a new connection (a protocol factory of asyncio)."""
+        return self._accept() if self.proxies is None else self._expect_header(self.proxies)
+
+    def _expect_header(self, proxies: TrustedProxies) -> StreamProtocol:
+        from mtt.inbound.proxy_header import ProxyHeaderReader
+
+        return ProxyHeaderReader(
+            proxies,
+            self._accept,
+            is_required=not self._reader.reads_http,
+            on_wait=self.handshakes.add,
+            on_failure=self.give_up,
+            on_end=self.handshakes.discard,
+        )
+
+    def _accept(self) -> StreamProtocol:
         parked = Parked(self._reader.read)
         if self.context is None:
             return parked

@@ -55,11 +55,17 @@ class WebSite:
         upper, done = Parked(front.fallback), front.handshakes.discard
         Visit(upper, inspector, on_tunnel, on_refused, on_settled=done).start(transport)
 
-    def log_answer(self, transport: StreamTransport, visitor: str, reply: Reply) -> None:
-        """Count and log the reply to a visitor, without a fallback site."""
+    def log_answer(
+        self, transport: StreamTransport, visitor: str, reply: Reply, address: str = ""
+    ) -> None:
+        """Count and log the reply to a visitor, without a fallback site.
+
+        `address`: the visitor's, if it is not the connection's.
+        """
         self._reader.front.counters.handshake_failures[Cause.PATH] += 1
         # Without the path, which may be a mistyped secret.
-        logger.debug("%s: %s, answered %d", peer_name(transport), visitor, reply.status)
+        name = address or peer_name(transport)
+        logger.debug("%s: %s, answered %d", name, visitor, reply.status)
 
     def _serve_plain(self, transport: StreamTransport, received: bytes) -> None:
         front = self._reader.front

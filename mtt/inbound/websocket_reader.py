@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from mtt.address import peer_name
+from mtt.address import host_port, peer_name
 from mtt.http.fallback import SITE_TIME
 from mtt.http.inspector import RequestInspector
 from mtt.http.server import HttpServer
@@ -40,6 +40,7 @@ class WebSocketReader(TunnelReader[Target]):
     """
 
     site: WebSite
+    reads_http = True
 
     def __init__(
         self,
@@ -111,12 +112,27 @@ class _RequestReader(Generic[Target]):
             self._target = found
             return None
         if self._reader.front.fallback is None:
-            self._reader.site.log_answer(self._transport, "no tunnel", found)
+            user = self._user(request)
+            address = host_port(*user) if user is not None else ""
+            self._reader.site.log_answer(self._transport, "no tunnel", found, address)
         return found
 
-    def _upgraded(self, transport: StreamTransport, _: Request, upgrade: Upgrade) -> None:
+    def _upgraded(
+        self, transport: StreamTransport, request: Request, upgrade: Upgrade
+    ) -> None:
+        user = self._user(request)
+        if user is not None:
+            # Only now, because a proxy may have sent requests of other users before.
+            transport.bottom.set_peer(user)
         # The route is not asked again: its answer may have changed.
         self._reader.upgraded(transport, self._target, upgrade)
+
+    def _user(self, request: Request) -> tuple[str, int] | None:
+        """The address that trusted proxies name in the request."""
+        proxies = self._reader.front.proxies
+        if proxies is None:
+            return None
+        return proxies.user(self._transport.get_extra_info("peername"), request.headers)
 
     def _is_tunnel(self, request: Request, early: bool) -> bool:
         try:

@@ -188,6 +188,14 @@ class StreamTransport(asyncio.Transport):
         """Whether the last `ping` has been answered."""
         return False
 
+    def set_peer(self, peer: tuple[str, int], own: tuple[str, int] | None = None) -> None:
+        """Set the addresses of a connection whose user is behind a proxy; for the socket only.
+
+        Args:
+            peer: the user's IP literal and port, 0 if unknown: from now on "peername".
+            own: the address that the user connected to, if known: from now on "sockname".
+        """
+
     def set_peer_is_ours(self) -> None:
         """Note that the peer runs this program, which always announces its end."""
 

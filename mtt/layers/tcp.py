@@ -40,9 +40,9 @@ class SocketTransport(StreamTransport):
     """
 
     __slots__ = (
-        "_closing", "_draining", "_fd", "_loop", "_lost", "_paused", "_peer", "_pieces", "_poller",
-        "_read_eof", "_read_sizer", "_send_error", "_sock", "_waiting", "_watched", "_write_eof",
-        "_written",
+        "_closing", "_draining", "_fd", "_loop", "_lost", "_own", "_paused", "_peer", "_pieces",
+        "_poller", "_read_eof", "_read_sizer", "_send_error", "_sock", "_waiting", "_watched",
+        "_write_eof", "_written",
     )  # fmt: skip
 
     borrows = True
@@ -55,6 +55,7 @@ class SocketTransport(StreamTransport):
         self._fd = sock.fileno()
         self._read_sizer = ReadSizer()
         self._peer = peer
+        self._own: tuple[str, int] | None = None  # the socket's, unless `set_peer` was called
         self.upper = protocol
         self._written = 0  # bytes
         # What the kernel could not take, rarely more than a few; an empty deque takes 600 bytes.
@@ -366,5 +367,10 @@ class SocketTransport(StreamTransport):
             if name == "peername":
                 return self._peer if self._peer is not None else self._sock.getpeername()
             if name == "sockname":
-                return self._sock.getsockname()
+                return self._own if self._own is not None else self._sock.getsockname()
         return default
+
+    def set_peer(self, peer: tuple[str, int], own: tuple[str, int] | None = None) -> None:
+        self._peer = peer
+        if own is not None:
+            self._own = own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtt.address import Endpoint, is_ip, parse_endpoint
 from mtt.errors import UsageError
@@ -13,9 +13,13 @@ from mtt.options.flags import Flag, Group, Values, defaults, parse_duration, quo
 from mtt.options.process import part_of
 from mtt.wire.addresses import unbracketed
 
+if TYPE_CHECKING:
+    from mtt.options.trusted_proxies import TrustedProxies
+
 DEFAULT_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
 LOOPBACK = "127.0.0.1"
+PROXY_VERSIONS = ("v1", "v2")  # of the PROXY protocol
 UNIX_PREFIX = "unix:"
 
 # RFC 1035, 2.3.4: 63 octets per label, 253 characters in text form. Underscores are not valid in
@@ -33,6 +37,17 @@ WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
                 DEFAULT_PATH, secret=True, may_be_empty=True, group=Group.MODE)
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requests that are not "
                 "for the tunnel.", "HOST:PORT", group=Group.MODE)
+PROXY_PROTOCOL = Flag("proxy-protocol", "str", "Tell the destination the user's address, in a "
+                      "header of the PROXY protocol before each connection's data.", "v1|v2",
+                      choices=PROXY_VERSIONS, group=Group.USER)
+FALLBACK_PROXY_PROTOCOL = Flag("fallback-proxy-protocol", "str", "The same for the web site of "
+                               "-fallback.", "v1|v2", choices=PROXY_VERSIONS, group=Group.USER)
+TRUSTED_PROXIES = Flag("trusted-proxies", "str", "Addresses of proxies in front that name the "
+                       "user's address: by the PROXY protocol, or with -wss by X-Forwarded-For or "
+                       "Forwarded. Their users' claims are believed, so list no others. unix "
+                       "stands for the clients of -bind-unix.", "CIDR,...", group=Group.USER)
+# Of servers that connect to fixed destinations.
+USER_ADDRESS_FLAGS = (PROXY_PROTOCOL, FALLBACK_PROXY_PROTOCOL, TRUSTED_PROXIES)
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.", group=Group.MODE)
 MAX_CONNS = Flag("max-conns", "int", "Maximum concurrent connections, multiplexed streams "
                  "included; 0 means unlimited.", "N", "0", group=Group.LIMITS)
@@ -106,10 +121,16 @@ class ServiceOptions:
     fallback: Endpoint | None = None  # of servers: a web site
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
+    # Of servers: versions of the PROXY protocol, or empty; and the proxies in front.
+    proxy_protocol: str = ""
+    fallback_proxy_protocol: str = ""
+    trusted_proxies: TrustedProxies | None = None
 
 
 def service_values(values: Values) -> dict[str, Any]:
     """The fields of ServiceOptions that every service reads alike. Raises UsageError."""
+    if "fallback" in values:
+        only_with("fallback", values, (FALLBACK_PROXY_PROTOCOL,))
     metrics, metrics_unix = metrics_address(values) if "metrics" in values else (None, "")
     site = values.get("fallback")
     return {
@@ -119,7 +140,18 @@ def service_values(values: Values) -> dict[str, Any]:
         "fallback": reachable("-fallback", site) if site else None,
         "metrics": metrics,
         "metrics_unix": metrics_unix,
+        "proxy_protocol": values.get("proxy-protocol", ""),
+        "fallback_proxy_protocol": values.get("fallback-proxy-protocol", ""),
+        "trusted_proxies": _trusted_proxies(values.get("trusted-proxies", "")),
     }
+
+
+def _trusted_proxies(text: str) -> TrustedProxies | None:
+    if not text:
+        return None
+    from mtt.options.trusted_proxies import parse_trusted_proxies  # plugins must start fast
+
+    return parse_trusted_proxies("-trusted-proxies", text)
 
 
 def bind_address(values: Values) -> tuple[Endpoint | None, str]:

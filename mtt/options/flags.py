@@ -59,6 +59,7 @@ class Group(Enum):
     CONFIGURATION = "Configuration file"
     ADDRESSES = "Addresses"
     MODE = "Between client and server"
+    USER = "The user's address"
     REUSE = "Connections shared or ready in advance"
     TRUST = "Certificates and trust"
     ACCESS = "Users and access"

@@ -91,6 +91,7 @@ SERVER_FLAGS = (
     common.WSS,
     common.WSS_PATH,
     common.FALLBACK._replace(help=common.FALLBACK.help + " Needs -wss or -anytls."),
+    *common.USER_ADDRESS_FLAGS,
     common.MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
     *anytls.TUNNEL_SERVER_FLAGS,
     common.TIMEOUT,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from mtt.address import Endpoint
+from mtt.address import Endpoint, ip_end
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
@@ -56,6 +56,9 @@ class ServerService(Service):
         if self._tls is not None:
             self.certificates: tuple[TlsFiles, ...] = (self._tls,)
         self._fallback = options.fallback
+        self._proxies = options.trusted_proxies
+        self._header = options.proxy_protocol
+        self._fallback_header = options.fallback_proxy_protocol
         self._on_session = on_session
         self._dialer = Dialer(resolver, timeout=DESTINATION_TIME)
 
@@ -76,6 +79,7 @@ class ServerService(Service):
             counters=self.counters,
             context=self._tls.context if self._tls is not None else None,
             fallback=self._visit if self._fallback is not None else None,
+            proxies=self._proxies,
             on_session=self._on_session,
         )
 
@@ -114,18 +118,51 @@ class ServerService(Service):
     def _visit(self, stream: StreamTransport) -> None:
         """Relay a connection that is not for a tunnel to the fallback site."""
         assert self._fallback is not None
-        self.relay(stream, self._fallback)
+        self._relay(stream, self._fallback, self._fallback_header)
 
     def relay(self, stream: StreamTransport, destination: Endpoint) -> None:
         """Relay a parked stream to its destination."""
+        self._relay(stream, destination, self._header)
+
+    def _relay(self, stream: StreamTransport, destination: Endpoint, header: str) -> None:
         self.open_tunnels.carry(
-            stream, partial(self.connect, destination), partial(self.connect_at_once, destination)
+            stream,
+            partial(self._connect, destination, stream, header),
+            partial(self._connect_at_once, destination, stream, header),
         )
 
-    async def connect(self, destination: Endpoint) -> StreamTransport:
-        """Connect to a destination. Returns a parked connection."""
-        return await self._dialer.connect(destination, Parked)
+    async def connect(self, destination: Endpoint, stream: StreamTransport) -> StreamTransport:
+        """Connect to the destination of `stream`. Returns a parked connection."""
+        return await self._connect(destination, stream, self._header)
 
-    def connect_at_once(self, destination: Endpoint) -> StreamTransport | None:
+    def connect_at_once(
+        self, destination: Endpoint, stream: StreamTransport
+    ) -> StreamTransport | None:
         """Like `connect`, without waiting; None if that is impossible."""
-        return self._dialer.connect_at_once(destination, Parked)
+        return self._connect_at_once(destination, stream, self._header)
+
+    async def _connect(
+        self, destination: Endpoint, stream: StreamTransport, header: str
+    ) -> StreamTransport:
+        far = await self._dialer.connect(destination, Parked)
+        if header:
+            _name_user(far, stream, header)
+        return far
+
+    def _connect_at_once(
+        self, destination: Endpoint, stream: StreamTransport, header: str
+    ) -> StreamTransport | None:
+        far = self._dialer.connect_at_once(destination, Parked)
+        if header and far is not None:
+            _name_user(far, stream, header)
+        return far
+
+
+def _name_user(far: StreamTransport, stream: StreamTransport, version: str) -> None:
+    """Send `far` the PROXY header of this version, with the addresses of `stream`."""
+    from mtt.wire import proxy_protocol
+
+    user, own = ip_end(stream, "peername"), ip_end(stream, "sockname")
+    if user is not None and own is None:  # known from HTTP headers on a unix socket
+        own = ("0.0.0.0", 0)
+    far.write(proxy_protocol.encode(version, user, own))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
+import subprocess
 from pathlib import Path
 
 from tests.support.processes import Process, Processes
-from tests.support.programs import require_program
+from tests.support.programs import missing, require_program
 
 _MAIN = """
 {modules}
@@ -50,3 +52,15 @@ def start_nginx(
     process = processes.start(nginx, "-p", directory, "-e", "stderr", "-c", path)
     process.expect("start worker process ")
     return process
+
+
+def stream_module(nginx: str) -> str:
+    """The directive that loads the stream module, if nginx has it as a separate file."""
+    built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr
+    if "--with-stream " in built:
+        return ""
+    directory = re.search(r"--modules-path=(\S+)", built)
+    module = Path(directory[1] if directory else "modules", "ngx_stream_module.so")
+    if not module.exists():
+        missing("nginx is installed without its stream module")
+    return f"load_module {module};"

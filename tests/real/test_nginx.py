@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,11 +11,11 @@ import pytest
 
 from tests.real.checks import CHECKS, Route, half_close
 from tests.real.destinations import PAGE, Site
-from tests.real.nginx import start_nginx
+from tests.real.nginx import start_nginx, stream_module
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, free_port, run
-from tests.support.programs import missing, require_program
+from tests.support.programs import require_program
 
 # As docs/nginx.md tells users to configure it, apart from the temporary directories. Without
 # "keepalive" nginx would use HTTP/1.1 connections to mtt-server once each.
@@ -95,24 +94,12 @@ class Setup:
             self._processes,
             self._directory,
             config,
-            modules=_stream_module(require_program("nginx")) if config != WEBSOCKET else "",
+            modules=stream_module(require_program("nginx")) if config != WEBSOCKET else "",
             certs=self._certs,
             port=self.port,
             server_port=server_port,
         )
         return server
-
-
-def _stream_module(nginx: str) -> str:
-    """The directive that loads the stream module, if nginx has it as a separate file."""
-    built = subprocess.run([nginx, "-V"], capture_output=True, text=True, check=True).stderr
-    if "--with-stream " in built:
-        return ""
-    directory = re.search(r"--modules-path=(\S+)", built)
-    module = Path(directory[1] if directory else "modules", "ngx_stream_module.so")
-    if not module.exists():
-        missing("nginx is installed without its stream module")
-    return f"load_module {module};"
 
 
 @pytest.fixture
