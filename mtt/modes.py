@@ -101,10 +101,12 @@ def _connections(options: ClientOptions, connector: Connector, counters: Counter
 
 
 def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
-    from mtt.outbound.smux_pool import SessionPool
+    from mtt.layers.smux import SmuxSession
+    from mtt.outbound.session_pool import SessionPool
 
     return SessionPool(
         connector.attach,
+        SmuxSession,
         options.mux_max_stream,
         warm=options.mux_warm,
         idle_time=options.mux_idle,

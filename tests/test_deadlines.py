@@ -66,7 +66,7 @@ DEADLINES = [
     ("mtt.layers.anyproxy", "STALL_LIMIT", 8, 8),
     ("mtt.outbound.go_datagrams", "IDLE_TIME", 120, 120),
     # Idle sessions.
-    ("mtt.outbound.smux_pool", "IDLE_TIME", 30, 30),
+    ("mtt.outbound.session_pool", "IDLE_TIME", 30, 30),
     ("mtt.proxy.association", "IDLE_TIME", 300, 300),
 ]
 

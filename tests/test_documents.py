@@ -266,9 +266,9 @@ def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
     [
         ("mtt.layers.tcp", "HIGH_WATER", "| socket, "),
         ("mtt.layers.tcp", "LOW_WATER", "| socket, "),
-        ("mtt.layers.smux", "RECEIVE_BUDGET", "| smux session "),
-        ("mtt.layers.smux", "OWN_BUDGET", "| smux session "),
-        ("mtt.layers.smux", "STOP_AT", "| smux session "),
+        ("mtt.layers.mux_tunnel", "RECEIVE_BUDGET", "| session of the tunnel "),
+        ("mtt.layers.mux_tunnel", "OWN_BUDGET", "| session of the tunnel "),
+        ("mtt.layers.mux_tunnel", "STOP_AT", "| session of the tunnel "),
         ("mtt.layers.anytls", "RECEIVE_BUDGET", "| AnyTLS session "),
         ("mtt.layers.mux", "UNSENT_LIMIT", "| multiplexed connection, "),
         ("mtt.layers.tls", "ANSWERS_LIMIT", "| answers "),

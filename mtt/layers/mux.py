@@ -43,8 +43,6 @@ UNSENT_LIMIT = 128 * 1024
 ANSWERS_LIMIT = 256 * 1024
 # Data read within this time of a ping, seconds, may have been sent before it.
 OLD_READ_TIME = 1.0
-# Stream ids have 32 bits and are not reused.
-_LAST_ID = 0xFFFFFFFF
 
 Stream = TypeVar("Stream", bound=MuxStream)
 
@@ -73,6 +71,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     borrows = True
     name: ClassVar[str]  # for error messages
     psh: ClassVar[int]  # the command of a frame with a stream's data
+    last_id: ClassVar[int] = 0xFFFFFFFF  # of streams that we open: ids are not reused
 
     lower: StreamTransport
     bottom: StreamTransport  # the socket
@@ -163,7 +162,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
     @property
     def exhausted(self) -> bool:
         """Whether all stream ids have been used."""
-        return self._next_id > _LAST_ID
+        return self._next_id > self.last_id
 
     @property
     def is_stalled(self) -> bool:

@@ -1,32 +1,20 @@
-"""smux as a layer: many streams on one connection, each a transport of its own. See `mux`.
+"""smux as a layer: many streams on one connection, each a transport of its own.
 
-Theory of operation, as far as it is specific to smux
------------------------------------------------------
-In a tunnel only the client opens streams. Between gateway and agent both sides do: the ids of one
-are odd, those of the other even.
+See `mux_tunnel`. In a tunnel only the client opens streams. Between gateway and agent both sides
+do: the ids of one are odd, those of the other even.
 
-Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
-when the queue is empty. The message is a NOP with the stream's id, known only to our own ends. smux
-has no flow-control window; for other peers, and for data already on its way, the session's budget
-is the limit.
-
-Closing: the layer below knows whether the peer is ours (`half_closes`). A Go peer answers FIN with
-FIN, and ignores an empty PSH. A stream counts against the peer's limit of streams until the peer
-has sent FIN, too.
+The message that stops a stream's sender is a NOP with the stream's id. A Go peer answers FIN with
+FIN, and ignores an empty PSH, which resets a stream of our own ends.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import PeerError
 from mtt.layers.base import Data, StreamProtocol
-from mtt.layers.keepalive import Keepalive
-from mtt.layers.mux import MuxSession
-from mtt.layers.mux_stream import MuxStream, StreamAdmission
-from mtt.layers.reads import READ_SIZE
+from mtt.layers.mux_tunnel import MAX_STREAMS, TunnelSession, TunnelStream
 from mtt.wire.foreign import agent_advice, tunnel_advice
 from mtt.wire.smux import (
     FIN,
@@ -36,100 +24,39 @@ from mtt.wire.smux import (
     PSH,
     SYN,
     Decoder,
-    SmuxError,
     data_frames,
     frame,
     header,
 )
 
-# Bytes queued for paused readers, all streams of a session together, when the peer cannot stop a
-# stream's sender: from there on one slow reader stalls its neighbours. (The Go peers: 256 KiB.)
-RECEIVE_BUDGET = 1024 * 1024
-# The same when it can: room for data on its way when it is told, on a fast and long line.
-OWN_BUDGET = 4 * 1024 * 1024
-# Bytes queued on a stream when its sender is told to stop, if the peer is ours. Data already on its
-# way, a round trip's worth, comes on top.
-STOP_AT = 128 * 1024
-# A session with a NOP overdue gets no new streams.
-STALE_TIME = 35.0
-# Streams of a tunnel's session. Our clients open at most 16; the rest is room for foreign ones.
-MAX_STREAMS = 256
-# A peer that opens streams while this much waits to be sent to it does not read at all: even when
-# every stream has just been told to pause, each gives us one last read.
-SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
 
-
-class SmuxStream(MuxStream):
+class SmuxStream(TunnelStream):
     """One stream of a `SmuxSession`."""
 
-    shares_connection = True
     name = "smux stream"
 
-    __slots__ = ("_peer_stopped", "_stopped")
-
-    _session: SmuxSession
-
-    def __init__(self, session: SmuxSession, stream_id: int, upper: StreamProtocol) -> None:
-        super().__init__(session, stream_id, upper)
-        self._peer_stopped = False  # we have told the peer to stop
-        self._stopped = False  # the peer has told us to stop
-
-    def half_closes(self) -> bool | None:
-        return self._session.lower.half_closes()
-
-    def ask_half_close(self) -> None:
-        self._session.lower.ask_half_close()
-
-    # Called by the session.
-
-    def _enqueue(self, data: Data) -> None:
-        super()._enqueue(data)
-        if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
-            self._peer_stopped = True
-            self._session.send_control(frame(NOP, self.id))
-
-    def receive_stop(self) -> None:
-        """The peer's queue for us is full, or (every second time) empty again."""
-        self._stopped = not self._stopped
-        if self._stopped:
-            self.upper.pause_writing()
-        else:
-            self.resume_writing()
-
-    def pause_writing(self) -> None:
-        if not self._stopped:
-            super().pause_writing()
-
-    def resume_writing(self) -> None:
-        if not self._is_write_blocked():
-            super().resume_writing()
-
-    def _is_write_blocked(self) -> bool:
-        return self._stopped or super()._is_write_blocked()
-
-    def _drop_queue(self) -> None:
-        super()._drop_queue()
-        if self._peer_stopped and not self._session.is_gone(self):
-            self._peer_stopped = False
-            self._session.send_control(frame(NOP, self.id))
+    __slots__ = ()
 
 
-class SmuxSession(MuxSession[SmuxStream]):
+class SmuxSession(TunnelSession):
     """One multiplexed connection.
 
     Args:
         first_id: id of the first stream that this side opens, between gateway and agent. The
             session fails if the peer uses an id of the same parity. None, in tunnels: a client
             counts like Go's, 3, 5, 7, and so on, and a server takes all ids.
-        max_streams: streams of the session; those that the peer opens beyond it are refused.
-        accept, on_change, on_lost: see `MuxSession`.
+        max_streams, accept, on_change, on_lost: see `TunnelSession`.
     """
 
-    __slots__ = ("_decoder", "_max_streams", "_parity")
+    __slots__ = ("_parity",)
 
     name: ClassVar[str] = "mux session"
+    protocol: ClassVar[str] = "smux"
     psh: ClassVar[int] = PSH
-    _answers_fin = True
+    stream_class: ClassVar[type[TunnelStream]] = SmuxStream
+    id_step: ClassVar[int] = 2
+    max_payload: ClassVar[int] = MAX_PAYLOAD
+    max_length: ClassVar[int] = MAX_LENGTH
 
     def __init__(
         self,
@@ -137,58 +64,23 @@ class SmuxSession(MuxSession[SmuxStream]):
         accept: Callable[[], StreamProtocol] | None = None,
         first_id: int | None = None,
         max_streams: int = MAX_STREAMS,
-        on_change: Callable[[SmuxSession], None] | None = None,
-        on_lost: Callable[[SmuxSession, Exception | None], None] | None = None,
+        on_change: Callable[[SmuxSession], object] | None = None,
+        on_lost: Callable[[SmuxSession, Exception | None], object] | None = None,
     ) -> None:
-        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
+        super().__init__(
+            accept=accept, max_streams=max_streams, on_change=on_change, on_lost=on_lost
+        )
         self._decoder = Decoder(tunnel_advice if first_id is None else agent_advice)
         self._next_id = first_id or 3
         self._parity = None if first_id is None else first_id % 2
-        self._max_streams = max_streams
-        if max_streams > MAX_STREAMS:
-            self.admission = StreamAdmission(max_streams)
-
-    @property
-    def half_close(self) -> bool:
-        return self.lower.half_closes() is True
-
-    @property
-    def receive_budget(self) -> int:
-        return OWN_BUDGET if self.half_close else RECEIVE_BUDGET
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the session can take a new stream, as far as it knows."""
-        return self._now() - self.heard_at < STALE_TIME and not self.is_stalled
-
-    @property
-    def has_room(self) -> bool:
-        """Whether another stream fits."""
-        return self.used_slots < self._max_streams and not self.exhausted
-
-    # The protocol of the connection below.
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._keepalive = Keepalive(self, self)
-
-    def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
-        try:
-            return self._decoder.feed(data)
-        except SmuxError as error:
-            # The frames before the error are handed up first, and nothing is read after it.
-            self.lower.pause_reading()
-            failure = PeerError(f"smux: {error}")
-            asyncio.get_running_loop().call_soon(self.close, failure)
-            return error.events
 
     def _command_received(self, command: int, stream_id: int, payload: Data) -> None:
         if command == FIN:
             self._fin_received(stream_id)
         elif command == SYN:
             self._syn_received(stream_id)
-        elif stream_id in self._streams and self.half_close:
-            self._streams[stream_id].receive_stop()
+        else:
+            self._stop_received(stream_id)
 
     def _syn_received(self, stream_id: int) -> None:
         if stream_id in self._streams:
@@ -196,43 +88,21 @@ class SmuxSession(MuxSession[SmuxStream]):
         if stream_id % 2 == self._parity:
             self.abort(PeerError(f"smux: the peer opens stream {stream_id}, an id of this side"))
             return
-        if self.lower.get_write_buffer_size() > SEND_LIMIT:
-            self.abort(PeerError("smux: the peer opens streams but reads nothing"))
-            return
-        if self._accept is None or self.used_slots >= self._max_streams:
-            self.send_fin(stream_id)
-            return
-        self._awaiting_fin.pop(stream_id, None)
-        self._stream_arrived(SmuxStream(self, stream_id, self._accept()))
+        self._open_received(stream_id)
 
-    # For streams and owners.
+    # The frames.
 
-    def open_stream(self, upper: StreamProtocol) -> SmuxStream:
-        """Open a stream. Raises NetworkError when the session is over."""
-        if self.lost or self.exhausted:
-            raise NetworkError("the mux session is over")
-        stream = SmuxStream(self, self._next_id, upper)
-        self._next_id += 2
-        if not self._prefix:
-            asyncio.get_running_loop().call_soon(self._send_prefix)
-        self._prefix += frame(SYN, stream.id)
-        self._streams[stream.id] = stream
-        stream.begin()
-        return stream
+    def _opening(self, stream_id: int) -> bytes:
+        return frame(SYN, stream_id)
 
-    def _send_prefix(self) -> None:
-        """Open the streams whose applications have written nothing yet."""
-        if self._prefix and not self.lost:
-            self.send(b"")
+    def _data_header(self, stream_id: int, size: int) -> bytes:
+        return header(PSH, stream_id, size)
 
-    def send_data(self, stream_id: int, data: Data) -> None:
-        size = len(data)
-        # A whole read in one frame costs our own ends less; others expect the original's size.
-        most = MAX_LENGTH if size > MAX_PAYLOAD and self.half_close else MAX_PAYLOAD
-        if size <= most:
-            self.send_framed(header(PSH, stream_id, size), data)
-        else:
-            self.send(data_frames(stream_id, data, most))
+    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
+        return data_frames(stream_id, data, most)
+
+    def send_stop(self, stream_id: int) -> None:
+        self.send_control(frame(NOP, stream_id))
 
     def send_fin(self, stream_id: int) -> None:
         self.send_control(frame(FIN, stream_id))
@@ -242,15 +112,3 @@ class SmuxSession(MuxSession[SmuxStream]):
 
     def send_noop(self) -> None:
         self.send(frame(NOP, 0))
-
-    # For the keepalive.
-
-    def keep_alive(self) -> None:
-        if not self.write_paused:
-            self.send_noop()
-
-    def silent_since(self) -> float | None:
-        return None if self._reading_paused else self.heard_at
-
-    def peer_is_dead(self) -> None:
-        self.abort(NetworkError("the mux session is dead: no sign of life from the peer"))

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mtt.wire.errors import WireError
+
 Data = bytes | memoryview
+
+
+class StreamError(WireError):
+    """The peer does not speak the multiplexing protocol.
+
+    Attributes:
+        events: decoded from the same data before the error: command, stream id, payload.
+    """
+
+    events: list[tuple[int, int, Data]]
 
 
 def framed(data: Data, most: int, header: Callable[[int], bytes]) -> bytes:

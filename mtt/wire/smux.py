@@ -12,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from struct import Struct
 
-from mtt.wire.errors import WireError
 from mtt.wire.foreign import LONGEST, tunnel_advice
-from mtt.wire.frames import Data, framed
+from mtt.wire.frames import Data, StreamError, framed
 
 VERSION = 1
 SYN, FIN, PSH, NOP = 0, 1, 2, 3
@@ -27,10 +26,8 @@ _HEADER = Struct("<BBHI")
 HEADER_SIZE = _HEADER.size
 
 
-class SmuxError(WireError):
+class SmuxError(StreamError):
     """The peer does not speak smux version 1."""
-
-    events: list[tuple[int, int, Data]]  # decoded from the same data before the error
 
 
 def header(command: int, stream_id: int, size: int = 0) -> bytes:

@@ -10,7 +10,7 @@ from itertools import groupby
 import pytest
 
 from mtt.layers.linger import reset_on_close
-from mtt.layers.smux import MAX_STREAMS
+from mtt.layers.mux_tunnel import MAX_STREAMS
 from tests.support.certs import Certs
 from tests.support.gopeer import (
     CLOSE,

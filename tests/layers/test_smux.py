@@ -10,7 +10,8 @@ import pytest
 
 from mtt.errors import NetworkError
 from mtt.layers import linger
-from mtt.layers.smux import MAX_STREAMS, SmuxSession
+from mtt.layers.mux_tunnel import MAX_STREAMS
+from mtt.layers.smux import SmuxSession
 from mtt.wire.smux import FIN, MAX_LENGTH, MAX_PAYLOAD, NOP, PSH, SYN, frame
 from tests.layers.smux_side import Server, client, finished
 from tests.support.transports import FakeLayer, Recorder, turns

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mtt.errors import PeerError
-from mtt.layers import smux as layer
-from mtt.layers.smux import MAX_STREAMS, RECEIVE_BUDGET, SmuxStream
+from mtt.layers import mux_tunnel as layer
+from mtt.layers.mux_tunnel import MAX_STREAMS, RECEIVE_BUDGET
+from mtt.layers.smux import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.layers.session_side import check_unread_answers_are_bounded
 from tests.layers.smux_side import Server, client, finished, queued_until_full

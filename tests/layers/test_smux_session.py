@@ -9,7 +9,8 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers import keepalive
-from mtt.layers.smux import RECEIVE_BUDGET, SmuxStream
+from mtt.layers.mux_tunnel import RECEIVE_BUDGET
+from mtt.layers.smux import SmuxStream
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.layers.smux_side import Server, client, finished
 from tests.support.clock import Clock

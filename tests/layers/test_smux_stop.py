@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from mtt.layers import smux as layer
-from mtt.layers.smux import OWN_BUDGET, RECEIVE_BUDGET, STOP_AT, SmuxSession
+from mtt.layers import mux_tunnel as layer
+from mtt.layers.mux_tunnel import OWN_BUDGET, RECEIVE_BUDGET, STOP_AT
+from mtt.layers.smux import SmuxSession
 from mtt.wire.smux import FIN, NOP, PSH, frame
 from tests.layers.smux_side import Server, client, finished, queued_until_full
 from tests.support.transports import Recorder

@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mtt.http.fallback import Visit
-from mtt.layers import anyproxy, anytls, smux
+from mtt.layers import anyproxy, anytls, mux_tunnel
 from mtt.layers.anyproxy import GoSession
 from mtt.layers.anyproxy_stream import MAX_PIECE
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux import MuxSession
+from mtt.layers.mux_tunnel import STOP_AT
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.reads import READ_SIZE
-from mtt.layers.smux import STOP_AT, SmuxSession
+from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.layers.websocket_messages import MessageLayer
@@ -149,7 +150,7 @@ class Stack:
         high-water mark, one read in the layers, and what the sessions allow to queue."""
         limit = 6 * READ_SIZE
         if self.has_smux:
-            limit += STOP_AT if self.half_close else smux.RECEIVE_BUDGET
+            limit += STOP_AT if self.half_close else mux_tunnel.RECEIVE_BUDGET
         if "anytls" in self.layers:
             limit += anytls.RECEIVE_BUDGET
         if "anyproxy" in self.layers:

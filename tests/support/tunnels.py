@@ -20,7 +20,7 @@ import pytest
 
 from mtt import modes
 from mtt.client import Client
-from mtt.layers import anytls, anytls_client, keepalive, linger, mux, smux, websocket
+from mtt.layers import anytls, anytls_client, keepalive, linger, mux, mux_tunnel, websocket
 from mtt.options.tunnel import client_options, server_options
 from mtt.outbound import anytls_pool, reuse
 from mtt.server import Server
@@ -324,7 +324,7 @@ def clock_of_tunnels(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     Dialling and handshakes go by the real one.
     """
-    layers = anytls, anytls_client, keepalive, linger, mux, smux, websocket
+    layers = anytls, anytls_client, keepalive, linger, mux, mux_tunnel, websocket
     return Clock(monkeypatch, relay, reuse, anytls_pool, *layers)
 
 

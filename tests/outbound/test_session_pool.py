@@ -8,10 +8,11 @@ import pytest
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers.mux import OLD_READ_TIME, STALL_TIME
-from mtt.layers.smux import RECEIVE_BUDGET, SmuxSession, SmuxStream
+from mtt.layers.mux_tunnel import RECEIVE_BUDGET, TunnelSession, TunnelStream
+from mtt.layers.smux import SmuxSession
 from mtt.outbound import reuse
-from mtt.outbound import smux_pool as sessions
-from mtt.outbound.smux_pool import SessionPool
+from mtt.outbound import session_pool as sessions
+from mtt.outbound.session_pool import SessionPool
 from mtt.wire.smux import FIN, NOP, PSH, SYN, frame
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, turns
@@ -29,7 +30,7 @@ class Network:
         self.allowed = asyncio.Event()
         self.allowed.set()
         self.error: Exception | None = None
-        self.pool = SessionPool(self._connect, MAX, warm=warm)
+        self.pool = SessionPool(self._connect, SmuxSession, MAX, warm=warm)
 
     async def _connect(self, session: SmuxSession) -> None:
         self.dials += 1
@@ -41,7 +42,7 @@ class Network:
         self.sessions.append(session)
         self.lowers.append(lower)
 
-    async def open(self, count: int = 1) -> list[SmuxStream]:
+    async def open(self, count: int = 1) -> list[TunnelStream]:
         return [await self.pool.open() for _ in range(count)]
 
     async def close(self) -> None:
@@ -50,7 +51,7 @@ class Network:
         assert all(session.lost for session in self.sessions)
 
 
-def session_of(stream: SmuxStream) -> SmuxSession:
+def session_of(stream: TunnelStream) -> TunnelSession:
     return stream._session
 
 

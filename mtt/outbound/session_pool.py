@@ -1,4 +1,4 @@
-"""Pool of a client's smux sessions: choice of a session for a stream, and idle timeouts."""
+"""Pool of a client's multiplexed sessions: choice of a session for a stream, and idle timeouts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from mtt.errors import NetworkError
+from mtt.layers.mux_tunnel import TunnelSession, TunnelStream
 from mtt.layers.parked import Parked
-from mtt.layers.smux import SmuxSession, SmuxStream
 from mtt.outbound.reuse import ReuseGuard, is_abnormal_end
 from mtt.outbound.upstream import Upstream
 
@@ -19,12 +19,12 @@ MIN_IDLE_TIME = 0.1
 # Idle timeout while the peer still counts closed streams of the client, seconds. Go servers never
 # end a stream whose destination was unreachable, so its slot is lost until the session ends.
 FINISH_TIME = 2.0
-# Go servers end a session with more than 16 streams. They send FIN shortly before they remove a
-# stream, so a 17th could arrive in between.
+# Go servers end a session of smux with more than 16 streams. They send FIN shortly before they
+# remove a stream, so a 17th could arrive in between. Servers of Mux.Cool have no limit.
 MAX_STREAMS = 15
 
 # Makes a connection to the server and attaches the session to it.
-Connect = Callable[[SmuxSession], Awaitable[None]]
+Connect = Callable[[TunnelSession], Awaitable[None]]
 
 
 class SessionPool(Upstream):
@@ -32,6 +32,7 @@ class SessionPool(Upstream):
 
     Args:
         connect: dials the server; raises PeerError or NetworkError.
+        session: makes a session: its class.
         max_streams: streams per session, including those that the peer has not ended yet.
         warm: idle sessions that are kept beyond the idle timeout.
         idle_time: idle timeout of the other sessions, seconds.
@@ -41,6 +42,7 @@ class SessionPool(Upstream):
     def __init__(
         self,
         connect: Connect,
+        session: type[TunnelSession],
         max_streams: int,
         *,
         warm: int = 0,
@@ -48,19 +50,20 @@ class SessionPool(Upstream):
         on_lost: Callable[[Exception | None], object] = lambda _error: None,
     ) -> None:
         self._connect = connect
+        self._session = session
         self._max_streams = min(max_streams, MAX_STREAMS)
         self._warm = warm
         self._idle_time = idle_time
         self._on_lost = on_lost
-        self._sessions: dict[SmuxSession, asyncio.TimerHandle | None] = {}
+        self._sessions: dict[TunnelSession, asyncio.TimerHandle | None] = {}
         self._guard = ReuseGuard()
-        self._dialling: dict[asyncio.Task[SmuxSession], int] = {}  # number of waiters
+        self._dialling: dict[asyncio.Task[TunnelSession], int] = {}  # number of waiters
 
     @property
-    def sessions(self) -> Collection[SmuxSession]:
+    def sessions(self) -> Collection[TunnelSession]:
         return self._sessions.keys()
 
-    async def open(self) -> SmuxStream:
+    async def open(self) -> TunnelStream:
         """Open a stream on an existing or a new session.
 
         Raises like `connect`, and NetworkError if the new session ends at once.
@@ -72,10 +75,10 @@ class SessionPool(Upstream):
             stream = self._open_on((session, *self._sessions))
         return stream
 
-    def open_at_once(self) -> SmuxStream | None:
+    def open_at_once(self) -> TunnelStream | None:
         return self._open_on(self._sessions)
 
-    def _open_on(self, sessions: Iterable[SmuxSession]) -> SmuxStream | None:
+    def _open_on(self, sessions: Iterable[TunnelSession]) -> TunnelStream | None:
         for session in sessions:
             has_room = session.used_slots < self._max_streams and not session.exhausted
             if has_room and session.healthy and self._guard.admits(session):
@@ -91,7 +94,7 @@ class SessionPool(Upstream):
         for session in list(self._sessions):
             session.abort()
 
-    async def _wait_for_session(self) -> SmuxSession:
+    async def _wait_for_session(self) -> TunnelSession:
         room = (task for task, waiting in self._dialling.items() if waiting < self._max_streams)
         task = next(room, None)
         if task is None:
@@ -105,8 +108,8 @@ class SessionPool(Upstream):
             raise NetworkError("the server closed the new mux session at once")
         return session
 
-    async def _dial(self) -> SmuxSession:
-        session = SmuxSession(on_change=self._changed, on_lost=self._lost)
+    async def _dial(self) -> TunnelSession:
+        session = self._session(on_change=self._changed, on_lost=self._lost)
         await self._connect(session)
         if not session.lost:
             self._sessions[session] = None
@@ -114,12 +117,12 @@ class SessionPool(Upstream):
             self._changed(session)  # all waiters may be cancelled by now
         return session
 
-    def _dialled(self, task: asyncio.Task[SmuxSession]) -> None:
+    def _dialled(self, task: asyncio.Task[TunnelSession]) -> None:
         del self._dialling[task]
         if not task.cancelled():
             task.exception()  # waiters have it; mark it retrieved in case there are none
 
-    def _changed(self, session: SmuxSession) -> None:
+    def _changed(self, session: TunnelSession) -> None:
         """Called when `session` is new or one of its streams has ended."""
         if session.open_streams or session not in self._sessions:
             return
@@ -129,7 +132,7 @@ class SessionPool(Upstream):
             wait, self._retire, session
         )
 
-    def _retire(self, session: SmuxSession) -> None:
+    def _retire(self, session: TunnelSession) -> None:
         """Close the idle `session` unless it is kept warm."""
         self._sessions[session] = None
         kept = [
@@ -140,13 +143,13 @@ class SessionPool(Upstream):
         if session.used_slots or session.exhausted or len(kept) >= self._warm:
             session.close()
 
-    def _cancel_timer(self, session: SmuxSession) -> None:
+    def _cancel_timer(self, session: TunnelSession) -> None:
         timer = self._sessions[session]
         if timer is not None:
             timer.cancel()
             self._sessions[session] = None
 
-    def _lost(self, session: SmuxSession, exc: Exception | None) -> None:
+    def _lost(self, session: TunnelSession, exc: Exception | None) -> None:
         timer = self._sessions.pop(session, None)
         if timer is not None:
             timer.cancel()

@@ -1,0 +1,255 @@
+"""The base of the sessions of a tunnel: streams that one side opens, and the other carries.
+
+Its subclasses, one for each protocol, encode and decode the frames.
+
+In a tunnel only the client opens streams.
+
+Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
+when the queue is empty. The message is a sign of life with the stream's id, known only to our own
+ends. The protocols have no flow-control window; for other peers, and for data already on its way,
+the session's budget is the limit: one slow reader then stalls its neighbours.
+
+Closing: the layer below knows whether the peer is ours (`half_closes`). A stream counts against the
+peer's limit of streams until the peer has ended it, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+from mtt.errors import NetworkError, PeerError
+from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.keepalive import Keepalive
+from mtt.layers.mux import MuxSession
+from mtt.layers.mux_stream import MuxStream, StreamAdmission
+from mtt.layers.reads import READ_SIZE
+from mtt.wire.frames import StreamError
+
+# Bytes queued for paused readers, all streams of a session together, when the peer cannot stop a
+# stream's sender: from there on one slow reader stalls its neighbours. (The Go peers: 256 KiB.)
+RECEIVE_BUDGET = 1024 * 1024
+# The same when it can: room for data on its way when it is told, on a fast and long line.
+OWN_BUDGET = 4 * 1024 * 1024
+# Bytes queued on a stream when its sender is told to stop, if the peer is ours. Data already on its
+# way, a round trip's worth, comes on top.
+STOP_AT = 128 * 1024
+# A session with a sign of life overdue gets no new streams.
+STALE_TIME = 35.0
+# Streams of a tunnel's session. Our clients open at most 16; the rest is room for foreign ones.
+MAX_STREAMS = 256
+# A peer that opens streams while this much waits to be sent to it does not read at all: even when
+# every stream has just been told to pause, each gives us one last read.
+SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
+
+
+class Decoder(Protocol):
+    """Turns received bytes into events `(command, stream id, payload)`."""
+
+    def feed(self, data: Data) -> list[tuple[int, int, Data]]:
+        """Raises StreamError."""
+
+
+class TunnelStream(MuxStream):
+    """One stream of a `TunnelSession`."""
+
+    shares_connection = True
+
+    __slots__ = ("_peer_stopped", "_stopped")
+
+    _session: TunnelSession
+
+    def __init__(self, session: TunnelSession, stream_id: int, upper: StreamProtocol) -> None:
+        super().__init__(session, stream_id, upper)
+        self._peer_stopped = False  # we have told the peer to stop
+        self._stopped = False  # the peer has told us to stop
+
+    def half_closes(self) -> bool | None:
+        return self._session.lower.half_closes()
+
+    def ask_half_close(self) -> None:
+        self._session.lower.ask_half_close()
+
+    # Called by the session.
+
+    def _enqueue(self, data: Data) -> None:
+        super()._enqueue(data)
+        if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
+            self._peer_stopped = True
+            self._session.send_stop(self.id)
+
+    def receive_stop(self) -> None:
+        """The peer's queue for us is full, or (every second time) empty again."""
+        self._stopped = not self._stopped
+        if self._stopped:
+            self.upper.pause_writing()
+        else:
+            self.resume_writing()
+
+    def pause_writing(self) -> None:
+        if not self._stopped:
+            super().pause_writing()
+
+    def resume_writing(self) -> None:
+        if not self._is_write_blocked():
+            super().resume_writing()
+
+    def _is_write_blocked(self) -> bool:
+        return self._stopped or super()._is_write_blocked()
+
+    def _drop_queue(self) -> None:
+        super()._drop_queue()
+        if self._peer_stopped and not self._session.is_gone(self):
+            self._peer_stopped = False
+            self._session.send_stop(self.id)
+
+
+class TunnelSession(MuxSession[TunnelStream]):
+    """One multiplexed connection.
+
+    Args:
+        max_streams: streams of the session; those that the peer opens beyond it are refused.
+        accept, on_change, on_lost: see `MuxSession`.
+    """
+
+    __slots__ = ("_decoder", "_max_streams")
+
+    _answers_fin = True
+    protocol: ClassVar[str]  # for error messages
+    stream_class: ClassVar[type[TunnelStream]]
+    id_step: ClassVar[int]  # between the ids of two streams that this side opens
+    max_payload: ClassVar[int]  # bytes of data in a frame to a peer that is not ours
+    max_length: ClassVar[int]  # bytes that fit into a frame
+    _decoder: Decoder
+
+    def __init__(
+        self,
+        *,
+        accept: Callable[[], StreamProtocol] | None = None,
+        max_streams: int = MAX_STREAMS,
+        on_change: Callable[[Any], object] | None = None,
+        on_lost: Callable[[Any, Exception | None], object] | None = None,
+    ) -> None:
+        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
+        self._max_streams = max_streams
+        if max_streams > MAX_STREAMS:
+            self.admission = StreamAdmission(max_streams)
+
+    # What each protocol implements.
+
+    def _opening(self, stream_id: int) -> bytes:
+        """The frame that opens a stream."""
+        raise NotImplementedError
+
+    def _data_header(self, stream_id: int, size: int) -> bytes:
+        """The header of a frame with `size` bytes of data."""
+        raise NotImplementedError
+
+    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
+        """`data` as frames of at most `most` bytes."""
+        raise NotImplementedError
+
+    def send_stop(self, stream_id: int) -> None:
+        """Tell a peer that is ours to stop a stream's sender, or to go on."""
+        raise NotImplementedError
+
+    # State.
+
+    @property
+    def half_close(self) -> bool:
+        return self.lower.half_closes() is True
+
+    @property
+    def receive_budget(self) -> int:
+        return OWN_BUDGET if self.half_close else RECEIVE_BUDGET
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the session can take a new stream, as far as it knows."""
+        since = self.silent_since()
+        is_stale = since is not None and self._now() - since >= STALE_TIME
+        return not (is_stale or self.is_stalled)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another stream fits."""
+        return self.used_slots < self._max_streams and not self.exhausted
+
+    # The protocol of the connection below.
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._keepalive = Keepalive(self, self)
+
+    def _decode(self, data: Data) -> list[tuple[int, int, Data]]:
+        try:
+            return self._decoder.feed(data)
+        except StreamError as error:
+            # The frames before the error are handed up first, and nothing is read after it.
+            self.lower.pause_reading()
+            failure = PeerError(f"{self.protocol}: {error}")
+            asyncio.get_running_loop().call_soon(self.close, failure)
+            return error.events
+
+    def _open_received(self, stream_id: int) -> None:
+        """Begin a stream that the peer has opened, or refuse it."""
+        if self.lower.get_write_buffer_size() > SEND_LIMIT:
+            self.abort(PeerError(f"{self.protocol}: the peer opens streams but reads nothing"))
+            return
+        if self._accept is None or self.used_slots >= self._max_streams:
+            self.refuse(stream_id)
+            return
+        self._awaiting_fin.pop(stream_id, None)
+        self._stream_arrived(self.stream_class(self, stream_id, self._accept()))
+
+    def refuse(self, stream_id: int) -> None:
+        """Refuse a stream that the peer has opened."""
+        self.send_fin(stream_id)
+
+    def _stop_received(self, stream_id: int) -> None:
+        if stream_id in self._streams and self.half_close:
+            self._streams[stream_id].receive_stop()
+
+    # For streams and owners.
+
+    def open_stream(self, upper: StreamProtocol) -> TunnelStream:
+        """Open a stream. Raises NetworkError when the session is over."""
+        if self.lost or self.exhausted:
+            raise NetworkError("the mux session is over")
+        stream = self.stream_class(self, self._next_id, upper)
+        self._next_id += self.id_step
+        if not self._prefix:
+            asyncio.get_running_loop().call_soon(self._send_prefix)
+        self._prefix += self._opening(stream.id)
+        self._streams[stream.id] = stream
+        stream.begin()
+        return stream
+
+    def _send_prefix(self) -> None:
+        """Open the streams whose applications have written nothing yet."""
+        if self._prefix and not self.lost:
+            self.send(b"")
+
+    def send_data(self, stream_id: int, data: Data) -> None:
+        size = len(data)
+        # A whole read in one frame costs our own ends less; others expect the original's size.
+        most = self.max_payload
+        if size > most and self.half_close:
+            most = self.max_length
+        if size <= most:
+            self.send_framed(self._data_header(stream_id, size), data)
+        else:
+            self.send(self._data_frames(stream_id, data, most))
+
+    # For the keepalive.
+
+    def keep_alive(self) -> None:
+        if not self.write_paused:
+            self.send_noop()
+
+    def silent_since(self) -> float | None:
+        return None if self._reading_paused else self.heard_at
+
+    def peer_is_dead(self) -> None:
+        self.abort(NetworkError("the mux session is dead: no sign of life from the peer"))
