@@ -12,7 +12,7 @@ from mtt.options.common import reachable
 from mtt.options.flags import parse_args
 from mtt.options.proxy import given_proxy, with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
-from mtt.wire import dns, http1, proxy_protocol, smux, upgrade, websocket
+from mtt.wire import dns, http1, mux_cool, proxy_protocol, smux, upgrade, websocket
 from mtt.wire.forwarded import forwarded_for
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.httpproxy import connect_request
@@ -56,6 +56,19 @@ STREAMS = b"".join(
     )
 )
 
+COOL_STREAMS = b"".join(
+    (
+        mux_cool.new(1),
+        mux_cool.data_frames(1, b"some data"),
+        mux_cool.keep_alive(),
+        bytes.fromhex("001400020101 01 0050 02 0b") + b"example.com" + b"\0\2hi",
+        bytes.fromhex("000c00030101 02 0035 01 7f000001 0003") + b"udp",
+        mux_cool.data_frames(2, bytes(range(256)) * 100),
+        mux_cool.end(1),
+        mux_cool.end(2, error=True),
+    )
+)
+
 
 def _answer(*records: bytes) -> bytes:
     head = QUERY[:2] + b"\x81\x80" + QUERY[4:6] + len(records).to_bytes(2, "big") + bytes(4)
@@ -96,6 +109,14 @@ def _frames(data: bytes) -> None:
 
 def _streams(data: bytes) -> None:
     decoder = smux.Decoder()
+    for at in range(0, len(data), 11):
+        decoder.feed(data[at : at + 11])
+
+
+def _cool_streams(data: bytes) -> None:
+    mux_cool.is_head(data)
+    mux_cool.is_plugin_head(data)
+    decoder = mux_cool.Decoder()
     for at in range(0, len(data), 11):
         decoder.feed(data[at : at + 11])
 
@@ -163,6 +184,7 @@ PARSERS: dict[str, Parser] = {
     "HTTP request": Parser(_request, (UPGRADE, ORDINARY), (MttError,)),
     "HTTP response": Parser(_response, (UPGRADED,), (MttError,)),
     "WebSocket": Parser(_frames, (FRAMES,), ()),
+    "Mux.Cool": Parser(_cool_streams, (COOL_STREAMS,), (mux_cool.MuxCoolError,)),
     "smux": Parser(_streams, (STREAMS,), (smux.SmuxError,)),
     "DNS answer": Parser(
         lambda data: dns.parse_response(QUERY, data),

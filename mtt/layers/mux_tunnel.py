@@ -1,6 +1,6 @@
 """The base of the sessions of a tunnel: streams that one side opens, and the other carries.
 
-Its subclasses, one for each protocol, encode and decode the frames.
+`smux` and `mux_cool` encode and decode the frames.
 
 In a tunnel only the client opens streams.
 

@@ -11,10 +11,11 @@ import pytest
 from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data
+from mtt.layers.mux_cool import MuxCoolSession
 from mtt.layers.smux import SmuxSession
 from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
-from mtt.wire import anytls, smux, websocket
+from mtt.wire import anytls, mux_cool, smux, websocket
 from mtt.wire.padding import DEFAULT
 from tests.support.certs import Certs
 from tests.support.stacks import client_context, server_context
@@ -74,6 +75,14 @@ def smux_client(upper: Recorder, lower: FakeLayer) -> Any:
     return session
 
 
+def mux_cool_server(upper: Recorder, lower: FakeLayer) -> Any:
+    session = MuxCoolSession(accept=lambda: upper)
+    lower.set_protocol(session)
+    session.connection_made(lower)
+    session.data_received(mux_cool.new(1))
+    return session
+
+
 def anytls_server(upper: Recorder, lower: FakeLayer) -> Any:
     session = ServerSession(lambda: upper, scheme=DEFAULT)
     lower.set_protocol(session)
@@ -106,6 +115,7 @@ def websocket_client(upper: Recorder, lower: FakeLayer) -> Any:
 PROTOCOLS = [
     (smux_server, lambda data: smux.frame(smux.PSH, 3, data)),
     (smux_client, lambda data: smux.frame(smux.PSH, 3, data)),
+    (mux_cool_server, lambda data: mux_cool.header(1, len(data)) + data),
     (anytls_server, lambda data: anytls.frame(anytls.PSH, 1, data)),
     (anytls_client, lambda data: anytls.frame(anytls.PSH, 1, data)),
     (websocket_server, lambda data: websocket.frame(websocket.BINARY, data, websocket.NO_MASK)),

@@ -42,7 +42,7 @@ async def test_paused_reader_stops_the_writer(stack: Stack, certs: Certs) -> Non
             written = await sender.clog(stack.capacity)
             assert receiver.recorder.data == before, "data in spite of pause_reading"
             assert sender.recorder.pauses
-            if not (stack.half_close and stack.has_smux):  # whose peer tells it to stop
+            if not (stack.half_close and stack.has_tunnel_session):  # whose peer tells it to stop
                 assert sender.transport.unsent() > 0
             receiver.transport.resume_reading()
             assert receiver.transport.is_reading()
@@ -168,6 +168,7 @@ NAMES = {
     "websocket": "WebSocket",
     "smux": "smux stream",
     "reverse-smux": "smux stream",
+    "mux-cool": "Mux.Cool stream",
     "anytls": "AnyTLS stream",
     "messages": "WebSocket",
     "anyproxy": "AnyProxy stream",

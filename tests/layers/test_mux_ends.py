@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mtt.wire import anytls, smux
-from tests.layers import anytls_client_side, anytls_server_side, smux_side
+from mtt.wire import anytls, mux_cool, smux
+from tests.layers import anytls_client_side, anytls_server_side, mux_cool_side, smux_side
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, Recorder, turns
 
@@ -41,6 +41,12 @@ def smux_server() -> Ended:
     return Ended(server, upper, 3)
 
 
+def mux_cool_server() -> Ended:
+    server = mux_cool_side.Server(half_close=True)
+    upper, _ = server.open(1)
+    return Ended(server, upper, 1)
+
+
 def anytls_server() -> Ended:
     server = anytls_server_side.Server(anytls_server_side.OWN)
     upper, _ = server.open(1)
@@ -63,6 +69,13 @@ def frames(ended: Ended) -> tuple[bytes, bytes]:
             smux.frame(smux.NOP, number), smux.frame(smux.PSH, 5, b"late"),
             smux.frame(smux.FIN, 5), smux.frame(smux.SYN, 7), smux.frame(smux.FIN, number),
         ))  # fmt: skip
+    if isinstance(ended.owner, mux_cool_side.Server):
+        data = mux_cool.data_frames(number, b"last")
+        return data, b"".join((
+            mux_cool.new(5), mux_cool.data_frames(number, b"late"), mux_cool.keep_alive(number),
+            mux_cool.data_frames(5, b"late"), mux_cool.end(5), mux_cool.new(7),
+            mux_cool.end(number, error=True),
+        ))  # fmt: skip
     data = anytls.frame(anytls.PSH, number, b"last")
     return data, b"".join((
         anytls.frame(anytls.SYN, 5), anytls.frame(anytls.PSH, number, b"late"),
@@ -76,7 +89,7 @@ def frames(ended: Ended) -> tuple[bytes, bytes]:
 
 @READS
 @pytest.mark.parametrize("how", ["close", "abort"])
-@pytest.mark.parametrize("make", [smux_server, anytls_server, anytls_client])
+@pytest.mark.parametrize("make", [smux_server, mux_cool_server, anytls_server, anytls_client])
 async def test_frames_after_the_end_are_ignored(
     make: Callable[[], Ended], how: str, reads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,8 @@ from mtt.layers.anytls_client import ClientSession, ServerState
 from mtt.layers.anytls_server import ServerSession
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux import MuxSession
-from mtt.layers.mux_tunnel import STOP_AT
+from mtt.layers.mux_cool import MuxCoolSession
+from mtt.layers.mux_tunnel import STOP_AT, TunnelSession
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.smux import SmuxSession
@@ -26,13 +27,14 @@ from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.layers.websocket_messages import MessageLayer
 from mtt.outcome import Outcome
-from mtt.tunnels.rate_limit import RateLimiter, Waiter
+from mtt.tunnels.rate_limit import RateLimiter
 from mtt.tunnels.two_way_rate import TwoWayRateLimiter
 from mtt.wire.agent import TCP, Head
 from mtt.wire.anyproxy import MAX_MESSAGE
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
+from tests.support.throttles import throttle
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
 
 
@@ -118,8 +120,8 @@ class Stack:
     """A way to build both ends of a connection.
 
     Attributes:
-        layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "anytls",
-            "messages", "anyproxy", "throttle", "two-way-throttle", "visit".
+        layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "mux-cool",
+            "anytls", "messages", "anyproxy", "throttle", "two-way-throttle", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -135,8 +137,8 @@ class Stack:
         return self.half_close or not {"smux", "anytls", "anyproxy"}.intersection(self.layers)
 
     @property
-    def has_smux(self) -> bool:
-        return not {"smux", "reverse-smux"}.isdisjoint(self.layers)
+    def has_tunnel_session(self) -> bool:
+        return not {"smux", "reverse-smux", "mux-cool"}.isdisjoint(self.layers)
 
     @property
     def ends_both(self) -> bool:
@@ -149,7 +151,7 @@ class Stack:
         """What a clogged connection may hold in all: kernel buffers of both sides, the
         high-water mark, one read in the layers, and what the sessions allow to queue."""
         limit = 6 * READ_SIZE
-        if self.has_smux:
+        if self.has_tunnel_session:
             limit += STOP_AT if self.half_close else mux_tunnel.RECEIVE_BUDGET
         if "anytls" in self.layers:
             limit += anytls.RECEIVE_BUDGET
@@ -190,9 +192,11 @@ class Stack:
         upper: Any = recorder
         for layer in reversed(self.layers):
             if layer == "smux":
-                upper = _smux(upper, sessions, client)
+                upper = _session(SmuxSession, upper, sessions, client)
             elif layer == "reverse-smux":  # as an agent's gateway has it: the server opens streams
-                upper = _smux(upper, sessions, not client)
+                upper = _session(SmuxSession, upper, sessions, not client)
+            elif layer == "mux-cool":
+                upper = _session(MuxCoolSession, upper, sessions, client)
             elif layer == "anytls":
                 upper = _anytls(upper, sessions, client, self.half_close)
             elif layer == "anyproxy":
@@ -202,9 +206,9 @@ class Stack:
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
             elif layer == "throttle":
-                upper = _throttle(upper, RateLimiter)
+                upper = throttle(upper, RateLimiter)
             elif layer == "two-way-throttle":
-                upper = _throttle(upper, TwoWayRateLimiter)
+                upper = throttle(upper, TwoWayRateLimiter)
             elif layer == "visit":
                 upper = upper if client else _visit(upper)
             else:
@@ -226,57 +230,6 @@ def _websocket(upper: Any, client: bool, half_close: bool) -> Parked:
     return Parked(layer.start)
 
 
-class _Drops:
-    """A token source that gives drops, one drop in each turn of the event loop."""
-
-    drop = 50_000
-
-    def __init__(self) -> None:
-        self._left = self.drop
-        self._waiting: dict[Waiter, None] = {}
-        self._serving = False
-
-    def take(self, wanted: int) -> int:
-        granted = 0 if self._waiting else max(0, min(wanted, self._left))
-        self._left -= granted
-        self._serve_soon()
-        return granted
-
-    def charge(self, size: int) -> None:
-        self._left -= size
-
-    def wait(self, limiter: Waiter) -> None:
-        self._waiting[limiter] = None
-        self._serve_soon()
-
-    def leave(self, limiter: Waiter) -> None:
-        self._waiting.pop(limiter, None)
-
-    def _serve_soon(self) -> None:
-        if not self._serving:
-            self._serving = True
-            asyncio.get_running_loop().call_soon(self._serve)
-
-    def _serve(self) -> None:
-        self._serving = False
-        self._left = self.drop
-        for limiter in list(self._waiting):
-            del self._waiting[limiter]
-            self._left -= limiter.pass_on(self._left)
-            break
-        if self._waiting:
-            self._serve_soon()
-
-
-def _throttle(upper: Any, kind: Callable[[Any], RateLimiter]) -> Parked:
-    def ready(transport: Any) -> None:
-        layer = kind(_Drops())
-        layer.start(transport)
-        hand_over(layer, upper)
-
-    return Parked(ready)
-
-
 class _AllPasses:
     """Watches a visitor who wants no tunnel."""
 
@@ -294,9 +247,11 @@ def _visit(upper: Any) -> Parked:
     return Parked(ready)
 
 
-def _smux(upper: Any, sessions: list[MuxSession[Any]], client: bool) -> Parked:
+def _session(
+    kind: type[TunnelSession], upper: Any, sessions: list[MuxSession[Any]], client: bool
+) -> Parked:
     def ready(transport: asyncio.Transport) -> None:
-        session = SmuxSession(accept=None if client else lambda: upper)
+        session = kind(accept=None if client else lambda: upper)
         sessions.append(session)
         hand_over(transport, session)
         if client:
@@ -388,6 +343,8 @@ STACKS = [
     Stack("smux-websocket-tls", ("tls", "websocket", "smux")),
     Stack("smux-websocket-tls-foreign", ("tls", "websocket", "smux"), half_close=False),
     Stack("reverse-smux-websocket-tls", ("tls", "websocket", "reverse-smux")),
+    Stack("mux-cool-websocket-tls", ("tls", "websocket", "mux-cool")),
+    Stack("mux-cool-websocket-tls-foreign", ("tls", "websocket", "mux-cool"), half_close=False),
     Stack("anyproxy-tls", ("tls", "messages", "anyproxy"), half_close=False),
     Stack("throttle-tcp", ("throttle",)),
     Stack("throttle-tls", ("tls", "throttle")),

@@ -1,0 +1,129 @@
+"""Mux.Cool as a layer: the sessions of V2Ray, Xray and v2ray-plugin. See `mux_tunnel`.
+
+With v2ray-plugin, END ends both directions of a stream, and the other side answers with END. It
+sends no signs of life, and answers data for an unknown stream with END. So a peer that is not ours
+is never taken for dead because it is silent, and data for unknown streams is dropped without an
+answer: two ends that answer would go on for ever.
+
+Between our own ends, END ends one direction. The message that stops a stream's sender is KEEP_ALIVE
+with the stream's id. END with option ERROR resets a stream of any peer.
+
+All streams lead to the server's destination, whatever destination they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from mtt.errors import PeerError
+from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.mux_tunnel import TunnelSession, TunnelStream
+from mtt.wire.mux_cool import (
+    END,
+    KEEP,
+    KEEP_ALIVE,
+    LAST_ID,
+    MAX_LENGTH,
+    MAX_PAYLOAD,
+    NEW,
+    NEW_OTHER,
+    RESET,
+    Decoder,
+    data_frames,
+    end,
+    header,
+    keep_alive,
+    new,
+)
+
+
+class MuxCoolStream(TunnelStream):
+    """One stream of a `MuxCoolSession`."""
+
+    name = "Mux.Cool stream"
+
+    __slots__ = ()
+
+    def abort(self) -> None:
+        """Cut the stream. Every peer can tell it from an ordinary end."""
+        if not self._session.is_gone(self):
+            self._session.send_reset(self.id)
+            self._write_eof = True  # this was the end
+        self._finish(reset=False)
+
+
+class MuxCoolSession(TunnelSession):
+    """One multiplexed connection. `accept`, `on_change`, `on_lost`: see `MuxSession`."""
+
+    __slots__ = ()
+
+    name: ClassVar[str] = "mux session"
+    protocol: ClassVar[str] = "Mux.Cool"
+    psh: ClassVar[int] = KEEP
+    stream_class: ClassVar[type[TunnelStream]] = MuxCoolStream
+    id_step: ClassVar[int] = 1
+    last_id: ClassVar[int] = LAST_ID
+    max_payload: ClassVar[int] = MAX_PAYLOAD
+    max_length: ClassVar[int] = MAX_LENGTH
+
+    def __init__(
+        self,
+        *,
+        accept: Callable[[], StreamProtocol] | None = None,
+        on_change: Callable[[Any], object] | None = None,
+        on_lost: Callable[[Any, Exception | None], object] | None = None,
+    ) -> None:
+        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
+        self._decoder = Decoder()
+
+    def _command_received(self, command: int, stream_id: int, payload: Data) -> None:
+        if command == END:
+            self._fin_received(stream_id)
+        elif command == RESET:
+            self._reset_received(stream_id)
+        elif command == KEEP_ALIVE:
+            self._stop_received(stream_id)
+        elif stream_id in self._streams:
+            # The data that follows would go to the wrong stream.
+            self.abort(PeerError(f"Mux.Cool: the peer opens stream {stream_id} twice"))
+        elif command == NEW:
+            self._open_received(stream_id)
+        elif command == NEW_OTHER:
+            self.refuse(stream_id)
+
+    def _reset_received(self, stream_id: int) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.receive_reset()
+        else:
+            self._fin_received(stream_id)
+
+    def refuse(self, stream_id: int) -> None:
+        self.send_reset(stream_id)
+
+    def silent_since(self) -> float | None:
+        return super().silent_since() if self.half_close else None
+
+    # The frames.
+
+    def _opening(self, stream_id: int) -> bytes:
+        return new(stream_id)
+
+    def _data_header(self, stream_id: int, size: int) -> bytes:
+        return header(stream_id, size)
+
+    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
+        return data_frames(stream_id, data, most)
+
+    def send_stop(self, stream_id: int) -> None:
+        self.send_control(keep_alive(stream_id))
+
+    def send_fin(self, stream_id: int) -> None:
+        self.send_control(end(stream_id))
+
+    def send_reset(self, stream_id: int) -> None:
+        self.send_control(end(stream_id, error=True))
+
+    def send_noop(self) -> None:
+        self.send(keep_alive())
