@@ -10,7 +10,7 @@ have not made a valid request, and on memory, see `request_slots`.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from mtt.http.access import AccessRules
@@ -19,6 +19,7 @@ from mtt.http.listener import HttpListener
 from mtt.net.admission import MAX_PENDING, Pending
 from mtt.wire.http1 import Reply
 from mtt_mu_server import api
+from mtt_mu_server.metrics_server import MakePage, answer_page
 from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
 
 # Connections between two requests.
@@ -42,7 +43,7 @@ class Controller(HttpListener):
         *,
         access: AccessRules,
         run: Callable[[bytes], Awaitable[tuple[int, bytes]]],
-        metrics: Callable[[], Awaitable[tuple[list[bytes], str]]],
+        metrics: MakePage,
         context: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         super().__init__(
@@ -89,14 +90,7 @@ class Controller(HttpListener):
         await exchange.answer(Reply(status, body=text, content_type=JSON))
 
     async def _answer_metrics(self, exchange: Exchange) -> None:
-        pieces, kind = await self._metrics()
-        length = sum(map(len, pieces))
-        await exchange.stream(Reply(200, content_type=kind), _each(pieces), length)
-
-
-async def _each(pieces: list[bytes]) -> AsyncGenerator[bytes, None]:
-    for piece in pieces:
-        yield piece
+        await answer_page(exchange, self._metrics)
 
 
 def _error(status: int, reason: str, *headers: tuple[str, str]) -> Reply:

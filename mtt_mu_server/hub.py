@@ -52,6 +52,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
             await self._management.load()
             await self._management.start(Resolver())
         except BaseException:
+            self.cleanup()
             await self._management.close()
             raise
         if self._management.tls is not None:
@@ -71,6 +72,12 @@ class MultiUserHub(WorkerHub["UserMember"]):
         if self._management.tls is not None:
             await self._management.tls.close()
         await self._management.close()
+
+    def own_page(self) -> str:
+        from mtt.observe.certificates import certificate_lines
+
+        tls = self._management.tls
+        return super().own_page() + certificate_lines((tls,) if tls is not None else ())
 
     # Changes, see `Replicas`.
 

@@ -19,6 +19,7 @@ from mtt.users.store import MemoryStore, Store, StoreError
 from mtt_mu_server import metrics
 from mtt_mu_server.commands import Commands, Replicas, in_slices
 from mtt_mu_server.control import Controller
+from mtt_mu_server.metrics_server import UserMetricsServer
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.users import Users
 
@@ -69,6 +70,11 @@ class Management:
             run=self.commands.run, metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
         )  # fmt: skip
+        self.metrics_server: UserMetricsServer | None = None
+        if options.metrics is not None or options.metrics_unix:
+            self.metrics_server = UserMetricsServer(
+                self._metrics, options.metrics, options.metrics_unix
+            )
         self._housekeeper: asyncio.Task[None] | None = None
 
     @property
@@ -92,6 +98,8 @@ class Management:
         await self.controller.start(
             options.controller, options.controller_unix, resolver, options.inherited.control
         )
+        if self.metrics_server is not None:
+            await self.metrics_server.serve(resolver)
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
         if self.tls is not None:
             self.tls.warn()
@@ -106,6 +114,8 @@ class Management:
     def cleanup(self) -> None:
         """Stop listening."""
         self.controller.cleanup()
+        if self.metrics_server is not None:
+            self.metrics_server.cleanup()
 
     async def stop(self) -> None:
         """Stop the controller and the periodic tasks."""
@@ -114,6 +124,8 @@ class Management:
             self._housekeeper.cancel()
             await asyncio.wait([self._housekeeper])
         await self.controller.close()
+        if self.metrics_server is not None:
+            await self.metrics_server.close()
 
     async def close(self) -> None:
         """After `stop()`, when all tunnels have ended: save the final counters."""

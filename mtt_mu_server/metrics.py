@@ -75,7 +75,10 @@ def _each_user(users: Users) -> Generator[None, None, list[bytes]]:
         ("user_transferred_bytes_total", "counter", "Bytes carried for a user.", moved),
         ("user_tunnels_opened_total", "counter", "Opened connections of a user.", opened),
         ("user_tunnels", "gauge", "Open connections of a user.", open_now),
-        ("user_last_seen_seconds", "gauge", "Unix time at which a user was last seen.", seen),
+        ("user_last_seen_timestamp_seconds", "gauge", "Unix time at which a user was last seen.",
+         seen),
+        ("user_last_seen_seconds", "gauge",
+         "Deprecated: use mtt_mu_user_last_seen_timestamp_seconds.", seen),
     )
     pieces = []
     for name, kind, about, values in metrics:

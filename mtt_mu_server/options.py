@@ -33,6 +33,7 @@ FLAGS = (
     Flag("c-key", "str", "PEM file with the private key of -c-cert.", "FILE", group=Group.ACCESS),
     Flag("db", "str", "SQLite file for the users and their counters. Without it the server "
          "forgets them when it stops.", "FILE", group=Group.ACCESS),
+    common.METRICS,
     Flag("metrics-users", "bool", "Add metrics for each user to GET /metrics.",
          group=Group.OBSERVE),
     *tls.SERVER_TLS_FLAGS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,8 @@ class MultiUserServer(ServerService):
     def __init__(self, options: MultiUserOptions) -> None:
         self._resolver = Resolver()
         super().__init__(
-            options, self._resolver, options.tls,
+            replace(options, metrics=None, metrics_unix=""),  # see Management
+            self._resolver, options.tls,
             on_session=lambda user, session: self._users.session_changed(user, session),
         )  # fmt: skip
         self._options = options
@@ -65,6 +67,11 @@ class MultiUserServer(ServerService):
     def controller_addresses(self) -> list[str]:
         """The addresses of the controller, with the actual port if port 0 was asked for."""
         return self._management.addresses if self._management is not None else []
+
+    @property
+    def metrics_addresses(self) -> list[str]:
+        served = self._management.metrics_server if self._management is not None else None
+        return served.addresses if served is not None else []
 
     async def start(self) -> None:
         """Load the users and listen. Raises StartError if that fails."""

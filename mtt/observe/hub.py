@@ -109,7 +109,14 @@ class WorkerHub(Hub, Generic[AnyMember]):
         """The metrics of all workers together."""
         for member in self.members:
             member.scraped = True
-        return str(total((self._past, *(member.page for member in self.members))))
+        pages = (self._past, *(member.page for member in self.members), Page(self.own_page()))
+        return str(total(pages))
+
+    def own_page(self) -> str:
+        """The metrics of this process."""
+        from mtt.observe.process import process_lines
+
+        return process_lines()
 
     async def drain(self) -> None:
         await self._alone.wait()

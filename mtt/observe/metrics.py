@@ -141,8 +141,9 @@ def page(counters: Counters, now: Snapshot) -> str:
     """The metrics of a service."""
     failures = {labels(cause=cause): count for cause, count in counters.handshake_failures.items()}
     metrics: list[tuple[str, str, str, Values]] = [
-        ("info", "gauge", "The running version.", {labels(version=__version__): 1}),
-        ("start_time_seconds", "gauge", "Unix time of the start.", counters.started),
+        ("info", "gauge", "Deprecated: use mtt_build_info.", {labels(version=__version__): 1}),
+        ("start_time_seconds", "gauge", "Deprecated: use process_start_time_seconds.",
+         counters.started),
         ("connections_total", "counter", "Accepted TCP connections.", now.connections),
         ("connections_refused_total", "counter", "TCP connections reset because of -max-conns; "
          "not in mtt_connections_total.", now.refused),
@@ -168,6 +169,6 @@ def page(counters: Counters, now: Snapshot) -> str:
         ("streams_opened_total", "counter", "Opened streams of multiplexed connections.",
          counters.streams),
     ]  # fmt: skip
-    return "".join(
-        metric(f"mtt_{name}", kind, about, values) for name, kind, about, values in metrics
-    )
+    return metric(
+        "process_start_time_seconds", "gauge", "Unix time of the start.", counters.started
+    ) + "".join(metric(f"mtt_{name}", kind, about, values) for name, kind, about, values in metrics)

@@ -27,7 +27,7 @@ class MetricsServer(HttpListener):
         self._unix_path = unix_path
         self._is_public = endpoint is not None and not all(map(is_loopback, endpoint.hosts))
         super().__init__(
-            {"/metrics": self._answer},
+            {"/metrics": self.answer},
             self._refuse,
             # The Host header is checked on loopback addresses, to which a hostile web site can
             # direct browsers (DNS rebinding), but not on unix sockets, nor if the metrics are
@@ -46,7 +46,8 @@ class MetricsServer(HttpListener):
             logger.warning("-metrics: anyone who can reach %s can read the metrics", addresses)
         logger.info("metrics on %s", addresses)
 
-    async def _answer(self, exchange: Exchange) -> None:
+    async def answer(self, exchange: Exchange) -> None:
+        """Answer a request for the page."""
         headers = (("Cache-Control", "no-store"), ("Content-Type", CONTENT_TYPE))
         await exchange.answer(Reply(200, headers, self._page().encode()))
 

@@ -8,14 +8,21 @@ from collections.abc import Callable, Iterable
 Combine = Callable[[float, float], float]
 
 _MAX_LAG = "mtt_event_loop_lag_max_seconds"
+_EXPIRY = "mtt_certificate_not_after_timestamp_seconds"
 # Metrics that are not summed, and what is reported of two values.
 _COMBINED: dict[str, Combine] = {
+    "mtt_build_info": lambda one, _: one,
     "mtt_info": lambda one, _: one,
+    "process_start_time_seconds": min,
     "mtt_start_time_seconds": min,
+    _EXPIRY: min,
     _MAX_LAG: max,
 }
 # Kinds and names of what is kept of a process that is gone; the rest describes the current state.
-_LASTING = ("counter", "histogram", "mtt_info", "mtt_start_time_seconds")
+_LASTING = (
+    "counter", "histogram", "mtt_build_info", "mtt_info", "process_start_time_seconds",
+    "mtt_start_time_seconds",
+)  # fmt: skip
 
 
 class Page:
@@ -50,6 +57,9 @@ class Page:
         page = Page()
         page._headers = dict(self._headers)
         for name, samples in self._samples.items():
+            if name == _EXPIRY:  # 0 would be the least
+                page._samples[name] = {}
+                continue
             kind = self._headers[name].split()[-1]
             lasts = kind in _LASTING or name in _LASTING
             page._samples[name] = dict(samples) if lasts else dict.fromkeys(samples, 0)

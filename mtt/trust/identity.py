@@ -46,12 +46,14 @@ class Identity:
     """
 
     def __init__(self, certificate_pem: bytes, *, path: str = "", in_order: bool = True) -> None:
-        self._source = certificate_pem, path, in_order
+        self.pem = certificate_pem
+        self.path = path
+        self._in_order = in_order
 
     @functools.cached_property
     def words(self) -> Words:
         """Its description. Slow on first use: ask for that of a file after listening has begun."""
-        return Words(*child.run(describe, *self._source))
+        return Words(*child.run(describe, self.pem, self.path, self._in_order))
 
 
 def describe(

@@ -160,6 +160,9 @@ class Service(runtime.Service):
 
     def metrics_page(self) -> str:
         """Metrics in the Prometheus text format."""
+        from mtt.observe.certificates import certificate_lines
+        from mtt.observe.process import build_lines, process_lines
+
         tunnels, sessions = self.open_tunnels, self._sessions()
         admission = tunnels.admission
         now = metrics.Snapshot(
@@ -173,7 +176,13 @@ class Service(runtime.Service):
             bytes_up=tunnels.bytes_up,
             bytes_down=tunnels.bytes_down,
         )
-        return metrics.page(self.counters, now) + self.lag.lines()
+        return (
+            build_lines()
+            + process_lines()
+            + metrics.page(self.counters, now)
+            + self.lag.lines()
+            + certificate_lines(self.certificates)
+        )
 
     # Shutdown.
 

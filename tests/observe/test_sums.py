@@ -35,7 +35,7 @@ def test_pages_are_added_up() -> None:
     found = samples(total([Page(page(7.5, 1, 0.05)), Page(page(5.5, 2, 0.5))]))
     assert found["tunnels"] == found["tunnels_opened_total"] == 3
     assert found['transferred_bytes_total{direction="up"}'] == 3
-    assert found["start_time_seconds"] == 5.5
+    assert found["start_time_seconds"] == found["process_start_time_seconds"] == 5.5
     assert found[f'info{{version="{__version__}"}}'] == 1
     assert found["event_loop_lag_max_seconds"] == 0.5
     assert found['event_loop_lag_seconds_bucket{le="0.1"}'] == 1

@@ -1,0 +1,62 @@
+"""Metrics about the process."""
+
+from __future__ import annotations
+
+import os
+import resource
+import ssl
+import sys
+from typing import Any
+
+import pytest
+
+from mtt.observe import process
+from mtt.observe.process import build_lines, process_lines
+from mtt.version import __version__
+from tests.support.metrics import check_with_promtool, parse
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
+
+
+def test_build() -> None:
+    ((name, value),) = parse(build_lines()).items()
+    assert value == 1
+    python = "{}.{}.{}".format(*sys.version_info)
+    assert name == (
+        f'mtt_build_info{{version="{__version__}",python="{python}",'
+        f'openssl="{ssl.OPENSSL_VERSION.split()[1]}"}}'
+    )
+
+
+@needs_proc
+def test_process() -> None:
+    before = parse(process_lines())
+    with open(os.devnull), open(os.devnull):
+        block = bytearray(b"x" * 2**24)
+        after = parse(process_lines())
+        del block
+    assert after["process_open_fds"] == before["process_open_fds"] + 2
+    assert after["process_max_fds"] == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert 0 < before["process_cpu_seconds_total"] <= after["process_cpu_seconds_total"]
+    grown = after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]
+    assert 2**23 < grown < 2**26
+    assert after["process_virtual_memory_bytes"] > after["process_resident_memory_bytes"]
+
+
+@needs_proc
+def test_no_limit_of_descriptors_no_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (unlimited, unlimited))
+    assert "process_max_fds" not in parse(process_lines())
+
+
+def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str, **_: Any) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(process, "open", missing, raising=False)
+    assert list(parse(process_lines())) == ["process_cpu_seconds_total"]
+
+
+def test_promtool_likes_it() -> None:
+    check_with_promtool((build_lines() + process_lines()).encode())
