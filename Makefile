@@ -5,6 +5,12 @@
 # make soak     faults, abuse, a long life in short: 10 minutes at most (SOAK="faults --seed 2")
 # make install  the commands mtt-client, mtt-server, mtt-mu-server, anytls-client, anytls-server,
 #               anyproxy-client and anyproxy-gateway in .venv/bin, and PyYAML
+# make deb      the Debian package, in dist; it needs dpkg-deb and Python alone
+# make dist     the wheel and the source distribution, in dist
+# make release  check CHANGELOG.md, version and working tree, build all of these, tag the commit
+# make test-packages
+#               install, run, upgrade and purge the packages in fresh Debian systems; needs root,
+#               debootstrap and the network, and takes some minutes
 # make clean    remove what make made
 #
 # Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
@@ -24,7 +30,7 @@ CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server anytl
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml
 
-.PHONY: run test lint bench soak install clean
+.PHONY: run test lint bench soak install deb dist release test-packages clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -45,6 +51,18 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.installed
 	$(BIN)/python -m soak $(SOAK)
 
+deb:
+	@$(PYTHON) -m tools.deb
+
+dist: $(VENV)/.dist
+	@$(BIN)/python -m tools.dist
+
+release: $(VENV)/.dist
+	@$(BIN)/python -m tools.release
+
+test-packages: $(VENV)/.test $(VENV)/.dist
+	MTT_PACKAGING=1 $(BIN)/python -m pytest $(or $(TESTS),tests/packaging)
+
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -59,6 +77,10 @@ $(VENV)/.yaml: $(VENV)/.installed
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PIP) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.dist: $(VENV)/.installed
+	$(PIP) --editable '.[dist]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
