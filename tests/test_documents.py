@@ -170,7 +170,7 @@ def test_readme_lists_all_modes() -> None:
 
 
 def test_causes_of_failed_handshakes_are_explained() -> None:
-    text = section(read("docs/operations.md"), "## Metrics")
+    text = section(read("docs/monitoring.md"), "## Metrics")
     assert re.findall(r"^\| `([a-z_]+)` \| ", text, re.M) == ["cause", *Cause]
 
 
