@@ -11,7 +11,7 @@ from mtt.errors import UsageError
 from mtt.options.anytls import given_password
 from mtt.options.common import host_name, reachable
 from mtt.options.flags import Values
-from mtt.options.proxy import HttpProxy, given_proxy
+from mtt.options.proxy import ProxyServer, given_proxy
 from mtt.options.tls import given_client_tls
 from mtt.trust.tls_options import ClientTls
 
@@ -26,7 +26,7 @@ class ServerChoice:
     address: Endpoint
     password: str = field(repr=False)
     tls: ClientTls
-    proxy: HttpProxy | None = None  # on the way there
+    proxy: ProxyServer | None = None  # on the way there
 
 
 def given_servers(

@@ -60,9 +60,9 @@ METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (P
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
                  "system supports it.", group=Group.PROCESS)
 
-PROXY = Flag("proxy", "str", "HTTP proxy on the way to the server (CONNECT), or env for that of "
+PROXY = Flag("proxy", "str", "Proxy on the way to the server (HTTP or SOCKS5), or env for that of "
              "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
-             "process list.", "http://[USER:PASSWORD@]HOST:PORT|env", secret=True,
+             "process list.", "SCHEME://[USER:PASSWORD@]HOST:PORT|env", secret=True,
              group=Group.ADDRESSES)
 
 

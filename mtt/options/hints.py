@@ -50,7 +50,7 @@ _HINTS = (
     ("nodelay keepalive tcpkeepalive ping", "always on; remove it"),
     ("fwmark mark interface dscp", "not supported; the system's routing decides"),
     ("cpu", "write {workers}"),
-    ("httpproxy httpsproxy upstreamproxy forwardproxy x", "write {proxy}"),
+    ("httpproxy httpsproxy upstreamproxy forwardproxy socksproxy socks5proxy x", "write {proxy}"),
     ("conf configfile", "write {config}"),
     ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
      "cdnoriginhost cdnwspath", "an option of Cloak, which is another protocol"),

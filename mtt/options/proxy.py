@@ -1,4 +1,4 @@
-"""The HTTP proxy between a client and its server: -proxy, and the variables that name one."""
+"""The proxy between a client and its server: -proxy, and the variables that name one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,22 @@ ENVIRONMENT = "env"  # the value of -proxy that stands for the variables
 PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 EXCEPTION_VARIABLES = ("NO_PROXY", "no_proxy")
 
+HTTP, HTTPS, SOCKS5 = "http", "https", "socks5"
+# Names of other programs for the same; here, proxies always look up the server's name.
+_SCHEMES = {HTTP: HTTP, HTTPS: HTTPS, SOCKS5: SOCKS5, "socks5h": SOCKS5, "socks": SOCKS5}
+
+# Bytes of a user or password at a SOCKS5 proxy (RFC 1929).
+MAX_SOCKS_LOGIN = 255
+
 
 @dataclass(frozen=True, slots=True)
-class HttpProxy:
-    """An HTTP proxy; `login` is a user, who has no colon, and a password."""
+class ProxyServer:
+    """A proxy; `login` is a user, who has no colon for an HTTP proxy, and a password."""
 
     address: Endpoint
     login: tuple[str, str] | None = field(default=None, repr=False)
     option: str = f"-{PROXY.name}"  # where the user gave it, for errors
+    scheme: str = HTTP  # HTTP, HTTPS (TLS to the proxy) or SOCKS5
 
     def __str__(self) -> str:
         return str(self.address)
@@ -34,39 +42,54 @@ class HttpProxy:
 class FromEnvironment(NamedTuple):
     """The value of `-proxy env`: the proxy, if any, and the value of NO_PROXY."""
 
-    proxy: HttpProxy | None
+    proxy: ProxyServer | None
     exceptions: str
 
 
-def parse_proxy(option: str, text: str) -> HttpProxy:
+def parse_proxy(option: str, text: str) -> ProxyServer:
     """The proxy in `http://user:password@host:port`; scheme and login may be missing.
+
+    Other schemes are https, and socks5 or socks5h, which mean the same.
 
     User and password are percent-encoded. Raises UsageError, which does not show `text`: a
     password may be anywhere in it.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
-        rest = text
-    elif scheme.lower() != "http":
-        raise UsageError(f"{option}: only HTTP proxies are supported; write http://host:port")
+        scheme, rest = HTTP, text
+    kind = _SCHEMES.get(scheme.lower())
+    if kind is None:
+        raise UsageError(
+            f"{option}: only HTTP and SOCKS5 proxies are supported; write http://host:port, "
+            "https://host:port or socks5://host:port"
+        )
     userinfo, at, authority = rest.removesuffix("/").rpartition("@")
     try:
         address = reachable(option, authority)
     except UsageError:
         raise UsageError(
-            f"{option}: not like http://host:3128 or http://user:password@host:3128"
+            f"{option}: not like {kind}://host:3128 or {kind}://user:password@host:3128"
         ) from None
     if not at:
-        return HttpProxy(address, None, option)
+        return ProxyServer(address, None, option, kind)
     # Bytes that are not UTF-8 are sent as they are.
     user, _, password = (
         unquote(part, errors="surrogateescape") for part in userinfo.partition(":")
     )
     if not user:
         raise UsageError(f"{option}: the user has no name")
-    if ":" in user:  # the password would begin there (RFC 7617, 2)
+    if ":" in user and kind != SOCKS5:  # the password would begin there (RFC 7617, 2)
         raise UsageError(f"{option}: the user's name has a colon")
-    return HttpProxy(address, (user, password), option)
+    if kind == SOCKS5 and max(map(_size, (user, password))) > MAX_SOCKS_LOGIN:
+        raise UsageError(
+            f"{option}: a user or password of more than {MAX_SOCKS_LOGIN} bytes, which SOCKS5 "
+            "cannot carry"
+        )
+    return ProxyServer(address, (user, password), option, kind)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))
 
 
 def with_environment(given: Values, environ: Mapping[str, str]) -> Values:
@@ -81,7 +104,7 @@ def with_environment(given: Values, environ: Mapping[str, str]) -> Values:
     return given | {PROXY.name: FromEnvironment(proxy, _first(EXCEPTION_VARIABLES, environ)[1])}
 
 
-def given_proxy(values: Values, server: Endpoint) -> HttpProxy | None:
+def given_proxy(values: Values, server: Endpoint) -> ProxyServer | None:
     """The value of -proxy for connections to `server`; None without a proxy. Raises UsageError."""
     value: str | FromEnvironment = values[PROXY.name]
     if not value:

@@ -19,7 +19,7 @@ from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
 if TYPE_CHECKING:
-    from mtt.options.proxy import HttpProxy
+    from mtt.options.proxy import ProxyServer
 
 DEFAULT_MAX_STREAM = 4
 
@@ -127,7 +127,7 @@ class ClientOptions(TunnelOptions):
 
     server: Endpoint
     tls: ClientTls  # its ALPN names are the mode's
-    proxy: HttpProxy | None = None  # on the way to the server
+    proxy: ProxyServer | None = None  # on the way to the server
     wss_mask: bool = False  # random masking keys
     mux_max_stream: int = DEFAULT_MAX_STREAM
     mux_warm: int = 1
@@ -268,7 +268,7 @@ def _preconnect(values: Values) -> int:
     return count
 
 
-def _proxy(values: Values, server: Endpoint) -> HttpProxy | None:
+def _proxy(values: Values, server: Endpoint) -> ProxyServer | None:
     """The value of -proxy."""
     if not values["proxy"]:
         return None

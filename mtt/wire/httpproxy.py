@@ -136,18 +136,26 @@ def connect_request(host: str, port: int, login: tuple[str, str] | None = None) 
     `login`: user and password for the proxy; a user has no colon (RFC 7617, 2). Raises ValueError
     if the host cannot be sent.
     """
-    if ":" in host:
-        host = f"[{host.partition('%')[0]}]"  # an IPv6 zone has no meaning on another machine
-    elif not host.isascii():
-        host = host.encode("idna").decode("ascii")
-    if not host or not is_host(host):
-        raise ValueError("neither a host name nor an IP address")
-    authority = f"{host}:{port}"
+    host = sendable_host(host)
+    authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     headers = [("Host", authority)]
     if login is not None:
         raw = ":".join(login).encode("utf-8", "surrogateescape")
         headers.append(("Proxy-Authorization", "Basic " + b64encode(raw).decode("ascii")))
     return encode_head(f"CONNECT {authority} HTTP/1.1", headers)
+
+
+def sendable_host(host: str) -> str:
+    """`host`, an IP literal or a name in any script, as another machine understands it.
+
+    Raises ValueError if it is neither.
+    """
+    host = host.partition("%")[0] if ":" in host else host  # an IPv6 zone is local
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    if not host or not is_host(host):
+        raise ValueError("neither a host name nor an IP address")
+    return host
 
 
 def login(request: Request) -> tuple[bytes, bytes] | None:

@@ -199,8 +199,9 @@ def test_keys_of_the_other_end_are_not_read() -> None:
          ": 'a b' is neither a host name nor an IP address"),
         ("client.gateway.auth_username", "u",
          ": the password is empty; make one with: openssl rand -base64 24"),
-        ("client.gateway.proxy", "socks5://user:secret@a:1",
-         ": only HTTP proxies are supported; write http://host:port"),
+        ("client.gateway.proxy", "socks4://user:secret@a:1",
+         ": only HTTP and SOCKS5 proxies are supported; write http://host:port, https://host:port "
+         "or socks5://host:port"),
         ("client.gateway.proxy", "http://a",
          ": not like http://host:3128 or http://user:password@host:3128"),
         ("client.gateway.proxy", "http://:secret@a:1", ": the user has no name"),

@@ -9,7 +9,7 @@ import pytest
 from anyproxy.agent import Agent
 from anyproxy.agent_reload import apply
 from mtt.address import Endpoint
-from mtt.options.proxy import HttpProxy
+from mtt.options.proxy import ProxyServer
 from mtt.users.user import User
 from tests.anyproxy.serving import agent_for, agent_options, gateway_for, socks_port
 from tests.anyproxy.test_gateway import LOGIN
@@ -21,9 +21,9 @@ from tests.support.tunnels import connect, echo, eventually, logged, port_of, se
 USER = User("user", "hush")
 
 
-def proxy_on(port: int, password: str = USER.password) -> HttpProxy:
+def proxy_on(port: int, password: str = USER.password) -> ProxyServer:
     address = Endpoint(("127.0.0.1",), port)
-    return HttpProxy(address, (USER.name, password), "client.gateway.proxy")
+    return ProxyServer(address, (USER.name, password), "client.gateway.proxy")
 
 
 @pytest.mark.parametrize("tls", [True, False])

@@ -1,4 +1,4 @@
-"""A client whose way to the server leads through an HTTP proxy."""
+"""A client whose way to the server leads through an HTTP or SOCKS5 proxy."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def warnings(lines: list[str]) -> list[str]:
 
 
 @in_every_mode
+@pytest.mark.parametrize("scheme", ["http", "socks5"])
 @pytest.mark.parametrize("users", [(), (USER,)], ids=["open", "login"])
 async def test_tunnels_work_through_a_proxy(
-    users: tuple[User, ...], mode: str, certs: Certs, short_quiet: None
+    users: tuple[User, ...], scheme: str, mode: str, certs: Certs, short_quiet: None
 ) -> None:
     with logged(logging.DEBUG) as lines:
         async with (
@@ -53,7 +54,7 @@ async def test_tunnels_work_through_a_proxy(
             client_of(
                 mode, 1, certs,
                 s=f"echo.test:{port_of(server)}",  # only the proxy knows this name
-                proxy=f"http://{LOGIN if users else ''}127.0.0.1:{port_of(proxy)}",
+                proxy=f"{scheme}://{LOGIN if users else ''}127.0.0.1:{port_of(proxy)}",
             ) as client,
         ):  # fmt: skip
             client.announce()
@@ -69,11 +70,14 @@ async def test_tunnels_work_through_a_proxy(
 
 
 @in_every_mode
-async def test_wrong_login_is_logged_without_the_password(mode: str, certs: Certs) -> None:
+@pytest.mark.parametrize("scheme, code", [("http", " (407)"), ("socks5", "")])
+async def test_wrong_login_is_logged_without_the_password(
+    scheme: str, code: str, mode: str, certs: Certs
+) -> None:
     with logged(logging.DEBUG) as lines:
         async with (
             direct_proxy(users=(USER,)) as proxy,
-            client_of(mode, 1, certs, proxy=f"http://user:hush@127.0.0.1:{port_of(proxy)}")
+            client_of(mode, 1, certs, proxy=f"{scheme}://user:hush@127.0.0.1:{port_of(proxy)}")
             as client,
             asyncio.timeout(SOON),
             await connect(port_of(client)) as application,
@@ -85,18 +89,21 @@ async def test_wrong_login_is_logged_without_the_password(mode: str, certs: Cert
     assert any("wrong user or password" in line for line in warnings(lines))  # the proxy's
     assert warnings(lines)[-1].endswith(
         f"the proxy 127.0.0.1:{port_of(proxy)} does not accept the user and the password of "
-        "-proxy (407)"
+        f"-proxy{code}"
     )
     assert not any("hush" in line for line in lines)
     assert held["dial_failures_total"] == 1
 
 
 @in_every_mode
-async def test_refusal_of_the_proxy_is_logged(mode: str, certs: Certs) -> None:
+@pytest.mark.parametrize("scheme, reason", [("http", "403 Forbidden"), ("socks5", "not allowed")])
+async def test_refusal_of_the_proxy_is_logged(
+    scheme: str, reason: str, mode: str, certs: Certs
+) -> None:
     with logged() as lines:
         async with (
             direct_proxy() as proxy,
-            client_of(mode, 1, certs, proxy=f"127.0.0.1:{port_of(proxy)}") as client,
+            client_of(mode, 1, certs, proxy=f"{scheme}://127.0.0.1:{port_of(proxy)}") as client,
             asyncio.timeout(SOON),
             await connect(port_of(client)) as application,
         ):
@@ -106,7 +113,7 @@ async def test_refusal_of_the_proxy_is_logged(mode: str, certs: Certs) -> None:
     (line,) = warnings(lines)
     assert line.endswith(
         f"cannot connect to 127.0.0.1:1 through the proxy 127.0.0.1:{port_of(proxy)}: "
-        "403 Forbidden"
+        f"{reason}"
     )
 
 

@@ -46,7 +46,7 @@ def error(parse: Callable[[], object]) -> str:
         ("client", "-wss_path /x", "did you mean -wss-path?"),
         ("client", "-tls", "TLS is the default; remove it"),
         ("client", "-host a", "write -n NAME"),
-        ("client", "-http-proxy a:1", "write -proxy http://[USER:PASSWORD@]HOST:PORT|env"),
+        ("client", "-http-proxy a:1", "write -proxy SCHEME://[USER:PASSWORD@]HOST:PORT|env"),
         ("client", "-sni=a", "write -n NAME"),
         ("server", "-host a", "the server accepts any name; remove it"),
         ("client", "-mode websocket", "write -wss"),

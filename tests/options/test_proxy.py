@@ -6,7 +6,15 @@ import pytest
 
 from mtt.address import Endpoint, parse_endpoint
 from mtt.errors import UsageError
-from mtt.options.proxy import HttpProxy, given_proxy, parse_proxy, with_environment
+from mtt.options.proxy import (
+    HTTP,
+    HTTPS,
+    SOCKS5,
+    ProxyServer,
+    given_proxy,
+    parse_proxy,
+    with_environment,
+)
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from plugin.options import parse_options
 
@@ -38,8 +46,13 @@ def test_address_and_login(text: str, address: str, login: tuple[str, str] | Non
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("socks5://user:secret@a:1", "only HTTP proxies are supported; write http://host:port"),
-        ("https://secret:secret@a:1", "only HTTP proxies are supported; write http://host:port"),
+        ("socks4://user:secret@a:1", "only HTTP and SOCKS5 proxies are supported; write http://"),
+        ("ftp://secret:secret@a:1", "only HTTP and SOCKS5 proxies are supported; write http://"),
+        ("socks5://user:secret", "not like socks5://host:3128 or "),
+        ("https://user:secret@host", "not like https://host:3128 or "),
+        ("https://a%3Ab:secret@host:3128", "the user's name has a colon"),
+        ("socks5://user:secret" + 250 * "x" + "@a:1", "a user or password of more than 255 bytes"),
+        ("socks5://" + 256 * "x" + ":secret@a:1", "a user or password of more than 255 bytes"),
         ("http://user:secret", "not like http://host:3128 or "),
         ("http://user:secret@", "not like http://host:3128 or "),
         ("http://user:secret@host", "not like http://host:3128 or "),
@@ -57,10 +70,24 @@ def test_errors_show_no_secret(text: str, error: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "scheme", "login"),
+    [
+        ("proxy:3128", HTTP, None),
+        ("https://proxy:3128", HTTPS, None),
+        ("socks5://proxy:3128", SOCKS5, None),
+        ("SOCKS5H://user:p%40@proxy:3128", SOCKS5, ("user", "p@")),
+        ("socks://a%3Ab:@proxy:3128", SOCKS5, ("a:b", "")),
+    ],
+)
+def test_schemes(text: str, scheme: str, login: tuple[str, str] | None) -> None:
+    assert parse_proxy("-proxy", text) == ProxyServer(PROXY, login, "-proxy", scheme)
+
+
 def test_plugin_option() -> None:
     given = parse_options(CLIENT_FLAGS, r"wss;proxy=http://user:a\;b@proxy:3128")
     options = client_options({"b": "a:1", "s": "b:1"} | given)
-    assert options.proxy == HttpProxy(PROXY, ("user", "a;b"))
+    assert options.proxy == ProxyServer(PROXY, ("user", "a;b"))
     assert "a;b" not in repr(options)
 
 
@@ -76,7 +103,7 @@ def test_env_needs_an_environment() -> None:
         client_options({"b": "a:1", "s": "b:1", "proxy": "env"})
 
 
-def from_environment(server: Endpoint, **environ: str) -> HttpProxy | None:
+def from_environment(server: Endpoint, **environ: str) -> ProxyServer | None:
     return given_proxy(with_environment({"proxy": "env"}, environ), server)
 
 
@@ -93,13 +120,13 @@ def from_environment(server: Endpoint, **environ: str) -> HttpProxy | None:
     ],
 )
 def test_proxy_of_the_environment(environ: dict[str, str], option: str | None) -> None:
-    expected = HttpProxy(PROXY, None, option) if option else None
+    expected = ProxyServer(PROXY, None, option) if option else None
     assert from_environment(SERVER, **environ) == expected
 
 
 def test_errors_about_the_environment_name_the_variable() -> None:
-    with pytest.raises(UsageError, match=r"^https_proxy: only HTTP proxies"):
-        from_environment(SERVER, https_proxy="socks5://user:secret@a:1")
+    with pytest.raises(UsageError, match=r"^https_proxy: only HTTP and SOCKS5"):
+        from_environment(SERVER, https_proxy="socks4://user:secret@a:1")
 
 
 @pytest.mark.parametrize(
