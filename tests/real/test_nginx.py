@@ -17,7 +17,7 @@ from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, free_port, run
 from tests.support.programs import require_program
 
-# As docs/nginx.md tells users to configure it, apart from the temporary directories. Without
+# As docs/web-servers.md tells users to configure it, apart from the temporary directories. Without
 # "keepalive" nginx would use HTTP/1.1 connections to mtt-server once each.
 WEBSOCKET = """
 http {{

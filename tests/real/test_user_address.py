@@ -18,7 +18,7 @@ from tests.support.programs import require_program
 DOCUMENT = (ROOT / "docs/behind-a-proxy.md").read_text()
 HAPROXY, *_ = re.findall(r"```haproxy\n(.*?)```", DOCUMENT, re.S)
 STREAM, LINE, DESTINATION = re.findall(r"```nginx\n(.*?)```", DOCUMENT, re.S)
-SITE, *_ = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/nginx.md").read_text(), re.S)
+SITE, *_ = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/web-servers.md").read_text(), re.S)
 SECRET = "/some-secret-path"
 TRUSTING = ("-trusted-proxies", "127.0.0.1", "-proxy-protocol", "v1")
 
