@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from mtt.observe.metrics import Histogram, Values, labels, metric
+from mtt.layers.base import StreamTransport
+from mtt.layers.counting import ByteCounts, CountingLayer
+from mtt.observe.metrics import DOWN, UP, Histogram, Values, labels, metric
 from mtt.outbound.groups import Group
 from mtt.outcome import Outcome
 from mtt.users.accounts import MAX_SHOWN
@@ -16,6 +18,8 @@ DIAL_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20
 # Why a login of a user was refused.
 PASSWORD, BLOCKED = "password", "blocked"
 LOGIN_REASONS = (PASSWORD, BLOCKED)
+
+_NO_BYTES = ByteCounts()
 
 # Outcomes that no agent has answered.
 _UNANSWERED = (Outcome.NO_AGENT, Outcome.OVERLOADED)
@@ -36,6 +40,7 @@ class GatewayFigures:
         self._times = Histogram(DIAL_BOUNDS)
         self._opened: Counter[str] = Counter()  # by the label of the group
         self._failed: Counter[str] = Counter()
+        self._bytes: defaultdict[str, ByteCounts] = defaultdict(ByteCounts)
         # Groups with their own lines: the first ones seen. Agents may make new groups without end.
         self._shown: dict[str, str] = {}  # labels by name
 
@@ -57,6 +62,14 @@ class GatewayFigures:
         if self.per_group:
             counts = self._opened if outcome is Outcome.SUCCEEDED else self._failed
             counts[self._label(group)] += 1
+
+    def counted(self, group: str, stream: StreamTransport) -> StreamTransport:
+        """A parked stream of a group, whose bytes are counted if groups are counted one by one."""
+        if not self.per_group:
+            return stream
+        layer = CountingLayer(self._bytes[self._label(group)])
+        layer.start(stream)
+        return layer
 
     def lines(self, groups: Iterable[Group], refused_agents: dict[str, int]) -> str:
         """The metrics. `refused_agents`: agents by the reason of their refusal."""
@@ -96,10 +109,19 @@ class GatewayFigures:
              self._failed),
         ]  # fmt: skip
         every = dict.fromkeys([*self._shown.values(), *self._opened, *self._failed, *agents])
-        return "".join(
+        text = "".join(
             metric(f"mtt_group_{name}", kind, about, {label: values[label] for label in every})
             for name, kind, about, values in metrics
         )
+        moved: dict[str, float] = {}
+        for label in every:
+            counts = self._bytes.get(label, _NO_BYTES)
+            moved[f"{label},{UP}"] = counts.written
+            moved[f"{label},{DOWN}"] = counts.received
+        return text + metric(
+            "mtt_group_transferred_bytes_total", "counter", "Bytes of a group's streams; up is "
+            "towards the agents.", moved,
+        )  # fmt: skip
 
     def _label(self, group: str) -> str:
         label = self._shown.get(group)

@@ -295,7 +295,7 @@ class Gateway(ServerService):
             raise
         self.counters.streams += 1
         self.figures.dialled(group, Outcome.SUCCEEDED, now() - began)
-        stream = self._rates.limited(group, stream)
+        stream = self._rates.limited(group, self.figures.counted(group, stream))
         if self.on_stream is not None:
             self.on_stream(stream, head)
         return stream

@@ -113,6 +113,28 @@ async def test_groups_are_counted_one_by_one_if_asked_for(certs: Certs, refused_
         assert found == [1, 1, 1]
 
 
+@pytest.mark.parametrize("rate", [0, 10**6])
+async def test_bytes_of_groups_are_counted(rate: int, certs: Certs) -> None:
+    groups = {GROUP: GroupOptions(rate=rate)}
+    async with (
+        serving(echo) as target,
+        both(certs, metrics_per_group=True, groups=groups) as (gateway, _),
+        user_of(gateway, target.port) as user,
+    ):
+        names = [
+            f'mtt_group_transferred_bytes_total{{group="{GROUP}",direction="{direction}"}}'
+            for direction in ("up", "down")
+        ]
+        before = values(gateway, *names)
+        assert before[0] == before[1] > 0  # what `user_of` has checked
+        await user.send(b"x" * 1000)
+        assert await user.exactly(1000) == b"x" * 1000
+        assert values(gateway, *names) == [each + 1000 for each in before]  # of open connections
+        await user.finish()
+        assert await user.rest() == b""
+        assert values(gateway, *names) == [each + 1000 for each in before]
+
+
 async def test_groups_have_no_lines_of_their_own_by_default(certs: Certs) -> None:
     async with both(certs) as (gateway, _):
         assert "mtt_group_" not in gateway.metrics_page()

@@ -174,6 +174,7 @@ NAMES = {
     "anyproxy": "AnyProxy stream",
     "throttle": "rate limiter",
     "two-way-throttle": "rate limiter",
+    "counter": "byte counter",
     "visit": "visit",
 }
 

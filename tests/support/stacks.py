@@ -27,14 +27,12 @@ from mtt.layers.tls import TlsLayer
 from mtt.layers.websocket import WebSocketLayer
 from mtt.layers.websocket_messages import MessageLayer
 from mtt.outcome import Outcome
-from mtt.tunnels.rate_limit import RateLimiter
-from mtt.tunnels.two_way_rate import TwoWayRateLimiter
 from mtt.wire.agent import TCP, Head
 from mtt.wire.anyproxy import MAX_MESSAGE
 from mtt.wire.anytls import PreambleReader
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context
-from tests.support.throttles import throttle
+from tests.support.thin_layers import LAYERS, started
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
 
 
@@ -121,7 +119,7 @@ class Stack:
 
     Attributes:
         layers: from the bottom up, of "tls", "websocket", "smux", "reverse-smux", "mux-cool",
-            "anytls", "messages", "anyproxy", "throttle", "two-way-throttle", "visit".
+            "anytls", "messages", "anyproxy", "throttle", "two-way-throttle", "counter", "visit".
         half_close: both ends know each other as ours.
         version: of TLS.
     """
@@ -205,10 +203,8 @@ class Stack:
                 upper = Parked(MessageLayer(upper, client=client, limit=MAX_MESSAGE).start)
             elif layer == "websocket":
                 upper = _websocket(upper, client, self.half_close)
-            elif layer == "throttle":
-                upper = throttle(upper, RateLimiter)
-            elif layer == "two-way-throttle":
-                upper = throttle(upper, TwoWayRateLimiter)
+            elif layer in LAYERS:
+                upper = started(upper, LAYERS[layer])
             elif layer == "visit":
                 upper = upper if client else _visit(upper)
             else:
@@ -352,5 +348,6 @@ STACKS = [
     Stack("throttle-smux-tls", ("tls", "smux", "throttle")),
     Stack("two-way-throttle-tcp", ("two-way-throttle",)),
     Stack("two-way-throttle-smux-tls", ("tls", "smux", "two-way-throttle")),
+    Stack("counter-smux-tls", ("tls", "smux", "counter")),
     Stack("visit-tls", ("tls", "visit")),
 ]

@@ -1,13 +1,16 @@
-"""Rate limiters for stacks of layers, with a token source that the loop's turns refill."""
+"""Layers that take over a parked transport, and keep its bytes as they are."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from mtt.layers.counting import ByteCounts, CountingLayer
+from mtt.layers.layer import Layer
 from mtt.layers.parked import Parked, hand_over
 from mtt.tunnels.rate_limit import RateLimiter, Waiter
+from mtt.tunnels.two_way_rate import TwoWayRateLimiter
 
 
 class _Drops:
@@ -52,9 +55,19 @@ class _Drops:
             self._serve_soon()
 
 
-def throttle(upper: Any, kind: Callable[[Any], RateLimiter]) -> Parked:
+# By name.
+LAYERS: dict[str, Callable[[], Layer]] = {
+    "throttle": lambda: RateLimiter(cast(Any, _Drops())),
+    "two-way-throttle": lambda: TwoWayRateLimiter(cast(Any, _Drops())),
+    "counter": lambda: CountingLayer(ByteCounts()),
+}
+
+
+def started(upper: Any, make: Callable[[], Layer]) -> Parked:
+    """Puts a new layer between a transport and the protocol `upper`."""
+
     def ready(transport: Any) -> None:
-        layer = kind(_Drops())
+        layer = make()
         layer.start(transport)
         hand_over(layer, upper)
 
