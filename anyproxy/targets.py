@@ -106,8 +106,16 @@ class Targets:
             self._tunnels.spawn(stream, self._carry_datagrams(stream, head, tell))
         elif head.network == agent.UDP:
             self._serve_datagrams(stream, tell)
+        elif (far := self._dialer.connect_at_once(head.host, head.port)) is not None:
+            self._relay(stream, far, tell)
         else:
             self._tunnels.spawn(stream, self._carry(stream, head, tell))
+
+    def _relay(self, stream: StreamTransport, far: StreamTransport, tell: Tell) -> None:
+        self.outcomes[Outcome.SUCCEEDED] += 1
+        peer = far.get_extra_info("peername")
+        tell(Outcome.SUCCEEDED, (peer[0], peer[1]) if isinstance(peer, tuple) else None)
+        self._tunnels.relay(stream, far)
 
     def _decline(self, stream: StreamTransport, outcome: Outcome, tell: Tell) -> None:
         self.outcomes[outcome] += 1
@@ -119,11 +127,8 @@ class Targets:
             far = await self._dialer.connect(head.host, head.port)
         except DestinationError as error:
             self._failed(stream, head, error, tell)
-            return
-        self.outcomes[Outcome.SUCCEEDED] += 1
-        peer = far.get_extra_info("peername")
-        tell(Outcome.SUCCEEDED, (peer[0], peer[1]) if isinstance(peer, tuple) else None)
-        self._tunnels.relay(stream, far)
+        else:
+            self._relay(stream, far, tell)
 
     def _failed(
         self, stream: StreamTransport, head: Head, error: DestinationError, tell: Tell

@@ -58,6 +58,21 @@ async def test_connects_only_to_allowed_addresses() -> None:
         assert there.count == 2
 
 
+async def test_connects_to_this_machine_at_once(refused_port: int) -> None:
+    async with asyncio.timeout(SOON), listening() as there:
+        dialer = DirectDialer(Names(), allows)
+        far = dialer.connect_at_once(HERE, there.port)
+        assert far is not None
+        assert far.get_extra_info("peername") == (HERE, there.port)
+        far.abort()
+        (await there.accept()).close()
+        # `connect()` has to wait, or tells the reason.
+        for host in (DENIED, "both.test", "127.0.0.1.test", "127.1", "::1%lo", "192.0.2.1"):
+            assert dialer.connect_at_once(host, there.port) is None
+        assert dialer.connect_at_once(HERE, refused_port) is None
+        assert there.count == 1
+
+
 async def test_outcome_of_failures(refused_port: int) -> None:
     assert await outcome_of("none.test", refused_port) is Outcome.HOST_UNREACHABLE
     assert await outcome_of(HERE, refused_port) is Outcome.CONNECTION_REFUSED
