@@ -67,8 +67,8 @@ FULL = Effort(
     ab=(1, 2000),
     idle=600,
     handshakes=300,
-    agents=1000,
-    rest=20,
+    agents=5000,
+    rest=15,
     layer_seconds=0.2,
 )
 QUICK = Effort(

@@ -78,6 +78,20 @@ TARGETS = (
         )
         for end in ("client", "server")
     ),
+    *(
+        Target(f"bulk through the gateway, {proxy}", "gateway", "down", proxy, "wss+mux", 0.85)
+        for proxy in ("CONNECT", "SOCKS5")
+    ),
+    *(
+        Target(
+            f"new connections per second, {proxy}", "gateway", "conns", proxy, f"{proxy} peer", 1.5
+        )
+        for proxy in ("CONNECT", "SOCKS5")
+    ),
+    Target("echo beside downloads, ms, CONNECT", "gateway", "echo_ms", "CONNECT", "", 8, True),
+    Target("KB per idle connection, gateway", "gateway", "gateway_kb", "CONNECT", "", 30, True),
+    Target("KB per idle connection, agent", "gateway", "agent_kb", "CONNECT", "", 12, True),
+    Target("KB per agent at rest", "agents", "agent_kb", "anyproxy-gateway", "", 45, True),
 )  # fmt: skip
 
 
