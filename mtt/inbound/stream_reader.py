@@ -8,13 +8,14 @@ from typing import TypeVar
 
 from mtt.inbound.front import HeadReader
 from mtt.layers.base import StreamTransport
+from mtt.layers.mux_tunnel import TunnelSession
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.smux import SmuxSession
 
 Target = TypeVar("Target")
 
 
-class TunnelReader(HeadReader[Target, SmuxSession]):
+class TunnelReader(HeadReader[Target, TunnelSession]):
     """Base of readers whose streams are multiplexed if `mux`.
 
     `serve` takes over every stream, parked, with its target.
@@ -26,8 +27,10 @@ class TunnelReader(HeadReader[Target, SmuxSession]):
         self._serve = serve
         self._mux = mux
 
-    def _session(self, target: Target) -> SmuxSession:
-        session = SmuxSession(accept=partial(self._accept, target), on_lost=self.front.session_lost)
+    def _session(
+        self, target: Target, kind: type[TunnelSession] = SmuxSession
+    ) -> TunnelSession:
+        session = kind(accept=partial(self._accept, target), on_lost=self.front.session_lost)
         self.front.register(session, target)
         return session
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from mtt.address import host_port, peer_name
 from mtt.http.fallback import SITE_TIME
@@ -12,12 +12,12 @@ from mtt.http.inspector import RequestInspector
 from mtt.http.server import HttpServer
 from mtt.inbound.site import WebSite
 from mtt.inbound.stream_reader import TunnelReader
-from mtt.layers.base import StreamTransport
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked, hand_over
-from mtt.layers.websocket import ForeignWebSocketLayer, WebSocketLayer
+from mtt.layers.websocket import WebSocketLayer
 from mtt.log import Throttle
 from mtt.wire import alpn
-from mtt.wire.foreign import V2RAY_PLUGIN_MUX, is_v2ray_plugin_mux
+from mtt.wire.foreign import LATE_V2RAY_PLUGIN
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import (
     PREFERENCE,
@@ -25,7 +25,7 @@ from mtt.wire.upgrade import (
     Upgrade,
     UpgradeRefused,
     check_hidden_request,
-    is_own_key,
+    read_own_key,
 )
 
 Target = TypeVar("Target")
@@ -34,9 +34,17 @@ Route = Callable[[Request], Target | Reply]
 
 
 class WebSocketReader(TunnelReader[Target]):
-    """Turns connections into tunnels over WebSocket, multiplexed if `mux` or as the client chooses.
+    """Turns connections into tunnels over WebSocket, multiplexed as the client chooses.
 
-    `serve`: see TunnelReader. `refusal`: see HttpServer.
+    A client chooses by its subprotocol. One without is a v2ray-plugin, or some other program: its
+    first data tells whether it multiplexes.
+
+    Args:
+        serve: see TunnelReader.
+        mux: whether clients without a subprotocol multiplex.
+        v2ray: whether they come from V2Ray or Xray: with `mux` they always speak Mux.Cool, and
+            otherwise it is recognised for any destination. Early data may be short.
+        refusal: see HttpServer.
     """
 
     site: WebSite
@@ -48,12 +56,14 @@ class WebSocketReader(TunnelReader[Target]):
         route: Route[Target],
         *,
         mux: bool,
+        v2ray: bool = False,
         refusal: Reply | None = None,
     ) -> None:
         super().__init__(serve, mux=mux)
         self.site = WebSite(self, alpn.SITE)
         self.route = route
         self.refusal = refusal
+        self._v2ray = v2ray
         self._foreign = Throttle()
 
     def read(self, transport: StreamTransport) -> None:
@@ -61,20 +71,57 @@ class WebSocketReader(TunnelReader[Target]):
 
     def upgraded(self, transport: StreamTransport, target: Target, upgrade: Upgrade) -> None:
         """Begin the tunnel on an upgraded connection."""
-        mux = upgrade.protocol == SMUX_ON if upgrade.protocol else self._mux
-        upper: Any
-        upper = self._session(target) if mux else Parked(lambda layer: self._serve(layer, target))
-        ours = is_own_key(upgrade.key)
-        if ours or mux or upgrade.protocol:
-            layer = WebSocketLayer(upper, client=False, half_close=ours, ping=not mux)
+        ours = read_own_key(upgrade.key)
+        upper: StreamProtocol
+        if upgrade.protocol is not None:
+            mux = upgrade.protocol == SMUX_ON
+            upper = self._session(target) if mux else self._plain(target)
+        elif ours is not None or (self._v2ray and self._mux):
+            mux = ours.mux_cool if ours is not None else True
+            upper = self._mux_cool_session(target) if mux else self._plain(target)
         else:
-            layer = ForeignWebSocketLayer(upper, partial(self._check, peer_name(transport)))
+            self._begin_foreign(transport, target)
+            return
+        layer = WebSocketLayer(upper, client=False, half_close=ours is not None, ping=not mux)
         layer.start(transport)
 
-    def _check(self, peer: str, first: bytes) -> None:
-        """Log a client whose protocol the destination cannot understand."""
-        if is_v2ray_plugin_mux(first):
-            self._foreign.warning("%s: %s", peer, V2RAY_PLUGIN_MUX)
+    def _plain(self, target: Target) -> StreamProtocol:
+        return Parked(lambda layer: self._serve(layer, target))
+
+    def _mux_cool_session(self, target: Target) -> StreamProtocol:
+        from mtt.layers.mux_cool import MuxCoolSession  # only if needed, like all of V2Ray
+
+        return self._session(target, MuxCoolSession)
+
+    def _begin_foreign(self, transport: StreamTransport, target: Target) -> None:
+        """Find out what a client without a subprotocol sends, and begin its tunnel."""
+        from mtt.inbound.mux_cool_detector import MuxCoolDetector
+        from mtt.layers.foreign_websocket import ForeignWebSocketLayer
+        from mtt.wire.mux_cool import is_head, is_plugin_head
+
+        peer = peer_name(transport)
+        handshakes = self.front.handshakes
+
+        def known(layer: StreamTransport, is_mux: bool) -> None:
+            handshakes.discard(layer)
+            if is_mux:
+                hand_over(layer, self._mux_cool_session(target))
+            elif self._mux:
+                hand_over(layer, self._session(target))
+            else:
+                self._serve(layer, target)
+
+        def check(first: bytes) -> None:
+            if detector.is_settled and is_plugin_head(first):
+                self._foreign.warning("%s: %s", peer, LATE_V2RAY_PLUGIN)
+
+        detector = MuxCoolDetector(
+            is_head if self._v2ray else is_plugin_head,
+            waiting=handshakes.add,
+            known=known,
+            lost=handshakes.discard,
+        )
+        ForeignWebSocketLayer(detector, check).start(transport)
 
 
 class _RequestReader(Generic[Target]):

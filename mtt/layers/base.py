@@ -163,6 +163,12 @@ class StreamTransport(asyncio.Transport):
         """Whether each direction can end separately; None while that is not known."""
         raise NotImplementedError
 
+    @property
+    def drops_data_at_end(self) -> bool:
+        """Whether a peer without half-close drops data when it gets the end: data that it has
+        received, but not yet passed on."""
+        return False
+
     def ask_half_close(self) -> None:
         """Have the peer say, if possible, what `half_closes` does not know yet."""
 

@@ -51,6 +51,10 @@ class Layer(StreamProtocol, Pausable):
     # As a transport, called from above.
 
     @property
+    def drops_data_at_end(self) -> bool:
+        return self.lower.drops_data_at_end
+
+    @property
     def bottom(self) -> StreamTransport:
         return self.lower.bottom
 

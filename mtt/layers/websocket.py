@@ -18,14 +18,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable
 from typing import Any
 
 from mtt.errors import NetworkError, PeerError
 from mtt.layers.base import NO_PROTOCOL, Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.layer import SignalingLayer
-from mtt.wire.foreign import LONGEST
 from mtt.wire.websocket import (
     BINARY,
     CLOSE,
@@ -370,24 +368,3 @@ class WebSocketLayer(SignalingLayer):
 
     def peer_is_dead(self) -> None:
         self._fail(NetworkError("no sign of life from the peer"), reset=True)
-
-
-class ForeignWebSocketLayer(WebSocketLayer):
-    """The server's layer for a client that may be another program.
-
-    Args:
-        upper: the protocol above.
-        on_first: called with the first bytes of data, before `upper` gets them.
-    """
-
-    __slots__ = ("_on_first",)
-
-    def __init__(self, upper: StreamProtocol, on_first: Callable[[bytes], None]) -> None:
-        super().__init__(upper, client=False, ping=True)
-        self._on_first: Callable[[bytes], None] | None = on_first
-
-    def _hand_up(self, pieces: list[Data]) -> None:
-        if self._on_first is not None and pieces:
-            on_first, self._on_first = self._on_first, None
-            on_first(bytes(pieces[0][:LONGEST]))
-        super()._hand_up(pieces)

@@ -17,7 +17,8 @@ How a tunnel ends:
   It sends a destination's end to a Go client at once, unless the client has sent data since the
   destination's last byte: more may follow, for a destination that still reads. It sends an
   application's end to a Go server after QUIET_TIME without a byte in either direction: the end may
-  be a half-close, with the reply on its way. Then it waits END_TIME for the peer's end.
+  be a half-close, with the reply on its way. The same goes for an end to a client that
+  `drops_data_at_end`. Then it waits END_TIME for the peer's end.
 * If a leg fails, the relay delivers what arrived before, then cuts the other leg: an application
   must not take a truncated stream for a complete one.
 * If a leg fails after its end, it accepts no more data. The relay cuts the other leg too, or closes
@@ -269,7 +270,8 @@ class Relay:
         if other.transport.half_closes() is None:
             other.transport.ask_half_close()
             return None
-        if other is self._near:  # a client, and `ended` is the destination
+        if other is self._near and not other.transport.drops_data_at_end:
+            # A client, and `ended` is the destination.
             size = other.received - ended.peer_received
             if not size:
                 return now

@@ -48,13 +48,14 @@ _DOMAIN = 2
 _NETWORK_AT, _TYPE_AT, _ADDRESS_AT = 6, 9, 10
 
 _ANY = bytes(range(256))
-# What a v2ray-plugin client sends first, byte by byte: NEW of stream 1, with or without data.
+# What a v2ray-plugin client sends first, byte by byte: NEW with or without data. Of several streams
+# that begin at the same time, any may be the first.
 _PLUGIN_HEAD = (
-    *(b"\0", b"\x0c", b"\0", b"\1", b"\1", b"\0\1"),
+    *(b"\0", b"\x0c", b"\0", _ANY, b"\1", b"\0\1"),
     *(bytes((byte,)) for byte in _DESTINATION),
 )
 # The same of any client, for any TCP destination: the size has up to 9 bits.
-_HEAD = (b"\0\1", _ANY, b"\0", b"\1", b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\1\2\3")
+_HEAD = (b"\0\1", _ANY, b"\0", _ANY, b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\1\2\3", _ANY)
 
 
 class MuxCoolError(StreamError):
@@ -90,7 +91,7 @@ def keep_alive(stream_id: int = 0) -> bytes:
 def is_plugin_head(first: Data) -> bool | None:
     """Whether a stream that begins with `first` is Mux.Cool from a v2ray-plugin client.
 
-    None: more bytes are needed. One in 2**111 random streams matches by chance.
+    None: more bytes are needed. One in 2**103 random streams matches by chance.
     """
     return _matches(first, _PLUGIN_HEAD)
 
@@ -98,10 +99,15 @@ def is_plugin_head(first: Data) -> bool | None:
 def is_head(first: Data) -> bool | None:
     """Whether a stream that begins with `first` is Mux.Cool from any client.
 
-    None: more bytes are needed. One in 2**51 random streams matches by chance, but other protocols
+    None: more bytes are needed. One in 2**50 random streams matches by chance, but other protocols
     with lengths in front may look similar.
     """
-    return _matches(first, _HEAD)
+    matches = _matches(first, _HEAD)
+    if matches:
+        kind = first[_TYPE_AT]
+        address = 1 + first[_ADDRESS_AT] if kind == _DOMAIN else _ADDRESS_SIZES[kind]
+        matches = int.from_bytes(first[:2], "big") == _ADDRESS_AT - 2 + address
+    return matches
 
 
 def _matches(first: Data, head: tuple[bytes, ...]) -> bool | None:

@@ -129,27 +129,46 @@ def accept_key(key: str) -> str:
     return b64encode(digest).decode("ascii")
 
 
-def own_key(noise: bytes) -> str:
+class OwnKey(NamedTuple):
+    """What the key of this program's client tells its server.
+
+    `mux_cool`: the WebSocket carries Mux.Cool, unless it names a subprotocol.
+    """
+
+    mux_cool: bool
+
+
+def own_key(noise: bytes, *, mux_cool: bool = False) -> str:
     """A Sec-WebSocket-Key that this program's server recognises; to others it looks random.
 
-    `noise`: 12 random bytes. The last 4 of the 16 are derived from them.
+    `noise`: 12 random bytes. The last 4 of the 16 are derived from them. `mux_cool`: see `OwnKey`.
     """
-    return b64encode(noise + _own_mark(noise)).decode("ascii")
+    return b64encode(noise + _own_mark(noise, mux_cool)).decode("ascii")
 
 
-def is_own_key(key: str) -> bool:
-    """Whether `key` is from `own_key()`; one in 4 billion other keys matches by chance."""
+def read_own_key(key: str) -> OwnKey | None:
+    """What `key` tells, if it is from `own_key()`; one in 2 billion other keys is by chance."""
     try:
         raw = b64decode(key, validate=True)
     except ValueError:
-        return False
-    return len(raw) == 16 and raw[12:] == _own_mark(raw[:12])
+        return None
+    if len(raw) == 16:
+        for mux_cool in (False, True):
+            if raw[12:] == _own_mark(raw[:12], mux_cool):
+                return OwnKey(mux_cool)
+    return None
 
 
-def _own_mark(noise: bytes) -> bytes:
+def is_own_key(key: str) -> bool:
+    """Whether `key` is from `own_key()`."""
+    return read_own_key(key) is not None
+
+
+def _own_mark(noise: bytes, mux_cool: bool) -> bytes:
     import hashlib
 
-    return hashlib.sha256(b"mos-tls-tunnel" + noise).digest()[:4]
+    label = b"mos-tls-tunnel Mux.Cool" if mux_cool else b"mos-tls-tunnel"
+    return hashlib.sha256(label + noise).digest()[:4]
 
 
 def request(

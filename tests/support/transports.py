@@ -132,6 +132,7 @@ class FakeTransport(StreamTransport):
         self.eof_written = False
         self.is_ours = False  # has been told that its peer is
         self.half_close = half_close
+        self.drops_at_end = False
         self.written = 0
 
     @property
@@ -177,6 +178,10 @@ class FakeTransport(StreamTransport):
 
     def half_closes(self) -> bool | None:
         return self.half_close
+
+    @property
+    def drops_data_at_end(self) -> bool:
+        return self.drops_at_end
 
     def write_eof(self) -> None:
         self.eof_written = True

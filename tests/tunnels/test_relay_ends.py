@@ -93,6 +93,25 @@ async def test_go_client_gets_the_end_when_nothing_is_in_flight(
     assert (await tunnel.finish()).reason == "done"
 
 
+async def test_client_that_drops_data_gets_the_end_after_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    tunnel = Tunnel(one_end_only, half_closing)
+    tunnel.near.drops_at_end = True
+    tunnel.far.protocol.data_received(b"reply")
+    tunnel.far.protocol.eof_received()
+    tunnel.near.buffered = 5  # the client is slow
+    await clock.passes(3 * QUIET)
+    assert not tunnel.near.eof_written
+    tunnel.near.buffered = 0
+    start = clock.now
+    await clock.until(lambda: tunnel.near.eof_written)
+    assert QUIET - module.QUIET_INTERVALS[1] <= clock.now - start
+    tunnel.near.protocol.eof_received()
+    assert (await tunnel.finish()).reason == "done"
+
+
 async def test_silence_counts_from_the_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     for near, far in ((one_end_only, half_closing), (half_closing, one_end_only)):

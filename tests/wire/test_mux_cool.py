@@ -110,14 +110,14 @@ def test_v2ray_plugin_is_recognised_once_enough_has_arrived(
     answers = [is_known(first[:size]) for size in range(len(WITHOUT) + 1)]
     enough = answers.index(True)
     assert answers == [None] * enough + [True] * (len(answers) - enough)
-    assert enough == (len(WITHOUT) if is_known is is_plugin_head else 10)
+    assert enough == (len(WITHOUT) if is_known is is_plugin_head else 11)
 
 
 def test_other_bytes_are_not_taken_for_v2ray_plugin() -> None:
     for at, right in enumerate(WITHOUT):
         for byte in range(256):
             changed = WITHOUT[:at] + bytes([byte]) + WITHOUT[at + 1 :]
-            is_same = byte == right or (at == 5 and byte == 1)
+            is_same = byte == right or (at == 5 and byte == 1) or at == 3  # of any stream
             assert is_plugin_head(changed) is is_same
             assert (is_plugin_head(changed[: at + 1]) is not False) is is_same
     rng = random.Random(3)
@@ -131,6 +131,8 @@ def test_other_bytes_are_not_taken_for_v2ray_plugin() -> None:
         ("001400010101" "01" "0050" "02" "0b" + b"example.com".hex(), True),  # to a name
         ("001800010101" "01" "0050" "03" + 16 * "20", True),  # to an IPv6 address
         ("001800010101" "02" "0050" "03" + 16 * "20", False),  # UDP
+        ("001300010101" "01" "0050" "02" "0b" + b"example.com".hex(), False),  # too short
+        ("000d00010100" "01" "01bb" "01" "c000020100", False),  # too long
         ("001c00010100" "0001000000000000", False),  # a DNS query over TCP
         ("0000004c00030000", False),  # PostgreSQL
         ("0012deadbeef", False),
