@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from anyproxy.gateway import Gateway, Proxy
 from anyproxy.options import GatewayOptions, ProxyOptions
 from mtt.address import Endpoint
-from mtt.errors import StartError
 from mtt.log import logger
 from mtt.net.listen import Listener, bind
+from mtt.net.relisten import Occupant, listen_instead
 from mtt.process.configuration import Changes
 from mtt.trust.reload import TlsFiles, server_tls
 
@@ -104,26 +105,12 @@ async def _listen(gateway: Gateway, wanted: Mapping[str, ProxyOptions]) -> dict[
         for name, options in wanted.items()
         if name not in current or current[name].options.bind != options.bind
     }
-    try:
-        return await _bind(gateway, new)
-    except StartError:
-        leaving = [
-            proxy for name, proxy in current.items() if name in new or name not in wanted
-        ]
-        if not leaving:
-            raise
-    # An old address may be in the way of a new one: 127.0.0.1:8080 of 0.0.0.0:8080, for example.
-    for proxy in leaving:
-        proxy.cleanup()
-    try:
-        return await _bind(gateway, new)
-    except StartError:
-        for proxy in leaving:
-            try:
-                await proxy.listen(gateway.resolver)
-            except StartError as error:
-                logger.error("the %s proxy no longer listens: %s", proxy.name, error)
-        raise
+    leaving = [
+        Occupant(f"the {name} proxy", proxy.cleanup, partial(proxy.listen, gateway.resolver))
+        for name, proxy in current.items()
+        if name in new or name not in wanted
+    ]
+    return await listen_instead(partial(_bind, gateway, new), leaving)
 
 
 async def _bind(gateway: Gateway, addresses: Mapping[str, Endpoint]) -> dict[str, Listener]:

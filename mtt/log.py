@@ -4,7 +4,8 @@ Levels: INFO for starts and changes, WARNING for failed connections, ERROR for f
 or of this program. DEBUG adds the opening and closing of every tunnel. Payload is never logged.
 
 A line is text, or one JSON object (RFC 8259):
-{"time": RFC 3339 in UTC, "level": ..., "program": ..., "msg": ...}, with "traceback" in DEBUG.
+{"time": RFC 3339 in UTC, "level": ..., "program": ..., "msg": ...}, with "traceback" in DEBUG, and
+"tunnel" if there are several.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import os
 import sys
 import time
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     import asyncio
 
 logger = logging.getLogger("mtt")
+
+# Which of several tunnels the running code works for: str() of it precedes its log lines, unless
+# empty. None with a single tunnel.
+subject: ContextVar[object | None] = ContextVar("subject", default=None)
 
 # Seconds per burst of lines of the same kind, see Throttle. A flood of connections must not flood
 # the log.
@@ -142,12 +148,18 @@ def _write(text: str) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """`2006-01-02 15:04:05 LEVEL prog: message`; the date format is shadowsocks-libev's."""
+    """`2006-01-02 15:04:05 LEVEL prog: message`; the date format is shadowsocks-libev's.
+
+    With several tunnels: `... prog: tunnel: message`.
+    """
 
     def __init__(self, prog: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {prog}: %(message)s", "%Y-%m-%d %H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        name = _subject_name()
+        if name:
+            record.message = f"{name}: {record.message}"
         # Here and not in format(), so that a traceback (only in DEBUG) keeps its lines.
         return escape(super().formatMessage(record))
 
@@ -171,9 +183,17 @@ class JsonFormatter(logging.Formatter):
             # Escaped as in text format: tools such as jq print strings unescaped to terminals.
             "msg": escape(_valid(record.getMessage())),
         }
+        name = _subject_name()
+        if name:
+            fields["tunnel"] = escape(_valid(name))
         if record.exc_info:
             fields["traceback"] = _valid(self.formatException(record.exc_info))
         return self._encode(fields)
+
+
+def _subject_name() -> str:
+    found = subject.get()
+    return "" if found is None else str(found)
 
 
 def _valid(text: str) -> str:

@@ -206,3 +206,29 @@ def test_throttled_lines_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         "INFO flood from 7",
         "WARNING 100 % (1 similar lines suppressed)",
     ]
+
+
+@pytest.mark.parametrize("format", ["text", "json"])
+def test_lines_about_a_tunnel(format: str, capfd: pytest.CaptureFixture[str]) -> None:
+    class Tunnel:
+        name = "home\n"
+
+        def __str__(self) -> str:
+            return self.name
+
+    tunnel = Tunnel()
+    log.setup("info", "prog", format)
+    token = log.subject.set(tunnel)
+    try:
+        log.logger.info("up")
+        tunnel.name = ""
+        log.logger.info("alone")
+    finally:
+        log.subject.reset(token)
+    named, alone = capfd.readouterr().err.splitlines()
+    if format == "json":
+        assert json.loads(named).items() >= {"tunnel": "home\\n", "msg": "up"}.items()
+        assert "tunnel" not in json.loads(alone)
+    else:
+        assert named.endswith(" INFO prog: home\\n: up")
+        assert alone.endswith(" INFO prog: alone")

@@ -15,8 +15,12 @@ import select
 import selectors
 import time
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary
+
+from mtt.log import subject
 
 # EPOLLIN and EPOLLOUT of <sys/epoll.h>. Other events mean a reset or an end, which reading and
 # writing both notice.
@@ -48,6 +52,9 @@ class EpollPoller:
 
         `events`: READ, WRITE, or both.
         """
+        if subject.get() is not None:  # as event loops do; without several tunnels, it is a waste
+            run: Callable[..., object] = copy_context().run
+            ready = partial(run, ready)
         if fd in self._watched:
             self._epoll.modify(fd, events)
         else:

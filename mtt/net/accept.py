@@ -84,8 +84,8 @@ class Acceptor:
             sock.setblocking(False)
             self._watch(sock)
 
-    def close(self) -> None:
-        """Close the listening sockets, not the connections. Safe in a signal handler."""
+    def stop(self) -> None:
+        """Stop accepting; the sockets stay open."""
         if self._rest is not None:
             self._rest.cancel()
         for timer in self._yielding.values():
@@ -93,6 +93,11 @@ class Acceptor:
         self._yielding.clear()
         for sock in self.sockets:
             self._loop.remove_reader(sock)
+
+    def close(self) -> None:
+        """Close the listening sockets, not the connections. Safe in a signal handler."""
+        self.stop()
+        for sock in self.sockets:
             sock.close()
         self.sockets.clear()
 

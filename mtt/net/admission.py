@@ -60,10 +60,16 @@ class Pending:
 
 
 class Admission:
-    """Enforces -max-conns: a `limit`, 0 for none, on the number that `count` returns."""
+    """Enforces -max-conns: a `limit`, 0 for none, on the number that `count` returns.
+
+    Attributes:
+        limit: may change.
+        above: another limit that holds as well, of several tunnels together.
+    """
 
     def __init__(self, limit: int, count: Callable[[], int]) -> None:
-        self._limit = limit
+        self.limit = limit
+        self.above: Admission | None = None
         self._count = count
         self._full = Throttle()
         self.accepted = self.refused = 0  # TCP connections; each counts in one of the two
@@ -89,9 +95,9 @@ class Admission:
         return guarded
 
     def _is_full(self, what: str) -> bool:
-        if not self._limit or self._count() < self._limit:
-            return False
-        self._full.warning(f"{what} was refused: -max-conns {self._limit} is reached")
+        if not self.limit or self._count() < self.limit:
+            return self.above is not None and self.above._is_full(what)
+        self._full.warning(f"{what} was refused: -max-conns {self.limit} is reached")
         return True
 
 

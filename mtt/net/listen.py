@@ -44,6 +44,10 @@ class Listener:
         self._acceptor: Acceptor | None = None
         self._unix_file: tuple[str, int, int] | None = None  # absolute path, device, inode
 
+    @property
+    def is_open(self) -> bool:
+        return bool(self._sockets)
+
     def close(self) -> None:
         """Stop listening, but keep connections. Removes the unix socket file if it is its own."""
         if self._unix_file is not None:
@@ -59,6 +63,12 @@ class Listener:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+
+    def pause(self) -> None:
+        """Stop accepting, without closing; `serve()` continues. Connections wait in the queue."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
+            self._acceptor = None
 
     def disown(self) -> None:
         """Leave the unix socket file to another process that listens on it as well."""

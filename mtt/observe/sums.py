@@ -18,6 +18,8 @@ _COMBINED: dict[str, Combine] = {
     _EXPIRY: min,
     _MAX_LAG: max,
 }
+# Metrics that concern the process, not one of its tunnels.
+_OF_PROCESS = ("mtt_info", "mtt_start_time_seconds")
 # Kinds and names of what is kept of a process that is gone; the rest describes the current state.
 _LASTING = (
     "counter", "histogram", "mtt_build_info", "mtt_info", "process_start_time_seconds",
@@ -52,6 +54,17 @@ class Page:
             for key, value in other._samples[name].items():
                 ours[key] = combine(ours[key], value) if key in ours else value
 
+    def labelled(self, label: str) -> Page:
+        """The same with a label, as by `metrics.labels()`, except on what concerns the process."""
+        page = Page()
+        page._headers = dict(self._headers)
+        for name, samples in self._samples.items():
+            page._samples[name] = {
+                key if name in _OF_PROCESS else _with_label(key, label): value
+                for key, value in samples.items()
+            }
+        return page
+
     def lasting(self) -> Page:
         """The part kept when the process is gone, so that no counter decreases."""
         page = Page()
@@ -84,6 +97,11 @@ def total(pages: Iterable[Page]) -> Page:
     for page in pages:
         found.add(page)
     return found
+
+
+def _with_label(key: str, label: str) -> str:
+    name, brace, rest = key.partition("{")
+    return f"{name}{{{label},{rest}" if brace else f"{name}{{{label}}}"
 
 
 def _number(text: str) -> float:

@@ -159,32 +159,35 @@ async def _serve(
     manager.keep_beating()
     await ending.requested()
     service.cleanup()
-    await _drain(service, grace, manager, quiet=link is not None)
+    left = service.tunnels
+    plan = stop_plan("stopping", left, grace)
+    # Of several processes, the supervisor says that all are stopping.
+    logger.log(logging.DEBUG if link is not None and not left else logging.INFO, "%s", plan)
+    manager.stopping(plan, grace + CLOSE_LIMIT)
+    await stop(service, grace)
+
+
+def stop_plan(what: str, tunnels: int, grace: float) -> str:
+    """A log line for the end of a service, which is `what`, with so many tunnels."""
+    if not tunnels:
+        return what
+    left = _tunnels(tunnels)
+    return f"{what}: waiting up to {grace:g} s for {left}" if grace else f"{what}: {left} cut"
+
+
+async def stop(service: Service, grace: float) -> None:
+    """Let the tunnels of a service finish for at most `grace` seconds, and close it."""
+    if grace:
+        try:
+            async with asyncio.timeout(grace):
+                await service.drain()
+        except TimeoutError:
+            logger.info("%s cut after %g s", _tunnels(service.tunnels), grace)
     try:
         async with asyncio.timeout(CLOSE_LIMIT):
             await service.close()
     except TimeoutError:
         logger.debug("tunnels did not close in time")
-
-
-async def _drain(
-    service: Service, grace: float, manager: ServiceManager | SupervisorLink, *, quiet: bool
-) -> None:
-    """Let tunnels finish for at most `grace` seconds; if `quiet`, log only the result."""
-    left = service.tunnels
-    plan = "stopping"
-    if left:
-        tunnels = _tunnels(left)
-        plan += f": waiting up to {grace:g} s for {tunnels}" if grace else f": {tunnels} cut"
-    logger.log(logging.DEBUG if quiet and not left else logging.INFO, "%s", plan)
-    manager.stopping(plan, grace + CLOSE_LIMIT)
-    if not grace:
-        return
-    try:
-        async with asyncio.timeout(grace):
-            await service.drain()
-    except TimeoutError:
-        logger.info("%s cut after %g s", _tunnels(service.tunnels), grace)
 
 
 def _tunnels(count: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import select
 import socket
@@ -24,6 +25,7 @@ from mtt.layers.poller import (
     Poller,
     poller,
 )
+from mtt.log import subject
 from tests.support.bottom import on_every_loop, reports
 from tests.support.runner import open_descriptors
 from tests.support.transports import Recorder, attach, tcp_sockets, turns
@@ -276,3 +278,21 @@ def test_poller_goes_with_its_loop(watching: bool) -> None:
     gc.collect()
     assert not any(loop() for loop in loops)
     assert len(open_descriptors()) <= before
+
+
+async def test_callbacks_know_the_tunnel_they_are_for() -> None:
+    found: list[object] = []
+
+    def ready(_events: int) -> None:
+        found.append(subject.get())
+        near.recv(1)
+
+    with pairs() as ((near, far),):
+        watch = partial(poller().watch, near.fileno(), READ, ready)
+        context = contextvars.copy_context()
+        context.run(subject.set, "home")
+        for watch_it in (partial(context.run, watch), watch):
+            watch_it()
+            far.send(b"x")
+            await turns()
+    assert found == ["home", None]

@@ -128,3 +128,22 @@ async def test_silent_connections_do_not_exclude_other_clients(
             for connection in silent:
                 connection.close()
         await eventually(lambda: empty(server))
+
+
+def test_a_limit_above_holds_as_well() -> None:
+    numbers = {"one": 0, "all": 0}
+    admission = Admission(2, lambda: numbers["one"])
+    admission.above = Admission(3, lambda: numbers["all"])
+    with logged() as lines:
+        assert admission.has_room()
+        numbers |= {"one": 1, "all": 3}
+        assert not admission.has_room()
+        admission.above.limit = 4
+        assert admission.has_room()
+        numbers |= {"one": 2}
+        assert not admission.has_room()
+    assert [line.split()[-4:] for line in lines] == [
+        ["-max-conns", "3", "is", "reached"],
+        ["-max-conns", "2", "is", "reached"],
+    ]
+    assert admission.tunnels_refused == 2

@@ -86,3 +86,12 @@ def test_maximum_lag_is_kept_until_scraped() -> None:
     assert samples(later)["event_loop_lag_max_seconds"] == 0.5
     later.keep_most(Page(page(5.5, 1, 0.25)))
     assert samples(later)["event_loop_lag_max_seconds"] == 0.5
+
+
+def test_a_label_for_all_but_the_process() -> None:
+    found = samples(Page(page(5.25, 3, 0.5)).labelled('tunnel="a"'))
+    assert found['tunnels{tunnel="a"}'] == 3
+    assert found['transferred_bytes_total{tunnel="a",direction="up"}'] == 3
+    assert found["start_time_seconds"] == 5.25
+    assert found[f'info{{version="{__version__}"}}'] == 1
+    assert "tunnels" not in found
