@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
+from mtt.options.process import CONFIG
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
-from mtt.process.command import Command, Start
+from mtt.process.command import Command, Prepared, Start, completed
 from mtt.process.command import main as run
 from plugin.sip003 import PluginEnvironment, Sip003
 
@@ -23,13 +24,24 @@ if TYPE_CHECKING:
     from mtt.process.runtime import Service
 
 
-def service(values: Values, start: Start) -> Service:
+def prepare(values: Values, start: Start) -> Prepared:
     options = client_options(values, plugin=start.plugin, sockets=start.descriptors)
 
-    from mtt.client import Client
-    from plugin.vpn import VpnProtection
+    def make() -> Service:
+        from mtt.client import Client
+        from plugin.vpn import VpnProtection
 
-    return Client(options, protect=VpnProtection().protect if values.get("V") else None)
+        return Client(options, protect=VpnProtection().protect if values.get("V") else None)
+
+    return Prepared(options, make)
+
+
+def service(values: Values, start: Start) -> Service:
+    if CONFIG.name in values:
+        from mtt.tunnels.reload import tunnels_of
+
+        return tunnels_of(values, start, prepare)
+    return prepare(values, start).make()
 
 
 def complete(values: Values, environ: Mapping[str, str]) -> Values:
@@ -52,7 +64,6 @@ COMMAND = Command(
     flags=CLIENT_FLAGS,
     service=service,
     plugin=Sip003(addresses),
-    complete=complete,
     examples=(
         (
             "Open port 8080 of this machine for the server's destination; trust the server's pin",
@@ -63,6 +74,7 @@ COMMAND = Command(
             "mtt-client -b 127.0.0.1:8080 -s example.com:443 -wss -wss-path /secret",
         ),
     ),
+    complete=completed(CLIENT_FLAGS, complete),
 )
 
 

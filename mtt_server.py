@@ -13,8 +13,9 @@ early.begin(sys.argv[0])
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
+from mtt.options.process import CONFIG
 from mtt.options.tunnel import SERVER_FLAGS, server_options
-from mtt.process.command import Command, Start
+from mtt.process.command import Command, Prepared, Start, completed
 from mtt.process.command import main as run
 from plugin.sip003 import PluginEnvironment, Sip003
 
@@ -22,12 +23,23 @@ if TYPE_CHECKING:
     from mtt.process.runtime import Service
 
 
-def service(values: Values, start: Start) -> Service:
+def prepare(values: Values, start: Start) -> Prepared:
     options = server_options(values, plugin=start.plugin, sockets=start.descriptors)
 
-    from mtt.server import Server
+    def make() -> Service:
+        from mtt.server import Server
 
-    return Server(options)
+        return Server(options)
+
+    return Prepared(options, make)
+
+
+def service(values: Values, start: Start) -> Service:
+    if CONFIG.name in values:
+        from mtt.tunnels.reload import tunnels_of
+
+        return tunnels_of(values, start, prepare)
+    return prepare(values, start).make()
 
 
 def addresses(shadowsocks: PluginEnvironment) -> Values:
@@ -42,6 +54,7 @@ COMMAND = Command(
     flags=SERVER_FLAGS,
     service=service,
     plugin=Sip003(addresses),
+    complete=completed(SERVER_FLAGS),
     examples=(
         (
             "Forward port 443 to a service of this machine; make a certificate and keep it in DIR",

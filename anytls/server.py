@@ -79,12 +79,12 @@ class Server(ServerService):
 
     # Users.
 
-    def reload(self) -> None:
+    def reload_files(self) -> None:
         """Reload certificates, keys and users.
 
         Cuts the sessions of removed users and changed passwords; all others continue.
         """
-        super().reload()
+        super().reload_files()
         if self._options.users_file and (self._reloading is None or self._reloading.done()):
             self._reloading = asyncio.get_running_loop().create_task(self._reload_users())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -48,6 +49,12 @@ def warn_if_exposed(option: str, path: str, status: os.stat_result) -> None:
         _warned.clear()
     _warned[key] = version
     logger.warning("%s: every user can read %s; run chmod o-r on it", option, path)
+
+
+def warn_if_open(option: str, path: str) -> None:
+    """As `warn_if_exposed`, for a file that was read before."""
+    with contextlib.suppress(OSError, ValueError):
+        warn_if_exposed(option, path, os.stat(path))
 
 
 def read_text(option: str, path: str, *, limit: int, secret: bool = False) -> str:

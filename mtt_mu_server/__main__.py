@@ -13,20 +13,45 @@ early.begin(sys.argv[0])
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
-from mtt.process.command import Command, Start
+from mtt.options.process import CONFIG
+from mtt.process.command import Command, Prepared, Start, completed
 from mtt.process.command import main as run
 from mtt_mu_server.options import FLAGS, options
 
 if TYPE_CHECKING:
+    from mtt.address import Endpoint
     from mtt.process.runtime import Service
 
 
-def service(values: Values, start: Start) -> Service:
+def prepare(values: Values, start: Start) -> Prepared:
     checked = options(values, start.sockets)
 
-    from mtt_mu_server.server import MultiUserServer
+    def make() -> Service:
+        from mtt_mu_server.server import MultiUserServer
 
-    return MultiUserServer(checked)
+        return MultiUserServer(checked)
+
+    alone = [
+        *_address(checked.controller, checked.controller_unix),
+        *_address(checked.metrics, checked.metrics_unix),
+        *([f"the database {checked.db}"] if checked.db else []),
+    ]
+    return Prepared(checked, make, tuple(alone))
+
+
+def _address(endpoint: Endpoint | None, path: str) -> list[str]:
+    """An address for operators, in words; none if the system chooses the port."""
+    if endpoint is not None:
+        return [f"the address {endpoint}"] if endpoint.port else []
+    return [f"the socket {path}"] if path else []
+
+
+def service(values: Values, start: Start) -> Service:
+    if CONFIG.name in values:
+        from mtt.tunnels.reload import tunnels_of
+
+        return tunnels_of(values, start, prepare)
+    return prepare(values, start).make()
 
 
 COMMAND = Command(
@@ -37,6 +62,7 @@ COMMAND = Command(
     "they are added and removed over HTTP at -c.",
     flags=FLAGS,
     service=service,
+    complete=completed(FLAGS, own=("metrics",)),
     examples=(
         (
             "Serve users that are added through a socket and kept in a database",

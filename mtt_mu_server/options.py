@@ -10,7 +10,7 @@ from mtt.address import Endpoint, is_loopback
 from mtt.errors import UsageError
 from mtt.options import common, tls
 from mtt.options.flags import Flag, Group, Values, defaults, quoted
-from mtt.options.process import process_flags
+from mtt.options.process import CONFIG, process_flags
 from mtt.trust.tls_options import ServerTls
 from mtt.wire import alpn
 from mtt_mu_server.inherited_sockets import NO_SOCKETS, InheritedSockets, assigned, control_hosts
@@ -43,6 +43,7 @@ FLAGS = (
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,
     common.FAST_OPEN,
+    CONFIG,
     *process_flags(),
 )  # fmt: skip
 

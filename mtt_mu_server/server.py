@@ -36,6 +36,8 @@ class MultiUserServer(ServerService):
     Raises UsageError if a certificate or the token is unusable.
     """
 
+    shares_state = True
+
     def __init__(self, options: MultiUserOptions) -> None:
         self._resolver = Resolver()
         super().__init__(

@@ -120,7 +120,7 @@ def test_document_names_all_modes() -> None:
 )
 def test_every_option_has_a_keyword(keywords: frozenset[str], flags: tuple[Flag, ...]) -> None:
     of_modes = {"wss", "mux", "anytls"}
-    of_process = {flag.name for flag in PROCESS_FLAGS} | {"V"}
+    of_process = {flag.name for flag in PROCESS_FLAGS} | {"config", "V"}
     options = {option_of(keyword) for keyword in keywords - {"mode"}}
     assert options == {flag.name for flag in flags} - of_modes - of_process
 

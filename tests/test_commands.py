@@ -192,3 +192,25 @@ def test_sockets_of_systemd_stand_for_the_address() -> None:
     assert (client.options.bind, client.options.sockets) == (None, (3, 4))
     server: Any = mtt_server.service({"b": ":1", "d": "a:2"}, start)
     assert (server.options.bind, server.options.sockets) == (None, (3, 4))
+
+
+@pytest.mark.parametrize("command", ["mtt_client", "mtt_server"])
+def test_nothing_of_configuration_files_is_loaded_without_one(command: str) -> None:
+    code = (
+        f"import sys, {command} as program; from mtt.process.command import Start; "
+        "given = {'b': '127.0.0.1:0', 's': 'a:1', 'sv': True} "
+        "if 'client' in program.__name__ else {'b': '127.0.0.1:0', 'd': 'a:1'}; "
+        "service = program.service(program.COMMAND.complete(given, {}), Start(True)); "
+        "service.load(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20,
+        check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "mtt.tunnels.service" in loaded
+    assert not loaded & {
+        "mtt.options.tunnel_file", "mtt.options.tree", "mtt.options.section", "tomllib",
+        "mtt.process.configuration", "mtt.net.relisten", "mtt.observe.sums",
+        "mtt.tunnels.plan", "mtt.tunnels.several", "mtt.tunnels.reload",
+    }  # fmt: skip

@@ -19,7 +19,7 @@ _COMBINED: dict[str, Combine] = {
     _MAX_LAG: max,
 }
 # Metrics that concern the process, not one of its tunnels.
-_OF_PROCESS = ("mtt_info", "mtt_start_time_seconds")
+_OF_PROCESS = ("mtt_info", "mtt_start_time_seconds", "process_start_time_seconds")
 # Kinds and names of what is kept of a process that is gone; the rest describes the current state.
 _LASTING = (
     "counter", "histogram", "mtt_build_info", "mtt_info", "process_start_time_seconds",

@@ -143,25 +143,30 @@ def unknown_option(
     label: str, name: str, value: str | None, known: Mapping[str, Flag], *, dash: str
 ) -> UsageError:
     """The error for an unknown option `name`, with a hint or the most similar option."""
-    from difflib import get_close_matches
-
-    from mtt.options.hints import hint
-
-    same = known.get(name.lower())  # perhaps written in capitals
-    if same is not None and not same.weakens:
-        advice = f"did you mean {dash}{same.name}?"
-    else:
-        advice = hint(name, value, {each.name: _spelt(each, dash) for each in known.values()})
-    if not advice and len(name) > 1:  # a single letter is similar to any option of two letters
-        names = [each for each, flag in known.items() if not flag.weakens]
-        if similar := get_close_matches(name.lower(), names, 1):
-            advice = f"did you mean {dash}{known[similar[0]].name}?"
+    advice = suggestion(name, value, known, dash=dash)
     if not advice and dash:
         for flag in known.values():
             # The value may be attached to the name, as in -pPASSWORD of other programs.
             if flag.secret and name.startswith(flag.name):
                 label = f"{dash}{flag.name}..."
     return UsageError(f"{clipped(label)} is not an option; {advice or '-h lists all options'}")
+
+
+def suggestion(name: str, value: str | None, known: Mapping[str, Flag], *, dash: str) -> str:
+    """What to write instead of the unknown option `name`; empty if there is no guess."""
+    from difflib import get_close_matches
+
+    from mtt.options.hints import hint
+
+    same = known.get(name.lower())  # perhaps written in capitals
+    if same is not None and not same.weakens:
+        return f"did you mean {dash}{same.name}?"
+    advice = hint(name, value, {each.name: _spelt(each, dash) for each in known.values()})
+    if not advice and len(name) > 1:  # a single letter is similar to any option of two letters
+        names = [each for each, flag in known.items() if not flag.weakens]
+        if similar := get_close_matches(name.lower(), names, 1):
+            advice = f"did you mean {dash}{known[similar[0]].name}?"
+    return advice
 
 
 def _spelt(flag: Flag, dash: str) -> str:

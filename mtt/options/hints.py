@@ -51,7 +51,8 @@ _HINTS = (
     ("fwmark mark interface dscp", "not supported; the system's routing decides"),
     ("cpu", "write {workers}"),
     ("httpproxy httpsproxy upstreamproxy forwardproxy socksproxy socks5proxy x", "write {proxy}"),
-    ("conf configfile", "write {config}"),
+    ("conf configfile c", "write {config}"),
+    ("t test validate dryrun", "write {check}"),
     ("uid publickey encryptionmethod proxymethod browsersig transport alternativenames "
      "cdnoriginhost cdnwspath", "an option of Cloak, which is another protocol"),
     ("crypt mtu sndwnd rcvwnd datashard parityshard nocomp smuxver smuxbuf autoexpire scavengettl",
@@ -85,8 +86,6 @@ _SERVER_HINTS = (
 
 # Of commands whose settings are in a file.
 _FILE_HINTS = (
-    ("c conf", "write {config}"),
-    ("t test validate dryrun", "write {check}"),
     ("workers cpu", "the command has one process; remove it"),
     ("s server gateway addr b l listen listenaddr bind web replicas id clientid group groupid user "
      "username p password passwd token auth tls cert tlscert key tlskey ca pin sni insecure sv",

@@ -24,8 +24,11 @@ LOOP = Flag("loop", "str", "Event loop; auto uses uvloop if it is installed, els
             "|".join(LOOPS), LOOPS[0], choices=LOOPS, group=Group.PROCESS)
 VERBOSE = Flag("verbose", "bool", "Log each connection that opens or closes, too. Same as "
                "-log-level debug.", group=Group.OBSERVE)
-CHECK = Flag("check", "bool", "Check the configuration and exit, with code 0 if it is usable.",
-             group=Group.CONFIGURATION)
+CONFIG = Flag("config", "str", "Configuration file with these options for one tunnel or several: "
+              "TOML (.toml), JSON (.json) or YAML (.yaml, .yml). The command line overrides it.",
+              "FILE", group=Group.CONFIGURATION)
+CHECK = Flag("check", "bool", "Check the configuration and exit, with code 0 if it is usable, "
+             "else 1.", group=Group.CONFIGURATION)
 VERSION = Flag("version", "bool", "Print the version and exit.", final=True, group=Group.HELP)
 HELP = Flag("h", "bool", "Print this help and exit.", final=True, aliases=("help",),
             group=Group.HELP)
@@ -37,18 +40,18 @@ WORKERS = Flag("workers", "int", "Number of worker processes; 0 means one per co
 MAX_WORKERS = 1024
 
 # The last options in every command's table, see `process_flags()`.
-PROCESS_FLAGS = (GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, HELP)
+PROCESS_FLAGS = (CHECK, GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, HELP)
 
 
 def process_flags(*, client: bool = False, plugin: bool = False) -> tuple[Flag, ...]:
     """PROCESS_FLAGS, with what applies to clients only, or to commands that may be plugins."""
-    grace, workers, *others = PROCESS_FLAGS
+    check, grace, workers, *others = PROCESS_FLAGS
     if plugin:
         grace = grace._replace(help=f"{grace.help} Plugins never wait.")
     if client:
         text = f"{workers.help} Each has its own connections to the server."
         workers = workers._replace(help=text)
-    return grace, workers, *others
+    return check, grace, workers, *others
 
 
 class ProcessOptions(NamedTuple):

@@ -205,14 +205,38 @@ class Section(Keys):
         value = self._get(key)
         return self._below(self.where(key), {} if value is None else value)
 
-    def sections(self, key: str) -> list[Section]:
-        """The list of objects at `key`."""
+    def sections(self, key: str, *, otherwise: str = "not a list") -> list[Section]:
+        """The list of objects at `key`; the error `otherwise`."""
         value = self._get(key)
         if value is None:
             return []
         if not isinstance(value, list):
-            self.fail(key, "not a list")
+            self.fail(key, otherwise)
         return [self._below(f"{self.where(key)}[{n}]", item) for n, item in enumerate(value)]
+
+    def titled(self, title: str) -> Section:
+        """The same object; its errors name it `title` instead of its path."""
+        file = ": ".join(part for part in (self._file, title) if part)
+        return Section("", self._members, environ=self._environ, file=file)
+
+    def variables(self) -> dict[str, str]:
+        """The variables in all texts below, as far as they are set, with their values."""
+        names: set[str] = set()
+        todo: list[object] = [self._members]
+        while todo:
+            value = todo.pop()
+            if isinstance(value, dict):
+                todo += value.values()
+            elif isinstance(value, list):
+                todo += value
+            elif isinstance(value, str):
+                names.update(match[1] for match in _VARIABLE.finditer(value) if match[1])
+        return {name: self._environ[name] for name in sorted(names) if self._environ.get(name)}
+
+    def is_literal(self, key: str) -> bool:
+        """Whether `key` has a value without variables."""
+        value = self._members.get(key)
+        return value is not None and not (isinstance(value, str) and _VARIABLE.search(value))
 
     # Keys without an effect.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from mtt.errors import UsageError
 from mtt.options.common import both_or_neither, host_name
 from mtt.options.flags import Flag, Group, Values, quoted
@@ -64,13 +66,21 @@ def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | 
     tls = ServerTls(
         cert=values["cert"],
         key=values["key"],
-        cert_dir=values["cert-dir"],
+        cert_dir=_cert_dir(values),
         name=host_name("-n", values["n"]) if values["n"] else "",
         client_ca=values["client-ca"],
         alpn=alpn,
         tls_min=_tls_min(values),
     )
     return None if values["disable-tls"] else tls
+
+
+def _cert_dir(values: Values) -> str:
+    """The value of -cert-dir."""
+    directory: str = values["cert-dir"]
+    # A check creates nothing: the files would belong to the user who checks.
+    is_new = directory and not os.path.exists(os.path.join(directory, "cert.pem"))
+    return "" if is_new and values.get("check") else directory
 
 
 def _check_server_certificates(values: Values) -> None:

@@ -30,15 +30,17 @@ _NULLS = ("", "~", "null", "Null", "NULL")
 _STR_TAG = "tag:yaml.org,2002:str"
 
 
-def read_tree(option: str, path: str, environ: Mapping[str, str]) -> Section:
+def read_tree(
+    option: str, path: str, environ: Mapping[str, str], *, secret: bool = True
+) -> Section:
     """The top of the configuration file `path`, which `option` gave.
 
-    `environ` has the variables for `${NAME}`. Logs a warning if every user can read the file.
-    Raises UsageError.
+    `environ` has the variables for `${NAME}`. Unless the file cannot be `secret`, logs a warning if
+    every user can read it. Raises UsageError.
     """
     name = f"{option}: {path}"
     ending = os.path.splitext(path)[1].lower()
-    text = read_text(option, path, limit=MAX_SIZE, secret=True)
+    text = read_text(option, path, limit=MAX_SIZE, secret=secret)
     if ending in _YAML_ENDINGS:
         tree = _Yaml(name, text).document()
     elif ending == ".json":

@@ -14,7 +14,7 @@ from mtt.address import Endpoint, host_port, is_ip, parse_endpoint, parse_port
 from mtt.errors import UsageError
 from mtt.options import anytls, common, tls
 from mtt.options.flags import Flag, Group, Values, defaults, quoted
-from mtt.options.process import process_flags
+from mtt.options.process import CONFIG, process_flags
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.wire.addresses import unbracketed
 
@@ -79,6 +79,7 @@ CLIENT_FLAGS = (
          group=Group.ADDRESSES),
     Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
          "socket protect_path in the working directory.", group=Group.PROCESS),
+    CONFIG,
     *process_flags(client=True, plugin=True),
 )
 
@@ -98,6 +99,7 @@ SERVER_FLAGS = (
     common.MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
+    CONFIG,
     *process_flags(plugin=True),
 )
 

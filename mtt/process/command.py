@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mtt.errors import MttError, UsageError
 from mtt.options.flags import Flag, Values, parse_args
-from mtt.options.process import ProcessOptions, process_options
+from mtt.options.process import CHECK, CONFIG, ProcessOptions, process_options
 from mtt.version import __version__
 
 # Shadowsocks-libev connects to a plugin's port without waiting for it. Imports here and in the
 # commands delay -h, errors and listening, so asyncio is imported with the service.
 if TYPE_CHECKING:
+    from mtt.options.common import ServiceOptions
     from mtt.process.runtime import Service
     from mtt.process.systemd import Inherited
 
@@ -36,6 +37,20 @@ class Start(NamedTuple):
     def descriptors(self) -> tuple[int, ...]:
         """The descriptors of all sockets, whatever their names."""
         return tuple(each.descriptor for each in self.sockets)
+
+
+class Prepared(NamedTuple):
+    """A service with its options checked."""
+
+    options: ServiceOptions  # equal if the service would be the same
+    make: Callable[[], Service]  # Raises MttError.
+    alone: tuple[str, ...] = ()  # other addresses and files that only one service can use
+
+
+# Checks given options. Raises UsageError.
+Prepare = Callable[[Values, Start], Prepared]
+# Adds options to the given ones, from those and the environment. Raises UsageError.
+Complete = Callable[[Values, Mapping[str, str]], Values]
 
 
 class Plugin(Protocol):
@@ -71,12 +86,13 @@ class Command(NamedTuple):
     examples: Sequence[tuple[str, str]] = ()
     # Adds the options in a file that the given ones name, to these and those of the environment.
     # Raises UsageError.
-    complete: Callable[[Values, Mapping[str, str]], Values] | None = None
+    complete: Complete | None = None
 
 
 def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run `command` until a signal ends it; returns an exit code. `argv` excludes its name."""
     process = ProcessOptions()
+    values: Values = {}
     try:
         values, plugin = given_options(command, argv, environ)
         if values.get("h"):
@@ -98,7 +114,8 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service handled signals
     except UsageError as error:
-        return _fail(command, process, str(error), EXIT_USAGE)
+        code = EXIT_FAILURE if values.get("check") else EXIT_USAGE
+        return _fail(command, process, str(error), code)
     except MttError as error:
         return _fail(command, process, str(error), EXIT_FAILURE)
     except Exception as error:
@@ -108,6 +125,21 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
         return _fail(command, process, text, EXIT_FAILURE)
 
 
+def completed(
+    flags: Sequence[Flag], complete: Complete | None = None, *, own: Collection[str] = ()
+) -> Complete:
+    """`Command.complete` of a command with -config, see `with_tunnels()`."""
+
+    def with_file(given: Values, environ: Mapping[str, str]) -> Values:
+        if CONFIG.name in given:
+            from mtt.options.tunnel_file import with_tunnels
+
+            return with_tunnels(flags, given, environ, complete, own)
+        return given if complete is None else complete(given, environ)
+
+    return with_file
+
+
 def given_options(
     command: Command, argv: Sequence[str], environ: Mapping[str, str]
 ) -> tuple[Values, Plugin | None]:
@@ -115,7 +147,8 @@ def given_options(
     values = parse_args(command.flags, argv)
     final = any(flag.final and flag.name in values for flag in command.flags)
     if command.plugin is not None and not final:
-        options = command.plugin.options(command.flags, values, environ)
+        flags = [flag for flag in command.flags if flag is not CHECK]  # a plugin has to serve
+        options = command.plugin.options(flags, values, environ)
         if options is not None:
             return options, command.plugin
     return values, None

@@ -53,7 +53,12 @@ class Service(runtime.Service):
         configuration: the configuration file to watch; None without one.
         endpoint: serves or reports the metrics.
         lag: measures the event loop's lag while metrics are served.
+        shares_state: whether its workers share state in a hub of its own.
+        is_alone: whether its metrics include those of the process.
     """
+
+    shares_state = False
+    is_alone = True
 
     def __init__(
         self,
@@ -74,7 +79,10 @@ class Service(runtime.Service):
             descriptors=options.sockets,
             fast_open=fast_open,
         )
+        # Equal if the listening sockets would be.
+        self.listens_at = options.bind, options.bind_unix, options.sockets, fast_open
         self._listener: Listener | None = None
+        self._guarded: Callable[[], Any] | None = None
         self._yields: Callable[[], bool] | None = None  # leave a connection to another worker?
         self.counters = metrics.Counters()
         self.open_tunnels = OpenTunnels(
@@ -106,6 +114,11 @@ class Service(runtime.Service):
     def tunnels(self) -> int:
         return len(self.open_tunnels)
 
+    @property
+    def connections(self) -> int:
+        """The number of connections, those without a tunnel yet included."""
+        return self.open_tunnels.connections + self._pending()
+
     # Start.
 
     async def bind(self) -> None:
@@ -125,7 +138,8 @@ class Service(runtime.Service):
         """
         if self._listener is None:
             self._listener = await self._bind()
-        self._listener.serve(self.open_tunnels.admission.guard(accept), yields=self._yields)
+        self._guarded = self.open_tunnels.admission.guard(accept)
+        self._listener.serve(self._guarded, yields=self._yields)
         try:
             self.load()
             if await self.endpoint.start():
@@ -134,9 +148,32 @@ class Service(runtime.Service):
             self.cleanup()
             raise
 
+    # Another service at the same address, when the configuration changes.
+
+    async def listen(self) -> None:
+        """Bind its address, and accept if it has started. Raises StartError."""
+        self._listener = await self._bind()
+        if self._guarded is not None:
+            self._listener.serve(self._guarded, yields=self._yields)
+
+    @property
+    def is_listening(self) -> bool:
+        return self._listener is not None and self._listener.is_open
+
+    def stop_listening(self) -> None:
+        """Close its listening sockets."""
+        if self._listener is not None:
+            self._listener.close()
+
+    def hand_over(self, successor: Service) -> None:
+        """Give the listening sockets to another service, which has not started."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.pause()
+        successor._listener = listener
+
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        tunnels, pending = self.open_tunnels, self._pending
-        self._yields = lambda: is_heavy(tunnels.connections + pending())
+        self._yields = lambda: is_heavy(self.connections)
         if self._listener is not None:
             self._listener.disown()
         self.endpoint.report_to(hub)
@@ -151,6 +188,10 @@ class Service(runtime.Service):
             self.configuration.reload()
         elif not any(files.files for files in self.certificates):
             logger.info("not reloaded: certificates: no option names a file")
+        self.reload_files()
+
+    def reload_files(self) -> None:
+        """Reload the files of options."""
         for files in self.certificates:
             files.reload()
 
@@ -177,8 +218,7 @@ class Service(runtime.Service):
             bytes_down=tunnels.bytes_down,
         )
         return (
-            build_lines()
-            + process_lines()
+            (build_lines() + process_lines() if self.is_alone else "")
             + metrics.page(self.counters, now)
             + self.lag.lines()
             + certificate_lines(self.certificates)

@@ -158,7 +158,7 @@ def test_check(certs: Certs, tmp_path: Path, processes: Processes, end: str) -> 
     assert good.expect_silence() == f"{name}: the configuration is usable\n"
 
     bad = processes.start(*arguments, cwd=ROOT)
-    assert bad.wait() == 2
+    assert bad.wait() == 1
     key = "gateway.auth_password" if end == "gateway" else "client.gateway.auth_password"
     text = f"-config: {config}: {key}: the environment variable AGENTS is not set; set it"
     assert text in bad.expect_silence()
@@ -167,6 +167,6 @@ def test_check(certs: Certs, tmp_path: Path, processes: Processes, end: str) -> 
     place["tls_cert" if end == "gateway" else "ca"] = "/none.pem"
     write(tmp_path, "c.json", tree)
     bad = processes.start(*arguments, env={"AGENTS": "secret"}, cwd=ROOT)
-    assert bad.wait() == 2
+    assert bad.wait() == 1
     option = "gateway.tls_cert" if end == "gateway" else "client.gateway.ca"
     assert re.search(rf"{option}: .*/none\.pem", bad.expect_silence())

@@ -100,7 +100,9 @@ def error(parse: Callable[[], object]) -> str:
         ("client", "-SV", "did you mean -s?"),
         ("anytls-client", "-Insecure", f"-sv skips verification, {SAFE}-pin sha256/BASE64 or "
          "-ca FILE instead"),
-        ("client", "-c x", "-h lists all options"),  # and not -ca, as for any two letters
+        ("client", "-c x", "write -config FILE"),
+        ("server", "-validate", "write -check"),
+        ("client", "-x1", "-h lists all options"),  # and not -s, as for any two letters
         ("client", "-z", "-h lists all options"),
     ],
 )  # fmt: skip

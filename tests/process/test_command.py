@@ -142,7 +142,7 @@ def test_check_builds_the_service_and_ends(capfd: pytest.CaptureFixture[str]) ->
     def service(_values: Values, _start: Start) -> Service:
         raise UsageError("-cert: no such file")
 
-    assert main(command._replace(service=service), ["-check"], {}) == 2
+    assert main(command._replace(service=service), ["-check"], {}) == 1
     assert capfd.readouterr() == ("", "checked: -cert: no such file\n")
 
 
