@@ -28,6 +28,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 OPTION = re.compile(r"`-([A-Za-z][\w-]*)[^`]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
 COMMAND = re.compile(r"^ *((?:mtt|anytls|anyproxy)-[\w-]+ -(?:.*\\\n)*.*)$", re.M)
+INLINE = re.compile(r"`((?:mtt|anytls|anyproxy)-[a-z-]+\s-[a-z][^`]*)`")
 FLAGS = {
     "mtt-client": CLIENT_FLAGS,
     "mtt-server": SERVER_FLAGS,
@@ -146,7 +147,9 @@ def test_options_have_a_group(command: str) -> None:
 
 
 def test_command_lines_in_documents_are_understood() -> None:
-    lines = [line for document in DOCUMENTS for line in COMMAND.findall(document.read_text())]
+    texts = [document.read_text() for document in DOCUMENTS]
+    lines = [line for text in texts for line in COMMAND.findall(text)]
+    lines += [" ".join(line.split()) for text in texts for line in INLINE.findall(text)]
     assert len(lines) >= 20
     used = set()
     for line in lines:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, Site
-from tests.support.certs import Certs
+from tests.support.certs import Authority, Certs
+from tests.support.documents import blocks, changed
 from tests.support.processes import (
     Process,
     Processes,
@@ -83,11 +84,11 @@ class Shadowsocks:
         path.write_text(json.dumps(config))
         return self._processes.start(
             require_program(program), "-c", path,
-            "--plugin", self._executable(plugin), "--plugin-opts", options,
+            "--plugin", self.executable(plugin), "--plugin-opts", options,
             cwd=self._directory,
         )  # fmt: skip
 
-    def _executable(self, plugin: str) -> Path:
+    def executable(self, plugin: str) -> Path:
         """Shadowsocks wants one executable file, as pip makes them in the directory `bin`."""
         path = self._directory / plugin
         path.write_text(f'#!/bin/sh\nexec {shlex.join(command(plugin))} "$@"\n')
@@ -112,6 +113,34 @@ def test_transfers(mode: str, shadowsocks: Shadowsocks, site: Site, tmp_path: Pa
     for process in (pair.local, pair.server):
         assert "WARNING" not in process.output
         assert "ERROR" not in process.output
+
+
+def test_the_files_of_the_document(
+    processes: Processes, site: Site, shadowsocks: Shadowsocks, tmp_path: Path
+) -> None:
+    for name, content in zip(("cert", "key"), Authority("CA").issue("example.com"), strict=True):
+        (tmp_path / name).touch(0o600)
+        (tmp_path / name).write_bytes(content)
+    port, local_port = free_port(), free_port()
+    server, client = map(json.loads, blocks("shadowsocks.md", "json"))
+    own = {"server": "127.0.0.1", "server_port": port}
+    for program, config, places in (
+        ("ss-server", server, {"/etc/ssl/fullchain.pem": f"{tmp_path}/cert",
+                               "/etc/ssl/privkey.pem": f"{tmp_path}/key"}),
+        ("ss-local", client, {"example.com": f"example.com;ca={tmp_path}/cert"}),
+    ):  # fmt: skip
+        plugin = shadowsocks.executable(Path(config["plugin"]).name)
+        options = changed(config["plugin_opts"], places)
+        config |= own | {"plugin": str(plugin), "plugin_opts": options}
+        if "local_port" in config:
+            config["local_port"] = local_port
+        path = tmp_path / f"{program}.json"
+        path.write_text(json.dumps(config))
+        process = processes.start(require_program(program), "-c", path, cwd=tmp_path)
+        listening(process)
+    process.expect("listening at")
+    pair = Pair(process, process, port, f"127.0.0.1:{local_port}")
+    assert fetch_page(pair, site) == PAGE
 
 
 def test_several_addresses(shadowsocks: Shadowsocks, site: Site) -> None:
