@@ -1,13 +1,35 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.packaging.roots import require_overlay
 from tests.support.programs import require_program
 from tools import deb
 from tools.project import run
+
+MIRROR = "http://deb.debian.org/debian"
+SUITES = ("bookworm", "trixie")
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a fresh, minimal Debian; it stays in MTT_ROOTS for the next run."""
+    debootstrap = require_program("debootstrap")
+    require_overlay()
+    kept = os.environ.get("MTT_ROOTS")
+    directory = Path(kept) if kept else tmp_path_factory.mktemp("roots")
+    system = directory / str(request.param)
+    if not system.exists():
+        partial = directory / f"{request.param}.partial"
+        command = [debootstrap, "--variant=minbase", request.param, partial, MIRROR]
+        subprocess.run(command, check=True, timeout=500, stdin=subprocess.DEVNULL)
+        partial.rename(system)
+    return system
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,10 @@ _ENVIRONMENT = {
 # What installing any package changes.
 _SYSTEM = ("var/lib/dpkg/", "var/lib/apt/", "var/cache/", "var/log/", "etc/ld.so.cache")
 
+asked = pytest.mark.skipif(
+    os.environ.get("MTT_PACKAGING") != "1", reason="takes minutes; run make test-packages"
+)
+
 
 class Root:
     """A system whose files are those of `lower`, changed in `upper`."""
@@ -101,6 +105,11 @@ class Root:
         )
         assert done.returncode == 0
         return shlex.quote(path)
+
+    def unpack(self, archive: bytes, target: str) -> None:
+        """Unpack a tar archive in the system's directory `target`."""
+        command = f"mkdir -p {target} && tar -x -C {target}"
+        subprocess.run(self._argv(command, {}), input=archive, check=True)
 
     def changed(self) -> list[str]:
         """New, changed and removed files and new directories, except for those of all packages."""

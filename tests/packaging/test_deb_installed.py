@@ -20,4 +20,4 @@ def test_life_of_the_package(
     root = Root(Path("/"), tmp_path, processes, network=False)
     if root.attempt("python3 -Ic 'import cryptography'")[0]:
         missing("this system has no python3-cryptography")
-    check_life(root, package, newer, "dpkg --force-unsafe-io --install")
+    check_life(root, package, newer, "dpkg --force-unsafe-io --install {}")
