@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -141,6 +142,19 @@ def test_the_files_of_the_document(
     process.expect("listening at")
     pair = Pair(process, process, port, f"127.0.0.1:{local_port}")
     assert fetch_page(pair, site) == PAGE
+
+
+def test_plugin_in_the_path(
+    processes: Processes, shadowsocks: Shadowsocks, tmp_path: Path
+) -> None:
+    plugin = shadowsocks.executable("mtt-server")
+    server = processes.start(
+        require_program("ss-server"), "-s", "127.0.0.1", "-p", str(shadowsocks.server_port),
+        "-k", "secret", "-m", "aes-128-gcm", "--plugin", plugin.name,
+        "--plugin-opts", shadowsocks.server_options,
+        cwd=Path("/"), env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    listening(server)
 
 
 def test_several_addresses(shadowsocks: Shadowsocks, site: Site) -> None:
