@@ -13,6 +13,7 @@ import pytest
 from anyproxy import targets as targets_module
 from anyproxy.options import PROTOCOLS, TCP, UDP
 from anyproxy.targets import DENIALS_SHOWN, HEAD_TIME, Targets
+from mtt.address import host_port
 from mtt.errors import NetworkError
 from mtt.layers import stream_head
 from mtt.layers.parked import Parked
@@ -158,7 +159,13 @@ async def test_stream_that_is_cut_while_connecting_ends_the_attempt() -> None:
 # Rules.
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "localhost", "LOCALHOST", "\uff4cocalhost", "::1", "::", "0.0.0.0", "0",
+        "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "::ffff:127.0.0.1", "::ffff:0.0.0.0",
+    ],
+)  # fmt: skip
 async def test_denied_target_is_not_connected_to(host: str) -> None:
     accepted: list[Tcp] = []
 
@@ -171,10 +178,8 @@ async def test_denied_target_is_not_connected_to(host: str) -> None:
             assert await answer_on(stream) == Answer(Outcome.NOT_ALLOWED)
             assert stream.closing
     assert not accepted
-    shown = host.removeprefix("::ffff:")
-    assert lines == [
-        f"INFO target denied (allowed_hosts, forbidden_hosts): {shown}:{target.port}"
-    ]
+    shown = host_port(host, target.port)
+    assert lines == [f"INFO target denied (allowed_hosts, forbidden_hosts): {shown}"]
 
 
 async def test_rules_that_are_replaced_count_for_new_streams() -> None:
@@ -323,14 +328,15 @@ async def test_datagrams_to_denied_targets_are_dropped() -> None:
         async with scene_of(forbidden=[f"127.0.0.1:{number}"]) as scene:
             stream = scene.stream(Head(agent.UDP, "0.0.0.0", 0))
             assert (await answer_on(stream)).outcome is Outcome.SUCCEEDED
-            for sock in (denied, open_one):
-                port = sock.getsockname()[1]
-                stream.protocol.data_received(datagram(port, b"x"))
+            for host in ("127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0"):
+                stream.protocol.data_received(uot.encode_datagram(b"x", host, number))
+            stream.protocol.data_received(datagram(open_one.getsockname()[1], b"x"))
             assert await loop.sock_recv(open_one, 100) == b"x"
             with pytest.raises(BlockingIOError):
                 denied.recv(100)
     assert [line for line in lines if "denied" in line] == [
-        f"INFO target denied (allowed_hosts, forbidden_hosts): 127.0.0.1:{number}"
+        f"INFO target denied (allowed_hosts, forbidden_hosts): {host}:{number}"
+        for host in ("127.0.0.1", "0.0.0.0", "127.0.0.1", "0.0.0.0")
     ]
 
 

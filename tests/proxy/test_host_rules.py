@@ -1,6 +1,9 @@
 """Rules of an agent for its targets, in the Go program's syntax."""
 
 import json
+import random
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,11 @@ def forbidding(*patterns):
         ("fe80::/10", ["fe80::1:80", "fe80::1%2:80"], ["fec0::1:80"]),
         ("[2001:db8::/32]:80", ["2001:db8::1:80"], ["2001:db8::1:81"]),
         ("*", ["a:1", "192.0.2.1:2", "::1:3"], []),
+        (".*", ["a:1", "192.0.2.1:2", "::1:3"], []),
+        (".*:22", ["a:22", "::1:22"], ["a:23"]),
+        (".*.example.com", ["www.example.com:1"], ["www.example.net:1"]),
+        (".example.com", ["www.example.com:1"], ["example.com:1", "xexample.com:1"]),
+        (".example.com:80", ["www.example.com:80"], ["www.example.com:81"]),
         ("*:22", ["a:22", "::1:22"], ["a:23"]),
         ("*:*", ["a:22"], []),
         ("nas:*", ["nas:22", "NAS.:80"], ["xnas:22", "nas.example:22"]),
@@ -61,6 +69,23 @@ def test_pattern_matches_as_a_whole(pattern, matched, others):
             assert forbidding(pattern).allows(host, address, int(port)) is not allows, text
 
 
+def test_globs_agree_with_regular_expressions():
+    choose = random.Random(7)
+    for _ in range(3000):
+        glob = "".join(choose.choices("ab*", k=choose.randint(1, 6)))
+        host = "".join(choose.choices("ab", k=choose.randint(1, 7)))
+        if "*" in glob:
+            expected = re.fullmatch(glob.replace("*", ".*"), host) is not None
+            assert allowing(glob).allows(host, ELSEWHERE, 80) is expected, (glob, host)
+
+
+def test_globs_take_linear_time():
+    rules = allowing("*" + "a*" * 60 + "b")
+    began = time.process_time()
+    assert not rules.allows("a" * 250, ELSEWHERE, 80)
+    assert time.process_time() - began < 1  # with a regular expression: years
+
+
 @pytest.mark.parametrize(
     "pattern, reason",
     [
@@ -71,6 +96,7 @@ def test_pattern_matches_as_a_whole(pattern, matched, others):
         ("example.com:99999", "is not a port number"),
         ("a:b:c", "write an IPv6 address with a port like [2001:db8::1]:22"),
         ("(bad", "not a regular expression"),
+        ("*.", "not a regular expression"),
         ("[::1]:x", "is not a port number"),
     ],
 )
@@ -127,7 +153,10 @@ def test_pattern_that_may_be_misread_is_a_warning(allow, pattern, better):
     assert warning.startswith("allowed_hosts: " if allow else "forbidden_hosts: ")
 
 
-@pytest.mark.parametrize("pattern", ["10.0.0.0/8", "*.example.com", "nas", "^a$", "192.0.2.1"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["10.0.0.0/8", "*.example.com", "nas", "^a$", "192.0.2.1", ".*", r".*\.com:.*", r"^a\\$"],
+)
 def test_pattern_that_is_clear_is_no_warning(pattern):
     assert not allowing(pattern).warnings
 
@@ -154,3 +183,74 @@ def test_nothing_is_allowed_that_go_denies(row):
         allowed = rules.allows(host, host if is_ip(host) else ELSEWHERE, int(port))
         in_go = {match.lower() for match in row["matches"]}
         assert not allowed or text.lower() in in_go, text
+
+
+@pytest.mark.parametrize(
+    "pattern, address",
+    [
+        ("127.0.0.0/8", "0.0.0.0"),
+        ("127.0.0.1", "::ffff:0.0.0.0"),
+        ("127.*", "0.0.0.0"),
+        (r"^127\.", "0.0.0.0"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::1", "::"),
+        ("::/128", "::"),
+        ("10.0.0.0/8", "64:ff9b::10.1.2.3"),
+        ("10.1.2.3:80", "64:ff9b::a01:203"),
+        ("64:ff9b::/96", "64:ff9b::a01:203"),
+        ("10.0.0.0/8", "2002:a01:203::1"),
+        ("10.0.0.0/8", "::ffff:a01:203"),
+    ],
+)
+def test_forbidden_address_in_another_form_is_denied(pattern, address):
+    for host in (address, "rebound.test"):
+        assert not forbidding(pattern).allows(host, address, 80)
+
+
+@pytest.mark.parametrize(
+    "pattern, address",
+    [("127.0.0.0/8", "0.0.0.0"), ("::1", "::"), ("10.0.0.0/8", "64:ff9b::a01:203")],
+)
+def test_allowed_address_is_the_one_that_is_dialled(pattern, address):
+    assert not allowing(pattern).allows(address, address, 80)
+
+
+@pytest.mark.parametrize(
+    "pattern, host",
+    [
+        ("evil.test", "\uff45vil.test"),  # full-width e
+        ("evil.test", "evil\u3002test"),  # ideographic full stop
+        ("evil.test", "e\u00advil.test."),  # soft hyphen
+        ("*.evil.test", "a.\uff25VIL.test\u3002"),
+        (r"^evil\.test$", "ev\uff49l.test"),
+        ("b\u00fccher.test", "XN--BCHER-KVA.test"),
+        ("xn--bcher-kva.test", "B\u00dcCHER.test"),
+    ],
+)
+def test_forbidden_name_in_another_spelling_is_denied(pattern, host):
+    assert not forbidding(pattern).allows(host, ELSEWHERE, 80)
+    assert allowing(pattern).allows(host, ELSEWHERE, 80)
+
+
+def test_name_that_no_resolver_takes_has_one_spelling():
+    assert forbidding("evil.test").allows("\u00fc" * 70, ELSEWHERE, 80)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "10.1.*", "10.1.*:80", "1*", r"^10\.1\..*$", r"10\.1\..+:80", r"10\.1\.\S+(:80)?",
+        r"[0-9]+\..*",
+    ],
+)
+def test_allowed_pattern_of_digits_matches_addresses_alone(pattern):
+    rules = allowing(pattern)
+    assert rules.allows("10.1.2.3", "10.1.2.3", 80)
+    assert rules.allows("printer.test", "10.1.2.3", 80)
+    assert not rules.allows("10.1.evil.test", "::1", 80)
+    assert not forbidding(pattern).allows("10.1.evil.test", ELSEWHERE, 80)
+
+
+@pytest.mark.parametrize("pattern", ["*:80", r".*:80", r"^[^.]+:80$", r".*:(80|443)", r"^.+$"])
+def test_pattern_with_digits_only_in_its_port_matches_names(pattern):
+    assert allowing(pattern).allows("printer", "10.1.2.3", 80)
