@@ -23,13 +23,13 @@ from anyproxy.messages import (
     parse_ports,
     parse_results,
 )
-from anyproxy.options import OpenPort
+from anyproxy.options import MAX_OPEN_PORTS, OpenPort
 from anyproxy.ports import PortResult, Ports
 from mtt.address import host_port
 from mtt.errors import PeerError
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.smux import SmuxSession
-from mtt.log import logger
+from mtt.log import Throttle, logger
 from mtt.outbound.agent import OwnAgentSession
 from mtt.outbound.groups import Agent, Groups
 from mtt.wire.agent import encode_message, parse_message
@@ -270,10 +270,14 @@ class AgentControl(Control):
 
 
 class PortReports:
-    """Logs what became of an agent's ports, once per change, for all its sessions."""
+    """Logs what became of an agent's ports, once per change, for all its sessions.
+
+    A gateway that reports changes without end does not flood the log.
+    """
 
     def __init__(self) -> None:
         self._logged: dict[tuple[str, OpenPort], str] = {}
+        self._lines = Throttle(MAX_OPEN_PORTS)
 
     def report(self, gateway: str, results: Iterable[PortResult]) -> None:
         """Log the results of a gateway."""
@@ -291,4 +295,4 @@ class PortReports:
                 text += f"to {target}"
             if self._logged.get((gateway, port)) != text:
                 self._logged[gateway, port] = text
-                logger.log(WARNING if result.error else INFO, "%s", text)
+                self._lines.log(WARNING if result.error else INFO, "%s", text)

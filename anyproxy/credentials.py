@@ -216,16 +216,19 @@ class Credentials:
     # Users.
 
     def check_user(self, group: str, password: bytes, address: str) -> bool | None:
-        """Whether a user may use `group`; None if it has no agents, so that no password counts."""
+        """Whether a user may use `group`; None if it has no agents.
+
+        Without agents only a password that the operator has set is checked: there is no other.
+        """
         if self.throttle.blocks(address):
             return False
-        if self._groups.get(group) is None:
+        fixed, has_agents = self._group_options(group).password, self._groups.get(group) is not None
+        if not (fixed or has_agents):
             return None
-        fixed = self._group_options(group).password
         known = self._verified.get(group)
         digest = self._digest(fixed.encode()) if fixed else known.digest if known else b""
         if hmac.compare_digest(self._digest(password), digest):
-            return True
+            return True if has_agents else None
         self.throttle.failed(address)
         return False
 

@@ -34,6 +34,8 @@ from mtt.trust.reload import TlsFiles, server_tls
 from mtt.tunnels.server import ServerService
 from mtt.wire.agent import TCP, UDP, Head
 
+# UDP associations of a proxy, each with a socket for the user's connection and one for datagrams.
+MAX_ASSOCIATIONS = 4096
 # Routes to keep; agents may make new groups without end.
 MAX_ROUTES = 1000
 
@@ -52,6 +54,7 @@ class Proxy:
             gateway.open_tunnels,
             idle_time=gateway.idle_time,
             udp_idle_time=gateway.udp_idle_time,
+            max_associations=MAX_ASSOCIATIONS,
         )
         self.use_options(options, tls)
 

@@ -10,6 +10,7 @@ requests, each of which may have another destination.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from typing import NamedTuple, Protocol
 
@@ -29,7 +30,7 @@ from mtt.wire import socks
 HANDSHAKE_TIME = 10.0
 # Idle timeout of an answer, seconds; the default of tunnels.
 EXCHANGE_IDLE_TIME = 300.0
-# Concurrent UDP associations, each with a stream to the server.
+# Concurrent UDP associations of one client, each with a socket and a stream to the server.
 MAX_ASSOCIATIONS = 256
 
 
@@ -84,6 +85,8 @@ class ProxyPort:
         login: checks logins; None: the port has no users.
         idle_time: see EXCHANGE_IDLE_TIME.
         udp_idle_time: see association.IDLE_TIME.
+        max_associations: maximum number of UDP associations; those of one address have
+            MAX_ASSOCIATIONS.
 
     Attributes:
         associations: number of UDP associations.
@@ -98,6 +101,7 @@ class ProxyPort:
         login: Login | None = None,
         idle_time: float = EXCHANGE_IDLE_TIME,
         udp_idle_time: float = IDLE_TIME,
+        max_associations: int = MAX_ASSOCIATIONS,
     ) -> None:
         self.route = route
         self.login = login
@@ -108,7 +112,8 @@ class ProxyPort:
         self._full = Throttle()
         self._errors, self._failures = Throttle(FAILURE_BURST), Throttle(FAILURE_BURST)
         self._closed = False
-        self.associations = 0
+        self._max_associations = max_associations
+        self._by_address: Counter[str] = Counter()  # associations
         self.draining = False
         self.idle_time = idle_time
 
@@ -116,6 +121,10 @@ class ProxyPort:
     def pending(self) -> int:
         """Number of connections without a complete request."""
         return len(self._handshakes)
+
+    @property
+    def associations(self) -> int:
+        return self._by_address.total()
 
     def drain(self) -> None:
         """Close idle connections of HTTP clients, and the others after their current request."""
@@ -196,11 +205,10 @@ class ProxyPort:
         """Serve a UDP ASSOCIATE; `port` is the client's announced source port."""
         assert route.open_packets is not None
         association = Association(near, port, idle_time=self._udp_idle_time)
-        self.associations += 1
+        peer = near.get_extra_info("peername")
+        client = peer[0] if isinstance(peer, tuple) else ""
         try:
-            if self.associations > MAX_ASSOCIATIONS:
-                self._full.warning(f"UDP association refused: the limit is {MAX_ASSOCIATIONS}")
-                raise DestinationError(Outcome.GENERAL_FAILURE, "too many UDP associations")
+            self._count_association(client)
             address = await association.open(route.open_packets)
             if not near.is_closing():
                 near.write(socks.reply5(Outcome.SUCCEEDED, *address))
@@ -211,8 +219,21 @@ class ProxyPort:
         except MttError as error:
             self._refuse(near, error, socks.reply5)
         finally:
-            self.associations -= 1
+            self._by_address[client] -= 1
+            if not self._by_address[client]:
+                del self._by_address[client]
             association.close()
+
+    def _count_association(self, client: str) -> None:
+        """Count an association of an address. Raises DestinationError if it is one too many."""
+        self._by_address[client] += 1
+        for count, limit, whose in (
+            (self.associations, self._max_associations, ""),
+            (self._by_address[client], MAX_ASSOCIATIONS, f" of {client}"),
+        ):
+            if count > limit:
+                self._full.warning(f"UDP association refused: the limit{whose} is {limit}")
+                raise DestinationError(Outcome.GENERAL_FAILURE, "too many UDP associations")
 
     def _refuse(self, near: StreamTransport, error: MttError, failure: Failure) -> None:
         """Answer that a request failed, and close."""

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from anyproxy import control
-from anyproxy.control import AgentControl, GatewayControl
+from anyproxy.control import AgentControl, GatewayControl, PortReports
 from anyproxy.forwarded import Means
 from anyproxy.messages import format_ports, format_results
-from anyproxy.options import DEFAULT_GROUP, OpenPort
+from anyproxy.options import DEFAULT_GROUP, MAX_OPEN_PORTS, OpenPort
 from anyproxy.ports import PortResult, Ports
 from mtt.errors import MttError, PeerError
 from mtt.layers.smux import SmuxSession
@@ -26,6 +26,7 @@ from mtt.wire.smux import FIN, PSH, SYN, Decoder, frame
 from tests.anyproxy.forwarding import DNS, PORT, SSH
 from tests.support.clock import Clock
 from tests.support.transports import FakeLayer, turns
+from tests.support.tunnels import logged
 
 
 class Gateway:
@@ -324,3 +325,11 @@ async def test_end_follows_what_waited_for_the_peer() -> None:
     await agent.over()
 
 
+
+
+def test_gateway_that_reports_changes_without_end_does_not_flood_the_log() -> None:
+    reports = PortReports()
+    with logged() as lines:
+        for number in range(1000):
+            reports.report("gateway", [PortResult(SSH, f"127.0.0.1:{number}")])
+    assert len(lines) == MAX_OPEN_PORTS

@@ -217,6 +217,16 @@ async def test_password_set_while_an_agent_without_one_joins_opens_nothing(
         assert scene.user() is False
 
 
+async def test_password_of_the_operator_is_checked_without_agents(tmp_path: Path) -> None:
+    async with Scene(MEMORY, tmp_path) as scene:
+        assert scene.user(WRONG) is None
+        scene.group_options[HOME] = GroupOptions(password=WRONG.decode())
+        assert scene.user(WRONG) is None
+        for _ in range(MAX_FAILURES):
+            assert scene.user() is False
+        assert scene.user(WRONG) is False  # blocked
+
+
 async def test_password_of_the_operator_that_comes_during_a_check_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

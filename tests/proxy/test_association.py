@@ -248,6 +248,29 @@ async def test_associations_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
             await ask(third)
 
 
+async def test_associations_of_one_address_leave_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(proxy_port, "MAX_ASSOCIATIONS", 1)
+
+    async def answer_to(proxy: DirectProxy, host: str) -> tuple[Tcp, bytes]:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.bind((host, 0))
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port_of(proxy)))
+        control = Tcp(sock)
+        await control.send(request())
+        return control, (await control.exactly(12))[2:4]
+
+    async with associated() as (proxy, _, _):
+        proxy.proxy._max_associations = 2
+        found = [await answer_to(proxy, f"127.0.0.{number}") for number in (1, 2, 3)]
+        assert [answer for _, answer in found] == [b"\5\1", b"\5\0", b"\5\1"]
+        assert proxy.proxy.associations == 2
+        for control, _ in found:
+            control.close()
+
+
 async def test_ipv6_association() -> None:
     try:
         probe = Udp("::1")
