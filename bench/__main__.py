@@ -3,7 +3,7 @@
     python -m bench                    everything, below ten minutes
     python -m bench --quick            one short round of the essentials, below a minute
     python -m bench bulk conns         these rows only: bulk requests conns first memory
-                                       startup layers gateway agents controller
+                                       startup udp layers gateway agents controller
     python -m bench --subjects tls,stunnel    these subjects only
     python -m bench --fresh            forget earlier results of this commit on this machine
 
@@ -55,7 +55,7 @@ QUICK_SUBJECTS = (*ORIGINAL, STUNNEL, V2RAY, V2RAY_MUX)
 # Load average of the last minute, above which others take a noticeable share of the cores.
 BUSY = 0.5
 
-ROWS = ("bulk", "requests", "conns", "first", "memory", "startup", "layers", "gateway",
+ROWS = ("bulk", "requests", "conns", "first", "memory", "startup", "udp", "layers", "gateway",
         "agents", "controller")  # fmt: skip
 
 

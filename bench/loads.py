@@ -44,6 +44,7 @@ class Effort:
         handshakes: in memory.
         agents: of a gateway, at rest for `rest` seconds.
         layer_seconds: CPU seconds per stack of layers.
+        udp: seconds of datagrams.
     """
 
     rounds: int
@@ -56,6 +57,7 @@ class Effort:
     agents: int
     rest: int
     layer_seconds: float
+    udp: float
 
 
 FULL = Effort(
@@ -70,6 +72,7 @@ FULL = Effort(
     agents=5000,
     rest=15,
     layer_seconds=0.2,
+    udp=1.0,
 )
 QUICK = Effort(
     rounds=1,
@@ -82,6 +85,7 @@ QUICK = Effort(
     agents=100,
     rest=2,
     layer_seconds=0.05,
+    udp=0.5,
 )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import agents, controller, gateway, handshake, layers, loads, peers, startup
+from bench import agents, controller, gateway, handshake, layers, loads, peers, startup, udp
 from bench.certs import Certs, make_certs
 from bench.loads import Effort, Sample, Scene
 from bench.processes import Programs, find_tool
@@ -175,6 +175,20 @@ class Bench:
                 ),
             ),
             Row(
+                "udp",
+                f"Datagrams of {udp.SIZE} bytes from one application: arrived at full speed; lost "
+                f"of {udp.RATE} per second; CPU us for each; an echo",
+                (
+                    Column("full", "full speed, 1/s", ".0f"),
+                    Column("loss", "lost, %", ".2f"),
+                    Column("client_us", "client us", ".1f"),
+                    Column("server_us", "server us", ".1f"),
+                    Column("echo_ms", "echo ms", ".2f"),
+                ),
+                self._cells(self._with_udp(), udp.measure_udp),
+                (Ratio("full", (udp.FRAMES, udp.SOCAT)),),
+            ),
+            Row(
                 "layers",
                 "The layers alone, in one process; MB per second of CPU time, both sides apart",
                 (
@@ -247,6 +261,11 @@ class Bench:
                 (Cell("mtt-mu-server", controller.measure_controller),),
             ),
         ]
+
+    def _with_udp(self) -> list[Subject]:
+        chosen = {subject.name for subject in self._subjects}
+        others = (udp.FRAMES, udp.SOCAT)
+        return [each for each in udp.udp_subjects() if each.name in {*chosen, *others}]
 
     def _cells(
         self,

@@ -116,11 +116,13 @@ def running(
     *,
     streams: int = STREAMS,
     between: Callable[[int], int] | None = None,
+    is_udp: bool = False,
 ) -> Iterator[Tunnel]:
     """Start both ends in front of the port `destination`; `programs` ends them.
 
     Args:
         between: puts something between the ends: takes a port, gives the one to connect to.
+        is_udp: the client listens for UDP alone, which nobody can wait for here.
 
     Raises BenchError.
     """
@@ -131,7 +133,8 @@ def running(
         where.mkdir(exist_ok=True)
         place = Place(free_port(), connect, certs, where, streams)
         program = programs.start(command(place), env)
-        program.wait_listening(place.listen)
+        if role == "server" or not is_udp:
+            program.wait_listening(place.listen)
         return program, place.listen
 
     server = client = None
@@ -145,12 +148,15 @@ def running(
     yield Tunnel(port, client, server)
 
 
-def our_subjects() -> list[Subject]:
-    """The four modes and AnyTLS on asyncio, the four again on uvloop as far as that is possible."""
+def our_subjects(*options: str) -> list[Subject]:
+    """The four modes and AnyTLS on asyncio, the four again on uvloop as far as that is possible.
+
+    `options` are for both ends.
+    """
     can_choose = _has_option("mtt_server.py", "-loop")
     subjects = []
     for loop in LOOPS:
-        flags: tuple[str, ...] = ("-loop", loop) if can_choose else ()
+        flags = (*options, *(("-loop", loop) if can_choose else ()))
         missing = ""
         if loop == "uvloop":
             if not can_choose:

@@ -59,6 +59,8 @@ class CommonKeywords(TypedDict, total=False):
     max_conns: int | None
     fast_open: bool
     metrics: str | None
+    udp: bool
+    udp_timeout: float | None
 
 
 class ClientKeywords(CommonKeywords, total=False):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from mtt.address import peer_name
+from mtt.errors import StartError
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
@@ -25,6 +26,7 @@ from mtt.tunnels.service import Service
 
 if TYPE_CHECKING:
     from mtt.outbound.proxy_dialer import ProxyDialer
+    from mtt.udp.port import UdpPort
 
 # As a plugin: seconds to wait for an application's first byte before dialling the server anyway.
 # Shadowsocks always sends first. shadowsocks-rust checks the plugin by connecting and closing,
@@ -61,17 +63,25 @@ class Client(Service):
             from mtt.outbound.proxy_dialer import ProxyDialer
 
             dialer = ProxyDialer(direct, options.proxy)
-        self._connector = Connector(
-            options.server,
-            dialer,
-            self.counters,
-            replace(options.tls, alpn=mode.client_alpn),
-            half_close=mode.half_close,
-            on_change=lambda: self._upstream.renew(),
-        )
+        self._connector = self._new_connector(dialer, mode.client_alpn)
         self.certificates = self._connector.files
+        self._datagram_connector = self._connector
+        if options.udp_time and mode.datagram_alpn != mode.client_alpn:
+            self._datagram_connector = self._new_connector(dialer, mode.datagram_alpn)
+            self.certificates += self._datagram_connector.files
+        self._udp: UdpPort | None = None
         self.waiting: set[StreamTransport] = set()  # before the first byte
         self.closed = False
+
+    def _new_connector(self, dialer: Dialer | ProxyDialer, alpn: tuple[str, ...]) -> Connector:
+        return Connector(
+            self._options.server,
+            dialer,
+            self.counters,
+            replace(self._options.tls, alpn=alpn),
+            half_close=MODES[self._options.mode].half_close,
+            on_change=lambda: self._upstream.renew(),
+        )
 
     @cached_property
     def _upstream(self) -> Upstream:
@@ -86,35 +96,90 @@ class Client(Service):
     async def start(self) -> None:
         """Start listening. Raises StartError."""
         await self.serve(lambda: _Application(self))
+        try:
+            self._serve_udp()
+        except BaseException:
+            self.cleanup()
+            raise
         self._connector.start()
         self._upstream.start()
+
+    def _serve_udp(self) -> None:
+        """Listen for datagrams, if that is wanted. Raises StartError."""
+        assert self._listener is not None
+        options, connector = self._options, self._datagram_connector
+        if not options.udp_time:
+            self._listener.close_udp()  # of a predecessor
+            return
+        sockets = self._listener.bind_udp(shared=self._yields is not None)
+        if not sockets:
+            raise StartError("-udp: there is no UDP beside a unix socket; listen on an IP address")
+        if self._udp is None:
+            from mtt.udp.port import UdpPort
+
+            if connector is not self._connector:
+                connector.start()
+            open_stream = partial(
+                MODES[options.mode].open_datagrams, options, connector, self._upstream
+            )
+            self._udp = UdpPort(
+                str(options.server), open_stream, self.open_tunnels, idle_time=options.udp_time
+            )
+        self._udp.start(sockets)
+
+    async def listen(self) -> None:
+        await super().listen()
+        if self._guarded is not None:
+            self._serve_udp()
+
+    def stop_listening(self) -> None:
+        self._stop_udp()
+        super().stop_listening()
+
+    def hand_over(self, successor: Service) -> None:
+        self._stop_udp()
+        super().hand_over(successor)
+
+    def _stop_udp(self) -> None:
+        if self._udp is not None:
+            self._udp.stop()
 
     def announce(self) -> None:
         options = self._options
         logger.info(
-            "listening on %s, %s to %s as %s%s%s",
+            "listening on %s, %s%s to %s as %s%s%s",
             ", ".join(self.addresses),
             options.mode,
+            " and UDP" if options.udp_time else "",
             options.server,
             options.tls.server_name,
             " (NOT VERIFIED)" if options.tls.skip_verify else "",
             f", through the proxy {options.proxy}" if options.proxy else "",
         )
 
+    def cleanup(self) -> None:
+        self._stop_udp()
+        super().cleanup()
+
     async def close(self) -> None:
         self.cleanup()
         self.closed = True
         for transport in list(self.waiting):
             transport.abort()
+        if self._udp is not None:
+            await self._udp.close()
         await self._upstream.close()
         await super().close()
 
     async def drain(self) -> None:
         self._upstream.stop()
+        if self._udp is not None:
+            await self._udp.close()
         await super().drain()
 
     def metrics_page(self) -> str:
-        return super().metrics_page() + self._upstream.metrics()
+        page = super().metrics_page() + self._upstream.metrics()
+        return page if self._udp is None else page + self._udp.metrics()
 
     def application_ready(self, transport: StreamTransport) -> None:
         """Open a tunnel for an application."""

@@ -6,7 +6,7 @@ imports only what it needs, because a plugin must listen quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,6 +44,9 @@ class Owner(Protocol):
     ) -> StreamTransport | None:
         """Like `connect`, without waiting; None if that is impossible."""
 
+    def serve_datagrams(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Serve a parked stream for datagrams; only with -udp."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
@@ -62,6 +65,10 @@ class Mode:
     upgrade: Callable[[ClientOptions], Finish | None] = lambda _: None
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
+    # Streams for datagrams: the ALPN names that the client offers for their connections, and how it
+    # opens one, given the connector of these.
+    datagram_alpn: tuple[str, ...]
+    open_datagrams: Callable[[ClientOptions, Connector, Upstream], Awaitable[StreamTransport]]
 
     def command_line(self, password: str) -> tuple[str, ...]:
         """The command-line arguments that select the mode, for either end."""
@@ -69,19 +76,26 @@ class Mode:
         return (*arguments, "-p", password) if self.has_password else arguments
 
 
-def _websocket(options: ClientOptions) -> Finish:
+def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
+    """The upgrade to a WebSocket; `protocol` is one that the server has to agree to."""
     from mtt.layers.parked import Parked
     from mtt.layers.upgrade import UpgradeClient
     from mtt.layers.websocket import WebSocketLayer
     from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
 
     async def upgrade(transport: StreamTransport) -> StreamTransport:
-        protocol = SMUX_ON if options.mux else SMUX_OFF
+        offered = protocol or (SMUX_ON if options.mux else SMUX_OFF)
         server_name = options.tls.server_name
-        await UpgradeClient(transport, options.wss_path, server_name, (protocol,)).answered()
+        client = UpgradeClient(transport, options.wss_path, server_name, (offered,))
+        await client.answered()
+        if protocol and client.protocol != protocol:
+            from mtt.errors import PeerError
+            from mtt.wire.datagrams import NO_ANSWER
+
+            raise PeerError(NO_ANSWER)
         layer = WebSocketLayer(
             Parked(), client=True, random_mask=options.wss_mask, half_close=True,
-            ping=not options.mux,
+            ping=offered != SMUX_ON,
         )  # fmt: skip
         layer.start(transport)
         return layer
@@ -126,33 +140,75 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
     )
 
 
+async def _datagram_connection(
+    options: ClientOptions, connector: Connector, upstream: Upstream
+) -> StreamTransport:
+    return await connector.connect()
+
+
+async def _datagram_websocket(
+    options: ClientOptions, connector: Connector, upstream: Upstream
+) -> StreamTransport:
+    from mtt.wire.upgrade import DATAGRAMS
+
+    return await connector.connect(finish=_websocket(options, DATAGRAMS))
+
+
+async def _datagram_stream(
+    options: ClientOptions, connector: Connector, upstream: Upstream
+) -> StreamTransport:
+    from mtt.outbound.anytls_pool import AnyTlsPool
+    from mtt.wire.addresses import encode
+    from mtt.wire.datagrams import HOST
+
+    assert isinstance(upstream, AnyTlsPool)
+    return await upstream.open(encode(HOST, 1))
+
+
 def _stream_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
     from mtt.inbound.stream_reader import StreamReader
 
-    return StreamReader(owner.relay, options.destination, mux=options.mux)
+    datagrams = owner.serve_datagrams if options.udp_time else None
+    return StreamReader(owner.relay, options.destination, mux=options.mux, datagrams=datagrams)
 
 
 def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
     from mtt.inbound.websocket_reader import WebSocketReader
 
-    return WebSocketReader(owner.relay, owner.route, mux=options.mux)
+    datagrams = owner.serve_datagrams if options.udp_time else None
+    return WebSocketReader(owner.relay, owner.route, mux=options.mux, datagrams=datagrams)
 
 
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
+    from mtt.errors import PeerError
     from mtt.inbound.anytls_answer import report_outcome, report_reached
     from mtt.inbound.anytls_reader import AnyTlsReader
     from mtt.layers.anytls_server import ServerStream
+    from mtt.outcome import Outcome
     from mtt.trust.passwords import Passwords
     from mtt.wire.anytls import password_hash
+    from mtt.wire.datagrams import HOST, NOT_SERVED
     from mtt.wire.padding import DEFAULT, Scheme
 
-    def serve(stream: ServerStream, destination: Endpoint, _host: str, _port: int) -> None:
+    def serve(stream: ServerStream, destination: Endpoint, host: str, _port: int) -> None:
         # The client's requested destination is ignored: this is a tunnel.
+        if host == HOST:
+            serve_datagrams(stream, destination)
+            return
         owner.open_tunnels.carry(
             stream,
             lambda: report_outcome(stream, owner.connect(destination, stream)),
             lambda: report_reached(stream, owner.connect_at_once(destination, stream)),
         )
+
+    def serve_datagrams(stream: ServerStream, destination: Endpoint) -> None:
+        if options.udp_time:
+            stream.acknowledge()
+            owner.serve_datagrams(stream, destination)
+        else:
+            owner.open_tunnels.failed(stream, PeerError(NOT_SERVED))
+            stream.acknowledge(Outcome.NOT_ALLOWED)
+            stream.close()
 
     return AnyTlsReader(
         serve,
@@ -168,6 +224,8 @@ _over_tls = partial(
     server_alpn=alpn.STREAM,
     half_close=True,
     reader=_stream_reader,
+    datagram_alpn=alpn.DATAGRAMS,
+    open_datagrams=_datagram_connection,
 )
 _over_websocket = partial(
     Mode,
@@ -176,6 +234,8 @@ _over_websocket = partial(
     half_close=False,
     upgrade=_websocket,
     reader=_websocket_reader,
+    datagram_alpn=alpn.WEBSOCKET,
+    open_datagrams=_datagram_websocket,
 )
 _TABLE = (
     _over_tls(name="tls", options=(), upstream=_connections),
@@ -193,6 +253,8 @@ _TABLE = (
         half_close=True,
         upstream=_anytls,
         reader=_anytls_reader,
+        datagram_alpn=alpn.WEBSOCKET,
+        open_datagrams=_datagram_stream,
     ),
 )
 MODES = {mode.name: mode for mode in _TABLE}

@@ -12,7 +12,7 @@ from mtt.options.common import reachable
 from mtt.options.flags import parse_args
 from mtt.options.proxy import given_proxy, with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
-from mtt.wire import dns, http1, mux_cool, proxy_protocol, smux, upgrade, websocket
+from mtt.wire import datagrams, dns, http1, mux_cool, proxy_protocol, smux, upgrade, websocket
 from mtt.wire.forwarded import forwarded_for
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.httpproxy import connect_request
@@ -121,6 +121,14 @@ def _cool_streams(data: bytes) -> None:
         decoder.feed(data[at : at + 11])
 
 
+def _datagrams(data: bytes) -> None:
+    datagrams.is_opening(data)
+    decoder = datagrams.Decoder()
+    for at in range(0, len(data), 11):
+        for flow, payload in decoder.feed(data[at : at + 11]):
+            datagrams.encode(flow, payload)
+
+
 def _words(data: bytes) -> None:
     words = text(data).split("\n")
     for flags, options in (
@@ -186,6 +194,14 @@ PARSERS: dict[str, Parser] = {
     "WebSocket": Parser(_frames, (FRAMES,), ()),
     "Mux.Cool": Parser(_cool_streams, (COOL_STREAMS,), (mux_cool.MuxCoolError,)),
     "smux": Parser(_streams, (STREAMS,), (smux.SmuxError,)),
+    "datagrams": Parser(
+        _datagrams,
+        (
+            datagrams.HEAD,
+            datagrams.encode(1, b"a query") + datagrams.encode(datagrams.MAX_FLOW, bytes(1200)),
+        ),
+        (datagrams.DatagramError,),
+    ),
     "DNS answer": Parser(
         lambda data: dns.parse_response(QUERY, data),
         (

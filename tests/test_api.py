@@ -36,6 +36,7 @@ from tests.support.tunnels import (
     port_of,
     serving,
 )
+from tests.udp.peers import Udp, answering
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs/embedding.md").read_text()
@@ -293,6 +294,19 @@ async def test_pin_is_what_a_client_trusts(certs: Certs) -> None:
         await check_works(port_of(client))
     async with server_for(1, certs, cert=None, key=None, disable_tls=True) as plain:
         assert plain.pin is None
+
+
+@in_every_mode
+async def test_udp(mode: str, certs: Certs) -> None:
+    with answering() as there:
+        async with (
+            server_for(there.port, certs, mode, udp=True, udp_timeout=60) as server,
+            client_of(port_of(server), certs, mode, udp=True, udp_timeout=60.0) as client,
+            asyncio.timeout(SOON),
+        ):
+            with Udp(port_of(client)) as application:
+                await application.check_echo(b"a datagram")
+            assert client.tunnels == server.tunnels == 1
 
 
 async def test_certificates_are_read_again_when_asked(certs: Certs) -> None:

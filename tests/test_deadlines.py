@@ -54,6 +54,15 @@ DEADLINES = [
     ("mtt.tunnels.relay", "ORPHAN_TIME", 5, 5),
     ("mtt.tunnels.relay", "END_TIME", 2, 2),
     ("mtt.process.runtime", "CLOSE_LIMIT", 5, 5),
+    # UDP through the tunnel: flows as Linux's connection tracking keeps them.
+    ("mtt.udp.flows", "UNANSWERED_TIME", 30, 30),
+    ("mtt.udp.flows", "SWEEP_TIME", 5, 5),
+    ("mtt.udp.link", "OPENING_TIME", 10, 10),
+    ("mtt.inbound.stream_reader", "OPENING_TIME", 10, 10),
+    ("mtt.udp.port", "RETRY_TIMES", 0.5, 8),
+    ("mtt.udp.forwarder", "DEAD_TIME", 60, 60),
+    ("mtt.udp.forwarder", "EMPTY_TIME", 60, 60),
+    ("mtt.udp.forwarder", "LOOKUP_INTERVAL", 30, 60),
     # Forwarded ports: users wait for an agent that reconnects.
     ("anyproxy.forwarded", "HOLD_TIME", 10, 10),
     ("anyproxy.forwarded_udp", "UNANSWERED_TIME", 30, 30),

@@ -57,6 +57,7 @@ class HttpServer(StreamProtocol):
             received bytes, and whether the client has ended.
         fallback_time: seconds after which the fallback gets a silent connection, and unfinished
             heads immediately; both may still become tunnels. None: after the head's time limit.
+        protocols: the subprotocols of WebSockets, the preferred one first.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
         error_reply: makes the reply to an invalid request from status and reason, instead of Go's.
         on_failure: called with the transport and its first failure: the peer broke the protocol,
@@ -70,7 +71,8 @@ class HttpServer(StreamProtocol):
     __slots__ = (
         "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_error_reply", "_exchange",
         "_fallback", "_fallback_time", "_in_head", "_limits", "_on_end", "_on_failure", "_on_lost",
-        "_on_upgrade", "_paused", "_refusal", "_router", "_tasks", "_timer", "_transport",
+        "_on_upgrade", "_paused", "_protocols", "_refusal", "_router", "_tasks", "_timer",
+        "_transport",
     )  # fmt: skip
 
     _transport: StreamTransport
@@ -83,6 +85,7 @@ class HttpServer(StreamProtocol):
         refusal: Reply | None = None,
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
+        protocols: tuple[str, ...] = PREFERENCE,
         as_nginx: bool = False,
         error_reply: Callable[[int, str], Reply] | None = None,
         on_failure: Callable[[StreamTransport, Exception], None] | None = None,
@@ -102,6 +105,7 @@ class HttpServer(StreamProtocol):
         self._on_end = on_end
         self._on_lost = on_lost
         self._limits = limits
+        self._protocols = protocols
         self._tasks = tasks
         self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -221,9 +225,9 @@ class HttpServer(StreamProtocol):
             upgrade: Upgrade | None = None
             if hidden:
                 # For every path: the check takes microseconds, which would reveal valid paths.
-                upgrade = check_hidden_request(request, PREFERENCE, early=early)
+                upgrade = check_hidden_request(request, self._protocols, early=early)
             elif reply is None:
-                upgrade = check_request(request, PREFERENCE)
+                upgrade = check_request(request, self._protocols)
         except UpgradeRefused as refused:
             if reply is None:
                 reply = self._refusal or refused.reply

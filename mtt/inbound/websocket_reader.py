@@ -11,7 +11,7 @@ from mtt.http.fallback import SITE_TIME
 from mtt.http.inspector import RequestInspector
 from mtt.http.server import HttpServer
 from mtt.inbound.site import WebSite
-from mtt.inbound.stream_reader import TunnelReader
+from mtt.inbound.stream_reader import Serve, TunnelReader
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.parked import Parked, hand_over
 from mtt.layers.websocket import WebSocketLayer
@@ -20,6 +20,7 @@ from mtt.wire import alpn
 from mtt.wire.foreign import LATE_V2RAY_PLUGIN
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.upgrade import (
+    DATAGRAMS,
     PREFERENCE,
     SMUX_ON,
     Upgrade,
@@ -40,7 +41,7 @@ class WebSocketReader(TunnelReader[Target]):
     first data tells whether it multiplexes.
 
     Args:
-        serve: see TunnelReader.
+        serve, datagrams: see TunnelReader.
         mux: whether clients without a subprotocol multiplex.
         v2ray: whether they come from V2Ray or Xray: with `mux` they always speak Mux.Cool, and
             otherwise it is recognised for any destination. Early data may be short.
@@ -52,14 +53,16 @@ class WebSocketReader(TunnelReader[Target]):
 
     def __init__(
         self,
-        serve: Callable[[StreamTransport, Target], None],
+        serve: Serve[Target],
         route: Route[Target],
         *,
         mux: bool,
         v2ray: bool = False,
+        datagrams: Serve[Target] | None = None,
         refusal: Reply | None = None,
     ) -> None:
-        super().__init__(serve, mux=mux)
+        super().__init__(serve, mux=mux, datagrams=datagrams)
+        self.protocols = PREFERENCE if datagrams is None else (*PREFERENCE, DATAGRAMS)
         self.site = WebSite(self, alpn.SITE)
         self.route = route
         self.refusal = refusal
@@ -75,18 +78,19 @@ class WebSocketReader(TunnelReader[Target]):
         upper: StreamProtocol
         if upgrade.protocol is not None:
             mux = upgrade.protocol == SMUX_ON
-            upper = self._session(target) if mux else self._plain(target)
+            if upgrade.protocol == DATAGRAMS:
+                assert self._datagrams is not None
+                upper = _parked(self._datagrams, target)
+            else:
+                upper = self._session(target) if mux else _parked(self._serve, target)
         elif ours is not None or (self._v2ray and self._mux):
             mux = ours.mux_cool if ours is not None else True
-            upper = self._mux_cool_session(target) if mux else self._plain(target)
+            upper = self._mux_cool_session(target) if mux else _parked(self._serve, target)
         else:
             self._begin_foreign(transport, target)
             return
         layer = WebSocketLayer(upper, client=False, half_close=ours is not None, ping=not mux)
         layer.start(transport)
-
-    def _plain(self, target: Target) -> StreamProtocol:
-        return Parked(lambda layer: self._serve(layer, target))
 
     def _mux_cool_session(self, target: Target) -> StreamProtocol:
         from mtt.layers.mux_cool import MuxCoolSession  # only if needed, like all of V2Ray
@@ -147,6 +151,7 @@ class _RequestReader(Generic[Target]):
             refusal=self._reader.refusal,
             fallback=self._fall_back if front.fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,
+            protocols=self._reader.protocols,
             as_nginx=True,
             on_failure=front.report_failure,
             on_end=front.handshakes.discard,
@@ -183,7 +188,8 @@ class _RequestReader(Generic[Target]):
 
     def _is_tunnel(self, request: Request, early: bool) -> bool:
         try:
-            check_hidden_request(request, PREFERENCE, early=early or request.has_body)
+            protocols = self._reader.protocols
+            check_hidden_request(request, protocols, early=early or request.has_body)
         except UpgradeRefused:
             return False
         return not isinstance(self._reader.route(request), Reply)
@@ -192,3 +198,8 @@ class _RequestReader(Generic[Target]):
         inspector = RequestInspector(self._is_tunnel)
         refused = None if self._is_refused else partial(self.read, is_refused=True)
         self._reader.site.visit(transport, received, eof, inspector, self.read, refused)
+
+
+def _parked(serve: Serve[Target], target: Target) -> StreamProtocol:
+    """The protocol of a stream that `serve` takes over."""
+    return Parked(lambda layer: serve(layer, target))

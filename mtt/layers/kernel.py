@@ -1,4 +1,5 @@
-"""What the kernel reports of a TCP connection: unacknowledged data, and silence of the peer.
+"""What the kernel reports of a TCP connection, and holds of it: unacknowledged data, and silence of
+the peer.
 
 Transports may be of any layer; the functions look at the socket at the bottom of the stack.
 """
@@ -6,6 +7,7 @@ Transports may be of any layer; the functions look at the socket at the bottom o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import sys
@@ -54,6 +56,15 @@ def tells_acknowledged(transport: asyncio.BaseTransport) -> bool:
     Except on Linux it counts only the data that our own kernel has not sent.
     """
     return _tcp_info(transport) is not None
+
+
+def limit_unsent(transport: asyncio.BaseTransport, size: int) -> None:
+    """Have the kernel take no more while it holds `size` bytes unsent; where it can, and of TCP."""
+    sock = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+    if sock is not None and option is not None:
+        with contextlib.suppress(OSError):  # not a TCP socket
+            sock.setsockopt(socket.IPPROTO_TCP, option, size)
 
 
 def kernel_queue(sock: socket.socket) -> int:

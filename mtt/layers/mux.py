@@ -20,8 +20,6 @@ resets it. For other peers FIN ends both directions, and what they still send is
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -29,7 +27,7 @@ from mtt.errors import Cause, MttError, NetworkError, PeerError, describe
 from mtt.layers import linger
 from mtt.layers.base import Data, StreamProtocol, StreamTransport
 from mtt.layers.keepalive import Keepalive
-from mtt.layers.kernel import stalled_seconds, tells_acknowledged
+from mtt.layers.kernel import limit_unsent, stalled_seconds, tells_acknowledged
 from mtt.layers.mux_stream import MuxStream, StreamAdmission
 
 # A session that sends nothing for this long, seconds, gets no new streams: the peer does not read,
@@ -184,11 +182,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         self.lower = transport
         self.bottom = transport.bottom
         self.heard_at = self._now()
-        sock = transport.get_extra_info("socket")
-        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-        if sock is not None and option is not None:
-            with contextlib.suppress(OSError):  # not a TCP socket
-                sock.setsockopt(socket.IPPROTO_TCP, option, UNSENT_LIMIT)
+        limit_unsent(transport, UNSENT_LIMIT)
 
     def data_received(self, data: Data) -> None:
         if self.lost:

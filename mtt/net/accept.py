@@ -130,7 +130,7 @@ class Acceptor:
                 self._pause(describe(error), limited=error.errno == errno.EMFILE)
                 return
             # The kernel assigns the lowest free descriptor, so all below this one are in use.
-            scarce = not self._use_reserve and sock.fileno() >= _first_reserved()
+            scarce = not self._use_reserve and sock.fileno() >= first_reserved()
             self._open(sock, peer)
             if scarce:
                 self._pause("almost all descriptors are in use", limited=True)
@@ -183,10 +183,10 @@ class Acceptor:
         except OSError:
             return False
         os.close(descriptor)
-        return self._use_reserve or descriptor < _first_reserved()
+        return self._use_reserve or descriptor < first_reserved()
 
 
-def _first_reserved() -> float:
+def first_reserved() -> float:
     """The first reserved descriptor. Computed each time, because prlimit can change the limit."""
     if resource is None:
         return float("inf")

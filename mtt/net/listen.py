@@ -41,6 +41,7 @@ class Listener:
     def __init__(self) -> None:
         self.addresses: list[str] = []
         self._sockets: list[socket.socket] = []
+        self._udp: list[socket.socket] = []
         self._acceptor: Acceptor | None = None
         self._unix_file: tuple[str, int, int] | None = None  # absolute path, device, inode
 
@@ -63,12 +64,31 @@ class Listener:
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
+        self.close_udp()
 
     def pause(self) -> None:
         """Stop accepting, without closing; `serve()` continues. Connections wait in the queue."""
         if self._acceptor is not None:
             self._acceptor.stop()
             self._acceptor = None
+
+    def bind_udp(self, *, shared: bool = False) -> list[socket.socket]:
+        """UDP sockets on the same addresses and ports, not blocking, which `close()` closes.
+
+        Those of an earlier call, if there was one; none for unix sockets. `shared`: other processes
+        of this program bind them as well, and the kernel assigns each sender to one of them. Raises
+        StartError.
+        """
+        for sock in () if self._udp else self._sockets:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                self._udp.append(_bind_udp_like(sock, shared=shared))
+        return self._udp
+
+    def close_udp(self) -> None:
+        """Close the UDP sockets."""
+        for sock in self._udp:
+            sock.close()
+        self._udp.clear()
 
     def disown(self) -> None:
         """Leave the unix socket file to another process that listens on it as well."""
@@ -262,6 +282,24 @@ def _bind_one(
     except BaseException:
         sock.close()
         raise
+    return sock
+
+
+def _bind_udp_like(listening: socket.socket, *, shared: bool) -> socket.socket:
+    """A UDP socket with the address of a listening socket. Raises StartError."""
+    address = listening.getsockname()
+    sock = socket.socket(listening.family, socket.SOCK_DGRAM)
+    try:
+        if listening.family == socket.AF_INET6:
+            option = socket.IPPROTO_IPV6, socket.IPV6_V6ONLY
+            sock.setsockopt(*option, listening.getsockopt(*option))
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise start_error(f"UDP {host_port(*address[:2])}", error) from error
     return sock
 
 

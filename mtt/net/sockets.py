@@ -35,6 +35,11 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
+def set_receive_buffer(sock: socket.socket, size: int) -> None:
+    """Ask for `size` bytes of the kernel's receive buffer, and get what the system permits."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
 def source_address(peer: Any) -> str | None:
     """The local address from which the kernel would send to `peer`, a socket address.
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mtt.options.trusted_proxies import TrustedProxies
 
 DEFAULT_TIMEOUT = "5m"
+# RFC 4787, REQ-5: at least 2 minutes, and 5 recommended.
+DEFAULT_UDP_TIMEOUT = "5m"
 DEFAULT_PATH = "/"
 LOOPBACK = "127.0.0.1"
 PROXY_VERSIONS = ("v1", "v2")  # of the PROXY protocol
@@ -59,6 +61,11 @@ METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (P
                "is a socket for the current user only.", "HOST:PORT", group=Group.OBSERVE)
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
                  "system supports it.", group=Group.PROCESS)
+UDP = Flag("udp", "bool", "Carry UDP as well: datagrams to the port of -b reach the host and port "
+           "of -d, and answers return. Both ends need it.", group=Group.MODE)
+UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: forget an address that sent and got no "
+                   "datagram for this long; 30s at most before its first answer.", "DURATION",
+                   DEFAULT_UDP_TIMEOUT, group=Group.LIMITS)
 
 PROXY = Flag("proxy", "str", "Proxy on the way to the server (HTTP or SOCKS5), or env for that of "
              "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
@@ -125,6 +132,7 @@ class ServiceOptions:
     proxy_protocol: str = ""
     fallback_proxy_protocol: str = ""
     trusted_proxies: TrustedProxies | None = None
+    udp_time: float = 0.0  # idle timeout of UDP flows, seconds; 0 without -udp
 
 
 def service_values(values: Values) -> dict[str, Any]:
@@ -143,6 +151,7 @@ def service_values(values: Values) -> dict[str, Any]:
         "proxy_protocol": values.get("proxy-protocol", ""),
         "fallback_proxy_protocol": values.get("fallback-proxy-protocol", ""),
         "trusted_proxies": _trusted_proxies(values.get("trusted-proxies", "")),
+        "udp_time": _udp_time(values) if "udp" in values else 0.0,
     }
 
 
@@ -152,6 +161,12 @@ def _trusted_proxies(text: str) -> TrustedProxies | None:
     from mtt.options.trusted_proxies import parse_trusted_proxies  # plugins must start fast
 
     return parse_trusted_proxies("-trusted-proxies", text)
+
+
+def _udp_time(values: Values) -> float:
+    """The idle timeout of UDP flows; 0 without -udp. Raises UsageError."""
+    only_with("udp", values, (UDP_TIMEOUT,))
+    return positive(values, "udp-timeout", DEFAULT_UDP_TIMEOUT) if values["udp"] else 0.0
 
 
 def bind_address(values: Values) -> tuple[Endpoint | None, str]:

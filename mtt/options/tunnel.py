@@ -70,6 +70,8 @@ CLIENT_FLAGS = (
          f"{MAX_PRECONNECT} per process; new connections then need no handshake. The server and "
          "the destination see them as idle connections.", "N", "0", group=Group.REUSE),
     *anytls.TUNNEL_CLIENT_FLAGS,
+    common.UDP,
+    common.UDP_TIMEOUT,
     common.TIMEOUT,
     common.MAX_CONNS,
     common.FAST_OPEN,
@@ -95,6 +97,8 @@ SERVER_FLAGS = (
     *common.USER_ADDRESS_FLAGS,
     common.MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
     *anytls.TUNNEL_SERVER_FLAGS,
+    common.UDP,
+    common.UDP_TIMEOUT,
     common.TIMEOUT,
     common.MAX_CONNS,
     common.FAST_OPEN,
@@ -207,6 +211,11 @@ def server_options(
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
             "-anytls and -disable-tls exclude each other: AnyTLS itself encrypts nothing"
+        )
+    if values["udp"] and values["disable-tls"] and not values["wss"]:
+        raise UsageError(
+            "-udp and -disable-tls exclude each other without -wss: the TLS handshake tells "
+            "datagrams from other connections; add -wss or remove one"
         )
     if values["fallback"] and not (values["wss"] or values["anytls"]):
         raise UsageError("-fallback needs -wss or -anytls; otherwise every connection is a tunnel")

@@ -84,10 +84,13 @@ class Connector:
         self._counters.sessions += 1
         hand_over(transport, session)
 
-    async def connect(self, address: str = "") -> StreamTransport:
+    async def connect(
+        self, address: str = "", *, finish: Finish | None = None
+    ) -> StreamTransport:
         """Make a connection. Its protocol is a `Parked`.
 
-        `address`: of the server, an IP literal; empty: the dialer finds one.
+        `address`: of the server, an IP literal; empty: the dialer finds one. `finish`: instead of
+        the attribute.
 
         Raises PeerError or NetworkError, naming the server.
         """
@@ -107,7 +110,8 @@ class Connector:
                     server, tls_layer if self._tls is not None else lambda: parked
                 )
                 transport = await parked.opened()
-                return transport if self.finish is None else await self.finish(transport)
+                finish = finish or self.finish
+                return transport if finish is None else await finish(transport)
         except BaseException as error:
             for layer in layers:
                 if not layer.is_closing():  # a closing layer is delivering an alert

@@ -210,6 +210,8 @@ class OpenTunnels:
         near: StreamTransport,
         make: Callable[[Callable[[_Carrier], None]], _Carrier],
         on_done: Callable[[_Carrier], None] | None = None,
+        *,
+        name: str = "",
     ) -> _Carrier:
         """Create an object that carries bytes for `near`, and track it until its end.
 
@@ -217,11 +219,13 @@ class OpenTunnels:
             near: the connection.
             make: creates the object; receives the callback to call at its end.
             on_done: called at its end.
+            name: of the peer, for the log. Without it, `near` is asked, which knows it at the end
+                only if it was accepted.
         """
         if logger.isEnabledFor(DEBUG):  # peer_name() is expensive
-            logger.debug("%s: open", peer_name(near))
+            logger.debug("%s: open", name or peer_name(near))
         # A closure and its cells would take twice the memory.
-        carrier = make(partial(self._untrack, near, on_done))
+        carrier = make(partial(self._untrack, near, on_done, name))
         self._carriers.add(carrier)
         near.add_carried(1)
         self.counters.tunnels += 1
@@ -231,6 +235,7 @@ class OpenTunnels:
         self,
         near: StreamTransport,
         on_done: Callable[[_Carrier], None] | None,
+        name: str,
         carrier: _Carrier,
     ) -> None:
         self._carriers.discard(carrier)
@@ -241,10 +246,10 @@ class OpenTunnels:
             seconds = asyncio.get_running_loop().time() - carrier.started
             logger.debug(
                 "%s: closed after %.1f s, %d bytes up, %d bytes down: %s",
-                peer_name(near), seconds, carrier.sent, carrier.received, carrier.reason,
+                name or peer_name(near), seconds, carrier.sent, carrier.received, carrier.reason,
             )  # fmt: skip
         if isinstance(carrier.error, self._logged_errors):
-            self._cuts.warning("%s: %s", peer_name(near), carrier.error)
+            self._cuts.warning("%s: %s", name or peer_name(near), carrier.error)
         if on_done is not None:
             on_done(carrier)
 

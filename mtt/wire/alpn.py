@@ -12,3 +12,6 @@ WEBSOCKET = ("http/1.1",)
 # What nginx without HTTP/2 selects from: for servers with a fallback site.
 SITE = ("http/1.1", "http/1.0", "http/0.9")
 STREAM = ("h2", "http/1.1")
+# Where no HTTP follows, a client that offers only this name wants a stream for UDP. To an observer
+# it is a WebSocket client; within, the name only says which opening to expect.
+DATAGRAMS = WEBSOCKET

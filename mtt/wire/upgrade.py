@@ -27,6 +27,8 @@ _NOT_QUERY = re.compile(rb"[^\x21-\x7e]")
 SMUX_ON = "smux_on"
 SMUX_OFF = "smux_off"
 PREFERENCE = (SMUX_ON, SMUX_OFF)
+# The same for a connection that carries UDP (see `datagrams`); only servers with -udp agree to it.
+DATAGRAMS = "udp_on"
 
 # The first bytes of every opening handshake.
 METHOD = b"GET "

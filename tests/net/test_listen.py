@@ -166,7 +166,7 @@ async def test_name_is_bound_where_this_machine_has_it():
     listener = await open_tcp("partly", resolver=resolver)
     assert listener.addresses == [f"127.0.0.1:{port_of(listener)}"]
     listener.close()
-    with pytest.raises(StartError, match=r"203\.0\.113\.7:0: this machine does not have"):
+    with pytest.raises(StartError, match=r"203\.0\.113\.7: this machine does not have"):
         await open_tcp("foreign", resolver=resolver)
     with pytest.raises(StartError, match="does not have this address"):
         await open_tcp("127.0.0.1", "foreign", resolver=resolver)
@@ -312,3 +312,52 @@ async def test_udp_on_all_interfaces_means_both_families():
             user.sendto(b"hello", (host, there.getsockname()[1]))
             assert there.recv(10) == b"hello"
     there.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1|127.0.0.2"])
+async def test_udp_beside_tcp_has_the_same_addresses(host):
+    listener = bind_now(Endpoint(tuple(host.split("|")), 0))
+    sockets = listener.bind_udp()
+    names = [f"{address}:{port}" for address, port in (sock.getsockname() for sock in sockets)]
+    assert names == listener.addresses
+    assert {sock.type for sock in sockets} == {socket.SOCK_DGRAM}
+    assert listener.bind_udp() is sockets
+    endpoint = Endpoint(("127.0.0.1",), sockets[0].getsockname()[1])
+    listener.close()
+    assert not sockets
+    for sock in bind_udp(endpoint):
+        sock.close()
+
+
+async def test_udp_port_in_use_beside_tcp_is_an_error():
+    listener = bind_now(Endpoint(("127.0.0.1",), 0))
+    (taken,) = bind_udp(Endpoint(("127.0.0.1",), port_of(listener)))
+    with pytest.raises(StartError, match=r"cannot listen on UDP 127\.0\.0\.1:\d+: .* in use"):
+        listener.bind_udp()
+    taken.close()
+    listener.close()
+
+
+@needs_ipv6
+@pytest.mark.parametrize(("host", "dual"), [("", True), ("::1", False)])
+async def test_udp_beside_tcp_is_dual_stack_if_that_is(host, dual):
+    listener = bind_now(Endpoint((host,), 0))
+    (sock,) = listener.bind_udp()
+    only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    assert bool(only) is not dual
+    listener.close()
+
+
+async def test_udp_port_can_be_shared():
+    listener = bind_now(Endpoint(("127.0.0.1",), 0))
+    listener.bind_udp(shared=True)
+    first, listener._udp = listener._udp, []  # those of another process
+    assert first[0].getsockname() == listener.bind_udp(shared=True)[0].getsockname()
+    first[0].close()
+    listener.close()
+
+
+async def test_no_udp_beside_a_unix_socket(tmp_path):
+    listener = await bind(None, str(tmp_path / "socket"), resolver=Resolver())
+    assert listener.bind_udp() == []
+    listener.close()

@@ -126,6 +126,15 @@ def test_all_server_options() -> None:
     )
 
 
+def test_udp() -> None:
+    for end in (client, server):
+        assert end().udp_time == 0
+        assert end("-udp").udp_time == 300
+        assert end("-udp", "-udp-timeout", "90s").udp_time == 90
+        assert end("-udp-timeout", "5m").udp_time == 0  # the default may be given
+    assert server("-udp", "-disable-tls", "-wss").udp_time == 300
+
+
 @pytest.mark.parametrize("path", ["/run/mtt.sock", "mtt.sock", "@mtt"])
 def test_bind_unix(path: str) -> None:
     options = server_options({"bind-unix": path, "d": "localhost:1"})
@@ -278,6 +287,8 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-anytls", "-p", "x", "-wss-path", "/a"], ["-wss-path: only meaningful with -wss"]),
         (["-anytls", "-p", "x", "-mux-warm", "2"], ["-mux-warm: only meaningful with -mux"]),
         (["-anytls", "-p", "x", "-dr", "-idle-check", "9s"], ["-idle-check", "-dr disables"]),
+        (["-udp-timeout", "1m"], ["-udp-timeout: only meaningful with -udp; add -udp or remove"]),
+        (["-udp", "-udp-timeout", "0"], ["-udp-timeout: 0s is not positive; the default is 5m"]),
     ],
 )
 def test_invalid_client_options(argv: list[str], words: list[str]) -> None:
@@ -319,6 +330,9 @@ def test_defaults_may_be_given_in_every_mode() -> None:
         (["-key", "k.pem"], ["-key needs -cert"]),
         (["-n", "not a name"], ["-n", "'not a name'"]),
         (["-timeout", "-5m"], ["-timeout"]),
+        (["-udp-timeout", "1m"], ["-udp-timeout: only meaningful with -udp"]),
+        (["-udp", "-disable-tls"], ["-udp and -disable-tls exclude each other without -wss"]),
+        (["-udp", "-disable-tls", "-mux"], ["-udp and -disable-tls exclude each other"]),
         (["-wss", "-wss-path", "/ws?ed=2048"], ["-wss-path", "only the path"]),
         (["-wss", "-wss-path", "/ws#x"], ["-wss-path", "only the path"]),
         (["-wss", "-wss-path", "/a\nb"], ["-wss-path", "control"]),

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.net.fake_dns import holding
+from tests.real.datagrams import Address, udp_server
 from tests.real.destinations import SOCKET_TIMEOUT, Destination, digest, echo, payload, read_to_end
 from tests.real.gateways import start_agent, start_gateway
 from tests.real.nginx import start_nginx
-from tests.real.test_anyproxy_udp import Address, udp_server
 from tests.support.certs import Certs
 from tests.support.processes import Process, Processes, free_port, run
 from tests.support.programs import require_program

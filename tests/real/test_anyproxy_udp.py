@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from mtt.users.user import User
 from tests.anyproxy.serving import GROUP, PASSWORD
-from tests.net.fake_dns import holding
 from tests.proxy.clients import reply5, socks5_login
+from tests.real.datagrams import Address, echo, names, udp_server
 from tests.real.destinations import SOCKET_TIMEOUT
 from tests.real.gateways import Gateway, start_agent, start_gateway
 from tests.support.certs import Certs
@@ -20,29 +19,6 @@ from tests.support.programs import require_program
 
 LOGIN = User(GROUP, PASSWORD)
 UDP_ASSOCIATE = b"\5\3\0\1" + bytes(6)
-Address = tuple[str, int]
-
-
-@contextlib.contextmanager
-def udp_server(handle: Callable[[socket.socket, bytes, Address], None]) -> Iterator[int]:
-    """Call `handle` with each datagram in a thread; yields the port."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-        server.bind(("127.0.0.1", 0))
-
-        def serve() -> None:
-            while True:
-                data, sender = server.recvfrom(65536)
-                if not data:
-                    return
-                handle(server, data, sender)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield server.getsockname()[1]
-        finally:
-            server.sendto(b"", server.getsockname())
-            thread.join()
 
 
 @contextlib.contextmanager
@@ -62,15 +38,9 @@ def association(gateway: Gateway) -> Iterator[socket.socket]:
 
 
 def test_dig(processes: Processes, certs: Certs, tmp_path: Path) -> None:
-    handler = holding("192.0.2.7", "2001:db8::7")
-
-    def answer(server: socket.socket, query: bytes, sender: Address) -> None:
-        for message in handler(query, False):
-            server.sendto(message, sender)
-
     gateway = start_gateway(processes, certs, tmp_path)
     start_agent(processes, certs, tmp_path, gateway)
-    with udp_server(answer) as dns, association(gateway) as relayed:
+    with udp_server(names("192.0.2.7", "2001:db8::7")) as dns, association(gateway) as relayed:
         header = b"\0\0\0\3\x09localhost" + dns.to_bytes(2, "big")
 
         def relay(server: socket.socket, query: bytes, sender: Address) -> None:
@@ -89,9 +59,6 @@ def test_dig(processes: Processes, certs: Certs, tmp_path: Path) -> None:
 def test_many_datagrams_of_every_size(processes: Processes, certs: Certs, tmp_path: Path) -> None:
     gateway = start_gateway(processes, certs, tmp_path)
     start_agent(processes, certs, tmp_path, gateway)
-
-    def echo(server: socket.socket, data: bytes, sender: Address) -> None:
-        server.sendto(data, sender)
 
     with udp_server(echo) as port, association(gateway) as relayed:
         header = b"\0\0\0\1\x7f\0\0\1" + port.to_bytes(2, "big")

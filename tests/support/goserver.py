@@ -24,6 +24,8 @@ from tests.support.tunnels import Tcp, cancel, connect, serving
 
 # The original's server ends a session (or goes deaf) when its table holds more streams.
 MAX_STREAMS = 16
+# The subprotocols that it knows; it agrees to no other.
+PROTOCOLS = ("smux_on", "smux_off")
 # Bytes that were received and not read by the streams; with more nothing is read any more.
 BUDGET = 262144
 
@@ -162,9 +164,11 @@ class GoServer:
             answer = (
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 f"Sec-WebSocket-Accept: {accept_for(fields['Sec-WebSocket-Key'])}\r\n"
-                f"Sec-WebSocket-Protocol: {fields['Sec-WebSocket-Protocol']}\r\n\r\n"
             )
-            await below.send(answer.encode())
+            offered = fields["Sec-WebSocket-Protocol"]
+            if offered in PROTOCOLS:
+                answer += f"Sec-WebSocket-Protocol: {offered}\r\n"
+            await below.send(answer.encode() + b"\r\n")
             below = WebSocket(below, client=False)
             self.websockets.append(below)
         if "mux" in self.mode:

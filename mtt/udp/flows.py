@@ -1,0 +1,23 @@
+"""Limits of UDP flows, the same on both ends."""
+
+from __future__ import annotations
+
+# Flows of one client process, and of one client at the server, where each is a socket. For another
+# one the flow ends that was idle for the longest time.
+MAX_FLOWS = 1024
+# Seconds for which a flow without an answer is kept, as in Linux's connection tracking: DNS queries
+# and scans would otherwise keep as many sockets as they have sent datagrams.
+UNANSWERED_TIME = 30.0
+# Seconds between checks for idle flows.
+SWEEP_TIME = 5.0
+# Datagrams read in one turn of the event loop, in fairness to other connections.
+BATCH = 64
+# Bytes for the kernel's receive buffers, which have to hold what arrives while the event loop is
+# busy: 400 datagrams of 1200 bytes with the kernel's overhead. The system may permit less
+# (net.core.rmem_max on Linux, by default a quarter of this).
+RECEIVE_BUFFER = 1024 * 1024
+
+
+def idle_limit(idle_time: float, *, is_answered: bool) -> float:
+    """Seconds without a datagram after which a flow ends."""
+    return idle_time if is_answered else min(idle_time, UNANSWERED_TIME)

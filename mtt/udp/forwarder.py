@@ -1,0 +1,352 @@
+"""The server's end of UDP: a socket to the destination for each flow of a client.
+
+Theory of operation
+-------------------
+A stream for datagrams becomes a `Link`, and its flows one connected socket each, so answers find
+their flow, and only the destination can answer. A flow begins with its first datagram. While the
+destination's name is looked up for the first time, datagrams wait in the flows' queues.
+
+An ICMP error ("connection refused") says that the destination does not listen now; it may do so
+later, so the flow continues. If it has more than one address, a flow that was never answered
+continues with the next one: `localhost` may be ::1 or 127.0.0.1.
+
+Datagrams that the socket does not take at once are dropped, as UDP permits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import partial
+from logging import DEBUG
+
+from mtt.address import Endpoint, host_port, peer_name
+from mtt.errors import MttError, NetworkError, StuckError, describe
+from mtt.layers.base import Data, StreamTransport
+from mtt.layers.kernel import silent_seconds
+from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.net.accept import first_reserved
+from mtt.net.resolve import Address, Resolver, literal
+from mtt.net.sockets import set_receive_buffer
+from mtt.tunnels.open_tunnels import OpenTunnels
+from mtt.udp.counters import UdpCounters
+from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_limit
+from mtt.udp.link import Link
+from mtt.udp.queues import FairQueues
+from mtt.wire.datagrams import MAX_DATAGRAM
+
+# Seconds for which a link without a flow stays open. The client closes it before.
+EMPTY_TIME = 60.0
+# Seconds after which names are looked up again, for the next new flow: a link may stay open for
+# days. The resolver keeps answers for as long as they say.
+LOOKUP_INTERVAL = 60.0
+# Seconds until the next attempt when a name could not be looked up; datagrams are dropped until
+# then.
+LOOKUP_RETRY = 1.0
+# A client whose kernel owes an acknowledgement for this long, seconds, is dead.
+DEAD_TIME = 60.0
+
+# One buffer for all sockets: its data is copied in the same turn.
+_received = memoryview(bytearray(65535))
+
+
+class UdpForwarder:
+    """Serves the streams for datagrams of a server.
+
+    Args:
+        resolver: resolves the destinations' names.
+        tunnels: tracks the links, and limits them.
+        idle_time: seconds without a datagram after which a flow ends.
+    """
+
+    def __init__(self, resolver: Resolver, tunnels: OpenTunnels, *, idle_time: float) -> None:
+        self.resolver = resolver
+        self.idle_time = idle_time
+        self._tunnels = tunnels
+        self._clients: set[_Client] = set()
+        self.counters = UdpCounters()
+        # One log throttle per kind of line.
+        self.failures, self.large = Throttle(), Throttle()
+        self.drops = Throttle(FAILURE_BURST)
+
+    @property
+    def flows(self) -> int:
+        """Number of open flows."""
+        return sum(client.flows for client in self._clients)
+
+    def metrics(self) -> str:
+        return self.counters.page(self.flows)
+
+    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Take over a parked stream whose datagrams are for `destination`."""
+        if not self._tunnels.admission.has_room():
+            stream.abort()
+            return
+        client = _Client(self, stream, destination)
+        self._clients.add(client)
+        client.link = self._tunnels.track(stream, client.make_link, partial(self._lost, client))
+        client.link.start()
+
+    def _lost(self, client: _Client, link: Link) -> None:
+        client.close()
+        self._clients.discard(client)
+
+    def close(self) -> None:
+        """End all links after what was sent; clients open new ones elsewhere."""
+        for client in list(self._clients):
+            client.link.close("the server stops")
+
+
+class _Flow:
+    """One flow, and its socket."""
+
+    __slots__ = ("active", "address", "is_answered", "number", "sock")
+
+    def __init__(self, number: int, sock: socket.socket, address: Address) -> None:
+        self.number = number
+        self.sock = sock
+        self.address = address
+        self.active = 0.0  # loop time of its last datagram
+        self.is_answered = False
+
+
+class _Client:
+    """The flows of one link."""
+
+    link: Link
+
+    def __init__(
+        self, forwarder: UdpForwarder, stream: StreamTransport, destination: Endpoint
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._forwarder = forwarder
+        self._stream = stream
+        self._destination = destination
+        self._addresses: list[Address] = []  # the one for new flows is the first
+        self._lookup: asyncio.Task[None] | None = None
+        self._lookup_at = 0.0  # loop time when the next one is due
+        self._waiting = FairQueues()  # for the lookup
+        self._flows: dict[int, _Flow] = {}
+        self._empty_since = self._loop.time()
+        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
+
+    @property
+    def flows(self) -> int:
+        return len(self._flows)
+
+    def make_link(self, done: Callable[[Link], None]) -> Link:
+        counters = self._forwarder.counters
+        return Link(
+            self._stream, self, counters, is_client=False, done=done, queues=FairQueues()
+        )
+
+    def close(self) -> None:
+        """End all flows: the link is lost."""
+        self._timer.cancel()
+        if self._lookup is not None:
+            self._lookup.cancel()
+        for flow in list(self._flows.values()):
+            self._forget(flow)
+
+    # Towards the destination.
+
+    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
+        """Called by the link."""
+        now = self._loop.time()
+        flows, counters = self._flows, self._forwarder.counters
+        counters.sent += len(datagrams)
+        for number, payload in datagrams:
+            flow = flows.get(number)
+            if flow is None:
+                if not self._addresses and not self._look_up():
+                    if self._lookup is None:  # it has just failed
+                        counters.dropped_link += 1
+                    else:
+                        counters.dropped_full += self._waiting.add(number, payload)
+                    continue
+                flow = self._new_flow(number)
+                if flow is None:
+                    continue
+            flow.active = now
+            self._send(flow, payload)
+
+    def _send(self, flow: _Flow, payload: Data) -> None:
+        try:
+            try:
+                flow.sock.send(payload)
+            except ConnectionRefusedError:
+                # About an earlier datagram; this one has not been sent.
+                self._refused(flow)
+                flow.sock.send(payload)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                self._report_large(len(payload), "the destination's network takes no more")
+            else:  # the send buffer is full, no route, refused again
+                self._drop(len(payload), error)
+
+    def _refused(self, flow: _Flow) -> None:
+        """Handle an ICMP error. The flow goes on, if possible at the destination's next address."""
+        where = host_port(*flow.address[1][:2])
+        self._forwarder.failures.warning(
+            "%s: UDP: %s: connection refused", peer_name(self._stream), where
+        )
+        if flow.is_answered:
+            return
+        if flow.address == self._addresses[0]:
+            self._addresses.append(self._addresses.pop(0))
+        address = self._addresses[0]
+        if flow.address == address:
+            return
+        try:
+            sock = _open_socket(address)
+        except OSError as error:
+            self._drop(0, error)
+            return
+        self._close_socket(flow)
+        flow.sock, flow.address = sock, address
+        self._loop.add_reader(sock, self._readable, flow)
+
+    def _drop(self, size: int, error: Exception) -> None:
+        self._forwarder.counters.dropped_send += 1
+        self._forwarder.drops.log(
+            DEBUG, "%s: UDP: a datagram of %d bytes to %s was dropped: %s",
+            peer_name(self._stream), size, self._destination, describe(error),
+        )  # fmt: skip
+
+    # Towards the client.
+
+    def _readable(self, flow: _Flow) -> None:
+        counters, link, number = self._forwarder.counters, self.link, flow.number
+        receive = flow.sock.recv_into
+        flow.active = self._loop.time()
+        for _ in range(BATCH):
+            try:
+                size = receive(_received)
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionRefusedError:
+                self._refused(flow)
+                return
+            except OSError as error:  # another ICMP error
+                logger.debug(
+                    "%s: UDP: %s: %s", peer_name(self._stream), self._destination, describe(error)
+                )
+                return
+            flow.is_answered = True
+            counters.received += 1
+            if size > MAX_DATAGRAM:
+                self._report_large(size, f"the limit is {MAX_DATAGRAM}")
+            else:
+                link.send(number, bytes(_received[:size]))
+
+    def _report_large(self, size: int, why: str) -> None:
+        self._forwarder.counters.dropped_size += 1
+        self._forwarder.large.warning(
+            "%s: UDP: a datagram of %d bytes was dropped: %s", self._destination, size, why
+        )
+
+    # Flows.
+
+    def _new_flow(self, number: int) -> _Flow | None:
+        """Begin a flow; None if there is no socket for it."""
+        if len(self._flows) >= MAX_FLOWS:
+            self._forget(min(self._flows.values(), key=lambda flow: flow.active))
+        if self._loop.time() >= self._lookup_at:
+            self._look_up()
+        address = self._addresses[0]
+        try:
+            sock = _open_socket(address)
+        except OSError as error:
+            self._forwarder.counters.dropped_link += 1
+            self._forwarder.failures.warning(
+                "%s: UDP: no socket to %s: %s",
+                peer_name(self._stream), self._destination, describe(error),
+            )  # fmt: skip
+            return None
+        flow = self._flows[number] = _Flow(number, sock, address)
+        self._loop.add_reader(sock, self._readable, flow)
+        self._forwarder.counters.flows += 1
+        return flow
+
+    def _close_socket(self, flow: _Flow) -> None:
+        self._loop.remove_reader(flow.sock)
+        flow.sock.close()
+
+    def _forget(self, flow: _Flow) -> None:
+        self._close_socket(flow)
+        del self._flows[flow.number]
+
+    def _sweep(self) -> None:
+        """End idle flows, and a link without flows that the client does not close."""
+        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
+        now, idle_time = self._loop.time(), self._forwarder.idle_time
+        for flow in list(self._flows.values()):
+            if now - flow.active >= idle_limit(idle_time, is_answered=flow.is_answered):
+                self._forget(flow)
+        if self._flows:
+            self._empty_since = now
+        elif now - self._empty_since >= EMPTY_TIME:
+            self.link.close("no flow is left")
+        if silent_seconds(self._stream) > DEAD_TIME:
+            self.link.fail(StuckError("UDP: the client does not acknowledge any more"))
+
+    # The destination's addresses.
+
+    def _look_up(self) -> bool:
+        """Start to look up the addresses. Returns whether some are known now."""
+        if self._lookup is None and self._loop.time() >= self._lookup_at:
+            endpoint = self._destination
+            address = None
+            with contextlib.suppress(NetworkError):  # the lookup reports it
+                address = literal(endpoint.host, endpoint.port)
+            if address is None or len(endpoint.hosts) > 1:
+                self._lookup = self._loop.create_task(self._resolve())
+            else:
+                self._addresses = [address]
+                self._lookup_at = float("inf")
+        return bool(self._addresses)
+
+    async def _resolve(self) -> None:
+        endpoint, forwarder = self._destination, self._forwarder
+        found: list[Address] = []
+        error: MttError | None = None
+        for host in endpoint.hosts:
+            try:
+                found += await forwarder.resolver.resolve(host, endpoint.port)
+            except MttError as failure:
+                error = failure
+        self._lookup = None
+        now = self._loop.time()
+        self._lookup_at = now + (LOOKUP_INTERVAL if found or self._addresses else LOOKUP_RETRY)
+        if not found:
+            forwarder.counters.dropped_link += self._waiting.clear()
+            forwarder.failures.warning("%s: UDP: %s", peer_name(self._stream), describe(error))
+            return
+        # The address in use stays the first one, if it is still among them.
+        current = [address for address in self._addresses[:1] if address in found]
+        self._addresses = list(dict.fromkeys(current + found))
+        while self._waiting:
+            number, payload = self._waiting.pop()
+            flow = self._flows.get(number) or self._new_flow(number)
+            if flow is not None:
+                flow.active = self._loop.time()
+                self._send(flow, payload)
+
+
+def _open_socket(address: Address) -> socket.socket:
+    """A socket connected to one address of a destination. Raises OSError."""
+    sock = socket.socket(address[0], socket.SOCK_DGRAM)
+    try:
+        if sock.fileno() >= first_reserved():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        sock.setblocking(False)
+        set_receive_buffer(sock, RECEIVE_BUFFER)
+        sock.connect(address[1])
+    except BaseException:
+        sock.close()
+        raise
+    return sock

@@ -1,0 +1,286 @@
+"""The client's UDP port: a flow for each address that sends to it, all on one link to the server.
+
+Theory of operation
+-------------------
+A datagram from a new address begins a flow with a number of its own. The first datagram also opens
+the link, a connection of its own in every mode, so that TCP tunnels do not delay datagrams. Until
+the link is open, datagrams wait in the flows' queues. If it cannot be opened, they are dropped, and
+so are those of the next moment.
+
+Flows outlive the link. The next datagram opens a new one, on which the server begins new flows; to
+the destination, they come from other ports.
+
+A link that does not look alive (see `mtt.outbound.reuse`) is replaced, so that flows survive a
+change of the network. The last flow's end closes the link.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from logging import DEBUG
+from typing import Any
+
+from mtt.address import host_port
+from mtt.errors import MttError, StuckError, describe
+from mtt.layers.base import StreamTransport
+from mtt.log import FAILURE_BURST, Throttle, logger
+from mtt.net.sockets import set_receive_buffer
+from mtt.net.udp_server import Control, UdpServerSocket
+from mtt.outbound.reuse import ReuseGuard
+from mtt.tunnels.open_tunnels import OpenTunnels
+from mtt.udp.counters import UdpCounters
+from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_limit
+from mtt.udp.link import Link
+from mtt.udp.queues import FairQueues
+from mtt.wire.datagrams import MAX_DATAGRAM, MAX_FLOW
+
+# Seconds until the next attempt to open a link after a failure: the first and the longest delay.
+# Each failure doubles it.
+RETRY_TIMES = (0.5, 8.0)
+
+# What tells flows apart: the socket, the address of the application, and the address it sends to.
+_Key = tuple[UdpServerSocket, Any, Control]
+
+
+class _Flow:
+    """The datagrams of one application's address."""
+
+    __slots__ = ("active", "is_answered", "key", "number")
+
+    def __init__(self, number: int, key: _Key) -> None:
+        self.number = number
+        self.key = key
+        self.active = 0.0  # loop time of its last datagram
+        self.is_answered = False
+
+
+class UdpPort:
+    """Carries what arrives on its sockets, once it is started.
+
+    Args:
+        server: the server's name, for the log.
+        open_stream: opens a stream for datagrams to it. Raises MttError.
+        tunnels: tracks the link.
+        idle_time: seconds without a datagram after which a flow ends.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        open_stream: Callable[[], Awaitable[StreamTransport]],
+        tunnels: OpenTunnels,
+        *,
+        idle_time: float,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sockets: list[UdpServerSocket] = []
+        self._server = server
+        self._open_stream = open_stream
+        self._tunnels = tunnels
+        self._idle_time = idle_time
+        self._flows: dict[_Key, _Flow] = {}
+        self._by_number: dict[int, _Flow] = {}
+        self._last_number = 0
+        self._queues = FairQueues()
+        self._link: Link | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._guard = ReuseGuard()
+        self._is_suspect = False  # the guard has refused the link once
+        self._retry_at = 0.0
+        self._retry_delay = RETRY_TIMES[0]
+        self._is_closed = False
+        self.counters = UdpCounters()
+        self._failures, self._large = Throttle(), Throttle()
+        self._drops = Throttle(FAILURE_BURST)
+        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
+
+    @property
+    def flows(self) -> int:
+        """Number of open flows."""
+        return len(self._flows)
+
+    def metrics(self) -> str:
+        return self.counters.page(len(self._flows))
+
+    def start(self, sockets: Iterable[socket.socket]) -> None:
+        """Read from these bound UDP sockets, which do not block."""
+        for sock in sockets:
+            set_receive_buffer(sock, RECEIVE_BUFFER)
+            server = UdpServerSocket(sock)
+            self._sockets.append(server)
+            self._loop.add_reader(sock, self._readable, server)
+
+    def stop(self) -> None:
+        """Read no more; the sockets are about to be closed, or read by another port."""
+        for server in self._sockets:
+            self._loop.remove_reader(server.sock)
+        self._sockets.clear()
+
+    async def close(self) -> None:
+        """Stop, and end the link after what was sent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._timer.cancel()
+        self.stop()
+        if self._link is not None:
+            self._link.close("the client stops")
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+
+    # From applications.
+
+    def _readable(self, sock: UdpServerSocket) -> None:
+        now = self._loop.time()
+        link, flows, counters = self._link, self._flows, self.counters
+        for _ in range(BATCH):
+            try:
+                payload, source, control = sock.receive()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:  # on Windows: an ICMP error about a sent datagram
+                logger.debug("UDP: %s", describe(error))
+                continue
+            key = sock, source, control
+            flow = flows.get(key)
+            if flow is None:
+                flow = self._new_flow(key)
+            flow.active = now
+            counters.sent += 1
+            if len(payload) > MAX_DATAGRAM:
+                self._report_large(len(payload), source)
+            elif link is not None:
+                link.send(flow.number, payload)
+            else:
+                self._wait(flow, payload, now)
+
+    def _wait(self, flow: _Flow, payload: bytes, now: float) -> None:
+        """Keep a datagram until there is a link, unless the last attempt has just failed."""
+        if self._opening is None:
+            if now < self._retry_at:
+                self.counters.dropped_link += 1
+                return
+            self._opening = self._loop.create_task(self._open())
+        self.counters.dropped_full += self._queues.add(flow.number, payload)
+
+    def _new_flow(self, key: _Key) -> _Flow:
+        if len(self._flows) >= MAX_FLOWS:
+            self._forget(min(self._flows.values(), key=lambda flow: flow.active))
+        number = self._last_number % MAX_FLOW + 1
+        while number in self._by_number:
+            number = number % MAX_FLOW + 1
+        self._last_number = number
+        flow = self._flows[key] = self._by_number[number] = _Flow(number, key)
+        self.counters.flows += 1
+        return flow
+
+    def _forget(self, flow: _Flow) -> None:
+        del self._flows[flow.key], self._by_number[flow.number]
+        self.counters.dropped_link += self._queues.discard(flow.number)
+
+    def _report_large(self, size: int, source: Any) -> None:
+        self.counters.dropped_size += 1
+        where = host_port(*source[:2])
+        self._large.warning(
+            "%s: UDP: a datagram of %d bytes was dropped: the limit is %d",
+            where, size, MAX_DATAGRAM,
+        )  # fmt: skip
+
+    # To applications.
+
+    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
+        """Called by the link."""
+        now = self._loop.time()
+        counters, by_number = self.counters, self._by_number
+        counters.received += len(datagrams)
+        for number, payload in datagrams:
+            flow = by_number.get(number)
+            if flow is None:  # it was idle for too long
+                counters.dropped_link += 1
+                continue
+            flow.active = now
+            flow.is_answered = True
+            sock, address, control = flow.key
+            try:
+                sock.send(payload, address, control)
+            except OSError as error:  # the send buffer is full, no route, or the socket is closed
+                counters.dropped_send += 1
+                where = host_port(*address[:2])
+                self._drops.log(
+                    DEBUG, "%s: UDP: a datagram was dropped: %s", where, describe(error)
+                )
+
+    # The link.
+
+    async def _open(self) -> None:
+        try:
+            stream = await self._open_stream()
+        except MttError as error:
+            self._failed(error)
+            return
+        except Exception as error:
+            logger.debug("where it happened:", exc_info=True)
+            self._failed(error)
+            return
+        finally:
+            self._opening = None
+        make = partial(
+            Link, stream, self, self.counters, is_client=True, queues=self._queues
+        )
+        link = self._link = self._tunnels.track(
+            stream, lambda done: make(done=done), self._link_lost, name=self._server
+        )
+        self._guard.add(link)
+        self._is_suspect = False
+        link.start()
+
+    def _failed(self, error: Exception) -> None:
+        self._failures.warning("UDP: %s", describe(error))
+        self._retry_later()
+
+    def _retry_later(self) -> None:
+        self._retry_at = self._loop.time() + self._retry_delay
+        self._retry_delay = min(2 * self._retry_delay, RETRY_TIMES[1])
+        self.counters.dropped_link += self._queues.clear()
+
+    def _link_lost(self, link: Link) -> None:
+        self._guard.discard(link)
+        if link is not self._link:
+            return
+        self._link = None
+        if link.is_open:
+            self._retry_delay = RETRY_TIMES[0]
+            self.counters.dropped_link += self._queues.clear()
+        else:
+            self._retry_later()
+
+    # The clock.
+
+    def _sweep(self) -> None:
+        """End idle flows, and a link that is dead or not needed any more."""
+        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
+        now = self._loop.time()
+        for flow in list(self._flows.values()):
+            if now - flow.active >= idle_limit(self._idle_time, is_answered=flow.is_answered):
+                self._forget(flow)
+        link = self._link
+        if link is None:
+            return
+        if not self._flows:
+            self._drop_link(link).close("no flow is left")
+        elif not link.is_open or self._guard.admits(link):
+            self._is_suspect = False
+        elif self._is_suspect:
+            error = StuckError("UDP: the server does not answer any more; connecting again")
+            self._drop_link(link).fail(error)
+        else:
+            self._is_suspect = True  # it has until the next sweep to answer
+
+    def _drop_link(self, link: Link) -> Link:
+        """Use `link` no more: datagrams go to the next one, although it may not be lost yet."""
+        self._link = None
+        return link
