@@ -10,7 +10,7 @@ from mtt.modes import MODES
 from tests.real.checks import http
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
-from tests.support.processes import Processes, eventually, free_port, is_free
+from tests.support.processes import Processes, accepts, eventually, free_port
 from tests.support.programs import require_program
 
 LOGIN = ("-u", "user", "-P", "pass-word")
@@ -20,7 +20,7 @@ def start_microsocks(processes: Processes, *options: str) -> int:
     """Start a microsocks; returns its port."""
     port = free_port()
     processes.start(require_program("microsocks"), "-i", "127.0.0.1", "-p", str(port), *options)
-    eventually(lambda: not is_free(port), "microsocks listens")
+    eventually(lambda: accepts(port), "microsocks listens")
     return port
 
 

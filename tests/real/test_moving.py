@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.real.destinations import PAGE, Site
 from tests.support.certs import Certs
 from tests.support.documents import adapted, blocks, changed, commands
-from tests.support.processes import Processes, eventually, free_port, is_free, listening, run
+from tests.support.processes import Processes, accepts, eventually, free_port, listening, run
 from tests.support.programs import require_program
 
 DOCUMENT = "moving.md"
@@ -25,7 +25,7 @@ def start_stunnel(
     path = directory / "stunnel.conf"
     path.write_text(FOREGROUND + changed(text, places))
     processes.start(require_program("stunnel4"), path).expect("Configuration successful")
-    eventually(lambda: not is_free(port), "stunnel listens")  # it says nothing about that
+    eventually(lambda: accepts(port), "stunnel listens")  # it says nothing about that
 
 
 def test_stunnel_to_ours(processes: Processes, certs: Certs, site: Site, tmp_path: Path) -> None:
@@ -44,7 +44,8 @@ def test_stunnel_to_ours(processes: Processes, certs: Certs, site: Site, tmp_pat
 def test_ours_to_stunnel(processes: Processes, certs: Certs, site: Site, tmp_path: Path) -> None:
     port = free_port()
     places = {
-        "accept = 443": f"accept = 127.0.0.1:{port}", "127.0.0.1:22": site.address,
+        "accept = 443\n": f"accept = 127.0.0.1:{port}\n",
+        "connect = 127.0.0.1:22\n": f"connect = {site.address}\n",
         "/etc/stunnel/fullchain.pem": certs.cert, "/etc/stunnel/privkey.pem": certs.key,
     }  # fmt: skip
     start_stunnel(processes, tmp_path, STUNNEL_SERVER, places, port)

@@ -12,7 +12,7 @@ import pytest
 from tests.real.nginx import start_nginx, stream_module
 from tests.real.tunnels import start_client, start_server
 from tests.support.certs import Certs
-from tests.support.processes import ROOT, Processes, eventually, free_port, is_free, run
+from tests.support.processes import ROOT, Processes, accepts, eventually, free_port, run
 from tests.support.programs import require_program
 
 DOCUMENT = (ROOT / "docs/behind-a-proxy.md").read_text()
@@ -82,7 +82,7 @@ def test_haproxy(
     path = tmp_path / "haproxy.cfg"
     path.write_text(HAPROXY_TIMES + config.replace("send-proxy-v2", send))
     processes.start(haproxy, "-db", "-f", path)
-    eventually(lambda: not is_free(port), "haproxy listens")
+    eventually(lambda: accepts(port), "haproxy listens")
     _, client_port = start_client(processes, certs, port, *mode)
     fields = named_user(destination, client_port)
     assert fields[:4] == ["PROXY", "TCP4", "127.0.0.1", "127.0.0.1"]

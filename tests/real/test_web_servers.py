@@ -11,7 +11,7 @@ import pytest
 from tests.real.destinations import PAGE, Site
 from tests.support.certs import Certs
 from tests.support.documents import adapted, blocks, changed, commands
-from tests.support.processes import Processes, eventually, free_port, is_free, listening, run
+from tests.support.processes import Processes, accepts, eventually, free_port, listening, run
 from tests.support.programs import require_program
 
 PAGE_NAME = "web-servers.md"
@@ -69,7 +69,7 @@ def test_one_path_is_the_tunnel_and_the_rest_a_site(
     given = {"-b": "127.0.0.1:0", "-d": site.address}
     server = processes.command("mtt-server", *adapted(SERVER, given), "-verbose")
     start(processes, certs, tmp_path, port, listening(server)[1], site)
-    eventually(lambda: not is_free(port), "the web server listens")
+    eventually(lambda: accepts(port), "the web server listens")
 
     places = {"-b": "127.0.0.1:0", "-s": f"127.0.0.1:{port}"}
     names = {"-n": certs.name} if "-n" in client else {}

@@ -24,11 +24,11 @@ def commands(name: str, program: str) -> list[list[str]]:
 
 
 def changed(text: str, changes: dict[str, str]) -> str:
-    """`text` with what a test has to change: each is there."""
-    for old, new in changes.items():
+    """`text` with what a test has to change: each is there, and not in what replaces another."""
+    for old in changes:
         assert old in text, f"{old!r} is not in the document any more"
-        text = text.replace(old, new)
-    return text
+    pattern = "|".join(map(re.escape, changes))
+    return re.sub(pattern, lambda match: changes[match[0]], text)
 
 
 def adapted(arguments: list[str], changes: dict[str, str]) -> list[str]:

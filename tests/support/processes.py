@@ -229,8 +229,20 @@ def free_port() -> int:
     raise AssertionError("no free port found")
 
 
+def accepts(port: int) -> bool:
+    """Whether a program listens on `port` of 127.0.0.1, which gets a connection without a byte."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
 def is_free(port: int) -> bool:
-    """Whether a program could listen on `port` of both loopback addresses now."""
+    """Whether a program could listen on `port` of both loopback addresses now.
+
+    Not for a program that is about to listen: it may find the port taken by this very check.
+    """
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         with contextlib.suppress(OSError), socket.socket(family) as probe:
             # As servers do; connections that are merely not forgotten yet are no obstacle.
