@@ -36,9 +36,9 @@ def prepare(values: Values, start: Start) -> Prepared:
 
 def service(values: Values, start: Start) -> Service:
     if CONFIG.name in values:
-        from mtt.tunnels.reload import tunnels_of
+        from mtt.tunnels.configured import ConfiguredTunnels
 
-        return tunnels_of(values, start, prepare)
+        return ConfiguredTunnels(values, start, prepare)
     return prepare(values, start).make()
 
 

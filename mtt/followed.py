@@ -24,7 +24,7 @@ class FollowedFiles:
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files = tuple(files)
-        self._tried = self._state()
+        self._tried = self._seen = self._state()
         self._asked = asyncio.Event()
         self._follower: asyncio.Task[None] | None = None
 
@@ -44,6 +44,17 @@ class FollowedFiles:
         """
         before, self._tried = self._tried, self._state()
         return before != self._tried
+
+    def is_due(self) -> bool:
+        """Whether the files have changed, and then not for as long as since the last call.
+
+        For processes that do not follow them, but call this every CHECK_INTERVAL.
+        """
+        before, self._seen = self._seen, self._state()
+        if self._seen == self._tried or self._seen != before:
+            return False
+        self._tried = self._seen
+        return True
 
     async def close(self) -> None:
         """Stop watching the files."""

@@ -48,9 +48,9 @@ def _address(endpoint: Endpoint | None, path: str) -> list[str]:
 
 def service(values: Values, start: Start) -> Service:
     if CONFIG.name in values:
-        from mtt.tunnels.reload import tunnels_of
+        from mtt.tunnels.configured import ConfiguredTunnels
 
-        return tunnels_of(values, start, prepare)
+        return ConfiguredTunnels(values, start, prepare)
     return prepare(values, start).make()
 
 

@@ -11,23 +11,16 @@ from pathlib import Path
 
 import pytest
 
-import mtt_client
-import mtt_mu_server.__main__
-import mtt_server
 from mtt.options.process import PROCESS_FLAGS
-from mtt.process.command import Command, Prepare, Start
+from mtt.process.command import Start
 from mtt.tunnels.plan import Plan, plan
 from tests.support.processes import PATIENCE, Process, Processes, command
+from tests.support.several import PROGRAMS
 from tests.support.workers import Echo, check_echo, connect
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 DOCUMENT = (ROOT / "docs" / "several-tunnels.md").read_text()
-PROGRAMS: dict[str, tuple[Command, Prepare]] = {
-    "mtt-client": (mtt_client.COMMAND, mtt_client.prepare),
-    "mtt-server": (mtt_server.COMMAND, mtt_server.prepare),
-    "mtt-mu-server": (mtt_mu_server.__main__.COMMAND, mtt_mu_server.__main__.prepare),
-}
 FILES = {
     "tunnels-client.toml": "mtt-client",
     "tunnels-server.toml": "mtt-server",
@@ -93,7 +86,7 @@ def addressed(name: str, folder: Path, addresses: dict[str, str]) -> Path:
 
 
 def start(processes: Processes, program: str, path: Path, **environ: str) -> Process:
-    argv = (*command(program), "-config", path)
+    argv = (*command(program), "-config", str(path))
     process = processes.start(*argv, env=ENVIRON | environ, cwd=ROOT)
     process.name = program
     return process

@@ -49,6 +49,10 @@ class Listener:
     def is_open(self) -> bool:
         return bool(self._sockets)
 
+    @property
+    def descriptors(self) -> list[int]:
+        return [sock.fileno() for sock in self._sockets]
+
     def close(self) -> None:
         """Stop listening, but keep connections. Removes the unix socket file if it is its own."""
         if self._unix_file is not None:

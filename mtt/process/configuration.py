@@ -8,7 +8,8 @@ A file with an error changes nothing. `apply` does all of a change, or raises be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -76,22 +77,35 @@ class Configuration(FollowedFiles, Generic[Options]):
         return self._check(values), process_options(values)
 
     async def _read_again(self) -> None:
-        try:
+        with _errors_logged():
             options, process = await asyncio.to_thread(self._load)
-            changes = await self._apply(options)
-        except MttError as error:
-            logger.error("the old configuration stays in use: %s", error)
-        except Exception as error:  # the next change must be noticed all the same
-            logger.error("configuration not reloaded: internal error: %s", describe(error))
-            logger.debug("where it happened:", exc_info=True)
-        else:
-            if changes.add("log level", self._process.log_level, process.log_level):
-                log.set_level(process.log_level)
-            changes.refuse("log format", self._process.log_format, process.log_format)
-            self._process = process._replace(log_format=self._process.log_format)
-            if changes.done or not changes.refused:
-                what = ", ".join(changes.done) or "the configuration has not changed"
-                logger.info("reloaded: %s", what)
-            if changes.refused:
-                keys = ", ".join(changes.refused)
-                logger.warning("changed, but not before a restart: %s", keys)
+            self._finish(await self._apply(options), process)
+
+    def read_now(self, apply: Callable[[Options], Changes]) -> None:
+        """Read it, and put it into effect with another `apply`, in a process without a loop."""
+        with _errors_logged():
+            options, process = self._load()
+            self._finish(apply(options), process)
+
+    def _finish(self, changes: Changes, process: ProcessOptions) -> None:
+        if changes.add("log level", self._process.log_level, process.log_level):
+            log.set_level(process.log_level)
+        changes.refuse("log format", self._process.log_format, process.log_format)
+        self._process = process._replace(log_format=self._process.log_format)
+        if changes.done or not changes.refused:
+            what = ", ".join(changes.done) or "the configuration has not changed"
+            logger.info("reloaded: %s", what)
+        if changes.refused:
+            keys = ", ".join(changes.refused)
+            logger.warning("changed, but not before a restart: %s", keys)
+
+
+@contextlib.contextmanager
+def _errors_logged() -> Iterator[None]:
+    try:
+        yield
+    except MttError as error:
+        logger.error("the old configuration stays in use: %s", error)
+    except Exception as error:  # the next change must be noticed all the same
+        logger.error("configuration not reloaded: internal error: %s", describe(error))
+        logger.debug("where it happened:", exc_info=True)

@@ -92,6 +92,20 @@ class Service:
     def renew(self) -> None:
         """As `reload()`, synchronous, for a process that never starts the service."""
 
+    # Seconds between calls of `update()`; 0 for only those on SIGHUP.
+    update_interval = 0.0
+
+    def update(self, *, asked: bool) -> Sequence[int]:
+        """In the process that has forked the workers: follow the configuration.
+
+        `asked`: by SIGHUP. Returns the descriptors for `take_update()` in every worker, valid until
+        the next call; none if nothing has changed.
+        """
+        return ()
+
+    def take_update(self, descriptors: Sequence[int]) -> None:
+        """In a worker: do the same. The descriptors are its own."""
+
 
 class Hub(Service):
     """The state shared by all workers, in its own process."""

@@ -16,17 +16,20 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from mtt.errors import MttError, StartError, UsageError
+from mtt.errors import MttError, StartError, UsageError, describe
 from mtt.log import escape, logger
 
 # The supervisor's commands.
-STOP, STOP_NOW, RELOAD, ADOPT = b"s", b"n", b"r", b"a"
+STOP, STOP_NOW, RELOAD, ADOPT, UPDATE = b"s", b"n", b"r", b"a", b"u"
 
 # The worker's messages. The last two are followed by the error at its start.
 READY, BEAT, WRONG, FAILED = "ready", "beat", "wrong", "failed"
 
 # Bytes. A worker's messages are shorter; anything longer has another sender and is cut.
 MAX_LINE = 4096
+
+# Descriptors in one message: SCM_MAX_FD of <net/scm.h>.
+MAX_DESCRIPTORS = 253
 
 # Watchdog messages from a worker per message due from the supervisor.
 BEATS = 2
@@ -40,7 +43,8 @@ class SupervisorLink:
     Args:
         sock: non-blocking.
         beat_interval: seconds between watchdog messages; 0 for none.
-        adopt: called with each socket that the supervisor passes.
+        adopt: called with each socket that the supervisor passes with ADOPT.
+        update: called with the descriptors that it passes with UPDATE.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class SupervisorLink:
         sock: socket.socket,
         beat_interval: float = 0.0,
         adopt: Callable[[socket.socket], object] | None = None,
+        update: Callable[[Sequence[int]], object] | None = None,
     ) -> None:
         self._socket = sock
         self._beat_interval = beat_interval / BEATS
         self._adopt = adopt
+        self._update = update
         self._commands: dict[bytes, Callback] = {}
 
     def attach(self, *, ask: Callback, exit: Callback, reload: Callback) -> None:
@@ -85,11 +91,15 @@ class SupervisorLink:
 
     def _read(self) -> None:
         try:
-            words, descriptors, _, _ = socket.recv_fds(self._socket, 64, 1)
+            words, descriptors, _, _ = socket.recv_fds(self._socket, 64, MAX_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:
             words, descriptors = b"", []
+        # The kernel ends a read behind a message with descriptors, so they belong to one command.
+        if descriptors and UPDATE in words and self._update is not None:
+            self._update(descriptors)
+            descriptors = []
         for descriptor in descriptors:
             if self._adopt is None:
                 os.close(descriptor)
@@ -122,6 +132,14 @@ class Child:
     def send(self, command: bytes) -> None:
         with contextlib.suppress(OSError):  # the process is gone, or has not read for a long time
             self.line.send(command)
+
+    def send_update(self, descriptors: Sequence[int]) -> None:
+        """Pass descriptors with UPDATE. Kills a process that cannot take them: it is outdated."""
+        try:
+            socket.send_fds(self.line, [UPDATE], descriptors)
+        except OSError as error:
+            logger.error("%s cannot get the new configuration: %s", self, describe(error))
+            os.kill(self.pid, signal.SIGKILL)
 
     def read(self) -> bool:
         """Read its messages; returns whether more may follow."""

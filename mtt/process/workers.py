@@ -90,7 +90,7 @@ class Supervisor:
         self._due: dict[int, float] = {}  # time at which to fork each worker
         self._deaths = self._unready = 0  # consecutive
         self._bound = self._started = self._stopping = False
-        self._next_beat = 0.0
+        self._next_beat = self._next_update = 0.0
         self._asked = 0  # number of requests to end
         self._hung_up = False  # by SIGHUP
         self._ends_with_terminal = runtime.ends_with_terminal()
@@ -201,6 +201,9 @@ class Supervisor:
             self._send_watchdog(now)
         if self._stopping:
             return
+        if self._started and self._service.update_interval and now >= self._next_update:
+            self._next_update = now + self._service.update_interval
+            self._update(asked=False)
         for number in [number for number, due in self._due.items() if due <= now]:
             del self._due[number]
             self._replace(number)
@@ -215,6 +218,8 @@ class Supervisor:
             limits.append(PARENT_INTERVAL)
         if self._started and self._manager.beat_interval:
             limits.append(self._next_beat - now)
+        if self._started and self._service.update_interval:
+            limits.append(self._next_update - now)
         return max(0.0, min(limits)) if limits else None
 
     def _send_watchdog(self, now: float) -> None:
@@ -231,6 +236,14 @@ class Supervisor:
             return
         for child in self._children:
             child.send(RELOAD)
+        if self._started:  # otherwise it has just been read
+            self._update(asked=True)
+
+    def _update(self, *, asked: bool) -> None:
+        descriptors = self._service.update(asked=asked)
+        for child in self._children if descriptors else ():
+            if child.number:
+                child.send_update(descriptors)
 
     # Children.
 
@@ -343,7 +356,9 @@ class Supervisor:
         log.setup(self._options.log_level, label, self._options.log_format)
         line.setblocking(False)
         adopt = hub.adopt if hub is not None else None
-        link = SupervisorLink(line, self._manager.beat_interval, adopt)
+        link = SupervisorLink(
+            line, self._manager.beat_interval, adopt, self._service.take_update
+        )
         options = self._options
         try:
             self._service.join(to_hub, self._loads.for_worker(number))

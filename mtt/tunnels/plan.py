@@ -31,6 +31,7 @@ class Planned(NamedTuple):
 class Plan(NamedTuple):
     """All tunnels of a process, and what they share."""
 
+    values: Values  # what it was made of
     file: TunnelFile
     tunnels: tuple[Planned, ...]
     max_conns: int  # of all tunnels together, 0 for no limit
@@ -63,6 +64,7 @@ def plan(values: Values, start: Start, prepare: Prepare) -> Plan:
             raise UsageError(f"-max-conns: {max_conns} is less than 0")
         _refuse_duplicates(tunnels, metrics)
     return Plan(
+        values=values,
         file=file,
         tunnels=tuple(tunnels),
         max_conns=part_of(max_conns, {WORKERS.name: process.workers}),

@@ -8,76 +8,116 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 
 from mtt.errors import StartError
 from mtt.net.relisten import Occupant, listen_again, listen_instead
 from mtt.options.common import ServiceOptions
-from mtt.options.flags import Values
-from mtt.options.process import CONFIG
-from mtt.process.command import Prepare, Start
-from mtt.process.configuration import Changes, Configuration
-from mtt.tunnels.plan import Plan, Planned, plan
+from mtt.process.configuration import Changes
+from mtt.tunnels.plan import Plan, Planned
 from mtt.tunnels.several import Running, Tunnels
 
+# The listening sockets of new tunnels, by name, from the process that has bound them.
+Sockets = Mapping[str, Sequence[int]]
 
-def tunnels_of(values: Values, start: Start, prepare: Prepare) -> Tunnels:
-    """The tunnels of the file of -config, which they follow. Raises MttError.
 
-    Args:
-        values: the options of the process, with the file's tunnels, see `with_tunnels()`.
-        start: how the command was started.
-        prepare: checks the options of one tunnel.
+class Change:
+    """What a plan means for the tunnels that run.
+
+    Attributes:
+        planned: the tunnels to start.
+        former: the tunnels to end.
+        changes: for the log.
     """
-    check = partial(plan, start=start, prepare=prepare)
-    tunnels = Tunnels(check(values))
-    assert start.reread is not None
-    tunnels.configuration = Configuration(
-        values[CONFIG.name], start.reread, values, check, partial(apply, tunnels)
-    )
-    return tunnels
+
+    def __init__(self, tunnels: Tunnels, wanted: Plan) -> None:
+        self._tunnels = tunnels
+        self._wanted = wanted
+        before, self.changes = tunnels.plan, Changes()
+        for name in ("grace", "workers", "loop"):
+            values = (getattr(each.process, name) for each in (before, wanted))
+            self.changes.refuse(name, *values)
+        self.changes.refuse("metrics", before.metrics, wanted.metrics)
+        self._same = unchanged(tunnels.running, wanted.tunnels)
+        self._slots: list[Running | Planned] = [
+            self._same.get(each.name, each) for each in wanted.tunnels
+        ]
+        self._keep_busy()
+        self.planned = [each for each in self._slots if isinstance(each, Planned)]
+        self.former = [each for each in tunnels.running if each not in self._slots]
+
+    def _keep_busy(self) -> None:
+        """Keep running tunnels that alone have a file or address that a new one needs."""
+        owners = {
+            thing: each
+            for each in self._tunnels.running
+            if each not in self._slots
+            for thing in each.planned.prepared.alone
+        }
+        for number, slot in enumerate(self._slots):
+            for thing in slot.prepared.alone if isinstance(slot, Planned) else ():
+                owner = owners.get(thing)
+                if owner is not None:
+                    self.changes.refused.append(f"{owner.name} ({thing})")
+                    self._slots[number] = owner
+                    owners = {key: each for key, each in owners.items() if each is not owner}
+                    break
+
+    def make(self) -> list[Running]:
+        """Make the new tunnels, which may take a while. Raises MttError."""
+        return [Running(each, self._wanted.file, self._tunnels) for each in self.planned]
+
+    def heirs(self, new: Iterable[Running]) -> dict[Running, Running | None]:
+        """For each new tunnel the former one at the same address, if there is one."""
+        free = [each for each in self.former if each.service.is_listening]
+        found: dict[Running, Running | None] = {}
+        for each in new:
+            at = each.service.listens_at
+            found[each] = next((other for other in free if other.service.listens_at == at), None)
+            free = [other for other in free if other is not found[each]]
+        return found
+
+    def finish(self, new: Sequence[Running]) -> list[Running]:
+        """Once the new tunnels listen: all tunnels as in the plan."""
+        tunnels, wanted, before = self._tunnels, self._wanted, self._tunnels.plan
+        tunnels.plan = wanted._replace(metrics=before.metrics, process=before.process)
+        tunnels.admission.limit = wanted.max_conns
+        renamed = 0
+        for planned in wanted.tunnels:
+            if planned.name in self._same:
+                renamed += self._same[planned.name].name != planned.name
+                self._same[planned.name].planned = planned  # its place may be another one, too
+        names = {each.name for each in self.former}
+        changed = sum(each.name in names for each in new)
+        self.changes.add("max-conns", before.max_conns, wanted.max_conns)
+        self.changes.count(len(new) - changed, "tunnel", "tunnels", "added")
+        self.changes.count(len(self.former) - changed, "tunnel", "tunnels", "removed")
+        self.changes.count(changed, "tunnel", "tunnels", "changed")
+        self.changes.count(renamed, "tunnel", "tunnels", "renamed")
+        made = iter(new)
+        return [next(made) if isinstance(each, Planned) else each for each in self._slots]
 
 
-async def apply(tunnels: Tunnels, wanted: Plan) -> Changes:
-    """Put a plan into effect. Raises MttError, and then all is as before."""
-    before, changes = tunnels.plan, Changes()
-    for name in ("grace", "workers", "loop"):
-        changes.refuse(name, getattr(before.process, name), getattr(wanted.process, name))
-    changes.refuse("metrics", before.metrics, wanted.metrics)
-    same = unchanged(tunnels.running, wanted.tunnels)
-    slots: list[Running | Planned] = [same.get(each.name, each) for each in wanted.tunnels]
-    _keep_busy(tunnels, slots, changes)
-    planned = [each for each in slots if isinstance(each, Planned)]
-    former = [each for each in tunnels.running if each not in slots]
-    made = await asyncio.to_thread(
-        lambda: {each.name: Running(each, wanted.file, tunnels) for each in planned}
-    )
-    new = list(made.values())
+async def apply(tunnels: Tunnels, wanted: Plan, sockets: Sockets | None = None) -> Changes:
+    """Put a plan into effect. Raises MttError, and then all is as before.
+
+    In a worker, `sockets` are those of new tunnels at new addresses.
+    """
+    change = Change(tunnels, wanted)
+    new = await asyncio.to_thread(change.make)
     try:
-        await _start(new, former)
+        await _start(change.heirs(new), change.former, sockets)
     except BaseException:
-        await _undo(tunnels, new, former)
+        await _undo(tunnels, new, change.former)
         raise
     if tunnels.is_over:
-        await _undo(tunnels, new, former)
+        await _undo(tunnels, new, change.former)
         return Changes()
-
-    tunnels.plan = wanted._replace(metrics=before.metrics, process=before.process)
-    for each in wanted.tunnels:
-        if each.name in same:
-            same[each.name].planned = each  # perhaps another name, or place in the file
-    tunnels.use([made[each.name] if isinstance(each, Planned) else each for each in slots])
-    tunnels.admission.limit = wanted.max_conns
-    for running in new:
-        running.run(running.service.announce)
-    changes.add("max-conns", before.max_conns, wanted.max_conns)
-    names = {each.name for each in former}
-    changed = sum(each.name in names for each in new)
-    changes.count(len(new) - changed, "tunnel", "tunnels", "added")
-    changes.count(len(former) - changed, "tunnel", "tunnels", "removed")
-    changes.count(changed, "tunnel", "tunnels", "changed")
-    return changes
+    tunnels.use(change.finish(new))
+    if sockets is None:
+        for each in new:
+            each.run(each.service.announce)
+    return change.changes
 
 
 def unchanged(running: Iterable[Running], wanted: Iterable[Planned]) -> Mapping[str, Running]:
@@ -101,53 +141,34 @@ def _address(options: ServiceOptions) -> object:
     return options.bind, options.bind_unix, options.sockets
 
 
-def _keep_busy(tunnels: Tunnels, slots: list[Running | Planned], changes: Changes) -> None:
-    """Replace in `slots` what needs a file or address that a running tunnel has alone."""
-    owners = {
-        thing: each
-        for each in tunnels.running
-        if each not in slots
-        for thing in each.planned.prepared.alone
-    }
-    for number, slot in enumerate(slots):
-        for thing in slot.prepared.alone if isinstance(slot, Planned) else ():
-            owner = owners.get(thing)
-            if owner is not None:
-                changes.refused.append(f"{owner.name} ({thing})")
-                slots[number] = owner
-                owners = {key: each for key, each in owners.items() if each is not owner}
-                break
-
-
-async def _start(new: Iterable[Running], former: Iterable[Running]) -> None:
+async def _start(
+    heirs: Mapping[Running, Running | None], former: Iterable[Running], sockets: Sockets | None
+) -> None:
     """Start new tunnels, at the addresses of former ones where they are the same."""
-    free = [each for each in former if each.service.is_listening]
-    heirs: dict[Running, Running | None] = {}
-    for each in new:
-        at = each.service.listens_at
-        heirs[each] = next((other for other in free if other.service.listens_at == at), None)
-        free = [other for other in free if other is not heirs[each]]
 
     async def bind() -> None:
-        bound: list[Running] = []
+        fresh = [each for each, old in heirs.items() if old is None]
         try:
-            for each, old in heirs.items():
-                if old is None:
-                    bound.append(each)
-                    await each.wait(_bound(each))
+            for each in fresh:
+                await each.wait(bound(each, sockets))
         except BaseException:
-            for each in bound:
+            for each in fresh:
                 each.service.stop_listening()
             raise
 
-    await listen_instead(bind, [_occupant(each) for each in free])
+    leaving = [each for each in former if each not in heirs.values() and each.service.is_listening]
+    await listen_instead(bind, [_occupant(each) for each in leaving])
     for each, old in heirs.items():
         if old is not None:
             old.service.hand_over(each.service)
         await each.wait(each.service.start())
 
 
-async def _bound(each: Running) -> None:
+async def bound(each: Running, sockets: Sockets | None) -> None:
+    """Listen for a new tunnel at a new address. Raises StartError."""
+    if sockets is not None:
+        await each.service.adopt(sockets[each.name])
+        return
     if each.planned.prepared.options.sockets:
         raise StartError("its inherited socket was closed with its former tunnel; restart")
     await each.service.bind()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +155,15 @@ class Service(runtime.Service):
         self._listener = await self._bind()
         if self._guarded is not None:
             self._listener.serve(self._guarded, yields=self._yields)
+
+    async def adopt(self, descriptors: Sequence[int]) -> None:
+        """Use sockets that listen already. Raises StartError."""
+        self._listener = await bind(None, "", resolver=Resolver(), descriptors=descriptors)
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Those of its listening sockets."""
+        return self._listener.descriptors if self._listener is not None else []
 
     @property
     def is_listening(self) -> bool:

@@ -51,6 +51,8 @@ class Running:
         service.is_alone = service.shares_state  # it serves its metrics itself
         service.counters.started = tunnels.started
         service.open_tunnels.admission.above = tunnels.admission
+        if tunnels.is_heavy is not None:
+            service.join(None, tunnels.is_heavy)
 
     def __str__(self) -> str:
         """The start of its log lines."""
@@ -86,6 +88,7 @@ class Tunnels(runtime.Service):
         configuration: the file, which is followed; None in a worker.
         running: the tunnels of the file.
         started: Unix time.
+        is_heavy: in a worker, see `join()`.
         leaving: tunnels that were removed or changed, until they have ended.
         are_several: whether log lines and metrics name the tunnel.
 
@@ -100,9 +103,10 @@ class Tunnels(runtime.Service):
         self.admission = Admission(self.plan.max_conns, self._count)
         self.running: list[Running] = []
         self.leaving: dict[Running, asyncio.Task[None]] = {}
+        self.is_heavy: Callable[[int], bool] | None = None
         self._past: dict[str, Page] = {}  # metrics of ended tunnels by name, if it goes on
         self.running = [Running(each, self.plan.file, self) for each in self.plan.tunnels]
-        if self.plan.process.workers > 1 and self.are_several and self._shares_state:
+        if self.plan.process.workers > 1 and self.are_several and self.shares_state:
             raise UsageError(
                 "-workers: only for a single tunnel here, whose users all workers share; remove it"
             )
@@ -128,7 +132,7 @@ class Tunnels(runtime.Service):
         return [*self.running, *self.leaving]
 
     @property
-    def _shares_state(self) -> bool:
+    def shares_state(self) -> bool:
         return any(each.service.shares_state for each in self.running)
 
     def _count(self) -> int:
@@ -159,29 +163,24 @@ class Tunnels(runtime.Service):
             each.run(each.service.announce)
 
     def hub(self) -> runtime.Hub | None:
-        if self._shares_state:
+        if self.shares_state:
             return self.running[0].service.hub()
         return self.endpoint.hub()
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
-        def is_heavy_in_all(_: int) -> bool:
-            return is_heavy(sum(each.service.connections for each in self._all))
-
         self.configuration = None
-        if not self._shares_state:
+        self.is_heavy = lambda _: is_heavy(sum(each.service.connections for each in self._all))
+        if not self.shares_state:
             self.endpoint.report_to(hub)
             hub = None
         for each in self.running:
-            each.service.join(hub, is_heavy_in_all)
+            each.service.join(hub, self.is_heavy)
 
     # Operation.
 
     def reload(self) -> None:
         if self.configuration is not None:
             self.configuration.reload()
-        else:
-            logger.warning("only certificates are reloaded: with -workers, the file of -config "
-                           "needs a restart")  # fmt: skip
         for each in self.running:
             each.run(each.service.reload_files)
 
@@ -212,7 +211,9 @@ class Tunnels(runtime.Service):
 
     async def _finish(self, each: Running) -> None:
         service, grace = each.service, self.plan.process.grace
-        logger.info("%s", runtime.stop_plan("removed", service.tunnels, grace))
+        goes_on = any(other.name == each.name for other in self.running)
+        what = "changed" if goes_on else "removed"
+        logger.info("%s", runtime.stop_plan(what, service.tunnels, grace))
         await runtime.stop(service, grace)
         page = Page(service.metrics_page()).lasting()
         page.add(self._past.get(each.name, Page()))

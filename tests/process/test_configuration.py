@@ -142,3 +142,39 @@ def test_numbers_of_changes_are_words() -> None:
     changes.count(0, "gateway", "gateways", "added")
     changes.count(3, "gateway", "gateways", "removed")
     assert changes.done == ["1 proxy added", "2 proxies removed", "3 gateways removed"]
+
+
+# In a process without an event loop.
+
+
+def test_a_change_is_due_when_it_is_over(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text 1")
+    service = Service(path)
+    is_due = service.configuration.is_due
+    assert not is_due()
+    path.write_text("text 22")
+    assert not is_due()
+    path.write_text("text 333")
+    assert not is_due()
+    assert is_due()
+    assert not is_due()
+
+
+def test_a_file_is_read_at_once(tmp_path: Path, lines: list[str]) -> None:
+    path = tmp_path / "file"
+    path.write_text("text 1")
+    service = Service(path)
+
+    def apply(text: str) -> Changes:
+        changes = Changes()
+        changes.add("rules", "", text)
+        return changes
+
+    service.configuration.read_now(apply)
+    path.write_text("broken")
+    service.configuration.read_now(apply)
+    assert lines == [
+        "INFO reloaded: rules",
+        "ERROR the old configuration stays in use: config: it is broken",
+    ]

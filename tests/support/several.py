@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import mtt_client
+import mtt_mu_server.__main__
 import mtt_server
-from mtt.options.tunnel_file import with_tunnels
-from mtt.process.command import Command, Start
-from mtt.tunnels.reload import tunnels_of
+from mtt.process.command import Command, Prepare, Start
+from mtt.tunnels.configured import ConfiguredTunnels
 from mtt.tunnels.several import Running, Tunnels
 from tests.support.certs import Certs
 
-PREPARE = {"mtt-client": mtt_client.prepare, "mtt-server": mtt_server.prepare}
-COMMANDS: dict[str, Command] = {
-    "mtt-client": mtt_client.COMMAND,
-    "mtt-server": mtt_server.COMMAND,
+PROGRAMS: dict[str, tuple[Command, Prepare]] = {
+    "mtt-client": (mtt_client.COMMAND, mtt_client.prepare),
+    "mtt-server": (mtt_server.COMMAND, mtt_server.prepare),
+    "mtt-mu-server": (mtt_mu_server.__main__.COMMAND, mtt_mu_server.__main__.prepare),
 }
 
 
@@ -42,10 +42,10 @@ class File:
 
     def tunnels(self, **given: Any) -> Tunnels:
         """The tunnels; `given` are options of the command line."""
-        command = COMMANDS[self.command]
-        values = {"config": str(self.path)} | given
-        reread = partial(with_tunnels, command.flags, values, {}, None)
-        return tunnels_of(reread(), Start(reread=reread), PREPARE[self.command])
+        command, prepare = PROGRAMS[self.command]
+        assert command.complete is not None
+        reread = partial(command.complete, {"config": str(self.path)} | given, {})
+        return ConfiguredTunnels(reread(), Start(reread=reread), prepare)
 
 
 @contextlib.asynccontextmanager

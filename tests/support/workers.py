@@ -50,7 +50,7 @@ class Echo:
 
 def workers_of_tunnels(process: Process) -> list[str]:
     """The number of the worker of each tunnel that was ever open, as far as it has been told."""
-    return re.findall(r"\[(\d)\]: (?:local socket|\S+): open", process.output)
+    return re.findall(r"\[(\d)\]: (?:\w+: )?(?:local socket|\S+): open", process.output)
 
 
 def workers_with_tunnels(process: Process) -> set[str]:

@@ -52,7 +52,7 @@ def test_tunnels_without_a_name_have_their_address(tmp_path: Path) -> None:
 
 
 def test_what_tunnels_share(tmp_path: Path) -> None:
-    top = {"metrics": "9100", "max-conns": 5, "workers": 2, "grace": "3s"}
+    top: dict[str, Any] = {"metrics": "9100", "max-conns": 5, "workers": 2, "grace": "3s"}
     found = planned(tmp_path, {"b": ":1", "max-conns": 4}, **top)
     assert found.metrics == (Endpoint(("127.0.0.1",), 9100), "")
     assert found.max_conns == 3

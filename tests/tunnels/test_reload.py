@@ -115,7 +115,7 @@ async def test_nothing_changes(certs: Certs, tmp_path: Path) -> None:
 async def test_tunnels_in_another_order_and_with_other_names(certs: Certs, tmp_path: Path) -> None:
     async with house(tmp_path, certs, "one", "two") as run, application(run.port("one")) as one:
         ports = [run.port(name) for name in ("one", "two")]
-        await run.change("has not changed", run.at("two"), run.at("first"))
+        await run.change("reloaded: 1 tunnel renamed", run.at("two"), run.at("first"))
         assert [run.port(name) for name in ("first", "two")] == ports
         await one.check_echo()
 
