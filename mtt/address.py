@@ -65,16 +65,20 @@ def bracketed(host: str) -> str:
 
 
 def host_port(host: str, port: int) -> str:
-    """`host:port` for logs, with IPv4-mapped addresses shown as IPv4; without port 0."""
-    host = unmapped(host)
-    return f"{bracketed(host)}:{port}" if port else host
+    """`host:port` for logs, with IPv4-mapped addresses shown as IPv4."""
+    return f"{bracketed(unmapped(host))}:{port}"
+
+
+def user_name(host: str, port: int) -> str:
+    """A user's `host:port` for logs; the host alone if a proxy in front does not know the port."""
+    return host_port(host, port) if port else unmapped(host)
 
 
 def peer_name(transport: asyncio.BaseTransport) -> str:
     """The peer of `transport`, for logs."""
     peer = transport.get_extra_info("peername")
     if isinstance(peer, tuple):
-        return host_port(peer[0], peer[1])  # a proxy in front may know the address alone
+        return user_name(peer[0], peer[1])
     return "local socket"  # unix sockets of clients have no name
 
 

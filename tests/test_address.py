@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtt.address import host_port, is_loopback, peer_name, unmapped
+from mtt.address import host_port, is_loopback, peer_name, unmapped, user_name
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,9 @@ def test_a_mapped_loopback_address_is_loopback() -> None:
 def test_names_of_peers(peer: Any, own: Any, name: str) -> None:
     transport = asyncio.Transport({"peername": peer, "sockname": own})
     assert peer_name(transport) == name
+
+
+def test_port_0_is_left_out_of_names_of_users_alone() -> None:
+    assert host_port("127.0.0.1", 0) == "127.0.0.1:0"
+    assert user_name("::1", 0) == "::1"
+    assert user_name("::1", 50000) == "[::1]:50000"

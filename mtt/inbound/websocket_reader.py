@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Generic, TypeVar
 
-from mtt.address import host_port, peer_name
+from mtt.address import peer_name, user_name
 from mtt.http.fallback import SITE_TIME
 from mtt.http.inspector import RequestInspector
 from mtt.http.server import HttpServer
@@ -165,7 +165,7 @@ class _RequestReader(Generic[Target]):
             return None
         if self._reader.front.fallback is None:
             user = self._user(request)
-            address = host_port(*user) if user is not None else ""
+            address = user_name(*user) if user is not None else ""
             self._reader.site.log_answer(self._transport, "no tunnel", found, address)
         return found
 
