@@ -48,7 +48,7 @@ class CommonKeywords(TypedDict, total=False):
     """The keyword arguments of both ends. None stands for an option that is not given."""
 
     listen: str | None  # "host:port"; port 0 draws a free one
-    mode: str  # "tls" (the default), "wss", "mux", "wss+mux" or "anytls"
+    mode: str  # "tls" (the default), "wss", "mux", "wss+mux", "v2ray", "v2ray+mux" or "anytls"
     cert: FilePath | None
     key: FilePath | None
     tls_min: str | None

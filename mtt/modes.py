@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mtt.address import Endpoint
     from mtt.inbound.front import HeadReader
     from mtt.layers.base import StreamTransport
+    from mtt.layers.mux_tunnel import TunnelSession
     from mtt.observe.metrics import Counters
     from mtt.options.tunnel import ClientOptions, ServerOptions
     from mtt.outbound.connector import Connector, Finish
@@ -83,10 +84,15 @@ def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
     from mtt.layers.websocket import WebSocketLayer
     from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
 
+    offered = (SMUX_ON if options.mux else SMUX_OFF,)
+    mux_cool = options.v2ray and options.mux and not protocol
+
     async def upgrade(transport: StreamTransport) -> StreamTransport:
-        offered = protocol or (SMUX_ON if options.mux else SMUX_OFF)
-        server_name = options.tls.server_name
-        client = UpgradeClient(transport, options.wss_path, server_name, (offered,))
+        # Servers of V2Ray get none: Xray takes any for early data.
+        protocols = (protocol,) if protocol else () if options.v2ray else offered
+        client = UpgradeClient(
+            transport, options.wss_path, options.tls.server_name, protocols, mux_cool=mux_cool
+        )
         await client.answered()
         if protocol and client.protocol != protocol:
             from mtt.errors import PeerError
@@ -95,7 +101,7 @@ def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
             raise PeerError(NO_ANSWER)
         layer = WebSocketLayer(
             Parked(), client=True, random_mask=options.wss_mask, half_close=True,
-            ping=offered != SMUX_ON,
+            ping=bool(protocol) or not options.mux,
         )  # fmt: skip
         layer.start(transport)
         return layer
@@ -116,11 +122,24 @@ def _connections(options: ClientOptions, connector: Connector, counters: Counter
 
 def _smux(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
     from mtt.layers.smux import SmuxSession
+
+    return _sessions(SmuxSession, options, connector, counters)
+
+
+def _mux_cool(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
+    from mtt.layers.mux_cool import MuxCoolSession
+
+    return _sessions(MuxCoolSession, options, connector, counters)
+
+
+def _sessions(
+    kind: type[TunnelSession], options: ClientOptions, connector: Connector, counters: Counters
+) -> Upstream:
     from mtt.outbound.session_pool import SessionPool
 
     return SessionPool(
         connector.attach,
-        SmuxSession,
+        kind,
         options.mux_max_stream,
         warm=options.mux_warm,
         idle_time=options.mux_idle,
@@ -176,7 +195,9 @@ def _websocket_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoi
     from mtt.inbound.websocket_reader import WebSocketReader
 
     datagrams = owner.serve_datagrams if options.udp_time else None
-    return WebSocketReader(owner.relay, owner.route, mux=options.mux, datagrams=datagrams)
+    return WebSocketReader(
+        owner.relay, owner.route, mux=options.mux, v2ray=options.v2ray, datagrams=datagrams
+    )
 
 
 def _anytls_reader(options: ServerOptions, owner: Owner) -> HeadReader[Endpoint, Any]:
@@ -242,6 +263,11 @@ _TABLE = (
     _over_websocket(name="wss", options=("wss",), upstream=_connections),
     _over_tls(name="mux", options=("mux",), has_sessions=True, upstream=_smux),
     _over_websocket(name="wss+mux", options=("wss", "mux"), has_sessions=True, upstream=_smux),
+    _over_websocket(name="v2ray", options=("v2ray",), is_original=False, upstream=_connections),
+    _over_websocket(
+        name="v2ray+mux", options=("v2ray", "mux"), is_original=False, has_sessions=True,
+        upstream=_mux_cool,
+    ),
     Mode(
         name="anytls",
         options=("anytls",),

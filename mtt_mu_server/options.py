@@ -39,6 +39,9 @@ FLAGS = (
     *tls.SERVER_TLS_FLAGS,
     common.FALLBACK,
     *common.USER_ADDRESS_FLAGS,
+    common.V2RAY._replace(help="Clients without a subprotocol are v2ray-plugin, V2Ray or Xray, "
+                          "which the server otherwise has to guess; with -mux they have their "
+                          "mux."),
     common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,
@@ -62,6 +65,7 @@ class MultiUserOptions(common.ServiceOptions):
     metrics_users: bool = False
     tls: ServerTls | None  # None without TLS
     mux: bool = False
+    v2ray: bool = False
 
 
 def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
@@ -102,5 +106,6 @@ def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOption
         metrics_users=values["metrics-users"],
         tls=tls.given_server_tls(values, alpn.SITE),
         mux=values["mux"],
+        v2ray=values["v2ray"],
         **common.service_values(values),
     )  # fmt: skip

@@ -62,6 +62,7 @@ class MultiUserServer(ServerService):
             self._serve,
             self._route,
             mux=self._options.mux,
+            v2ray=self._options.v2ray,
             refusal=NOT_FOUND,  # as for unknown paths; otherwise it would reveal existing ones
         )
 
@@ -93,7 +94,9 @@ class MultiUserServer(ServerService):
         self.follow()
 
     def _description(self) -> str:
-        mode = describe_mode("wss+mux" if self._options.mux else "wss", tls=self._tls is not None)
+        options = self._options
+        mode = ("v2ray" if options.v2ray else "wss") + ("+mux" if options.mux else "")
+        mode = describe_mode(mode, tls=self._tls is not None)
         management = self._management
         # With several workers, the hub logs what it manages.
         managed = management is not None and management.addresses

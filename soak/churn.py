@@ -29,7 +29,10 @@ from soak.usage import Gauge
 GROWTH = 0.05
 # Shares of all connections. Those without sessions cost a TLS handshake each, which is no better a
 # test the ten-thousandth time.
-SHARES = {"tls": 0.15, "wss": 0.15, "mux": 0.3, "wss+mux": 0.2, "anytls": 0.2}
+SHARES = {
+    "tls": 0.15, "wss": 0.1, "mux": 0.3, "wss+mux": 0.1, "v2ray": 0.05, "v2ray+mux": 0.1,
+    "anytls": 0.2,
+}  # fmt: skip
 GATEWAY_SHARE = 0.1  # on top
 WARM_UP = 0.2
 # Bytes each way, at most.

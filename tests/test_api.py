@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import mtt
+from mtt import modes
 from mtt.api import CLIENT_KEYWORDS, SERVER_KEYWORDS, option_of
 from mtt.options.flags import Flag
 from mtt.options.process import PROCESS_FLAGS
@@ -24,7 +25,6 @@ from mtt.trust.reload import TlsFiles
 from tests.support.certs import Certs
 from tests.support.runner import open_descriptors
 from tests.support.tunnels import (
-    MODES,
     PASSWORD,
     SOON,
     check_works,
@@ -110,7 +110,7 @@ def test_document_names_all_keywords_that_differ() -> None:
 
 def test_document_names_all_modes() -> None:
     (row,) = re.findall(r"^\| `mode=(.*?) \|", DOCUMENT, re.M)
-    assert tuple(re.findall(r'"(.*?)"', row)) == MODES
+    assert tuple(re.findall(r'"(.*?)"', row)) == tuple(modes.MODES)
 
 
 # What can be said.
@@ -120,7 +120,7 @@ def test_document_names_all_modes() -> None:
     ("keywords", "flags"), [(CLIENT_KEYWORDS, CLIENT_FLAGS), (SERVER_KEYWORDS, SERVER_FLAGS)]
 )
 def test_every_option_has_a_keyword(keywords: frozenset[str], flags: tuple[Flag, ...]) -> None:
-    of_modes = {"wss", "mux", "anytls"}
+    of_modes = {"wss", "mux", "v2ray", "anytls"}
     of_process = {flag.name for flag in PROCESS_FLAGS} | {"config", "V"}
     options = {option_of(keyword) for keyword in keywords - {"mode"}}
     assert options == {flag.name for flag in flags} - of_modes - of_process
@@ -129,7 +129,7 @@ def test_every_option_has_a_keyword(keywords: frozenset[str], flags: tuple[Flag,
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"mode": "ssh"}, mtt.UsageError, r"mode: 'ssh' is none of tls, wss, mux, wss\+mux, any"),
+        ({"mode": "ssh"}, mtt.UsageError, r"mode: 'ssh' is none of tls, wss, mux, wss\+mux, v2ray"),
         ({"listen": "-b"}, mtt.UsageError, "listen: '-b' has no port"),
         ({"listen": None}, mtt.UsageError, "listen is missing: .*, or use listen_unix"),
         ({"fallback": "a:1"}, mtt.UsageError, 'fallback needs mode "wss" or mode "anytls"'),

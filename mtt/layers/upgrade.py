@@ -21,6 +21,7 @@ class UpgradeClient(Parked):
     Args:
         transport: the parked transport.
         path, host, protocols, port, headers: see `mtt.wire.upgrade.request`.
+        mux_cool: tell a server that is ours what follows, see `mtt.wire.upgrade.OwnKey`.
 
     Attributes:
         protocol: the subprotocol that the server chose, if any.
@@ -41,10 +42,11 @@ class UpgradeClient(Parked):
         *,
         port: int | None = None,
         headers: Mapping[str, str] | None = None,
+        mux_cool: bool = False,
     ) -> None:
         super().__init__()
         self._buffer = HeadBuffer()
-        self._key = upgrade.own_key(os.urandom(12))
+        self._key = upgrade.own_key(os.urandom(12), mux_cool=mux_cool)
         self._answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._refusal: MttError | None = None
         self.protocol: str | None = None

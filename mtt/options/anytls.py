@@ -59,7 +59,7 @@ TUNNEL_SERVER_FLAGS = _of_tunnel(PASSWORD, PASSWORD_FILE, PADDING_SCHEME)
 _TUNNEL_FLAGS = {*TUNNEL_CLIENT_FLAGS, *TUNNEL_SERVER_FLAGS} - {ANYTLS}
 
 # The other modes of a tunnel and their options.
-_OTHER_MODES = ("wss", "mux", "preconnect")
+_OTHER_MODES = ("v2ray", "wss", "mux", "preconnect")
 
 
 class PoolOptions(NamedTuple):

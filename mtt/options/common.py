@@ -35,6 +35,8 @@ BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a 
                  "for an abstract socket.", "PATH|@NAME", may_be_empty=True, group=Group.ADDRESSES)
 WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.",
            group=Group.MODE)
+V2RAY = Flag("v2ray", "bool", "Speak with v2ray-plugin, over WebSocket like -wss; with -mux as its "
+             "mux does.", group=Group.MODE)
 WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
                 DEFAULT_PATH, secret=True, may_be_empty=True, group=Group.MODE)
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requests that are not "
@@ -90,6 +92,11 @@ def only_with(needed: str, values: Values, flags: Iterable[Flag]) -> None:
             raise UsageError(
                 f"-{flag.name}: only meaningful with -{needed}; add -{needed} or remove it"
             )
+
+
+def with_websocket(values: Values) -> Values:
+    """`values` with -wss if -v2ray, which implies it, is set."""
+    return values | {"wss": values["wss"] or values["v2ray"]}
 
 
 def both_or_neither(values: Values, first: str, second: str, neither: str = "") -> None:

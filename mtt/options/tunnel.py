@@ -60,6 +60,7 @@ CLIENT_FLAGS = (
     common.WSS,
     common.WSS_PATH,
     WSS_MASK,
+    common.V2RAY,
     Flag("n", "str", "Server name for SNI, the Host header of -wss, and certificate verification; "
          "the host of -s if not given.", "NAME", may_be_empty=True, group=Group.TRUST),
     tls.SKIP_VERIFY,
@@ -93,6 +94,9 @@ SERVER_FLAGS = (
     *tls.SERVER_TLS_FLAGS,
     common.WSS,
     common.WSS_PATH,
+    common.V2RAY._replace(help="Like -wss, for clients that are v2ray-plugin, V2Ray or Xray: -wss "
+                          "serves those, too, but has to guess. With -mux, all clients without a "
+                          "subprotocol have their mux."),
     common.FALLBACK._replace(help=common.FALLBACK.help + " Needs -wss or -anytls."),
     *common.USER_ADDRESS_FLAGS,
     common.MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
@@ -117,13 +121,15 @@ class TunnelOptions(common.ServiceOptions):
     # with the decoded path of requests.
     wss_path: str = common.DEFAULT_PATH
     mux: bool = False
+    v2ray: bool = False  # implies wss
     anytls_password: str = field(default="", repr=False)  # empty without -anytls
     plugin: bool = False  # started by shadowsocks
 
     @property
     def mode(self) -> str:
-        """The name of the mode, as in `mtt.modes`: `tls`, `wss`, `mux`, `wss+mux` or `anytls`."""
-        parts = (("wss", self.wss), ("mux", self.mux), ("anytls", self.anytls_password))
+        """The name of the mode, as in `mtt.modes`: `tls`, `wss`, `v2ray+mux` and so on."""
+        websocket = "v2ray" if self.v2ray else "wss"
+        parts = ((websocket, self.wss), ("mux", self.mux), ("anytls", self.anytls_password))
         return "+".join(part for part, on in parts if on) or "tls"
 
 
@@ -159,7 +165,7 @@ def client_options(
 
     `sockets` are descriptors to listen on instead of -b. Raises UsageError.
     """
-    values = defaults(CLIENT_FLAGS) | given
+    values = common.with_websocket(defaults(CLIENT_FLAGS) | given)
     bind = None
     if not sockets:
         text = common.required(values, "b", "the address to listen on, like -b 127.0.0.1:1080")
@@ -185,6 +191,7 @@ def client_options(
         wss_path=_request_target(values["wss-path"]),
         wss_mask=values["wss-mask"],
         mux=values["mux"],
+        v2ray=values["v2ray"],
         mux_max_stream=max_stream,
         mux_warm=common.at_least(0, values, "mux-warm"),
         mux_idle=common.at_least(0, values, "mux-idle"),
@@ -204,7 +211,7 @@ def server_options(
 
     `sockets` are descriptors to listen on instead of -b or -bind-unix. Raises UsageError.
     """
-    values = defaults(SERVER_FLAGS) | given
+    values = common.with_websocket(defaults(SERVER_FLAGS) | given)
     bind, bind_unix = (None, "") if sockets else common.bind_address(values)
     destination = common.required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
     common.only_with("wss", values, (common.WSS_PATH,))
@@ -228,6 +235,7 @@ def server_options(
         wss=values["wss"],
         wss_path=_path_pattern(values["wss-path"]),
         mux=values["mux"],
+        v2ray=values["v2ray"],
         anytls_password=anytls.tunnel_password(values, given),
         padding_scheme=anytls.given_scheme(values),
         plugin=plugin,

@@ -11,10 +11,13 @@ import pytest
 from mtt.inbound import mux_cool_detector
 from mtt.wire.mux_cool import END, KEEP, RESET, Decoder, data_frames, end, keep_alive, new
 from tests.support.certs import Certs
-from tests.support.gopeer import WebSocket, smux_frame, ws_connect
+from tests.support.gopeer import Tls, WebSocket, smux_frame, ws_connect
+from tests.support.stacks import server_context
 from tests.support.tunnels import (
     Listening,
     Tcp,
+    client_of,
+    connect,
     echo,
     empty,
     eventually,
@@ -88,8 +91,7 @@ async def test_any_destination_leads_to_that_of_the_server(certs: Certs) -> None
     async with listening() as there, plugin_at("wss", there, certs) as client:
         await client.below.send(V2RAY_PLUGIN)
         assert await (await there.accept()).exactly(5) == b"hello"
-        elsewhere = bytes.fromhex("001400020101010050020b") + b"example.com" + b"\0\5hello"
-        await client.below.send(elsewhere)
+        await client.below.send(b"\0\x14\0\2" + ELSEWHERE[4:])
         assert await (await there.accept()).exactly(5) == b"hello"
 
 
@@ -126,6 +128,80 @@ async def test_any_stream_may_be_the_first(certs: Certs) -> None:
         for number in (3, 1, 2):
             await client.below.send(new(number) + data_frames(number, b"hello"))
             assert await client.event() == (KEEP, number, b"hello")
+
+
+ELSEWHERE = bytes.fromhex("001400010101010050020b") + b"example.com" + b"\0\5hello"
+
+
+async def test_v2ray_recognises_other_destinations(certs: Certs) -> None:
+    async with serving(echo) as there, plugin_at("v2ray", there, certs) as client:
+        await client.below.send(ELSEWHERE)
+        assert await client.event() == (KEEP, 1, b"hello")
+    async with serving(echo) as there, server_at("wss", there.port, certs) as server:
+        plain = await ws_connect(port_of(server), certs, "")
+        await plain.check_echo(ELSEWHERE)
+        plain.close()
+
+
+async def test_v2ray_with_mux_needs_no_guess(certs: Certs) -> None:
+    async with serving(echo) as there, plugin_at("v2ray+mux", there, certs) as client:
+        await client.below.send(keep_alive())
+        await client.below.send(new(1) + data_frames(1, b"hello"))
+        assert await client.event() == (KEEP, 1, b"hello")
+
+
+@pytest.mark.parametrize("mode", ["v2ray", "v2ray+mux"])
+async def test_v2ray_serves_clients_of_the_original(mode: str, certs: Certs) -> None:
+    async with serving(echo) as there, server_at(mode, there.port, certs) as server:
+        plain = await ws_connect(port_of(server), certs, "smux_off")
+        await plain.check_echo(V2RAY_PLUGIN)
+        plain.close()
+        mux = await ws_connect(port_of(server), certs, "smux_on")
+        await mux.send(smux_frame(0, 3) + smux_frame(2, 3, b"hello"))
+        assert await mux.exactly(13) == smux_frame(2, 3, b"hello")
+        mux.close()
+
+
+@pytest.mark.parametrize("client", ["v2ray", "v2ray+mux"])
+@pytest.mark.parametrize("server", ["wss", "wss+mux", "v2ray", "v2ray+mux"])
+async def test_own_client_says_what_it_sends(client: str, server: str, certs: Certs) -> None:
+    """So a destination that speaks first is heard at once, and each direction ends separately."""
+    async with (
+        listening() as there,
+        server_at(server, there.port, certs) as running,
+        client_of(client, port_of(running), certs) as ours,
+        await connect(port_of(ours)) as application,
+    ):
+        destination = await there.accept()
+        await destination.send(b"220 ready")
+        assert await application.exactly(9) == b"220 ready"
+        await application.send(b"all")
+        await application.finish()
+        assert await destination.rest() == b"all"
+        await destination.send(b"answer")
+        destination.close()
+        assert await application.rest() == b"answer"
+
+
+async def test_own_client_names_no_subprotocol(certs: Certs) -> None:
+    """Xray takes one for early data."""
+    heads: list[bytes] = []
+
+    async def serve(connection: Tcp) -> None:
+        tls = Tls(connection, server_context(certs), server_side=True)
+        await tls.handshake()
+        heads.append(await tls.until(b"\r\n\r\n"))
+
+    async with (
+        serving(serve) as there,
+        client_of("v2ray", there.port, certs) as client,
+        await connect(port_of(client)) as application,
+    ):
+        with pytest.raises(ConnectionResetError):
+            await application.read()
+    (head,) = heads
+    assert b"Sec-WebSocket-Key: " in head
+    assert b"protocol" not in head.lower()
 
 
 @pytest.mark.parametrize("size", [1, 5, 13])
