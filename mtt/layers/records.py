@@ -151,6 +151,19 @@ class Records:
         if self._partial_header or size > LARGE_READ:
             return self.read(arrived)[0]
         read: Any = self.ssl.read
+        if not self._missing and size > _HEADER and arrived[3] << 8 | arrived[4] == size - _HEADER:
+            # One whole record, as most small messages are.
+            self._last_size = size - _HEADER
+            self.incoming.write(arrived)
+            try:
+                filled = read(RECORD_SIZE, _plain)
+                if not filled:
+                    self.eof = True
+                    self.in_step = False
+                return _plain[:filled]
+            except ssl.SSLError as error:
+                self._no_data(error)
+                return b""
         incoming = self.incoming
         at = filled = 0
         end = self._missing  # of the record at `at`, whose beginning the BIO may have
@@ -174,13 +187,11 @@ class Records:
                     self.in_step = False
                     return _plain[:filled]
                 filled += count
-            except ssl.SSLWantReadError:  # it was no data, but a key update, for instance
-                pass
             except ssl.SSLError as error:
                 self._missing = size - end  # not 0 if there is data behind the record
-                self._note(error)
-                self.in_step = False
-                return _plain[:filled]
+                self._no_data(error)
+                if not self.in_step:
+                    return _plain[:filled]
             at = end
         if at < size:
             incoming.write(arrived[at:])
@@ -189,6 +200,12 @@ class Records:
                 end = size
         self._missing = end - size
         return _plain[:filled]
+
+    def _no_data(self, error: ssl.SSLError) -> None:
+        """Handle a record without data: a key update, for instance, an end, or an error."""
+        if not isinstance(error, ssl.SSLWantReadError):
+            self._note(error)
+            self.in_step = False
 
     def _note(self, error: ssl.SSLError) -> None:
         """Note why decryption failed."""
