@@ -20,6 +20,7 @@ from mtt.errors import describe
 from mtt.layers.base import StreamProtocol
 from mtt.layers.poller import poller
 from mtt.layers.tcp import SocketTransport
+from mtt.net.sockets import stop_local_pacing
 
 try:
     import resource
@@ -139,6 +140,7 @@ class Acceptor:
     def _open(self, sock: socket.socket, peer: Any) -> None:
         try:
             sock.setblocking(False)
+            stop_local_pacing(sock, peer)
             protocol = self._protocol_factory()
         except Exception as error:
             sock.close()

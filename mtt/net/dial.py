@@ -19,7 +19,7 @@ from mtt.layers import linger
 from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.tcp import SocketTransport
 from mtt.net.resolve import Address, Protect, Resolver, literal
-from mtt.net.sockets import tune
+from mtt.net.sockets import stop_local_pacing, tune
 from mtt.outcome import Outcome, from_error, most_telling
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Dialer:
         with contextlib.suppress(OSError):
             sock.setblocking(False)
             tune(sock)
+            stop_local_pacing(sock, address[1])
             if _connected_at_once(sock, address):
                 return _make_transport(sock, protocol_factory)
         sock.close()
@@ -174,6 +175,7 @@ class Dialer:
         try:
             sock.setblocking(False)
             tune(sock)
+            stop_local_pacing(sock, address[1])
             if self._fast_open:
                 self._set_fast_open(sock)
             if self._protect is not None:
