@@ -93,7 +93,9 @@ SERVER_FLAGS = (
     *tls.SERVER_TLS_FLAGS,
     _ALPN,
     common.FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
-    common.FALLBACK_PROXY_PROTOCOL,
+    common.FALLBACK_PROXY_PROTOCOL._replace(
+        help="Tell the web site of -fallback the user's address, in a header of the PROXY "
+        "protocol."),
     common.TRUSTED_PROXIES._replace(
         help="Addresses of proxies in front that name the user's address by the PROXY protocol. "
         "What they say is believed, so list no others."),

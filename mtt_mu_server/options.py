@@ -38,7 +38,10 @@ FLAGS = (
          group=Group.OBSERVE),
     *tls.SERVER_TLS_FLAGS,
     common.FALLBACK,
-    *common.USER_ADDRESS_FLAGS,
+    common.PROXY_PROTOCOL,
+    common.FALLBACK_PROXY_PROTOCOL,
+    common.TRUSTED_PROXIES._replace(
+        help=common.TRUSTED_PROXIES.help.replace(" or with -wss", " or")),
     common.V2RAY._replace(help="Clients without a subprotocol are v2ray-plugin, V2Ray or Xray, "
                           "which the server otherwise has to guess; with -mux they have their "
                           "mux."),

@@ -50,6 +50,7 @@ async def labels_by_metric(certs: Certs) -> dict[str, set[str]]:
         there = await enter(serving(echo))
         tunnel, _ = await enter(both_ends("mux", there.port, certs, **METRICS))
         pages.append((await get(tunnel.metrics_addresses[0])).decode())
+        datagrams = await enter(both_ends("tls", there.port, certs, udp=True))
         ready = await enter(client_of("tls", port_of(tunnel), certs, preconnect=1))
         multi_user, _, port = await enter(
             one_user("wss", certs, **METRICS, **{"metrics-users": True})
@@ -60,7 +61,7 @@ async def labels_by_metric(certs: Certs) -> dict[str, set[str]]:
         client = await enter(client_for(certs, port_of(server)))
         await check_echo(client, there.port)
         ends = await enter(gateway_and_agent(certs, metrics_per_group=True))
-        pages += [service.metrics_page() for service in (ready, server, client, *ends)]
+        pages += [service.metrics_page() for service in (*datagrams, ready, server, client, *ends)]
     found: dict[str, set[str]] = {}
     for page in pages:
         for sample in parse(page):

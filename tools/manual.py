@@ -27,7 +27,7 @@ SYNTAX = (
 _SIGNALS = (
     ("SIGTERM, SIGINT", "Stop listening, wait up to -grace for open tunnels, then exit. A second "
      "signal cuts them at once."),
-    ("SIGHUP", "Read certificates and other changed files again."),
+    ("SIGHUP", "Read changed certificates and other files again."),
 )  # fmt: skip
 _EXIT = (
     ("0", "After SIGTERM or SIGINT."),
@@ -52,11 +52,13 @@ _FILE = (("Any", "Values of ${NAME} in the configuration file."),)
 
 def manual_page(command: Command) -> str:
     """The manual page of `command`, for the macros `man` of roff."""
-    names = {flag.name for flag in command.flags}
+    flags = {flag.name: flag for flag in command.flags}
+    # Files of other programs, whose option has the name of theirs as well, have no such values.
+    has_file = "config" in flags and not flags["config"].aliases
     environment = (
         *(_PLUGIN if command.plugin is not None else ()),
-        *(_PROXY if "proxy" in names else ()),
-        *(_FILE if "b" not in names else ()),
+        *(_PROXY if "proxy" in flags else ()),
+        *(_FILE if has_file else ()),
         *_ENVIRONMENT,
     )
     others = [f"{_bold(name)}(1)" for name in sorted(COMMANDS) if name != command.name]

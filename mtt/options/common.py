@@ -44,8 +44,9 @@ FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requ
 PROXY_PROTOCOL = Flag("proxy-protocol", "str", "Tell the destination the user's address, in a "
                       "header of the PROXY protocol before each connection's data.", "v1|v2",
                       choices=PROXY_VERSIONS, group=Group.USER)
-FALLBACK_PROXY_PROTOCOL = Flag("fallback-proxy-protocol", "str", "The same for the web site of "
-                               "-fallback.", "v1|v2", choices=PROXY_VERSIONS, group=Group.USER)
+FALLBACK_PROXY_PROTOCOL = Flag("fallback-proxy-protocol", "str", "Tell the web site of "
+                               "-fallback the user's address, in such a header.", "v1|v2",
+                               choices=PROXY_VERSIONS, group=Group.USER)
 TRUSTED_PROXIES = Flag("trusted-proxies", "str", "Addresses of proxies in front that name the "
                        "user's address: by the PROXY protocol, or with -wss by X-Forwarded-For or "
                        "Forwarded. Their users' claims are believed, so list no others. unix "
@@ -63,8 +64,8 @@ METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (P
                "is a socket for the current user only.", "HOST:PORT", group=Group.OBSERVE)
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
                  "system supports it.", group=Group.PROCESS)
-UDP = Flag("udp", "bool", "Carry UDP as well: datagrams to the port of -b reach the host and port "
-           "of -d, and answers return. Both ends need it.", group=Group.MODE)
+UDP = Flag("udp", "bool", "Carry UDP as well: datagrams to the client's -b reach the server's -d, "
+           "and answers return. Both ends need it.", group=Group.MODE)
 UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: forget an address that sent and got no "
                    "datagram for this long; 30s at most before its first answer.", "DURATION",
                    DEFAULT_UDP_TIMEOUT, group=Group.LIMITS)
