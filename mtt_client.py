@@ -10,7 +10,7 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
@@ -21,6 +21,7 @@ from mtt.process.command import main as run
 from plugin.sip003 import PluginEnvironment, Sip003
 
 if TYPE_CHECKING:
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
 
 
@@ -44,6 +45,13 @@ def service(values: Values, start: Start) -> Service:
     return prepare(values, start).make()
 
 
+def links(values: Values, login: Login | None) -> Sequence[Link]:
+    from mtt.options import links
+
+    values = {"b": links.DEFAULT_LOCAL} | links.own_values(CLIENT_FLAGS, values)
+    return links.tunnel_links(CLIENT_FLAGS, values, client_options(values).server, login)
+
+
 def complete(values: Values, environ: Mapping[str, str]) -> Values:
     if not values.get("proxy"):
         return values
@@ -64,6 +72,7 @@ COMMAND = Command(
     flags=CLIENT_FLAGS,
     service=service,
     plugin=Sip003(addresses),
+    links=links,
     examples=(
         (
             "Open port 8080 of this machine for the server's destination; trust the server's pin",

@@ -10,6 +10,7 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
@@ -20,6 +21,7 @@ from mtt.process.command import main as run
 from plugin.sip003 import PluginEnvironment, Sip003
 
 if TYPE_CHECKING:
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
 
 
@@ -42,6 +44,19 @@ def service(values: Values, start: Start) -> Service:
     return prepare(values, start).make()
 
 
+def links(values: Values, login: Login | None) -> Sequence[Link]:
+    from mtt.options import links
+    from mtt.options.tunnel import CLIENT_FLAGS
+
+    # What clients need does not depend on these.
+    unknown = {} if values.get("bind-unix") else {"b": f":{links.DEFAULT_PORT}"}
+    options = server_options({"d": links.DEFAULT_LOCAL} | unknown | values)
+    trust = links.trust_of(options.tls)
+    server = links.server_address(values.get("link-server", ""), trust, options.bind)
+    client = links.client_values(options, server, trust)
+    return links.tunnel_links(CLIENT_FLAGS, client, server, login)
+
+
 def addresses(shadowsocks: PluginEnvironment) -> Values:
     return {"b": str(shadowsocks.remote), "d": str(shadowsocks.local)}
 
@@ -55,6 +70,7 @@ COMMAND = Command(
     service=service,
     plugin=Sip003(addresses),
     complete=completed(SERVER_FLAGS),
+    links=links,
     examples=(
         (
             "Forward port 443 to a service of this machine; make a certificate and keep it in DIR",

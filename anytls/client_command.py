@@ -10,6 +10,7 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anytls.options import CLIENT_FLAGS, client_options
@@ -19,6 +20,7 @@ from mtt.process.command import Command, Start
 from mtt.process.command import main as run
 
 if TYPE_CHECKING:
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
 
 
@@ -30,6 +32,12 @@ def service(values: Values, start: Start) -> Service:
     return Client(options)
 
 
+def links(values: Values, _: Login | None) -> Sequence[Link]:
+    from anytls.links import of_client
+
+    return of_client(values)
+
+
 COMMAND = Command(
     name="anytls-client",
     summary="AnyTLS proxy, client",
@@ -37,6 +45,7 @@ COMMAND = Command(
     "connects to the destinations.",
     flags=CLIENT_FLAGS,
     service=service,
+    links=links,
     complete=with_environment,
     examples=(
         (

@@ -44,6 +44,12 @@ MAX_LOGIN = 255
 _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas between them.",
              "NAME,...", may_be_empty=True, group=Group.TRUST)  # fmt: skip
 _MAX_CONNS = common.MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
+_LINK = common.LINK._replace(
+    help="Print what a client needs, its password included, and exit: its command line (command), "
+    "the URI (uri), the outbound of sing-box (sing-box), or all.",
+    placeholder="all|command|uri|sing-box",
+    choices=(common.LINK_ALL, "command", "uri", "sing-box"),
+)
 _NEWER_HTTP = ("h2", "h3")
 
 CLIENT_FLAGS = (
@@ -77,6 +83,8 @@ CLIENT_FLAGS = (
     common.TIMEOUT,
     _MAX_CONNS,
     common.METRICS,
+    _LINK,
+    common.QR,
     *process_flags(client=True),
 )  # fmt: skip
 
@@ -111,6 +119,11 @@ SERVER_FLAGS = (
     _MAX_CONNS,
     common.FAST_OPEN,
     common.METRICS,
+    _LINK,
+    Flag("link-user", "str", "With -link: name of the user, if there are several.", "NAME",
+         group=Group.LINK),
+    common.LINK_SERVER,
+    common.QR,
     *process_flags(),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from anytls.options import SERVER_FLAGS, server_options
@@ -18,6 +19,7 @@ from mtt.process.command import Command, Start
 from mtt.process.command import main as run
 
 if TYPE_CHECKING:
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
 
 
@@ -29,6 +31,12 @@ def service(values: Values, start: Start) -> Service:
     return Server(options)
 
 
+def links(values: Values, _: Login | None) -> Sequence[Link]:
+    from anytls.links import of_server
+
+    return of_server(values)
+
+
 COMMAND = Command(
     name="anytls-server",
     summary="AnyTLS proxy, server",
@@ -36,6 +44,7 @@ COMMAND = Command(
     "permit. Clients without a valid password see the fallback site.",
     flags=SERVER_FLAGS,
     service=service,
+    links=links,
     examples=(
         (
             "Serve one user on port 8443; make a certificate and keep it in DIR",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from mtt.address import Endpoint
 from mtt.errors import UsageError
@@ -80,6 +80,15 @@ def parse_uri(option: str, text: str) -> ServerUri:
         sni=host_name(f"{option}: sni", known["sni"]) if known.get("sni") else "",
         insecure=insecure == "1" if insecure else None,
     )
+
+
+def format_uri(server: Endpoint, password: str, *, sni: str = "", insecure: bool = False) -> str:
+    """The URI of a server, named after its host."""
+    user = quote(password, safe="")
+    parameters = [f"sni={quote(sni, safe='')}"] if sni else []
+    parameters += ["insecure=1"] if insecure else []
+    query = f"?{'&'.join(parameters)}" if parameters else ""
+    return f"{SCHEME}{user}@{server}/{query}#{quote(server.host, safe='')}"
 
 
 def _endpoint(option: str, location: str) -> Endpoint:

@@ -10,6 +10,7 @@ from mtt.process import early
 
 early.begin(sys.argv[0])
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mtt.options.flags import Values
@@ -20,6 +21,7 @@ from mtt_mu_server.options import FLAGS, options
 
 if TYPE_CHECKING:
     from mtt.address import Endpoint
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
 
 
@@ -54,6 +56,23 @@ def service(values: Values, start: Start) -> Service:
     return prepare(values, start).make()
 
 
+def links(values: Values, login: Login | None) -> Sequence[Link]:
+    from mtt.errors import UsageError
+    from mtt.options import links
+    from mtt.options.tunnel import CLIENT_FLAGS
+
+    path = values.get("link-path", "")
+    if not path.startswith("/"):
+        raise UsageError("-link needs the path of a user: add -link-path /PATH")
+    # What clients need does not depend on these.
+    unknown = {} if values.get("bind-unix") else {"b": f":{links.DEFAULT_PORT}"}
+    checked = options({"c": "127.0.0.1:1"} | unknown | values)
+    trust = links.trust_of(checked.tls)
+    server = links.server_address(values.get("link-server", ""), trust, checked.bind)
+    client = links.client_values(None, server, trust, path=path)
+    return links.tunnel_links(CLIENT_FLAGS, client, server, login)
+
+
 COMMAND = Command(
     name="mtt-mu-server",
     summary="TLS tunnel, server for many users",
@@ -63,6 +82,7 @@ COMMAND = Command(
     flags=FLAGS,
     service=service,
     complete=completed(FLAGS, own=("metrics",)),
+    links=links,
     examples=(
         (
             "Serve users that are added through a socket and kept in a database",

@@ -50,6 +50,12 @@ FLAGS = (
     common.MAX_CONNS,
     common.FAST_OPEN,
     CONFIG,
+    common.LINK,
+    Flag("link-path", "str", "With -link: path of the user.", "PATH", secret=True,
+         group=Group.LINK),
+    common.LINK_SERVER,
+    common.LINK_SS,
+    common.QR,
     *process_flags(),
 )  # fmt: skip
 

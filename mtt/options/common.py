@@ -70,6 +70,19 @@ UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: forget an address that
                    "datagram for this long; 30s at most before its first answer.", "DURATION",
                    DEFAULT_UDP_TIMEOUT, group=Group.LIMITS)
 
+LINK_ALL = "all"
+LINK = Flag("link", "str", "Print what a client needs, passwords included, and exit: its command "
+            "line (command), the plugin options (plugin), a link of shadowsocks (ss), or all.",
+            "all|command|plugin|ss", choices=(LINK_ALL, "command", "plugin", "ss"),
+            group=Group.LINK)
+LINK_SERVER = Flag("link-server", "str", "With -link: address of the server for clients. The "
+                   "default is the name in -cert, and the port of -b.", "HOST[:PORT]",
+                   group=Group.LINK)
+LINK_SS = Flag("link-ss", "str", "With -link: method and password of shadowsocks, for the link. "
+               "Without a password, SS_PASSWORD of the environment has it, or it is asked for.",
+               "METHOD[:PASSWORD]", secret=True, group=Group.LINK)
+QR = Flag("qr", "bool", "With -link: draw a QR code for a phone's camera, too.", group=Group.LINK)
+
 PROXY = Flag("proxy", "str", "Proxy on the way to the server (HTTP or SOCKS5), or env for that of "
              "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
              "process list.", "SCHEME://[USER:PASSWORD@]HOST:PORT|env", secret=True,

@@ -83,6 +83,9 @@ CLIENT_FLAGS = (
     Flag("V", "bool", "Keep the plugin's own connections out of an Android VPN, through the Unix "
          "socket protect_path in the working directory.", group=Group.PROCESS),
     CONFIG,
+    common.LINK,
+    common.LINK_SS,
+    common.QR,
     *process_flags(client=True, plugin=True),
 )
 
@@ -108,6 +111,10 @@ SERVER_FLAGS = (
     common.FAST_OPEN,
     common.METRICS,
     CONFIG,
+    common.LINK,
+    common.LINK_SERVER,
+    common.LINK_SS,
+    common.QR,
     *process_flags(plugin=True),
 )
 

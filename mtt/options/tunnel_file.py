@@ -17,7 +17,7 @@ from typing import NamedTuple, NoReturn
 from mtt.errors import MttError, UsageError
 from mtt.files import warn_if_open
 from mtt.options.common import MAX_CONNS, METRICS
-from mtt.options.flags import Flag, Values, by_name, clipped, set_value, suggestion
+from mtt.options.flags import Flag, Group, Values, by_name, clipped, set_value, suggestion
 from mtt.options.process import CHECK, CONFIG, PROCESS_FLAGS, WORKERS
 from mtt.options.section import Section
 from mtt.options.tree import read_tree
@@ -119,7 +119,10 @@ def _read(
     flags: Sequence[Flag], top: Section, given: Values, of_process: Collection[str]
 ) -> tuple[Values, list[TunnelValues]]:
     """The options of the process, and the tunnels."""
-    known = by_name(flag for flag in flags if not flag.final and flag.name not in _NO_KEYS)
+    known = by_name(
+        flag for flag in flags
+        if not flag.final and flag.name not in _NO_KEYS and flag.group is not Group.LINK
+    )  # fmt: skip
     path: str = given[CONFIG.name]
     sections = top.sections(
         LIST, otherwise="not a list of objects; write [[tunnel]] in TOML, [{...}] in JSON"

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mtt.errors import MttError, UsageError
-from mtt.options.flags import Flag, Values, parse_args
+from mtt.options.flags import Flag, Group, Values, parse_args
 from mtt.options.process import CHECK, CONFIG, ProcessOptions, process_options
 from mtt.version import __version__
 
@@ -18,6 +18,7 @@ from mtt.version import __version__
 # commands delay -h, errors and listening, so asyncio is imported with the service.
 if TYPE_CHECKING:
     from mtt.options.common import ServiceOptions
+    from mtt.options.links import Link, Login
     from mtt.process.runtime import Service
     from mtt.process.systemd import Inherited
 
@@ -87,6 +88,8 @@ class Command(NamedTuple):
     # Adds the options in a file that the given ones name, to these and those of the environment.
     # Raises UsageError.
     complete: Complete | None = None
+    # What -link prints, of a command that has it. Raises MttError.
+    links: Callable[[Values, Login | None], Sequence[Link]] | None = None
 
 
 def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -105,11 +108,17 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
         process = process_options(values)
         _set_up_log(command, process)
         reread = None
+        given = values
+        of_links = {flag.name for flag in command.flags if flag.group is Group.LINK}
         if command.complete is not None:
             reread = partial(command.complete, values, environ)
             values = reread()
             process = process_options(values)
             _set_up_log(command, process)
+        if command.links is not None and of_links & given.keys():
+            from mtt.process.handing_on import printed
+
+            return _print(printed(command.links, given, values, environ))
         return _serve(command, values, process, environ, plugin, reread)
     except KeyboardInterrupt:
         return 0  # Ctrl-C before the service handled signals
@@ -147,7 +156,10 @@ def given_options(
     values = parse_args(command.flags, argv)
     final = any(flag.final and flag.name in values for flag in command.flags)
     if command.plugin is not None and not final:
-        flags = [flag for flag in command.flags if flag is not CHECK]  # a plugin has to serve
+        # A plugin has to serve, not to print something and exit.
+        flags = [
+            flag for flag in command.flags if flag is not CHECK and flag.group is not Group.LINK
+        ]
         options = command.plugin.options(flags, values, environ)
         if options is not None:
             return options, command.plugin
@@ -211,7 +223,8 @@ def _print(text: str) -> int:
     if sys.stdout is None:  # closed before this process was started
         return EXIT_FAILURE
     try:
-        sys.stdout.write(text)
+        # In UTF-8, whatever the locale; bytes of the command line as they were.
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
         sys.stdout.flush()
     except OSError as error:
         # Otherwise Python reports the error again at exit.

@@ -40,7 +40,7 @@ def test_name_and_fields(package: Path) -> None:
     assert fields["Package"] == "mos-tls-tunnel"
     assert fields["Version"] == __version__
     assert fields["Depends"] == "python3 (>= 3.11), python3-cryptography (>= 38)"
-    assert fields["Suggests"] == "python3-uvloop, python3-yaml, python3-qrcode, python3-psycopg"
+    assert fields["Suggests"] == "python3-uvloop, python3-yaml, python3-segno, python3-psycopg"
     assert "@" not in text.replace(PROJECT.maintainer, "")
 
 

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
+from mtt.options.links import command_line
+from mtt.options.tunnel import SERVER_FLAGS
+from plugin.options import parse_options
 from tests.real.checks import http_transfers
 from tests.real.destinations import PAGE, Site
 from tests.support.certs import Authority, Certs
@@ -155,6 +158,26 @@ def test_plugin_in_the_path(
         cwd=Path("/"), env={"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
     )  # fmt: skip
     listening(server)
+
+
+@pytest.mark.parametrize("mode", [r"wss;wss-path=/a b\;c%", "anytls;p=x y"])
+def test_printed_plugin_options_work(
+    mode: str, shadowsocks: Shadowsocks, site: Site, tmp_path: Path
+) -> None:
+    """What mtt-server prints with -link is all that ss-local needs."""
+    shadowsocks.server_options = f"cert-dir={tmp_path / 'identity'}"
+    server = shadowsocks.start("ss-server", "mtt-server", f"{mode};{shadowsocks.server_options}")
+    listening(server)
+    values = parse_options(SERVER_FLAGS, f"{mode};{shadowsocks.server_options}")
+    line = command_line("mtt-server", SERVER_FLAGS, values)
+    address = f"127.0.0.1:{shadowsocks.server_port}"
+    given = (*shlex.split(line)[1:], "-link", "plugin", "-link-server", address)
+    options = run(*command("mtt-server"), *given).decode().removesuffix("\n")
+    local = shadowsocks.start("ss-local", "mtt-client", options)
+    listening(local)
+    local.expect("listening at")
+    socks = f"127.0.0.1:{shadowsocks.local_port}"
+    assert fetch_page(Pair(server, local, shadowsocks.server_port, socks), site) == PAGE
 
 
 def test_several_addresses(shadowsocks: Shadowsocks, site: Site) -> None:

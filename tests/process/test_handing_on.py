@@ -1,0 +1,124 @@
+"""-link of the commands: stdout has it alone, and passwords come from where they should."""
+
+from __future__ import annotations
+
+import getpass
+import warnings
+from pathlib import Path
+
+import pytest
+
+from mtt.errors import UsageError
+from mtt.options.flags import Values
+from mtt.options.links import Link, Login
+from mtt.process.command import main
+from mtt.process.handing_on import printed
+from mtt_client import COMMAND
+
+GIVEN = ("-s", "example.com:443", "-wss")
+
+
+def run(*argv: str, **environ: str) -> int:
+    return main(COMMAND, [*GIVEN, *argv], environ)
+
+
+def password(values: Values, **environ: str) -> str:
+    found = []
+
+    def links(_: Values, login: Login | None) -> list[Link]:
+        assert login is not None
+        found.append(login.password)
+        return [Link("all", "", "text")]
+
+    values = {"link": "all"} | values
+    printed(links, values, values, environ)
+    return found[0]
+
+
+def test_stdout_has_the_link_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("-link", "plugin", "-verbose") == 0
+    assert capfd.readouterr() == ("wss\n", "")
+
+
+@pytest.mark.parametrize("kind", ["plugin", "all"])
+def test_tunnels_of_a_file(
+    kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tunnels.toml"
+    path.write_text(
+        "wss = true\n[[tunnel]]\nname = 'home'\ns = 'a:443'\n[[tunnel]]\ns = 'b:443'\nmux = true\n"
+    )
+    assert main(COMMAND, ["-config", str(path), "-link", kind], {}) == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    if kind == "plugin":
+        assert out == "wss\nwss;mux\n"
+    else:
+        first, second = out.split("\ntunnel[1]\n")
+        assert first.startswith('tunnel[0] "home"\n\nCommand line:\n    mtt-client ')
+        assert " -s a:443 " in first and " -s b:443 " in second
+    assert main(COMMAND, ["-config", str(path), "-link", "ss"], {}) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and f'-config: {path}: tunnel[0] "home": -link ss: add -link-ss' in err
+
+
+def test_link_is_no_key_of_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tunnel.toml"
+    path.write_text("link = 'all'\n")
+    assert main(COMMAND, ["-config", str(path), "-check"], {}) == 1
+    assert 'unknown key "link"' in capfd.readouterr().err
+
+
+def test_bytes_of_the_command_line_stay(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert run("-link", "plugin", "-wss-path", "/\udcff") == 0
+    assert capfdbinary.readouterr().out == b"wss;wss-path=/\xff\n"
+
+
+@pytest.mark.parametrize(
+    "argv, error",
+    [
+        (("-qr",), "-qr: only meaningful with -link; add -link all"),
+        (("-link-ss", "aes-128-gcm:secret"), "-link-ss: only meaningful with -link; add"),
+        (("-link", "ss"), "-link ss: add -link-ss with method and password"),
+        (("-link", "ss", "-link-ss", "se cret"), "-link-ss: not like chacha20-ietf-poly1305:"),
+        (("-link", "uri"), "-link: 'uri' is not one of all, command, plugin, ss"),
+    ],
+)
+def test_errors(argv: tuple[str, ...], error: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(*argv) == 2
+    out, err = capfd.readouterr()
+    assert (out, "secret" in err) == ("", False)
+    assert err.startswith(f"mtt-client: {error}")
+
+
+def test_not_for_plugins(capfd: pytest.CaptureFixture[str]) -> None:
+    environ = {
+        "SS_REMOTE_HOST": "a", "SS_REMOTE_PORT": "1", "SS_LOCAL_HOST": "b", "SS_LOCAL_PORT": "2",
+        "SS_PLUGIN_OPTIONS": "link=all",
+    }  # fmt: skip
+    assert run(**environ) == 2
+    assert "plugin option link is not an option" in capfd.readouterr().err
+
+
+def test_password_of_the_command_line() -> None:
+    assert password({"link-ss": "aes-128-gcm:secret"}, SS_PASSWORD="other") == "secret"
+
+
+@pytest.mark.parametrize("text", ["aes-128-gcm", "aes-128-gcm:?"])
+def test_password_of_environment_or_terminal(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert password({"link-ss": text}, SS_PASSWORD="secret") == "secret"
+    monkeypatch.setattr(getpass, "getpass", lambda _: "typed")
+    assert password({"link-ss": text}) == "typed"
+
+
+def test_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(_: str) -> str:
+        warnings.warn("echo", getpass.GetPassWarning, stacklevel=1)
+        return "shown"
+
+    monkeypatch.setattr(getpass, "getpass", warn)
+    with pytest.raises(UsageError, match="no terminal to ask for the password on; set SS_PASS"):
+        password({"link-ss": "aes-128-gcm:?"})
+    monkeypatch.setattr(getpass, "getpass", lambda _: "")
+    with pytest.raises(UsageError, match="the password is empty"):
+        password({"link-ss": "aes-128-gcm"})
