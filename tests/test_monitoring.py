@@ -16,7 +16,7 @@ from tests.anytls.proxying import check_echo, client_for
 from tests.anytls.serving import server_for
 from tests.mu.users import one_user
 from tests.support.certs import Certs
-from tests.support.metrics import get, parse
+from tests.support.metrics import check_with_promtool, get, parse
 from tests.support.programs import require_program
 from tests.support.tunnels import both_ends, check_works, client_of, echo, port_of, serving
 
@@ -42,8 +42,8 @@ def rules() -> str:
     return (PROMETHEUS / "alerts.yml").read_text()
 
 
-async def labels_by_metric(certs: Certs) -> dict[str, set[str]]:
-    """The labels of all metrics, as programs serve them."""
+async def real_pages(certs: Certs) -> list[str]:
+    """The pages of all programs, with all options that add metrics."""
     pages = []
     async with contextlib.AsyncExitStack() as stack:
         enter = stack.enter_async_context
@@ -62,8 +62,13 @@ async def labels_by_metric(certs: Certs) -> dict[str, set[str]]:
         await check_echo(client, there.port)
         ends = await enter(gateway_and_agent(certs, metrics_per_group=True))
         pages += [service.metrics_page() for service in (*datagrams, ready, server, client, *ends)]
+    return pages
+
+
+async def labels_by_metric(certs: Certs) -> dict[str, set[str]]:
+    """The labels of all metrics, as programs serve them."""
     found: dict[str, set[str]] = {}
-    for page in pages:
+    for page in await real_pages(certs):
         for sample in parse(page):
             name, _, labels = sample.partition("{")
             found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels))
@@ -83,6 +88,11 @@ async def test_metrics_and_labels_of_queries_exist(certs: Certs) -> None:
             for label in found.split(",")
         } | set(re.findall(r"(\w+)=~?\"", query))  # fmt: skip
         assert labels - ADDED <= set().union(*(known[name] for name in names)), query
+
+
+async def test_promtool_accepts_all_pages(certs: Certs) -> None:
+    for page in await real_pages(certs):
+        check_with_promtool(page.encode())
 
 
 def test_panels_have_titles_places_and_the_data_source_of_the_user() -> None:

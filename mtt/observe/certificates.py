@@ -12,15 +12,15 @@ NAME = "mtt_certificate_not_after_timestamp_seconds"
 
 
 def certificate_lines(certificates: Iterable[TlsFiles]) -> str:
-    """When the certificates that a server presents expire; empty for clients."""
+    """When the certificates that this side presents expire; empty without any."""
     found: dict[str, float] = {}
     for files in certificates:
-        identity = files.identity
-        expiry = not_after(identity.pem) if identity is not None else None
-        if identity is not None and expiry is not None:
+        presented = files.presented
+        expiry = not_after(presented.pem) if presented is not None else None
+        if presented is not None and expiry is not None:
             # Several ports may have the same certificate; one in memory has no file.
-            found[labels(file=identity.path) if identity.path else ""] = expiry
+            found[labels(file=presented.path) if presented.path else ""] = expiry
     if not found:
         return ""
-    return metric(NAME, "gauge", "Unix time at which the server's certificate expires, by file.",
+    return metric(NAME, "gauge", "Unix time at which the own certificate expires, by file.",
                   found)  # fmt: skip

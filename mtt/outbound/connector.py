@@ -147,7 +147,10 @@ class _Tls:
         self._half_close = half_close
         self._started = False
         self.files = TlsFiles(
-            self._load, (options.ca, options.cert, options.key), on_change=on_change
+            self._load,
+            (options.ca, options.cert, options.key),
+            on_change=on_change,
+            own=options.cert,
         )
         self._resumption = Resumption()
 

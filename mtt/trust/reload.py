@@ -12,16 +12,24 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 from mtt.errors import MttError, UsageError
 from mtt.followed import FollowedFiles
 from mtt.log import logger
 from mtt.trust import certificates
 from mtt.trust.identity import Identity
-from mtt.trust.pem import PemSource
+from mtt.trust.pem import PemSource, read_pem
 from mtt.trust.tls_options import ServerTls
 
 Loaded = tuple[ssl.SSLContext, Identity | None]
+
+
+class Presented(NamedTuple):
+    """The certificate that this side presents."""
+
+    path: str  # empty for one that was made here
+    pem: bytes
 
 
 class TlsFiles(FollowedFiles):
@@ -29,7 +37,8 @@ class TlsFiles(FollowedFiles):
 
     `load` makes the context, and the identity of a server: in the constructor, and in a thread
     after every change. It raises MttError. Among `files`, empty paths and sources that are not
-    files are ignored. `on_change` is called after the context was replaced.
+    files are ignored. `on_change` is called after the context was replaced. `own` is a client's
+    certificate, which has no identity.
     """
 
     def __init__(
@@ -38,11 +47,13 @@ class TlsFiles(FollowedFiles):
         files: Iterable[PemSource],
         *,
         on_change: Callable[[], object] | None = None,
+        own: PemSource = "",
     ) -> None:
         self._load = load
+        self._own = own
         self._on_change = on_change
         super().__init__(path for path in files if path and isinstance(path, str))
-        self._context, self.identity = load()
+        self._context, self.identity, self.presented = self._load_all()
 
     def context(self) -> ssl.SSLContext:
         """The context for a new connection."""
@@ -65,14 +76,14 @@ class TlsFiles(FollowedFiles):
         if not self.has_changed():
             return
         try:
-            self._context, self.identity = self._load()
+            self._context, self.identity, self.presented = self._load_all()
         except MttError as error:
             logger.error("the old certificates stay in use: %s", error)
 
     async def _read_again(self) -> None:
         before = self.identity
         try:
-            context, identity = await asyncio.to_thread(self._load)
+            context, identity, presented = await asyncio.to_thread(self._load_all)
         except MttError as error:
             logger.error("the old certificates stay in use: %s", error)
             return
@@ -80,11 +91,18 @@ class TlsFiles(FollowedFiles):
         if identity is not None and before is not None:
             words = await asyncio.to_thread(lambda: identity.words)  # cached from then on
             hint = " (a NEW pin)" if words.pin != before.words.pin else ""
-        self._context, self.identity = context, identity
+        self._context, self.identity, self.presented = context, identity, presented
         logger.info("reloaded: %s%s", self.description, hint)
         self.warn()
         if self._on_change is not None:
             self._on_change()
+
+    def _load_all(self) -> tuple[ssl.SSLContext, Identity | None, Presented | None]:
+        context, identity = self._load()
+        if identity is not None:
+            return context, identity, Presented(identity.path, identity.pem)
+        presented = Presented(str(self._own), read_pem("-cert", self._own)) if self._own else None
+        return context, None, presented
 
 
 def server_tls(tls: ServerTls) -> TlsFiles:

@@ -43,14 +43,21 @@ def test_of_workers_the_earliest_counts_while_they_live() -> None:
     assert parse(str(total([gone, pages[0], pages[2]])))[NAME] == 6
 
 
-async def test_servers_show_it_and_clients_do_not(certs: Certs) -> None:
+async def test_both_ends_show_their_own(certs: Certs) -> None:
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(server_at("tls", 1, certs, **METRICS))
         client = await stack.enter_async_context(
             client_of("tls", port_of(server), certs, **METRICS)
+        )
+        of_client = {"cert": certs.other_cert, "key": certs.other_key}
+        owner = await stack.enter_async_context(
+            client_of("tls", port_of(server), certs, **METRICS, **of_client)
         )
         page = await get(address(server))
         expiry = not_after(Path(certs.cert).read_bytes())
         assert parse(page.decode())[f'{NAME}{{file="{certs.cert}"}}'] == expiry
         check_with_promtool(page)
         assert NAME.encode() not in await get(address(client))
+        expiry = not_after(Path(certs.other_cert).read_bytes())
+        page = await get(address(owner))
+        assert parse(page.decode())[f'{NAME}{{file="{certs.other_cert}"}}'] == expiry
