@@ -166,7 +166,7 @@ async def test_name_is_bound_where_this_machine_has_it():
     listener = await open_tcp("partly", resolver=resolver)
     assert listener.addresses == [f"127.0.0.1:{port_of(listener)}"]
     listener.close()
-    with pytest.raises(StartError, match=r"203\.0\.113\.7: this machine does not have"):
+    with pytest.raises(StartError, match=r"203\.0\.113\.7:0: this machine does not have"):
         await open_tcp("foreign", resolver=resolver)
     with pytest.raises(StartError, match="does not have this address"):
         await open_tcp("127.0.0.1", "foreign", resolver=resolver)
