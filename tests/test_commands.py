@@ -15,10 +15,12 @@ import pytest
 import mtt_client
 import mtt_server
 from mtt import __version__
+from mtt.errors import UsageError
 from mtt.options.flags import parse_args
 from mtt.options.tunnel import ClientOptions, ServerOptions
+from mtt.options.tunnel_file import TUNNELS
 from mtt.options.usage import usage
-from mtt.process.command import Command, Start
+from mtt.process.command import Command, Start, given_options
 from mtt.process.systemd import Inherited
 from tests.support.processes import command as command_line
 from tools.commands import COMMANDS
@@ -214,3 +216,25 @@ def test_nothing_of_configuration_files_is_loaded_without_one(command: str) -> N
         "mtt.process.configuration", "mtt.net.relisten", "mtt.observe.sums",
         "mtt.tunnels.configured", "mtt.tunnels.plan", "mtt.tunnels.reload", "mtt.tunnels.several",
     }  # fmt: skip
+
+
+def test_a_plugin_with_a_configuration_file(tmp_path: Path) -> None:
+    """Shadowsocks decides on the addresses, and the plugin's options override the file."""
+    path = tmp_path / "t.json"
+    path.write_text('{"b": ":3", "s": "b:4", "n": "c", "timeout": "2m", "mux": true}')
+    environ = PLUGIN | {"SS_PLUGIN_OPTIONS": f"config={path};timeout=1m"}
+    values, plugin = given_options(mtt_client.COMMAND, [], environ)
+    assert plugin is not None
+    assert mtt_client.COMMAND.complete is not None
+    values = mtt_client.COMMAND.complete(values, environ)
+    (tunnel,) = values[TUNNELS].tunnels
+    expected = {"b": "127.0.0.1:1080", "s": "127.0.0.1:443", "n": "c", "timeout": 60.0, "mux": True}
+    assert tunnel.values == expected
+    checked = mtt_client.prepare(tunnel.values, Start(True)).options
+    assert isinstance(checked, ClientOptions)
+    assert checked.plugin
+
+
+def test_a_plugin_is_not_only_checked() -> None:
+    with pytest.raises(UsageError, match="plugin option check is not an option"):
+        given_options(mtt_client.COMMAND, [], PLUGIN | {"SS_PLUGIN_OPTIONS": "check"})

@@ -96,7 +96,9 @@ def with_tunnels(
     try:
         process, tunnels = _read(flags, top, given, _OF_PROCESS - set(own))
     except UsageError as error:
-        raise UsageError(hidden(str(error), file.variables)) from None
+        # Not in the file's own path, in which $HOME may occur.
+        text = hidden(str(error).removeprefix(file.label), file.variables)
+        raise UsageError(f"{file.label}{text}") from None
     if complete is not None:
         for at, each in enumerate(tunnels):
             with file.errors(each.place):
@@ -172,7 +174,7 @@ def _values(section: Section, known: Mapping[str, Flag], others: set[str]) -> Va
             continue
         flag = known.get(key)
         if flag is None:
-            _unknown(section, key, known)
+            _unknown(section, key, known, others)
         if flag.name in values:
             section.fail(key, f"the same as {flag.name}; remove one")
         match flag.kind:
@@ -187,10 +189,17 @@ def _values(section: Section, known: Mapping[str, Flag], others: set[str]) -> Va
     return values
 
 
-def _unknown(section: Section, key: str, known: Mapping[str, Flag]) -> NoReturn:
-    if key in (CONFIG.name, CHECK.name):
+def _unknown(
+    section: Section, key: str, known: Mapping[str, Flag], others: set[str]
+) -> NoReturn:
+    from difflib import get_close_matches  # slow to import and rarely needed
+
+    if key in _NO_KEYS:
         section.fail(key, "only for the command line; remove it")
-    advice = suggestion(key.removeprefix("-"), None, known, dash="")
+    if similar := get_close_matches(key.lower(), others, 1):
+        advice = f"did you mean {similar[0]}?"
+    else:
+        advice = suggestion(key.removeprefix("-"), None, known, dash="")
     raise UsageError(
         f'{section.label()}: unknown key "{clipped(key)}"; '
         f"{advice or '-h lists the options, which are the keys'}"

@@ -23,7 +23,7 @@ from mtt.observe.lag import LagMeter
 from mtt.observe.metrics import labels
 from mtt.observe.process import build_lines, process_lines
 from mtt.observe.sums import Page, total
-from mtt.options.tunnel_file import TunnelFile
+from mtt.options.tunnel_file import TunnelFile, hidden
 from mtt.process import runtime
 from mtt.process.configuration import Configuration
 from mtt.tunnels.plan import Plan, Planned
@@ -41,6 +41,7 @@ class Running:
     def __init__(self, planned: Planned, file: TunnelFile, tunnels: Tunnels) -> None:
         """Raises MttError, for example if its certificate is unusable."""
         self.planned = planned
+        self._file = file
         self._tunnels = tunnels
         self._context = copy_context()
         self._context.run(subject.set, self)
@@ -76,9 +77,9 @@ class Running:
         try:
             return await self.task(work)
         except MttError as error:
-            if not self.planned.place:
-                raise
-            raise type(error)(f"{self.planned.place}: {error}") from error.__cause__
+            text = hidden(str(error), self._file.variables)
+            place = self.planned.place
+            raise type(error)(f"{place}: {text}" if place else text) from error.__cause__
 
 
 class Tunnels(runtime.Service):

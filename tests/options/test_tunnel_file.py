@@ -132,6 +132,8 @@ def test_other_names_of_an_option(tmp_path: Path) -> None:
         ({"path": "/"}, 'unknown key "path"; write wss and wss-path=PATH'),
         ({"zzzz": 1}, 'unknown key "zzzz"; -h lists the options, which are the keys'),
         ({"insecur": 1}, 'unknown key "insecur"; -h lists the options, which are the keys'),
+        ({"tunels": []}, 'unknown key "tunels"; did you mean tunnel?'),
+        ({"tunnel": [{"nmae": "x"}]}, 'tunnel[0]: unknown key "nmae"; did you mean name?'),
         ({"config": "x"}, "config: only for the command line; remove it"),
         ({"check": True}, "check: only for the command line; remove it"),
         ({"help": True}, 'unknown key "help"; -h lists the options, which are the keys'),
@@ -201,6 +203,11 @@ def test_a_part_of_a_long_value_is_not_shown_either() -> None:
     assert hidden(f"-s: '{secret[:80]}...' has no port", {"A": secret}) == (
         "-s: '${A}...' has no port"
     )
+
+
+def test_the_path_of_the_file_is_shown(tmp_path: Path) -> None:
+    text = error(tmp_path, {"mux": "${HOME}/x"}, environ={"HOME": str(tmp_path)})
+    assert text == "mux: '${HOME}/x' is not a boolean; write true or false"
 
 
 def test_short_values_do_not_garble_errors() -> None:

@@ -103,6 +103,26 @@ async def test_an_unchanged_tunnel_goes_on(certs: Certs, tmp_path: Path) -> None
         await check_works(run.port("two"))
 
 
+async def test_an_unchanged_tunnel_keeps_its_sessions(certs: Certs, tmp_path: Path) -> None:
+    async with serving(echo) as there, server_at("mux", there.port, certs) as server:
+        top = trusting(certs)
+        mux, other = client(server, "mux", mux=True), client(server, "other", mux=True)
+        file = File(tmp_path, content(top, mux, other), "mtt-client")
+        with logged() as lines:
+            async with running(file) as tunnels:
+                for name in ("mux", "other"):
+                    await check_works(port_of_tunnel(tunnels, name))
+                kept = tunnel_named(tunnels, "mux").service
+                sessions = list(kept._sessions())
+                assert sessions
+                file.write(content(top, mux))
+                tunnels.reload()
+                await eventually(lambda: "INFO reloaded: 1 tunnel removed" in lines)
+                await eventually(lambda: not tunnels.leaving)  # its idle sessions are closed
+                assert list(kept._sessions()) == sessions
+                await check_works(port_of_tunnel(tunnels, "mux"))
+
+
 async def test_nothing_changes(certs: Certs, tmp_path: Path) -> None:
     async with house(tmp_path, certs, "one", "two") as run:
         before = list(run.tunnels.running)
@@ -292,6 +312,17 @@ async def test_a_tunnel_that_does_not_start_changes_nothing(
         await one.check_echo()
         for port in ports.values():
             await check_works(port)
+
+
+async def test_another_password_in_a_file_is_a_change(certs: Certs, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.touch(0o600)
+    secret.write_text("one")
+    options = {"anytls": True, "password-file": str(secret)}
+    async with house(tmp_path, certs, "b") as run:
+        await run.change("1 tunnel added", run.at("a", **options), run.at("b"))
+        secret.write_text("another")
+        await run.change("reloaded: 1 tunnel changed", run.at("a", **options), run.at("b"))
 
 
 async def test_settings_that_need_a_restart_are_named(certs: Certs, tmp_path: Path) -> None:

@@ -1,72 +1,56 @@
-"""-udp in a configuration file that changes while its tunnels run."""
+"""Tunnels with -udp in a configuration file that changes."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
-import pytest
-
-from mtt.udp.port import UdpPort
+from mtt.server import Server
+from mtt.tunnels.several import Tunnels
 from tests.support.certs import Certs
-from tests.support.several import File, running, trusting
-from tests.support.tunnels import SOON, check_works, echo, logged, server_at, serving
-from tests.tunnels.test_reload import House, client, content
+from tests.support.several import File, port_of_tunnel, running, trusting
+from tests.support.tunnels import (
+    check_works,
+    echo,
+    eventually,
+    port_of,
+    server_at,
+    serving,
+)
 from tests.udp.peers import Udp, answering
 
 
-@contextlib.asynccontextmanager
-async def house(folder: Path, certs: Certs, **options: object) -> AsyncIterator[House]:
-    """A client with a tunnel `one` of these options, and a server with -udp."""
-    async with serving(echo) as there, contextlib.AsyncExitStack() as stack:
-        stack.enter_context(answering(port=there.port))
-        server = await stack.enter_async_context(server_at("tls", there.port, certs, udp=True))
-        top = trusting(certs)
-        tunnel = client(server, "one", **options)
-        file = File(folder, content(top, tunnel), "mtt-client")
-        lines = stack.enter_context(logged())
-        async with asyncio.timeout(2 * SOON), running(file) as tunnels:
-            yield House(file, tunnels, server, top, lines)
+async def test_datagrams_go_on_when_a_tunnel_changes(certs: Certs, tmp_path: Path) -> None:
+    async with serving(echo) as there:
+        with answering(port=there.port):
+            async with server_at("tls", there.port, certs, udp=True) as server:
+                file = File(tmp_path, described(certs, server), "mtt-client")
+                async with running(file) as tunnels:
+                    await check_changes(file, tunnels, certs, server)
 
 
-async def test_flows_go_on_when_their_tunnel_changes(certs: Certs, tmp_path: Path) -> None:
-    async with house(tmp_path, certs, udp=True) as run:
-        port = run.port("one")
-        with Udp(port) as application:
-            await application.check_echo(b"before")
-            await run.change("1 tunnel changed", run.at("one", udp=True, timeout="1m"))
-            assert run.port("one") == port
-            await application.check_echo(b"after")
+def described(certs: Certs, server: Server, **options: Any) -> dict[str, Any]:
+    tunnel = {"name": "one", "b": "127.0.0.1:0", "s": f"127.0.0.1:{port_of(server)}", "udp": True}
+    return trusting(certs) | {"tunnel": [tunnel | options]}
 
 
-async def test_udp_is_switched_on_and_off(certs: Certs, tmp_path: Path) -> None:
-    async with house(tmp_path, certs) as run:
-        port = run.port("one")
-        await run.change("1 tunnel changed", run.at("one", udp=True))
-        assert run.port("one") == port
-        with Udp(port) as application:
-            await application.check_echo(b"on")
-            await run.change("1 tunnel changed", run.at("one"))
-            with pytest.raises(ConnectionRefusedError):
-                application.send(b"off")
-                application.send(b"off")
+async def check_changes(file: File, tunnels: Tunnels, certs: Certs, server: Server) -> None:
+    async def change(**options: Any) -> None:
+        before = tunnels.running
+        file.write(described(certs, server, **options))
+        tunnels.reload()
+        await eventually(lambda: tunnels.running != before)
+        assert port_of_tunnel(tunnels, "one") == port
         await check_works(port)
 
-
-async def test_former_tunnel_goes_on_if_the_new_one_cannot(
-    certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with house(tmp_path, certs, udp=True) as run:
-        with Udp(run.port("one")) as application:
-            await application.check_echo(b"before")
-
-            def start(*_: object) -> None:
-                monkeypatch.undo()
-                raise OSError("no more")
-
-            monkeypatch.setattr(UdpPort, "start", start)
-            await run.change("not reloaded", run.at("one", udp=True, timeout="1m"))
-        with Udp(run.port("one")) as application:  # port 0 draws another one
-            await application.check_echo(b"after")
+    port = port_of_tunnel(tunnels, "one")
+    with Udp(port) as application:
+        await application.check_echo(b"before")
+        await change(timeout="1m")
+        await application.check_echo(b"after")
+        await change(udp=False)
+        (only,) = tunnels.running
+        assert only.service._listener is not None
+        assert not only.service._listener._udp
+        await change(udp=True)
+        await application.check_echo(b"again")
