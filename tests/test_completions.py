@@ -19,7 +19,7 @@ from tools.commands import COMMANDS
 from tools.completions import fish, write_completions, zsh
 
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-SOON = 10.0  # seconds
+SOON = 20.0  # seconds
 
 # A line up to the cursor, and what may come there: the last word with the "=" that bash and fish
 # see as a part of it.

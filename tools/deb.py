@@ -139,10 +139,9 @@ def add_documents(tree: Tree, project: Project, top: Path) -> None:
         text = (top / name).read_text()
         tree.write(f"{documents}/{name}", text.replace("(LICENSE)", "(copyright)").replace(
             ": LICENSE\n", ": copyright\n"))  # fmt: skip
-    for path in files_below(top / "docs"):
-        tree.copy(path, f"{documents}/docs/{path.relative_to(top / 'docs')}")
-    for path in files_below(top / "examples"):
-        tree.copy(path, f"{documents}/examples/{path.relative_to(top / 'examples')}")
+    for directory in ("docs", "examples", "contrib/prometheus", "contrib/grafana"):
+        for path in files_below(top / directory):
+            tree.copy(path, f"{documents}/{path.relative_to(top)}")
     tree.write(f"{documents}/copyright", machine_readable_copyright(project, top))
     tree.compress(f"{documents}/changelog", debian_changelog(project, top))
     overrides = "# Only root may read passwords.\n" + "".join(

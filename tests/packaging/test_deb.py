@@ -113,6 +113,8 @@ def test_links_of_documents_lead_to_files(tree: Path) -> None:
             if target and ":" not in target:
                 assert (path.parent / target).exists(), f"{path.name}: {target}"
     assert len(list(documents.glob("examples/*"))) >= 2
+    assert (documents / "contrib" / "prometheus" / "alerts.yml").exists()
+    assert list(documents.glob("contrib/grafana/*.json"))
 
 
 def test_commands_run_with_the_systems_python(tree: Path, tmp_path: Path) -> None:
