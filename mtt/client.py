@@ -63,25 +63,18 @@ class Client(Service):
             from mtt.outbound.proxy_dialer import ProxyDialer
 
             dialer = ProxyDialer(direct, options.proxy)
-        self._connector = self._new_connector(dialer, mode.client_alpn)
+        self._connector = Connector(
+            options.server,
+            dialer,
+            self.counters,
+            replace(options.tls, alpn=mode.client_alpn),
+            half_close=mode.half_close,
+            on_change=lambda: self._upstream.renew(),
+        )
         self.certificates = self._connector.files
-        self._datagram_connector = self._connector
-        if options.udp_time and mode.datagram_alpn != mode.client_alpn:
-            self._datagram_connector = self._new_connector(dialer, mode.datagram_alpn)
-            self.certificates += self._datagram_connector.files
         self._udp: UdpPort | None = None
         self.waiting: set[StreamTransport] = set()  # before the first byte
         self.closed = False
-
-    def _new_connector(self, dialer: Dialer | ProxyDialer, alpn: tuple[str, ...]) -> Connector:
-        return Connector(
-            self._options.server,
-            dialer,
-            self.counters,
-            replace(self._options.tls, alpn=alpn),
-            half_close=MODES[self._options.mode].half_close,
-            on_change=lambda: self._upstream.renew(),
-        )
 
     @cached_property
     def _upstream(self) -> Upstream:
@@ -107,7 +100,7 @@ class Client(Service):
     def _serve_udp(self) -> None:
         """Listen for datagrams, if that is wanted. Raises StartError."""
         assert self._listener is not None
-        options, connector = self._options, self._datagram_connector
+        options = self._options
         if not options.udp_time:
             self._listener.close_udp()  # of a predecessor
             return
@@ -117,10 +110,8 @@ class Client(Service):
         if self._udp is None:
             from mtt.udp.port import UdpPort
 
-            if connector is not self._connector:
-                connector.start()
             open_stream = partial(
-                MODES[options.mode].open_datagrams, options, connector, self._upstream
+                MODES[options.mode].open_datagrams, options, self._connector, self._upstream
             )
             self._udp = UdpPort(
                 str(options.server), open_stream, self.open_tunnels, idle_time=options.udp_time

@@ -66,9 +66,7 @@ class Mode:
     upgrade: Callable[[ClientOptions], Finish | None] = lambda _: None
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
-    # Streams for datagrams: the ALPN names that the client offers for their connections, and how it
-    # opens one, given the connector of these.
-    datagram_alpn: tuple[str, ...]
+    # How the client opens a stream for datagrams.
     open_datagrams: Callable[[ClientOptions, Connector, Upstream], Awaitable[StreamTransport]]
 
     def command_line(self, password: str) -> tuple[str, ...]:
@@ -162,7 +160,7 @@ def _anytls(options: ClientOptions, connector: Connector, counters: Counters) ->
 async def _datagram_connection(
     options: ClientOptions, connector: Connector, upstream: Upstream
 ) -> StreamTransport:
-    return await connector.connect()
+    return await connector.connect(alpn=alpn.DATAGRAMS)
 
 
 async def _datagram_websocket(
@@ -245,7 +243,6 @@ _over_tls = partial(
     server_alpn=alpn.STREAM,
     half_close=True,
     reader=_stream_reader,
-    datagram_alpn=alpn.DATAGRAMS,
     open_datagrams=_datagram_connection,
 )
 _over_websocket = partial(
@@ -255,7 +252,6 @@ _over_websocket = partial(
     half_close=False,
     upgrade=_websocket,
     reader=_websocket_reader,
-    datagram_alpn=alpn.WEBSOCKET,
     open_datagrams=_datagram_websocket,
 )
 _TABLE = (
@@ -279,7 +275,6 @@ _TABLE = (
         half_close=True,
         upstream=_anytls,
         reader=_anytls_reader,
-        datagram_alpn=alpn.WEBSOCKET,
         open_datagrams=_datagram_stream,
     ),
 )

@@ -85,12 +85,16 @@ class Connector:
         hand_over(transport, session)
 
     async def connect(
-        self, address: str = "", *, finish: Finish | None = None
+        self,
+        address: str = "",
+        *,
+        finish: Finish | None = None,
+        alpn: tuple[str, ...] | None = None,
     ) -> StreamTransport:
         """Make a connection. Its protocol is a `Parked`.
 
         `address`: of the server, an IP literal; empty: the dialer finds one. `finish`: instead of
-        the attribute.
+        the attribute. `alpn`: names to offer instead of those in the TLS options.
 
         Raises PeerError or NetworkError, naming the server.
         """
@@ -99,7 +103,7 @@ class Connector:
 
         def tls_layer() -> TlsLayer:
             assert self._tls is not None
-            layers.append(self._tls.layer(parked))
+            layers.append(self._tls.layer(parked, alpn))
             return layers[-1]
 
         self.connecting += 1
@@ -165,9 +169,19 @@ class _Tls:
         self._started = True
         self.files.follow()
 
-    def layer(self, parked: Parked) -> TlsLayer:
-        """The layer of a new connection."""
+    def layer(self, parked: Parked, alpn: tuple[str, ...] | None) -> TlsLayer:
+        """The layer of a new connection, which offers `alpn`; None: what the options say."""
         context = self.files.context()
+        if alpn is None or alpn == self._options.alpn:
+            return self._layer(parked, context)
+        # OpenSSL copies the names into a connection when that is made.
+        context.set_alpn_protocols(alpn)
+        try:
+            return self._layer(parked, context)
+        finally:
+            context.set_alpn_protocols(self._options.alpn)
+
+    def _layer(self, parked: Parked, context: ssl.SSLContext) -> TlsLayer:
         return TlsLayer(
             parked,
             context,

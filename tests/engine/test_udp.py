@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -251,3 +251,48 @@ async def test_port_in_use_for_udp_is_named(certs: Certs) -> None:
         ):
             async with client_of("tls", port_of(server), certs, udp=True, b=address):
                 pass
+
+
+@in_every_mode
+async def test_tcp_after_udp_is_not_taken_for_it(mode: str, certs: Certs) -> None:
+    async with listening() as there, both_ends(mode, there.port, certs, udp=True) as (_, client):
+        with answering(port=there.port), Udp(port_of(client)) as datagrams:
+            async with asyncio.timeout(SOON):
+                await datagrams.check_echo()
+                async with await connect(port_of(client)) as application:
+                    await (await there.accept()).send(b"220 welcome\r\n")
+                    assert await application.exactly(13) == b"220 welcome\r\n"
+
+
+@in_every_mode
+async def test_blocked_link_drops_old_datagrams_and_keeps_order(
+    mode: str, certs: Certs, small_buffers: None
+) -> None:
+    async with both_kinds(mode, certs) as (server, client):
+        with Udp(port_of(client)) as application:
+            await application.check_echo(bytes(4))
+            assert server._udp is not None
+            (served,) = server._udp._clients
+            found: list[int] = []
+
+            def deliver(datagrams: Sequence[tuple[int, memoryview]]) -> None:
+                found.extend(int.from_bytes(payload) for _, payload in datagrams)
+
+            served.deliver = deliver  # type: ignore[method-assign]
+            served.link.lower.pause_reading()
+            assert client._udp is not None
+            counters = client._udp.counters
+            sent = before = counters.sent
+
+            def all_read() -> bool:
+                return counters.sent == sent
+
+            while not counters.dropped_full:
+                for _ in range(20):  # fewer than what the port's socket holds
+                    sent += 1
+                    application.send(sent.to_bytes(1200, "big"))
+                await eventually(all_read)
+            served.link.lower.resume_reading()
+            await eventually(lambda: found[-1:] == [sent])
+            assert found == sorted(set(found))
+            assert len(found) == sent - before - counters.dropped_full
