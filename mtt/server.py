@@ -9,17 +9,15 @@ from mtt.address import Endpoint
 from mtt.modes import MODES, describe_mode
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ServerOptions
-from mtt.tunnels.server import ServerService
+from mtt.udp.server import DatagramServer
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import ServeMux
 
 if TYPE_CHECKING:
     from mtt.inbound.front import HeadReader
-    from mtt.layers.base import StreamTransport
-    from mtt.udp.forwarder import UdpForwarder
 
 
-class Server(ServerService):
+class Server(DatagramServer):
     """mtt-server: `start()` listens, `close()` ends everything.
 
     Raises UsageError when the certificate is unusable.
@@ -28,10 +26,8 @@ class Server(ServerService):
     def __init__(self, options: ServerOptions) -> None:
         alpn = MODES[options.mode].server_alpn
         tls = replace(options.tls, alpn=alpn) if options.tls is not None else None
-        self._resolver = Resolver()
-        super().__init__(options, self._resolver, tls)
+        super().__init__(options, Resolver(), tls)
         self._options = options
-        self._udp: UdpForwarder | None = None
         self._paths = ServeMux(options.wss_path)
 
     def _reader(self) -> HeadReader[Endpoint, Any]:
@@ -42,24 +38,6 @@ class Server(ServerService):
         await self.serve(lambda: self._frontend.accept())
         self.follow()
 
-    def load(self) -> None:
-        super().load()
-        if self._options.udp_time and self._udp is None:
-            from mtt.udp.forwarder import UdpForwarder
-
-            self._udp = UdpForwarder(
-                self._resolver, self.open_tunnels, idle_time=self._options.udp_time
-            )
-
-    async def drain(self) -> None:
-        if self._udp is not None:
-            self._udp.close()
-        await super().drain()
-
-    def metrics_page(self) -> str:
-        page = super().metrics_page()
-        return page if self._udp is None else page + self._udp.metrics()
-
     def _description(self) -> str:
         mode = describe_mode(self._options.mode, tls=self._tls is not None)
         udp = " and UDP" if self._options.udp_time else ""
@@ -69,7 +47,3 @@ class Server(ServerService):
 
     def route(self, request: Request) -> Endpoint | Reply:
         return self._paths.route(request) or self._options.destination
-
-    def serve_datagrams(self, stream: StreamTransport, destination: Endpoint) -> None:
-        assert self._udp is not None
-        self._udp.serve(stream, destination)

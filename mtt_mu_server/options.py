@@ -46,6 +46,9 @@ FLAGS = (
                           "which the server otherwise has to guess; with -mux they have their "
                           "mux."),
     common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
+    common.UDP._replace(help="Carry UDP as well, from clients with -udp to the host and port of "
+                        "their user's destination."),
+    common.UDP_TIMEOUT,
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,
     common.FAST_OPEN,

@@ -16,7 +16,7 @@ from mtt.layers.base import StreamTransport
 from mtt.modes import describe_mode
 from mtt.net.resolve import Resolver, use_threads
 from mtt.tunnels.rate_limit import RateLimiter
-from mtt.tunnels.server import ServerService
+from mtt.udp.server import DatagramServer
 from mtt.users.directory import LimitedDirectory
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
@@ -29,8 +29,11 @@ from mtt_mu_server.users import Tunnel, User, Users, fingerprint
 if TYPE_CHECKING:
     from mtt_mu_server.hub import MultiUserHub
 
+# Carries an admitted stream of a user.
+_Carry = Callable[[StreamTransport, User, Tunnel], Awaitable[None]]
 
-class MultiUserServer(ServerService):
+
+class MultiUserServer(DatagramServer):
     """mtt-mu-server: `start()` listens, `close()` ends everything.
 
     Raises UsageError if a certificate or the token is unusable.
@@ -39,10 +42,9 @@ class MultiUserServer(ServerService):
     shares_state = True
 
     def __init__(self, options: MultiUserOptions) -> None:
-        self._resolver = Resolver()
         super().__init__(
             replace(options, metrics=None, metrics_unix=""),  # see Management
-            self._resolver, options.tls,
+            Resolver(), options.tls,
             on_session=lambda user, session: self._users.session_changed(user, session),
         )  # fmt: skip
         self._options = options
@@ -63,6 +65,7 @@ class MultiUserServer(ServerService):
             self._route,
             mux=self._options.mux,
             v2ray=self._options.v2ray,
+            datagrams=self._serve_datagrams if self._options.udp_time else None,
             refusal=NOT_FOUND,  # as for unknown paths; otherwise it would reveal existing ones
         )
 
@@ -100,6 +103,7 @@ class MultiUserServer(ServerService):
         management = self._management
         # With several workers, the hub logs what it manages.
         managed = management is not None and management.addresses
+        mode += " and UDP" if self._options.udp_time else ""
         return f"{mode}, for {management.describe()}" if management and managed else mode
 
     def hub(self) -> MultiUserHub | None:
@@ -148,6 +152,12 @@ class MultiUserServer(ServerService):
         return user
 
     def _serve(self, stream: StreamTransport, user: User) -> None:
+        self._begin(stream, user, self._carry)
+
+    def _serve_datagrams(self, stream: StreamTransport, user: User) -> None:
+        self._begin(stream, user, self._carry_datagrams)
+
+    def _begin(self, stream: StreamTransport, user: User, carry: _Carry) -> None:
         # The user may have changed since a multiplexed connection was opened.
         known = self._users.find(user.path)
         room = self.open_tunnels.admission.has_room()
@@ -156,33 +166,56 @@ class MultiUserServer(ServerService):
             self._events.full += known is not None and room
             stream.abort()
             return
-        self.open_tunnels.spawn(stream, self._carry(stream, known, tunnel))
+        self.open_tunnels.spawn(stream, self._admitted(stream, known, tunnel, carry))
 
-    async def _carry(self, stream: StreamTransport, user: User, tunnel: Tunnel) -> None:
+    async def _admitted(
+        self, stream: StreamTransport, user: User, tunnel: Tunnel, carry: _Carry
+    ) -> None:
         try:
-            if not await self._users.admitted(tunnel):
+            if await self._users.admitted(tunnel):
+                await carry(stream, user, tunnel)
+            else:
                 self._events.full += 1
                 stream.abort()
-                return
-            try:
-                far = await self.connect(parse_endpoint("dst", user.dst), stream)
-            except NetworkError as error:
-                self._events.dial_failures += 1
-                self.counters.dial_failures += 1
-                raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
-            if tunnel.cut:
-                far.abort()
-                return
-            near = stream
-            buckets = self._users.buckets(user)
-            if buckets:
-                limiters = [RateLimiter(bucket) for bucket in buckets]
-                for limiter, end in zip(limiters, (near, far), strict=True):
-                    limiter.start(end)
-                near, far = limiters
-            tunnel.relay = self.open_tunnels.relay(
-                near, far, on_done=lambda _: self._users.leave(tunnel)
-            )
         finally:
             if tunnel.relay is None:
                 self._users.leave(tunnel)
+
+    async def _carry(self, stream: StreamTransport, user: User, tunnel: Tunnel) -> None:
+        try:
+            far = await self.connect(parse_endpoint("dst", user.dst), stream)
+        except NetworkError as error:
+            self._events.dial_failures += 1
+            self.counters.dial_failures += 1
+            raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
+        if tunnel.cut:
+            far.abort()
+            return
+        near = stream
+        buckets = self._users.buckets(user)
+        if buckets:
+            limiters = [RateLimiter(bucket) for bucket in buckets]
+            for limiter, end in zip(limiters, (near, far), strict=True):
+                limiter.start(end)
+            near, far = limiters
+        tunnel.relay = self.open_tunnels.relay(
+            near, far, on_done=lambda _: self._users.leave(tunnel)
+        )
+
+    async def _carry_datagrams(self, stream: StreamTransport, user: User, tunnel: Tunnel) -> None:
+        if tunnel.cut:
+            return
+        assert self._udp is not None
+        down = None
+        buckets = self._users.buckets(user)
+        if buckets:
+            up, down = buckets
+            limiter = RateLimiter(up)
+            limiter.start(stream)
+            stream = limiter
+        tunnel.relay = self._udp.serve(
+            stream,
+            parse_endpoint("dst", user.dst),
+            down=down,
+            on_done=lambda _: self._users.leave(tunnel),
+        )

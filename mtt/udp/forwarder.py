@@ -23,6 +23,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from logging import DEBUG
+from typing import TYPE_CHECKING
 
 from mtt.address import Endpoint, host_port, peer_name
 from mtt.errors import MttError, NetworkError, StuckError, describe
@@ -38,6 +39,10 @@ from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_lim
 from mtt.udp.link import Link
 from mtt.udp.queues import FairQueues
 from mtt.wire.datagrams import MAX_DATAGRAM
+
+if TYPE_CHECKING:
+    from mtt.tunnels.rate_limit import TokenSource
+    from mtt.udp.shaper import Shaper
 
 # Seconds for which a link without a flow stays open. The client closes it before.
 EMPTY_TIME = 60.0
@@ -81,19 +86,33 @@ class UdpForwarder:
     def metrics(self) -> str:
         return self.counters.page(self.flows)
 
-    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
-        """Take over a parked stream whose datagrams are for `destination`."""
+    def serve(
+        self,
+        stream: StreamTransport,
+        destination: Endpoint,
+        *,
+        down: TokenSource | None = None,
+        on_done: Callable[[Link], object] | None = None,
+    ) -> Link | None:
+        """Take over a parked stream whose datagrams are for `destination`.
+
+        `down`: limits the rate of answers. `on_done`: called once at the end of the link. Returns
+        None, after aborting the stream, if -max-conns permits no more.
+        """
         if not self._tunnels.admission.has_room():
             stream.abort()
-            return
-        client = _Client(self, stream, destination)
+            return None
+        client = _Client(self, stream, destination, on_done)
         self._clients.add(client)
-        client.link = self._tunnels.track(stream, client.make_link, partial(self._lost, client))
-        client.link.start()
+        link: Link = self._tunnels.track(stream, client.make_link, partial(self._lost, client))
+        client.begin(link, down)
+        return link
 
     def _lost(self, client: _Client, link: Link) -> None:
-        client.close()
         self._clients.discard(client)
+        client.close()
+        if client.on_done is not None:
+            client.on_done(link)
 
     def close(self) -> None:
         """End all links after what was sent; clients open new ones elsewhere."""
@@ -118,9 +137,14 @@ class _Client:
     """The flows of one link."""
 
     link: Link
+    _send_down: Callable[[int, bytes], None]  # to the link, or through the shaper
 
     def __init__(
-        self, forwarder: UdpForwarder, stream: StreamTransport, destination: Endpoint
+        self,
+        forwarder: UdpForwarder,
+        stream: StreamTransport,
+        destination: Endpoint,
+        on_done: Callable[[Link], object] | None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._forwarder = forwarder
@@ -131,6 +155,8 @@ class _Client:
         self._lookup_at = 0.0  # loop time when the next one is due
         self._waiting = FairQueues()  # for the lookup
         self._flows: dict[int, _Flow] = {}
+        self._shaper: Shaper | None = None
+        self.on_done = on_done
         self._empty_since = self._loop.time()
         self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
 
@@ -144,9 +170,23 @@ class _Client:
             self._stream, self, counters, is_client=False, done=done, queues=FairQueues()
         )
 
+    def begin(self, link: Link, down: TokenSource | None) -> None:
+        """Begin with the new link."""
+        self.link = link
+        if down is None:
+            self._send_down = link.send
+        else:
+            from mtt.udp.shaper import Shaper  # only if needed
+
+            self._shaper = Shaper(link, down)
+            self._send_down = self._shaper.send
+        link.start()
+
     def close(self) -> None:
         """End all flows: the link is lost."""
         self._timer.cancel()
+        if self._shaper is not None:
+            self._shaper.close()
         if self._lookup is not None:
             self._lookup.cancel()
         for flow in list(self._flows.values()):
@@ -220,7 +260,7 @@ class _Client:
     # Towards the client.
 
     def _readable(self, flow: _Flow) -> None:
-        counters, link, number = self._forwarder.counters, self.link, flow.number
+        counters, send, number = self._forwarder.counters, self._send_down, flow.number
         receive = flow.sock.recv_into
         flow.active = self._loop.time()
         for _ in range(BATCH):
@@ -241,7 +281,7 @@ class _Client:
             if size > MAX_DATAGRAM:
                 self._report_large(size, f"the limit is {MAX_DATAGRAM}")
             else:
-                link.send(number, bytes(_received[:size]))
+                send(number, bytes(_received[:size]))
 
     def _report_large(self, size: int, why: str) -> None:
         self._forwarder.counters.dropped_size += 1

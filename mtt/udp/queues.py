@@ -25,15 +25,25 @@ class _Queue(deque[bytes]):
 
 
 class FairQueues:
-    """The queues of all flows that have datagrams waiting."""
+    """The queues of all flows that have datagrams waiting.
 
-    __slots__ = ("_queues",)
+    Attributes:
+        size: bytes of all datagrams, with a header for each.
+    """
+
+    __slots__ = ("_queues", "size")
 
     def __init__(self) -> None:
         self._queues: dict[int, _Queue] = {}  # the one whose turn it is comes first
+        self.size = 0
 
     def __bool__(self) -> bool:
         return bool(self._queues)
+
+    @property
+    def next_size(self) -> int:
+        """Bytes of the next datagram, with its header."""
+        return len(next(iter(self._queues.values()))[0]) + HEADER_SIZE
 
     def add(self, flow: int, payload: Data) -> int:
         """Append a datagram. Returns how many of its flow were dropped for it."""
@@ -41,11 +51,11 @@ class FairQueues:
         if queue is None:
             queue = self._queues[flow] = _Queue()
         queue.append(bytes(payload))
-        queue.size += len(payload) + HEADER_SIZE
+        self._grow(queue, len(payload) + HEADER_SIZE)
         most = max(MIN_FLOW_BYTES, min(MAX_FLOW_BYTES, MAX_BYTES // len(self._queues)))
         dropped = 0
         while queue.size > most:
-            queue.size -= len(queue.popleft()) + HEADER_SIZE
+            self._grow(queue, -(len(queue.popleft()) + HEADER_SIZE))
             dropped += 1
         if not queue:
             del self._queues[flow]
@@ -56,17 +66,26 @@ class FairQueues:
         flow, queue = next(iter(self._queues.items()))
         del self._queues[flow]
         payload = queue.popleft()
+        self._grow(queue, -(len(payload) + HEADER_SIZE))
         if queue:
-            queue.size -= len(payload) + HEADER_SIZE
             self._queues[flow] = queue
         return flow, payload
 
     def discard(self, flow: int) -> int:
         """Drop the datagrams of a flow that has ended. Returns how many."""
-        return len(self._queues.pop(flow, ()))
+        queue = self._queues.pop(flow, None)
+        if queue is None:
+            return 0
+        self.size -= queue.size
+        return len(queue)
 
     def clear(self) -> int:
         """Drop everything. Returns how many datagrams."""
         dropped = sum(map(len, self._queues.values()))
         self._queues.clear()
+        self.size = 0
         return dropped
+
+    def _grow(self, queue: _Queue, size: int) -> None:
+        queue.size += size
+        self.size += size
