@@ -85,6 +85,22 @@ class Proxy:
             self._listener.close()
 
     def _accept(self) -> StreamProtocol:
+        proxies = self._gateway.options.trusted_proxies
+        if proxies is None:
+            return self._accept_user()
+        from mtt.inbound.proxy_header import ProxyHeaderReader
+
+        return ProxyHeaderReader(
+            proxies,
+            self._accept_user,
+            is_required=False,
+            on_wait=self.port.handshake_begun,
+            on_failure=lambda transport, error: self.port.report(peer_name(transport), error),
+            on_end=self.port.handshake_over,
+            keeps_own=True,  # UDP associations listen there
+        )
+
+    def _accept_user(self) -> StreamProtocol:
         port = self.port
         if self.tls is None:
             return ProxyHandshake(port)
@@ -191,6 +207,9 @@ class Gateway(ServerService):
         self.options = options
         self.figures.per_group = options.metrics_per_group
         self.agents.login = options.login
+        self._frontend.proxies = options.trusted_proxies
+        if self.web is not None:
+            self.web.proxies = options.trusted_proxies
         self._rates.refresh()
 
     def used_certificates(self) -> tuple[TlsFiles, ...]:

@@ -24,6 +24,7 @@ from mtt.address import Endpoint, is_ip, parse_port
 from mtt.log import logger
 from mtt.options.flags import Values, quoted
 from mtt.options.section import Section
+from mtt.options.trusted_proxies import TrustedProxies, parse_trusted_proxies
 from mtt.users.user import User
 
 # The name of the section for all groups that have none of their own.
@@ -91,11 +92,20 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
         web=config.web(gateway),
         metrics_per_group=gateway.boolean("metrics_per_group"),
         udp_timeout=gateway.duration("udp_timeout", UDP_TIMEOUT),
-        **config.service_values(values),
+        **config.service_values(values) | {"trusted_proxies": _trusted_proxies(gateway)},
     )
     gateway.done()
     top.done()
     return options
+
+
+def _trusted_proxies(gateway: Section) -> TrustedProxies | None:
+    """The proxies in front of the gateway. Raises UsageError."""
+    if not gateway.has("trusted_proxies"):
+        gateway.skip("trusted_proxies")
+        return None
+    label, texts = gateway.label("trusted_proxies"), gateway.texts("trusted_proxies")
+    return parse_trusted_proxies(label, ",".join(texts)) if texts else None
 
 
 # Proxies.

@@ -61,6 +61,7 @@ async def apply(gateway: Gateway, options: GatewayOptions) -> Changes:
     if changes.add("groups", before_groups, groups):
         gateway.ports.recheck()
     _retire_agents(gateway)
+    changes.add("trusted proxies", before.trusted_proxies, options.trusted_proxies)
     changes.add("metrics per group", before.metrics_per_group, options.metrics_per_group)
     await _follow_certificates(gateway)
     return changes

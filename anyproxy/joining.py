@@ -26,7 +26,7 @@ from anyproxy.credentials import (
 )
 from anyproxy.options import AGENT_PATH, PROTOCOLS, OpenPort
 from anyproxy.ports import PortResult, Ports
-from mtt.address import peer_name
+from mtt.address import peer_name, user_name
 from mtt.errors import PeerError, describe
 from mtt.http.exchange import Exchange, Handler
 from mtt.http.limits import OPERATORS
@@ -103,6 +103,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
     """
 
     counts_sessions = True
+    reads_http = True
 
     def __init__(
         self,
@@ -177,7 +178,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             return
         if SUBPROTOCOL in request.elements("sec-websocket-protocol"):
             name = agent_name(name)  # so that one that returns replaces its former connection
-        peer = transport.get_extra_info("peername")
+        user = self.front.named_user(transport, request)
+        peer = user or transport.get_extra_info("peername")
         address = peer[0] if isinstance(peer, tuple) else ""
         login = basic_login(request, "authorization")
         status, reason = self._check_address_and_login(login, address)
@@ -193,6 +195,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             if not reason:
                 upgrade = exchange.upgrade((SUBPROTOCOL,))
                 shown = _Shown(self._digest(*login or ()), self._digest(password))
+                if user is not None:
+                    transport.bottom.set_peer(user)
                 self._begin(transport, name, group, upgrade, shown)
                 return
         except UpgradeRefused as refused:
@@ -201,7 +205,8 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
         self.refused[_label(reason)] += 1
         self._refusals.warning(
             "%s: agent %s refused, group %s: %s",
-            peer_name(transport), _quoted(name), _quoted(group), reason,
+            peer_name(transport) if user is None else user_name(*user),
+            _quoted(name), _quoted(group), reason,
         )  # fmt: skip
         await exchange.answer(text_reply(status, "Unauthorized" if status == 401 else reason))
 

@@ -25,6 +25,7 @@ from mtt.http.listener import HttpListener
 from mtt.log import logger
 from mtt.net.admission import Pending
 from mtt.net.resolve import Resolver
+from mtt.options.trusted_proxies import TrustedProxies
 from mtt.trust.reload import server_tls
 from mtt.users.login_throttle import LoginThrottle
 from mtt.users.user import User
@@ -77,6 +78,7 @@ class Web(HttpListener):
             name="web",
             context=self._tls.context if self._tls is not None else None,
         )
+        self.proxies: TrustedProxies | None = None  # in front
         self._bind = options.bind
         self._login: User | None = options.login
         self._cookie = cookie
@@ -137,6 +139,8 @@ class Web(HttpListener):
     async def _log_in(self, exchange: Exchange) -> None:
         assert self._login is not None
         peer = exchange.transport.get_extra_info("peername")
+        if self.proxies is not None:
+            peer = self.proxies.user(peer, exchange.request.headers) or peer
         address = peer[0] if isinstance(peer, tuple) else ""
         if self._throttle.blocks(address):
             self.report(exchange.transport, MttError("login refused: too many failures"))

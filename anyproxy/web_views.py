@@ -72,6 +72,7 @@ def add_to_gateway(gateway: Gateway, options: WebOptions) -> None:
     """Serve the interface of a gateway. Raises UsageError if the certificate is unusable."""
     views, throttle = GatewayViews(gateway).views(), gateway.credentials.throttle
     gateway.web = Web(options, "gateway_session_id", views, throttle)
+    gateway.web.proxies = gateway.options.trusted_proxies
 
 
 def add_to_agent(agent: Agent, options: WebOptions) -> None:

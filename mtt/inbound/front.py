@@ -26,6 +26,7 @@ from mtt.observe.metrics import Counters
 
 if TYPE_CHECKING:
     from mtt.options.trusted_proxies import TrustedProxies
+    from mtt.wire.http1 import Request
 
 Target = TypeVar("Target")  # what a connection is for: a user, or a destination
 Session = TypeVar("Session", bound=MuxSession[Any])
@@ -141,6 +142,14 @@ class Frontend(Generic[Target, Session]):
         parked.failed = partial(self.give_up, tls)
         self.handshakes.add(tls)
         return tls if site is None else site.accept(tls)
+
+    def named_user(
+        self, transport: StreamTransport, request: Request
+    ) -> tuple[str, int] | None:
+        """The user's address, if trusted proxies name it in a request on this connection."""
+        if self.proxies is None:
+            return None
+        return self.proxies.user(transport.get_extra_info("peername"), request.headers)
 
     def close(self) -> None:
         """Cut all handshakes and all sessions."""

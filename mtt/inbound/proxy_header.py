@@ -39,11 +39,12 @@ class ProxyHeaderReader(StreamProtocol):
         on_wait: called with the transport when it waits for a header.
         on_failure: called with the transport and the error if there is no valid header; reports it.
         on_end: called with the transport when it no longer waits.
+        keeps_own: keep the address of this machine, instead of the one that the user connected to.
     """
 
     __slots__ = (
-        "_accept", "_buffer", "_is_required", "_on_end", "_on_failure", "_on_wait", "_proxies",
-        "_timer", "_transport",
+        "_accept", "_buffer", "_is_required", "_keeps_own", "_on_end", "_on_failure", "_on_wait",
+        "_proxies", "_timer", "_transport",
     )  # fmt: skip
 
     _transport: StreamTransport
@@ -57,10 +58,12 @@ class ProxyHeaderReader(StreamProtocol):
         on_wait: Callable[[StreamTransport], object],
         on_failure: Callable[[StreamTransport, Exception], object],
         on_end: Callable[[StreamTransport], object],
+        keeps_own: bool = False,
     ) -> None:
         self._proxies = proxies
         self._accept = accept
         self._is_required = is_required
+        self._keeps_own = keeps_own
         self._on_wait = on_wait
         self._on_failure = on_failure
         self._on_end: Callable[[StreamTransport], object] | None = on_end
@@ -89,7 +92,8 @@ class ProxyHeaderReader(StreamProtocol):
             return
         if header is not None:
             if header.source is not None:
-                self._transport.bottom.set_peer(header.source, header.destination)
+                own = None if self._keeps_own else header.destination
+                self._transport.bottom.set_peer(header.source, own)
             self._go_on(self._buffer[header.size :])
 
     def eof_received(self) -> bool:

@@ -164,7 +164,7 @@ class _RequestReader(Generic[Target]):
             self._target = found
             return None
         if self._reader.front.fallback is None:
-            user = self._user(request)
+            user = self._reader.front.named_user(self._transport, request)
             address = user_name(*user) if user is not None else ""
             self._reader.site.log_answer(self._transport, "no tunnel", found, address)
         return found
@@ -172,19 +172,12 @@ class _RequestReader(Generic[Target]):
     def _upgraded(
         self, transport: StreamTransport, request: Request, upgrade: Upgrade
     ) -> None:
-        user = self._user(request)
+        user = self._reader.front.named_user(transport, request)
         if user is not None:
             # Only now, because a proxy may have sent requests of other users before.
             transport.bottom.set_peer(user)
         # The route is not asked again: its answer may have changed.
         self._reader.upgraded(transport, self._target, upgrade)
-
-    def _user(self, request: Request) -> tuple[str, int] | None:
-        """The address that trusted proxies name in the request."""
-        proxies = self._reader.front.proxies
-        if proxies is None:
-            return None
-        return proxies.user(self._transport.get_extra_info("peername"), request.headers)
 
     def _is_tunnel(self, request: Request, early: bool) -> bool:
         try:
