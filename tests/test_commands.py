@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import mtt_client
 import mtt_server
 from mtt import __version__
 from mtt.errors import UsageError
-from mtt.options.flags import parse_args
+from mtt.options.flags import by_name, parse_args
 from mtt.options.tunnel import ClientOptions, ServerOptions
 from mtt.options.tunnel_file import TUNNELS
 from mtt.options.usage import usage
@@ -26,6 +27,9 @@ from tests.support.processes import command as command_line
 from tools.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
+
+# Options of the peer that a help text names.
+OF_THE_OTHER_END = {"client-ca", "d", "wss"}
 
 PLUGIN = {
     "SS_REMOTE_HOST": "127.0.0.1",
@@ -99,6 +103,18 @@ def test_help_has_examples_that_are_understood(command: Command) -> None:
         assert parse_args(command.flags, arguments)
     text = usage(command.flags, command.name, command.description, command.examples)
     assert max(map(len, text.splitlines())) < 80
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help_names_only_options_that_the_command_has(command: Command) -> None:
+    known = by_name(command.flags)
+    named = {
+        name
+        for text in (command.description, *(flag.help for flag in command.flags))
+        for name in re.findall(r"(?<![\w/.:-])-([A-Za-z][\w-]*)", text)
+    }
+    assert {"log-level"} <= named
+    assert named - known.keys() <= OF_THE_OTHER_END
 
 
 def test_help_into_a_closed_pipe() -> None:
