@@ -31,11 +31,16 @@ def check_tunnel(root: Root, programs: str = "") -> None:
     pin = server.expect(r"pin (sha256/\S+)")[1]
     client = root.start(f"{programs}mtt-client -b 127.0.0.1:1080 -s 127.0.0.1:8443 -pin {pin}")
     client.expect("listening on")
-    listens = "import socket; socket.create_connection(('127.0.0.1', 8080)).close()"
-    eventually(lambda: root.attempt(f'python3 -c "{listens}"')[0] == 0, "the destination listens")
-    assert root.run(f'python3 -c "{_FETCH}" http://127.0.0.1:1080/').strip() == PAGE
+    assert fetch(root) == PAGE
     for process in (client, server):
         process.kill()
+
+
+def fetch(root: Root) -> str:
+    """The page, through the client, when its destination listens."""
+    listens = "import socket; socket.create_connection(('127.0.0.1', 8080)).close()"
+    eventually(lambda: root.attempt(f'python3 -c "{listens}"')[0] == 0, "the destination listens")
+    return root.run(f'python3 -c "{_FETCH}" http://127.0.0.1:1080/').strip()
 
 
 def check_life(

@@ -6,9 +6,11 @@ it needs the network, only a loopback interface. All processes in it end with th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,25 @@ mount -t tmpfs tmpfs "$2/root/run" &&
 mkdir -p "$2/root/run/lock" &&
 echo mounted && exec chroot "$2/root" sleep infinity
 """
+# The same with systemd, which wants a /dev and a control group of its own.
+_BOOT = """
+mount --make-rprivate / && root=$2/root &&
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$root" &&
+mount -t proc proc "$root/proc" &&
+mount -t sysfs sysfs "$root/sys" &&
+mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup" &&
+mount -t tmpfs tmpfs "$root/run" &&
+mount -t tmpfs -o mode=755 tmpfs "$root/dev" &&
+for name in null zero full random urandom tty; do
+    touch "$root/dev/$name" && mount --bind "/dev/$name" "$root/dev/$name" || exit
+done &&
+mkdir "$root/dev/pts" "$root/dev/shm" &&
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts" &&
+ln -s pts/ptmx "$root/dev/ptmx" && ln -s /proc/self/fd "$root/dev/fd" &&
+echo mounted &&
+exec env -i container=test PATH="$PATH" chroot "$root" /lib/systemd/systemd --show-status=no
+"""
+_CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _LOOPBACK_UP = (
     "import fcntl, socket, struct\n"
     "SIOCSIFFLAGS, IFF_UP = 0x8914, 1\n"
@@ -47,11 +68,15 @@ asked = pytest.mark.skipif(
 
 
 class Root:
-    """A system whose files are those of `lower`, changed in `upper`."""
+    """A system whose files are those of `lower`, changed in `upper`.
+
+    With `cgroup`, an empty control group, systemd runs in it, on top of `below`'s changes.
+    """
 
     def __init__(
-        self, lower: Path, directory: Path, processes: Processes, *, network: bool
-    ) -> None:
+        self, lower: Path, directory: Path, processes: Processes, *, network: bool,
+        below: Root | None = None, cgroup: Path | None = None,
+    ) -> None:  # fmt: skip
         require_overlay()
         self.lower = lower
         self.upper = directory / "upper"
@@ -59,15 +84,23 @@ class Root:
         for name in ("upper", "work", "root"):
             (directory / name).mkdir()
         self._processes = processes
-        holder = processes.start(
-            "unshare", "--mount", "--pid", "--fork", "--kill-child",
-            *([] if network else ["--net"]), "sh", "-c", _HOLD, "sh", lower, directory,
+        lowest = f"{below.upper}:{lower}" if below else lower
+        apart = ["--mount", "--pid", *([] if network else ["--net"])]
+        script, first = _HOLD, ""
+        if cgroup is not None:
+            apart += ["--cgroup", "--uts", "--ipc"]
+            script, first = _BOOT, f"echo $$ >{cgroup}/cgroup.procs && "
+        self.holder = holder = processes.start(
+            "sh", "-c", f'{first}exec "$@"', "sh", "unshare", *apart, "--fork", "--kill-child",
+            "sh", "-c", script, "sh", lowest, directory,
         )  # fmt: skip
         eventually(lambda: "mounted" in holder.output or not holder.running, "it is mounted")
         if not holder.running:
             missing(f"this machine does not permit overlays: {holder.output.strip()}")
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._enter = ["nsenter", "--target", children[0], "--mount", "--pid", "--net"]
+        if cgroup is not None:
+            self._enter += ["--cgroup", "--uts", "--ipc"]
         if not network:
             subprocess.run([*self._enter, "python3", "-c", _LOOPBACK_UP], check=True)
 
@@ -121,6 +154,31 @@ class Root:
             if not name.startswith(_SYSTEM):
                 found.append(name)
         return found
+
+
+@contextlib.contextmanager
+def control_group(name: str) -> Iterator[Path]:
+    """A new control group; the processes in it must have ended when the context does."""
+    parents = [path for path in _CGROUPS if (path / "cgroup.procs").exists()]
+    parents = [path for path in parents if (path / "cgroup.controllers").exists()]
+    if not parents:
+        missing("this machine has no control groups of version 2")
+    path = parents[0] / name
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        eventually(lambda: _is_removed(path), "the control group is empty")
+
+
+def _is_removed(path: Path) -> bool:
+    """Remove a control group with those in it; False while they have processes."""
+    try:
+        for directory, _, _ in os.walk(path, topdown=False):
+            os.rmdir(directory)
+    except OSError:
+        return False
+    return True
 
 
 def require_overlay() -> None:
