@@ -73,6 +73,7 @@ class ClientKeywords(CommonKeywords, total=False):
     pin: str | Sequence[str] | None
     skip_verify: bool
     wss_mask: bool
+    early_data: int | None
     mux_max_stream: int | None
     mux_warm: int | None
     mux_idle: float | None

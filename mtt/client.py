@@ -53,7 +53,7 @@ class Client(Service):
             pending=lambda: self._connector.connecting,
         )
         self._options = options
-        self.waits_for_first_byte = options.plugin
+        self.waits_for_first_byte = options.plugin or options.early_data > 0
         mode = MODES[options.mode]
         direct = Dialer(
             resolver, timeout=CONNECT_TIME, fast_open=options.fast_open, protect=protect
@@ -177,15 +177,30 @@ class Client(Service):
         stream = self._upstream.open_at_once()
         if stream is not None:
             self._relay(transport, stream)
+        elif self._upstream.early_data:
+            self.open_tunnels.spawn(transport, self._carry_early(transport))
         else:
             self.open_tunnels.spawn(transport, self._carry(transport))
 
     async def _carry(self, application: StreamTransport) -> None:
         self._relay(application, await self._upstream.open())
 
-    def _relay(self, application: StreamTransport, stream: StreamTransport) -> None:
+    async def _carry_early(self, application: StreamTransport) -> None:
+        """Send the application's first data with the request for its stream."""
+        parked = application.get_protocol()
+        assert isinstance(parked, Parked)
+        data = parked.early[: self._upstream.early_data]
+        stream = await self._upstream.open_with(data)
+        parked.early = parked.early[len(data) :]
+        self._relay(application, stream, sent=len(data))
+
+    def _relay(
+        self, application: StreamTransport, stream: StreamTransport, *, sent: int = 0
+    ) -> None:
+        """Relay; `sent` bytes of the application are on their way already."""
         self.counters.streams += self._upstream.is_multiplexed
-        self.open_tunnels.relay(application, stream, on_done=self._tunnel_over)
+        relay = self.open_tunnels.relay(application, stream, on_done=self._tunnel_over)
+        relay.count_sent(sent)
 
     def _tunnel_over(self, relay: Relay) -> None:
         self._upstream.ended(relay.error)

@@ -75,8 +75,13 @@ class Mode:
         return (*arguments, "-p", password) if self.has_password else arguments
 
 
-def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
-    """The upgrade to a WebSocket; `protocol` is one that the server has to agree to."""
+def _websocket(
+    options: ClientOptions, protocol: str = "", *, early_data: bytes = b""
+) -> Finish:
+    """The upgrade to a WebSocket.
+
+    `protocol`: one that the server has to agree to. `early_data`: some that it has to take.
+    """
     from mtt.layers.parked import Parked
     from mtt.layers.upgrade import UpgradeClient
     from mtt.layers.websocket import WebSocketLayer
@@ -84,6 +89,10 @@ def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
 
     offered = (SMUX_ON if options.mux else SMUX_OFF,)
     mux_cool = options.v2ray and options.mux and not protocol
+    if early_data:
+        from mtt.wire.early_data import encode
+
+        protocol = encode(early_data)
 
     async def upgrade(transport: StreamTransport) -> StreamTransport:
         # Servers of V2Ray get none: Xray takes any for early data.
@@ -95,8 +104,9 @@ def _websocket(options: ClientOptions, protocol: str = "") -> Finish:
         if protocol and client.protocol != protocol:
             from mtt.errors import PeerError
             from mtt.wire.datagrams import NO_ANSWER
+            from mtt.wire.early_data import NOT_TAKEN
 
-            raise PeerError(NO_ANSWER)
+            raise PeerError(NOT_TAKEN if early_data else NO_ANSWER)
         layer = WebSocketLayer(
             Parked(), client=True, random_mask=options.wss_mask, half_close=True,
             ping=bool(protocol) or not options.mux,
@@ -114,6 +124,19 @@ def _connections(options: ClientOptions, connector: Connector, counters: Counter
         connector.connect,
         options.preconnect,
         timeout=options.timeout,
+        on_lost=counters.connection_over,
+    )
+
+
+def _v2ray(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
+    if not options.early_data:
+        return _connections(options, connector, counters)
+    from mtt.outbound.early_data import EarlyDataUpstream
+
+    return EarlyDataUpstream(
+        connector,
+        lambda data: _websocket(options, early_data=data),
+        options.early_data,
         on_lost=counters.connection_over,
     )
 
@@ -259,7 +282,7 @@ _TABLE = (
     _over_websocket(name="wss", options=("wss",), upstream=_connections),
     _over_tls(name="mux", options=("mux",), has_sessions=True, upstream=_smux),
     _over_websocket(name="wss+mux", options=("wss", "mux"), has_sessions=True, upstream=_smux),
-    _over_websocket(name="v2ray", options=("v2ray",), is_original=False, upstream=_connections),
+    _over_websocket(name="v2ray", options=("v2ray",), is_original=False, upstream=_v2ray),
     _over_websocket(
         name="v2ray+mux", options=("v2ray", "mux"), is_original=False, has_sessions=True,
         upstream=_mux_cool,

@@ -27,7 +27,7 @@ REACH = {False: 60_000, True: 400_000}
 # after the other, and a busy machine.
 HANG_TIME = 60.0
 # Streams of a session at a time: the default of the client.
-STREAMS = {"mux": 4, "wss+mux": 4, "anytls": 1}
+STREAMS = {"mux": 4, "wss+mux": 4, "v2ray+mux": 4, "anytls": 1}
 # Shares of the connections before memory is first measured: allocators and caches fill up.
 WARM_UP = 0.2
 

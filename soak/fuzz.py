@@ -42,7 +42,7 @@ SLOW = 1.0
 HONEST_INTERVAL = 1.0
 HONEST_TIME = 10.0
 # The modes in which a server can go without TLS.
-IN_CLEAR = ("tls", "wss", "mux", "wss+mux")
+IN_CLEAR = ("tls", "wss", "mux", "wss+mux", "v2ray", "v2ray+mux")
 
 
 async def fuzz_parsers(seconds: float, seed: int) -> str:

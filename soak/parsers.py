@@ -12,7 +12,17 @@ from mtt.options.common import reachable
 from mtt.options.flags import parse_args
 from mtt.options.proxy import given_proxy, with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS, client_options, server_options
-from mtt.wire import datagrams, dns, http1, mux_cool, proxy_protocol, smux, upgrade, websocket
+from mtt.wire import (
+    datagrams,
+    dns,
+    early_data,
+    http1,
+    mux_cool,
+    proxy_protocol,
+    smux,
+    upgrade,
+    websocket,
+)
 from mtt.wire.forwarded import forwarded_for
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.httpproxy import connect_request
@@ -113,6 +123,12 @@ def _streams(data: bytes) -> None:
         decoder.feed(data[at : at + 11])
 
 
+def _early_data(data: bytes) -> None:
+    for sure in (False, True):
+        found = early_data.decode(text(data), sure=sure)
+        assert not found or early_data.encode(found) == text(data)
+
+
 def _cool_streams(data: bytes) -> None:
     mux_cool.is_head(data)
     mux_cool.is_plugin_head(data)
@@ -192,6 +208,9 @@ PARSERS: dict[str, Parser] = {
     "HTTP request": Parser(_request, (UPGRADE, ORDINARY), (MttError,)),
     "HTTP response": Parser(_response, (UPGRADED,), (MttError,)),
     "WebSocket": Parser(_frames, (FRAMES,), ()),
+    "early data": Parser(
+        _early_data, (early_data.encode(bytes(range(256))).encode(), b"graphql-transport-ws"), ()
+    ),
     "Mux.Cool": Parser(_cool_streams, (COOL_STREAMS,), (mux_cool.MuxCoolError,)),
     "smux": Parser(_streams, (STREAMS,), (smux.SmuxError,)),
     "datagrams": Parser(

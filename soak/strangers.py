@@ -9,13 +9,14 @@ import ssl
 import time
 from collections.abc import Callable
 
+from mtt.wire import mux_cool, upgrade
 from mtt.wire.smux import PSH, SYN, frame
 from mtt.wire.upgrade import switching_protocols
 from mtt.wire.websocket import BINARY, NO_MASK
 from mtt.wire.websocket import frame as message
 from soak.anytls_parsers import ANYTLS_FRAMES, DESTINATION, PREAMBLE, client_frames
 from soak.mutation import mutated
-from soak.parsers import FRAMES, STREAMS, UPGRADE, UPGRADED
+from soak.parsers import COOL_STREAMS, FRAMES, STREAMS, UPGRADED
 from soak.talk import LOOPBACK
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context, trusting_context
@@ -108,21 +109,37 @@ def tunnel(mode: str, rng: random.Random | None = None) -> list[bytes]:
 
     if mode == "anytls":
         return [spoilt(PREAMBLE), spoilt(client_frames(DESTINATION, GREETING))]
-    streams = frame(SYN, 3) + frame(PSH, 3, GREETING)
+    if mode == "v2ray+mux":
+        streams = mux_cool.new(1) + mux_cool.data_frames(1, GREETING)
+    else:
+        streams = frame(SYN, 3) + frame(PSH, 3, GREETING)
     if rng is not None:
-        streams += STREAMS
+        streams += frames_of(mode)
     data = spoilt(streams) if "mux" in mode else spoilt(GREETING)
-    if "wss" in mode:
-        request = UPGRADE.replace(b"/tunnel", b"/")
-        if mode == "wss":
-            request = request.replace(b"smux_on, ", b"")
-        else:
-            request = request.replace(b", smux_off", b"")
+    if has_websocket(mode):
         data = spoilt(message(BINARY, data, NO_MASK))
         if rng is not None:
             data += spoilt(FRAMES)
-        return [spoilt(request), data]
+        return [spoilt(_request(mode)), data]
     return [data]
+
+
+def has_websocket(mode: str) -> bool:
+    return "wss" in mode or "v2ray" in mode
+
+
+def frames_of(mode: str) -> bytes:
+    """Frames of a mode with sessions, which go on with those of `tunnel`."""
+    return COOL_STREAMS[len(mux_cool.new(1)) :] if mode == "v2ray+mux" else STREAMS
+
+
+def _request(mode: str) -> bytes:
+    if mode in ("wss", "wss+mux"):
+        protocols: tuple[str, ...] = ("smux_on",) if "mux" in mode else ("smux_off",)
+    else:
+        protocols = ()
+    key = upgrade.own_key(bytes(12), mux_cool=mode == "v2ray+mux")
+    return upgrade.request("/", "server.example", key, protocols)
 
 
 def client_hello() -> bytes:
@@ -176,14 +193,15 @@ class Rogue:
         with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(STAY):
                 asked = await reader.read(65536)
-                if "wss" in self._mode:
+                if has_websocket(self._mode):
                     head = self._upgraded(asked)
                     writer.write(head if rng.random() < 0.8 else mutated(rng, UPGRADED))
                 if self._mode == "anytls":
                     streams = mutated(rng, ANYTLS_FRAMES)
                 else:
-                    streams = mutated(rng, STREAMS) if "mux" in self._mode else rng.randbytes(300)
-                if "wss" in self._mode:
+                    frames = frames_of(self._mode)
+                    streams = mutated(rng, frames) if "mux" in self._mode else rng.randbytes(300)
+                if has_websocket(self._mode):
                     streams = mutated(rng, message(BINARY, streams)) + mutated(rng, FRAMES)
                 writer.write(streams)
                 await writer.drain()
@@ -193,7 +211,8 @@ class Rogue:
     def _upgraded(self, asked: bytes) -> bytes:
         _, _, rest = asked.partition(b"Sec-WebSocket-Key: ")
         key = rest.partition(b"\r\n")[0].decode("latin-1")
-        return switching_protocols(key, "smux_on" if "mux" in self._mode else "smux_off")
+        protocol = "smux_on" if "mux" in self._mode else "smux_off"
+        return switching_protocols(key, None if "v2ray" in self._mode else protocol)
 
 
 async def use(port: int, make: Callable[[], bytes], until: float) -> None:

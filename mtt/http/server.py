@@ -58,6 +58,7 @@ class HttpServer(StreamProtocol):
         fallback_time: seconds after which the fallback gets a silent connection, and unfinished
             heads immediately; both may still become tunnels. None: after the head's time limit.
         protocols: the subprotocols of WebSockets, the preferred one first.
+        agree: may change what is agreed on.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
         error_reply: makes the reply to an invalid request from status and reason, instead of Go's.
         on_failure: called with the transport and its first failure: the peer broke the protocol,
@@ -69,10 +70,10 @@ class HttpServer(StreamProtocol):
     """
 
     __slots__ = (
-        "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_error_reply", "_exchange",
-        "_fallback", "_fallback_time", "_in_head", "_limits", "_on_end", "_on_failure", "_on_lost",
-        "_on_upgrade", "_paused", "_protocols", "_refusal", "_router", "_tasks", "_timer",
-        "_transport",
+        "_agree", "_as_nginx", "_body_left", "_buffer", "_closed", "_eof", "_error_reply",
+        "_exchange", "_fallback", "_fallback_time", "_in_head", "_limits", "_on_end", "_on_failure",
+        "_on_lost", "_on_upgrade", "_paused", "_protocols", "_refusal", "_router", "_tasks",
+        "_timer", "_transport",
     )  # fmt: skip
 
     _transport: StreamTransport
@@ -86,6 +87,7 @@ class HttpServer(StreamProtocol):
         fallback: Fallback | None = None,
         fallback_time: float | None = None,
         protocols: tuple[str, ...] = PREFERENCE,
+        agree: Callable[[Request, Upgrade], Upgrade] | None = None,
         as_nginx: bool = False,
         error_reply: Callable[[int, str], Reply] | None = None,
         on_failure: Callable[[StreamTransport, Exception], None] | None = None,
@@ -106,6 +108,7 @@ class HttpServer(StreamProtocol):
         self._on_lost = on_lost
         self._limits = limits
         self._protocols = protocols
+        self._agree = agree
         self._tasks = tasks
         self._exchange: Exchange | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -268,6 +271,8 @@ class HttpServer(StreamProtocol):
             self._close()
             return
         assert self._on_upgrade is not None
+        if self._agree is not None:
+            upgrade = self._agree(request, upgrade)
         self.switch(upgrade)
         self._on_upgrade(self._transport, request, upgrade)
 

@@ -76,7 +76,7 @@ class WebSocketReader(TunnelReader[Target]):
         """Begin the tunnel on an upgraded connection."""
         ours = read_own_key(upgrade.key)
         upper: StreamProtocol
-        if upgrade.protocol is not None:
+        if upgrade.protocol is not None and not upgrade.early_data:
             mux = upgrade.protocol == SMUX_ON
             if upgrade.protocol == DATAGRAMS:
                 assert self._datagrams is not None
@@ -87,17 +87,29 @@ class WebSocketReader(TunnelReader[Target]):
             mux = ours.mux_cool if ours is not None else True
             upper = self._mux_cool_session(target) if mux else _parked(self._serve, target)
         else:
-            self._begin_foreign(transport, target)
+            self._begin_foreign(transport, target, upgrade.early_data)
             return
         layer = WebSocketLayer(upper, client=False, half_close=ours is not None, ping=not mux)
         layer.start(transport)
+        if upgrade.early_data:
+            layer.receive_early(upgrade.early_data)
+
+    def agree(self, request: Request, upgrade: Upgrade) -> Upgrade:
+        """Take early data, if the client has put some where the subprotocol belongs."""
+        offers = request.elements("sec-websocket-protocol")
+        if upgrade.protocol is not None or len(offers) != 1:
+            return upgrade
+        from mtt.wire import early_data
+
+        data = early_data.decode(offers[0], sure=self._v2ray)
+        return Upgrade(upgrade.key, offers[0], data) if data else upgrade
 
     def _mux_cool_session(self, target: Target) -> StreamProtocol:
         from mtt.layers.mux_cool import MuxCoolSession  # only if needed, like all of V2Ray
 
         return self._session(target, MuxCoolSession)
 
-    def _begin_foreign(self, transport: StreamTransport, target: Target) -> None:
+    def _begin_foreign(self, transport: StreamTransport, target: Target, early: bytes) -> None:
         """Find out what a client without a subprotocol sends, and begin its tunnel."""
         from mtt.inbound.mux_cool_detector import MuxCoolDetector
         from mtt.layers.foreign_websocket import ForeignWebSocketLayer
@@ -125,7 +137,10 @@ class WebSocketReader(TunnelReader[Target]):
             known=known,
             lost=handshakes.discard,
         )
-        ForeignWebSocketLayer(detector, check).start(transport)
+        layer = ForeignWebSocketLayer(detector, check)
+        layer.start(transport)
+        if early:
+            layer.receive_early(early)
 
 
 class _RequestReader(Generic[Target]):
@@ -152,6 +167,7 @@ class _RequestReader(Generic[Target]):
             fallback=self._fall_back if front.fallback is not None else None,
             fallback_time=None if is_refused else SITE_TIME,
             protocols=self._reader.protocols,
+            agree=self._reader.agree,
             as_nginx=True,
             on_failure=front.report_failure,
             on_end=front.handshakes.discard,

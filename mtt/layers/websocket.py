@@ -177,6 +177,10 @@ class WebSocketLayer(SignalingLayer):
         if violation and not self._closed:
             self._reject(violation)
 
+    def receive_early(self, data: bytes) -> None:
+        """Hand up data that came with the request; called right after the start."""
+        self._hand_up([data])
+
     def _hand_up(self, pieces: list[Data]) -> None:
         if not pieces:
             return

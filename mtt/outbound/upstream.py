@@ -26,9 +26,11 @@ class Upstream:
 
     Attributes:
         is_multiplexed: whether streams share connections; both are then counted separately.
+        early_data: bytes of a stream's first data that `open_with` takes.
     """
 
     is_multiplexed = True
+    early_data = 0
 
     @property
     def sessions(self) -> Collection[Session]:
@@ -44,6 +46,10 @@ class Upstream:
 
     async def open(self) -> StreamTransport:
         """Return a parked stream. Raises MttError, naming the far end."""
+        raise NotImplementedError
+
+    async def open_with(self, data: bytes) -> StreamTransport:
+        """As `open`; `data` has been sent. Only with `early_data`, which is its longest size."""
         raise NotImplementedError
 
     def ended(self, error: Exception | None) -> None:

@@ -116,6 +116,10 @@ class Relay:
         """Bytes copied from `near` to `far`."""
         return self._near.received
 
+    def count_sent(self, size: int) -> None:
+        """Count bytes that went from `near` to `far` before."""
+        self._near.received += size
+
     @property
     def received(self) -> int:
         """Bytes copied from `far` to `near`."""

@@ -68,10 +68,14 @@ class UpgradeRefused(WireError):
 
 
 class Upgrade(NamedTuple):
-    """A valid opening handshake: the client's key and the agreed subprotocol."""
+    """A valid opening handshake: the client's key and the agreed subprotocol.
+
+    With `early_data`, the protocol is that data encoded, for the answer.
+    """
 
     key: str
     protocol: str | None
+    early_data: bytes = b""
 
 
 class RequestBeginning:

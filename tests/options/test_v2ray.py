@@ -15,3 +15,41 @@ def test_v2ray_implies_websocket() -> None:
     assert server("-v2ray", "-fallback", "127.0.0.1:80").fallback is not None
     with pytest.raises(UsageError, match="-anytls and -v2ray exclude each other"):
         client("-v2ray", "-anytls", "-p", "x")
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "size"),
+    [
+        ([], "/", 0),
+        (["-early-data", "2048"], "/", 2048),
+        (["-wss-path", "/p?ed=2560"], "/p", 2560),
+        (["-wss-path", "/p?a=b&ed=1&c"], "/p?a=b&c", 1),
+        (["-wss-path", "/p?bed=1"], "/p?bed=1", 0),
+        (["-wss-path", "/p?ed=2048", "-mux"], "/p", 0),
+    ],
+)
+def test_early_data(given: list[str], path: str, size: int) -> None:
+    options = client("-v2ray", *given)
+    assert (options.wss_path, options.early_data) == (path, size)
+
+
+def test_path_without_v2ray_is_left_alone() -> None:
+    assert client("-wss", "-wss-path", "/p?ed=2048").wss_path == "/p?ed=2048"
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (["-wss", "-early-data", "1"], "-early-data: only meaningful with -v2ray"),
+        (["-v2ray", "-early-data", "4097"], "-early-data: the number is not from 0 to 4096"),
+        (["-v2ray", "-early-data", "-1"], "-early-data: the number is not from 0 to 4096"),
+        (["-v2ray", "-wss-path", "/?ed=many"], "-wss-path: .ed=: the number is not from 0 to 4096"),
+        (["-v2ray", "-wss-path", "/?ed=99999999999"], "-wss-path: .ed=: the number"),
+        (["-v2ray", "-wss-path", "/?ed=1", "-early-data", "1"], "remove one"),
+        (["-v2ray", "-mux", "-early-data", "1"], "-early-data and -mux exclude each other"),
+        (["-v2ray", "-preconnect", "1", "-early-data", "1"], "needs a new connection"),
+    ],
+)
+def test_early_data_that_cannot_work(given: list[str], error: str) -> None:
+    with pytest.raises(UsageError, match=error):
+        client(*given)

@@ -1,0 +1,36 @@
+"""Early data, as the configurations of V2Ray and Xray write it: at the end of the path."""
+
+from __future__ import annotations
+
+from mtt.errors import UsageError
+from mtt.options.flags import Values
+
+_KEY = "ed="
+
+
+def given_early_data(target: str, values: Values, most: int) -> tuple[str, int]:
+    """The request target `target` without `ed=N`, and the bytes of early data, at most `most`.
+
+    With -mux there is none: connections are made in advance of their streams. Raises UsageError.
+    """
+    size: int = values["early-data"]
+    path, _, query = target.partition("?")
+    found = [part for part in query.split("&") if part.startswith(_KEY)]
+    rest = "&".join(part for part in query.split("&") if not part.startswith(_KEY))
+    if found and size:
+        raise UsageError("-early-data: ?ed= in -wss-path says the same; remove one")
+    option = "-early-data"
+    if found:
+        option, text = "-wss-path: ?ed=", found[-1].removeprefix(_KEY)
+        size = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if not 0 <= size <= most:
+        raise UsageError(f"{option}: the number is not from 0 to {most}")
+    if values["mux"]:
+        if values["early-data"]:
+            raise UsageError("-early-data and -mux exclude each other; remove one")
+        size = 0
+    if size and values["preconnect"]:
+        raise UsageError(
+            "-early-data and -preconnect exclude each other: early data needs a new connection"
+        )
+    return (f"{path}?{rest}" if rest else path), size
