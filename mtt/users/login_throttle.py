@@ -13,13 +13,17 @@ from mtt.address import unmapped
 # password fails as often in a minute, its user does not; a guesser gets 14,400 tries a day.
 MAX_FAILURES = 10
 WINDOW = 60.0
-# Addresses that are remembered, about 2 MB. Above it, the one whose last failure is the oldest is
-# forgotten.
+# The same for the /48 of an IPv6 address: hosting providers and tunnel brokers give one customer so
+# many networks, but it may also be hundreds of users of a mobile network.
+MAX_SITE_FAILURES = 100
+# Addresses and networks that are remembered, about 2 MB. Above it, the one whose last failure is
+# the oldest is forgotten.
 MAX_ADDRESSES = 10_000
 
 
 class LoginThrottle:
-    """Failed logins by address. IPv6 addresses count by their /64, which is what one user has.
+    """Failed logins by address. IPv6 addresses count by their /64, which is what one user has, and
+    by their /48.
 
     Threads may share it. Logins that succeed change nothing: if they erased the failures, a guesser
     with one valid password could continue without limit.
@@ -35,26 +39,31 @@ class LoginThrottle:
 
     def blocks(self, address: str) -> bool:
         """Whether logins from this address (an IP literal, or "" for none) are refused unseen."""
-        network = _network(address)
+        now = self._clock()
         with self._lock:
-            since, count = self._failures.get(network, (0.0, 0))
-        return count >= MAX_FAILURES and self._clock() - since < WINDOW
+            for network, limit in _networks(address):
+                since, count = self._failures.get(network, (0.0, 0))
+                if count >= limit and now - since < WINDOW:
+                    return True
+        return False
 
     def failed(self, address: str) -> None:
         """Count a failed login."""
-        network = _network(address)
         now = self._clock()
         with self._lock:
-            since, count = self._failures.pop(network, (now, 0))
-            if now - since >= WINDOW:
-                since, count = now, 0
-            self._failures[network] = (since, count + 1)
-            if len(self._failures) > MAX_ADDRESSES:
+            for network, _ in _networks(address):
+                since, count = self._failures.pop(network, (now, 0))
+                if now - since >= WINDOW:
+                    since, count = now, 0
+                self._failures[network] = (since, count + 1)
+            while len(self._failures) > MAX_ADDRESSES:
                 del self._failures[next(iter(self._failures))]
 
 
-def _network(address: str) -> str:
+def _networks(address: str) -> tuple[tuple[str, int], ...]:
+    """What an address counts as, each with its limit."""
     address = unmapped(address).partition("%")[0]
     if ":" not in address:
-        return address
-    return str(ipaddress.ip_network(f"{address}/64", strict=False))
+        return ((address, MAX_FAILURES),)
+    packed = ipaddress.IPv6Address(address).packed
+    return (packed[:8].hex(), MAX_FAILURES), (packed[:6].hex(), MAX_SITE_FAILURES)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mtt.users.login_throttle import MAX_ADDRESSES, MAX_FAILURES, WINDOW, LoginThrottle
+from mtt.users.login_throttle import (
+    MAX_ADDRESSES,
+    MAX_FAILURES,
+    MAX_SITE_FAILURES,
+    WINDOW,
+    LoginThrottle,
+)
 
 
 class Scene:
@@ -60,6 +66,23 @@ def test_addresses_of_one_network_count_together(one: str, other: str, is_same: 
     scene = Scene()
     scene.fails(one)
     assert scene.throttle.blocks(other) is is_same
+
+
+def test_many_networks_of_one_site_are_blocked() -> None:
+    scene = Scene()
+    for number in range(MAX_SITE_FAILURES):
+        scene.fails(f"2001:db8:1:{number:x}::1", 1)
+    assert scene.throttle.blocks("2001:db8:1:ffff::1")
+    assert not scene.throttle.blocks("2001:db8:2::1")
+    scene.now += WINDOW
+    assert not scene.throttle.blocks("2001:db8:1:ffff::1")
+
+
+def test_memory_is_bounded_for_guesses_from_many_networks() -> None:
+    scene = Scene()
+    for number in range(MAX_ADDRESSES + 100):
+        scene.throttle.failed(f"2001:db8:{number & 0xFFFF:x}:{number >> 4:x}::1")
+        assert len(scene.throttle._failures) <= MAX_ADDRESSES
 
 
 def test_memory_is_bounded_and_the_oldest_is_forgotten() -> None:
