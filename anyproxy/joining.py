@@ -9,6 +9,7 @@ ignore later errors, and reconnect at once.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import os
 from collections.abc import Awaitable, Callable
@@ -82,7 +83,7 @@ Login = tuple[bytes, bytes]
 
 
 class _Shown(NamedTuple):
-    """What an agent has shown when it joined, as HMACs with a key of this process."""
+    """What an agent has shown when it joined, as hashes with a key of this process."""
 
     login: bytes
     password: bytes  # of its group
@@ -224,7 +225,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
 
     def _digest(self, *texts: bytes) -> bytes:
         # A colon ends the name in a login of HTTP (RFC 7617, 2).
-        return hmac.digest(self._key, b":".join(texts), "sha256")
+        return hashlib.blake2b(b":".join(texts), key=self._key).digest()
 
     def _begin(
         self, transport: StreamTransport, name: str, group: str, upgrade: Upgrade, shown: _Shown
