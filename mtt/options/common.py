@@ -72,9 +72,9 @@ UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: forget an address that
 
 LINK_ALL = "all"
 LINK = Flag("link", "str", "Print what a client needs, passwords included, and exit: its command "
-            "line (command), the plugin options (plugin), a link of shadowsocks (ss), or all.",
-            "all|command|plugin|ss", choices=(LINK_ALL, "command", "plugin", "ss"),
-            group=Group.LINK)
+            "line (command), the plugin options (plugin), a link of shadowsocks (ss), the same for "
+            "phones with v2ray-plugin (v2ray), or all.", "all|command|plugin|ss|v2ray",
+            choices=(LINK_ALL, "command", "plugin", "ss", "v2ray"), group=Group.LINK)
 LINK_SERVER = Flag("link-server", "str", "With -link: address of the server for clients. The "
                    "default is the name in -cert, and the port of -b.", "HOST[:PORT]",
                    group=Group.LINK)

@@ -3,6 +3,7 @@
     command    mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss -pin sha256/...
     plugin     wss;pin=sha256/...                           `plugin_opts` of shadowsocks (SIP003)
     ss         ss://BASE64@example.com:443/?plugin=...#NAME  link of shadowsocks (SIP002)
+    v2ray      the same with v2ray-plugin, which phones have
 
 Passwords are part of it. Only `trust_of` reads files.
 """
@@ -32,6 +33,7 @@ DEFAULT_LOCAL = "127.0.0.1:1080"
 
 # The name of the plugin in links: shadowsocks clients look for a program of this name.
 PLUGIN = "mtt-client"
+V2RAY_PLUGIN = "v2ray-plugin"
 
 # Methods of SIP022, whose links are not in Base64 (SIP002).
 _PERCENT_ENCODED = "2022-"
@@ -219,8 +221,7 @@ def plugin_options(flags: Sequence[Flag], values: Values) -> str:
     pieces = []
     for flag, text in _texts(flags, values):
         if flag.name not in _NOT_FOR_PLUGINS:
-            escaped = _SPECIAL.sub(r"\\\g<0>", text)
-            pieces.append(flag.name if text == "true" else f"{flag.name}={escaped}")
+            pieces.append(flag.name if text == "true" else f"{flag.name}={_escaped(text)}")
     return ";".join(pieces)
 
 
@@ -279,10 +280,34 @@ def tunnel_links(
         Link("plugin", "Plugin options (plugin_opts)", options),
     ]
     plugin = f"{PLUGIN};{options}" if options else PLUGIN
+    foreign, missing = _v2ray_plugin(values, server)
     if login is None:
         missing = "add -link-ss with method and password of shadowsocks"
-        return [*found, Link("ss", "", missing=missing)]
-    return [*found, Link("ss", "Link of shadowsocks", ss_link(login, server, plugin, server.host))]
+        return [*found, Link("ss", "", missing=missing), Link("v2ray", "", missing=missing)]
+    found.append(Link("ss", "Link of shadowsocks", ss_link(login, server, plugin, server.host)))
+    text = ss_link(login, server, foreign, server.host)
+    found.append(Link("v2ray", "Link of shadowsocks with v2ray-plugin", text, missing))
+    return found
+
+
+def _v2ray_plugin(values: Values, server: Endpoint) -> tuple[str, str]:
+    """The name and options of v2ray-plugin for the same server; or why it cannot be its client."""
+    if not (values.get("wss") or values.get("v2ray")):
+        return "", "v2ray-plugin speaks WebSocket; use -wss on the server"
+    if any(values.get(name) for name in ("pin", "ca", "sv", "cert")):
+        return "", (
+            "v2ray-plugin on a phone trusts the system's CAs alone; use a certificate of a public "
+            "CA on the server"
+        )
+    # Its mux is on by default, and servers recognise it.
+    options = {"host": values.get("n") or server.host, "path": values.get("wss-path") or "/"}
+    pieces = [f"{key}={_escaped(value)}" for key, value in options.items()]
+    return ";".join((V2RAY_PLUGIN, "tls", *pieces)), ""
+
+
+def _escaped(value: str) -> str:
+    """A value of plugin options."""
+    return _SPECIAL.sub(r"\\\g<0>", value)
 
 
 def shown(links: Sequence[Link], kind: str, *, qr: bool = False) -> str:

@@ -260,6 +260,36 @@ def test_user_of_the_multi_user_server() -> None:
         links_of(given | {"link-path": ""}, None)
 
 
+# Phones with v2ray-plugin.
+
+
+def test_link_for_v2ray_plugin(certs: Certs) -> None:
+    given = {"cert": certs.cert, "key": certs.key, "wss": True, "wss-path": "/p q;r"}
+    login = Login("aes-256-gcm", "secret")
+    text = by_kind(mtt_server.links(given | {"link-server": "192.0.2.1:8443"}, login))["v2ray"]
+    assert read_link(text) == (
+        "aes-256-gcm", "secret", "192.0.2.1", 8443,
+        rf"v2ray-plugin;tls;host={certs.name};path=/p%20q\;r", "192.0.2.1",
+    )  # fmt: skip
+    given = {"disable-tls": True, "link-server": "example.com", "link-path": "/secret"}
+    text = by_kind(mtt_mu_server.__main__.links(given, login))["v2ray"]
+    assert read_link(text)[4] == "v2ray-plugin;tls;host=example.com;path=/secret"
+
+
+@pytest.mark.parametrize(
+    "given, missing",
+    [
+        ({}, "v2ray-plugin speaks WebSocket; use -wss on the server"),
+        ({"wss": True, "pin": (PIN,)}, "v2ray-plugin on a phone trusts the system's CAs alone"),
+        ({"wss": True, "sv": True}, "v2ray-plugin on a phone trusts the system's CAs alone"),
+    ],
+)
+def test_servers_that_v2ray_plugin_cannot_use(given: Values, missing: str) -> None:
+    found = mtt_client.links({"s": "example.com:443"} | given, Login("aes-256-gcm", "secret"))
+    assert "v2ray" not in by_kind(found)
+    assert found[-1].missing.startswith(missing)
+
+
 # The client's side.
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -94,6 +95,8 @@ class Shadowsocks:
 
     def executable(self, plugin: str) -> Path:
         """Shadowsocks wants one executable file, as pip makes them in the directory `bin`."""
+        if plugin.startswith("ss-"):
+            return Path(require_program(plugin))
         path = self._directory / plugin
         path.write_text(f'#!/bin/sh\nexec {shlex.join(command(plugin))} "$@"\n')
         path.chmod(0o755)
@@ -176,6 +179,27 @@ def test_printed_plugin_options_work(
     local = shadowsocks.start("ss-local", "mtt-client", options)
     listening(local)
     local.expect("listening at")
+    socks = f"127.0.0.1:{shadowsocks.local_port}"
+    assert fetch_page(Pair(server, local, shadowsocks.server_port, socks), site) == PAGE
+
+
+def test_printed_link_works_with_v2ray_plugin(
+    shadowsocks: Shadowsocks, certs: Certs, site: Site
+) -> None:
+    """With the CA in addition, which a phone has already."""
+    options = f"wss;wss-path=/p;{shadowsocks.server_options}"
+    server = shadowsocks.start("ss-server", "mtt-server", options)
+    listening(server)
+    address = f"127.0.0.1:{shadowsocks.server_port}"
+    link = run(
+        *command("mtt-server"), "-wss", "-wss-path", "/p", "-cert", certs.cert, "-key", certs.key,
+        "-link", "v2ray", "-link-server", address, "-link-ss", "aes-128-gcm:secret",
+    ).decode()  # fmt: skip
+    plugin = unquote(urlsplit(link.strip()).query.removeprefix("plugin="))
+    name, _, options = plugin.partition(";")
+    local = shadowsocks.start("ss-local", f"ss-{name}", f"{options};cert={certs.ca}")
+    local.expect("listening at")
+    local.expect("started")
     socks = f"127.0.0.1:{shadowsocks.local_port}"
     assert fetch_page(Pair(server, local, shadowsocks.server_port, socks), site) == PAGE
 
