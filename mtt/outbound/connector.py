@@ -159,7 +159,7 @@ class _Tls:
         self._resumption = Resumption()
 
     def _load(self) -> Loaded:
-        context = certificates.client_context(self._options)
+        context = certificates.shared_client_context(self._options)
         if self._started:
             certificates.finish_client_context(context, pins=self._options.pins)
         return context, None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from mtt.errors import UsageError, describe
 from mtt.trust import child
@@ -26,6 +28,10 @@ NO_APPLICATION_PROTOCOL = 120
 # OpenSSL's reasons for a key that does not match the certificate; the last two if the key types
 # differ.
 MISMATCHES = ("KEY_VALUES_MISMATCH", "NO_CERTIFICATE_ASSIGNED", "KEY_TYPE_MISMATCH")
+
+
+# Contexts of clients, see `shared_client_context()`.
+_shared_contexts: WeakValueDictionary[object, ssl.SSLContext] = WeakValueDictionary()
 
 
 class ServerConnection(ssl.SSLObject):
@@ -99,6 +105,21 @@ def client_context(tls: ClientTls) -> ssl.SSLContext:
     if tls.skip_verify or (tls.pins and not tls.ca):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def shared_client_context(tls: ClientTls) -> ssl.SSLContext:
+    """As `client_context()`, or the result of an earlier call with the same options.
+
+    With the system's roots, a context takes 1 MB and 20 ms, and a process may have many tunnels.
+    """
+    if tls.ca or tls.cert:  # files, which may change
+        return client_context(tls)
+    # OpenSSL's variables decide where the system's roots are.
+    key = replace(tls, server_name=""), ssl.get_default_verify_paths()
+    context = _shared_contexts.get(key)
+    if context is None:
+        context = _shared_contexts[key] = client_context(tls)
     return context
 
 

@@ -15,7 +15,7 @@ from mtt.net.relisten import Occupant, listen_again, listen_instead
 from mtt.options.common import ServiceOptions
 from mtt.process.configuration import Changes
 from mtt.tunnels.plan import Plan, Planned
-from mtt.tunnels.several import Running, Tunnels
+from mtt.tunnels.several import Running, Tunnels, describe_certificates
 
 # The listening sockets of new tunnels, by name, from the process that has bound them.
 Sockets = Mapping[str, Sequence[int]]
@@ -65,7 +65,9 @@ class Change:
 
     def make(self) -> list[Running]:
         """Make the new tunnels, which may take a while. Raises MttError."""
-        return [Running(each, self._wanted.file, self._tunnels) for each in self.planned]
+        new = [Running(each, self._wanted.file, self._tunnels) for each in self.planned]
+        describe_certificates(new)  # for the log
+        return new
 
     def heirs(self, new: Iterable[Running]) -> dict[Running, Running | None]:
         """For each new tunnel the former one at the same address, if there is one."""

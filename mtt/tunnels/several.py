@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from mtt.observe.sums import Page, total
 from mtt.options.tunnel_file import TunnelFile, hidden
 from mtt.process import runtime
 from mtt.process.configuration import Configuration
+from mtt.trust.identity import Words
 from mtt.tunnels.plan import Plan, Planned
 from mtt.tunnels.service import Service
 
@@ -160,6 +161,7 @@ class Tunnels(runtime.Service):
             self.configuration.follow()
 
     def announce(self) -> None:
+        describe_certificates(self.running)
         for each in self.running:
             each.run(each.service.announce)
 
@@ -249,3 +251,16 @@ class Tunnels(runtime.Service):
         await asyncio.gather(*(each.task(each.service.close()) for each in self._all))
         await asyncio.sleep(0)  # let the cancelled tasks end
         await self.endpoint.report()
+
+
+def describe_certificates(tunnels: Iterable[Running]) -> None:
+    """Describe the certificates for the log: slow, and so once for those of several tunnels."""
+    known: dict[tuple[str, bytes], Words] = {}
+    for each in tunnels:
+        for files in each.service.certificates:
+            identity = files.identity
+            if identity is not None:
+                key = identity.path, identity.pem
+                if key in known:
+                    identity.words = known[key]
+                known[key] = identity.words

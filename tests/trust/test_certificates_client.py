@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mtt.trust.certificates import finish_client_context, server_context
-from mtt.trust.tls_options import ServerTls
+from mtt.trust.certificates import finish_client_context, server_context, shared_client_context
+from mtt.trust.tls_options import ClientTls, ServerTls
 from tests.support.certs import Authority, Certs, pem
 from tests.trust.handshakes import client_of, presented, server_of, shake
 
@@ -101,3 +101,20 @@ def test_the_server_sees_the_clients_certificate(certs: Certs) -> None:
     _, theirs = shake(client, server, certs.name)
     expected = ssl.PEM_cert_to_DER_cert(Path(certs.other_cert).read_text())
     assert theirs.getpeercert(binary_form=True) == expected
+
+
+def test_clients_of_the_same_roots_share_them(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = shared_client_context(ClientTls(server_name="a"))
+    assert shared_client_context(ClientTls(server_name="b")) is one
+    others = [
+        shared_client_context(ClientTls(server_name="a", alpn=("h2",))),
+        shared_client_context(ClientTls(server_name="a", skip_verify=True)),
+        shared_client_context(ClientTls(server_name="a", ca=certs.ca)),
+        shared_client_context(ClientTls(server_name="a", ca=certs.ca)),
+        shared_client_context(ClientTls(cert=certs.cert, key=certs.key)),
+    ]
+    monkeypatch.setenv("SSL_CERT_FILE", certs.ca)
+    others.append(shared_client_context(ClientTls(server_name="a")))
+    assert len({id(each) for each in (one, *others)}) == 7

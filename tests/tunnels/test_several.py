@@ -13,6 +13,7 @@ import pytest
 
 from mtt.errors import StartError
 from mtt.log import LineFormatter, subject
+from mtt.trust import child
 from tests.support.certs import Certs
 from tests.support.metrics import parse
 from tests.support.several import (
@@ -161,6 +162,28 @@ async def test_a_single_tunnel_has_no_name_in_the_log(certs: Certs, tmp_path: Pa
             tunnels.announce()
     assert any(line.startswith("INFO p: listening on ") for line in lines)
     assert subject.get() is None
+
+
+async def test_a_certificate_of_several_tunnels_is_described_once(
+    certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[object] = []
+    describe = child.run
+
+    def counted(work: Any, *arguments: Any) -> Any:
+        described.append(work)
+        return describe(work, *arguments)
+
+    top = certified(certs)
+    content = [plain(name, 1) for name in ("one", "two", "three")]
+    content.append(plain("four", 1, cert=certs.other_cert, key=certs.other_key))
+    file = File(tmp_path, top | {"tunnel": content})
+    async with running(file) as tunnels:
+        monkeypatch.setattr(child, "run", counted)
+        with written() as lines:
+            tunnels.announce()
+    assert len(described) == 2
+    assert len([line for line in lines if " pin sha256/" in line]) == 4
 
 
 async def test_errors_at_the_start_name_the_tunnel(certs: Certs, tmp_path: Path) -> None:
