@@ -266,9 +266,10 @@ class TlsLayer(SignalingLayer):
             self._eof_told = self._records.eof = True
             if not self.upper.eof_received():
                 self.close()
-        elif self._half_close:
-            # Our own ends send close_notify, and keep TCP open as long as they take data.
-            self._fail(ConnectionResetError(errno.ECONNRESET, "the peer takes no more data"))
+        elif self._half_close or (self._peer_half_closed and self.unsent()):
+            # After close_notify, our own ends keep TCP open as long as they take data.
+            gone = ConnectionResetError(errno.ECONNRESET, "the peer takes no more data")
+            self._fail(gone, delivers=not self._half_close)
         elif self._peer_half_closed:
             self.close()
 
@@ -365,8 +366,8 @@ class TlsLayer(SignalingLayer):
 
     # Ends.
 
-    def _fail(self, error: Exception) -> None:
-        """End the connection because of `error`; the alert that OpenSSL wrote is still sent."""
+    def _fail(self, error: Exception, *, delivers: bool = False) -> None:
+        """End the connection because of `error`; the alert of OpenSSL, or all, is still sent."""
         if self._state == CLOSED:
             return
         handshake = self._state == HANDSHAKE
@@ -375,7 +376,7 @@ class TlsLayer(SignalingLayer):
         self.lower.set_protocol(NO_PROTOCOL)  # `error` is reported instead of its end
         if handshake and isinstance(error, PeerError):  # from `verify`, which has no alert
             self.lower.cut()
-        elif handshake:
+        elif handshake or delivers:
             self.lower.close()
         else:
             self.lower.abort()

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 
 import pytest
 
 from mtt.layers import mux
 from mtt.layers.smux import SmuxSession
 from mtt.options.tunnel import MAX_STREAM_LIMIT
-from mtt.tunnels.relay import END_TIME, QUIET_TIME
+from mtt.tunnels.relay import END_TIME, QUIET_TIME, Relay
 from tests.support.certs import Certs
-from tests.support.gopeer import CLOSE_1000
+from tests.support.contexts import bare_context
+from tests.support.gopeer import CLOSE_1000, Tls
 from tests.support.goserver import MAX_STREAMS, go_server
 from tests.support.tunnels import (
     GO_MODES,
@@ -183,6 +185,37 @@ async def test_a_download_is_complete_when_the_destination_closes(mode: str, cer
         asyncio.timeout(SOON),
     ):
         assert await application.rest() == MEGABYTE
+
+
+async def test_application_is_not_reset_by_an_end_in_two_steps(certs: Certs) -> None:
+    """The real program sends close_notify, and closes TCP a moment later."""
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certs.cert, certs.key)
+    goes_on = asyncio.Event()
+
+    async def serve(tcp: Tcp) -> None:
+        tls = Tls(tcp, context, server_side=True)
+        await tls.handshake()
+        await tls.send(await tls.exactly(7))
+        await tls.finish()
+        await goes_on.wait()
+
+    async with (
+        serving(serve) as go,
+        client_of("tls", go.port, certs) as client,
+        await connect(port_of(client)) as application,
+        asyncio.timeout(SOON),
+    ):
+        await application.send(b"request")
+        assert await application.exactly(7) == b"request"
+        (tunnel,) = client.open_tunnels.carriers
+        assert isinstance(tunnel, Relay)
+        assert await application.rest() == b""
+        goes_on.set()
+        await eventually(lambda: tunnel.reason)
+        await settled()
+        assert tunnel.reason == "done"
+        assert application.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 async def test_the_end_of_a_websocket_tunnel_is_close_1000(

@@ -136,3 +136,18 @@ async def test_fin_of_a_half_closed_foreign_peer_ends_both_directions(
         with pytest.raises(ssl.SSLZeroReturnError):  # close_notify, after the peer's own
             one.ssl.read(1)
         assert await one.recorder.ended() is None
+
+
+@both_versions
+async def test_fin_of_a_half_closed_foreign_peer_that_has_not_got_all_is_a_failure(
+    version: ssl.TLSVersion, certs: Certs
+) -> None:
+    async with Peer(certs, version, alpn=None) as one:
+        one.feed(one.end())
+        one.layer.write(b"reply")
+        one.transport.buffered = 100  # not acknowledged
+        one.layer.eof_received()
+        assert one.layer.is_closing()
+        assert isinstance(await one.recorder.ended(), ConnectionResetError)
+        assert one.heard() == b"reply"
+        assert not one.transport.aborted
