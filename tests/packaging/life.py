@@ -44,15 +44,18 @@ def fetch(root: Root) -> str:
 
 
 def check_life(
-    root: Root, package: Path, newer: Path, install: str, *, dependencies: bool = False
-) -> None:
+    root: Root, package: Path, newer: Path, install: str, *, dependencies: bool = False,
+    check: str = "true",
+) -> None:  # fmt: skip
     """Install with the command `install`, where {} is the package, use, upgrade, remove, purge.
 
-    `dependencies`: other packages are installed as well, and may leave files.
+    `dependencies`: other packages are installed as well, and may leave files. `check`: a command
+    that must work with the package, and print nothing.
     """
     before = set(root.changed())
     root.run(install.format(root.put(package, "/tmp")))
     check_installed(root)
+    assert root.run(check) == ""
     check_tunnel(root)
     root.run(f"cat >/etc/default/mtt-server <<'EOF'\n{OPTIONS}EOF")
     root.run(install.format(root.put(newer, "/tmp")))
