@@ -6,6 +6,8 @@ import os
 import resource
 import ssl
 import sys
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,6 +43,29 @@ def test_process() -> None:
     grown = after["process_resident_memory_bytes"] - before["process_resident_memory_bytes"]
     assert 2**23 < grown < 2**26
     assert after["process_virtual_memory_bytes"] > after["process_resident_memory_bytes"]
+
+
+@needs_proc
+def test_descriptors_of_older_kernels_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of them only now and then."""
+    expected = parse(process_lines())["process_open_fds"]
+    nothing = os.stat_result((0,) * 10)
+    monkeypatch.setattr(process.os, "stat", lambda _: nothing)
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(
+        process, "time",
+        SimpleNamespace(monotonic=lambda: clock.now, process_time=time.process_time),
+    )  # fmt: skip
+    count = process._Count()
+    assert count.descriptors() == expected
+    with open(os.devnull):
+        assert count.descriptors() == expected + 1
+        monkeypatch.setattr(process, "_MANY", 1)
+        assert count.descriptors() == expected + 1
+        with open(os.devnull):
+            assert count.descriptors() == expected + 1
+            clock.now += process._VALID_TIME
+            assert count.descriptors() == expected + 2
 
 
 @needs_proc
