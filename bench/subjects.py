@@ -149,7 +149,7 @@ def running(
 
 
 def our_subjects(*options: str) -> list[Subject]:
-    """The four modes and AnyTLS on asyncio, the four again on uvloop as far as that is possible.
+    """The modes on asyncio, the original four again on uvloop as far as that is possible.
 
     `options` are for both ends.
     """
@@ -166,6 +166,8 @@ def our_subjects(*options: str) -> list[Subject]:
         for mode, mode_flags in MODES.items():
             if loop != "asyncio" and not modes.MODES[mode].is_original:
                 continue
+            if mode == "v2ray":
+                continue  # after the request it is wss
             subjects.append(
                 Subject(
                     name=mode if loop == "asyncio" else f"{mode} {loop}",

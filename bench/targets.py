@@ -42,6 +42,7 @@ TARGETS = (
     _bulk("wss", "tls", 0.9),
     *(_bulk(mode, V2RAY_MUX, 3.6) for mode in ("mux", "wss+mux")),
     *(_bulk(mode, "tls", 0.8) for mode in ("mux", "wss+mux")),
+    _bulk("v2ray+mux", V2RAY_MUX, 2.0),
     _bulk("anytls", "tls", 0.9),
     *(
         Target(f"requests, 32 connections, {cell}", "requests", "rate32", cell, V2RAY, factor)

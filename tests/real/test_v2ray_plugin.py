@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import re
 import shlex
 import socket
@@ -11,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.real import checks
 from tests.real.checks import (
     Route,
     destination_speaks_and_closes,
-    http,
     reply_after_the_end,
     small_messages,
 )
@@ -72,7 +75,7 @@ def start_client(processes: Processes, certs: Certs, server_port: int, mux: int)
         (0, small_messages),
         (0, destination_speaks_and_closes),
         (1, small_messages),
-        (8, http),
+        (8, checks.http),
         (8, destination_speaks_and_closes),
     ],
 )
@@ -95,11 +98,11 @@ def test_plugin_is_a_client(
     ("mux", "check"),
     [
         (True, small_messages),
-        (True, http),
+        (True, checks.http),
         (True, reply_after_the_end),
         (True, destination_speaks_and_closes),
         (False, small_messages),
-        (False, http),
+        (False, checks.http),
         (False, destination_speaks_and_closes),
     ],
 )
@@ -122,6 +125,25 @@ def test_plugin_is_a_server(
 def test_document_names_both_clients() -> None:
     with_mux, without = lines_of("Server for v2ray-plugin")[1:]
     assert without == [*with_mux, "-mux", "0"]
+
+
+@pytest.mark.parametrize("mux", [0, 8])
+def test_user_of_the_multi_user_server_has_the_plugin(
+    mux: int, processes: Processes, certs: Certs, tmp_path: Path
+) -> None:
+    def route(destination: str) -> int:
+        server = processes.command(
+            "mtt-mu-server", "-b", "127.0.0.1:0", "-c", "127.0.0.1:0",
+            "-cert", certs.cert, "-key", certs.key,
+        )  # fmt: skip
+        controller = server.expect(r"controller on (127\.0\.0\.1:[0-9]+)")[1]
+        user = {"path": PATH, "dst": destination}
+        with contextlib.closing(http.client.HTTPConnection(controller)) as connection:
+            connection.request("POST", "/", json.dumps({"opt": 1, "args_bunch": [user]}))
+            assert connection.getresponse().read() == b'{"res":1}'
+        return start_client(processes, certs, listening(server)[1], mux)
+
+    small_messages(route, tmp_path)
 
 
 def test_streams_of_the_plugin_share_a_connection(processes: Processes, certs: Certs) -> None:
