@@ -131,11 +131,17 @@ class GoDatagrams(StreamTransport):
             destination.waiting.append(bytes(payload))
 
     def _open(self, address: tuple[str, int]) -> _Destination | None:
-        while len(self._destinations) >= MAX_DESTINATIONS:
+        session = self._session
+        while self._destinations and (
+            len(self._destinations) >= MAX_DESTINATIONS or not session.has_room
+        ):
             self._close_stream(self._destinations.pop(next(iter(self._destinations))))
+        if not (session.has_room or session.lost):
+            logger.debug("%r: a datagram was dropped: the agent has too many streams", self)
+            return None
         destination = _Destination(self, address)
         try:
-            destination.stream = self._session.open_stream(destination, Head(UDP, *address))
+            destination.stream = session.open_stream(destination, Head(UDP, *address))
         except NetworkError as error:
             self._end(error)
             return None

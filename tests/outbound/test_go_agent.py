@@ -266,6 +266,28 @@ async def test_waiting_datagrams_and_destinations_are_bounded() -> None:
     await gateway.over()
 
 
+async def test_streams_of_all_users_are_bounded() -> None:
+    gateway = Gateway()
+    gateway.session._max_streams = 3
+    first, second, third = [await user_of(gateway) for _ in range(3)]
+    first.send(b"x", port=1)
+    second.send(b"x", port=2)
+    second.send(b"x", port=3)
+    two = gateway.said()[1]
+    assert isinstance(two, Connect)
+    second.send(b"x", port=4)  # instead of the one that was used first
+    close, four = gateway.said()
+    assert close == Close(two.id)
+    assert isinstance(four, Connect)
+    third.send(b"x", port=5)
+    assert gateway.said() == []
+    assert gateway.session.open_streams == 3
+    gateway.feed(Close(four.id))
+    third.send(b"x", port=5)
+    assert isinstance(gateway.said()[-1], Connect)
+    await gateway.over()
+
+
 async def test_idle_destinations_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     gateway = Gateway()
