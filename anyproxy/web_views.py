@@ -15,7 +15,7 @@ from anyproxy.agent import Agent
 from anyproxy.gateway import Gateway
 from anyproxy.options import WebOptions
 from anyproxy.web import View, Web, go_duration, go_time
-from mtt.address import host_port, peer_name
+from mtt.address import host_port
 from mtt.layers.base import StreamTransport
 from mtt.outbound.groups import Agent as GroupAgent
 from mtt.outcome import Outcome
@@ -153,14 +153,15 @@ class GatewayViews:
         return _one_or_all(self._connections_by_number(), query, "conn_id")
 
     def _connections_by_number(self) -> dict[str, Json]:
-        names = {agent.address: agent.id for agent in self._agents()}
+        # Not by address: agents behind one trusted proxy may have the same.
+        names = {agent.session.bottom: agent.id for agent in self._agents()}
         now = asyncio.get_running_loop().time()
         found = {}
         for number, carrier in _open(self._gateway.open_tunnels).items():
             client = target = ""
             if isinstance(carrier, Relay):
                 far = carrier.far
-                client = names.get(peer_name(far), "")
+                client = names.get(far.bottom, "")
                 target = self._targets.get(far, "")
             found[number] = _connection(
                 number, client, target, carrier.sent, carrier.received, now - carrier.started

@@ -44,6 +44,10 @@ class AgentSession(Protocol):
         """Whether the connection is over."""
 
     @property
+    def bottom(self) -> StreamTransport:
+        """The socket of the connection, which is also that of each stream."""
+
+    @property
     def open_streams(self) -> int:
         """Number of streams for users."""
 
@@ -82,6 +86,10 @@ class OwnAgentSession:
     @property
     def lost(self) -> bool:
         return self._session.lost
+
+    @property
+    def bottom(self) -> StreamTransport:
+        return self._session.bottom
 
     @property
     def open_streams(self) -> int:

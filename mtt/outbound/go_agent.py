@@ -36,6 +36,10 @@ class GoAgentSession:
         return self._session.lost
 
     @property
+    def bottom(self) -> StreamTransport:
+        return self._session.bottom
+
+    @property
     def open_streams(self) -> int:
         return self._session.open_streams
 
