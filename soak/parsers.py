@@ -27,6 +27,7 @@ from mtt.wire.forwarded import forwarded_for
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.httpproxy import connect_request
 from mtt.wire.servemux import ServeMux
+from mtt.wire.socks_client import SocksClient, SocksClientError
 from mtt_mu_server import api
 from mtt_mu_server.decoding import Refused
 from mtt_mu_server.options import FLAGS as MU_FLAGS
@@ -184,6 +185,13 @@ def _proxy_answer(data: bytes) -> None:
         buffer.final_response()
 
 
+def _socks_answers(data: bytes) -> None:
+    client = SocksClient("server.example", 443, (b"user", b"password"))
+    for at in range(0, len(data), 3):
+        if client.rest is None:
+            client.feed(data[at : at + 3])
+
+
 def _proxy_header(data: bytes) -> None:
     header = proxy_protocol.parse(data)
     if header is not None:
@@ -267,6 +275,11 @@ PARSERS: dict[str, Parser] = {
         _proxy_answer,
         (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nVia: 1.1 proxy\r\n\r\n",),
         (MttError,),
+    ),
+    "answers of a SOCKS5 proxy": Parser(
+        _socks_answers,
+        (b"\5\2\1\0\5\0\0\1" + bytes(6), b"\5\0\5\0\0\3\1a\0\1rest"),
+        (SocksClientError,),
     ),
     "PROXY header": Parser(
         _proxy_header,

@@ -68,13 +68,12 @@ class TlsLayer(SignalingLayer):
         handshake_time: seconds for the handshake; None if the caller limits it.
     """
 
-    borrows = True
     name = "TLS"
 
     __slots__ = (
         "_answer_bytes", "_delivering", "_eof_told", "_half_close", "_has_received",
         "_offers_half_close", "_on_end", "_peer_half_closed", "_records", "_state", "_timer",
-        "_verify", "_write_eof",
+        "_verify", "_write_eof", "borrows",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +90,7 @@ class TlsLayer(SignalingLayer):
         handshake_time: float | None = HANDSHAKE_TIME,
     ) -> None:
         super().__init__(upper)
+        self.borrows = True
         self._records = Records(
             context, server_side=server_side, server_name=server_name, session=session
         )
@@ -111,6 +111,9 @@ class TlsLayer(SignalingLayer):
 
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
+        if transport.get_extra_info("ssl_object") is not None:
+            # TLS to a proxy, which decrypts into the same shared buffer as this layer.
+            self.borrows = False
         if self._state == CLOSED:  # aborted between accept and this call
             self.lower.abort()
         else:

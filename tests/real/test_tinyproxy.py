@@ -10,8 +10,8 @@ import pytest
 from mtt.modes import MODES
 from tests.real.checks import Route, half_close, http
 from tests.real.tunnels import start_client, start_server
-from tests.support.certs import Certs
-from tests.support.processes import Process, Processes, free_port
+from tests.support.certs import Authority, Certs, pem
+from tests.support.processes import ROOT, Process, Processes, command, free_port, listening
 from tests.support.programs import require_program
 
 CONFIG = """
@@ -51,6 +51,54 @@ def test_tunnel_through_tinyproxy(
         _, port = start_server(processes, certs, destination, *options)
         way = f"http://user:pass%2Dword@127.0.0.1:{proxy_port}"
         return start_client(processes, certs, port, *options, "-proxy", way)[1]
+
+    check(route, tmp_path)
+    assert "CONNECT 127.0.0.1:" in proxy.output
+
+
+STUNNEL = """
+foreground = yes
+pid =
+syslog = no
+debug = notice
+[proxy]
+accept = 127.0.0.1:{port}
+connect = {proxy_port}
+cert = {directory}/cert.pem
+key = {directory}/key.pem
+"""
+
+
+@pytest.mark.parametrize("mode", ["tls", "wss+mux"])
+@pytest.mark.parametrize("check", [http, half_close], ids=["http", "half-close"])
+def test_tunnel_through_tinyproxy_behind_stunnel(
+    check: Callable[[Route, Path], None],
+    mode: str,
+    processes: Processes,
+    certs: Certs,
+    tmp_path: Path,
+) -> None:
+    """An HTTP proxy in TLS, whose certificate the system's roots verify."""
+    options = MODES[mode].command_line("password")
+    authority = Authority("CA of the proxy")
+    for name, content in zip(("cert", "key"), authority.issue("127.0.0.1"), strict=True):
+        (tmp_path / f"{name}.pem").write_bytes(content)
+    (tmp_path / "ca.pem").write_bytes(pem(authority.certificate))
+    proxy, proxy_port = start_tinyproxy(processes, tmp_path, LOGIN)
+    port = free_port()
+    path = tmp_path / "stunnel.conf"
+    path.write_text(STUNNEL.format(port=port, proxy_port=proxy_port, directory=tmp_path))
+    processes.start(require_program("stunnel4"), path).expect("Configuration successful")
+
+    def route(destination: str) -> int:
+        _, server_port = start_server(processes, certs, destination, *options)
+        client = processes.start(
+            *command("mtt-client"), "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{server_port}",
+            "-n", certs.name, "-ca", certs.ca, *options,
+            "-proxy", f"https://user:pass-word@127.0.0.1:{port}",
+            env={"SSL_CERT_FILE": str(tmp_path / "ca.pem")}, cwd=ROOT,
+        )  # fmt: skip
+        return listening(client)[1]
 
     check(route, tmp_path)
     assert "CONNECT 127.0.0.1:" in proxy.output

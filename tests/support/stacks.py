@@ -216,7 +216,8 @@ class Stack:
                     context,
                     server_side=not client,
                     server_name=certs.name if client else None,
-                    half_close=self.half_close,
+                    # TLS below TLS is that of a proxy, not of our own ends.
+                    half_close=self.half_close and not isinstance(upper, TlsLayer),
                 )
         return upper
 
