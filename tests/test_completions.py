@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from mtt.options.flags import Flag
 from mtt.process.command import Command
 from tests.support.programs import require_program
 from tools.commands import COMMANDS
-from tools.completions import fish, write_completions, zsh
+from tools.completions import about_of, fish, write_completions, zsh
 
 EVERY = pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 SOON = 20.0  # seconds
@@ -143,6 +144,20 @@ def test_zsh(files: Path) -> None:
         shell.kill()
         shell.wait()
         os.close(master)
+
+
+@pytest.mark.parametrize(
+    ("text", "about"),
+    [
+        ("Print it and exit.", "Print it and exit"),
+        ("Skip verification: accept any. Beware.", "Skip verification"),
+        ("Event loop; auto is best.", "Event loop"),
+        ("With -udp: forget an address. Soon.", "With -udp: forget an address"),
+        ("Some words " * 9, ("Some words " * 6).strip() + "..."),
+    ],
+)
+def test_short_descriptions(text: str, about: str) -> None:
+    assert about_of(Flag("x", "bool", text)) == about
 
 
 def read_until(terminal: int, pattern: str) -> str:

@@ -142,7 +142,9 @@ def path_kind(flag: Flag) -> str:
 
 def about_of(flag: Flag) -> str:
     """A short description: the beginning of the help."""
-    sentence = re.split(r"(?<=[^.])[.;:](?: |$)", flag.help, maxsplit=1)[0]
+    sentence = re.split(r"(?<=[^.])[.;](?: |$)", flag.help, maxsplit=1)[0]
+    if not sentence.startswith("With "):  # -x: what it does then
+        sentence = sentence.partition(": ")[0]
     if len(sentence) <= _ABOUT:
         return sentence
     return sentence[:_ABOUT].rpartition(" ")[0].rstrip(",") + "..."
