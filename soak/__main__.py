@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from soak import churn, dead, faults, fuzz, fuzz_gateway, gateway, line
+from soak import churn, dead, faults, fuzz, fuzz_gateway, gateway, line, udp
 from soak.programs import MODES, Programs
 from soak.report import Broken, say
 from tests.support.certs import make_certs
@@ -23,6 +23,7 @@ SCENARIOS = {
     "faults": "connections through a proxy that cuts, resets, stalls, drops and corrupts",
     "gateway": "a gateway and its agents: faults, restarts, reloads",
     "line": "delay, loss and a narrow link",
+    "udp": "datagrams through a proxy that cuts, resets, stalls, drops and corrupts",
     "churn": "short connections by the ten thousand",
     "fuzz": "random and mutated input for every parser and every port",
     "dead": "a network that goes away and returns",
@@ -79,6 +80,7 @@ async def run(arguments: argparse.Namespace) -> None:
         "faults": lambda programs: faults.soak(programs, modes, arguments.connections, seed),
         "gateway": lambda programs: gateway.soak(programs, arguments.connections, seed),
         "line": lambda programs: line.soak(programs, modes, seed),
+        "udp": lambda programs: udp.soak(programs, modes, seed),
         "churn": lambda programs: churn.soak(programs, modes, arguments.churn, seed),
         "fuzz": all_fuzz,
         "dead": lambda programs: dead.soak(programs, modes),

@@ -22,6 +22,7 @@ from soak import (
     line,
     mutation,
     parsers,
+    udp,
     usage,
 )
 from soak.__main__ import main
@@ -118,6 +119,21 @@ async def test_line(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(line, "CASES", {name: case})
     await line.soak(programs, ("tls", "mux"), SEED)
     await programs.stop()
+
+
+@pytest.mark.parametrize("mode", ["tls", "wss+mux"])
+async def test_datagrams_in_one_process(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "CONCURRENT", 3)
+    async with (
+        udp.UdpEcho() as there,
+        server_at(mode, there, certs, udp=True) as server,
+        FaultProxy(port_of(server), lambda _: Fault("cut", 20_000)) as proxy,
+        client_of(mode, proxy.port, certs, udp=True) as client,
+    ):
+        assert await udp._rounds(port_of(client), 1, random.Random(SEED))
+        assert proxy.struck["cut"]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -38,7 +38,7 @@ from mtt.udp.counters import UdpCounters
 from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_limit
 from mtt.udp.link import Link
 from mtt.udp.queues import FairQueues
-from mtt.wire.datagrams import MAX_DATAGRAM
+from mtt.wire.datagrams import MAX_DATAGRAM, PING
 
 if TYPE_CHECKING:
     from mtt.tunnels.rate_limit import TokenSource
@@ -202,6 +202,9 @@ class _Client:
         for number, payload in datagrams:
             flow = flows.get(number)
             if flow is None:
+                if number == PING:
+                    self.link.send(PING, bytes(payload))
+                    continue
                 if not self._addresses and not self._look_up():
                     if self._lookup is None:  # it has just failed
                         counters.dropped_link += 1

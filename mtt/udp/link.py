@@ -23,7 +23,7 @@ from mtt.layers.kernel import limit_unsent
 from mtt.layers.parked import hand_over
 from mtt.udp.counters import UdpCounters
 from mtt.udp.queues import FairQueues
-from mtt.wire.datagrams import ANSWER, HEAD, HEADER, NO_ANSWER, DatagramError, Decoder
+from mtt.wire.datagrams import ANSWER, HEAD, HEADER, NO_ANSWER, PING, DatagramError, Decoder
 
 # Seconds for the peer's opening message, as for a dial with everything that belongs to it.
 OPENING_TIME = 10.0
@@ -61,10 +61,10 @@ class Link(StreamProtocol):
     """
 
     __slots__ = (
-        "_batch", "_batch_size", "_decoder", "_done", "_in", "_is_blocked", "_is_client",
-        "_is_over", "_is_paused", "_is_scheduled", "_loop", "_out", "_owner", "_received",
-        "_timer", "counters", "error", "heard_at", "is_open", "lower", "queues", "reason",
-        "started",
+        "_batch", "_batch_size", "_decoder", "_done", "_in", "_is_asked", "_is_blocked",
+        "_is_client", "_is_over", "_is_paused", "_is_scheduled", "_loop", "_out", "_owner",
+        "_received", "_timer", "counters", "error", "heard_at", "is_open", "lower", "queues",
+        "reason", "started",
     )  # fmt: skip
 
     borrows = True
@@ -93,6 +93,7 @@ class Link(StreamProtocol):
         self._is_paused = False  # by the stream
         self._is_blocked = True  # paused, or not open
         self._is_over = False
+        self._is_asked = False  # the server has not answered a ping
         self._received = b""  # of the opening message
         self._in = self._out = 0  # payload bytes
         self.is_open = False
@@ -137,10 +138,15 @@ class Link(StreamProtocol):
     # For the reuse guard of the client.
 
     def ping(self) -> None:
-        self.lower.ping()
+        self._is_asked = True
+        self.send(PING, b"")
 
     def ping_answered(self) -> bool:
-        return self.lower.ping_answered()
+        return not self._is_asked
+
+    def pong(self) -> None:
+        """Called by the owner: the server has answered."""
+        self._is_asked = False
 
     # Sending.
 

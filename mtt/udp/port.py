@@ -10,8 +10,9 @@ so are those of the next moment.
 Flows outlive the link. The next datagram opens a new one, on which the server begins new flows; to
 the destination, they come from other ports.
 
-A link that does not look alive (see `mtt.outbound.reuse`) is replaced, so that flows survive a
-change of the network. The last flow's end closes the link.
+The client asks the server for a sign of life if the link does not look alive (see
+`mtt.outbound.reuse`), or if there are only datagrams to the server. A link without an answer is
+replaced, so flows survive a change of the network. The last flow's end closes the link.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ from mtt.udp.counters import UdpCounters
 from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_limit
 from mtt.udp.link import Link
 from mtt.udp.queues import FairQueues
-from mtt.wire.datagrams import MAX_DATAGRAM, MAX_FLOW
+from mtt.wire.datagrams import MAX_DATAGRAM, MAX_FLOW, PING
 
-# Seconds until the next attempt to open a link after a failure: the first and the longest delay.
-# Each failure doubles it.
+# Seconds until the next attempt to open a link after the second failure in a row, and the longest
+# delay. Each failure doubles it. After the first one, as after a server's restart, there is none.
 RETRY_TIMES = (0.5, 8.0)
+# A link that ends sooner than this, seconds, has failed as well: the server may end each at once.
+MIN_LIFETIME = 5.0
+# Seconds without a datagram from the server, while there are some to it, until it is asked for a
+# sign of life. It has two sweeps to answer.
+QUIET_TIME = 15.0
 
 # What tells flows apart: the socket, the address of the application, and the address it sends to.
 _Key = tuple[UdpServerSocket, Any, Control]
@@ -90,7 +96,8 @@ class UdpPort:
         self._guard = ReuseGuard()
         self._is_suspect = False  # the guard has refused the link once
         self._retry_at = 0.0
-        self._retry_delay = RETRY_TIMES[0]
+        self._retry_delay = 0.0
+        self._sent = 0  # bytes on the link at the last sweep
         self._is_closed = False
         self.counters = UdpCounters()
         self._failures, self._large = Throttle(), Throttle()
@@ -199,8 +206,11 @@ class UdpPort:
         counters.received += len(datagrams)
         for number, payload in datagrams:
             flow = by_number.get(number)
-            if flow is None:  # it was idle for too long
-                counters.dropped_link += 1
+            if flow is None:
+                if number == PING and self._link is not None:
+                    self._link.pong()
+                else:  # it was idle for too long
+                    counters.dropped_link += 1
                 continue
             flow.active = now
             flow.is_answered = True
@@ -236,6 +246,7 @@ class UdpPort:
         )
         self._guard.add(link)
         self._is_suspect = False
+        self._sent = 0
         link.start()
 
     def _failed(self, error: Exception) -> None:
@@ -244,7 +255,8 @@ class UdpPort:
 
     def _retry_later(self) -> None:
         self._retry_at = self._loop.time() + self._retry_delay
-        self._retry_delay = min(2 * self._retry_delay, RETRY_TIMES[1])
+        first, longest = RETRY_TIMES
+        self._retry_delay = min(max(first, 2 * self._retry_delay), longest)
         self.counters.dropped_link += self._queues.clear()
 
     def _link_lost(self, link: Link) -> None:
@@ -252,8 +264,8 @@ class UdpPort:
         if link is not self._link:
             return
         self._link = None
-        if link.is_open:
-            self._retry_delay = RETRY_TIMES[0]
+        if link.is_open and self._loop.time() - link.started >= MIN_LIFETIME:
+            self._retry_delay = 0.0
             self.counters.dropped_link += self._queues.clear()
         else:
             self._retry_later()
@@ -272,13 +284,19 @@ class UdpPort:
             return
         if not self._flows:
             self._drop_link(link).close("no flow is left")
-        elif not link.is_open or self._guard.admits(link):
+        elif not link.is_open or self._is_alive(link, now):
             self._is_suspect = False
         elif self._is_suspect:
             error = StuckError("UDP: the server does not answer any more; connecting again")
             self._drop_link(link).fail(error)
         else:
             self._is_suspect = True  # it has until the next sweep to answer
+
+    def _is_alive(self, link: Link, now: float) -> bool:
+        has_sent, self._sent = link.sent != self._sent, link.sent
+        if has_sent and now - link.heard_at >= QUIET_TIME:
+            self._guard.verify(link)
+        return self._guard.admits(link)
 
     def _drop_link(self, link: Link) -> Link:
         """Use `link` no more: datagrams go to the next one, although it may not be lost yet."""

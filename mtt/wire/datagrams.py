@@ -7,6 +7,7 @@
 Big-endian. The client numbers its flows; the server has a socket for each number, and answers carry
 the number of their flow. Flows begin with their first datagram, and end on either side when they
 are idle: no message says so. Numbers are not used again while a flow with that number may exist.
+Number 0 is no flow: the server returns its datagrams, so the client can ask whether it is there.
 
 The client sends no datagram before the answer. So no datagram reaches a destination through a
 server that knows nothing of this format, but only the head.
@@ -39,6 +40,7 @@ NOT_SERVED = "a client with -udp: start the server with -udp, too"
 
 HEADER = Struct(">HI")
 HEADER_SIZE = HEADER.size
+PING = 0
 MAX_FLOW = 0xFFFF_FFFF
 
 

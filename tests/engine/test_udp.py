@@ -12,6 +12,7 @@ import pytest
 from mtt.client import Client
 from mtt.errors import StartError
 from mtt.server import Server
+from mtt.udp import port
 from mtt.wire.datagrams import HEAD, MAX_DATAGRAM
 from tests.support.certs import Certs
 from tests.support.garbage import collector_off
@@ -203,7 +204,10 @@ async def test_bytes_and_datagrams_are_counted(mode: str, certs: Certs) -> None:
 
 
 @in_every_mode
-async def test_nothing_is_left_to_the_collector(mode: str, certs: Certs) -> None:
+async def test_nothing_is_left_to_the_collector(
+    mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "MIN_LIFETIME", 0.0)  # no wait between links
     async with both_kinds(mode, certs) as (server, client):
         with collector_off() as left:
             for _ in range(3):

@@ -33,7 +33,13 @@ class Udp:
         return await self._loop.sock_recv(self.sock, LARGEST)
 
     async def receive_from(self) -> tuple[bytes, Any]:
-        return await self._loop.sock_recvfrom(self.sock, LARGEST)
+        readable = asyncio.Event()  # uvloop has no sock_recvfrom()
+        self._loop.add_reader(self.sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            self._loop.remove_reader(self.sock)
+        return self.sock.recvfrom(LARGEST)
 
     async def many(self, count: int) -> list[bytes]:
         return [await self.receive() for _ in range(count)]

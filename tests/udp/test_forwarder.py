@@ -19,7 +19,7 @@ from mtt.observe.metrics import Counters
 from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.udp import flows, forwarder
 from mtt.udp.forwarder import EMPTY_TIME, UdpForwarder
-from mtt.wire.datagrams import ANSWER, HEAD, MAX_DATAGRAM, Decoder, encode
+from mtt.wire.datagrams import ANSWER, HEAD, MAX_DATAGRAM, PING, Decoder, encode
 from tests.support.clock import Clock
 from tests.support.loopback import linux_only, needs_ipv6
 from tests.support.transports import FakeTransport, turns
@@ -103,6 +103,16 @@ async def test_each_flow_has_a_socket_of_its_own() -> None:
             there.sock.sendto(b"", sources[b"a"])
             assert sorted(await client.received(2)) == [(1, b""), (2, b"to b")]
             assert here.forwarder.flows == 2
+
+
+async def test_ping_is_returned_to_the_client() -> None:
+    async with scene() as here:
+        with Udp() as there:
+            client = here.client(there.port)
+            client.send((PING, b""), (PING, b"mark"), (1, b"x"), opens=True)
+            assert await there.receive() == b"x"
+            assert await client.received(2) == [(PING, b""), (PING, b"mark")]
+            assert here.forwarder.flows == 1
 
 
 async def test_only_the_destination_can_answer() -> None:

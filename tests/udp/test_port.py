@@ -18,9 +18,9 @@ from mtt.net.listen import bind_udp
 from mtt.observe.metrics import Counters
 from mtt.outbound import reuse
 from mtt.tunnels.open_tunnels import CLIENT_LOGGED_ERRORS, OpenTunnels
-from mtt.udp import flows, port
+from mtt.udp import flows, link, port
 from mtt.udp.port import RETRY_TIMES, UdpPort
-from mtt.wire.datagrams import ANSWER, HEAD, Decoder, encode
+from mtt.wire.datagrams import ANSWER, HEAD, PING, Decoder, encode
 from tests.support.clock import Clock
 from tests.support.transports import FakeTransport, turns
 from tests.support.tunnels import eventually, logged
@@ -135,12 +135,15 @@ async def test_failure_to_open_drops_and_tries_again_later(
     clock = Clock(monkeypatch, port)
     async with scene() as here:
         here.far.error = NetworkError("server.example:443: no route")
+
+        def dropped(count: int) -> bool:
+            return here.port.counters.dropped_link == count
+
         with here.application() as application, logged() as lines:
-            application.send(b"lost")
-            await eventually(lambda: here.port.counters.dropped_link == 1)
-            application.send(b"lost, too")
-            await eventually(lambda: here.port.counters.dropped_link == 2)
-            assert here.far.opened == 1
+            for count in (1, 2, 3):
+                application.send(b"lost")
+                await eventually(partial(dropped, count))
+            assert here.far.opened == 2  # the first attempt is repeated at once
             await clock.passes(RETRY_TIMES[0])
             here.far.error = None
             application.send(b"sent")
@@ -178,6 +181,75 @@ async def test_flows_survive_the_end_of_the_link() -> None:
             assert await here.far.received(1) == [(1, b"2")]
             here.far.stream.upper.data_received(encode(1, b"reply"))
             assert await application.receive() == b"reply"
+
+
+async def test_links_that_end_at_once_are_not_replaced_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, port)
+    async with scene() as here:
+        with here.application() as application:
+            for count in (1, 2):
+                application.send(b"x")
+                await here.far.answer(count)
+                here.far.stream.lose(None)
+                await turns()
+            application.send(b"lost")
+            await eventually(lambda: here.port.counters.dropped_link == 1)
+            assert here.far.opened == 2
+            await clock.passes(RETRY_TIMES[0])
+            application.send(b"sent")
+            await here.far.answer(3)
+
+
+async def test_silent_server_is_asked_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, port, link, reuse)
+    async with scene() as here:
+        with here.application() as application:
+            application.send(b"1")
+            await here.far.answer()
+            await here.far.received(1)
+            sent = 1
+            while (PING, b"") not in here.far.datagrams():
+                assert clock.now < 1000 + port.QUIET_TIME + 3 * flows.SWEEP_TIME
+                application.send(b"one way")
+                sent += 1
+                await here.far.received(sent)
+                await clock.passes(flows.SWEEP_TIME)
+            here.far.stream.upper.data_received(encode(PING, b""))
+            await clock.passes(2 * flows.SWEEP_TIME)
+            assert not here.far.stream.closing
+
+
+async def test_silent_server_that_does_not_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, port, link, reuse)
+    async with scene() as here:
+        with here.application() as application:
+            application.send(b"1")
+            await here.far.answer()
+            await here.far.received(1)
+            sent = 1
+            while not here.far.stream.closing:
+                assert clock.now < 1000 + port.QUIET_TIME + 4 * flows.SWEEP_TIME
+                application.send(b"one way")
+                sent += 1
+                await eventually(lambda: here.port.counters.sent == sent)  # noqa: B023
+                await clock.passes(flows.SWEEP_TIME)
+            application.send(b"again")
+            await here.far.answer(2)
+
+
+async def test_idle_link_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, port, link, reuse)
+    async with scene(idle_time=600) as here:
+        with here.application() as application:
+            application.send(b"1")
+            await here.far.answer()
+            await here.far.received(1)
+            here.far.stream.upper.data_received(encode(1, b"reply"))
+            await clock.passes(300)
+            assert here.far.datagrams() == [(1, b"1")]
+            assert not here.far.stream.closing
 
 
 async def test_server_without_udp_is_named() -> None:
