@@ -239,6 +239,11 @@ def server_options(
     bind, bind_unix = (None, "") if sockets else common.bind_address(values)
     destination = common.required(values, "d", "the destination's address, like -d 127.0.0.1:8388")
     common.only_with("wss", values, (common.WSS_PATH,))
+    path = values["wss-path"]
+    if values["v2ray"]:
+        from mtt.options.v2ray import without_early_data  # only if needed
+
+        path = without_early_data(path)
     if values["anytls"] and values["disable-tls"]:
         raise UsageError(
             "-anytls and -disable-tls exclude each other: AnyTLS itself encrypts nothing"
@@ -257,7 +262,7 @@ def server_options(
         destination=common.reachable("-d", destination),
         tls=tls.given_server_tls(values),
         wss=values["wss"],
-        wss_path=_path_pattern(values["wss-path"]),
+        wss_path=_path_pattern(path),
         mux=values["mux"],
         v2ray=values["v2ray"],
         anytls_password=anytls.tunnel_password(values, given),

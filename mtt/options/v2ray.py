@@ -1,4 +1,4 @@
-"""Early data, as the configurations of V2Ray and Xray write it: at the end of the path."""
+"""Early data, as V2Ray and Xray write it in their configurations: ?ed=N at the end of the path."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from mtt.options.flags import Values
 _KEY = "ed="
 
 
+def without_early_data(target: str) -> str:
+    """The path or request target `target` without `ed=N`."""
+    path, _, query = target.partition("?")
+    rest = "&".join(part for part in query.split("&") if not part.startswith(_KEY))
+    return f"{path}?{rest}" if rest else path
+
+
 def given_early_data(target: str, values: Values, most: int) -> tuple[str, int]:
     """The request target `target` without `ed=N`, and the bytes of early data, at most `most`.
 
     With -mux there is none: connections are made in advance of their streams. Raises UsageError.
     """
     size: int = values["early-data"]
-    path, _, query = target.partition("?")
-    found = [part for part in query.split("&") if part.startswith(_KEY)]
-    rest = "&".join(part for part in query.split("&") if not part.startswith(_KEY))
+    found = [part for part in target.partition("?")[2].split("&") if part.startswith(_KEY)]
     if found and size:
         raise UsageError("-early-data: ?ed= in -wss-path says the same; remove one")
     option = "-early-data"
@@ -33,4 +38,4 @@ def given_early_data(target: str, values: Values, most: int) -> tuple[str, int]:
         raise UsageError(
             "-early-data and -preconnect exclude each other: early data needs a new connection"
         )
-    return (f"{path}?{rest}" if rest else path), size
+    return without_early_data(target), size

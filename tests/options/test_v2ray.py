@@ -53,3 +53,10 @@ def test_path_without_v2ray_is_left_alone() -> None:
 def test_early_data_that_cannot_work(given: list[str], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         client(*given)
+
+
+def test_server_takes_the_path_of_its_clients() -> None:
+    assert server("-v2ray", "-wss-path", "/p?ed=2048").wss_path == "/p"
+    for given in (["-v2ray", "-wss-path", "/p?a=b&ed=1"], ["-wss", "-wss-path", "/p?ed=1"]):
+        with pytest.raises(UsageError, match="only the path is compared"):
+            server(*given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -21,6 +22,7 @@ from tests.real.destinations import PAGE, Site
 from tests.support.certs import Authority, Certs
 from tests.support.documents import blocks, changed
 from tests.support.processes import (
+    ROOT,
     Process,
     Processes,
     command,
@@ -38,6 +40,7 @@ MODES = {
     "wss with a path": "wss;wss-path=/some/path",
     "mux": "mux",
     "wss+mux": "wss;mux",
+    "v2ray+mux": "v2ray;mux",
     "anytls": r"anytls;p=pass\;word",
 }
 
@@ -95,6 +98,8 @@ class Shadowsocks:
 
     def executable(self, plugin: str) -> Path:
         """Shadowsocks wants one executable file, as pip makes them in the directory `bin`."""
+        if plugin == "ss-v2ray-plugin":
+            return Path(require_program(plugin))
         if plugin.startswith("ss-"):
             return Path(require_program(plugin))
         path = self._directory / plugin
@@ -120,6 +125,22 @@ def test_transfers(mode: str, shadowsocks: Shadowsocks, site: Site, tmp_path: Pa
     for process in (pair.local, pair.server):
         assert "WARNING" not in process.output
         assert "ERROR" not in process.output
+
+
+def test_phone_with_v2ray_plugin(shadowsocks: Shadowsocks, certs: Certs, site: Site) -> None:
+    """With the plugin options of the document, and the plugin's default mux."""
+    document = (ROOT / "docs/v2ray-plugin.md").read_text()
+    (options,) = re.findall(r'"plugin_opts": "(wss;.*?)"', document)
+    (phone,) = re.findall(r"`(tls;host=.*?)`", document)
+    options = options.replace("fullchain.pem", certs.cert).replace("privkey.pem", certs.key)
+    server = shadowsocks.start("ss-server", "mtt-server", options)
+    listening(server)
+    phone = phone.replace("example.com", certs.name)
+    local = shadowsocks.start("ss-local", "ss-v2ray-plugin", f"{phone};cert={certs.ca}")
+    local.expect("started")
+    socks = f"127.0.0.1:{shadowsocks.local_port}"
+    local.expect(f"listening at {re.escape(socks)}")
+    assert fetch_page(Pair(server, local, shadowsocks.server_port, socks), site) == PAGE
 
 
 def test_the_files_of_the_document(
