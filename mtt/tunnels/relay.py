@@ -23,8 +23,8 @@ How a tunnel ends:
   must not take a truncated stream for a complete one.
 * If a leg fails after its end, it accepts no more data. The relay cuts the other leg too, or closes
   it towards a Go peer, so that its application stops sending.
-* If the far leg is lost after its end without a failure, it is a Go server that has everything and
-  ended TCP a moment after TLS. The relay closes the near leg.
+* If a leg is lost after its end without a failure, it is a Go peer that has everything, and that
+  ended TCP a moment after TLS. The relay closes the other leg.
 * If no byte passes in either direction for `timeout` seconds, the relay cuts the tunnel. After an
   orderly end, a truncated reply would look complete.
 
@@ -167,10 +167,10 @@ class Relay:
                 else:
                     self.error = exc
                     self._cut(f"{self._name(leg)} end: {describe(exc)}")
-            elif other is self._near and (exc is None or not other.transport.half_closes()):
-                self._finish("done")
-            elif other.transport.half_closes():
+            elif other.transport.half_closes() and exc is not None:
                 self._cut(f"{self._name(leg)} end: takes no more data")
+            elif other.transport.half_closes() or other is self._near:
+                self._finish("done")
             else:
                 # Wait for the Go server and discard what it sends; see _check_quiet.
                 other.forward = self._discard
