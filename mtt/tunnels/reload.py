@@ -88,7 +88,7 @@ class Change:
         for planned in wanted.tunnels:
             if planned.name in self._same:
                 renamed += self._same[planned.name].name != planned.name
-                self._same[planned.name].planned = planned  # its place may be another one, too
+                self._same[planned.name].rename(planned)  # its place may be another one, too
         names = {each.name for each in self.former}
         changed = sum(each.name in names for each in new)
         self.changes.add("max-conns", before.max_conns, wanted.max_conns)

@@ -33,6 +33,22 @@ from mtt.tunnels.service import Service
 _Result = TypeVar("_Result")
 
 
+class Subject:
+    """The tunnel that log lines are about.
+
+    Apart from the tunnel: contexts refer to it, and cancelled timers keep contexts for minutes.
+    """
+
+    __slots__ = ("_tunnels", "name")
+
+    def __init__(self, name: str, tunnels: Tunnels) -> None:
+        self.name = name
+        self._tunnels = tunnels
+
+    def __str__(self) -> str:
+        return self.name if self._tunnels.are_several else ""
+
+
 class Running:
     """A tunnel that runs, or is about to.
 
@@ -43,9 +59,9 @@ class Running:
         """Raises MttError, for example if its certificate is unusable."""
         self.planned = planned
         self._file = file
-        self._tunnels = tunnels
+        self._subject = Subject(planned.name, tunnels)
         self._context = copy_context()
-        self._context.run(subject.set, self)
+        self._context.run(subject.set, self._subject)
         with file.errors(planned.place):
             service = self.run(planned.prepared.make)
         assert isinstance(service, Service)
@@ -56,13 +72,14 @@ class Running:
         if tunnels.is_heavy is not None:
             service.join(None, tunnels.is_heavy)
 
-    def __str__(self) -> str:
-        """The start of its log lines."""
-        return self.name if self._tunnels.are_several else ""
-
     @property
     def name(self) -> str:
         return self.planned.name
+
+    def rename(self, planned: Planned) -> None:
+        """Go on as another entry of the file, with the same options."""
+        self.planned = planned
+        self._subject.name = planned.name
 
     def run(self, function: Callable[..., _Result], *arguments: object) -> _Result:
         """Call `function` in its context."""

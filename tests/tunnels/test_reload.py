@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from mtt import followed
 from mtt.errors import StartError
 from mtt.server import Server
+from mtt.tunnels.configured import ConfiguredTunnels
 from mtt.tunnels.service import Service
 from mtt.tunnels.several import Tunnels
 from tests.support.certs import Certs
@@ -363,3 +365,31 @@ async def test_nothing_listens_after_the_end(certs: Certs, tmp_path: Path) -> No
         assert not changes.done
         assert [each.name for each in run.tunnels.running] == ["one"]
         assert run.tunnels.addresses == [] or await is_refused(run.port("one"))
+
+
+async def test_a_worker_that_cannot_follow_ends(
+    certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one takes its place, with the new configuration."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    async with house(tmp_path, certs, "one") as run:
+        worker = run.tunnels
+        assert isinstance(worker, ConfiguredTunnels)
+        secret = tmp_path / "password"
+        secret.touch(0o600)
+        secret.write_text("a password")
+        options = {"anytls": True, "password-file": str(secret)}
+        run.file.write(content(run.top, run.at("one", **options)))
+        configuration = worker.configuration
+        assert configuration is not None
+        plan, _ = configuration._load()
+        secret.unlink()
+        worker._write((plan.values, {}))
+        worker.take_update([os.dup(worker._message)])
+        await eventually(lambda: codes)
+        worker._forget_message()
+        assert codes == [1]
+        (line,) = (line for line in run.lines if line.startswith("ERROR"))
+        assert line.startswith("ERROR a worker cannot use the new configuration, and ends: ")
+        assert "-password-file: cannot read" in line
