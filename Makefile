@@ -27,6 +27,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 CHECKED := $(wildcard mtt plugin mtt_client.py mtt_server.py mtt_mu_server anytls anyproxy tools bench soak)
 
+CHECK_PYTHON = $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null || { \
+	echo 'Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml
 
@@ -52,6 +56,7 @@ soak: $(VENV)/.installed
 	$(BIN)/python -m soak $(SOAK)
 
 deb:
+	@$(CHECK_PYTHON)
 	@$(PYTHON) -m tools.deb
 
 dist: $(VENV)/.dist
@@ -88,8 +93,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.made:
-	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	echo 'Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo '$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv' >&2; \
 	exit 1; }

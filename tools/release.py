@@ -98,7 +98,9 @@ def release(directory: Path) -> list[Path]:
     sums.write_text("".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in built
     ))  # fmt: skip
-    git("tag", "--annotate", tag, "--message", f"{project.name} {__version__}\n\n{section.text}")
+    # Git would take headings (### ...) for comments.
+    message = f"{project.name} {__version__}\n\n{section.text}\n"
+    git("tag", "--annotate", "--cleanup=verbatim", tag, "--message", message)
     print(f"release: tagged {git('rev-parse', '--short', 'HEAD')} as {tag}", file=sys.stderr)
     return [*built, sums]
 

@@ -113,7 +113,8 @@ def test_release_builds_and_tags(clone: Clone) -> None:
     assert (clone.path / sums).name == "SHA256SUMS"
     tag = clone.git("cat-file", "-p", f"v{__version__}")
     assert f"tag v{__version__}\n" in tag
-    assert f"\n\nmos-tls-tunnel {__version__}\n\n" in tag
+    section = next(each for each in read_changes() if each.version == __version__)
+    assert tag.endswith(f"\n\nmos-tls-tunnel {__version__}\n\n{section.text}\n")
     assert clone.git("rev-parse", f"v{__version__}^{{commit}}") == clone.git("rev-parse", "HEAD")
     assert f"release: tagged {clone.git('rev-parse', '--short', 'HEAD').strip()} as v" in errors
     # Once more: the tag is there, and the tree is as clean as before.
