@@ -28,6 +28,7 @@ from mtt.layers.websocket import WebSocketLayer
 from mtt.log import logger
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
+from mtt.options.proxy import proxy_to
 from mtt.outbound.agent import MAX_STREAMS
 from mtt.outbound.connector import CONNECT_TIME, Connector
 from mtt.outbound.proxy_dialer import ProxyDialer
@@ -112,9 +113,11 @@ class Agent(Service):
         self.names.follow()
 
     def _named_gateways(self) -> list[Endpoint]:
-        if self.options.proxy is not None:
-            return []  # the proxy looks names up
-        return [gateway for gateway in self.connectors if not _is_ip(gateway)]
+        # A proxy looks names up itself.
+        return [
+            gateway for gateway in self.connectors
+            if not _is_ip(gateway) and proxy_to(gateway, self.options.proxy) is None
+        ]  # fmt: skip
 
     def metrics_page(self) -> str:
         sessions = {str(gateway): 0 for gateway in self.connectors}
@@ -125,10 +128,12 @@ class Agent(Service):
 
     def announce(self) -> None:
         options = self.options
+        ways = (proxy_to(gateway, options.proxy) for gateway in options.gateways)
+        proxies = ", ".join(dict.fromkeys(str(proxy) for proxy in ways if proxy is not None))
         logger.info(
             "agent %s of group %s, for %s%s", options.id, options.group,
             ", ".join(str(gateway) for gateway in options.gateways),
-            f", through the proxy {options.proxy}" if options.proxy else "",
+            f", through the proxy {proxies}" if proxies else "",
         )  # fmt: skip
         for line in options.rules.warnings:
             logger.warning("%s", line)
@@ -185,12 +190,17 @@ class Agent(Service):
         self, options: AgentOptions, gateways: Iterable[Endpoint]
     ) -> dict[Endpoint, Connector]:
         """Connectors of these gateways. Raises UsageError if the TLS options are unusable."""
-        proxy = options.proxy
-        dialer = ProxyDialer(self._dialer, proxy) if proxy is not None else self._dialer
         return {
-            gateway: Connector(gateway, dialer, self.counters, _tls(options.tls, gateway))
+            gateway: Connector(
+                gateway, self._dialer_to(gateway, options), self.counters,
+                _tls(options.tls, gateway),
+            )
             for gateway in gateways
-        }
+        }  # fmt: skip
+
+    def _dialer_to(self, gateway: Endpoint, options: AgentOptions) -> Dialer | ProxyDialer:
+        proxy = proxy_to(gateway, options.proxy)
+        return self._dialer if proxy is None else ProxyDialer(self._dialer, proxy)
 
     def use_connectors(self, connectors: dict[Endpoint, Connector]) -> None:
         """Reach the gateways by these from now on."""
@@ -231,9 +241,9 @@ class Agent(Service):
         ]
 
     def _link(self, place: _Place) -> Link:
-        proxy = self.options.proxy
-        hop = proxy.address if proxy is not None else None
         gateway, address, _ = place
+        proxy = proxy_to(gateway, self.options.proxy)
+        hop = proxy.address if proxy is not None else None
         at = gateway._replace(hosts=(address,)) if address else gateway
         return Link(at, partial(self._connect_at, place), hop)
 

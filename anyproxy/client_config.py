@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from anyproxy import config
 from anyproxy.options import (
     ANYWHERE,
@@ -18,7 +20,7 @@ from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options.common import LOOPBACK, host_name, reachable
 from mtt.options.flags import Values, quoted
-from mtt.options.proxy import parse_proxy
+from mtt.options.proxy import ENVIRONMENT, Way, from_environment, parse_proxy
 from mtt.options.section import Section
 from mtt.proxy.host_rules import HostRules, parse_patterns
 from mtt.trust.identity import parse_pin
@@ -57,7 +59,6 @@ def agent_options(values: Values) -> AgentOptions:
             "%s: missing: anyone on the path can read passwords and connections; if the gateway "
             "has TLS, write wss:// before its address", gateway.label(cert_key),
         )  # fmt: skip
-    proxy = gateway.text("proxy")
     options = AgentOptions(
         bind=None,
         id=name,
@@ -67,7 +68,7 @@ def agent_options(values: Values) -> AgentOptions:
         gateways=addresses,
         tls=tls,
         login=config.login(gateway),
-        proxy=parse_proxy(gateway.label("proxy"), proxy) if proxy else None,
+        proxy=_proxy(gateway, values.get(config.ENVIRON, {})),
         rules=_rules(client),
         protocols=_protocols(client),
         open_ports=_open_ports(client),
@@ -81,6 +82,14 @@ def agent_options(values: Values) -> AgentOptions:
     top.done()
     return options
 
+
+
+def _proxy(gateway: Section, environ: Mapping[str, str]) -> Way:
+    """The proxy on the way to the gateways. Raises UsageError."""
+    text = gateway.text("proxy")
+    if text == ENVIRONMENT:
+        return from_environment(environ)
+    return parse_proxy(gateway.label("proxy"), text) if text else None
 
 def _names(client: Section) -> tuple[str, str]:
     """The names of the client and its group."""

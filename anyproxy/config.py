@@ -70,11 +70,15 @@ FLAGS = (
 _NO_FILE = "the log goes to stderr"
 _LEVELS = {level: level for level in LOG_LEVELS} | {"warn": "warning"}
 
+# The key of the environment in the values of `with_file()`.
+ENVIRON = "environ"
+
 
 def with_file(given: Values, environ: Mapping[str, str]) -> Values:
     """The options `given`, with those of the file of -config. Raises UsageError.
 
-    The file's own settings follow under TREE, for `gateway_options()` or `agent_options()`.
+    The file's own settings follow under TREE, and the environment under ENVIRON, for
+    `gateway_options()` or `agent_options()`.
     """
     from mtt.options.tree import read_tree  # only if needed: -h must be fast
 
@@ -83,7 +87,7 @@ def with_file(given: Values, environ: Mapping[str, str]) -> Values:
             f"-{CONFIG}: cannot read {DEFAULT_CONFIG}: no such file; give yours with -{CONFIG} FILE"
         )
     top = read_tree(f"-{CONFIG}", path_of(given), environ)
-    return _log_values(top.section("log"), given) | given | {TREE: top}
+    return _log_values(top.section("log"), given) | given | {TREE: top, ENVIRON: environ}
 
 
 def path_of(given: Values) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from mtt.address import Endpoint
 from mtt.options.common import ServiceOptions
-from mtt.options.proxy import ProxyServer
+from mtt.options.proxy import Way
 from mtt.proxy.host_rules import ALLOW_ALL, HostRules
 from mtt.trust.tls_options import ClientTls, ServerTls
 from mtt.users.user import User
@@ -157,5 +157,5 @@ class AgentOptions(ServiceOptions):
     protocols: frozenset[str] = frozenset(PROTOCOLS)
     open_ports: tuple[OpenPort, ...] = ()
     web: WebOptions | None = None
-    proxy: ProxyServer | None = None  # on the way to the gateways
+    proxy: Way = None  # on the way to the gateways
     udp_timeout: float = UDP_TIMEOUT

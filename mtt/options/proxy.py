@@ -45,6 +45,9 @@ class FromEnvironment(NamedTuple):
     proxy: ProxyServer | None
     exceptions: str
 
+# The proxy on the way to servers, if any.
+Way = ProxyServer | FromEnvironment | None
+
 
 def parse_proxy(option: str, text: str) -> ProxyServer:
     """The proxy in `http://user:password@host:port`; scheme and login may be missing.
@@ -99,9 +102,23 @@ def with_environment(given: Values, environ: Mapping[str, str]) -> Values:
     """
     if given.get(PROXY.name) != ENVIRONMENT:
         return given
+    return given | {PROXY.name: from_environment(environ)}
+
+
+def from_environment(environ: Mapping[str, str]) -> FromEnvironment:
+    """The proxy that the variables name. Raises UsageError."""
     name, text = _first(PROXY_VARIABLES, environ)
     proxy = parse_proxy(name, text) if text else None
-    return given | {PROXY.name: FromEnvironment(proxy, _first(EXCEPTION_VARIABLES, environ)[1])}
+    return FromEnvironment(proxy, _first(EXCEPTION_VARIABLES, environ)[1])
+
+
+def proxy_to(server: Endpoint, way: Way) -> ProxyServer | None:
+    """The proxy for connections to `server`; None without one."""
+    if not isinstance(way, FromEnvironment):
+        return way
+    if all(_is_exception(host, server.port, way.exceptions) for host in server.hosts):
+        return None
+    return way.proxy
 
 
 def given_proxy(values: Values, server: Endpoint) -> ProxyServer | None:
@@ -110,9 +127,7 @@ def given_proxy(values: Values, server: Endpoint) -> ProxyServer | None:
     if not value:
         return None
     if isinstance(value, FromEnvironment):
-        if all(_is_exception(host, server.port, value.exceptions) for host in server.hosts):
-            return None
-        return value.proxy
+        return proxy_to(server, value)
     if value == ENVIRONMENT:  # embedded, where the program decides what it reads
         raise UsageError(f"-{PROXY.name}: {ENVIRONMENT} is for the commands; give an address")
     return parse_proxy(f"-{PROXY.name}", value)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from anyproxy.client_config import agent_options
-from anyproxy.config import FLAGS, TREE, with_file
+from anyproxy.config import ENVIRON, FLAGS, TREE, with_file
 from anyproxy.gateway_config import gateway_options
 from anyproxy.options import AgentOptions, OpenPort
 from mtt.address import Endpoint
@@ -173,7 +173,7 @@ def test_command_line_ranks_above_the_file(
 ) -> None:
     values = values_of(tmp_path, json.dumps({"log": log}), "json", **given)
     assert isinstance(values.pop(TREE), Section)
-    del values["config"]
+    del values["config"], values[ENVIRON]
     assert values == {**given, **expected}
     assert caplog.messages == []
 

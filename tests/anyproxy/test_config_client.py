@@ -11,6 +11,8 @@ import pytest
 
 from anyproxy.options import OpenPort
 from mtt.address import Endpoint
+from mtt.errors import UsageError
+from mtt.options.proxy import FromEnvironment, ProxyServer, parse_proxy
 from mtt.trust.tls_options import ClientTls
 from tests.anyproxy.configs import agent_of, error_of_agent, merged
 
@@ -112,7 +114,7 @@ def test_no_tls_across_a_network(caplog: pytest.LogCaptureFixture) -> None:
 )
 def test_proxy(text: str, address: str, login: tuple[str, str] | None) -> None:
     proxy = agent_of(merged(TREE, "client.gateway.proxy", text)).proxy
-    assert proxy is not None
+    assert isinstance(proxy, ProxyServer)
     assert (str(proxy), proxy.login) == (address, login)
 
 
@@ -272,3 +274,13 @@ def test_file_of_a_gateway() -> None:
 def test_both_shapes_at_once() -> None:
     tree = merged(TREE, "client.gateway_addr", "a:1")
     assert error_of_agent(tree) == "client.gateway: unknown; did you mean gateway_addr?"
+
+
+def test_proxy_of_the_environment() -> None:
+    tree = merged(TREE, "client.gateway.proxy", "env")
+    environ = {"HTTPS_PROXY": "http://proxy:3128", "NO_PROXY": "example.com"}
+    way = agent_of(tree, environ=environ).proxy
+    assert way == FromEnvironment(parse_proxy("HTTPS_PROXY", "http://proxy:3128"), "example.com")
+    assert agent_of(tree).proxy == FromEnvironment(None, "")
+    with pytest.raises(UsageError, match=r"^HTTPS_PROXY: only HTTP and SOCKS5 proxies"):
+        agent_of(tree, environ={"HTTPS_PROXY": "ftp://proxy:21"})

@@ -9,7 +9,7 @@ import pytest
 from anyproxy.agent import Agent
 from anyproxy.agent_reload import apply
 from mtt.address import Endpoint
-from mtt.options.proxy import ProxyServer
+from mtt.options.proxy import ProxyServer, from_environment
 from mtt.users.user import User
 from tests.anyproxy.serving import agent_for, agent_options, gateway_for, socks_port
 from tests.anyproxy.test_gateway import LOGIN
@@ -49,6 +49,18 @@ async def test_proxy_looks_up_the_name_of_the_gateway(certs: Certs) -> None:
         way = proxy_on(port_of(proxy))
         async with agent_for(certs, gateway, gateways=(named,), proxy=way, replicas=2):
             assert proxy.asked == [("echo.test", port_of(gateway))] * 2
+
+
+async def test_proxy_of_the_environment(certs: Certs) -> None:
+    async with gateway_for(certs) as gateway, direct_proxy() as proxy:
+        named = Endpoint(("echo.test",), port_of(gateway))  # only the proxy knows this name
+        environ = {"HTTPS_PROXY": f"socks5://127.0.0.1:{port_of(proxy)}"}
+        way = from_environment(environ)
+        async with agent_for(certs, gateway, gateways=(named,), proxy=way):
+            assert proxy.asked == [("echo.test", port_of(gateway))]
+        # This machine is never asked for through a proxy of the environment.
+        async with agent_for(certs, gateway, proxy=way):
+            assert len(proxy.asked) == 1
 
 
 async def test_refused_agent_logs_no_password(certs: Certs) -> None:
