@@ -72,6 +72,7 @@ DEADLINES = [
     # their sessions for good.
     ("mtt.outbound.go_agent", "ANSWER_TIME", 31, 40),
     ("mtt.layers.anyproxy", "PAUSE_TIME", 2, 6),
+    ("mtt.layers.mux_tunnel", "SHARED_PAUSE_TIME", 2, 10),
     ("mtt.layers.anyproxy", "STALL_LIMIT", 8, 8),
     ("mtt.outbound.go_datagrams", "IDLE_TIME", 120, 120),
     # Idle sessions.

@@ -272,6 +272,7 @@ def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
         ("mtt.layers.mux_tunnel", "RECEIVE_BUDGET", "| session of the tunnel "),
         ("mtt.layers.mux_tunnel", "OWN_BUDGET", "| session of the tunnel "),
         ("mtt.layers.mux_tunnel", "STOP_AT", "| session of the tunnel "),
+        ("mtt.layers.mux_tunnel", "SHARED_BUDGET", "| session of the tunnel "),
         ("mtt.layers.anytls", "RECEIVE_BUDGET", "| AnyTLS session "),
         ("mtt.layers.mux", "UNSENT_LIMIT", "| multiplexed connection, "),
         ("mtt.layers.tls", "ANSWERS_LIMIT", "| answers "),

@@ -7,7 +7,8 @@ In a tunnel only the client opens streams.
 Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
 when the queue is empty. The message is a sign of life with the stream's id, known only to our own
 ends. The protocols have no flow-control window; for other peers, and for data already on its way,
-the session's budget is the limit: one slow reader then stalls its neighbours.
+the session's budget is the limit: one slow reader then stalls its neighbours. A session that many
+users share has a larger budget, and ends the streams that have used it up.
 
 Closing: the layer below knows whether the peer is ours (`half_closes`). A stream counts against the
 peer's limit of streams until the peer has ended it, too.
@@ -19,7 +20,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
-from mtt.errors import NetworkError, PeerError
+from mtt.errors import NetworkError, PeerError, StuckError
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.keepalive import Keepalive
 from mtt.layers.mux import MuxSession
@@ -35,6 +36,14 @@ OWN_BUDGET = 4 * 1024 * 1024
 # Bytes queued on a stream when its sender is told to stop, if the peer is ours. Data already on its
 # way, a round trip's worth, comes on top.
 STOP_AT = 128 * 1024
+# The budget of a session that many users share, between a gateway and an agent: dozens or hundreds
+# may have stopped reading, each with what was on its way when its sender was told to stop.
+SHARED_BUDGET = 64 * 1024 * 1024
+# Above that, streams end whose readers have taken nothing for so many seconds, so that the others
+# can go on. Until there is such a stream the session is not read.
+SHARED_PAUSE_TIME = 4.0
+# Bytes below the budget at which that is enough.
+SHARED_ROOM = 1024 * 1024
 # A session with a sign of life overdue gets no new streams.
 STALE_TIME = 35.0
 # Streams of a tunnel's session. Our clients open at most 16; the rest is room for foreign ones.
@@ -56,7 +65,7 @@ class TunnelStream(MuxStream):
 
     shares_connection = True
 
-    __slots__ = ("_peer_stopped", "_stopped")
+    __slots__ = ("_peer_stopped", "_stopped", "queued_since")
 
     _session: TunnelSession
 
@@ -64,6 +73,7 @@ class TunnelStream(MuxStream):
         super().__init__(session, stream_id, upper)
         self._peer_stopped = False  # we have told the peer to stop
         self._stopped = False  # the peer has told us to stop
+        self.queued_since = 0.0  # loop time at which the reader took something for the last time
 
     def half_closes(self) -> bool | None:
         return self._session.lower.half_closes()
@@ -73,7 +83,22 @@ class TunnelStream(MuxStream):
 
     # Called by the session.
 
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for a paused reader."""
+        return len(self._queue)
+
+    def kill(self, error: Exception) -> None:
+        """Reset the stream, whose reader is too slow; what waits for it is dropped."""
+        session = self._session
+        session.send_reset(self.id)
+        session.finish(self, eof_seen=self._eof, say_fin=not self._write_eof)
+        self._drop_queue()
+        self.report_lost(error)
+
     def _enqueue(self, data: Data) -> None:
+        if not self._queue:
+            self.queued_since = self._session.heard_at
         super()._enqueue(data)
         if len(self._queue) > STOP_AT and not self._peer_stopped and self._session.half_close:
             self._peer_stopped = True
@@ -109,11 +134,12 @@ class TunnelSession(MuxSession[TunnelStream]):
     """One multiplexed connection.
 
     Args:
-        max_streams: streams of the session; those that the peer opens beyond it are refused.
+        max_streams: streams of the session; those that the peer opens beyond it are refused. Above
+            MAX_STREAMS many users share the session, see SHARED_BUDGET.
         accept, on_change, on_lost: see `MuxSession`.
     """
 
-    __slots__ = ("_decoder", "_max_streams")
+    __slots__ = ("_decoder", "_is_shared", "_max_streams", "_pause_timer")
 
     _answers_fin = True
     protocol: ClassVar[str]  # for error messages
@@ -133,7 +159,9 @@ class TunnelSession(MuxSession[TunnelStream]):
     ) -> None:
         super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
         self._max_streams = max_streams
-        if max_streams > MAX_STREAMS:
+        self._is_shared = max_streams > MAX_STREAMS
+        self._pause_timer: asyncio.TimerHandle | None = None
+        if self._is_shared:
             self.admission = StreamAdmission(max_streams)
 
     # What each protocol implements.
@@ -162,7 +190,9 @@ class TunnelSession(MuxSession[TunnelStream]):
 
     @property
     def receive_budget(self) -> int:
-        return OWN_BUDGET if self.half_close else RECEIVE_BUDGET
+        if not self.half_close:
+            return RECEIVE_BUDGET
+        return SHARED_BUDGET if self._is_shared else OWN_BUDGET
 
     @property
     def healthy(self) -> bool:
@@ -241,6 +271,45 @@ class TunnelSession(MuxSession[TunnelStream]):
             self.send_framed(self._data_header(stream_id, size), data)
         else:
             self.send(self._data_frames(stream_id, data, most))
+
+    # Readers that have stopped.
+
+    def count_queued(self, size: int) -> None:
+        super().count_queued(size)
+        if not self._is_shared or self.lost:
+            return
+        if not self._reading_paused:
+            self._release()
+        elif self._pause_timer is None:
+            # Not at once: a stream is being fed.
+            self._pause_timer = asyncio.get_running_loop().call_later(0, self._end_slowest)
+
+    def _end_slowest(self) -> None:
+        """End streams whose readers have stopped, so that reading can go on."""
+        self._pause_timer = None
+        now = self._now()
+        left, limit = self._queued, self.receive_budget - SHARED_ROOM
+        # Those that matter first, and of them the ones that have stopped long ago.
+        streams = [stream for stream in self._streams.values() if stream.queued]
+        for stream in sorted(streams, key=lambda each: (each.queued < STOP_AT, each.queued_since)):
+            if left <= limit:
+                break
+            if self.is_gone(stream):
+                continue
+            wait = stream.queued_since + SHARED_PAUSE_TIME - now
+            if wait > 0:
+                if self._reading_paused and not self.lost:
+                    loop = asyncio.get_running_loop()
+                    self._pause_timer = loop.call_later(wait, self._end_slowest)
+                break
+            size = stream.queued
+            left -= size
+            stream.kill(StuckError(f"the reader is too slow: {size} bytes wait for it"))
+
+    def _release(self) -> None:
+        if self._pause_timer is not None:
+            self._pause_timer.cancel()
+            self._pause_timer = None
 
     # For the keepalive.
 

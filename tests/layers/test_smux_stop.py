@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+import pytest
+
 from mtt.layers import mux_tunnel as layer
-from mtt.layers.mux_tunnel import OWN_BUDGET, RECEIVE_BUDGET, STOP_AT
+from mtt.layers.mux_tunnel import (
+    MAX_STREAMS,
+    OWN_BUDGET,
+    RECEIVE_BUDGET,
+    SHARED_BUDGET,
+    STOP_AT,
+)
 from mtt.layers.smux import SmuxSession
 from mtt.wire.smux import FIN, NOP, PSH, frame
+from tests.layers.session_side import SessionSide
 from tests.layers.smux_side import Server, client, finished, queued_until_full
+from tests.support.clock import Clock
 from tests.support.transports import Recorder
 
 
@@ -152,4 +162,64 @@ async def test_stream_that_filled_the_connection_resumes_last() -> None:
     for _ in range(6):
         server.session.resume_writing()
     assert turns_taken == [3, 5, 7, 3, 5, 7]
+    await server.over()
+
+
+class Shared(Server):
+    """The end of a session that many users share."""
+
+    def __init__(self) -> None:
+        SessionSide.__init__(self)
+        most = 2 * MAX_STREAMS
+        self.session = SmuxSession(
+            accept=self.on_accept, on_lost=self.on_lost, max_streams=most, first_id=2
+        )
+        self.connect(half_close=True)
+
+
+async def test_streams_that_have_stopped_first_make_room_in_a_shared_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(layer, "SHARED_BUDGET", SHARED_BUDGET // 16)
+    server = Shared()
+    slow = [server.open(number) for number in (3, 5, 7, 11)]
+    quick, _ = server.open(9)
+    for _, stream in slow:
+        stream.pause_reading()
+    for number, count in ((11, 1), (3, 20), (5, 20)):  # of the first one little waits
+        server.feed(*(frame(PSH, number, bytes(65535)) for _ in range(count)))
+        await clock.passes(1)
+    assert server.lower.reading
+    queued_until_full(server, 7)
+    server.lower.take()
+    await clock.passes(1.9)
+    assert not server.lower.reading
+    await clock.passes(0.2)
+    assert server.lower.reading
+    assert server.said() == [(PSH, 3, b""), (FIN, 3, b"")]
+    queued_until_full(server, 7)  # again: another one has stopped for long enough
+    await clock.passes(1)
+    assert server.lower.reading
+    server.feed(frame(PSH, 9, b"not held up"))
+    assert quick.data == b"not held up"
+    assert [upper.error is not None for upper, _ in slow] == [True, True, False, False]
+    await server.over()
+
+
+async def test_readers_that_go_on_in_time_keep_their_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(layer, "SHARED_BUDGET", SHARED_BUDGET // 16)
+    server = Shared()
+    upper, stream = server.open(3)
+    stream.pause_reading()
+    size = queued_until_full(server, 3)
+    await clock.passes(layer.SHARED_PAUSE_TIME - 0.1)
+    stream.resume_reading()
+    await upper.received(size)
+    await clock.passes(1)
+    assert server.lower.reading
+    assert not upper.lost
     await server.over()
