@@ -120,17 +120,23 @@ def bulk(scene: Scene, subject: Subject) -> Sample:
 
 
 def requests(scene: Scene, subject: Subject) -> Sample:
-    """Keep-alive requests on 1 and on 32 connections: rate, median and 99th percentile in ms."""
+    """Keep-alive requests on 1 and on 32 connections: rate, median and 99th percentile in ms, and
+    CPU us of both ends for one."""
     sample: Sample = {}
     destination = start_site(scene.programs, scene.directory)
     with _running(scene, subject, destination) as tunnel:
         for connections, seconds in zip((1, 32), scene.effort.requests, strict=True):
             if not seconds:
                 continue
+            before = tunnel.cpu()
             result = tools.wrk(tunnel.port, connections=connections, seconds=seconds)
+            used = tunnel.cpu() - before
             sample[f"rate{connections}"] = result.rate
             sample[f"p50_{connections}"] = result.p50
             sample[f"p99_{connections}"] = result.p99
+            if tunnel.client is not None:
+                # Says more than the rate when other programs are busy, too.
+                sample[f"us_{connections}"] = (used.client + used.server) / result.answers * 1e6
         tunnel.check()
     return sample
 

@@ -97,17 +97,19 @@ class Bench:
             ),
             Row(
                 "requests",
-                "Keep-alive HTTP requests, wrk; latencies in ms",
+                "Keep-alive HTTP requests, wrk; latencies in ms; CPU us per request, both ends",
                 (
                     Column("rate1", "1 conn, req/s", ".0f"),
                     Column("p50_1", "p50", ".2f"),
                     Column("p99_1", "p99", ".2f"),
+                    Column("us_1", "CPU us", ".1f"),
                     Column("rate32", "32 conns, req/s", ".0f"),
                     Column("p50_32", "p50", ".2f"),
                     Column("p99_32", "p99", ".2f"),
+                    Column("us_32", "CPU us", ".1f"),
                 ),
                 self._cells(usual, loads.requests, "wrk"),
-                (Ratio("rate32", peers.NAMES),),
+                (Ratio("rate32", peers.NAMES), Ratio("us_32", peers.NAMES[1:])),
             ),
             Row(
                 "conns",
