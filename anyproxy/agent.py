@@ -319,16 +319,16 @@ class Agent(Service):
         self, transport: StreamTransport, client_id: str, on_end: Callable[[], object]
     ) -> GoSession:
         """Begin a session with a gateway that is the Go program."""
+        ports = ports_for_go(self.options.open_ports)
         session = GoSession(
             serve=self._serve_go,
             max_streams=MAX_STREAMS,
-            on_ports_answer=log_answer,
+            on_ports_answer=partial(log_answer, ports) if ports else None,
             on_lost=partial(self._lost, on_end),
         )
         layer = session.message_layer(client=True, random_mask=self.options.tls is None)
         self._add(session)
         layer.start(transport)
-        ports = ports_for_go(self.options.open_ports)
         if ports and not session.lost:
             session.ask_ports(client_id, ports)
         return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from anyproxy.options import ANYWHERE, OpenPort
 from mtt.layers.anyproxy import GoSession
@@ -11,6 +11,8 @@ from mtt.wire.anyproxy import ForwardedPort, PortForwardResponse
 
 # Characters of the gateway's answer in the log.
 _MAX_ERROR = 500
+# Ports that one line names.
+_MAX_NAMES = 20
 
 
 def ports_for_go(wanted: Iterable[OpenPort]) -> tuple[ForwardedPort, ...]:
@@ -29,7 +31,13 @@ def ports_for_go(wanted: Iterable[OpenPort]) -> tuple[ForwardedPort, ...]:
     return tuple(ports)
 
 
-def log_answer(session: GoSession, answer: PortForwardResponse) -> None:
-    """Log why ports are not forwarded, if some are not."""
-    if not answer.ok:
+def log_answer(
+    ports: Sequence[ForwardedPort], session: GoSession, answer: PortForwardResponse
+) -> None:
+    """Log that the gateway forwards `ports`, or why some are not forwarded."""
+    if answer.ok:
+        names = [f"{port.remote_port} ({port.protocol})" for port in ports[:_MAX_NAMES]]
+        names += ["..."] * (len(ports) > _MAX_NAMES)
+        logger.info("open_ports: the gateway forwards %s", ", ".join(names))
+    else:
         logger.warning("open_ports: the gateway answered: %r", answer.error[:_MAX_ERROR])

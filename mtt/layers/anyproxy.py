@@ -104,7 +104,7 @@ class GoSession(MuxSession[GoStream]):
         max_streams: streams of the session; further ones are refused.
         on_ports: called with this session and a PORT_FORWARD of the agent, on a gateway; it calls
             `answer_ports`. Without it, ports are refused.
-        on_ports_answer: called with this session and the gateway's answer, on an agent.
+        on_ports_answer: called with this session and the gateway's one answer, on an agent.
         on_change, on_lost: see `MuxSession`.
     """
 
@@ -220,8 +220,9 @@ class GoSession(MuxSession[GoStream]):
             else:
                 self.answer_ports(PortForwardResponse(False, "this gateway forwards no ports"))
         elif isinstance(message, PortForwardResponse):
-            if self._on_ports_answer is not None:
-                self._on_ports_answer(self, message)
+            on_answer, self._on_ports_answer = self._on_ports_answer, None  # one per session
+            if on_answer is not None:
+                on_answer(self, message)
         elif isinstance(message, Error) and self._serve is not None:
             text = f"the gateway refuses this agent: {message.text[:200]!r}"
             self.close(RefusedError(text, cause=Cause.OTHER))

@@ -13,6 +13,7 @@ from anyproxy.agent import Agent
 from anyproxy.options import OpenPort
 from mtt.layers import anyproxy
 from mtt.proxy.host_rules import HostRules, parse_patterns
+from mtt.wire.anyproxy import PORT_FORWARD
 from tests.anyproxy.go_peers import joined_gateway as joined
 from tests.anyproxy.go_peers import udp_target
 from tests.anyproxy.serving import GROUP, PASSWORD, agent_options
@@ -154,6 +155,30 @@ async def test_ports_are_asked_for_once(certs: Certs) -> None:
             port = "6f54" "6d61" "00093132372e302e302e31" "03746370"
             assert request[2 + size :].hex() == "0001" + port
     assert any("port 28501 is not forwarded" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("answer", "line"),
+    [
+        ("01" "0000" "0000", "INFO open_ports: the gateway forwards 28500 (tcp), 53 (udp)"),
+        ("00" "0002" "6e6f" "0000", "WARNING open_ports: the gateway answered: 'no'"),
+    ],
+)
+async def test_answer_about_ports_is_logged_once(
+    answer: str, line: str, refused_port: int, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GoGateway, "ports_answer", bytes.fromhex(answer))
+    ports = (
+        OpenPort(remote_port=28500, local_host="127.0.0.1", local_port=1),
+        OpenPort(remote_port=53, local_host="127.0.0.1", local_port=1, protocol="udp"),
+    )
+    with logged() as lines:
+        async with joined(certs, open_ports=ports) as (gateway, _):
+            for _ in range(5):
+                await gateway.received(PORT_FORWARD, b"")  # answers once more
+            user = await gateway.open(f"127.0.0.1:{refused_port}")
+            await eventually(lambda: gateway.answers == [user.id])  # after all that
+            assert [found for found in lines if "open_ports" in found] == [line]
 
 
 async def test_reconnects_with_a_new_id(certs: Certs) -> None:

@@ -215,6 +215,8 @@ class User(Stream):
 class GoGateway(Peer):
     """The Go gateway's session with one agent."""
 
+    ports_answer = bytes.fromhex("01" "0000" "0000")
+
     def __init__(self, socket: Socket, headers: dict[str, str]) -> None:
         super().__init__(socket)
         self.headers = headers
@@ -244,7 +246,7 @@ class GoGateway(Peer):
             return True
         if kind == PORTS:
             self.port_requests.append(body)
-            await self.socket.send(bytes((1, PORTS_RESPONSE)) + b"\1\0\0\0\0")
+            await self.socket.send(bytes((1, PORTS_RESPONSE)) + self.ports_answer)
             return True
         user = self.streams.get(body[:20]) if kind in (DATA, END) else None
         if user is not None and not user.is_answered:
