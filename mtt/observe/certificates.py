@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mtt.observe.metrics import labels, metric
-from mtt.trust.expiry import not_after
 from mtt.trust.reload import TlsFiles
 
 NAME = "mtt_certificate_not_after_timestamp_seconds"
@@ -16,7 +15,7 @@ def certificate_lines(certificates: Iterable[TlsFiles]) -> str:
     found: dict[str, float] = {}
     for files in certificates:
         presented = files.presented
-        expiry = not_after(presented.pem) if presented is not None else None
+        expiry = presented.words.not_after if presented is not None else None
         if presented is not None and expiry is not None:
             # Several ports may have the same certificate; one in memory has no file.
             found[labels(file=presented.path) if presented.path else ""] = expiry

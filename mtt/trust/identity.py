@@ -36,10 +36,11 @@ class Words(NamedTuple):
     # SubjectPublicKeyInfo (RFC 7469, section 2.4), so that the pin survives a renewed certificate.
     # None if `cryptography` is missing or does not support the key.
     pin: str | None = None
+    not_after: float | None = None  # the Unix time of its expiry; None where not readable
 
 
 class Identity:
-    """The certificate that a server presents.
+    """The certificate that this side presents.
 
     `certificate_pem` starts with it. `path` is its file; empty if it is self-signed and was made
     here. `in_order`: it comes first in the file, too.
@@ -58,7 +59,7 @@ class Identity:
 
 def describe(
     pem: bytes, path: str = "", in_order: bool = True
-) -> tuple[str, tuple[str, ...], tuple[str, ...], str | None]:
+) -> tuple[str, tuple[str, ...], tuple[str, ...], str | None, float | None]:
     """The `Words` about a certificate, see `Identity`, as a plain tuple."""
     try:
         from cryptography import x509
@@ -66,10 +67,12 @@ def describe(
         certificate = x509.load_pem_x509_certificate(pem)
     except (ImportError, ValueError):
         # OpenSSL has already accepted it; a stricter parser must not stop the server.
-        return f"certificate from {path}", (), (), None
+        return f"certificate from {path}", (), (), None, None
     names = tuple(_names(certificate))
     warnings = _warnings(pem, path, in_order) if path else ()
-    return _description(certificate, names, path), warnings, names, _pin(certificate)
+    _, expiry = _validity(certificate)
+    description = _description(certificate, names, path)
+    return description, warnings, names, _pin(certificate), expiry.timestamp()
 
 
 def _description(certificate: x509.Certificate, names: tuple[str, ...], path: str) -> str:

@@ -12,7 +12,6 @@ import asyncio
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
 
 from mtt.errors import MttError, UsageError
 from mtt.followed import FollowedFiles
@@ -25,20 +24,13 @@ from mtt.trust.tls_options import ServerTls
 Loaded = tuple[ssl.SSLContext, Identity | None]
 
 
-class Presented(NamedTuple):
-    """The certificate that this side presents."""
-
-    path: str  # empty for one that was made here
-    pem: bytes
-
-
 class TlsFiles(FollowedFiles):
     """The TLS context of a client or server, and the files it is made from.
 
     `load` makes the context, and the identity of a server: in the constructor, and in a thread
     after every change. It raises MttError. Among `files`, empty paths and sources that are not
     files are ignored. `on_change` is called after the context was replaced. `own` is a client's
-    certificate, which has no identity.
+    certificate. `presented` is the certificate that this side presents, if it has one.
     """
 
     def __init__(
@@ -66,6 +58,11 @@ class TlsFiles(FollowedFiles):
             return ", ".join(self.files)
         return f"{self.identity.words.description}, pin {self.identity.words.pin}"
 
+    def describe(self) -> None:
+        """Read what `presented` contains: slow on first use, see `Identity.words`."""
+        if self.presented is not None:
+            _ = self.presented.words
+
     def warn(self) -> None:
         """Log why clients would refuse the server's certificate."""
         for line in self.identity.words.warnings if self.identity is not None else ():
@@ -84,25 +81,25 @@ class TlsFiles(FollowedFiles):
         before = self.identity
         try:
             context, identity, presented = await asyncio.to_thread(self._load_all)
+            if presented is not None:
+                await asyncio.to_thread(lambda: presented.words)
         except MttError as error:
             logger.error("the old certificates stay in use: %s", error)
             return
         hint = ""
         if identity is not None and before is not None:
-            words = await asyncio.to_thread(lambda: identity.words)  # cached from then on
-            hint = " (a NEW pin)" if words.pin != before.words.pin else ""
+            hint = " (a NEW pin)" if identity.words.pin != before.words.pin else ""
         self._context, self.identity, self.presented = context, identity, presented
         logger.info("reloaded: %s%s", self.description, hint)
         self.warn()
         if self._on_change is not None:
             self._on_change()
 
-    def _load_all(self) -> tuple[ssl.SSLContext, Identity | None, Presented | None]:
+    def _load_all(self) -> tuple[ssl.SSLContext, Identity | None, Identity | None]:
         context, identity = self._load()
-        if identity is not None:
-            return context, identity, Presented(identity.path, identity.pem)
-        presented = Presented(str(self._own), read_pem("-cert", self._own)) if self._own else None
-        return context, None, presented
+        if identity is not None or not self._own:
+            return context, identity, identity
+        return context, None, Identity(read_pem("-cert", self._own), path=str(self._own))
 
 
 def server_tls(tls: ServerTls) -> TlsFiles:

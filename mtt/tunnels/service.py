@@ -144,6 +144,8 @@ class Service(runtime.Service):
             self.load()
             if await self.endpoint.start():
                 self.lag.start()
+                for files in self.certificates:
+                    files.describe()
         except BaseException:
             self.cleanup()
             raise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mtt.observe.certificates import NAME, certificate_lines
 from mtt.observe.sums import Page, total
-from mtt.trust.expiry import not_after
+from mtt.trust.identity import Identity
 from mtt.trust.reload import server_tls
 from mtt.trust.tls_options import ServerTls
 from tests.engine.scraping import METRICS, address
@@ -21,7 +21,7 @@ def test_ports_with_the_same_certificate_have_one_line(certs: Certs) -> None:
     other = server_tls(ServerTls(cert=certs.other_cert, key=certs.other_key))
     text = certificate_lines((files, files, other))
     assert parse(text) == {
-        f'{NAME}{{file="{path}"}}': not_after(Path(path).read_bytes())
+        f'{NAME}{{file="{path}"}}': not_after(path)
         for path in (certs.cert, certs.other_cert)
     }
     check_with_promtool(text.encode())
@@ -54,10 +54,16 @@ async def test_both_ends_show_their_own(certs: Certs) -> None:
             client_of("tls", port_of(server), certs, **METRICS, **of_client)
         )
         page = await get(address(server))
-        expiry = not_after(Path(certs.cert).read_bytes())
+        expiry = not_after(certs.cert)
         assert parse(page.decode())[f'{NAME}{{file="{certs.cert}"}}'] == expiry
         check_with_promtool(page)
         assert NAME.encode() not in await get(address(client))
-        expiry = not_after(Path(certs.other_cert).read_bytes())
+        expiry = not_after(certs.other_cert)
         page = await get(address(owner))
         assert parse(page.decode())[f'{NAME}{{file="{certs.other_cert}"}}'] == expiry
+
+
+def not_after(path: str) -> float:
+    expiry = Identity(Path(path).read_bytes()).words.not_after
+    assert expiry is not None
+    return expiry

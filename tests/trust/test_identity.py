@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from mtt.errors import PeerError, UsageError
 from mtt.trust.certificates import server_context
-from mtt.trust.identity import Identity, check_pin, parse_pin
+from mtt.trust.identity import Identity, _validity, check_pin, parse_pin
 from mtt.trust.tls_options import ServerTls
-from tests.support.certs import Authority, Certs
+from tests.support.certs import Authority, Certs, pem
 from tests.trust.handshakes import client_of, pin_of, shake
 
 UNRELATED_PIN = "sha256/" + base64.b64encode(bytes(32)).decode()
@@ -41,6 +41,16 @@ def test_identity_tolerates_certificates_only_openssl_can_parse() -> None:
     identity = Identity(b"?", path="/etc/strange.pem")
     assert identity.words.description == "certificate from /etc/strange.pem"
     assert identity.words.pin is None
+    assert identity.words.not_after is None
+
+
+@pytest.mark.parametrize("days", [-1, 90, 12_000, 100_000])  # also beyond 2049 (RFC 5280, 4.1.2.5)
+def test_expiry_is_read_from_the_first_certificate(days: int) -> None:
+    authority = Authority("CA", days=9)
+    certificate, _ = authority.issue("a.test", days=days)
+    _, expiry = _validity(x509.load_pem_x509_certificate(certificate))
+    words = Identity(certificate + pem(authority.certificate)).words
+    assert words.not_after == expiry.timestamp()
 
 
 def test_not_yet_valid_certificate_causes_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
