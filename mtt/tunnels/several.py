@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from mtt.errors import MttError, UsageError
+from mtt.errors import MttError
 from mtt.layers.poller import poller
 from mtt.log import logger, subject
 from mtt.net.admission import Admission
@@ -125,10 +125,6 @@ class Tunnels(runtime.Service):
         self.is_heavy: Callable[[int], bool] | None = None
         self._past: dict[str, Page] = {}  # metrics of ended tunnels by name, if it goes on
         self.running = [Running(each, self.plan.file, self) for each in self.plan.tunnels]
-        if self.plan.process.workers > 1 and self.are_several and self.shares_state:
-            raise UsageError(
-                "-workers: only for a single tunnel here, whose users all workers share; remove it"
-            )
         self.endpoint = MetricsEndpoint(self.metrics_page, *self.plan.metrics, Resolver())
         self.lag = LagMeter()
         self.configuration: Configuration[Plan] | None = None
@@ -183,18 +179,25 @@ class Tunnels(runtime.Service):
             each.run(each.service.announce)
 
     def hub(self) -> runtime.Hub | None:
-        if self.shares_state:
-            return self.running[0].service.hub()
-        return self.endpoint.hub()
+        if not self.shares_state:
+            return self.endpoint.hub()
+        from mtt.tunnels.hubs import TunnelHub, TunnelHubs
+
+        hubs = [(each, each.run(each.service.hub)) for each in self.running]
+        return TunnelHubs([TunnelHub(hub, each.run, each.task) for each, hub in hubs if hub])
 
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
         self.configuration = None
         self.is_heavy = lambda _: is_heavy(sum(each.service.connections for each in self._all))
+        hubs: list[socket.socket | None] = [None] * len(self.running)
         if not self.shares_state:
             self.endpoint.report_to(hub)
-            hub = None
-        for each in self.running:
-            each.service.join(hub, self.is_heavy)
+        elif hub is not None:
+            from mtt.tunnels.hubs import connections
+
+            hubs[:] = connections(hub, len(hubs))
+        for each, own in zip(self.running, hubs, strict=True):
+            each.service.join(own, self.is_heavy)
 
     # Operation.
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mtt.errors import UsageError
 from mtt.process.command import Start
 from mtt_mu_server.__main__ import prepare
 from tests.mu.posting import closing
 from tests.support.certs import Certs
+from tests.support.processes import Processes, listening
+from tests.support.processes import eventually as soon
 from tests.support.several import File, port_of_tunnel, running, tunnel_named
 from tests.support.tunnels import (
     check_works,
@@ -25,6 +28,8 @@ from tests.support.tunnels import (
     port_of,
     serving,
 )
+from tests.support.workers import Echo, check_echo, needs_proc, standing_still, worker
+from tests.support.workers import connect as connect_to
 
 
 def served(folder: Path, name: str, **options: Any) -> dict[str, Any]:
@@ -93,12 +98,40 @@ async def test_metrics_are_each_tunnels_own(tmp_path: Path) -> None:
             assert "\nmtt_build_info{" in page
 
 
-def test_several_workers_have_a_single_tunnel(tmp_path: Path) -> None:
-    tunnels = [served(tmp_path, name) for name in ("one", "two")]
-    file = File(tmp_path, {"workers": 2, "tunnel": tunnels}, "mtt-mu-server")
-    with pytest.raises(UsageError, match="-workers: only for a single tunnel here"):
-        file.tunnels()
-    assert file.tunnels(workers=1)
+@needs_proc
+def test_workers_share_the_users_of_each_tunnel(
+    processes: Processes, echo: Echo, tmp_path: Path
+) -> None:
+    names = ("one", "two")
+    tunnels = [served(tmp_path, name, **{"disable-tls": False}) for name in names]
+    top = {"workers": 2, "verbose": True, "tunnel": tunnels}
+    file = File(tmp_path, top, "mtt-mu-server")
+    server = processes.command("mtt-mu-server", "-config", file.path)
+    ports = [int(server.expect(rf" {name}: listening on \S+?:(\d+), ")[1]) for name in names]
+    for name in names:
+        server.expect(rf"mtt-mu-server\[hub\]: {name}: 0 users, controller on ")
+        user = {"path": f"/{name}", "dst": echo.address}
+        asyncio.run(command(tmp_path / name, opt=1, args_bunch=[user]))
+
+    def check() -> None:
+        for name, port in zip(names, ports, strict=True):
+            client = processes.command(
+                "mtt-client", "-b", "127.0.0.1:0", "-s", f"127.0.0.1:{port}", "-sv", "-wss",
+                "-wss-path", f"/{name}",
+            )  # fmt: skip
+            at = listening(client)[1]
+            for number in (1, 2):
+                with standing_still(worker(server, number)), connect_to(at) as application:
+                    check_echo(application)
+
+    check()
+    os.kill(worker(server, 1), signal.SIGKILL)
+    soon(lambda: server.output.count("worker 1 (pid ") >= 3, "a new worker")
+    check()
+    file.write(top | {"tunnel": [tunnels[0], tunnels[1] | {"timeout": "3m"}]})
+    server.send(signal.SIGHUP)
+    server.expect(r"changed, but not before a restart: two \(the socket ")
+    assert server.stop() == 0
 
 
 @pytest.mark.parametrize(
