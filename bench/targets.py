@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bench import handshake, startup
+from bench import handshake, startup, udp
 from bench.peers import STUNNEL, V2RAY, V2RAY_MUX
 from bench.results import Run
 
@@ -69,6 +69,12 @@ TARGETS = (
         "round trips to the first byte, cold tls", "first", "cold_trips", "tls", "",
         3 + _TRIP_SLACK, True,
     ),
+    *(
+        Target(f"datagrams lost of 20,000 per second, %, {mode}", "udp", "loss", mode, "", 0, True)
+        for mode in ("tls", "wss", "mux", "wss+mux", "anytls")
+    ),
+    Target("datagrams at full speed, tls", "udp", "full", "tls", udp.FRAMES, 0.9),
+    Target("datagrams at full speed, tls", "udp", "full", "tls", udp.SOCAT, 1.0),
     Target("KB per idle connection, server, tls", "memory", "server_kb", "tls", "", 24, True),
     Target("KB per idle connection, client, tls", "memory", "client_kb", "tls", "", 42, True),
     Target("KB per idle stream, server, mux", "memory", "server_kb", "mux", "", 6, True),

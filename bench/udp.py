@@ -53,16 +53,18 @@ def measure_udp(scene: Scene, subject: Subject) -> Sample:
         _wait_answering(counter)
         _wait_answering(application)
         echo = statistics.median(_echo_time(application) for _ in range(ECHOES))
-        _count(counter)
+        first = _count(counter)
         before = tunnel.cpu()
         sent = _send(application, scene.effort.udp, RATE)
         time.sleep(SETTLE_TIME)
         used = tunnel.cpu() - before
-        arrived = _count(counter)
+        second = _count(counter)
+        arrived = second - first
         if not arrived:
             raise BenchError("no datagram arrived")
         _send(application, scene.effort.udp, 0)
-        full = _count(counter) / scene.effort.udp
+        time.sleep(SETTLE_TIME)
+        full = (_count(counter) - second) / scene.effort.udp
         tunnel.check()
     return {
         "full": full,
@@ -124,9 +126,16 @@ def _echo_time(sock: socket.socket) -> float:
 
 
 def _count(sock: socket.socket) -> int:
-    """How many datagrams have arrived since the last call."""
-    sock.send(COUNT)
-    return int(sock.recv(100))
+    """How many datagrams have arrived so far. Raises BenchError."""
+    sock.settimeout(ATTEMPT_TIME)
+    for attempt in range(100):  # the sink's buffer may be full
+        question = b"%s%d %f" % (COUNT, attempt, time.monotonic())
+        sock.send(question)
+        with contextlib.suppress(TimeoutError):
+            while not (answer := sock.recv(100)).startswith(question):
+                pass
+            return int(answer.rpartition(b" ")[2])
+    raise BenchError("the destination does not answer")
 
 
 def _send(sock: socket.socket, seconds: float, rate: int) -> int:

@@ -1,8 +1,8 @@
 """The other ends of the UDP row: `python -m bench.udp_programs sink|client|server PORT [CONNECT]`.
 
-`sink` echoes datagrams that begin with `?`, and answers `=` with the number of others since it was
-last asked. `client` and `server` are the plainest tunnel for UDP: datagrams on one TCP connection,
-each after its length, without TLS, in blocking threads.
+`sink` echoes datagrams that begin with `?`, and answers those that begin with `=` with themselves
+and the number of all others so far. `client` and `server` are the plainest tunnel for UDP:
+datagrams on one TCP connection, each after its length, without TLS, in blocking threads.
 """
 
 from __future__ import annotations
@@ -36,8 +36,7 @@ def sink(port: int) -> None:
         if kind == ECHO:
             sock.sendto(data, sender)
         elif kind == COUNT:
-            sock.sendto(str(count).encode(), sender)
-            count = 0
+            sock.sendto(b"%s %d" % (data, count), sender)
         else:
             count += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import sys
 from typing import Any
 
 # The Go runtime uses the same 15 s for both, so peers and middleboxes see familiar traffic. With 3
@@ -22,6 +23,9 @@ _CONGESTION_CONTROL = "/proc/sys/net/ipv4/tcp_congestion_control"
 _WITHOUT_PACING = b"reno"
 # Peers on this machine, besides ::1; the second form is IPv4 on an IPv6 socket.
 _LOOPBACK = ("127.", "::ffff:127.")
+
+# <asm-generic/socket.h>; the socket module lacks it.
+_SO_RCVBUFFORCE = 33
 
 
 def tune(sock: socket.socket) -> None:
@@ -44,7 +48,14 @@ def tune(sock: socket.socket) -> None:
 
 
 def set_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Ask for `size` bytes of the kernel's receive buffer, and get what the system permits."""
+    """Ask for `size` bytes of the kernel's receive buffer, and get what the system permits.
+
+    On Linux, root is not bound by net.core.rmem_max.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+            return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
