@@ -99,6 +99,12 @@ class MuxCoolSession(TunnelSession):
         else:
             self._fin_received(stream_id)
 
+    @property
+    def _answers_fin(self) -> bool:
+        # v2ray-plugin does, too, after a second. But it has no limit on streams, so ours that have
+        # ended need not count until then.
+        return self.half_close
+
     def refuse(self, stream_id: int) -> None:
         self.send_reset(stream_id)
 

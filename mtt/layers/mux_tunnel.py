@@ -141,7 +141,6 @@ class TunnelSession(MuxSession[TunnelStream]):
 
     __slots__ = ("_decoder", "_is_shared", "_max_streams", "_pause_timer")
 
-    _answers_fin = True
     protocol: ClassVar[str]  # for error messages
     stream_class: ClassVar[type[TunnelStream]]
     id_step: ClassVar[int]  # between the ids of two streams that this side opens
@@ -163,6 +162,10 @@ class TunnelSession(MuxSession[TunnelStream]):
         self._pause_timer: asyncio.TimerHandle | None = None
         if self._is_shared:
             self.admission = StreamAdmission(max_streams)
+
+    @property
+    def _answers_fin(self) -> bool:
+        return True
 
     # What each protocol implements.
 

@@ -54,7 +54,10 @@ _PLUGIN_HEAD = (
     *(b"\0", b"\x0c", b"\0", _ANY, b"\1", b"\0\1"),
     *(bytes((byte,)) for byte in _DESTINATION),
 )
-# The same of any client, for any TCP destination: the size has up to 9 bits.
+# It may also be END of a stream that was never opened, if the application has closed at once, as
+# shadowsocks-rust does to see whether its plugin is ready.
+_END_HEAD = (b"\0", b"\4", b"\0", _ANY, b"\3", b"\0\2")
+# The first of any client, for any TCP destination: the size has up to 9 bits.
 _HEAD = (b"\0\1", _ANY, b"\0", _ANY, b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\1\2\3", _ANY)
 
 
@@ -91,15 +94,16 @@ def keep_alive(stream_id: int = 0) -> bytes:
 def is_plugin_head(first: Data) -> bool | None:
     """Whether a stream that begins with `first` is Mux.Cool from a v2ray-plugin client.
 
-    None: more bytes are needed. One in 2**103 random streams matches by chance.
+    None: more bytes are needed. One in 2**103 random streams matches by chance; or in 2**39, with
+    END as the first frame.
     """
-    return _matches(first, _PLUGIN_HEAD)
+    return _either(_matches(first, _PLUGIN_HEAD), _matches(first, _END_HEAD))
 
 
 def is_head(first: Data) -> bool | None:
     """Whether a stream that begins with `first` is Mux.Cool from any client.
 
-    None: more bytes are needed. One in 2**50 random streams matches by chance, but other protocols
+    None: more bytes are needed. One in 2**39 random streams matches by chance, but other protocols
     with lengths in front may look similar.
     """
     matches = _matches(first, _HEAD)
@@ -107,7 +111,11 @@ def is_head(first: Data) -> bool | None:
         kind = first[_TYPE_AT]
         address = 1 + first[_ADDRESS_AT] if kind == _DOMAIN else _ADDRESS_SIZES[kind]
         matches = int.from_bytes(first[:2], "big") == _ADDRESS_AT - 2 + address
-    return matches
+    return _either(matches, _matches(first, _END_HEAD))
+
+
+def _either(one: bool | None, other: bool | None) -> bool | None:
+    return one or other if one or other or one is other else None
 
 
 def _matches(first: Data, head: tuple[bytes, ...]) -> bool | None:

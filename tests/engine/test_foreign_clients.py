@@ -122,6 +122,14 @@ async def test_destination_that_refuses_ends_one_stream(refused_port: int, certs
         assert await client.event() == (RESET, 2, b"")
 
 
+async def test_end_of_no_stream_may_be_the_first_frame(certs: Certs) -> None:
+    """v2ray-plugin sends it if the application closes at once, as shadowsocks-rust's check does."""
+    async with serving(echo) as there, plugin_at("wss", there, certs) as client:
+        await client.below.send(end(1, error=True))
+        await client.below.send(new(2) + data_frames(2, b"hello"))
+        assert await client.event() == (KEEP, 2, b"hello")
+
+
 async def test_any_stream_may_be_the_first(certs: Certs) -> None:
     """v2ray-plugin does not send the frames of streams that begin together in their order."""
     async with serving(echo) as there, plugin_at("wss", there, certs) as client:

@@ -113,10 +113,18 @@ async def test_data_for_unknown_streams_is_not_answered() -> None:
     server.feed(data(9, b"unknown"), end(9), end(9, error=True), keep_alive(9))
     assert server.said() == []
     stream.close()
-    server.feed(data(1, b"late"), data(1, b"late"))
+    assert server.session.used_slots == 0  # v2ray-plugin counts no ended streams
+    server.feed(data(1, b"late"), data(1, b"late"), end(1, error=True))  # how it answers END
     assert server.said() == [(END, 1, b"")]
+    await server.over()
+
+
+async def test_stream_counts_until_an_own_peer_has_ended_it() -> None:
+    server = Server(half_close=True)
+    _, stream = server.open(1)
+    stream.close()
     assert server.session.used_slots == 1
-    server.feed(end(1, error=True))  # how v2ray-plugin answers END
+    server.feed(end(1))
     assert server.session.used_slots == 0
     await server.over()
 
