@@ -69,7 +69,7 @@ def links(values: Values, login: Login | None) -> Sequence[Link]:
     checked = options({"c": "127.0.0.1:1"} | unknown | values)
     trust = links.trust_of(checked.tls)
     server = links.server_address(values.get("link-server", ""), trust, checked.bind)
-    client = links.client_values(None, server, trust, path=path)
+    client = links.client_values(None, server, trust, path=path, udp=checked.udp_time > 0)
     return links.tunnel_links(CLIENT_FLAGS, client, server, login)
 
 

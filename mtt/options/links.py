@@ -173,7 +173,12 @@ def _matches(host: str, name: str) -> bool:
 
 
 def client_values(
-    server: ServerOptions | None, address: Endpoint, trust: Trust | None, *, path: str = ""
+    server: ServerOptions | None,
+    address: Endpoint,
+    trust: Trust | None,
+    *,
+    path: str = "",
+    udp: bool = False,
 ) -> Values:
     """The options of the client of a server.
 
@@ -182,6 +187,7 @@ def client_values(
         address: the server's, for clients.
         trust: None without TLS.
         path: of the WebSocket requests, percent-decoded; empty for that of `server`.
+        udp: whether the multi-user server carries UDP.
     """
     local = f"127.0.0.1:{server.destination.port}" if server is not None else DEFAULT_LOCAL
     values: Values = {"b": local, "s": str(address), **trust_values(trust, address)}
@@ -189,8 +195,9 @@ def client_values(
         values["wss"] = True
         decoded = path or (server.wss_path if server is not None else "")
         values["wss-path"] = quote(decoded, safe="/!$&'()*+,;=:@", errors="surrogateescape")
+    values["udp"] = udp if server is None else server.udp_time > 0
     if server is not None:
-        values |= {"mux": server.mux, "udp": server.udp_time > 0}
+        values["mux"] = server.mux
         if server.anytls_password:
             values |= {"anytls": True, "p": server.anytls_password}
     return values

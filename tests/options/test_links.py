@@ -255,6 +255,7 @@ def test_user_of_the_multi_user_server() -> None:
     links_of = mtt_mu_server.__main__.links
     found = by_kind(links_of(given, None))
     assert found["plugin"] == "wss;wss-path=/se%20cret"
+    assert by_kind(links_of(given | {"udp": True}, None))["plugin"].endswith(";udp")
     assert found["command"].startswith("mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss ")
     with pytest.raises(UsageError, match="-link needs the path of a user: add -link-path"):
         links_of(given | {"link-path": ""}, None)
