@@ -22,12 +22,15 @@ from anyproxy.options import MAX_OPEN_PORTS, PROTOCOLS, TCP, UDP, GroupOptions, 
 from mtt.address import endpoint
 from mtt.errors import StartError
 from mtt.log import FAILURE_BURST, Throttle
+from mtt.net.accept import first_reserved
 from mtt.observe.metrics import Values, labels, metric
 from mtt.outbound.groups import Agent
 from mtt.wire import addresses
 
 # Ports of a group. Each takes a descriptor of the gateway.
 MAX_GROUP_PORTS = 1024
+# The part of the gateway's descriptors that all ports may take: agents can make groups without end.
+PORTS_PART = 1 / 4
 # Ports that are tried when an agent asks for any.
 DRAWS = 64
 
@@ -210,6 +213,10 @@ class Ports:
     ) -> ForwardedPort:
         if self._counts[group] >= MAX_GROUP_PORTS:
             raise StartError(f"the group has {MAX_GROUP_PORTS} ports, which is the limit")
+        if len(self._ports) >= first_reserved() * PORTS_PART:
+            raise StartError(
+                f"the gateway has {len(self._ports)} ports; its limit of open files allows no more"
+            )
         try:
             where = endpoint(options.ports_bind, str(number))
         except ValueError as error:

@@ -285,6 +285,20 @@ async def test_number_of_ports_is_limited(certs: Certs, monkeypatch: pytest.Monk
         assert not any(result.error for result in results)
 
 
+async def test_ports_of_all_groups_leave_descriptors_for_others(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ports, "first_reserved", lambda: 8.0)
+    async with gateway_for(certs) as gateway, agent_for(certs, gateway), agent_for(
+        certs, gateway, group="other"
+    ):
+        one, other = (next(iter(group.agents.values())) for group in gateway.groups)
+        assert not gateway.ports.announce(GROUP, one, [to_tcp(1)])[0].error
+        first, second = gateway.ports.announce("other", other, [to_tcp(2), to_tcp(3)])
+        assert not first.error
+        assert second.error == "the gateway has 2 ports; its limit of open files allows no more"
+
+
 async def test_metrics_count_ports_and_users(certs: Certs) -> None:
     async with (
         serving(echo) as there,
