@@ -18,7 +18,7 @@ from tests.packaging.roots import Root, asked
 from tests.packaging.test_dist import require_setuptools
 from tests.support.processes import Processes
 from tools import dist
-from tools.project import TOP
+from tools.project import TOP, read_project
 
 
 def install_lines(document: str) -> list[str]:
@@ -78,6 +78,8 @@ def test_pipx(root: Root, built: tuple[Path, Path]) -> None:
     root.run(f"cd /tmp && {for_all}", seconds=200, **settings)
     assert root.run("cd / && mtt-server -version") == f"mtt-server {__version__}\n"
     assert root.run("command -v mtt-server") == "/usr/local/bin/mtt-server\n"
+    (inject,) = re.findall(r"`(pipx inject [^`]+)`", (TOP / "docs/install.md").read_text())
+    root.run(inject, seconds=200, **settings)
 
 
 @asked
@@ -89,3 +91,8 @@ def test_repository(root: Root, built: tuple[Path, Path]) -> None:
     root.run(f"mkdir /src && tar -xzf {source} --strip-components=1 -C /src")
     root.run(f"cd /src && {install_lines('README.md')[2]}", seconds=200, **pip_settings(root))
     check_tunnel(root, "/src/.venv/bin/")
+    text = (TOP / "docs/install.md").read_text().partition("For all users, without pipx:\n\n")[2]
+    lines = text.partition("\n\n")[0].replace("sudo ", "")
+    root.run(f"set -e; cd /src\n{lines}", seconds=300, **pip_settings(root))
+    for name in read_project().commands:
+        assert root.run(f"/usr/local/bin/{name} -version") == f"{name} {__version__}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +25,8 @@ def booted(
     (tmp_path / "below").mkdir()
     (tmp_path / "system").mkdir()
     below = Root(base, tmp_path / "below", processes, network=True)
-    below.run(f"apt-get -q=2 update && {INSTALL} systemd-sysv dbus python3-cryptography",
-              seconds=300)  # fmt: skip
+    packages = "systemd-sysv dbus python3-cryptography shadowsocks-libev"
+    below.run(f"apt-get -q=2 update && {INSTALL} {packages}", seconds=300)
     for path in (package, newer):
         below.put(path, "/root")
     below.holder.kill()
@@ -79,3 +80,17 @@ def test_life_of_a_service(booted: Root, package: Path, newer: Path) -> None:
     ]  # fmt: skip
     booted.run("dpkg --purge mos-tls-tunnel")
     assert booted.attempt("find /etc /var/lib -name 'mtt-*' | grep .")[1] == ""
+
+
+@pytest.mark.deadline(600)
+def test_service_of_shadowsocks_finds_the_plugin(booted: Root, package: Path) -> None:
+    """As the documents have it: by its name."""
+    booted.run(f"dpkg --install /root/{package.name}")
+    config = {
+        "server": "127.0.0.1", "server_port": 8388, "password": "secret", "method": "aes-256-gcm",
+        "plugin": "mtt-server",
+    }  # fmt: skip
+    booted.run(f"echo '{json.dumps(config)}' >/etc/shadowsocks-libev/config.json")
+    booted.run("systemctl restart shadowsocks-libev")
+    log = "journalctl -o cat -u shadowsocks-libev"
+    eventually(lambda: "mtt-server: listening on" in booted.run(log), "the plugin has started")
