@@ -96,7 +96,7 @@ class Root:
         )  # fmt: skip
         eventually(lambda: "mounted" in holder.output or not holder.running, "it is mounted")
         if not holder.running:
-            missing(f"this machine does not permit overlays: {holder.output.strip()}")
+            pytest.skip(f"this machine does not permit overlays: {holder.output.strip()}")
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._enter = ["nsenter", "--target", children[0], "--mount", "--pid", "--net"]
         if cgroup is not None:
