@@ -26,6 +26,7 @@ from mtt.wire.upgrade import (
     Upgrade,
     UpgradeRefused,
     check_hidden_request,
+    is_own_key,
     read_own_key,
 )
 
@@ -97,11 +98,11 @@ class WebSocketReader(TunnelReader[Target]):
     def agree(self, request: Request, upgrade: Upgrade) -> Upgrade:
         """Take early data, if the client has put some where the subprotocol belongs."""
         offers = request.elements("sec-websocket-protocol")
-        if upgrade.protocol is not None or len(offers) != 1:
+        if upgrade.protocol is not None or len(offers) != 1 or offers[0] == DATAGRAMS:
             return upgrade
         from mtt.wire import early_data
 
-        data = early_data.decode(offers[0], sure=self._v2ray)
+        data = early_data.decode(offers[0], sure=self._v2ray or is_own_key(upgrade.key))
         return Upgrade(upgrade.key, offers[0], data) if data else upgrade
 
     def _mux_cool_session(self, target: Target) -> StreamProtocol:

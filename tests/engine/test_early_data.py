@@ -73,14 +73,15 @@ async def test_other_subprotocols_are_not_data(
         client.close()
 
 
+@pytest.mark.parametrize("mode", ["wss", "v2ray"])
 @pytest.mark.parametrize("size", [1, 100, 101, 5000])
-async def test_own_ends(size: int, certs: Certs) -> None:
+async def test_own_ends(size: int, mode: str, certs: Certs) -> None:
     data = random.Random(size).randbytes(size)
     options = {"early-data": 100}
     with logged(logging.DEBUG) as lines:
         async with (
             serving(echo) as there,
-            server_at("v2ray", there.port, certs) as server,
+            server_at(mode, there.port, certs) as server,
             client_of("v2ray", port_of(server), certs, **options) as client,
             await connect(port_of(client)) as application,
         ):
