@@ -102,7 +102,7 @@ class UdpPort:
         self.counters = UdpCounters()
         self._failures, self._large = Throttle(), Throttle()
         self._drops = Throttle(FAILURE_BURST)
-        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
+        self._timer: asyncio.TimerHandle | None = None  # runs while there are flows
 
     @property
     def flows(self) -> int:
@@ -131,7 +131,8 @@ class UdpPort:
         if self._is_closed:
             return
         self._is_closed = True
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.stop()
         if self._link is not None:
             self._link.close("the client stops")
@@ -183,6 +184,8 @@ class UdpPort:
         self._last_number = number
         flow = self._flows[key] = self._by_number[number] = _Flow(number, key)
         self.counters.flows += 1
+        if self._timer is None:
+            self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
         return flow
 
     def _forget(self, flow: _Flow) -> None:
@@ -274,11 +277,11 @@ class UdpPort:
 
     def _sweep(self) -> None:
         """End idle flows, and a link that is dead or not needed any more."""
-        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep)
         now = self._loop.time()
         for flow in list(self._flows.values()):
             if now - flow.active >= idle_limit(self._idle_time, is_answered=flow.is_answered):
                 self._forget(flow)
+        self._timer = self._loop.call_later(SWEEP_TIME, self._sweep) if self._flows else None
         link = self._link
         if link is None:
             return
@@ -301,4 +304,5 @@ class UdpPort:
     def _drop_link(self, link: Link) -> Link:
         """Use `link` no more: datagrams go to the next one, although it may not be lost yet."""
         self._link = None
+        self.counters.dropped_link += self._queues.clear()
         return link

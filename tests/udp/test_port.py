@@ -286,6 +286,7 @@ async def test_idle_flows_end_and_then_the_link(monkeypatch: pytest.MonkeyPatch)
             assert here.port.flows == 0
             assert here.far.stream.closing
             assert not here.far.stream.aborted
+            assert not clock.pending  # nothing wakes an idle port
 
 
 async def test_flow_idle_for_the_longest_time_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
