@@ -148,6 +148,21 @@ async def test_go_server_gets_no_datagram(mode: str, certs: Certs) -> None:
                 assert not there.count
 
 
+@pytest.mark.parametrize("mode", ["wss", "anytls"])
+async def test_udp_beside_a_fallback_site(mode: str, certs: Certs) -> None:
+    async with serving(echo) as site, asyncio.timeout(SOON):
+        with answering() as there:
+            async with (
+                server_at(
+                    mode, there.port, certs, udp=True, fallback=f"127.0.0.1:{site.port}"
+                ) as server,
+                client_of(mode, port_of(server), certs, udp=True) as client,
+            ):
+                with Udp(port_of(client)) as application:
+                    await application.check_echo(b"a datagram")
+        assert not site.count
+
+
 async def test_client_that_offers_http_alone_is_served(certs: Certs) -> None:
     """Its ALPN name is that of streams for datagrams, and its data are not."""
     async with (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.checks import CHECKS, Route, half_close
+from tests.real.datagrams import application, echo, udp_server
 from tests.real.destinations import PAGE, Site
 from tests.real.nginx import start_nginx, stream_module
 from tests.real.tunnels import start_client, start_server
@@ -127,6 +128,16 @@ def test_transfers(
     tmp_path: Path,
 ) -> None:
     check(partial(setup.route, config, options), tmp_path)
+
+
+@pytest.mark.parametrize("config", [WEBSOCKET, PLAIN_STREAM], ids=["websocket", "plain-stream"])
+def test_datagrams(config: str, setup: Setup) -> None:
+    with udp_server(echo) as there:
+        port = setup.route(config, (*PATH, "-udp"), f"127.0.0.1:{there}")
+        with application(port) as sock:
+            for size in (1, 1200, 60_000):
+                sock.send(bytes(size))
+                assert sock.recv(65536) == bytes(size)
 
 
 def test_half_close_through_a_plain_stream(setup: Setup, tmp_path: Path) -> None:
