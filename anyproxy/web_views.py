@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -124,29 +125,37 @@ class GatewayViews:
         uptime = go_duration(time.time() - counters.started)
         return counts | {"success_rate": rate, "uptime": uptime}
 
-    def _agents(self) -> list[GroupAgent]:
-        return [
-            agent
-            for group in self._gateway.groups
-            for agent in (*group.agents.values(), *group.leaving)
-        ]
+    def _agents(self) -> dict[GroupAgent, str]:
+        """All agents with their names: the ids, with the group's name before it where agents of
+        several groups have the same id."""
+        groups = list(self._gateway.groups)
+        # The ones that serve come last, because an id may also be that of a former session.
+        agents = {group.name: (*group.leaving, *group.agents.values()) for group in groups}
+        times = Counter(each for found in agents.values() for each in {one.id for one in found})
+        return {
+            agent: agent.id if times[agent.id] == 1 else f"{group}/{agent.id}"
+            for group, found in agents.items()
+            for agent in found
+        }
 
     def _clients(self, query: Query) -> Any:
         moved: dict[str, list[Json]] = {}
         for connection in self._connections_by_number().values():
             moved.setdefault(connection["client_id"], []).append(connection)
+        opened: Counter[str] = Counter()
         found = {}
-        for agent in self._agents():
-            mine = moved.get(agent.id, [])
+        for agent, name in self._agents().items():
+            mine = moved.get(name, [])
+            opened[name] += agent.opened
             counts = _counts(
                 len(mine),
-                agent.opened,
+                opened[name],
                 sum(each["bytes_sent"] for each in mine),
                 sum(each["bytes_received"] for each in mine),
                 0,
             )
             state = {"last_seen": go_time(), "is_online": not agent.session.is_draining}
-            found[agent.id] = {"client_id": agent.id} | counts | state
+            found[name] = {"client_id": name} | counts | state
         return _one_or_all(found, query, "client_id")
 
     def _show_connections(self, query: Query) -> Any:
@@ -154,7 +163,7 @@ class GatewayViews:
 
     def _connections_by_number(self) -> dict[str, Json]:
         # Not by address: agents behind one trusted proxy may have the same.
-        names = {agent.session.bottom: agent.id for agent in self._agents()}
+        names = {agent.session.bottom: name for agent, name in self._agents().items()}
         now = asyncio.get_running_loop().time()
         found = {}
         for number, carrier in _open(self._gateway.open_tunnels).items():
