@@ -43,6 +43,15 @@ _MIN_SECRET = 4
 _OF_PROCESS = {flag.name for flag in PROCESS_FLAGS} | {CONFIG.name, METRICS.name}
 _NO_KEYS = {CONFIG.name, CHECK.name}
 
+# Options that exclude each other: one replaces the other one of a lower rank.
+_ALTERNATIVES = (
+    ("b", "bind-unix"),
+    ("p", "password-file"),
+    ("cert", "cert-dir"),
+    ("key", "cert-dir"),
+    ("log-level", "verbose"),
+)
+
 Complete = Callable[[Values, Mapping[str, str]], Values]
 
 
@@ -134,12 +143,12 @@ def _read(
     if len(sections) > MAX_TUNNELS:
         top.fail(LIST, f"{len(sections)} tunnels are too many; {MAX_TUNNELS} at most")
     whole = [*of_process, MAX_CONNS.name]
-    everything = _values(top, known, {LIST}) | given
+    everything = _ranked(_values(top, known, {LIST}), given)
     process = {name: value for name, value in everything.items() if name in whole}
     common = {name: value for name, value in everything.items() if name not in whole}
     # What the options of a tunnel depend on.
     common |= {key: everything[key] for key in (CHECK.name, WORKERS.name) if key in everything}
-    own = {name for name in given if name not in whole}
+    override = {name: value for name, value in given.items() if name not in whole}
     open_secrets = _has_secrets(top, known)
     tunnels: list[TunnelValues] = []
     places: dict[str, str] = {}  # by name
@@ -158,12 +167,23 @@ def _read(
         for key in values:
             if key in of_process:
                 section.fail(key, "a setting of the whole process; move it to the top of the file")
-        values = common | values | {key: common[key] for key in own}
+        values = _ranked(_ranked(common, values), override)
         tunnels.append(TunnelValues(name, place, values))
         open_secrets = open_secrets or _has_secrets(section, known)
     if open_secrets:
         warn_if_open(f"-{CONFIG.name}", path)
     return process, tunnels or [TunnelValues("", "", common)]
+
+
+def _ranked(lower: Values, higher: Values) -> Values:
+    """The options of both; the `higher` ones replace the same, and those that they exclude."""
+    excluded = {
+        one
+        for pair in _ALTERNATIVES
+        for one, other in (pair, pair[::-1])
+        if other in higher and one not in higher
+    }
+    return {name: value for name, value in lower.items() if name not in excluded} | higher
 
 
 def _values(section: Section, known: Mapping[str, Flag], others: set[str]) -> Values:

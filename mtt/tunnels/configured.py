@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from mtt import log
 from mtt.errors import StartError, describe
 from mtt.followed import CHECK_INTERVAL
 from mtt.log import logger
@@ -24,9 +25,6 @@ from mtt.process.configuration import Changes, Configuration
 from mtt.tunnels.plan import Plan, plan
 from mtt.tunnels.reload import Change, apply, bound
 from mtt.tunnels.several import Running, Tunnels
-
-# Descriptors in one message: SCM_MAX_FD of <net/scm.h> is 253.
-MAX_DESCRIPTORS = 250
 
 # The exit code of a worker that cannot follow the others; a new one takes its place.
 _LEFT_BEHIND = 1
@@ -72,10 +70,12 @@ class ConfiguredTunnels(Tunnels):
 
     def _prepare_workers(self, wanted: Plan, descriptors: list[int]) -> Changes:
         """Listen for a plan; `descriptors` get what the workers need to apply it."""
+        from mtt.process.supervisor_link import MAX_DESCRIPTORS
+
         change = Change(self, wanted)
-        if self.shares_state:  # in a hub, which has the users of this plan
-            names = {each.name for each in change.former} | {each.name for each in change.planned}
-            change.changes.refused += sorted(names - {*change.changes.refused})
+        names = {each.name for each in change.former} | {each.name for each in change.planned}
+        if self.shares_state and names:  # in a hub, which has the users of these tunnels
+            change.changes.refused += sorted(names)
             return change.changes
         new = change.make()
         heirs = change.heirs(new)
@@ -129,6 +129,7 @@ class ConfiguredTunnels(Tunnels):
     def join(self, hub: socket.socket | None, is_heavy: Callable[[int], bool]) -> None:
         super().join(hub, is_heavy)
         self._forget_message()
+        log.set_level(self.plan.process.log_level)  # perhaps not that of the supervisor's start
 
     def take_update(self, descriptors: Sequence[int]) -> None:
         before = self._update
@@ -147,6 +148,7 @@ class ConfiguredTunnels(Tunnels):
             rest = iter(numbers)
             sockets = {name: [next(rest) for _ in range(count)] for name, count in counts.items()}
             wanted = await asyncio.to_thread(self._check, values)
+            log.set_level(wanted.process.log_level)
             await apply(self, wanted, sockets)
         except Exception as error:
             # For example because a file has changed meanwhile.

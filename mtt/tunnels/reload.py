@@ -82,7 +82,8 @@ class Change:
     def finish(self, new: Sequence[Running]) -> list[Running]:
         """Once the new tunnels listen: all tunnels as in the plan."""
         tunnels, wanted, before = self._tunnels, self._wanted, self._tunnels.plan
-        tunnels.plan = wanted._replace(metrics=before.metrics, process=before.process)
+        process = before.process._replace(log_level=wanted.process.log_level)
+        tunnels.plan = wanted._replace(metrics=before.metrics, process=process)
         tunnels.admission.limit = wanted.max_conns
         renamed = 0
         for planned in wanted.tunnels:

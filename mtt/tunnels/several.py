@@ -265,11 +265,13 @@ class Tunnels(runtime.Service):
         self.lag.stop()
         if self.configuration is not None:
             await self.configuration.close()
-        for task in self.leaving.values():
+        finishing = list(self.leaving.values())
+        for task in finishing:
             task.cancel()
+        if finishing:
+            await asyncio.wait(finishing)
         await self.endpoint.close()
         await asyncio.gather(*(each.task(each.service.close()) for each in self._all))
-        await asyncio.sleep(0)  # let the cancelled tasks end
         await self.endpoint.report()
 
 

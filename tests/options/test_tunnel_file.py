@@ -84,6 +84,33 @@ def test_the_command_line_replaces_both(tmp_path: Path) -> None:
         assert each.values.items() >= {"timeout": 9.0, "s": "b:1", "check": True}.items()
 
 
+@pytest.mark.parametrize(
+    ("lower", "higher"),
+    [
+        ({"b": ":1"}, {"bind-unix": "/x"}),
+        ({"p": "x"}, {"password-file": "/x"}),
+        ({"cert": "/c", "key": "/k"}, {"cert-dir": "/d"}),
+        ({"cert-dir": "/d"}, {"cert": "/c", "key": "/k"}),
+    ],
+)
+def test_an_option_replaces_those_that_it_excludes(
+    tmp_path: Path, lower: Values, higher: Values
+) -> None:
+    path = write(tmp_path, lower | {"d": "a:1"} | {"tunnel": [higher]})
+    file: TunnelFile = with_tunnels(SERVER_FLAGS, {"config": path}, {})[TUNNELS]
+    assert file.tunnels[0].values == {"d": "a:1"} | higher
+    path = write(tmp_path, {"d": "a:1"} | {"tunnel": [lower]})
+    file = with_tunnels(SERVER_FLAGS, {"config": path} | higher, {})[TUNNELS]
+    assert file.tunnels[0].values == {"d": "a:1"} | higher
+
+
+def test_the_level_of_the_log_on_the_command_line(tmp_path: Path) -> None:
+    process, _ = read(tmp_path, {"log-level": "error"}, {"verbose": True})
+    assert process == {"verbose": True}
+    process, _ = read(tmp_path, {"verbose": True}, {"log-level": "error"})
+    assert process == {"log-level": "error"}
+
+
 def test_repeatable_options_are_replaced_as_a_whole(tmp_path: Path) -> None:
     content = {"pin": ["a", "b"], "tunnel": [{"b": ":1"}, {"b": ":2", "pin": "c"}]}
     _, file = read(tmp_path, content)

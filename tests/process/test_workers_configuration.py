@@ -56,6 +56,10 @@ class Client:
         )  # fmt: skip
         self.process.expect("listening on")
 
+    def level(self, name: str) -> None:
+        """The level of the log in the next file."""
+        self._top["log-level"] = name
+
     def tunnel(self, name: str, port: int = 0, **options: Any) -> dict[str, Any]:
         return {"name": name, "b": f"127.0.0.1:{port}", "s": self._server, **options}
 
@@ -174,3 +178,23 @@ def test_a_broken_file_changes_nothing(processes: Processes, echo: Echo, tmp_pat
         client.process.expect(rf'stays in use: tunnel\[1\] "new": cannot listen on \S+:{used}: ')
     with connect(port_of(client.process)) as application:
         check_echo(application)
+
+
+def test_the_level_of_the_log_reaches_all_workers(
+    processes: Processes, echo: Echo, tmp_path: Path, stack: contextlib.ExitStack
+) -> None:
+    client = Client(processes, echo, tmp_path, "one", **{"verbose": False, "log-level": "info"})
+    port = port_of(client.process)
+    with connect(port) as application:
+        check_echo(application)
+    assert ": open" not in client.process.output
+    client.level("debug")
+    client.change("reloaded: log level", client.tunnel("one"))
+    pattern = r"mtt-client\[\d\]: \S+: open"
+    eventually(lambda: _is_logged(client.process, port, pattern), "workers log at another level")
+
+
+def _is_logged(process: Process, port: int, pattern: str) -> bool:
+    with connect(port) as application:
+        check_echo(application)
+    return bool(re.search(pattern, process.output))
