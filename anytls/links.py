@@ -76,7 +76,7 @@ def _links(choice: ServerChoice, values: Values) -> list[Link]:
         uri = Link("uri", "", missing=_NO_PIN)
     return [
         Link("command", "Command line", links.command_line("anytls-client", CLIENT_FLAGS, values)),
-        Link("sing-box", "Outbound of sing-box", _outbound(choice)),
+        Link("sing-box", "sing-box outbound", _outbound(choice)),
         uri,
     ]
 

@@ -66,7 +66,7 @@ class Group(Enum):
     LIMITS = "Limits and timeouts"
     OBSERVE = "Logs and metrics"
     PROCESS = "Process"
-    LINK = "Handing on to clients"
+    LINK = "Client configuration"
     HELP = "Help"
 
 

@@ -1,4 +1,4 @@
-"""What an operator hands on to clients: command line, plugin options, links and QR codes.
+"""The configuration of clients: command line, plugin options, links and QR codes.
 
     command    mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss -pin sha256/...
     plugin     wss;pin=sha256/...                           `plugin_opts` of shadowsocks (SIP003)
@@ -50,7 +50,7 @@ _NOT_HANDED_ON = (Group.CONFIGURATION, Group.OBSERVE, Group.PROCESS, Group.LINK)
 
 
 class Link(NamedTuple):
-    """One thing to hand on."""
+    """One form of a client's configuration."""
 
     kind: str  # a value of -link
     title: str
@@ -291,9 +291,9 @@ def tunnel_links(
     if login is None:
         missing = "add -link-ss with method and password of shadowsocks"
         return [*found, Link("ss", "", missing=missing), Link("v2ray", "", missing=missing)]
-    found.append(Link("ss", "Link of shadowsocks", ss_link(login, server, plugin, server.host)))
+    found.append(Link("ss", "Shadowsocks link", ss_link(login, server, plugin, server.host)))
     text = ss_link(login, server, foreign, server.host)
-    found.append(Link("v2ray", "Link of shadowsocks with v2ray-plugin", text, missing))
+    found.append(Link("v2ray", "Shadowsocks link with v2ray-plugin", text, missing))
     return found
 
 

@@ -116,7 +116,7 @@ def main(command: Command, argv: Sequence[str], environ: Mapping[str, str]) -> i
             process = process_options(values)
             _set_up_log(command, process)
         if command.links is not None and of_links & given.keys():
-            from mtt.process.handing_on import printed
+            from mtt.process.link_output import printed
 
             return _print(printed(command.links, given, values, environ))
         return _serve(command, values, process, environ, plugin, reread)

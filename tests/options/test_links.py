@@ -1,4 +1,4 @@
-"""What is handed on to clients: our own parsers, and independent ones, read it back."""
+"""Client configurations are read back by the project's own parsers and by independent ones."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from mtt.errors import UsageError
 from mtt.options.flags import Values
 from mtt.options.links import Link, Login
 from mtt.process.command import main
-from mtt.process.handing_on import printed
+from mtt.process.link_output import printed
 from mtt_client import COMMAND
 
 GIVEN = ("-s", "example.com:443", "-wss")
@@ -117,7 +117,7 @@ def test_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         return "shown"
 
     monkeypatch.setattr(getpass, "getpass", warn)
-    with pytest.raises(UsageError, match="no terminal to ask for the password on; set SS_PASS"):
+    with pytest.raises(UsageError, match="no terminal to ask for the password; set SS_PASS"):
         password({"link-ss": "aes-128-gcm:?"})
     monkeypatch.setattr(getpass, "getpass", lambda _: "")
     with pytest.raises(UsageError, match="the password is empty"):

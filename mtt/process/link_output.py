@@ -1,4 +1,4 @@
-"""What the commands print with -link."""
+"""The output of -link."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def printed(
     Args:
         links: makes the links of a tunnel.
         given: the options of the command line.
-        values: the same, completed: perhaps with the tunnels of a file.
-        environ: may have the password of shadowsocks.
+        values: all options; with -config, also the tunnels of the file.
+        environ: SS_PASSWORD in it is the password of shadowsocks.
 
     Raises MttError.
     """
@@ -61,14 +61,15 @@ def printed(
 
 
 def _asked() -> str:
-    """The password of shadowsocks, as typed on the terminal. Raises UsageError."""
+    """Ask for the password of shadowsocks on the terminal. Raises UsageError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", getpass.GetPassWarning)  # it would be shown
-            password = getpass.getpass("Password of shadowsocks: ")
+            # Without a terminal, getpass would echo the password.
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            password = getpass.getpass("Shadowsocks password: ")
     except (getpass.GetPassWarning, EOFError):
         raise UsageError(
-            f"-{LINK_SS.name}: there is no terminal to ask for the password on; set {SS_PASSWORD}"
+            f"-{LINK_SS.name}: no terminal to ask for the password; set {SS_PASSWORD}"
         ) from None
     if not password:
         raise UsageError(f"-{LINK_SS.name}: the password is empty")
