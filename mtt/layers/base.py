@@ -55,6 +55,11 @@ class StreamProtocol(asyncio.Protocol):
         """
         return True
 
+    @property
+    def is_throttled(self) -> bool:
+        """Whether a rate limit keeps it from taking more data."""
+        return False
+
     def data_received(self, data: Data) -> None:
         """Take data from the transport below; unless `borrows`, it stays unchanged afterwards."""
         raise NotImplementedError

@@ -37,6 +37,10 @@ class Layer(StreamProtocol, Pausable):
     def reads_after_send_error(self) -> bool:
         return self.upper.reads_after_send_error
 
+    @property
+    def is_throttled(self) -> bool:
+        return self.upper.is_throttled
+
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
 

@@ -292,8 +292,13 @@ class TunnelSession(MuxSession[TunnelStream]):
         self._pause_timer = None
         now = self._now()
         left, limit = self._queued, self.receive_budget - SHARED_ROOM
+        # A rate limit slows down all streams of a session, so none of them holds up the others.
+        streams = [
+            each
+            for each in self._streams.values()
+            if each.queued and not each.upper.is_throttled
+        ]
         # Those that matter first, and of them the ones that have stopped long ago.
-        streams = [stream for stream in self._streams.values() if stream.queued]
         for stream in sorted(streams, key=lambda each: (each.queued < STOP_AT, each.queued_since)):
             if left <= limit:
                 break

@@ -199,6 +199,10 @@ class RateLimiter(Layer):
             self._drop()
             self.report_lost(exc)
 
+    @property
+    def is_throttled(self) -> bool:
+        return bool(self._backlog) and not self._paused
+
     # For the bucket.
 
     @property

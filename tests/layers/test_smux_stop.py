@@ -223,3 +223,20 @@ async def test_readers_that_go_on_in_time_keep_their_streams(
     assert server.lower.reading
     assert not upper.lost
     await server.over()
+
+
+async def test_streams_under_a_rate_limit_only_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(layer, "SHARED_BUDGET", SHARED_BUDGET // 16)
+    monkeypatch.setattr(Recorder, "is_throttled", True)
+    server = Shared()
+    upper, stream = server.open(3)
+    stream.pause_reading()
+    size = queued_until_full(server, 3)
+    await clock.passes(10 * layer.SHARED_PAUSE_TIME)
+    assert not server.lower.reading
+    assert not upper.lost
+    stream.resume_reading()
+    await upper.received(size)
+    assert server.lower.reading
+    await server.over()

@@ -35,12 +35,16 @@ async def test_excess_waits_and_pauses_reading(monkeypatch: pytest.MonkeyPatch) 
     assert len(above.data) == burst
     assert not below.reading
     assert (layer.throttled_bytes(), layer.unsent()) == (256 * 80 - burst, 0)
+    assert layer.is_throttled
+    layer.pause_reading()  # now the reader is the reason
+    assert not layer.is_throttled
+    layer.resume_reading()
     await clock.until(lambda: len(above.data) == 256 * 80)
     ideal = (256 * 80 - burst) / 40_000
     assert ideal - INEXACT <= clock.now - start <= ideal + TICK
     assert above.data == bytes(range(256)) * 80
     assert below.reading
-    assert not clock.pending
+    assert not (layer.is_throttled or clock.pending)
 
 
 async def test_rate_holds_in_real_time() -> None:
