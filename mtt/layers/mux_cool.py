@@ -8,11 +8,15 @@ answer: two ends that answer would go on for ever.
 Between our own ends, END ends one direction. The message that stops a stream's sender is KEEP_ALIVE
 with the stream's id. END with option ERROR resets a stream of any peer.
 
+Clash and Mihomo as clients have one stream to a connection, number 0, and take no notice of its
+END. So the server closes the connection after it.
+
 All streams lead to the server's destination, whatever destination they name.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -36,6 +40,9 @@ from mtt.wire.mux_cool import (
     keep_alive,
     new,
 )
+
+# The number of a stream that has a connection to itself. V2Ray numbers its streams from 1.
+ONLY_STREAM = 0
 
 
 class MuxCoolStream(TunnelStream):
@@ -127,9 +134,25 @@ class MuxCoolSession(TunnelSession):
 
     def send_fin(self, stream_id: int) -> None:
         self.send_control(end(stream_id))
+        self._end_with(stream_id, failed=False)
 
     def send_reset(self, stream_id: int) -> None:
         self.send_control(end(stream_id, error=True))
+        self._end_with(stream_id, failed=True)
+
+    def _end_with(self, stream_id: int, *, failed: bool) -> None:
+        """Close the connection if this was its only stream."""
+        if stream_id == ONLY_STREAM and not self.half_close:
+            # Not at once: the caller is the stream.
+            asyncio.get_running_loop().call_soon(self._end_connection, failed)
+
+    def _end_connection(self, failed: bool) -> None:
+        if not self.lost:
+            self._end(None)
+            if failed:
+                self.lower.cut()
+            else:
+                self.lower.close()
 
     def send_noop(self) -> None:
         self.send(keep_alive())

@@ -54,6 +54,11 @@ _PLUGIN_HEAD = (
     *(b"\0", b"\x0c", b"\0", _ANY, b"\1", b"\0\1"),
     *(bytes((byte,)) for byte in _DESTINATION),
 )
+# What sing-box sends as v2ray-plugin: NEW for v1.mux.cool, which stands for the mux in V2Ray.
+_NAMED_HEAD = (
+    *(b"\0", b"\x14", b"\0", _ANY, b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\2", b"\x0b"),
+    *(bytes((byte,)) for byte in b"v1.mux.cool"),
+)
 # It may also be END of a stream that was never opened, if the application has closed at once, as
 # shadowsocks-rust does to see whether its plugin is ready.
 _END_HEAD = (b"\0", b"\4", b"\0", _ANY, b"\3", b"\0\2")
@@ -97,7 +102,8 @@ def is_plugin_head(first: Data) -> bool | None:
     None: more bytes are needed. One in 2**103 random streams matches by chance; or in 2**39, with
     END as the first frame.
     """
-    return _either(_matches(first, _PLUGIN_HEAD), _matches(first, _END_HEAD))
+    named = _either(_matches(first, _NAMED_HEAD), _matches(first, _END_HEAD))
+    return _either(_matches(first, _PLUGIN_HEAD), named)
 
 
 def is_head(first: Data) -> bool | None:

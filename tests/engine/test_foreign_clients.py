@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mtt.inbound import mux_cool_detector
 from mtt.wire.mux_cool import END, KEEP, RESET, Decoder, data_frames, end, keep_alive, new
 from tests.support.certs import Certs
-from tests.support.gopeer import Tls, WebSocket, smux_frame, ws_connect
+from tests.support.gopeer import CLOSE_1000, Tls, WebSocket, smux_frame, ws_connect
 from tests.support.stacks import server_context
 from tests.support.tunnels import (
     Listening,
@@ -128,6 +129,28 @@ async def test_end_of_no_stream_may_be_the_first_frame(certs: Certs) -> None:
         await client.below.send(end(1, error=True))
         await client.below.send(new(2) + data_frames(2, b"hello"))
         assert await client.event() == (KEEP, 2, b"hello")
+
+
+@pytest.mark.parametrize("resets", [False, True])
+async def test_connection_of_clash_ends_with_its_only_stream(resets: bool, certs: Certs) -> None:
+    """It numbers its stream 0, and takes no notice of END."""
+    async with listening() as there, plugin_at("wss", there, certs) as client:
+        await client.below.send(new(0) + data_frames(0, b"hello"))
+        destination = await there.accept()
+        assert await destination.exactly(5) == b"hello"
+        await destination.send(b"answer")
+        assert await client.event() == (KEEP, 0, b"answer")
+        if resets:
+            destination.reset()
+            assert await client.event() == (RESET, 0, b"")
+            with pytest.raises((ConnectionResetError, ssl.SSLEOFError)):
+                await client.below.read()
+        else:
+            destination.close()
+            assert await client.event() == (END, 0, b"")
+            assert await client.below.read() == b""
+            assert client.below.close_code == CLOSE_1000
+            client.below.close()
 
 
 async def test_any_stream_may_be_the_first(certs: Certs) -> None:

@@ -113,6 +113,13 @@ def test_v2ray_plugin_is_recognised_once_enough_has_arrived(
     assert enough == (len(WITHOUT) if is_known is is_plugin_head else 11)
 
 
+def test_sing_box_is_recognised() -> None:
+    """It names its destination as V2Ray names the mux, and its stream 0."""
+    first = bytes.fromhex("0014" "0000" "01" "01" "01" "029a" "02" "0b") + b"v1.mux.cool"
+    assert [is_plugin_head(first[:size]) for size in range(23)] == [None] * 22 + [True]
+    assert is_plugin_head(first.replace(b"cool", b"c00l")) is False
+
+
 @pytest.mark.parametrize("is_known", [is_plugin_head, is_head])
 def test_end_of_a_stream_that_was_never_opened_may_be_the_first_frame(
     is_known: Callable[[bytes], bool | None],
