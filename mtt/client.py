@@ -110,11 +110,13 @@ class Client(Service):
         if self._udp is None:
             from mtt.udp.port import UdpPort
 
-            open_stream = partial(
-                MODES[options.mode].open_datagrams, options, self._connector, self._upstream
-            )
+            mode = MODES[options.mode]
             self._udp = UdpPort(
-                str(options.server), open_stream, self.open_tunnels, idle_time=options.udp_time
+                str(options.server),
+                partial(mode.open_datagrams, options, self._connector, self._upstream),
+                self.open_tunnels,
+                is_agreed=mode.agrees_to_datagrams,
+                idle_time=options.udp_time,
             )
         self._udp.start(sockets)
 

@@ -66,7 +66,9 @@ class Mode:
     upgrade: Callable[[ClientOptions], Finish | None] = lambda _: None
     upstream: Callable[[ClientOptions, Connector, Counters], Upstream]
     reader: Callable[[ServerOptions, Owner], HeadReader[Endpoint, Any]]
-    # How the client opens a stream for datagrams.
+    # How the client opens a stream for datagrams, and whether it then knows that the server carries
+    # them.
+    agrees_to_datagrams: bool = True
     open_datagrams: Callable[[ClientOptions, Connector, Upstream], Awaitable[StreamTransport]]
 
     def command_line(self, password: str) -> tuple[str, ...]:
@@ -266,6 +268,7 @@ _over_tls = partial(
     server_alpn=alpn.STREAM,
     half_close=True,
     reader=_stream_reader,
+    agrees_to_datagrams=False,
     open_datagrams=_datagram_connection,
 )
 _over_websocket = partial(

@@ -52,6 +52,8 @@ class Link(StreamProtocol):
         owner: gets the datagrams.
         counters: counts them.
         is_client: whether this side sends the head, or the answer.
+        is_agreed: whether a client knows already that the server carries datagrams, and so need
+            not wait for the answer.
         done: called once when the stream is lost.
         queues: datagrams that wait already.
 
@@ -61,10 +63,10 @@ class Link(StreamProtocol):
     """
 
     __slots__ = (
-        "_batch", "_batch_size", "_decoder", "_done", "_in", "_is_asked", "_is_blocked",
-        "_is_client", "_is_over", "_is_paused", "_is_scheduled", "_loop", "_out", "_owner",
-        "_received", "_timer", "counters", "error", "heard_at", "is_open", "lower", "queues",
-        "reason", "started",
+        "_batch", "_batch_size", "_decoder", "_done", "_in", "_is_agreed", "_is_asked",
+        "_is_blocked", "_is_client", "_is_over", "_is_paused", "_is_scheduled", "_loop", "_out",
+        "_owner", "_received", "_timer", "counters", "error", "heard_at", "is_open", "lower",
+        "queues", "reason", "started",
     )  # fmt: skip
 
     borrows = True
@@ -76,6 +78,7 @@ class Link(StreamProtocol):
         counters: UdpCounters,
         *,
         is_client: bool,
+        is_agreed: bool = False,
         done: Callable[[Link], None],
         queues: FairQueues,
     ) -> None:
@@ -84,6 +87,7 @@ class Link(StreamProtocol):
         self._owner: Owner | None = owner  # None at the end
         self._done = done
         self._is_client = is_client
+        self._is_agreed = is_agreed
         self.counters = counters
         self.queues = queues
         self._decoder = Decoder()
@@ -91,7 +95,7 @@ class Link(StreamProtocol):
         self._batch_size = 0
         self._is_scheduled = False  # the batch is written at the end of the turn
         self._is_paused = False  # by the stream
-        self._is_blocked = True  # paused, or not open
+        self._is_blocked = True  # paused, or not open yet
         self._is_over = False
         self._is_asked = False  # the server has not answered a ping
         self._received = b""  # of the opening message
@@ -189,7 +193,7 @@ class Link(StreamProtocol):
 
     def _unblock(self) -> None:
         """Send what waits, if the link is open and not paused."""
-        if self._is_paused or not self.is_open or self._is_over:
+        if self._is_paused or self._is_over or not (self.is_open or self._is_agreed):
             return
         self._is_blocked = False
         if self._batch:  # of this turn, from before the pause
@@ -207,6 +211,7 @@ class Link(StreamProtocol):
         limit_unsent(transport, UNSENT_LIMIT)
         if self._is_client:
             transport.write(HEAD)
+            self._unblock()
 
     def data_received(self, data: Data) -> None:
         owner = self._owner

@@ -69,6 +69,7 @@ class UdpPort:
     Args:
         server: the server's name, for the log.
         open_stream: opens a stream for datagrams to it. Raises MttError.
+        is_agreed: whether the server has agreed to carry datagrams when such a stream is open.
         tunnels: tracks the link.
         idle_time: seconds without a datagram after which a flow ends.
     """
@@ -79,12 +80,14 @@ class UdpPort:
         open_stream: Callable[[], Awaitable[StreamTransport]],
         tunnels: OpenTunnels,
         *,
+        is_agreed: bool = False,
         idle_time: float,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sockets: list[UdpServerSocket] = []
         self._server = server
         self._open_stream = open_stream
+        self._is_agreed = is_agreed
         self._tunnels = tunnels
         self._idle_time = idle_time
         self._flows: dict[_Key, _Flow] = {}
@@ -242,8 +245,9 @@ class UdpPort:
         finally:
             self._opening = None
         make = partial(
-            Link, stream, self, self.counters, is_client=True, queues=self._queues
-        )
+            Link, stream, self, self.counters,
+            is_client=True, is_agreed=self._is_agreed, queues=self._queues,
+        )  # fmt: skip
         link = self._link = self._tunnels.track(
             stream, lambda done: make(done=done), self._link_lost, name=self._server
         )

@@ -9,8 +9,9 @@ the number of their flow. Flows begin with their first datagram, and end on eith
 are idle: no message says so. Numbers are not used again while a flow with that number may exist.
 Number 0 is no flow: the server returns its datagrams, so the client can ask whether it is there.
 
-The client sends no datagram before the answer. So no datagram reaches a destination through a
-server that knows nothing of this format, but only the head.
+The client sends no datagram before the answer, unless it knows already that the server carries
+them. So no datagram reaches a destination through a server that knows nothing of this format, but
+only the head.
 """
 
 from __future__ import annotations

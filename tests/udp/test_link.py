@@ -61,6 +61,25 @@ async def test_client_sends_the_head_and_waits_for_the_answer() -> None:
     await turns()
 
 
+async def test_client_need_not_wait_for_the_answer_if_udp_is_agreed() -> None:
+    owner, stream, queues = Owner(), FakeTransport(), FairQueues()
+    queues.add(1, b"waited")
+    link = Link(
+        stream, owner, UdpCounters(),
+        is_client=True, is_agreed=True, done=owner.done.append, queues=queues,
+    )  # fmt: skip
+    link.start()
+    assert stream.sent == HEAD + encode(1, b"waited")
+    link.send(1, b"early")
+    await turns()
+    assert stream.sent == HEAD + encode(1, b"waited") + encode(1, b"early")
+    assert not link.is_open
+    link.data_received(ANSWER + encode(1, b"reply"))
+    assert owner.datagrams == [(1, b"reply")]
+    link.abort("test")
+    await turns()
+
+
 async def test_server_answers_the_head_and_takes_what_follows() -> None:
     link, stream, owner = started(is_client=False, open=False)
     link.data_received(HEAD + encode(9, b"first"))
