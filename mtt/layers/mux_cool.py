@@ -73,6 +73,9 @@ class MuxCoolSession(TunnelSession):
     last_id: ClassVar[int] = LAST_ID
     max_payload: ClassVar[int] = MAX_PAYLOAD
     max_length: ClassVar[int] = MAX_LENGTH
+    opening = staticmethod(new)
+    data_header = staticmethod(header)
+    data_frames = staticmethod(data_frames)
 
     def __init__(
         self,
@@ -119,15 +122,6 @@ class MuxCoolSession(TunnelSession):
         return super().silent_since() if self.half_close else None
 
     # The frames.
-
-    def _opening(self, stream_id: int) -> bytes:
-        return new(stream_id)
-
-    def _data_header(self, stream_id: int, size: int) -> bytes:
-        return header(stream_id, size)
-
-    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
-        return data_frames(stream_id, data, most)
 
     def send_stop(self, stream_id: int) -> None:
         self.send_control(keep_alive(stream_id))

@@ -167,17 +167,20 @@ class TunnelSession(MuxSession[TunnelStream]):
     def _answers_fin(self) -> bool:
         return True
 
-    # What each protocol implements.
+    # What each protocol implements. The static ones are functions of its codec.
 
-    def _opening(self, stream_id: int) -> bytes:
+    @staticmethod
+    def opening(stream_id: int) -> bytes:
         """The frame that opens a stream."""
         raise NotImplementedError
 
-    def _data_header(self, stream_id: int, size: int) -> bytes:
+    @staticmethod
+    def data_header(stream_id: int, size: int) -> bytes:
         """The header of a frame with `size` bytes of data."""
         raise NotImplementedError
 
-    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
+    @staticmethod
+    def data_frames(stream_id: int, data: Data, most: int) -> bytes:
         """`data` as frames of at most `most` bytes."""
         raise NotImplementedError
 
@@ -254,7 +257,7 @@ class TunnelSession(MuxSession[TunnelStream]):
         self._next_id += self.id_step
         if not self._prefix:
             asyncio.get_running_loop().call_soon(self._send_prefix)
-        self._prefix += self._opening(stream.id)
+        self._prefix += self.opening(stream.id)
         self._streams[stream.id] = stream
         stream.begin()
         return stream
@@ -271,9 +274,9 @@ class TunnelSession(MuxSession[TunnelStream]):
         if size > most and self.half_close:
             most = self.max_length
         if size <= most:
-            self.send_framed(self._data_header(stream_id, size), data)
+            self.send_framed(self.data_header(stream_id, size), data)
         else:
-            self.send(self._data_frames(stream_id, data, most))
+            self.send(self.data_frames(stream_id, data, most))
 
     # Readers that have stopped.
 

@@ -25,8 +25,9 @@ from mtt.wire.smux import (
     SYN,
     Decoder,
     data_frames,
+    data_header,
     frame,
-    header,
+    opening,
 )
 
 
@@ -57,6 +58,9 @@ class SmuxSession(TunnelSession):
     id_step: ClassVar[int] = 2
     max_payload: ClassVar[int] = MAX_PAYLOAD
     max_length: ClassVar[int] = MAX_LENGTH
+    opening = staticmethod(opening)
+    data_header = staticmethod(data_header)
+    data_frames = staticmethod(data_frames)
 
     def __init__(
         self,
@@ -91,15 +95,6 @@ class SmuxSession(TunnelSession):
         self._open_received(stream_id)
 
     # The frames.
-
-    def _opening(self, stream_id: int) -> bytes:
-        return frame(SYN, stream_id)
-
-    def _data_header(self, stream_id: int, size: int) -> bytes:
-        return header(PSH, stream_id, size)
-
-    def _data_frames(self, stream_id: int, data: Data, most: int) -> bytes:
-        return data_frames(stream_id, data, most)
 
     def send_stop(self, stream_id: int) -> None:
         self.send_control(frame(NOP, stream_id))

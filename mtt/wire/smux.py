@@ -35,6 +35,16 @@ def header(command: int, stream_id: int, size: int = 0) -> bytes:
     return _HEADER.pack(VERSION, command, size, stream_id)
 
 
+def data_header(stream_id: int, size: int) -> bytes:
+    """The header of a frame with `size` bytes of a stream's data."""
+    return _HEADER.pack(VERSION, PSH, size, stream_id)
+
+
+def opening(stream_id: int) -> bytes:
+    """The frame that opens a stream."""
+    return _HEADER.pack(VERSION, SYN, 0, stream_id)
+
+
 def frame(command: int, stream_id: int, payload: Data = b"") -> bytes:
     """One frame; `payload` has at most MAX_LENGTH bytes."""
     return header(command, stream_id, len(payload)) + payload
