@@ -18,7 +18,7 @@ from mtt.errors import MttError, UsageError
 from mtt.files import warn_if_open
 from mtt.options.common import MAX_CONNS, METRICS
 from mtt.options.flags import Flag, Group, Values, by_name, clipped, set_value, suggestion
-from mtt.options.process import CHECK, CONFIG, PROCESS_FLAGS, WORKERS
+from mtt.options.process import CHECK, CONFIG, PROCESS_FLAGS, WORKERS, process_options
 from mtt.options.section import Section
 from mtt.options.tree import read_tree
 
@@ -108,6 +108,8 @@ def with_tunnels(
         # Not in the file's own path, in which $HOME may occur.
         text = hidden(str(error).removeprefix(file.label), file.variables)
         raise UsageError(f"{file.label}{text}") from None
+    with file.errors():
+        process_options(process)
     if complete is not None:
         for at, each in enumerate(tunnels):
             with file.errors(each.place):

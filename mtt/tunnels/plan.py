@@ -56,12 +56,12 @@ def plan(values: Values, start: Start, prepare: Prepare) -> Plan:
         name = _free_name(each.name or _address(prepared.options), names)
         names.add(name)
         tunnels.append(Planned(name, each.place, prepared))
-    metrics = metrics_address(values) if "metrics" in values else (None, "")
     max_conns: int = values.get("max-conns", 0)
     process = process_options(values)
     with file.errors():
         if max_conns < 0:
             raise UsageError(f"-max-conns: {max_conns} is less than 0")
+        metrics = metrics_address(values) if "metrics" in values else (None, "")
         _refuse_duplicates(tunnels, metrics)
     return Plan(
         values=values,
