@@ -65,7 +65,7 @@ def test_files_in_the_document_are_usable(number: int, tmp_path: Path) -> None:
 
 
 def test_the_document_knows_the_keys_of_the_process() -> None:
-    (sentence,) = re.findall(r"`config` and `check`.*?file\.", DOCUMENT, re.S)
+    (sentence,) = re.findall(r"`config` and `check`.*?level\.", DOCUMENT, re.S)
     of_process = {flag.name for flag in PROCESS_FLAGS if not flag.final}
     assert set(re.findall(r"`([\w-]+)`", sentence)) == of_process | {"config", "metrics"}
 
