@@ -7,10 +7,10 @@ import time
 # One read of a socket. Below 64 KiB the system calls dominate. Less the headers of frames: with
 # those it fits into four TLS records, and into one frame of smux or AnyTLS.
 READ_SIZE = 64 * 1024 - 64
-# One read while data arrives faster than such reads take it: a quarter of the system calls and of
-# the turns of the event loop. Not where connections share a slow link: at 10 Mbit/s a quarter of a
-# megabyte takes a fifth of a second, for which the others wait.
-LARGE_READ = 4 * READ_SIZE
+# One read while data arrives faster than such reads take it: an eighth of the system calls, of the
+# turns of the event loop, and of the times that processes wake each other. Not where connections
+# share a slow link: at 10 Mbit/s half a megabyte takes 0.4 seconds, for which the others wait.
+LARGE_READ = 8 * READ_SIZE
 # Full reads in a row that lead to large reads, and the most seconds between two of them: 130 Mbit/s
 # and more.
 QUICK_READS = 4
