@@ -244,8 +244,7 @@ async def test_guesses_are_slowed_down_and_logged_without_passwords(certs: Certs
             for number in range(10):
                 assert (await log_in(gateway, "admin", f"guess {number}")).status == 401
             assert (await log_in(gateway)).status == 403
-        assert lines
-        assert "login refused: wrong user or password" in lines[0]
+        assert any("login refused: wrong user or password" in line for line in lines)
         assert not any("guess" in line or ADMIN.password in line for line in lines)
 
 
