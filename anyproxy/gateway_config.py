@@ -74,6 +74,11 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
             "tls_key, or listen on 127.0.0.1 if a proxy in front does TLS",
             gateway.label("tls_cert"),
         )
+    if agents_login is None and not client_ca and bind is not None and config.is_public(bind):
+        logger.warning(
+            "%s: missing: anyone who can reach %s can join as an agent of a new group; set it and "
+            "auth_password, or client_ca", gateway.label("auth_username"), bind,
+        )  # fmt: skip
     http, socks5 = _proxies(top, gateway)
     default, groups = _groups(gateway)
     if top.has("proxy") and agents_login is not None and NO_GROUP not in groups:

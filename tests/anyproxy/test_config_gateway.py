@@ -66,9 +66,21 @@ def test_tls() -> None:
 
 
 def test_no_tls_across_a_network(caplog: pytest.LogCaptureFixture) -> None:
-    gateway_of(merged(TREE, "gateway.listen_addr", ":8443"))
+    gateway_of(merged(TREE, "gateway.listen_addr", "10.0.0.1:8443"))
     (message,) = caplog.messages
     assert message.startswith("gateway.tls_cert: missing: anyone on the path can read passwords")
+
+
+def test_strangers_as_agents(caplog: pytest.LogCaptureFixture) -> None:
+    tree = merged(TREE, "gateway.listen_addr", ":8443")
+    tree["gateway"] |= CERT
+    gateway_of(tree)
+    (message,) = caplog.messages
+    start = "gateway.auth_username: missing: anyone who can reach :8443 can join as an agent"
+    assert message.startswith(start)
+    for fix in ({"auth_username": "a", "auth_password": "b"}, {"client_ca": "ca.pem"}):
+        gateway_of({"gateway": tree["gateway"] | fix})
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("name", ["http", "socks5"])
