@@ -3,13 +3,12 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from typing import Any
 
 import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import UsageError
-from mtt.options.flags import defaults, parse_args
+from mtt.options.flags import parse_args
 from mtt.options.tunnel import (
     CLIENT_FLAGS,
     SERVER_FLAGS,
@@ -18,7 +17,6 @@ from mtt.options.tunnel import (
     client_options,
     server_options,
 )
-from mtt.options.usage import usage
 from mtt.trust.tls_options import ClientTls, ServerTls
 
 CLIENT = {"-b": "127.0.0.1:1080", "-s": "example.com:443"}
@@ -384,17 +382,6 @@ def test_the_path_is_not_repeated_in_errors() -> None:
         with pytest.raises(UsageError) as caught:
             client(*argv)
         assert "hidden" not in str(caught.value)
-
-
-@pytest.mark.parametrize("flags", [CLIENT_FLAGS, SERVER_FLAGS])
-def test_tables_are_sound(flags: Any) -> None:
-    names = [flag.name for flag in flags]
-    assert len(names) == len(set(names))
-    assert set(defaults(flags)) == set(names)
-    for flag in flags:
-        assert flag.help.endswith(".")
-        assert bool(flag.placeholder) == (flag.kind != "bool")
-    assert max(map(len, usage(flags, "prog", "").splitlines())) < 80
 
 
 def test_preconnect() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mtt.options.flags import Flag, Group
+from typing import Any
+
+import pytest
+
+from mtt.options.flags import Flag, Group, defaults
+from mtt.options.tunnel import CLIENT_FLAGS, SERVER_FLAGS
 from mtt.options.usage import folded, usage
 
 FLAGS = (
@@ -44,3 +49,14 @@ def test_long_help_fits_the_screen() -> None:
 def test_folded_lines_are_one_command_again() -> None:
     line = EXAMPLES[1][1]
     assert " ".join(" ".join(folded(line)).replace("\\", "").split()) == line
+
+
+@pytest.mark.parametrize("flags", [CLIENT_FLAGS, SERVER_FLAGS])
+def test_tables_are_sound(flags: Any) -> None:
+    names = [flag.name for flag in flags]
+    assert len(names) == len(set(names))
+    assert set(defaults(flags)) == set(names)
+    for flag in flags:
+        assert flag.help.endswith(".")
+        assert bool(flag.placeholder) == (flag.kind != "bool")
+    assert max(map(len, usage(flags, "prog", "").splitlines())) < 80
