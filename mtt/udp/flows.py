@@ -12,6 +12,9 @@ UNANSWERED_TIME = 30.0
 SWEEP_TIME = 5.0
 # Datagrams read in one turn of the event loop, in fairness to other connections.
 BATCH = 64
+# Flows that begin at the server in one turn, in fairness, too. Each takes 0.1 ms: for its socket,
+# and for the flow that it replaces.
+FLOWS_A_TURN = 16
 # Bytes for the kernel's receive buffers, which have to hold what arrives while the event loop is
 # busy: 400 datagrams of 1200 bytes with the kernel's overhead. The system may permit less
 # (net.core.rmem_max on Linux, by default a quarter of this).

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,14 +29,13 @@ from mtt.errors import MttError, NetworkError, StuckError, describe
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.kernel import silent_seconds
 from mtt.log import FAILURE_BURST, Throttle, logger
-from mtt.net.accept import first_reserved
 from mtt.net.resolve import Address, Resolver, literal
-from mtt.net.sockets import set_receive_buffer
 from mtt.tunnels.open_tunnels import OpenTunnels
 from mtt.udp.counters import UdpCounters
-from mtt.udp.flows import BATCH, MAX_FLOWS, RECEIVE_BUFFER, SWEEP_TIME, idle_limit
+from mtt.udp.flows import BATCH, FLOWS_A_TURN, MAX_FLOWS, SWEEP_TIME, idle_limit
 from mtt.udp.link import Link
 from mtt.udp.queues import FairQueues
+from mtt.udp.sockets import open_socket
 from mtt.wire.datagrams import MAX_DATAGRAM, PING
 
 if TYPE_CHECKING:
@@ -194,12 +192,12 @@ class _Client:
 
     # Towards the destination.
 
-    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
-        """Called by the link."""
+    def deliver(self, datagrams: Sequence[tuple[int, Data]]) -> int:
+        """Called by the link. Leaves what follows FLOWS_A_TURN new flows."""
         now = self._loop.time()
         flows, counters = self._flows, self._forwarder.counters
-        counters.sent += len(datagrams)
-        for number, payload in datagrams:
+        begun, taken = 0, len(datagrams)
+        for at, (number, payload) in enumerate(datagrams):
             flow = flows.get(number)
             if flow is None:
                 if number == PING:
@@ -211,11 +209,17 @@ class _Client:
                     else:
                         counters.dropped_full += self._waiting.add(number, payload)
                     continue
+                if begun == FLOWS_A_TURN:
+                    taken = at
+                    break
+                begun += 1
                 flow = self._new_flow(number)
                 if flow is None:
                     continue
             flow.active = now
             self._send(flow, payload)
+        counters.sent += taken
+        return taken
 
     def _send(self, flow: _Flow, payload: Data) -> None:
         try:
@@ -245,7 +249,7 @@ class _Client:
         if flow.address == address:
             return
         try:
-            sock = _open_socket(address)
+            sock = open_socket(address)
         except OSError as error:
             self._drop(0, error)
             return
@@ -302,7 +306,7 @@ class _Client:
             self._look_up()
         address = self._addresses[0]
         try:
-            sock = _open_socket(address)
+            sock = open_socket(address)
         except OSError as error:
             self._forwarder.counters.dropped_link += 1
             self._forwarder.failures.warning(
@@ -378,18 +382,3 @@ class _Client:
             if flow is not None:
                 flow.active = self._loop.time()
                 self._send(flow, payload)
-
-
-def _open_socket(address: Address) -> socket.socket:
-    """A socket connected to one address of a destination. Raises OSError."""
-    sock = socket.socket(address[0], socket.SOCK_DGRAM)
-    try:
-        if sock.fileno() >= first_reserved():
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        sock.setblocking(False)
-        set_receive_buffer(sock, RECEIVE_BUFFER)
-        sock.connect(address[1])
-    except BaseException:
-        sock.close()
-        raise
-    return sock

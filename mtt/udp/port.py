@@ -26,7 +26,7 @@ from typing import Any
 
 from mtt.address import host_port
 from mtt.errors import MttError, StuckError, describe
-from mtt.layers.base import StreamTransport
+from mtt.layers.base import Data, StreamTransport
 from mtt.log import FAILURE_BURST, Throttle, logger
 from mtt.net.sockets import set_receive_buffer
 from mtt.net.udp_server import Control, UdpServerSocket
@@ -205,8 +205,8 @@ class UdpPort:
 
     # To applications.
 
-    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
-        """Called by the link."""
+    def deliver(self, datagrams: Sequence[tuple[int, Data]]) -> int:
+        """Called by the link. Takes all of them."""
         now = self._loop.time()
         counters, by_number = self.counters, self._by_number
         counters.received += len(datagrams)
@@ -229,6 +229,7 @@ class UdpPort:
                 self._drops.log(
                     DEBUG, "%s: UDP: a datagram was dropped: %s", where, describe(error)
                 )
+        return len(datagrams)
 
     # The link.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from mtt.udp.flows import MAX_FLOWS
 from mtt.wire.datagrams import HEADER_SIZE, Data
 
 # Bytes that wait in all queues together. The flows share them; each has at least MIN_FLOW_BYTES,
@@ -16,6 +17,8 @@ from mtt.wire.datagrams import HEADER_SIZE, Data
 MAX_BYTES = 1024 * 1024
 MAX_FLOW_BYTES = 64 * 1024
 MIN_FLOW_BYTES = 2 * 1024
+# The flows, which a peer may number as it likes, and that of pings.
+MAX_QUEUES = MAX_FLOWS + 1
 
 
 class _Queue(deque[bytes]):
@@ -46,9 +49,11 @@ class FairQueues:
         return len(next(iter(self._queues.values()))[0]) + HEADER_SIZE
 
     def add(self, flow: int, payload: Data) -> int:
-        """Append a datagram. Returns how many of its flow were dropped for it."""
+        """Append a datagram. Returns how many of its flow were dropped for it, itself included."""
         queue = self._queues.get(flow)
         if queue is None:
+            if len(self._queues) >= MAX_QUEUES:
+                return 1
             queue = self._queues[flow] = _Queue()
         queue.append(bytes(payload))
         self._grow(queue, len(payload) + HEADER_SIZE)

@@ -65,22 +65,27 @@ def encode(flow: int, payload: Data) -> bytes:
 class Decoder:
     """Turns received bytes into datagrams `(flow, payload)`.
 
-    Payloads are views of the bytes fed, or of a copy. At most one incomplete datagram is kept.
+    Payloads are views of the bytes fed, or of a copy. At most one incomplete datagram is kept, and
+    what `feed` has left for the next call.
+
+    Attributes:
+        has_more: whether `feed` has returned as many datagrams as it was asked for.
     """
 
-    __slots__ = ("_held", "_need")
+    __slots__ = ("_held", "_need", "has_more")
 
     def __init__(self) -> None:
-        self._held = bytearray()  # an incomplete datagram
+        self._held = bytearray()  # an incomplete datagram, or more
         self._need = 0  # its size, as far as it is known
+        self.has_more = False
 
     @property
     def at_boundary(self) -> bool:
         """Whether the bytes received so far end after a whole datagram."""
         return not self._held
 
-    def feed(self, data: Data) -> list[tuple[int, memoryview]]:
-        """Decode received bytes and return the datagrams in them.
+    def feed(self, data: Data, most: int = 2**31) -> list[tuple[int, memoryview]]:
+        """Decode received bytes and return the datagrams in them, but not more than `most`.
 
         Raises DatagramError on an invalid length. Datagrams before it in `data` are lost; do not
         use the decoder after it.
@@ -95,7 +100,12 @@ class Decoder:
         found: list[tuple[int, memoryview]] = []
         at, end = 0, len(view)
         unpack = HEADER.unpack_from
+        self.has_more = False
         while (start := at + HEADER_SIZE) <= end:
+            if len(found) == most:
+                self.has_more = True
+                self._need = HEADER_SIZE
+                break
             size, flow = unpack(view, at)
             if size > MAX_DATAGRAM:
                 raise DatagramError(f"a datagram of {size} bytes; UDP carries {MAX_DATAGRAM}")

@@ -11,6 +11,7 @@ import pytest
 
 from mtt.client import Client
 from mtt.errors import StartError
+from mtt.layers.base import Data
 from mtt.server import Server
 from mtt.udp import port
 from mtt.wire.datagrams import HEAD, MAX_DATAGRAM
@@ -293,8 +294,9 @@ async def test_blocked_link_drops_old_datagrams_and_keeps_order(
             (served,) = server._udp._clients
             found: list[int] = []
 
-            def deliver(datagrams: Sequence[tuple[int, memoryview]]) -> None:
+            def deliver(datagrams: Sequence[tuple[int, Data]]) -> int:
                 found.extend(int.from_bytes(payload) for _, payload in datagrams)
+                return len(datagrams)
 
             served.deliver = deliver  # type: ignore[method-assign]
             served.link.lower.pause_reading()

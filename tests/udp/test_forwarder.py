@@ -17,8 +17,9 @@ from mtt.layers.parked import Parked
 from mtt.net.resolve import Address, Resolver
 from mtt.observe.metrics import Counters
 from mtt.tunnels.open_tunnels import OpenTunnels
-from mtt.udp import flows, forwarder
+from mtt.udp import flows, forwarder, sockets
 from mtt.udp.forwarder import EMPTY_TIME, UdpForwarder
+from mtt.udp.queues import MAX_QUEUES
 from mtt.wire.datagrams import ANSWER, HEAD, MAX_DATAGRAM, PING, Decoder, encode
 from tests.support.clock import Clock
 from tests.support.loopback import linux_only, needs_ipv6
@@ -256,8 +257,32 @@ async def test_flow_idle_for_the_longest_time_makes_room(monkeypatch: pytest.Mon
             assert set(served._flows) == {1, 3}
 
 
+async def test_flood_of_new_flows_begins_a_few_a_turn() -> None:
+    count = 3 * flows.FLOWS_A_TURN
+    async with scene() as here:
+        with Udp() as there:
+            client = here.client(there.port)
+            client.send(*((number, b"%d" % number) for number in range(1, count + 1)), opens=True)
+            assert here.forwarder.flows == flows.FLOWS_A_TURN
+            await eventually(lambda: here.forwarder.flows == count)
+            found = await there.many(count)
+            assert sorted(map(int, found)) == list(range(1, count + 1))
+            assert here.forwarder.counters.sent == count
+
+
+async def test_flows_that_wait_for_the_lookup_are_limited() -> None:
+    async with scene() as here:
+        here.names.may_answer.clear()
+        client = here.client(1, "dns.test")
+        count = 2 * MAX_QUEUES
+        client.send(*((number, b"x") for number in range(1, count + 1)), opens=True)
+        counters = here.forwarder.counters
+        await eventually(lambda: counters.sent == count)
+        assert counters.dropped_full == count - MAX_QUEUES
+
+
 async def test_no_descriptor_is_taken_from_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarder, "first_reserved", lambda: 0)
+    monkeypatch.setattr(sockets, "first_reserved", lambda: 0)
     async with scene() as here:
         with Udp() as there, logged() as lines:
             client = here.client(there.port)

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 import pytest
 
 from mtt.errors import NetworkError, PeerError
+from mtt.layers.base import Data
 from mtt.udp import link as module
 from mtt.udp.counters import UdpCounters
-from mtt.udp.link import TAKE_SIZE, WRITE_SIZE, Link
+from mtt.udp.link import TAKE_SIZE, TURN_DATAGRAMS, WRITE_SIZE, Link
 from mtt.udp.queues import MAX_FLOW_BYTES, FairQueues
 from mtt.wire.datagrams import ANSWER, HEAD, NO_ANSWER, encode
 from tests.support.clock import Clock
 from tests.support.transports import FakeTransport, turns
+from tests.support.tunnels import eventually
 
 
 class Owner:
@@ -23,9 +25,12 @@ class Owner:
     def __init__(self) -> None:
         self.datagrams: list[tuple[int, bytes]] = []
         self.done: list[Link] = []
+        self.most = TURN_DATAGRAMS  # that it takes in one turn
 
-    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
-        self.datagrams += [(flow, bytes(payload)) for flow, payload in datagrams]
+    def deliver(self, datagrams: Sequence[tuple[int, Data]]) -> int:
+        taken = datagrams[: self.most]
+        self.datagrams += [(flow, bytes(payload)) for flow, payload in taken]
+        return len(taken)
 
 
 def started(*, is_client: bool = True, open: bool = True) -> tuple[Link, FakeTransport, Owner]:
@@ -220,6 +225,34 @@ async def test_stream_that_is_paused_at_the_opening() -> None:
     assert stream.sent == HEAD + encode(1, b"x")
     link.abort("test")
     await turns()
+
+
+@pytest.mark.parametrize("most", [TURN_DATAGRAMS, 100])
+async def test_many_datagrams_of_one_read_are_delivered_in_turns(most: int) -> None:
+    link, stream, owner = started()
+    owner.most = most
+    datagrams = [(number % 7, b"") for number in range(3 * TURN_DATAGRAMS)]
+    data = bytearray(b"".join(encode(*each) for each in datagrams))
+    link.data_received(memoryview(data))
+    data[:] = bytes(len(data))  # the buffer is reused
+    assert len(owner.datagrams) == most
+    assert not stream.is_reading()
+    await eventually(stream.is_reading)
+    assert owner.datagrams == datagrams
+    link.data_received(encode(1, b"next"))
+    assert owner.datagrams[-1] == (1, b"next")
+    link.abort("test")
+    await turns()
+
+
+async def test_datagrams_for_the_next_turn_are_dropped_at_the_end() -> None:
+    link, stream, owner = started()
+    link.data_received(encode(1, b"") * (TURN_DATAGRAMS + 1))
+    link.abort("test")
+    await turns()
+    assert stream.aborted
+    assert len(owner.datagrams) == TURN_DATAGRAMS
+    assert owner.done == [link]
 
 
 async def test_malformed_datagram_ends_the_stream() -> None:

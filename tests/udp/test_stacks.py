@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mtt.layers.base import StreamTransport
+from mtt.layers.base import Data, StreamTransport
 from mtt.udp.counters import UdpCounters
 from mtt.udp.link import Link
 from mtt.udp.queues import FairQueues
@@ -24,8 +24,9 @@ class Owner:
     def __init__(self) -> None:
         self.datagrams: Datagrams = []
 
-    def deliver(self, datagrams: Sequence[tuple[int, memoryview]]) -> None:
+    def deliver(self, datagrams: Sequence[tuple[int, Data]]) -> int:
         self.datagrams += [(flow, bytes(payload)) for flow, payload in datagrams]
+        return len(datagrams)
 
 
 def started(stream: StreamTransport, owner: Owner, *, is_client: bool) -> Link:

@@ -77,6 +77,20 @@ def test_larger_datagrams_are_refused(size: int) -> None:
         Decoder().feed(size.to_bytes(2, "big") + bytes(4))
 
 
+@pytest.mark.parametrize("most", [1, 2, len(DATAGRAMS)])
+def test_decoder_leaves_the_rest_for_the_next_call(most: int) -> None:
+    decoder = Decoder()
+    buffer = bytearray(STREAM + encode(7, b"cut")[:-1])
+    found = plain(decoder.feed(memoryview(buffer), most))
+    assert len(found) == most
+    assert not decoder.at_boundary
+    buffer[:] = bytes(len(buffer))
+    while decoder.has_more:
+        found += plain(decoder.feed(b"", most))
+    assert found == DATAGRAMS
+    assert plain(decoder.feed(b"t")) == [(7, b"cut")]
+
+
 def test_decoder_does_not_keep_what_it_was_fed() -> None:
     """The buffer that data arrives in is used again."""
     buffer = bytearray(STREAM[:100])
