@@ -75,11 +75,11 @@ COMMAND = Command(
     links=links,
     examples=(
         (
-            "Open port 8080 of this machine for the server's destination; trust the server's pin",
+            "Forward port 8080 of this machine to the server; trust the server's pin",
             "mtt-client -b 127.0.0.1:8080 -s example.com:443 -pin sha256/BASE64",
         ),
         (
-            "The same as HTTPS, through a web server or CDN with a public certificate",
+            "The same over HTTPS, through a web server or CDN with a public certificate",
             "mtt-client -b 127.0.0.1:8080 -s example.com:443 -wss -wss-path /secret",
         ),
     ),

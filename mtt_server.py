@@ -48,7 +48,7 @@ def links(values: Values, login: Login | None) -> Sequence[Link]:
     from mtt.options import links
     from mtt.options.tunnel import CLIENT_FLAGS
 
-    # What clients need does not depend on these.
+    # Placeholders for required options that do not affect clients.
     unknown = {} if values.get("bind-unix") else {"b": f":{links.DEFAULT_PORT}"}
     options = server_options({"d": links.DEFAULT_LOCAL} | unknown | values)
     trust = links.trust_of(options.tls)
@@ -73,11 +73,11 @@ COMMAND = Command(
     links=links,
     examples=(
         (
-            "Forward port 443 to a service of this machine; make a certificate and keep it in DIR",
+            "Forward port 443 to a service on this machine; generate a certificate in DIR",
             "mtt-server -b :443 -d 127.0.0.1:8080 -cert-dir DIR",
         ),
         (
-            "The same as HTTPS, with a web site for all other visitors",
+            "The same over HTTPS, with a web site for all other visitors",
             "mtt-server -b :443 -d 127.0.0.1:8080 -wss -wss-path /secret "
             "-fallback 127.0.0.1:80 -cert fullchain.pem -key privkey.pem",
         ),

@@ -56,7 +56,7 @@ COMMAND = Command(
     complete=with_file,
     examples=(
         (
-            "Connect to the gateways that the file names",
+            "Connect to the gateways in the file",
             "anyproxy-client -config client.yaml",
         ),
         (

@@ -60,11 +60,11 @@ COMMAND = Command(
     complete=with_file,
     examples=(
         (
-            "Serve users and agents as the file says",
+            "Serve the users and agents in the file",
             "anyproxy-gateway -config gateway.yaml",
         ),
         (
-            "Show metrics and each connection, too",
+            "Also serve metrics, and log each connection",
             "anyproxy-gateway -config gateway.yaml -metrics 9100 -verbose",
         ),
     ),

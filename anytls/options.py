@@ -45,8 +45,8 @@ _ALPN = Flag("alpn", "str", "Names for ALPN, preferred one first, with commas be
              "NAME,...", may_be_empty=True, group=Group.TRUST)  # fmt: skip
 _MAX_CONNS = common.MAX_CONNS._replace(help="Maximum concurrent connections; 0 means unlimited.")
 _LINK = common.LINK._replace(
-    help="Print what a client needs, its password included, and exit: its command line (command), "
-    "the URI (uri), the outbound of sing-box (sing-box), or all.",
+    help="Print the configuration of a client, its password included, and exit: command line "
+    "(command), URI (uri), sing-box outbound (sing-box), or all.",
     placeholder="all|command|uri|sing-box",
     choices=(common.LINK_ALL, "command", "uri", "sing-box"),
 )
@@ -66,8 +66,8 @@ CLIENT_FLAGS = (
     Flag("config", "str", "Configuration file of sing-box or Xray (JSON): a whole configuration or "
          "the AnyTLS outbound alone. Command-line options override it.", "FILE", aliases=("c",),
          group=Group.CONFIGURATION),
-    Flag(IGNORE_FINGERPRINT, "bool", "Use a file of -config although it asks for a browser's TLS "
-         "handshake (utls, fingerprint), which cannot be imitated: observers see that of OpenSSL.",
+    Flag(IGNORE_FINGERPRINT, "bool", "Accept a file of -config that asks for a browser's TLS "
+         "handshake (utls, fingerprint). Observers see the handshake of OpenSSL instead.",
          weakens=True, group=Group.CONFIGURATION),
     Flag("user", "str", "User name that applications need to use the proxy.", "NAME",
          group=Group.ACCESS),
@@ -102,11 +102,10 @@ SERVER_FLAGS = (
     _ALPN,
     common.FALLBACK._replace(help="Web site (plain HTTP) for clients without a valid password."),
     common.FALLBACK_PROXY_PROTOCOL._replace(
-        help="Tell the web site of -fallback the user's address, in a header of the PROXY "
-        "protocol."),
+        help="Send the user's address to the web site of -fallback, in a PROXY protocol header."),
     common.TRUSTED_PROXIES._replace(
-        help="Addresses of proxies in front that name the user's address by the PROXY protocol. "
-        "What they say is believed, so list no others."),
+        help="Proxies in front of the server that send the user's address in a PROXY protocol "
+        "header. List only these."),
     Flag("allow", "str", "Destinations to allow: 10.1.0.0/16, [fd00::1]:53, :8000-8999. Private "
          "and other special addresses are denied by default. The most specific rule decides.",
          "CIDR[:PORTS]", repeatable=True, weakens=True, group=Group.ACCESS),

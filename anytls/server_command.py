@@ -47,7 +47,7 @@ COMMAND = Command(
     links=links,
     examples=(
         (
-            "Serve one user on port 8443; make a certificate and keep it in DIR",
+            "Serve one user on port 8443; generate a certificate in DIR",
             "anytls-server -password-file password -cert-dir DIR",
         ),
         (

@@ -64,7 +64,7 @@ def links(values: Values, login: Login | None) -> Sequence[Link]:
     path = values.get("link-path", "")
     if not path.startswith("/"):
         raise UsageError("-link needs the path of a user: add -link-path /PATH")
-    # What clients need does not depend on these.
+    # Placeholders for required options that do not affect clients.
     unknown = {} if values.get("bind-unix") else {"b": f":{links.DEFAULT_PORT}"}
     checked = options({"c": "127.0.0.1:1"} | unknown | values)
     trust = links.trust_of(checked.tls)
@@ -85,7 +85,7 @@ COMMAND = Command(
     links=links,
     examples=(
         (
-            "Serve users that are added through a socket and kept in a database",
+            "Serve users from a database, with a controller on a unix socket",
             "mtt-mu-server -b :443 -cert fullchain.pem -key privkey.pem "
             "-c unix:/run/mtt-mu-server/control.sock -db users.sqlite",
         ),

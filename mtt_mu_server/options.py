@@ -42,12 +42,11 @@ FLAGS = (
     common.FALLBACK_PROXY_PROTOCOL,
     common.TRUSTED_PROXIES._replace(
         help=common.TRUSTED_PROXIES.help.replace(" or with -wss", " or")),
-    common.V2RAY._replace(help="Clients without a subprotocol are v2ray-plugin, V2Ray or Xray, "
-                          "which the server otherwise has to guess; with -mux they have their "
-                          "mux."),
+    common.V2RAY._replace(help="Expect v2ray-plugin, V2Ray or Xray from clients without a "
+                          "subprotocol, instead of detecting them. With -mux, expect their mux."),
     common.MUX._replace(help="Expect -mux from WebSocket clients that do not name a subprotocol."),
-    common.UDP._replace(help="Carry UDP as well, from clients with -udp to the host and port of "
-                        "their user's destination."),
+    common.UDP._replace(help="Carry UDP as well, for clients with -udp, to the user's "
+                        "destination."),
     common.UDP_TIMEOUT,
     common.TIMEOUT._replace(default=DEFAULT_TIMEOUT),
     common.MAX_CONNS,

@@ -35,22 +35,23 @@ BIND_UNIX = Flag("bind-unix", "str", "Unix socket to listen on instead of -b: a 
                  "for an abstract socket.", "PATH|@NAME", may_be_empty=True, group=Group.ADDRESSES)
 WSS = Flag("wss", "bool", "Use WebSocket over TLS, which web servers and CDNs can forward.",
            group=Group.MODE)
-V2RAY = Flag("v2ray", "bool", "Speak with v2ray-plugin, over WebSocket like -wss; with -mux as its "
-             "mux does.", group=Group.MODE)
+V2RAY = Flag("v2ray", "bool", "Connect to a server with v2ray-plugin, over WebSocket like -wss; "
+             "with -mux, use its mux.", group=Group.MODE)
 WSS_PATH = Flag("wss-path", "str", "Path of the WebSocket request.", "PATH",
                 DEFAULT_PATH, secret=True, may_be_empty=True, group=Group.MODE)
 FALLBACK = Flag("fallback", "str", "Web site (plain HTTP) that receives all requests that are not "
                 "for the tunnel.", "HOST:PORT", group=Group.MODE)
-PROXY_PROTOCOL = Flag("proxy-protocol", "str", "Tell the destination the user's address, in a "
-                      "header of the PROXY protocol before each connection's data.", "v1|v2",
+PROXY_PROTOCOL = Flag("proxy-protocol", "str", "Send the user's address to the destination, in a "
+                      "PROXY protocol header before the data of each connection.", "v1|v2",
                       choices=PROXY_VERSIONS, group=Group.USER)
-FALLBACK_PROXY_PROTOCOL = Flag("fallback-proxy-protocol", "str", "Tell the web site of "
-                               "-fallback the user's address, in such a header.", "v1|v2",
+FALLBACK_PROXY_PROTOCOL = Flag("fallback-proxy-protocol", "str", "Send the user's address to the "
+                               "web site of -fallback, in a PROXY protocol header.", "v1|v2",
                                choices=PROXY_VERSIONS, group=Group.USER)
-TRUSTED_PROXIES = Flag("trusted-proxies", "str", "Addresses of proxies in front that name the "
-                       "user's address: by the PROXY protocol, or with -wss by X-Forwarded-For or "
-                       "Forwarded. Their users' claims are believed, so list no others. unix "
-                       "stands for the clients of -bind-unix.", "CIDR,...", group=Group.USER)
+TRUSTED_PROXIES = Flag("trusted-proxies", "str", "Proxies in front of the server whose information "
+                       "about the user's address is trusted: a PROXY protocol header, or with -wss "
+                       "X-Forwarded-For or Forwarded. List only proxies that set these headers "
+                       "themselves. unix trusts all clients of -bind-unix.", "CIDR,...",
+                       group=Group.USER)
 # Of servers that connect to fixed destinations.
 USER_ADDRESS_FLAGS = (PROXY_PROTOCOL, FALLBACK_PROXY_PROTOCOL, TRUSTED_PROXIES)
 MUX = Flag("mux", "bool", "Carry several connections over one tunnel connection.", group=Group.MODE)
@@ -64,27 +65,26 @@ METRICS = Flag("metrics", "str", "Address of the metrics server: GET /metrics (P
                "is a socket for the current user only.", "HOST:PORT", group=Group.OBSERVE)
 FAST_OPEN = Flag("fast-open", "bool", "Use TCP Fast Open between client and server, where the "
                  "system supports it.", group=Group.PROCESS)
-UDP = Flag("udp", "bool", "Carry UDP as well: datagrams to the client's -b reach the server's -d, "
-           "and answers return. Both ends need it.", group=Group.MODE)
-UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: forget an address that sent and got no "
-                   "datagram for this long; 30s at most before its first answer.", "DURATION",
-                   DEFAULT_UDP_TIMEOUT, group=Group.LIMITS)
+UDP = Flag("udp", "bool", "Carry UDP as well, between the client's -b and the server's -d. Both "
+           "ends need it.", group=Group.MODE)
+UDP_TIMEOUT = Flag("udp-timeout", "duration", "With -udp: idle timeout of a flow; at most 30s "
+                   "before its first answer.", "DURATION", DEFAULT_UDP_TIMEOUT, group=Group.LIMITS)
 
 LINK_ALL = "all"
-LINK = Flag("link", "str", "Print what a client needs, passwords included, and exit: its command "
-            "line (command), the plugin options (plugin), a link of shadowsocks (ss), the same for "
-            "phones with v2ray-plugin (v2ray), or all.", "all|command|plugin|ss|v2ray",
+LINK = Flag("link", "str", "Print the configuration of a client, passwords included, and exit: "
+            "command line (command), plugin options (plugin), shadowsocks link (ss), shadowsocks "
+            "link with v2ray-plugin for phones (v2ray), or all.", "all|command|plugin|ss|v2ray",
             choices=(LINK_ALL, "command", "plugin", "ss", "v2ray"), group=Group.LINK)
 LINK_SERVER = Flag("link-server", "str", "With -link: address of the server for clients. The "
                    "default is the name in -cert, and the port of -b.", "HOST[:PORT]",
                    group=Group.LINK)
-LINK_SS = Flag("link-ss", "str", "With -link: method and password of shadowsocks, for the link. "
-               "Without a password, SS_PASSWORD of the environment has it, or it is asked for.",
+LINK_SS = Flag("link-ss", "str", "With -link: method and password of shadowsocks. A missing "
+               "password is read from the variable SS_PASSWORD, or from the terminal.",
                "METHOD[:PASSWORD]", secret=True, group=Group.LINK)
-QR = Flag("qr", "bool", "With -link: draw a QR code for a phone's camera, too.", group=Group.LINK)
+QR = Flag("qr", "bool", "With -link: also draw a QR code.", group=Group.LINK)
 
-PROXY = Flag("proxy", "str", "Proxy on the way to the server (HTTP or SOCKS5), or env for that of "
-             "HTTPS_PROXY and NO_PROXY. Other users of this machine can see a password in the "
+PROXY = Flag("proxy", "str", "Proxy to the server (HTTP or SOCKS5); env: the proxy in HTTPS_PROXY, "
+             "unless NO_PROXY matches. Other users of this machine can see a password in the "
              "process list.", "SCHEME://[USER:PASSWORD@]HOST:PORT|env", secret=True,
              group=Group.ADDRESSES)
 
@@ -149,7 +149,7 @@ class ServiceOptions:
     fallback: Endpoint | None = None  # of servers: a web site
     metrics: Endpoint | None = None
     metrics_unix: str = ""  # a path
-    # Of servers: versions of the PROXY protocol, or empty; and the proxies in front.
+    # Only of servers. Versions of the PROXY protocol, or empty.
     proxy_protocol: str = ""
     fallback_proxy_protocol: str = ""
     trusted_proxies: TrustedProxies | None = None

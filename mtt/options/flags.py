@@ -54,13 +54,13 @@ _ADDRESSES = ("HOST:PORT", "HOST:PORT|URI", "IP:PORT", "PATH|@NAME")
 
 
 class Group(Enum):
-    """What an option is for: the headings of -h and of manual pages, in their order."""
+    """The headings of -h and of manual pages, in this order."""
 
     CONFIGURATION = "Configuration file"
     ADDRESSES = "Addresses"
-    MODE = "Between client and server"
+    MODE = "Protocol"
     USER = "The user's address"
-    REUSE = "Connections shared or ready in advance"
+    REUSE = "Connection reuse"
     TRUST = "Certificates and trust"
     ACCESS = "Users and access"
     LIMITS = "Limits and timeouts"

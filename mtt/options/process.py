@@ -13,8 +13,8 @@ LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("error", "warning", "info", "debug")
 LOOPS = ("auto", "asyncio", "uvloop")
 
-GRACE = Flag("grace", "duration", "How long open tunnels may take to finish after SIGTERM or "
-             "SIGINT; 0 cuts them at once, and so does a second signal.",
+GRACE = Flag("grace", "duration", "Time for open tunnels to finish after SIGTERM or SIGINT; 0 cuts "
+             "them at once, and so does a second signal.",
              "DURATION", DEFAULT_GRACE, group=Group.PROCESS)
 LOG = Flag("log", "str", "Log format: lines of text, or one JSON object per line.", "text|json",
            LOG_FORMATS[0], choices=LOG_FORMATS, group=Group.OBSERVE)
@@ -22,7 +22,7 @@ LOG_LEVEL = Flag("log-level", "str", "Least severe level to log.", "|".join(LOG_
                  "info", choices=LOG_LEVELS, group=Group.OBSERVE)
 LOOP = Flag("loop", "str", "Event loop; auto uses uvloop if it is installed, else asyncio.",
             "|".join(LOOPS), LOOPS[0], choices=LOOPS, group=Group.PROCESS)
-VERBOSE = Flag("verbose", "bool", "Log each connection that opens or closes, too. Same as "
+VERBOSE = Flag("verbose", "bool", "Also log each connection that opens or closes. Same as "
                "-log-level debug.", group=Group.OBSERVE)
 CONFIG = Flag("config", "str", "Configuration file with these options for one tunnel or several: "
               "TOML (.toml), JSON (.json) or YAML (.yaml, .yml). The command line overrides it.",
@@ -44,7 +44,7 @@ PROCESS_FLAGS = (CHECK, GRACE, WORKERS, LOOP, LOG, LOG_LEVEL, VERBOSE, VERSION, 
 
 
 def process_flags(*, client: bool = False, plugin: bool = False) -> tuple[Flag, ...]:
-    """PROCESS_FLAGS, with what applies to clients only, or to commands that may be plugins."""
+    """PROCESS_FLAGS, with notes for clients, and for commands that can be plugins."""
     check, grace, workers, *others = PROCESS_FLAGS
     if plugin:
         grace = grace._replace(help=f"{grace.help} Plugins never wait.")

@@ -56,7 +56,7 @@ MUX_FLAGS = (
 )  # fmt: skip
 
 EARLY_DATA = Flag("early-data", "int", "With -v2ray: send up to N bytes of a connection's first "
-                  f"data with the request, at most {MAX_EARLY_DATA}, which saves a round trip. "
+                  f"data (at most {MAX_EARLY_DATA}) with the request, to save a round trip. "
                   "?ed=N at the end of -wss-path means the same. Not with -mux.", "N", "0",
                   group=Group.REUSE)  # fmt: skip
 
@@ -106,9 +106,9 @@ SERVER_FLAGS = (
     *tls.SERVER_TLS_FLAGS,
     common.WSS,
     common.WSS_PATH,
-    common.V2RAY._replace(help="Like -wss, for clients that are v2ray-plugin, V2Ray or Xray: -wss "
-                          "serves those, too, but has to guess. With -mux, all clients without a "
-                          "subprotocol have their mux."),
+    common.V2RAY._replace(help="Like -wss, but expect v2ray-plugin, V2Ray or Xray from clients "
+                          "without a subprotocol, instead of detecting them. With -mux, expect "
+                          "their mux."),
     common.FALLBACK._replace(help=common.FALLBACK.help + " Needs -wss or -anytls."),
     *common.USER_ADDRESS_FLAGS,
     common.MUX._replace(help="Expect -mux from clients. With -wss the client decides."),
