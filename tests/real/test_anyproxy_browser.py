@@ -61,6 +61,7 @@ socket.onmessage = event => {
 };
 """
 
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[int]:
     """A web server with the page, and a WebSocket that echoes; yields its port."""
