@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-# Flows of one client process, and of one client at the server, where each is a socket. For another
-# one the flow ends that was idle for the longest time.
+# Flows of one client process, and of one client at the server, which has a socket for each. One
+# more ends the flow that has been idle longest.
 MAX_FLOWS = 1024
-# Seconds for which a flow without an answer is kept, as in Linux's connection tracking: DNS queries
-# and scans would otherwise keep as many sockets as they have sent datagrams.
+# Idle timeout of a flow without an answer, seconds, as in Linux's connection tracking. Otherwise
+# each datagram of DNS queries or scans could keep a socket open.
 UNANSWERED_TIME = 30.0
 # Seconds between checks for idle flows.
 SWEEP_TIME = 5.0
 # Datagrams read in one turn of the event loop, in fairness to other connections.
 BATCH = 64
-# Flows that begin at the server in one turn, in fairness, too. Each takes 0.1 ms: for its socket,
+# Flows that begin at the server in one turn, for the same reason. Each takes 0.1 ms, for its socket
 # and for the flow that it replaces.
 FLOWS_A_TURN = 16
 # Bytes for the kernel's receive buffers, which have to hold what arrives while the event loop is

@@ -2,15 +2,15 @@
 
 Theory of operation
 -------------------
-A stream for datagrams becomes a `Link`, and its flows one connected socket each, so answers find
-their flow, and only the destination can answer. A flow begins with its first datagram. While the
-destination's name is looked up for the first time, datagrams wait in the flows' queues.
+Each stream for datagrams has a `Link`, and each flow a connected socket. So an answer belongs to
+the flow of its socket, and only the destination can answer. A flow begins with its first datagram.
+During the first lookup of the destination's name, datagrams wait in the flows' queues.
 
-An ICMP error ("connection refused") says that the destination does not listen now; it may do so
-later, so the flow continues. If it has more than one address, a flow that was never answered
-continues with the next one: `localhost` may be ::1 or 127.0.0.1.
+An ICMP error ("connection refused") does not end a flow, because the destination may listen later.
+If the destination has several addresses, a flow without any answer continues with the next one:
+`localhost` may be ::1 or 127.0.0.1.
 
-Datagrams that the socket does not take at once are dropped, as UDP permits.
+Datagrams that do not fit into the socket's buffer are dropped, as UDP permits.
 """
 
 from __future__ import annotations
@@ -42,23 +42,22 @@ if TYPE_CHECKING:
     from mtt.tunnels.rate_limit import TokenSource
     from mtt.udp.shaper import Shaper
 
-# Seconds for which a link without a flow stays open. The client closes it before.
+# Seconds after which a link without flows is closed. The client usually closes it earlier.
 EMPTY_TIME = 60.0
 # Seconds after which names are looked up again, for the next new flow: a link may stay open for
-# days. The resolver keeps answers for as long as they say.
+# days. The resolver caches answers for their TTL.
 LOOKUP_INTERVAL = 60.0
-# Seconds until the next attempt when a name could not be looked up; datagrams are dropped until
-# then.
+# Seconds until the next attempt after a failed lookup; datagrams are dropped until then.
 LOOKUP_RETRY = 1.0
-# A client whose kernel owes an acknowledgement for this long, seconds, is dead.
+# Seconds without a TCP acknowledgement after which a client counts as dead.
 DEAD_TIME = 60.0
 
-# One buffer for all sockets: its data is copied in the same turn.
+# One buffer for all sockets: datagrams are copied out of it in the same turn.
 _received = memoryview(bytearray(65535))
 
 
 class UdpForwarder:
-    """Serves the streams for datagrams of a server.
+    """Serves a server's streams for datagrams.
 
     Args:
         resolver: resolves the destinations' names.
@@ -113,7 +112,7 @@ class UdpForwarder:
             client.on_done(link)
 
     def close(self) -> None:
-        """End all links after what was sent; clients open new ones elsewhere."""
+        """Close all links after they have delivered their data; clients open new ones."""
         for client in list(self._clients):
             client.link.close("the server stops")
 
@@ -169,7 +168,7 @@ class _Client:
         )
 
     def begin(self, link: Link, down: TokenSource | None) -> None:
-        """Begin with the new link."""
+        """Start the new link."""
         self.link = link
         if down is None:
             self._send_down = link.send
@@ -231,7 +230,7 @@ class _Client:
                 flow.sock.send(payload)
         except OSError as error:
             if error.errno == errno.EMSGSIZE:
-                self._report_large(len(payload), "the destination's network takes no more")
+                self._report_large(len(payload), "too large for the destination's network")
             else:  # the send buffer is full, no route, refused again
                 self._drop(len(payload), error)
 
@@ -337,9 +336,9 @@ class _Client:
         if self._flows:
             self._empty_since = now
         elif now - self._empty_since >= EMPTY_TIME:
-            self.link.close("no flow is left")
+            self.link.close("no flows left")
         if silent_seconds(self._stream) > DEAD_TIME:
-            self.link.fail(StuckError("UDP: the client does not acknowledge any more"))
+            self.link.fail(StuckError("UDP: the client stopped acknowledging data"))
 
     # The destination's addresses.
 

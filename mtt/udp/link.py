@@ -3,12 +3,11 @@
 Theory of operation
 -------------------
 Client and server each have a `Link` as the protocol of the stream. Until the opening messages have
-been exchanged, and while the stream takes no more (`pause_writing`), datagrams wait in the flows'
-queues, which drop what does not fit. Otherwise nothing waits: all datagrams that are sent in one
-turn of the event loop leave in one write at its end.
+been exchanged, and under back-pressure of the stream (`pause_writing`), datagrams wait in the
+flows' queues, which drop what does not fit. Otherwise, all datagrams that are sent in one turn of
+the event loop leave in one write at its end.
 
-The kernel is kept from holding much unsent data, so that the queues, not the kernel, decide what is
-sent next.
+The amount of unsent data in the kernel is limited, so that the queues decide what is sent next.
 """
 
 from __future__ import annotations
@@ -25,15 +24,14 @@ from mtt.udp.counters import UdpCounters
 from mtt.udp.queues import FairQueues
 from mtt.wire.datagrams import ANSWER, HEAD, HEADER, NO_ANSWER, PING, DatagramError, Decoder
 
-# Seconds for the peer's opening message, as for a dial with everything that belongs to it.
+# Seconds for the peer's opening message: the same as for a whole dial.
 OPENING_TIME = 10.0
-# Bytes that one turn collects before they are written: from there on the stream must be able to
-# say that it is full.
+# Bytes that one turn collects before they are written, so that the stream can apply back-pressure.
 WRITE_SIZE = 64 * 1024
-# Bytes of waiting datagrams written at a time when the stream takes more: a TLS record.
+# Bytes of waiting datagrams written at a time when the stream resumes: one TLS record.
 TAKE_SIZE = 16 * 1024
-# Datagrams received in one turn of the event loop, in fairness to other connections: the usual ones
-# of one read. A read of empty ones has 40,000, which take half a second to send.
+# Datagrams handled in one turn of the event loop, in fairness to other connections. One read has
+# about as many of ordinary size, but 40,000 empty ones, which take half a second to send.
 TURN_DATAGRAMS = 256
 # Bytes that the kernel holds unsent, see `limit_unsent`: what a fast sender fills between two turns
 # of the event loop, as for multiplexed connections.
@@ -41,7 +39,7 @@ UNSENT_LIMIT = 128 * 1024
 
 
 class Owner(Protocol):
-    """What a link's datagrams are for."""
+    """The receiver of a link's datagrams."""
 
     def deliver(self, datagrams: Sequence[tuple[int, Data]]) -> int:
         """Called with received datagrams, each with its flow; valid only during the call.
@@ -58,10 +56,10 @@ class Link(StreamProtocol):
         owner: gets the datagrams.
         counters: counts them.
         is_client: whether this side sends the head, or the answer.
-        is_agreed: whether a client knows already that the server carries datagrams, and so need
+        is_agreed: whether the server has already agreed to carry datagrams, so that a client need
             not wait for the answer.
         done: called once when the stream is lost.
-        queues: datagrams that wait already.
+        queues: datagrams that are already waiting.
 
     Attributes:
         is_open: whether the opening messages have been exchanged.
@@ -276,7 +274,7 @@ class Link(StreamProtocol):
 
     def _refuse(self) -> None:
         """Fail because the opening message is none."""
-        text = NO_ANSWER if self._is_client else "UDP: not the opening of a client with -udp"
+        text = NO_ANSWER if self._is_client else "UDP: the peer is not a client with -udp"
         self.fail(PeerError(text))
 
     def _expired(self) -> None:

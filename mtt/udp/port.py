@@ -2,17 +2,17 @@
 
 Theory of operation
 -------------------
-A datagram from a new address begins a flow with a number of its own. The first datagram also opens
-the link, a connection of its own in every mode, so that TCP tunnels do not delay datagrams. Until
-the link is open, datagrams wait in the flows' queues. If it cannot be opened, they are dropped, and
-so are those of the next moment.
+A datagram from a new address begins a flow with a new number. The first datagram also opens the
+link. In every mode the link is a separate connection, so that TCP tunnels do not delay datagrams.
+Until it is open, datagrams wait in the flows' queues. If it cannot be opened, they are dropped, and
+so are all datagrams until the next attempt.
 
-Flows outlive the link. The next datagram opens a new one, on which the server begins new flows; to
-the destination, they come from other ports.
+Flows outlive the link. The next datagram opens a new link, on which the server begins new flows,
+with other source ports towards the destination.
 
-The client asks the server for a sign of life if the link does not look alive (see
-`mtt.outbound.reuse`), or if there are only datagrams to the server. A link without an answer is
-replaced, so flows survive a change of the network. The last flow's end closes the link.
+The client pings the server if the link may be dead (see `mtt.outbound.reuse`), or if datagrams go
+only to the server. A link without an answer is replaced, so flows survive a change of the network.
+The end of the last flow closes the link.
 """
 
 from __future__ import annotations
@@ -41,13 +41,14 @@ from mtt.wire.datagrams import MAX_DATAGRAM, MAX_FLOW, PING
 # Seconds until the next attempt to open a link after the second failure in a row, and the longest
 # delay. Each failure doubles it. After the first one, as after a server's restart, there is none.
 RETRY_TIMES = (0.5, 8.0)
-# A link that ends sooner than this, seconds, has failed as well: the server may end each at once.
+# A link that ends sooner than this, seconds, counts as a failure: the server may close every link
+# at once.
 MIN_LIFETIME = 5.0
-# Seconds without a datagram from the server, while there are some to it, until it is asked for a
-# sign of life. It has two sweeps to answer.
+# Seconds without a datagram from the server, while the client sends some, until the client sends a
+# ping. The server has two sweeps to answer.
 QUIET_TIME = 15.0
 
-# What tells flows apart: the socket, the address of the application, and the address it sends to.
+# The key of a flow: the socket, the address of the application, and the address it sends to.
 _Key = tuple[UdpServerSocket, Any, Control]
 
 
@@ -64,7 +65,7 @@ class _Flow:
 
 
 class UdpPort:
-    """Carries what arrives on its sockets, once it is started.
+    """Carries the datagrams that arrive on its sockets, after `start()`.
 
     Args:
         server: the server's name, for the log.
@@ -124,13 +125,13 @@ class UdpPort:
             self._loop.add_reader(sock, self._readable, server)
 
     def stop(self) -> None:
-        """Read no more; the sockets are about to be closed, or read by another port."""
+        """Stop reading, because the sockets will be closed, or read by another port."""
         for server in self._sockets:
             self._loop.remove_reader(server.sock)
         self._sockets.clear()
 
     async def close(self) -> None:
-        """Stop, and end the link after what was sent."""
+        """Stop, and close the link after it has delivered its data."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -170,7 +171,7 @@ class UdpPort:
                 self._wait(flow, payload, now)
 
     def _wait(self, flow: _Flow, payload: bytes, now: float) -> None:
-        """Keep a datagram until there is a link, unless the last attempt has just failed."""
+        """Queue a datagram for the next link; drop it if the last attempt has just failed."""
         if self._opening is None:
             if now < self._retry_at:
                 self.counters.dropped_link += 1
@@ -291,11 +292,11 @@ class UdpPort:
         if link is None:
             return
         if not self._flows:
-            self._drop_link(link).close("no flow is left")
+            self._drop_link(link).close("no flows left")
         elif not link.is_open or self._is_alive(link, now):
             self._is_suspect = False
         elif self._is_suspect:
-            error = StuckError("UDP: the server does not answer any more; connecting again")
+            error = StuckError("UDP: the server stopped answering; reconnecting")
             self._drop_link(link).fail(error)
         else:
             self._is_suspect = True  # it has until the next sweep to answer

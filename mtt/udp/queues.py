@@ -1,8 +1,8 @@
 """Datagrams that wait for the stream, in one queue for each flow.
 
-The flows take turns, so one that sends without a pause delays the others by one datagram each. A
-queue that is full loses its oldest datagram: what is late is worth least, and a gap close to the
-present tells the sender soonest that it has to slow down.
+The flows take turns, so a flow that sends without a pause delays the others by one datagram each. A
+full queue drops its oldest datagram: late datagrams are worth least, and the sender sees the loss
+earlier, and slows down earlier, than if the newest were dropped.
 """
 
 from __future__ import annotations

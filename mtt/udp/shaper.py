@@ -1,8 +1,8 @@
 """The rate limit of a user's datagrams towards the user, from a bucket of `mtt.tunnels.rate_limit`.
 
-The other direction has a `RateLimiter` beneath the link: TCP's window then stops the client. Here
-nothing can stop the sender, so datagrams wait for tokens in the flows' queues, and are dropped when
-these are full.
+In the other direction, a `RateLimiter` below the link applies back-pressure, and TCP's window stops
+the client. Nothing can stop the sender of UDP, so datagrams wait for tokens in the flows' queues,
+and are dropped when these are full.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mtt.wire.datagrams import HEADER_SIZE
 
 
 class Shaper:
-    """Sends datagrams on `link` as fast as `bucket` permits. A `Waiter` of the bucket."""
+    """Sends datagrams on `link` at the rate of `bucket`. A `Waiter` of the bucket."""
 
     __slots__ = ("_bucket", "_credit", "_link", "_queues")
 
@@ -22,7 +22,7 @@ class Shaper:
         self._link = link
         self._bucket = bucket
         self._queues = FairQueues()
-        self._credit = 0  # tokens that are not enough for the next datagram
+        self._credit = 0  # tokens received, too few for the next datagram
 
     @property
     def backlog(self) -> int:

@@ -5,13 +5,12 @@
     datagram  u16 length | u32 flow | payload  both ways, after head and answer
 
 Big-endian. The client numbers its flows; the server has a socket for each number, and answers carry
-the number of their flow. Flows begin with their first datagram, and end on either side when they
-are idle: no message says so. Numbers are not used again while a flow with that number may exist.
-Number 0 is no flow: the server returns its datagrams, so the client can ask whether it is there.
+the number of their flow. A flow begins with its first datagram. It ends when it is idle, on each
+side separately and without a message. A number is not reused while its flow may exist. Number 0 is
+a ping: the server returns its datagrams.
 
-The client sends no datagram before the answer, unless it knows already that the server carries
-them. So no datagram reaches a destination through a server that knows nothing of this format, but
-only the head.
+The client sends no datagram before the answer, unless the server has already agreed to carry them.
+So a server that does not support this format delivers only the head to its destination.
 """
 
 from __future__ import annotations
@@ -22,21 +21,22 @@ from mtt.wire.errors import WireError
 
 Data = bytes | bytearray | memoryview
 
-# Random numbers. They differ in the first byte from TLS, HTTP and smux.
+# SHA-256 of "mos-tls-tunnel udp head 1" and "... answer 1", 16 bytes. Their first bytes differ from
+# those of TLS, HTTP and smux.
 HEAD = bytes.fromhex("af529060f49efeb5a4b1ae2423333175")
 ANSWER = bytes.fromhex("8bb1f72cefd40287dff0d5d8fce600a7")
 
-# The name that AnyTLS streams ask for. It never exists (RFC 6761, 6.4), so an AnyTLS proxy server
-# reports an error.
+# The destination of AnyTLS streams for datagrams. The name never exists (RFC 6761, 6.4), so an
+# AnyTLS server that is a proxy reports an error.
 HOST = "udp.tunnel.invalid"
 
-# The most that UDP carries over IPv4: 65535 less both headers. IPv6 permits 20 bytes more, which
-# would not fit into every destination's path.
+# The largest payload over IPv4: 65535 less both headers. IPv6 permits 20 bytes more, which a
+# destination with IPv4 could not receive.
 MAX_DATAGRAM = 65507
 
-# What a client says of a server that does not answer as one with -udp.
+# The client's error if the server does not answer like one with -udp.
 NO_ANSWER = "no UDP through this server: start it with -udp, in the mode of the client"
-# What a server without -udp says of such a client.
+# The error of a server without -udp.
 NOT_SERVED = "a client with -udp: start the server with -udp, too"
 
 HEADER = Struct(">HI")
