@@ -131,6 +131,8 @@ class ProxyDialer:
             raise _HostRefused(str(error), cause=error.cause) from None
         if isinstance(client, ConnectClient):
             self._check_response(await client.answer())
+        if client.transport is None:
+            raise _HostFailed("it closed the connection after its answer", cause=Cause.EOF)
         # Every protocol of a tunnel begins with the client (RFC 8446, 2; RFC 6455, 4.1).
         if client.early:
             raise _HostRefused("it sent data behind its answer", cause=Cause.HTTP)
@@ -139,7 +141,7 @@ class ProxyDialer:
         if response.status == 407:
             raise RefusedError(self._login_error(" (407)"), cause=Cause.HTTP)
         if not 200 <= response.status < 300:
-            raise _HostRefused(f"{response.status} {response.reason}".rstrip(), cause=Cause.HTTP)
+            raise _HostRefused(response.answer, cause=Cause.HTTP)
 
     def _login_error(self, code: str) -> str:
         proxy = self._proxy

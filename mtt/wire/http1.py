@@ -25,6 +25,7 @@ from mtt.wire.errors import WireError
 # Go allows 1 MiB, nginx 32 KiB in four buffers. Cookies and headers added by CDNs stay far below.
 # Every unauthenticated connection may hold this much memory.
 MAX_HEAD = 32 * 1024
+MAX_REASON = 100  # characters of a reason phrase in an error
 
 # Go's spelling; http.HTTPStatus changed some phrases in Python 3.13.
 REASONS = {
@@ -150,6 +151,11 @@ class Response(_Head):
 
     status: int
     reason: str
+
+    @property
+    def answer(self) -> str:
+        """Status and reason, for errors; the peer may have sent kilobytes."""
+        return f"{self.status} {self.reason[:MAX_REASON]}".rstrip()
 
 
 class Reply(NamedTuple):

@@ -229,8 +229,8 @@ def check_response(response: Response, key: str) -> str | None:
     """
     if response.status != 101:
         raise UpgradeError(
-            f"the server answered the WebSocket request with {response.status} "
-            f"{response.reason}: check the path, and that the server runs in WebSocket mode"
+            f"the server answered the WebSocket request with "
+            f"{response.answer}: check the path, and that the server runs in WebSocket mode"
         )
     if "websocket" not in response.tokens("upgrade"):
         raise UpgradeError("the server switched to another protocol than WebSocket")

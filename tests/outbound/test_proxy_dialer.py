@@ -13,9 +13,9 @@ import pytest
 
 from mtt.address import Endpoint
 from mtt.errors import Cause, MttError, NetworkError, PeerError, RefusedError
-from mtt.layers.base import StreamProtocol
+from mtt.layers.base import StreamProtocol, StreamTransport
 from mtt.layers.connect import ConnectClient
-from mtt.net.dial import Dialer
+from mtt.net.dial import Dialer, ProtocolFactory
 from mtt.net.resolve import Address, Resolver
 from mtt.observe.metrics import Counters
 from mtt.options.proxy import ProxyServer
@@ -24,8 +24,9 @@ from mtt.outbound.connector import Connector
 from mtt.outbound.proxy_dialer import ProxyDialer
 from mtt.outcome import Outcome
 from mtt.trust.tls_options import ClientTls
+from mtt.wire.http1 import MAX_REASON
 from tests.support.loopback import black_hole
-from tests.support.transports import Recorder
+from tests.support.transports import FakeTransport, Recorder, turns
 from tests.support.tunnels import SOON, Tcp, serving
 
 SERVER = Endpoint(("server.test",), 443)
@@ -131,6 +132,7 @@ async def test_proxy_gets_hosts_as_they_are(host: str, sent: str) -> None:
         (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", "403 Forbidden"),
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "502 Bad Gateway"),
         (b"HTTP/1.1 503\r\n\r\n", "503"),
+        (b"HTTP/1.1 503 " + 4000 * b"x" + b"\r\n\r\n", "503 " + MAX_REASON * "x"),
         (b"HTTP/1.1 302 Found\r\nLocation: http://login/\r\n\r\n", "302 Found"),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "101 Switching Protocols"),
         (b"SSH-2.0-OpenSSH_9\r\n\r\n", "it does not speak HTTP: malformed status line"),
@@ -160,6 +162,23 @@ async def test_proxy_that_wants_a_login(hosts: tuple[str, ...], option: str) -> 
     assert str(missing) == f"{name} wants a user and a password (407); give them in {option}"
     assert str(wrong) == f"{name} does not accept the user and the password of {option} (407)"
     assert len(proxy.requests) == 2  # another host would change nothing
+
+
+async def test_proxy_that_resets_the_connection_after_its_answer() -> None:
+    class Resetting(Dialer):
+        async def connect(self, endpoint: Endpoint, factory: ProtocolFactory) -> StreamTransport:
+            stream = FakeTransport(factory())
+            stream.upper.connection_made(stream)
+            stream.upper.data_received(OK)
+            stream.lose(ConnectionResetError())
+            await turns()
+            return stream
+
+    proxy = ProxyServer(Endpoint(("proxy.test",), 3128))
+    error = await failure_of(ProxyDialer(Resetting(Resolver()), proxy))
+    assert isinstance(error, NetworkError)
+    assert str(error).endswith("proxy.test:3128: it closed the connection after its answer")
+    assert error.cause is Cause.EOF
 
 
 async def test_proxy_that_closes_the_connection() -> None:
