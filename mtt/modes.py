@@ -78,45 +78,62 @@ class Mode:
 
 
 def _websocket(
-    options: ClientOptions, protocol: str = "", *, early_data: bytes = b""
+    options: ClientOptions,
+    protocols: tuple[str, ...],
+    *,
+    needs: str = "",
+    mux_cool: bool = False,
+    ping: bool = True,
 ) -> Finish:
     """The upgrade to a WebSocket.
 
-    `protocol`: one that the server has to agree to. `early_data`: some that it has to take.
+    Args:
+        protocols: subprotocols that the request names.
+        needs: the error if the server does not agree to the first of them; empty: it need not.
+        mux_cool: see UpgradeClient.
+        ping: see WebSocketLayer.
     """
     from mtt.layers.parked import Parked
     from mtt.layers.upgrade import UpgradeClient
     from mtt.layers.websocket import WebSocketLayer
-    from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
-
-    offered = (SMUX_ON if options.mux else SMUX_OFF,)
-    mux_cool = options.v2ray and options.mux and not protocol
-    if early_data:
-        from mtt.wire.early_data import encode
-
-        protocol = encode(early_data)
 
     async def upgrade(transport: StreamTransport) -> StreamTransport:
-        # Servers of V2Ray get none: Xray takes any for early data.
-        protocols = (protocol,) if protocol else () if options.v2ray else offered
         client = UpgradeClient(
             transport, options.wss_path, options.tls.server_name, protocols, mux_cool=mux_cool
         )
         await client.answered()
-        if protocol and client.protocol != protocol:
+        if needs and client.protocol != protocols[0]:
             from mtt.errors import PeerError
-            from mtt.wire.datagrams import NO_ANSWER
-            from mtt.wire.early_data import NOT_TAKEN
 
-            raise PeerError(NOT_TAKEN if early_data else NO_ANSWER)
+            raise PeerError(needs)
         layer = WebSocketLayer(
-            Parked(), client=True, random_mask=options.wss_mask, half_close=True,
-            ping=bool(protocol) or not options.mux,
-        )  # fmt: skip
+            Parked(), client=True, random_mask=options.wss_mask, half_close=True, ping=ping
+        )
         layer.start(transport)
         return layer
 
     return upgrade
+
+
+def _original_websocket(options: ClientOptions) -> Finish:
+    from mtt.wire.upgrade import SMUX_OFF, SMUX_ON
+
+    protocol = SMUX_ON if options.mux else SMUX_OFF
+    return _websocket(options, (protocol,), ping=not options.mux)
+
+
+def _v2ray_websocket(options: ClientOptions) -> Finish:
+    # Without a subprotocol: Xray takes any for early data.
+    return _websocket(options, (), mux_cool=options.mux, ping=not options.mux)
+
+
+def _early_websocket(options: ClientOptions, data: bytes) -> Finish:
+    """The upgrade with early data, if there is any."""
+    if not data:
+        return _v2ray_websocket(options)
+    from mtt.wire.early_data import NOT_TAKEN, encode
+
+    return _websocket(options, (encode(data),), needs=NOT_TAKEN)
 
 
 def _connections(options: ClientOptions, connector: Connector, counters: Counters) -> Upstream:
@@ -137,7 +154,7 @@ def _v2ray(options: ClientOptions, connector: Connector, counters: Counters) -> 
 
     return EarlyDataUpstream(
         connector,
-        lambda data: _websocket(options, early_data=data),
+        partial(_early_websocket, options),
         options.early_data,
         on_lost=counters.connection_over,
     )
@@ -191,9 +208,10 @@ async def _datagram_connection(
 async def _datagram_websocket(
     options: ClientOptions, connector: Connector, upstream: Upstream
 ) -> StreamTransport:
+    from mtt.wire.datagrams import NO_ANSWER
     from mtt.wire.upgrade import DATAGRAMS
 
-    return await connector.connect(finish=_websocket(options, DATAGRAMS))
+    return await connector.connect(finish=_websocket(options, (DATAGRAMS,), needs=NO_ANSWER))
 
 
 async def _datagram_stream(
@@ -276,19 +294,19 @@ _over_websocket = partial(
     client_alpn=alpn.WEBSOCKET,
     server_alpn=alpn.SITE,
     half_close=False,
-    upgrade=_websocket,
+    upgrade=_original_websocket,
     reader=_websocket_reader,
     open_datagrams=_datagram_websocket,
 )
+_over_v2ray = partial(_over_websocket, is_original=False, upgrade=_v2ray_websocket)
 _TABLE = (
     _over_tls(name="tls", options=(), upstream=_connections),
     _over_websocket(name="wss", options=("wss",), upstream=_connections),
     _over_tls(name="mux", options=("mux",), has_sessions=True, upstream=_smux),
     _over_websocket(name="wss+mux", options=("wss", "mux"), has_sessions=True, upstream=_smux),
-    _over_websocket(name="v2ray", options=("v2ray",), is_original=False, upstream=_v2ray),
-    _over_websocket(
-        name="v2ray+mux", options=("v2ray", "mux"), is_original=False, has_sessions=True,
-        upstream=_mux_cool,
+    _over_v2ray(name="v2ray", options=("v2ray",), upstream=_v2ray),
+    _over_v2ray(
+        name="v2ray+mux", options=("v2ray", "mux"), has_sessions=True, upstream=_mux_cool
     ),
     Mode(
         name="anytls",

@@ -78,6 +78,11 @@ class MultiUserOptions(common.ServiceOptions):
     mux: bool = False
     v2ray: bool = False
 
+    @property
+    def mode(self) -> str:
+        """The name of the mode, see `mtt.modes`."""
+        return common.mode_name(wss=True, v2ray=self.v2ray, mux=self.mux)
+
 
 def options(given: Values, sockets: Sequence[Inherited] = ()) -> MultiUserOptions:
     """The options of mtt-mu-server, from those `given` of FLAGS.

@@ -97,9 +97,7 @@ class MultiUserServer(DatagramServer):
         self.follow()
 
     def _description(self) -> str:
-        options = self._options
-        mode = ("v2ray" if options.v2ray else "wss") + ("+mux" if options.mux else "")
-        mode = describe_mode(mode, tls=self._tls is not None)
+        mode = describe_mode(self._options.mode, tls=self._tls is not None)
         management = self._management
         # With several workers, the hub logs what it manages.
         managed = management is not None and management.addresses

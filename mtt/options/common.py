@@ -113,6 +113,12 @@ def with_websocket(values: Values) -> Values:
     return values | {"wss": values["wss"] or values["v2ray"]}
 
 
+def mode_name(*, wss: bool, v2ray: bool, mux: bool, anytls: bool = False) -> str:
+    """The name of a mode, as in `mtt.modes`: `tls`, `wss`, `v2ray+mux` and so on."""
+    parts = (("v2ray" if v2ray else "wss", wss), ("mux", mux), ("anytls", anytls))
+    return "+".join(part for part, on in parts if on) or "tls"
+
+
 def both_or_neither(values: Values, first: str, second: str, neither: str = "") -> None:
     """Raise UsageError if only one of two options is set; `neither` says what that is for."""
     for given, missing in ((first, second), (second, first)):

@@ -143,10 +143,10 @@ class TunnelOptions(common.ServiceOptions):
 
     @property
     def mode(self) -> str:
-        """The name of the mode, as in `mtt.modes`: `tls`, `wss`, `v2ray+mux` and so on."""
-        websocket = "v2ray" if self.v2ray else "wss"
-        parts = ((websocket, self.wss), ("mux", self.mux), ("anytls", self.anytls_password))
-        return "+".join(part for part, on in parts if on) or "tls"
+        """The name of the mode, see `mtt.modes`."""
+        return common.mode_name(
+            wss=self.wss, v2ray=self.v2ray, mux=self.mux, anytls=bool(self.anytls_password)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
