@@ -28,11 +28,11 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from mtt.errors import Cause, NetworkError, NothingSaidError, PeerError
+from mtt.errors import Cause, NetworkError, PeerError
 from mtt.layers.base import NO_PROTOCOL, Data, StreamProtocol
 from mtt.layers.layer import SignalingLayer
 from mtt.layers.records import Records
-from mtt.trust.failures import tls_failure
+from mtt.trust.failures import handshake_cut_off, tls_failure
 
 # Seconds, from the TCP connection on: two round trips and some computation.
 HANDSHAKE_TIME = 10.0
@@ -146,12 +146,12 @@ class TlsLayer(SignalingLayer):
             self._deliver()
         elif self._state == HANDSHAKE:
             # Without OpenSSL's alert: web servers do not answer an end.
-            self._fail(self._cut_handshake())
+            self._fail(handshake_cut_off(has_received=self._has_received))
         return True  # this layer closes the socket, after what is still to be sent
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._state == HANDSHAKE:
-            exc = self._cut_handshake()
+            exc = handshake_cut_off(has_received=self._has_received)
         if self._state != CLOSED:
             self._set_closed()
             exc = exc or NetworkError("connection lost")
@@ -186,9 +186,8 @@ class TlsLayer(SignalingLayer):
         self._stop_timer()
         self._state = OPEN
         records = self._records
-        agreed = records.ssl.selected_alpn_protocol() is not None
-        self._half_close = self._offers_half_close and agreed
-        if self._half_close:
+        if self._offers_half_close and records.ssl.selected_alpn_protocol() is not None:
+            self._half_close = True
             self.set_peer_is_ours()
         if records.ssl.server_side:
             self._flush()
@@ -203,11 +202,6 @@ class TlsLayer(SignalingLayer):
         """Release the connection below, which is not TLS and has another protocol now."""
         self._set_closed()
         self.report_lost(error)
-
-    def _cut_handshake(self) -> NetworkError:
-        if self._has_received:
-            return NetworkError("the connection ended during the TLS handshake", cause=Cause.EOF)
-        return NothingSaidError("the connection ended before any data")
 
     def _handshake_expired(self) -> None:
         self._timer = None

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import ssl
 
-from mtt.errors import Cause, PeerError, RefusedError, describe
+from mtt.errors import (
+    Cause,
+    NetworkError,
+    NothingSaidError,
+    PeerError,
+    RefusedError,
+    describe,
+)
 
 # Alerts (RFC 8446, 6.2) by which a server rejects the client's certificate, as OpenSSL names them.
 # In TLS 1.3 they arrive after the client's handshake: the certificate is in its last flight.
@@ -64,6 +71,13 @@ def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
         advice = _ALERT_ADVICE.get(error.reason or "", "")
     text = describe(error).removesuffix(".")
     return PeerError(f"{text}; {advice}" if advice else text, cause=tls_cause(error))
+
+
+def handshake_cut_off(*, has_received: bool) -> NetworkError:
+    """The error for a TCP connection that ends during the handshake, or before any data."""
+    if has_received:
+        return NetworkError("the connection ended during the TLS handshake", cause=Cause.EOF)
+    return NothingSaidError("the connection ended before any data")
 
 
 def tls_cause(error: ssl.SSLError) -> Cause:
