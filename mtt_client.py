@@ -39,7 +39,7 @@ def prepare(values: Values, start: Start) -> Prepared:
 
 def service(values: Values, start: Start) -> Service:
     if CONFIG.name in values:
-        from mtt.tunnels.configured import ConfiguredTunnels
+        from mtt.configured.service import ConfiguredTunnels
 
         return ConfiguredTunnels(values, start, prepare)
     return prepare(values, start).make()

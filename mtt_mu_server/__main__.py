@@ -50,7 +50,7 @@ def _address(endpoint: Endpoint | None, path: str) -> list[str]:
 
 def service(values: Values, start: Start) -> Service:
     if CONFIG.name in values:
-        from mtt.tunnels.configured import ConfiguredTunnels
+        from mtt.configured.service import ConfiguredTunnels
 
         return ConfiguredTunnels(values, start, prepare)
     return prepare(values, start).make()

@@ -230,7 +230,7 @@ def test_nothing_of_configuration_files_is_loaded_without_one(command: str) -> N
     assert not loaded & {
         "mtt.options.tunnel_file", "mtt.options.tree", "mtt.options.section", "tomllib",
         "mtt.process.configuration", "mtt.net.relisten", "mtt.observe.sums",
-        "mtt.tunnels.configured", "mtt.tunnels.plan", "mtt.tunnels.reload", "mtt.tunnels.several",
+        "mtt.configured", "mtt.configured.plan",
     }  # fmt: skip
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from mtt.configured.plan import Plan, plan
 from mtt.options.process import PROCESS_FLAGS
 from mtt.process.command import Start
-from mtt.tunnels.plan import Plan, plan
+from tests.support.configured import PROGRAMS
 from tests.support.processes import PATIENCE, Process, Processes, command
-from tests.support.several import PROGRAMS
 from tests.support.workers import Echo, check_echo, connect
 
 ROOT = Path(__file__).parents[1]

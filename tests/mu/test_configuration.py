@@ -15,9 +15,9 @@ from mtt.process.command import Start
 from mtt_mu_server.__main__ import prepare
 from tests.mu.posting import closing
 from tests.support.certs import Certs
+from tests.support.configured import File, port_of_tunnel, running, tunnel_named
 from tests.support.processes import Processes, listening
 from tests.support.processes import eventually as soon
-from tests.support.several import File, port_of_tunnel, running, tunnel_named
 from tests.support.tunnels import (
     check_works,
     client_of,

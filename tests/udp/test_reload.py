@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mtt.configured.tunnels import Tunnels
 from mtt.server import Server
-from mtt.tunnels.several import Tunnels
 from tests.support.certs import Certs
-from tests.support.several import File, port_of_tunnel, running, trusting
+from tests.support.configured import File, port_of_tunnel, running, trusting
 from tests.support.tunnels import (
     check_works,
     echo,

@@ -12,9 +12,9 @@ from typing import Any
 import mtt_client
 import mtt_mu_server.__main__
 import mtt_server
+from mtt.configured.service import ConfiguredTunnels
+from mtt.configured.tunnels import Running, Tunnels
 from mtt.process.command import Command, Prepare, Start
-from mtt.tunnels.configured import ConfiguredTunnels
-from mtt.tunnels.several import Running, Tunnels
 from tests.support.certs import Certs
 
 PROGRAMS: dict[str, tuple[Command, Prepare]] = {

@@ -15,8 +15,7 @@ from mtt.errors import StartError
 from mtt.log import LineFormatter, subject
 from mtt.trust import child
 from tests.support.certs import Certs
-from tests.support.metrics import parse
-from tests.support.several import (
+from tests.support.configured import (
     File,
     certified,
     plain,
@@ -25,6 +24,7 @@ from tests.support.several import (
     trusting,
     tunnel_named,
 )
+from tests.support.metrics import parse
 from tests.support.tunnels import (
     check_works,
     client_of,

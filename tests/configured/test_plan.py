@@ -9,12 +9,12 @@ import pytest
 
 import mtt_client
 from mtt.address import Endpoint
+from mtt.configured.plan import Plan, plan
 from mtt.errors import UsageError
 from mtt.options.tunnel import CLIENT_FLAGS
 from mtt.options.tunnel_file import with_tunnels
 from mtt.process.command import Prepared, Start
 from mtt.process.systemd import Inherited
-from mtt.tunnels.plan import Plan, plan
 from tests.options.test_tunnel_file import write
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from mtt import followed
+from mtt.configured.service import ConfiguredTunnels
+from mtt.configured.tunnels import Tunnels
 from mtt.errors import StartError
 from mtt.server import Server
-from mtt.tunnels.configured import ConfiguredTunnels
 from mtt.tunnels.service import Service
-from mtt.tunnels.several import Tunnels
 from tests.support.certs import Certs
-from tests.support.several import File, port_of_tunnel, running, trusting, tunnel_named
+from tests.support.configured import File, port_of_tunnel, running, trusting, tunnel_named
 from tests.support.tunnels import (
     Tcp,
     check_works,

@@ -8,11 +8,11 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from mtt.configured.tunnels import Tunnels
 from mtt.server import Server
-from mtt.tunnels.several import Tunnels
 from tests.support.certs import Certs
+from tests.support.configured import File, running, trusting
 from tests.support.processes import free_port
-from tests.support.several import File, running, trusting
 from tests.support.tunnels import (
     Tcp,
     check_works,

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from mtt.configured.hubs import TunnelHub, TunnelHubs, connections
 from mtt.errors import StartError
 from mtt.process.runtime import Hub
-from mtt.tunnels.hubs import TunnelHub, TunnelHubs, connections
 from tests.support.tunnels import eventually
 
 

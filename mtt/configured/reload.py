@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
+from mtt.configured.plan import Plan, Planned
+from mtt.configured.tunnels import Running, Tunnels, describe_certificates
 from mtt.errors import StartError
 from mtt.net.relisten import Occupant, listen_again, listen_instead
 from mtt.options.common import ServiceOptions
 from mtt.process.configuration import Changes
-from mtt.tunnels.plan import Plan, Planned
-from mtt.tunnels.several import Running, Tunnels, describe_certificates
 
 # The listening sockets of new tunnels, by name, from the process that has bound them.
 Sockets = Mapping[str, Sequence[int]]

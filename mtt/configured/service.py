@@ -15,6 +15,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from mtt import log
+from mtt.configured.plan import Plan, plan
+from mtt.configured.reload import Change, apply, bound
+from mtt.configured.tunnels import Running, Tunnels
 from mtt.errors import StartError, describe
 from mtt.followed import CHECK_INTERVAL
 from mtt.log import logger
@@ -22,9 +25,6 @@ from mtt.options.flags import Values
 from mtt.options.process import CONFIG
 from mtt.process.command import Prepare, Start
 from mtt.process.configuration import Changes, Configuration
-from mtt.tunnels.plan import Plan, plan
-from mtt.tunnels.reload import Change, apply, bound
-from mtt.tunnels.several import Running, Tunnels
 
 # The exit code of a worker that cannot follow the others; a new one takes its place.
 _LEFT_BEHIND = 1

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from mtt.configured.plan import Plan, Planned
 from mtt.errors import MttError
 from mtt.layers.poller import poller
 from mtt.log import logger, subject
@@ -27,7 +28,6 @@ from mtt.options.tunnel_file import TunnelFile, hidden
 from mtt.process import runtime
 from mtt.process.configuration import Configuration
 from mtt.trust.identity import Words
-from mtt.tunnels.plan import Plan, Planned
 from mtt.tunnels.service import Service
 
 _Result = TypeVar("_Result")
@@ -181,7 +181,7 @@ class Tunnels(runtime.Service):
     def hub(self) -> runtime.Hub | None:
         if not self.shares_state:
             return self.endpoint.hub()
-        from mtt.tunnels.hubs import TunnelHub, TunnelHubs
+        from mtt.configured.hubs import TunnelHub, TunnelHubs
 
         hubs = [(each, each.run(each.service.hub)) for each in self.running]
         return TunnelHubs([TunnelHub(hub, each.run, each.task) for each, hub in hubs if hub])
@@ -193,7 +193,7 @@ class Tunnels(runtime.Service):
         if not self.shares_state:
             self.endpoint.report_to(hub)
         elif hub is not None:
-            from mtt.tunnels.hubs import connections
+            from mtt.configured.hubs import connections
 
             hubs[:] = connections(hub, len(hubs))
         for each, own in zip(self.running, hubs, strict=True):
