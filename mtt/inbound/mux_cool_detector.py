@@ -1,8 +1,8 @@
-"""Tells v2ray-plugin's mux from a plain stream, by the first bytes of a WebSocket's data.
+"""Detects v2ray-plugin's mux by the first bytes of a WebSocket's data.
 
-Both come from clients that name no subprotocol. A client with mux sends its first frame at once: it
-connects because it has a stream to open. A plain client may wait for a destination that speaks
-first. So the absence of data decides, too, after a time.
+Clients with mux and clients with a plain stream both name no subprotocol. A client with mux sends
+its first frame at once, because it connects to open a stream. A plain client may wait for a
+destination that speaks first. So without data for some time, the client has no mux.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FIRST_TIME = 1.0
 
 
 class MuxCoolDetector(Parked):
-    """The protocol of a WebSocket until it is known what it carries.
+    """The protocol of a WebSocket until the detection is complete.
 
     Args:
         is_head: whether data is the beginning of Mux.Cool; None: more is needed.
@@ -48,7 +48,7 @@ class MuxCoolDetector(Parked):
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known what the WebSocket carries."""
+        """Whether the detection is complete."""
         return self._known is None
 
     def connection_made(self, transport: Any) -> None:

@@ -2,9 +2,9 @@
 
     TCP -> header, from trusted addresses only -> TLS, or the head without it
 
-The header's address replaces the socket's from then on: in logs, and for destinations that are told
-the user's address. Connections from other addresses are passed on at once and unread, so a header
-from there is a broken beginning of TLS or HTTP.
+From then on the header's address replaces the socket's, in logs and in PROXY headers for
+destinations. Connections from other addresses are passed on unread, so a header from these is
+invalid TLS or HTTP.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ProxyHeaderReader(StreamProtocol):
     """The first protocol of a connection, before that of `accept`.
 
     Args:
-        proxies: whose headers are read.
+        proxies: the trusted proxies; headers of others are not read.
         accept: makes the next protocol.
         is_required: whether trusted proxies must send a header. Otherwise connections without one
             keep the proxy's address: the proxy may name the user in HTTP headers.

@@ -38,8 +38,8 @@ Route = Callable[[Request], Target | Reply]
 class WebSocketReader(TunnelReader[Target]):
     """Turns connections into tunnels over WebSocket, multiplexed as the client chooses.
 
-    A client chooses by its subprotocol. One without is a v2ray-plugin, or some other program: its
-    first data tells whether it multiplexes.
+    A client chooses by its subprotocol. A client without one is v2ray-plugin or another program;
+    its first data shows whether it multiplexes.
 
     Args:
         serve, datagrams: see TunnelReader.
@@ -111,7 +111,7 @@ class WebSocketReader(TunnelReader[Target]):
         return self._session(target, MuxCoolSession)
 
     def _begin_foreign(self, transport: StreamTransport, target: Target, early: bytes) -> None:
-        """Find out what a client without a subprotocol sends, and begin its tunnel."""
+        """Detect whether a client without a subprotocol multiplexes, and begin its tunnel."""
         from mtt.inbound.mux_cool_detector import MuxCoolDetector
         from mtt.layers.foreign_websocket import ForeignWebSocketLayer
         from mtt.wire.mux_cool import is_head, is_plugin_head
@@ -191,7 +191,7 @@ class _RequestReader(Generic[Target]):
     ) -> None:
         user = self._reader.front.named_user(transport, request)
         if user is not None:
-            # Only now, because a proxy may have sent requests of other users before.
+            # Not earlier, because a proxy may have sent requests of other users before.
             transport.bottom.set_peer(user)
         # The route is not asked again: its answer may have changed.
         self._reader.upgraded(transport, self._target, upgrade)

@@ -357,7 +357,7 @@ class GoSession(MuxSession[GoStream]):
         for stream in victims:
             if not self.is_gone(stream):
                 size = stream.queued
-                stream.kill(StuckError(f"the reader is too slow: {size} bytes wait for it"))
+                stream.kill(StuckError(f"the reader is too slow: {size} bytes queued"))
         self._full.clear()
         if self._reading_paused and not self.lost:
             self._resume()

@@ -12,8 +12,8 @@ from mtt.wire.foreign import LONGEST
 class ForeignWebSocketLayer(WebSocketLayer):
     """The server's layer for a client that may be another program.
 
-    v2ray-plugin without mux drops what it has not passed on to its application yet when the close
-    frame arrives, even small replies: 3 of 20, as measured. Its own server waits for a second.
+    When the close frame arrives, v2ray-plugin without mux drops data that it has not yet passed to
+    its application: 3 of 20 small replies in a measurement. Its own server waits for a second.
 
     Args:
         upper: the protocol above.

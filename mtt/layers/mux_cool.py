@@ -1,17 +1,17 @@
 """Mux.Cool as a layer: the sessions of V2Ray, Xray and v2ray-plugin. See `mux_tunnel`.
 
-With v2ray-plugin, END ends both directions of a stream, and the other side answers with END. It
-sends no signs of life, and answers data for an unknown stream with END. So a peer that is not ours
-is never taken for dead because it is silent, and data for unknown streams is dropped without an
-answer: two ends that answer would go on for ever.
+v2ray-plugin ends both directions of a stream with END, and the other side answers with END. It
+sends no keepalive, so silence of a foreign peer does not mean that the peer is dead. It answers
+data for an unknown stream with END; this side drops such data without an answer, because two sides
+that answer each other would never stop.
 
-Between our own ends, END ends one direction. The message that stops a stream's sender is KEEP_ALIVE
-with the stream's id. END with option ERROR resets a stream of any peer.
+Between two programs of this kind, END ends one direction, and KEEP_ALIVE with a stream's id stops
+that stream's sender. END with option ERROR resets a stream of any peer.
 
-Clash and Mihomo as clients have one stream to a connection, number 0, and take no notice of its
-END. So the server closes the connection after it.
+Clash and Mihomo as clients have one stream per connection, number 0, and ignore its END. So the
+server closes the connection after it.
 
-All streams lead to the server's destination, whatever destination they name.
+All streams go to the server's destination; the destination in the stream is ignored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from mtt.wire.mux_cool import (
     new,
 )
 
-# The number of a stream that has a connection to itself. V2Ray numbers its streams from 1.
+# The number of a connection's only stream. V2Ray numbers its streams from 1.
 ONLY_STREAM = 0
 
 
@@ -53,7 +53,7 @@ class MuxCoolStream(TunnelStream):
     __slots__ = ()
 
     def abort(self) -> None:
-        """Cut the stream. Every peer can tell it from an ordinary end."""
+        """Cut the stream. Every peer can distinguish this from an ordinary end."""
         if not self._session.is_gone(self):
             self._session.send_reset(self.id)
             self._write_eof = True  # this was the end

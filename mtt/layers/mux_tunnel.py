@@ -1,17 +1,17 @@
-"""The base of the sessions of a tunnel: streams that one side opens, and the other carries.
+"""The base of a tunnel's sessions: flow control, limits and the opening of streams.
 
 `smux` and `mux_cool` encode and decode the frames.
 
 In a tunnel only the client opens streams.
 
-Receiving: a stream whose queue grows long tells the peer to stop the stream's sender, and to go on
-when the queue is empty. The message is a sign of life with the stream's id, known only to our own
-ends. The protocols have no flow-control window; for other peers, and for data already on its way,
-the session's budget is the limit: one slow reader then stalls its neighbours. A session that many
-users share has a larger budget, and ends the streams that have used it up.
+Flow control: the protocols have no windows. If this program runs on both sides, a stream with a
+long queue tells the peer to stop the stream's sender, and to resume when the queue is empty. The
+message is a keepalive with the stream's id. For other peers, and for data already on its way, the
+session's budget is the limit: one slow reader then stalls the other streams. A session that many
+users share has a larger budget, and ends the streams that fill it.
 
 Closing: the layer below knows whether the peer is ours (`half_closes`). A stream counts against the
-peer's limit of streams until the peer has ended it, too.
+peer's limit of streams until the peer has ended it as well.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from mtt.layers.mux_stream import MuxStream, StreamAdmission
 from mtt.layers.reads import READ_SIZE
 from mtt.wire.frames import StreamError
 
-# Bytes queued for paused readers, all streams of a session together, when the peer cannot stop a
-# stream's sender: from there on one slow reader stalls its neighbours. (The Go peers: 256 KiB.)
+# Bytes queued for paused readers, all streams of a session together, if the peer cannot stop a
+# stream's sender. Above it, one slow reader stalls the other streams. (The Go peers: 256 KiB.)
 RECEIVE_BUDGET = 1024 * 1024
-# The same when it can: room for data on its way when it is told, on a fast and long line.
+# The same if the peer can: room for data on its way when the sender stops, on a fast and long line.
 OWN_BUDGET = 4 * 1024 * 1024
-# Bytes queued on a stream when its sender is told to stop, if the peer is ours. Data already on its
-# way, a round trip's worth, comes on top.
+# Bytes queued on a stream at which its sender is stopped, if the peer is ours. Data already on its
+# way, a round trip's worth, is added to this.
 STOP_AT = 128 * 1024
-# The budget of a session that many users share, between a gateway and an agent: dozens or hundreds
-# may have stopped reading, each with what was on its way when its sender was told to stop.
+# The budget of a session that many users share, between a gateway and an agent. Hundreds of readers
+# may have stopped, each with STOP_AT and the data that was on its way.
 SHARED_BUDGET = 64 * 1024 * 1024
-# Above that, streams end whose readers have taken nothing for so many seconds, so that the others
-# can go on. Until there is such a stream the session is not read.
+# Above the budget, the session is not read. Streams whose readers have taken nothing for this many
+# seconds end, so that the others can continue.
 SHARED_PAUSE_TIME = 4.0
-# Bytes below the budget at which that is enough.
+# Streams end until the queued bytes are this much below the budget.
 SHARED_ROOM = 1024 * 1024
-# A session with a sign of life overdue gets no new streams.
+# Seconds without a keepalive from the peer after which a session gets no new streams.
 STALE_TIME = 35.0
-# Streams of a tunnel's session. Our clients open at most 16; the rest is room for foreign ones.
+# Streams of a tunnel's session. Our clients open at most 16; foreign clients may open more.
 MAX_STREAMS = 256
-# A peer that opens streams while this much waits to be sent to it does not read at all: even when
-# every stream has just been told to pause, each gives us one last read.
+# If this many bytes wait to be sent to a peer that opens streams, the peer does not read at all:
+# even if every stream has just been paused, each adds at most one more read.
 SEND_LIMIT = MAX_STREAMS * 2 * READ_SIZE
 
 
@@ -287,21 +287,21 @@ class TunnelSession(MuxSession[TunnelStream]):
         if not self._reading_paused:
             self._release()
         elif self._pause_timer is None:
-            # Not at once: a stream is being fed.
+            # Not in this call, in which a stream receives data.
             self._pause_timer = asyncio.get_running_loop().call_later(0, self._end_slowest)
 
     def _end_slowest(self) -> None:
-        """End streams whose readers have stopped, so that reading can go on."""
+        """End streams whose readers have stopped, so that the session can be read again."""
         self._pause_timer = None
         now = self._now()
         left, limit = self._queued, self.receive_budget - SHARED_ROOM
-        # A rate limit slows down all streams of a session, so none of them holds up the others.
+        # A rate limit slows down all streams of a session alike, so it is no reason to end one.
         streams = [
             each
             for each in self._streams.values()
             if each.queued and not each.upper.is_throttled
         ]
-        # Those that matter first, and of them the ones that have stopped long ago.
+        # Long queues first; among these, the reader that stopped first.
         for stream in sorted(streams, key=lambda each: (each.queued < STOP_AT, each.queued_since)):
             if left <= limit:
                 break
@@ -315,7 +315,7 @@ class TunnelSession(MuxSession[TunnelStream]):
                 break
             size = stream.queued
             left -= size
-            stream.kill(StuckError(f"the reader is too slow: {size} bytes wait for it"))
+            stream.kill(StuckError(f"the reader is too slow: {size} bytes queued"))
 
     def _release(self) -> None:
         if self._pause_timer is not None:

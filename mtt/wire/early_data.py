@@ -1,10 +1,10 @@
 """Early data of WebSockets: a stream's first bytes in the request, which saves a round trip.
 
-V2Ray and Xray put them, in Base64 for URLs and without padding, where the subprotocol belongs:
+V2Ray and Xray send them in place of the subprotocol, in Base64 for URLs without padding:
 
     Sec-WebSocket-Protocol: AAwAAQEBAQAAAX8AAAEABWhlbGxv
 
-A server that takes them repeats the header in its answer. One that does not know them ignores it.
+A server that accepts early data repeats the header in its answer. Other servers ignore the header.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from mtt.wire.mux_cool import is_plugin_head
 
-# Fewer bytes from a client that need not be V2Ray's may be the name of a subprotocol: the longest
-# that looks like Base64, graphql-transport-ws, is 15 bytes.
+# Fewer bytes from a client of an unknown kind may be the name of a subprotocol. The longest name
+# that looks like Base64, graphql-transport-ws, decodes to 15 bytes.
 MIN_SIZE = 24
-# The most that a client sends, so that the request fits into the 8 KiB that nginx and Xray accept.
+# The maximum that a client sends: the request must fit into the 8 KiB that nginx and Xray accept.
 MAX_SIZE = 4096
 
-# What a client says of a server that does not repeat the header.
+# The client's error if the server does not repeat the header.
 NOT_TAKEN = (
-    "the server does not say that it has taken the early data, so the connection's first bytes may "
-    "be lost; remove -early-data, or ?ed= from the path"
+    "the server did not confirm the early data, so the connection's first bytes may be lost; "
+    "remove -early-data, or ?ed= from the path"
 )
 
 _BASE64 = re.compile(r"[A-Za-z0-9_-]+")
@@ -37,8 +37,8 @@ def encode(data: bytes) -> str:
 def decode(protocol: str, *, sure: bool) -> bytes:
     """The early data in `protocol`; empty if that is the name of a subprotocol.
 
-    Without `sure`, the client may be any program: early data has MIN_SIZE bytes, or is the first
-    frame of v2ray-plugin's mux.
+    `sure`: the client sends early data. Otherwise it may be any program, and only MIN_SIZE bytes or
+    more, or the first frame of v2ray-plugin's mux, count as early data.
     """
     if not _BASE64.fullmatch(protocol) or len(protocol) % 4 == 1:
         return b""

@@ -15,7 +15,7 @@ _HTTP = b"GPHDOCT"
 
 
 def tunnel_advice(first: bytes) -> str:
-    """The fix for a tunnel's peer that should speak smux but sends `first`, for an error text."""
+    """The advice in the error about a tunnel's peer that sends `first` instead of smux."""
     if first[:1] == b"\2":
         return "the peer speaks smux version 2; set it to version 1"
     same_mode = "use the same mode, -mux and -wss, on both ends"
@@ -23,5 +23,5 @@ def tunnel_advice(first: bytes) -> str:
 
 
 def agent_advice(_: bytes) -> str:
-    """The fix for a gateway or an agent that has agreed to speak smux, and does not."""
+    """The advice in the error about a gateway or agent that agreed to smux but sends other data."""
     return "run the same version of this program at the gateway and the agent"

@@ -3,8 +3,8 @@
     X-Forwarded-For: 203.0.113.7, 192.0.2.1
     Forwarded: for="[2001:db8::7]:4711";proto=https, for=192.0.2.1
 
-Each proxy appends the address that it got the request from. So the last ones are as credible as the
-proxies that wrote them, and the first ones may be the client's invention.
+Each proxy appends the address from which it received the request. So the last addresses are as
+reliable as the proxies that wrote them, and the client can forge the first ones.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _PAIR = re.compile(
 
 
 def forwarded_for(headers: Headers) -> Iterator[Address | None]:
-    """The addresses of a request's way, the last of the list first; None for one that is none.
+    """The addresses in the headers, the last one first; None for an invalid address.
 
-    The port is 0 if it is unknown. X-Forwarded-For is read if it is there, otherwise Forwarded.
-    Most proxies append to the first and pass on the second as the client wrote it.
+    The port is 0 if it is unknown. Forwarded is read only without X-Forwarded-For: most proxies
+    append to X-Forwarded-For, and pass on the client's Forwarded unchanged.
 
-    Addresses are parsed one by one: a client may have sent thousands, of which none is needed.
+    Addresses are parsed on demand, because a client may send thousands that are not needed.
     """
     lists = [value for name, value in headers if name == "x-forwarded-for"]
     if lists:

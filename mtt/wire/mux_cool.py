@@ -21,7 +21,7 @@ from struct import Struct
 from mtt.wire.frames import Data, StreamError, framed
 
 NEW, KEEP, END, KEEP_ALIVE = 1, 2, 3, 4
-# Commands of the decoder's events only: END with option ERROR; NEW for another network than TCP.
+# Only in events of the decoder: END with option ERROR; NEW for another network than TCP.
 RESET, NEW_OTHER = 5, 6
 
 OPTION_DATA, OPTION_ERROR = 1, 2
@@ -48,21 +48,21 @@ _DOMAIN = 2
 _NETWORK_AT, _TYPE_AT, _ADDRESS_AT = 6, 9, 10
 
 _ANY = bytes(range(256))
-# What a v2ray-plugin client sends first, byte by byte: NEW with or without data. Of several streams
-# that begin at the same time, any may be the first.
+# The beginning of a v2ray-plugin client's first frame, byte by byte: NEW with or without data. If
+# several streams begin at the same time, any of them may be the first.
 _PLUGIN_HEAD = (
     *(b"\0", b"\x0c", b"\0", _ANY, b"\1", b"\0\1"),
     *(bytes((byte,)) for byte in _DESTINATION),
 )
-# What sing-box sends as v2ray-plugin: NEW for v1.mux.cool, which stands for the mux in V2Ray.
+# The same of sing-box as v2ray-plugin: NEW with the destination v1.mux.cool, V2Ray's name for mux.
 _NAMED_HEAD = (
     *(b"\0", b"\x14", b"\0", _ANY, b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\2", b"\x0b"),
     *(bytes((byte,)) for byte in b"v1.mux.cool"),
 )
-# It may also be END of a stream that was never opened, if the application has closed at once, as
-# shadowsocks-rust does to see whether its plugin is ready.
+# Or END of a stream that was never opened, if the application closed at once. shadowsocks-rust does
+# so to check whether its plugin is ready.
 _END_HEAD = (b"\0", b"\4", b"\0", _ANY, b"\3", b"\0\2")
-# The first of any client, for any TCP destination: the size has up to 9 bits.
+# The same of any client, with any TCP destination: the size has up to 9 bits.
 _HEAD = (b"\0\1", _ANY, b"\0", _ANY, b"\1", b"\0\1", b"\1", _ANY, _ANY, b"\1\2\3", _ANY)
 
 
@@ -92,7 +92,7 @@ def end(stream_id: int, *, error: bool = False) -> bytes:
 
 
 def keep_alive(stream_id: int = 0) -> bytes:
-    """A frame that means nothing; between our own ends, its id does."""
+    """A frame without effect; between two programs of this kind, its id stops a stream."""
     return _METADATA.pack(MIN_METADATA, stream_id, KEEP_ALIVE, 0)
 
 

@@ -141,4 +141,4 @@ async def test_server_that_does_not_take_it_fails_visibly(certs: Certs) -> None:
             await application.send(b"hello")
             with pytest.raises(ConnectionResetError):
                 await application.read()
-    assert any("does not say that it has taken the early data" in line for line in lines)
+    assert any("the server did not confirm the early data" in line for line in lines)
