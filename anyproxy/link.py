@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -41,6 +42,14 @@ SIGN_TIME = 5.0
 QUIET_TIME = 8.0
 # Reasons of failures that are remembered, to name each once; more only if the gateway invents them.
 MAX_REASONS = 20
+
+# Options that errors of the engine name, as keys of the configuration file. Those of a server are
+# the gateway's.
+_OPTION = re.compile(r"(server's )?(?<![\w/.'\"-])-([a-z][a-z-]*)")
+_KEYS = {
+    "pin": "pin", "ca": "ca", "n": "server_name", "cert": "client_cert", "key": "client_key",
+}  # fmt: skip
+_SERVER_KEYS = {"cert": "tls_cert", "client-ca": "client_ca"}
 
 # Where routes to the Internet are looked at: addresses for documentation (RFC 5737, RFC 3849).
 _INTERNET = (("192.0.2.1", 9), ("2001:db8::1", 9, 0, 0))
@@ -119,7 +128,9 @@ class Link:
                 error = self.session.error
                 self.session = None
                 logger.warning(
-                    "disconnected from the gateway %s: %s", self._gateway, describe(error)
+                    "disconnected from the gateway %s: %s",
+                    self._gateway,
+                    _with_keys(describe(error)),
                 )
                 if isinstance(error, RefusedError):  # the Go program refuses within the session
                     limit = self.wait_times[1]
@@ -127,7 +138,7 @@ class Link:
                     limit = self.wait_times[0]
                     continue
             except MttError as failure:
-                self._log_failure(describe(failure))
+                self._log_failure(_with_keys(describe(failure)))
                 if isinstance(failure, RefusedError):
                     limit = self.wait_times[1]  # the operator has to act
             except Exception as fault:  # a fault of this program must not end the link
@@ -208,3 +219,14 @@ class _Ending:
             timer.cancel()
         if not self.is_set:
             self._wakes.clear()
+
+
+def _with_keys(text: str) -> str:
+    """`text` with keys of the configuration file instead of options."""
+
+    def key(found: re.Match[str]) -> str:
+        server, option = found[1] or "", found[2]
+        known = (_SERVER_KEYS if server else _KEYS).get(option)
+        return f"{server}{known}" if known else found[0]
+
+    return _OPTION.sub(key, text)

@@ -129,13 +129,18 @@ def parse_endpoint(option: str, text: str) -> Endpoint:
         raise UsageError(f"{option}: not a URL, but an address; write it like {_address_in(text)}")
     if "@" in text:
         raise UsageError(f"{option}: an address has no @ in it; write it like example.com:443")
+    if text.startswith("-"):
+        raise UsageError(
+            f"{option}: {_shown(text)} looks like an option; give an address, like 127.0.0.1:8080"
+        )
     hosts, colon, port = text.rpartition(":")
     if text.isascii() and text.isdigit():
         like = f"127.0.0.1:{text[:5]}"  # a port has five digits
         raise UsageError(f"{option}: {_shown(text)} has no host; write it like {like}")
     if text and (not colon or not port or port.endswith("]")):
         host = _shown(text.removesuffix(":"))[1:-1]
-        raise UsageError(f"{option}: {_shown(text)} has no port; write it like {host}:443")
+        example = "9100" if option == "-metrics" else "443"
+        raise UsageError(f"{option}: {_shown(text)} has no port; write it like {host}:{example}")
     try:
         if not colon:
             raise ValueError("the port is missing")

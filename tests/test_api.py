@@ -131,7 +131,7 @@ def test_every_option_has_a_keyword(keywords: frozenset[str], flags: tuple[Flag,
     ("changes", "error", "text"),
     [
         ({"mode": "ssh"}, mtt.UsageError, r"mode: 'ssh' is none of tls, wss, mux, wss\+mux, v2ray"),
-        ({"listen": "-b"}, mtt.UsageError, "listen: '-b' has no port"),
+        ({"listen": "-b"}, mtt.UsageError, "listen: '-b' looks like an option"),
         ({"listen": None}, mtt.UsageError, "listen is missing: .*, or use listen_unix"),
         ({"fallback": "a:1"}, mtt.UsageError, 'fallback needs mode "wss" or mode "anytls"'),
         ({"timeout": 0}, mtt.UsageError, "timeout: 0s is not positive"),

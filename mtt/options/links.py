@@ -140,7 +140,10 @@ def server_address(text: str, trust: Trust | None, bind: Endpoint | None) -> End
         names = trust.names if trust is not None and not trust.pin else ()
         host = next((name for name in names if not name.startswith("*")), "")
         if not host:
-            raise UsageError(f"{option} is missing: give the address of the server for clients")
+            raise UsageError(
+                f"{option} is missing: give the address of the server for clients, like "
+                f"{option} example.com"
+            )
         return Endpoint((host,), port)
     hosts, _, digits = text.rpartition(":")
     if not hosts or is_ip(text) or text.endswith("]"):

@@ -41,8 +41,15 @@ def kept_pair(directory: str, name: str) -> tuple[str, str]:
                 _check(cert, key, name)
             else:
                 _make(cert, key, name)
+    except FileNotFoundError:
+        raise StartError(
+            f"-cert-dir: cannot create {directory}: the directory above does not exist; create it"
+        ) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise StartError(f"-cert-dir: cannot use {directory}: {describe(error)}") from None
+        reason = describe(error)
+        if isinstance(error, FileExistsError):
+            reason = "it is not a directory; name another one"
+        raise StartError(f"-cert-dir: cannot use {directory}: {reason}") from None
     return str(cert), str(key)
 
 

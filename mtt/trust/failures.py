@@ -28,23 +28,20 @@ _REFUSALS = {
     }.items()
 }
 _REFUSALS["TLSV13_ALERT_CERTIFICATE_REQUIRED"] = (
-    "the server wants a client certificate: set -cert and -key (anyproxy-client: client_cert, "
-    "client_key)"
+    "the server wants a client certificate: set -cert and -key"
 )
 
 # Fixes for a rejected certificate, by OpenSSL's verification errors (X509_V_ERR_).
 _SELF_SIGNED, _NO_ISSUER = (18, 19), (20, 21)
-_TRUST = (
-    "set -pin to the pin that the server prints at start, or -ca to its certificate"
-    " (anyproxy-client: pin, ca)"
-)
+_OTHER_NAME = (62, 64)  # than the host name, or the IP address, of the server
+_TRUST = "set -pin to the pin that the server prints at start, or -ca to its certificate"
 _COMPLETE = "use the full chain as the server's -cert, or set -ca to its root certificate"
 _CLIENT_ADVICE = {
     **dict.fromkeys(_SELF_SIGNED, _TRUST),
     **dict.fromkeys(_NO_ISSUER, _COMPLETE),
     9: "check the clocks",  # it is not valid yet
     10: "renew the server's certificate, or check the client's clock",
-    62: "set -n (anyproxy-client: server_name) to a name in the certificate",
+    **dict.fromkeys(_OTHER_NAME, "set -n to a name in the certificate"),
 }
 _SERVER_ADVICE = dict.fromkeys(
     (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"

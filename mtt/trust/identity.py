@@ -137,7 +137,10 @@ def check_pin(der_certificate: bytes, pins: tuple[str, ...]) -> None:
     actual = _pin_of(der_certificate)
     if actual in pins:
         return
-    text = f"the server's pin is {actual}, not the one given with -pin"
+    text = (
+        f"the server's pin is {actual}, not the one given with -pin; compare it with the pin in "
+        "the server's log"
+    )
     if actual is None:
         text = "the server's certificate has a key of an unsupported type"
     raise PeerError(text, cause=Cause.CERTIFICATE)

@@ -77,6 +77,10 @@ class SqliteStore(Store):
             try:
                 self._database = _open(path)
                 return _read(self._database)
+            except FileNotFoundError:  # the file itself would be created
+                raise StartError(
+                    f"-db: cannot open {path}: the directory does not exist; create it"
+                ) from None
             except OSError as error:
                 raise StartError(f"-db: cannot open {path}: {describe(error)}") from None
             except sqlite3.OperationalError as error:

@@ -32,6 +32,8 @@ DATAGRAMS = "udp_on"
 
 # The first bytes of every opening handshake.
 METHOD = b"GET "
+# Statuses by which a web server in front says that it does not reach the server behind it.
+_UNREACHED = (502, 503, 504)
 # Longest line of a head that arrives in pieces: nginx's limit.
 MAX_LINE = 8192
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -228,9 +230,11 @@ def check_response(response: Response, key: str) -> str | None:
     response is a valid answer to a request with `key`.
     """
     if response.status != 101:
+        advice = "check the path, and that the server runs in WebSocket mode"
+        if response.status in _UNREACHED:
+            advice = "a web server in front does not reach the server; check that it runs"
         raise UpgradeError(
-            f"the server answered the WebSocket request with "
-            f"{response.answer}: check the path, and that the server runs in WebSocket mode"
+            f"the server answered the WebSocket request with {response.answer}: {advice}"
         )
     if "websocket" not in response.tokens("upgrade"):
         raise UpgradeError("the server switched to another protocol than WebSocket")

@@ -188,6 +188,26 @@ async def test_refusal_is_followed_by_long_waits(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("set -pin to it, or -ca to that", "set pin to it, or ca to that"),
+        ("the server wants one: set -cert and -key", ": set client_cert and client_key"),
+        ("(-cert): not in the server's -client-ca", "(client_cert): not in the server's client_ca"),
+        ("the full chain as the server's -cert", "the server's tls_cert"),
+        ("set -n to a name", "set server_name to a name"),
+        ("pre-set -x, a-pin", "pre-set -x, a-pin"),
+    ],
+)
+async def test_failures_name_keys_of_the_file(
+    text: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with logged() as lines:
+        async with running(monkeypatch, PeerError(text)):
+            pass
+    assert shown in lines[0]
+
+
 # Stopping.
 
 

@@ -68,7 +68,9 @@ def test_errors_of_options_name_the_tunnel(tmp_path: Path) -> None:
         'tunnel[1] "home": -wss-path: only meaningful with -wss; add -wss or remove it'
     )
     assert error(tmp_path, b=":1", **{"mux-warm": -1}).startswith("-mux-warm: ")
-    assert error(tmp_path, b=":1", metrics="abc").startswith("-metrics: 'abc' has no port")
+    assert error(tmp_path, b=":1", metrics="abc") == (
+        "-metrics: 'abc' has no port; write it like abc:9100"
+    )
     assert error(tmp_path, b=":1", grace="-1s").startswith("-grace: -1s is negative")
     assert error(tmp_path, b=":1", **{"max-conns": -1}) == "-max-conns: -1 is less than 0"
 

@@ -77,8 +77,7 @@ async def test_a_client_with_the_right_certificate_gets_in(
 @pytest.mark.parametrize(
     ("certificate", "reason", "servers_reason"),
     [
-        ({}, "the server wants a client certificate: set -cert and -key "
-         "(anyproxy-client: client_cert, client_key)",
+        ({}, "the server wants a client certificate: set -cert and -key",
          "TLS: peer did not return a certificate"),
         ("other", "the server rejected the client certificate (-cert): its issuer is not in the "
          "server's -client-ca", "certificate not accepted: unable to get local issuer certificate; "

@@ -178,7 +178,7 @@ def test_hanging_worker_does_not_block_commands(
     [
         ("-c", "cannot listen on 127.0.0.1:{}: address already in use: another program listens "
          "there; stop it or choose another port"),
-        ("-db", "-db: cannot open /nonexistent/db: no such file or directory"),
+        ("-db", "-db: cannot open /nonexistent/db: the directory does not exist; create it"),
     ],
 )  # fmt: skip
 def test_a_start_that_fails_is_one_line(

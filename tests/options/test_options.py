@@ -232,6 +232,7 @@ def test_any_key_hash_is_a_pin() -> None:
         (["-b", "127.0.0.1:65536"], ["-b", "65536"]),
         (["-s", "example.com"], ["-s: 'example.com' has no port; write it like example.com:443"]),
         (["-s", "example.com:"], ["-s: 'example.com:' has no port; write it like example.com:443"]),
+        (["-s", "-pin"], ["-s: '-pin' looks like an option; give an address, like "]),
         (["-s", "[2001:db8::1]"], ["has no port; write it like [2001:db8::1]:443"]),
         (["-s", "https://host"], ["-s: not a URL, but an address; write it like host:443"]),
         (["-s", "https://u:s3cret@a.b:8443/s3cret?s3cret"], ["write it like a.b:8443"]),

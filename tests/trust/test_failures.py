@@ -50,7 +50,7 @@ def test_advice_for_self_signed_certificates(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of())
     assert str(found["client"]) == (
         "certificate not accepted: self-signed certificate; set -pin to the pin that the server "
-        "prints at start, or -ca to its certificate (anyproxy-client: pin, ca)"
+        "prints at start, or -ca to its certificate"
     )
     assert str(found["server"]) == (
         "TLS: tlsv1 alert unknown ca; the client does not trust this server; give it this "
@@ -69,10 +69,12 @@ def test_advice_for_unknown_issuers(certs: Certs) -> None:
 def test_advice_for_wrong_names(certs: Certs) -> None:
     found = failures(client_of(certs.ca), server_of(certs.cert, certs.key), "other.name")
     assert str(found["client"]).startswith("certificate not accepted: Hostname mismatch, ")
-    assert str(found["client"]).endswith(
-        "'other.name'; set -n (anyproxy-client: server_name) to a name in the "
-        "certificate"
-    )
+    assert str(found["client"]).endswith("'other.name'; set -n to a name in the certificate")
+
+
+def test_advice_for_wrong_addresses(certs: Certs) -> None:
+    found = failures(client_of(certs.ca), server_of(certs.cert, certs.key), "192.0.2.1")
+    assert str(found["client"]).endswith("'192.0.2.1'; set -n to a name in the certificate")
 
 
 def test_advice_for_expired_certificates(tmp_path: Path) -> None:

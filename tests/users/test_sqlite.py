@@ -209,7 +209,7 @@ async def test_unusable_files(
 
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="no such file or directory"):
+    with pytest.raises(StartError, match="the directory does not exist; create it"):
         await opened(tmp_path / "nowhere" / "db")
 
 

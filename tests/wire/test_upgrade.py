@@ -163,6 +163,13 @@ def test_another_status_is_named() -> None:
         upgrade.check_response(answer, KEY)
 
 
+@pytest.mark.parametrize("status", ["502 Bad Gateway", "503 Busy", "504 Gateway Timeout"])
+def test_server_out_of_reach_of_the_web_server_in_front(status: str) -> None:
+    answer = parse_response(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
+    with pytest.raises(UpgradeError, match=f"with {status}: a web server in front does not reach"):
+        upgrade.check_response(answer, KEY)
+
+
 # What the server accepts.
 
 
