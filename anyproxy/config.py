@@ -86,8 +86,14 @@ def with_file(given: Values, environ: Mapping[str, str]) -> Values:
         raise UsageError(
             f"-{CONFIG}: cannot read {DEFAULT_CONFIG}: no such file; give yours with -{CONFIG} FILE"
         )
-    top = read_tree(f"-{CONFIG}", path_of(given), environ)
+    top = read_tree(f"-{CONFIG}", path_of(given), environ, is_secret=_is_secret)
     return _log_values(top.section("log"), given) | given | {TREE: top, ENVIRON: environ}
+
+
+def _is_secret(key: str, text: str) -> bool:
+    if key == "proxy":  # a URL, which may have a login
+        return "@" in text
+    return bool(text) and key in ("auth_password", "group_password", "password")
 
 
 def path_of(given: Values) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from mtt.errors import UsageError
-from mtt.files import read_text
+from mtt.files import read_text, warn_if_open
 from mtt.log import logger
 from mtt.options.flags import quoted
 from mtt.options.json_text import parse_json
@@ -31,16 +31,21 @@ _STR_TAG = "tag:yaml.org,2002:str"
 
 
 def read_tree(
-    option: str, path: str, environ: Mapping[str, str], *, secret: bool = True
+    option: str,
+    path: str,
+    environ: Mapping[str, str],
+    *,
+    is_secret: Callable[[str, str], bool] | None = None,
 ) -> Section:
     """The top of the configuration file `path`, which `option` gave.
 
-    `environ` has the variables for `${NAME}`. Unless the file cannot be `secret`, logs a warning if
-    every user can read it. Raises UsageError.
+    `environ` has the variables for `${NAME}`. `is_secret(key, text)` tells whether a value is a
+    secret. If one stands in the file, and not in a variable, logs a warning if every user can read
+    the file. Raises UsageError.
     """
     name = f"{option}: {path}"
     ending = os.path.splitext(path)[1].lower()
-    text = read_text(option, path, limit=MAX_SIZE, secret=secret)
+    text = read_text(option, path, limit=MAX_SIZE)
     if ending in _YAML_ENDINGS:
         tree = _Yaml(name, text).document()
     elif ending == ".json":
@@ -52,7 +57,20 @@ def read_tree(
     _check(name, tree, 0)
     if tree is None:
         raise UsageError(f"{name} is empty; is it the right file?")
+    if is_secret is not None and _has_secrets(tree, is_secret):
+        warn_if_open(option, path)
     return Section("", tree, environ=environ, file=name)
+
+
+def _has_secrets(value: object, is_secret: Callable[[str, str], bool]) -> bool:
+    if isinstance(value, list):
+        return any(_has_secrets(item, is_secret) for item in value)
+    return isinstance(value, dict) and any(
+        _has_secrets(member, is_secret)
+        if isinstance(member, dict | list)
+        else member is not None and "${" not in str(member) and is_secret(str(key), str(member))
+        for key, member in value.items()
+    )
 
 
 def _parse_toml(name: str, text: str) -> Any:

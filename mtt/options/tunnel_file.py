@@ -100,7 +100,7 @@ def with_tunnels(
     Raises UsageError.
     """
     path: str = given[CONFIG.name]
-    top = read_tree(f"-{CONFIG.name}", path, environ, secret=False)
+    top = read_tree(f"-{CONFIG.name}", path, environ)
     file = TunnelFile(top.label(), (), top.variables())
     try:
         process, tunnels = _read(flags, top, given, _OF_PROCESS - set(own))

@@ -271,3 +271,23 @@ def test_mutated_files_raise_usage_errors_only(text: str, tmp_path: Path) -> Non
                 errors += 1
                 assert "\n" not in str(error)
     assert errors > 50
+
+
+@pytest.mark.parametrize(
+    ("client", "warns"),
+    [
+        ({"group_password": "secret"}, True),
+        ({"gateway": {"auth_password": 123}}, True),
+        ({"gateway": {"proxy": "http://user:secret@proxy.corp:3128"}}, True),
+        ({"group_password": "${WORD}", "gateway": {"proxy": "http://proxy.corp:3128"}}, False),
+    ],
+)
+def test_file_with_a_password_should_not_be_public(
+    client: object, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"client": client}))
+    path.chmod(0o644)
+    with_file({"config": str(path)}, {"WORD": "x"})
+    line = f"-config: every user can read {path}; run chmod o-r on it"
+    assert caplog.messages == ([line] if warns else [])

@@ -195,19 +195,33 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_file_that_every_user_can_read(
     files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files("{}", "json")
+    def read() -> None:
+        read_tree("-config", str(path), {}, is_secret=lambda key, _: key == "word")
+
+    files('{"a": [{"word": "secret"}]}', "json")
     assert caplog.messages == []
     path = tmp_path / "c.json"
     path.chmod(0o644)
     for _ in range(3):
-        read_tree("-config", str(path), {})
+        read()
     line = f"-config: every user can read {path}; run chmod o-r on it"
     assert caplog.messages == [line]
     path.chmod(0o600)
-    read_tree("-config", str(path), {})
+    read()
     path.chmod(0o604)
-    read_tree("-config", str(path), {})
+    read()
     assert caplog.messages == [line] * 2
+
+
+@pytest.mark.parametrize("text", ['{"a": {"word": "${WORD}"}}', '{"word": null}', '{"other": "x"}'])
+def test_file_without_a_secret_in_it_may_be_public(
+    text: str, files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files(text, "json")
+    path = tmp_path / "c.json"
+    path.chmod(0o644)
+    read_tree("-config", str(path), {"WORD": "x"}, is_secret=lambda key, _: key == "word")
+    assert caplog.messages == []
 
 
 @pytest.mark.usefixtures("yaml")
