@@ -43,6 +43,7 @@ FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
 # In the table of messages, but not ours: what OpenSSL, the system and shadowsocks say.
 FOREIGN = {
     "self-signed certificate", "unable to get local issuer certificate", "Hostname mismatch",
+    "IP address mismatch",
     "tlsv1 alert unknown ca", "peer did not return a certificate", "http request",
     "wrong version number", "tlsv1 alert protocol version", "unsupported protocol",
     "address already in use", "connection refused", "SIGKILL", "plugin service exit unexpectedly",
