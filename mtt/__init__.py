@@ -4,12 +4,13 @@ Programs that embed the tunnel need only the names here, see docs/embedding.md. 
 first use.
 """
 
-from typing import TYPE_CHECKING
-
 from mtt.version import __version__
 
 __all__ = ["Client", "MttError", "Server", "StartError", "UsageError", "__version__"]
 
+# As typing.TYPE_CHECKING. Importing typing takes 10 ms, in which Ctrl-C would show a traceback:
+# `mtt.process.early` comes after this module.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from mtt.api import Client, Server
     from mtt.errors import MttError, StartError, UsageError

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mtt.process import early
 
 
 @pytest.mark.parametrize(
@@ -25,3 +28,19 @@ def test_interrupt_is_silent_only_in_own_commands(program: str, silent: bool) ->
     )
     assert (done.returncode == 0) == silent
     assert ("KeyboardInterrupt" in done.stderr) != silent
+
+
+def test_nothing_slow_is_imported_before() -> None:
+    # -S: site, or a .pth file in it, may import anything.
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; before = set(sys.modules); "
+        "import mtt.process.early; print(*set(sys.modules) - before)"
+    )
+    root = str(Path(early.__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, root],
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "mtt.process.early" in loaded
+    assert not loaded & {"typing", "asyncio", "ssl", "logging"}
