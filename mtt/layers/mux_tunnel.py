@@ -40,7 +40,7 @@ STOP_AT = 128 * 1024
 # may have stopped, each with STOP_AT and the data that was on its way.
 SHARED_BUDGET = 64 * 1024 * 1024
 # Above the budget, the session is not read. Streams whose readers have taken nothing for this many
-# seconds end, so that the others can continue.
+# seconds end, the longest queues first, so that the others can continue.
 SHARED_PAUSE_TIME = 4.0
 # Streams end until the queued bytes are this much below the budget.
 SHARED_ROOM = 1024 * 1024
@@ -301,21 +301,22 @@ class TunnelSession(MuxSession[TunnelStream]):
             for each in self._streams.values()
             if each.queued and not each.upper.is_throttled
         ]
-        # Long queues first; among these, the reader that stopped first.
-        for stream in sorted(streams, key=lambda each: (each.queued < STOP_AT, each.queued_since)):
-            if left <= limit:
-                break
-            if self.is_gone(stream):
+        streams = [each for each in streams if each.queued >= STOP_AT] or streams
+        # The longest queues first: so the fewest streams end.
+        next_at = float("inf")
+        for stream in sorted(streams, key=lambda each: -each.queued):
+            stops_at = stream.queued_since + SHARED_PAUSE_TIME
+            if left <= limit or self.is_gone(stream):
                 continue
-            wait = stream.queued_since + SHARED_PAUSE_TIME - now
-            if wait > 0:
-                if self._reading_paused and not self.lost:
-                    loop = asyncio.get_running_loop()
-                    self._pause_timer = loop.call_later(wait, self._end_slowest)
-                break
+            if stops_at > now:
+                next_at = min(next_at, stops_at)
+                continue
             size = stream.queued
             left -= size
             stream.kill(StuckError(f"the reader is too slow: {size} bytes queued"))
+        if left > limit and next_at < float("inf") and self._pause_timer is None and not self.lost:
+            loop = asyncio.get_running_loop()
+            self._pause_timer = loop.call_later(next_at - now, self._end_slowest)
 
     def _release(self) -> None:
         if self._pause_timer is not None:

@@ -177,7 +177,7 @@ class Shared(Server):
         self.connect(half_close=True)
 
 
-async def test_streams_that_have_stopped_first_make_room_in_a_shared_session(
+async def test_streams_that_have_stopped_make_room_in_a_shared_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)
