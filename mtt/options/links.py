@@ -1,4 +1,4 @@
-"""The configuration of clients: command line, plugin options, links and QR codes.
+"""The configuration of clients: command line, plugin options and links.
 
     command    mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss -pin sha256/...
     plugin     wss;pin=sha256/...                           `plugin_opts` of shadowsocks (SIP003)
@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from mtt.address import Endpoint, bracketed, endpoint, is_ip
 from mtt.errors import UsageError
-from mtt.options.common import LINK, LINK_ALL, QR, host_name
+from mtt.options.common import LINK, host_name
 from mtt.options.flags import Flag, Group, Values, defaults, quoted
 from mtt.options.proxy import ENVIRONMENT, FromEnvironment
 from mtt.trust.identity import Identity
@@ -318,59 +318,3 @@ def _v2ray_plugin(values: Values, server: Endpoint) -> tuple[str, str]:
 def _escaped(value: str) -> str:
     """A value of plugin options."""
     return _SPECIAL.sub(r"\\\g<0>", value)
-
-
-def shown(links: Sequence[Link], kind: str, *, qr: bool = False) -> str:
-    """The text of -link: the link of one kind, or all with their titles; with `qr`, its code.
-
-    Raises UsageError.
-    """
-    there = [link for link in links if not link.missing]
-    if kind == LINK_ALL and not qr:
-        return "\n".join(f"{link.title}:\n{_indented(link.text)}" for link in there)
-    # The last one is the most useful to a phone.
-    found = there[-1] if kind == LINK_ALL else next(link for link in links if link.kind == kind)
-    if found.missing:
-        raise UsageError(f"-{LINK.name} {kind}: {found.missing}")
-    return (draw_qr(found.text) if qr else "") + found.text + "\n"
-
-
-def _indented(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines() or ["(none)"])
-
-
-def draw_qr(text: str) -> str:
-    """A QR code of `text` for a terminal, two rows of the code in each line.
-
-    Raises UsageError if the package for it is missing, or the text is too long.
-    """
-    try:
-        import segno
-    except ImportError:
-        raise UsageError(
-            f"-{QR.name} needs segno; run pip install 'mos-tls-tunnel[qr]', or on Debian apt "
-            "install python3-segno"
-        ) from None
-    try:
-        code = segno.make_qr(text.encode("utf-8", "surrogateescape"), error="L")
-    except ValueError:
-        raise UsageError(f"-{QR.name}: the text is too long for a QR code") from None
-    return drawn([[bool(each) for each in row] for row in code.matrix])
-
-
-# The margin of a code, in modules: the standard asks for 4, and cameras are content with 2.
-_MARGIN = 2
-
-
-def drawn(matrix: Sequence[Sequence[bool]]) -> str:
-    """A matrix of dark modules as lines for a dark terminal: a light module is a full block."""
-    width = len(matrix[0]) + 2 * _MARGIN
-    light = [False] * width
-    rows = [light] * _MARGIN
-    rows += [[False] * _MARGIN + list(row) + [False] * _MARGIN for row in matrix]
-    rows += [light] * (_MARGIN + (len(rows) + _MARGIN) % 2)
-    blocks = {(False, False): "█", (False, True): "▀", (True, False): "▄", (True, True): " "}
-    return "".join(
-        "".join(blocks[pair] for pair in zip(upper, lower, strict=True)) + "\n"
-        for upper, lower in zip(rows[::2], rows[1::2], strict=True)
-    )

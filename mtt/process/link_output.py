@@ -1,4 +1,4 @@
-"""The output of -link."""
+"""The output of -link: text and QR codes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from mtt.errors import UsageError
 from mtt.options.common import LINK, LINK_ALL, LINK_SS, QR
 from mtt.options.flags import Values
-from mtt.options.links import Link, Login, parse_login, shown
+from mtt.options.links import Link, Login, parse_login
 
 if TYPE_CHECKING:
     from mtt.options.tunnel_file import TunnelFile
 
 # The variable with the password of shadowsocks.
 SS_PASSWORD = "SS_PASSWORD"
+
+# The margin of a QR code, in modules: the standard asks for 4, and cameras are content with 2.
+_MARGIN = 2
 
 
 def printed(
@@ -74,3 +77,55 @@ def _asked() -> str:
     if not password:
         raise UsageError(f"-{LINK_SS.name}: the password is empty")
     return password
+
+
+def shown(links: Sequence[Link], kind: str, *, qr: bool = False) -> str:
+    """The text of -link: the link of one kind, or all with their titles; with `qr`, its code.
+
+    Raises UsageError.
+    """
+    there = [link for link in links if not link.missing]
+    if kind == LINK_ALL and not qr:
+        return "\n".join(f"{link.title}:\n{_indented(link.text)}" for link in there)
+    # The last one is the most useful to a phone.
+    found = there[-1] if kind == LINK_ALL else next(link for link in links if link.kind == kind)
+    if found.missing:
+        raise UsageError(f"-{LINK.name} {kind}: {found.missing}")
+    return (draw_qr(found.text) if qr else "") + found.text + "\n"
+
+
+def _indented(text: str) -> str:
+    return "".join(f"    {line}\n" for line in text.splitlines() or ["(none)"])
+
+
+def draw_qr(text: str) -> str:
+    """A QR code of `text` for a terminal, two rows of the code in each line.
+
+    Raises UsageError if the package for it is missing, or the text is too long.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise UsageError(
+            f"-{QR.name} needs segno; run pip install 'mos-tls-tunnel[qr]', or on Debian apt "
+            "install python3-segno"
+        ) from None
+    try:
+        code = segno.make_qr(text.encode("utf-8", "surrogateescape"), error="L")
+    except ValueError:
+        raise UsageError(f"-{QR.name}: the text is too long for a QR code") from None
+    return _drawn([[bool(each) for each in row] for row in code.matrix])
+
+
+def _drawn(matrix: Sequence[Sequence[bool]]) -> str:
+    """A matrix of dark modules as lines for a dark terminal: a light module is a full block."""
+    width = len(matrix[0]) + 2 * _MARGIN
+    light = [False] * width
+    rows = [light] * _MARGIN
+    rows += [[False] * _MARGIN + list(row) + [False] * _MARGIN for row in matrix]
+    rows += [light] * (_MARGIN + (len(rows) + _MARGIN) % 2)
+    blocks = {(False, False): "█", (False, True): "▀", (True, False): "▄", (True, True): " "}
+    return "".join(
+        "".join(blocks[pair] for pair in zip(upper, lower, strict=True)) + "\n"
+        for upper, lower in zip(rows[::2], rows[1::2], strict=True)
+    )

@@ -6,7 +6,6 @@ import base64
 import random
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -20,13 +19,12 @@ from mtt.address import Endpoint
 from mtt.errors import UsageError
 from mtt.options import links
 from mtt.options.flags import Values, parse_args
-from mtt.options.links import Link, Login, Trust, server_address, shown, ss_link, trust_values
+from mtt.options.links import Login, Trust, server_address, ss_link, trust_values
 from mtt.options.proxy import with_environment
 from mtt.options.tunnel import CLIENT_FLAGS, client_options
 from mtt.trust import selfsigned
 from plugin.options import parse_options
 from tests.support.certs import Certs
-from tests.support.programs import require_package
 
 SERVER = Endpoint(("example.com",), 443)
 PIN = "sha256/vnSCoJ6H4MUgWEVxsGdHSIMnqcxvXQmmVVWyqz6T9xs="
@@ -312,65 +310,3 @@ def test_proxy_of_the_environment_is_not_spelt_out() -> None:
 def test_wrong_options_are_refused() -> None:
     with pytest.raises(UsageError, match=r"^-s is missing"):
         mtt_client.links({"link": "all"}, None)
-
-
-# What is printed.
-
-FOUND = [
-    Link("command", "Command line", "c -x"), Link("plugin", "Options"), Link("ss", "Link", "L"),
-]  # fmt: skip
-
-
-def test_all_links_have_titles() -> None:
-    assert shown(FOUND, "all") == (
-        "Command line:\n    c -x\n\nOptions:\n    (none)\n\nLink:\n    L\n"
-    )
-
-
-def test_one_link_stands_alone() -> None:
-    assert shown(FOUND, "command") == "c -x\n"
-    assert shown(FOUND, "plugin") == "\n"
-
-
-def test_missing_link_is_an_error() -> None:
-    given = [*FOUND[:2], Link("ss", "", missing="add -link-ss")]
-    assert "Link" not in shown(given, "all")
-    with pytest.raises(UsageError, match=r"^-link ss: add -link-ss"):
-        shown(given, "ss")
-
-
-def dark_modules(text: str) -> list[list[bool]]:
-    """The matrix in a drawing, margin included."""
-    parts = {"█": (False, False), "▀": (False, True), "▄": (True, False), " ": (True, True)}
-    rows = []
-    for line in text.splitlines():
-        for half in (0, 1):
-            rows.append([parts[block][half] for block in line])
-    return rows
-
-
-@pytest.mark.parametrize("kind, text", [("all", "L"), ("command", "c -x")])
-def test_qr_code(kind: str, text: str) -> None:
-    segno = require_package("segno")
-    *lines, last = shown(FOUND, kind, qr=True).splitlines()
-    assert last == text
-    rows = dark_modules("\n".join(lines))
-    wanted = segno.make_qr(text.encode(), error="L").matrix
-    size = len(wanted)
-    assert [row[2 : 2 + size] for row in rows[2 : 2 + size]] == [list(map(bool, r)) for r in wanted]
-    # A light margin around it.
-    dark = {(y, x) for y, row in enumerate(rows) for x, module in enumerate(row) if module}
-    assert {y for y, _ in dark} == {x for _, x in dark} == set(range(2, 2 + size))
-
-
-def test_qr_code_has_a_limit() -> None:
-    require_package("segno")
-    links.draw_qr("x" * 2953)
-    with pytest.raises(UsageError, match="-qr: the text is too long for a QR code"):
-        links.draw_qr("x" * 2954)
-
-
-def test_qr_code_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "segno", None)
-    with pytest.raises(UsageError, match=r"pip install 'mos-tls-tunnel\[qr\]'"):
-        shown(FOUND, "all", qr=True)
