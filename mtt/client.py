@@ -14,7 +14,7 @@ from mtt.errors import StartError
 from mtt.layers.base import Data, StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
-from mtt.modes import MODES
+from mtt.modes import MODES, describe_mode
 from mtt.net.dial import Dialer
 from mtt.net.resolve import Resolver
 from mtt.options.tunnel import ClientOptions
@@ -140,10 +140,9 @@ class Client(Service):
     def announce(self) -> None:
         options = self._options
         logger.info(
-            "listening on %s, %s%s to %s as %s%s%s",
+            "listening on %s, %s to %s as %s%s%s",
             ", ".join(self.addresses),
-            options.mode,
-            " and UDP" if options.udp_time else "",
+            describe_mode(options.mode, udp=options.udp_time > 0),
             options.server,
             options.tls.server_name,
             " (NOT VERIFIED)" if options.tls.skip_verify else "",

@@ -325,8 +325,8 @@ _TABLE = (
 MODES = {mode.name: mode for mode in _TABLE}
 
 
-def describe_mode(mode: str, *, tls: bool = True) -> str:
-    """A server's mode for the log; without `tls`, a proxy in front terminates TLS."""
-    if tls:
-        return mode
-    return "plain TCP" if mode == "tls" else f"{mode} without TLS"
+def describe_mode(mode: str, *, tls: bool = True, udp: bool) -> str:
+    """A mode, perhaps with -udp, for the log; without `tls`, a proxy in front terminates TLS."""
+    if not tls:
+        mode = "plain TCP" if mode == "tls" else f"{mode} without TLS"
+    return f"{mode} and UDP" if udp else mode

@@ -39,9 +39,9 @@ class Server(DatagramServer):
         self.follow()
 
     def _description(self) -> str:
-        mode = describe_mode(self._options.mode, tls=self._tls is not None)
-        udp = " and UDP" if self._options.udp_time else ""
-        return f"{mode}{udp}, for {self._options.destination}"
+        options = self._options
+        mode = describe_mode(options.mode, tls=options.tls is not None, udp=options.udp_time > 0)
+        return f"{mode}, for {options.destination}"
 
     # Called by the reader of connection heads.
 

@@ -97,11 +97,11 @@ class MultiUserServer(DatagramServer):
         self.follow()
 
     def _description(self) -> str:
-        mode = describe_mode(self._options.mode, tls=self._tls is not None)
+        options = self._options
+        mode = describe_mode(options.mode, tls=options.tls is not None, udp=options.udp_time > 0)
         management = self._management
         # With several workers, the hub logs what it manages.
         managed = management is not None and management.addresses
-        mode += " and UDP" if self._options.udp_time else ""
         return f"{mode}, for {management.describe()}" if management and managed else mode
 
     def hub(self) -> MultiUserHub | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import mtt_client
 import mtt_server
 from anyproxy import client_command as agent
@@ -16,3 +20,12 @@ COMMANDS = {
         mtt_client, mtt_server, multi_user, anytls_client, anytls_server, agent, gateway,
     )
 }  # fmt: skip
+
+
+def write_output(tool: str, write: Callable[[Path], None]) -> int:
+    """Write to the directory on the command line of `tool`; returns an exit code."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(f"usage: python -m tools.{tool} OUTDIR", file=sys.stderr)
+        return 2
+    write(Path(sys.argv[1]))
+    return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mtt.options.flags import Flag
 from mtt.process.command import Command
-from tools.commands import COMMANDS
+from tools.commands import COMMANDS, write_output
 
 FILE, DIRECTORY = "file", "directory"
 
@@ -176,14 +176,5 @@ def write_completions(directory: Path) -> None:
             (directory / shell / form.format(name)).write_text(make(command), "utf-8")
 
 
-def main() -> int:
-    """Write the completions to the directory on the command line; returns an exit code."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print("usage: python -m tools.completions OUTDIR", file=sys.stderr)
-        return 2
-    write_completions(Path(sys.argv[1]))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_output("completions", write_completions))

@@ -14,7 +14,7 @@ from mtt.options.flags import Flag
 from mtt.options.usage import folded, grouped, help_text
 from mtt.process.command import Command
 from mtt.version import __version__
-from tools.commands import COMMANDS
+from tools.commands import COMMANDS, write_output
 
 PROJECT = "mos-tls-tunnel"
 
@@ -138,14 +138,5 @@ def write_pages(directory: Path) -> None:
         (section / f"{name}.1").write_text(manual_page(command), "utf-8")
 
 
-def main() -> int:
-    """Write the pages to the directory on the command line; returns an exit code."""
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        print("usage: python -m tools.manual OUTDIR", file=sys.stderr)
-        return 2
-    write_pages(Path(sys.argv[1]))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_output("manual", write_pages))
