@@ -1,1 +1,1 @@
-"""The tunnels of a configuration file: several services in one process, changed as it runs."""
+"""The tunnels of a configuration file: several services in one process, which can be reloaded."""

@@ -1,6 +1,6 @@
 """The hubs of several tunnels with workers, in one process.
 
-A worker has one socket to that process. Over it, it passes the end of a connection of its own for
+Each worker has one socket to that process. Over this socket it passes one end of a connection for
 each tunnel, in the order of the tunnels.
 """
 

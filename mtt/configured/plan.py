@@ -1,6 +1,7 @@
-"""What a configuration file asks for: its tunnels, checked one by one and against each other.
+"""The tunnels that a configuration file describes, checked one by one and against each other.
 
-A plan opens nothing and changes nothing, so a file is checked before any of it takes effect.
+Making a plan opens nothing and changes nothing, so a file is checked as a whole before any of it
+takes effect.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Planned(NamedTuple):
 class Plan(NamedTuple):
     """All tunnels of a process, and what they share."""
 
-    values: Values  # what it was made of
+    values: Values  # the options and tunnels it was made from
     file: TunnelFile
     tunnels: tuple[Planned, ...]
     max_conns: int  # of all tunnels together, 0 for no limit
@@ -100,7 +101,7 @@ def _address(options: ServiceOptions) -> str:
 
 
 def _free_name(wanted: str, names: set[str]) -> str:
-    """`wanted`, with a number if it is taken."""
+    """`wanted`, or this name with a number if it is taken."""
     name, number = wanted, 1
     while name in names:
         number += 1
@@ -109,7 +110,7 @@ def _free_name(wanted: str, names: set[str]) -> str:
 
 
 def _refuse_duplicates(tunnels: Iterable[Planned], metrics: tuple[Endpoint | None, str]) -> None:
-    """Raise UsageError if two tunnels listen on one address, or need the same thing alone."""
+    """Raise UsageError if two tunnels have the same address, file or socket."""
     used: list[tuple[str, Endpoint]] = [("metrics", metrics[0])] if metrics[0] is not None else []
     owners: dict[str, str] = {metrics[1]: "metrics"} if metrics[1] else {}
     for each in tunnels:
@@ -130,7 +131,7 @@ def _refuse_duplicates(tunnels: Iterable[Planned], metrics: tuple[Endpoint | Non
 
 
 def _overlap(one: Endpoint, other: Endpoint) -> bool:
-    """Whether the system would refuse to listen on both."""
+    """Whether the system refuses to listen on both addresses."""
     if one.port != other.port or not one.port:
         return False
     for host in map(unmapped, one.hosts):

@@ -1,8 +1,8 @@
-"""A new configuration of tunnels that run.
+"""Applies a new configuration to running tunnels.
 
-    unchanged tunnel   goes on: listening sockets, connections, sessions
+    unchanged tunnel   keeps its listening sockets, connections and sessions
     changed tunnel     a new service takes over the address; the old one finishes its connections
-    removed tunnel     its address is closed; it finishes its connections
+    removed tunnel     stops listening, and finishes its connections
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Sockets = Mapping[str, Sequence[int]]
 
 
 class Change:
-    """What a plan means for the tunnels that run.
+    """The difference between a plan and the running tunnels.
 
     Attributes:
         planned: the tunnels to start.
@@ -47,7 +47,7 @@ class Change:
         self.former = [each for each in tunnels.running if each not in self._slots]
 
     def _keep_busy(self) -> None:
-        """Keep running tunnels that alone have a file or address that a new one needs."""
+        """Keep a running tunnel whose file or address a new one needs, but cannot share."""
         owners = {
             thing: each
             for each in self._tunnels.running
@@ -64,13 +64,13 @@ class Change:
                     break
 
     def make(self) -> list[Running]:
-        """Make the new tunnels, which may take a while. Raises MttError."""
+        """Make the new tunnels. May take a while. Raises MttError."""
         new = [Running(each, self._wanted.file, self._tunnels) for each in self.planned]
         describe_certificates(new)  # for the log
         return new
 
     def heirs(self, new: Iterable[Running]) -> dict[Running, Running | None]:
-        """For each new tunnel the former one at the same address, if there is one."""
+        """Find the former tunnel at the address of each new one, if any."""
         free = [each for each in self.former if each.service.is_listening]
         found: dict[Running, Running | None] = {}
         for each in new:
@@ -80,7 +80,7 @@ class Change:
         return found
 
     def finish(self, new: Sequence[Running]) -> list[Running]:
-        """Once the new tunnels listen: all tunnels as in the plan."""
+        """All tunnels of the plan, after the new ones listen."""
         tunnels, wanted, before = self._tunnels, self._wanted, self._tunnels.plan
         process = before.process._replace(log_level=wanted.process.log_level)
         tunnels.plan = wanted._replace(metrics=before.metrics, process=process)
@@ -89,7 +89,7 @@ class Change:
         for planned in wanted.tunnels:
             if planned.name in self._same:
                 renamed += self._same[planned.name].name != planned.name
-                self._same[planned.name].rename(planned)  # its place may be another one, too
+                self._same[planned.name].rename(planned)  # its place may have changed as well
         names = {each.name for each in self.former}
         changed = sum(each.name in names for each in new)
         self.changes.add("max-conns", before.max_conns, wanted.max_conns)
@@ -102,7 +102,7 @@ class Change:
 
 
 async def apply(tunnels: Tunnels, wanted: Plan, sockets: Sockets | None = None) -> Changes:
-    """Put a plan into effect. Raises MttError, and then all is as before.
+    """Apply a plan. If it raises MttError, nothing has changed.
 
     In a worker, `sockets` are those of new tunnels at new addresses.
     """
@@ -124,7 +124,7 @@ async def apply(tunnels: Tunnels, wanted: Plan, sockets: Sockets | None = None) 
 
 
 def unchanged(running: Iterable[Running], wanted: Iterable[Planned]) -> Mapping[str, Running]:
-    """The tunnels that run with the wanted options, by the names that they should have."""
+    """The running tunnels with the options of the plan, by their names in the plan."""
     at: dict[object, list[Running]] = {}
     for each in running:
         at.setdefault(_address(each.planned.prepared.options), []).append(each)
@@ -147,7 +147,7 @@ def _address(options: ServiceOptions) -> object:
 async def _start(
     heirs: Mapping[Running, Running | None], former: Iterable[Running], sockets: Sockets | None
 ) -> None:
-    """Start new tunnels, at the addresses of former ones where they are the same."""
+    """Start new tunnels. One at a former tunnel's address takes over its sockets."""
 
     async def bind() -> None:
         fresh = [each for each, old in heirs.items() if old is None]
@@ -178,7 +178,7 @@ async def bound(each: Running, sockets: Sockets | None) -> None:
 
 
 async def _undo(tunnels: Tunnels, new: Iterable[Running], former: Iterable[Running]) -> None:
-    """End new tunnels, of which some may have started; former ones listen as before."""
+    """Stop new tunnels, whether started or not, and let the former ones listen again."""
     for each in new:
         await each.task(each.service.close())
     if not tunnels.is_over:

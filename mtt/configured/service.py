@@ -1,8 +1,8 @@
-"""The tunnels of a configuration file, which is followed by one process or by several.
+"""Follows a configuration file, in one process or in several.
 
-    one process   reads the file, and applies it to its tunnels
-    several       the supervisor reads the file, listens at new addresses, and passes both on;
-                  the workers apply the same to their tunnels
+    one process         reads the file, and applies it to its tunnels
+    several processes   the supervisor reads the file, listens at new addresses, and passes content
+                        and sockets to the workers, which apply them to their tunnels
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtt.options.process import CONFIG
 from mtt.process.command import Prepare, Start
 from mtt.process.configuration import Changes, Configuration
 
-# The exit code of a worker that cannot follow the others; a new one takes its place.
+# The exit code of a worker that cannot apply an update; the supervisor replaces the worker.
 _LEFT_BEHIND = 1
 
 
@@ -69,7 +69,7 @@ class ConfiguredTunnels(Tunnels):
         return descriptors
 
     def _prepare_workers(self, wanted: Plan, descriptors: list[int]) -> Changes:
-        """Listen for a plan; `descriptors` get what the workers need to apply it."""
+        """Listen for a plan; appends to `descriptors` what the workers need to apply it."""
         from mtt.process.supervisor_link import MAX_DESCRIPTORS
 
         change = Change(self, wanted)
@@ -81,13 +81,13 @@ class ConfiguredTunnels(Tunnels):
         heirs = change.heirs(new)
         fresh = [each for each, old in heirs.items() if old is None]
         try:
-            # A loop of its own: the supervisor has none, and forks.
+            # A temporary loop: the supervisor has none, because it forks.
             with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
                 runner.run(_bind(fresh))
             sockets = {each.name: each.service.descriptors for each in fresh}
             numbers = [number for each in sockets.values() for number in each]
             if len(numbers) >= MAX_DESCRIPTORS:
-                raise StartError(f"{len(numbers)} new addresses at once are too many; restart")
+                raise StartError(f"too many new addresses at once ({len(numbers)}); restart")
         except BaseException:
             for each in fresh:
                 each.service.stop_listening()
@@ -106,7 +106,7 @@ class ConfiguredTunnels(Tunnels):
         return change.changes
 
     def _write(self, content: object) -> None:
-        """Keep `content` in a file without a name, which may have secrets: `self._message`."""
+        """Write `content`, which may have secrets, to an anonymous file: `self._message`."""
         self._forget_message()
         data = pickle.dumps(content)
         if hasattr(os, "memfd_create"):
@@ -152,7 +152,7 @@ class ConfiguredTunnels(Tunnels):
             await apply(self, wanted, sockets)
         except Exception as error:
             # For example because a file has changed meanwhile.
-            logger.error("a worker cannot use the new configuration, and ends: %s", describe(error))
+            logger.error("worker stopped: cannot apply the new configuration: %s", describe(error))
             logger.debug("where it happened:", exc_info=True)
             os._exit(_LEFT_BEHIND)
 

@@ -1,7 +1,7 @@
 """Several tunnels in one process, as a configuration file describes them.
 
-Each is a service of its own, which is not aware of the others. They share the process with its
-event loop, signals and workers, the metrics server, and a limit on connections.
+Each tunnel is a separate service, which does not know of the others. They share the process with
+its event loop, signals and workers, the metrics server, and a limit on connections.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _Result = TypeVar("_Result")
 
 
 class Subject:
-    """The tunnel that log lines are about.
+    """The name of the tunnel in log lines.
 
-    Apart from the tunnel: contexts refer to it, and cancelled timers keep contexts for minutes.
+    A separate object, because contexts refer to it, and cancelled timers keep contexts alive for
+    minutes.
     """
 
     __slots__ = ("_tunnels", "name")
@@ -50,9 +51,9 @@ class Subject:
 
 
 class Running:
-    """A tunnel that runs, or is about to.
+    """A tunnel that runs or will start.
 
-    Its code runs in a context in which it is the subject of log lines.
+    Its code runs in a context that adds the tunnel's name to log lines.
     """
 
     def __init__(self, planned: Planned, file: TunnelFile, tunnels: Tunnels) -> None:
@@ -77,21 +78,21 @@ class Running:
         return self.planned.name
 
     def rename(self, planned: Planned) -> None:
-        """Go on as another entry of the file, with the same options."""
+        """Continue as another entry of the file, with the same options."""
         self.planned = planned
         self._subject.name = planned.name
 
     def run(self, function: Callable[..., _Result], *arguments: object) -> _Result:
-        """Call `function` in its context."""
+        """Call `function` in the tunnel's context."""
         return self._context.copy().run(function, *arguments)
 
     def task(self, work: Coroutine[Any, Any, _Result]) -> asyncio.Task[_Result]:
-        """A task in its context."""
+        """Start a task in the tunnel's context."""
         loop = asyncio.get_running_loop()
         return loop.create_task(work, context=self._context.copy())
 
     async def wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
-        """The result of `work` in its context. Errors name the tunnel."""
+        """The result of `work` in the tunnel's context. Errors name the tunnel."""
         try:
             return await self.task(work)
         except MttError as error:
@@ -123,7 +124,7 @@ class Tunnels(runtime.Service):
         self.running: list[Running] = []
         self.leaving: dict[Running, asyncio.Task[None]] = {}
         self.is_heavy: Callable[[int], bool] | None = None
-        self._past: dict[str, Page] = {}  # metrics of ended tunnels by name, if it goes on
+        self._past: dict[str, Page] = {}  # last metrics of ended tunnels, by name
         self.running = [Running(each, self.plan.file, self) for each in self.plan.tunnels]
         self.endpoint = MetricsEndpoint(self.metrics_page, *self.plan.metrics, Resolver())
         self.lag = LagMeter()
@@ -224,7 +225,7 @@ class Tunnels(runtime.Service):
     # Another configuration.
 
     def use(self, running: list[Running]) -> None:
-        """Go on with these tunnels; the former ones finish as at the end of the process."""
+        """Replace the tunnels; the former ones finish as at the end of the process."""
         former = [each for each in self.running if each not in running]
         self.running = running
         for each in former:
@@ -276,7 +277,7 @@ class Tunnels(runtime.Service):
 
 
 def describe_certificates(tunnels: Iterable[Running]) -> None:
-    """Describe the certificates for the log: slow, and so once for those of several tunnels."""
+    """Describe the certificates for the log, once for all tunnels, because this is slow."""
     known: dict[tuple[str, bytes], Words] = {}
     for each in tunnels:
         for files in each.service.certificates:

@@ -1,4 +1,4 @@
-"""Listening at new addresses when a configuration changes, without a gap where that is possible."""
+"""Listens at new addresses when a configuration changes, if possible without an interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 
 
 class Occupant(NamedTuple):
-    """What listens at an old address."""
+    """A listener at an old address."""
 
     name: str  # for the log
     stop: Callable[[], object]  # closes the listening sockets
@@ -22,16 +22,16 @@ class Occupant(NamedTuple):
 async def listen_instead(
     bind: Callable[[], Awaitable[_Result]], leaving: Sequence[Occupant]
 ) -> _Result:
-    """The result of `bind`, which listens at new addresses; if need be, `leaving` stops before.
+    """The result of `bind`, which listens at new addresses; stops `leaving` first if necessary.
 
-    Raises StartError if that fails; then `leaving` listens as before.
+    If it raises StartError, `leaving` listens as before.
     """
     try:
         return await bind()
     except StartError:
         if not leaving:
             raise
-    # An old address may be in the way of a new one: 127.0.0.1:8080 of 0.0.0.0:8080, for example.
+    # An old address may block a new one: 127.0.0.1:8080 blocks 0.0.0.0:8080, for example.
     for each in leaving:
         each.stop()
     try:

@@ -1,4 +1,4 @@
-"""The proxy between a client and its server: -proxy, and the variables that name one."""
+"""The proxy between a client and its server: -proxy, and the environment variables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy")
 EXCEPTION_VARIABLES = ("NO_PROXY", "no_proxy")
 
 HTTP, HTTPS, SOCKS5 = "http", "https", "socks5"
-# Names of other programs for the same; here, proxies always look up the server's name.
+# Names in other programs. Here the proxy always resolves the server's name.
 _SCHEMES = {HTTP: HTTP, HTTPS: HTTPS, SOCKS5: SOCKS5, "socks5h": SOCKS5, "socks": SOCKS5}
 
 # Bytes of a user or password at a SOCKS5 proxy (RFC 1929).
@@ -28,7 +28,7 @@ MAX_SOCKS_LOGIN = 255
 
 @dataclass(frozen=True, slots=True)
 class ProxyServer:
-    """A proxy; `login` is a user, who has no colon for an HTTP proxy, and a password."""
+    """A proxy; `login` is user and password. For an HTTP proxy the user has no colon."""
 
     address: Endpoint
     login: tuple[str, str] | None = field(default=None, repr=False)
@@ -45,7 +45,7 @@ class FromEnvironment(NamedTuple):
     proxy: ProxyServer | None
     exceptions: str
 
-# The proxy on the way to servers, if any.
+# The proxy for connections to servers, if any.
 Way = ProxyServer | FromEnvironment | None
 
 
@@ -106,7 +106,7 @@ def with_environment(given: Values, environ: Mapping[str, str]) -> Values:
 
 
 def from_environment(environ: Mapping[str, str]) -> FromEnvironment:
-    """The proxy that the variables name. Raises UsageError."""
+    """The proxy in the environment variables. Raises UsageError."""
     name, text = _first(PROXY_VARIABLES, environ)
     proxy = parse_proxy(name, text) if text else None
     return FromEnvironment(proxy, _first(EXCEPTION_VARIABLES, environ)[1])
@@ -147,10 +147,10 @@ def _is_exception(host: str, port: int, exceptions: str) -> bool:
 
 
 def _matches(host: str, port: int, entry: str) -> bool:
-    """Whether an entry of NO_PROXY means the host.
+    """Whether an entry of NO_PROXY matches the host.
 
-    It is `*`, an address or a network, a name with all below it, or `.name` for those alone; a port
-    may follow.
+    An entry is `*`, an address, a network, a name with its subdomains, or `.name` for only the
+    subdomains. A port may follow.
     """
     if entry == "*":
         return True

@@ -1,4 +1,4 @@
-"""The proxies in front of a server that are believed when they name the user's address."""
+"""The proxies in front of a server whose information about the user's address is trusted."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class TrustedProxies:
     def user(self, peer: Any, headers: Headers) -> tuple[str, int] | None:
         """The user's address according to the headers of a request from `peer`.
 
-        It is the last one that is not a trusted proxy's. If all are, it is the first one. None if
-        `peer` is not trusted, or says nothing.
+        This is the last address that is not a trusted proxy's, or the first one if all are. None
+        if `peer` is not trusted, or sends no address.
         """
         if not self.trusts(peer):
             return None
         found = None
         for address in forwarded_for(headers):
-            if address is None:  # nothing before it can be believed
+            if address is None:  # earlier entries are not reliable
                 break
             found = address
             if not self.trusts(address):
@@ -74,7 +74,7 @@ def parse_trusted_proxies(option: str, text: str) -> TrustedProxies:
                 f"10.0.0.0/8, 192.0.2.7, 2001:db8::/32, or {UNIX} for a unix socket"
             ) from None
         if "/" in entry and str(network.network_address) != entry.partition("/")[0]:
-            # Perhaps the address alone was meant, and trusting all of the range would be too much.
+            # The operator may have meant only the address; trusting the range would be unsafe.
             raise UsageError(f"{option}: {entry[:60]!r} is an address within {network}; write "
                              "the range, or the address alone")  # fmt: skip
         networks.append(network)

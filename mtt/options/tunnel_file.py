@@ -1,11 +1,11 @@
 """The configuration file of -config: one tunnel, or several in one process.
 
-    top of the file   options of the process, and what all tunnels have in common
-    tunnel            a list of objects, one per tunnel ([[tunnel]] in TOML): the options of each,
-                      perhaps with a name; without the list, the file has one tunnel
+    top level   options of the process, and defaults for all tunnels
+    tunnel      a list of objects, one per tunnel ([[tunnel]] in TOML), with its options and
+                optionally a name; without the list, the file has one tunnel
 
-Keys are the names of options, without the dash. A tunnel's own key replaces the common one, and the
-command line replaces both.
+Keys are the names of options, without the dash. A tunnel's key overrides the default, and the
+command line overrides both.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TUNNELS = "tunnels"
 
 LIST, NAME = "tunnel", "name"
 
-# Tunnels of one process. Each has listening sockets, and is compared with the others.
+# Tunnels of one process. Each has listening sockets, and the check compares each with all others.
 MAX_TUNNELS = 1000
-# Characters of a name, which stands in log lines and metrics.
+# Characters of a name, which appears in log lines and metrics.
 MAX_NAME = 64
 
 # Go's range of integers.
 _MAX_INT = 2**63 - 1
 
-# Characters of a variable's value that count as a part of it, in an error that shortened it.
+# Characters of a variable's value that are recognised in an error that shortens the value.
 _MIN_PART = 16
 # Shorter values are not secrets, and occur in errors by chance.
 _MIN_SECRET = 4
@@ -72,7 +72,7 @@ class TunnelFile(NamedTuple):
 
     @contextlib.contextmanager
     def errors(self, place: str = "") -> Iterator[None]:
-        """Errors inside name the file and the `place`, and show no variable's value."""
+        """Adds the file and the `place` to errors, and hides the values of variables in them."""
         try:
             yield
         except MttError as error:
@@ -118,7 +118,7 @@ def with_tunnels(
 
 
 def hidden(text: str, variables: Mapping[str, str]) -> str:
-    """`text` with names instead of the values of `variables`, of which some may be secrets."""
+    """`text` with names instead of the values of `variables`, which may be secrets."""
     for name, value in variables.items():
         for shown in (value, repr(value)[1:-1]):
             for size in (len(shown), *range(len(shown) - 1, _MIN_PART, -1)):
@@ -148,7 +148,7 @@ def _read(
     everything = _ranked(_values(top, known, {LIST}), given)
     process = {name: value for name, value in everything.items() if name in whole}
     common = {name: value for name, value in everything.items() if name not in whole}
-    # What the options of a tunnel depend on.
+    # Values that the options of a tunnel depend on.
     common |= {key: everything[key] for key in (CHECK.name, WORKERS.name) if key in everything}
     override = {name: value for name, value in given.items() if name not in whole}
     open_secrets = _has_secrets(top, known)

@@ -16,7 +16,7 @@ _EXAMPLE_WIDTH = _WIDTH - 8
 def usage(
     flags: Sequence[Flag], prog: str, description: str, examples: Sequence[tuple[str, str]] = ()
 ) -> str:
-    """The help text of a command, ending with a newline; `examples` are sentences and lines."""
+    """The help text of a command, with a newline; `examples` are descriptions and command lines."""
     lines = [f"Usage: {prog} [option ...]", "", fill(description, _WIDTH)]
     for heading, members in grouped(flags):
         lines += ["", f"{heading}:"]
@@ -46,7 +46,7 @@ def help_text(flag: Flag) -> str:
 
 
 def folded(line: str) -> Iterator[str]:
-    """A command line, in several lines if it is long; they begin with options."""
+    """A command line, folded before options if it is long."""
     first, *rest = line.split(" -")
     piece = first
     for part in rest:

@@ -18,12 +18,12 @@ def without_early_data(target: str) -> str:
 def given_early_data(target: str, values: Values, most: int) -> tuple[str, int]:
     """The request target `target` without `ed=N`, and the bytes of early data, at most `most`.
 
-    With -mux there is none: connections are made in advance of their streams. Raises UsageError.
+    Not with -mux, whose connections exist before their streams. Raises UsageError.
     """
     size: int = values["early-data"]
     found = [part for part in target.partition("?")[2].split("&") if part.startswith(_KEY)]
     if found and size:
-        raise UsageError("-early-data: ?ed= in -wss-path says the same; remove one")
+        raise UsageError("-early-data: ?ed= in -wss-path means the same; remove one")
     option = "-early-data"
     if found:
         option, text = "-wss-path: ?ed=", found[-1].removeprefix(_KEY)

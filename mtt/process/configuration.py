@@ -1,8 +1,8 @@
-"""A configuration file that a running service follows.
+"""Reloads the configuration file of a running service.
 
     change of the file, or SIGHUP -> read -> check -> apply -> one line in the log
 
-A file with an error changes nothing. `apply` does all of a change, or raises before it does any.
+A file with an error changes nothing. `apply` is atomic: if it raises, nothing has changed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Configuration(FollowedFiles, Generic[Options]):
             self._finish(await self._apply(options), process)
 
     def read_now(self, apply: Callable[[Options], Changes]) -> None:
-        """Read it, and put it into effect with another `apply`, in a process without a loop."""
+        """Read the file, and apply it with another `apply`, in a process without a loop."""
         with _errors_logged():
             options, process = self._load()
             self._finish(apply(options), process)
@@ -106,6 +106,6 @@ def _errors_logged() -> Iterator[None]:
         yield
     except MttError as error:
         logger.error("the old configuration stays in use: %s", error)
-    except Exception as error:  # the next change must be noticed all the same
+    except Exception as error:  # the next change must still be noticed
         logger.error("configuration not reloaded: internal error: %s", describe(error))
         logger.debug("where it happened:", exc_info=True)

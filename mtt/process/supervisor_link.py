@@ -134,11 +134,11 @@ class Child:
             self.line.send(command)
 
     def send_update(self, descriptors: Sequence[int]) -> None:
-        """Pass descriptors with UPDATE. Kills a process that cannot take them: it is outdated."""
+        """Pass descriptors with UPDATE. On failure kills the process, which is outdated."""
         try:
             socket.send_fds(self.line, [UPDATE], descriptors)
         except OSError as error:
-            logger.error("%s cannot get the new configuration: %s", self, describe(error))
+            logger.error("new configuration not sent to %s: %s", self, describe(error))
             os.kill(self.pid, signal.SIGKILL)
 
     def read(self) -> bool:

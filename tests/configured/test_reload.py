@@ -391,5 +391,5 @@ async def test_a_worker_that_cannot_follow_ends(
         worker._forget_message()
         assert codes == [1]
         (line,) = (line for line in run.lines if line.startswith("ERROR"))
-        assert line.startswith("ERROR a worker cannot use the new configuration, and ends: ")
+        assert line.startswith("ERROR worker stopped: cannot apply the new configuration: ")
         assert "-password-file: cannot read" in line
