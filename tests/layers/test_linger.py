@@ -139,6 +139,7 @@ async def test_closing_twice_or_after_the_end_of_writing() -> None:
         close(recorder)
         recorder.transport.close()
         assert await drain(sock) == b"all"
+        sock.close()
         assert await recorder.ended() is None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mtt.layers import linger
 from mtt.layers.reads import READ_SIZE
 from mtt.layers.tcp import HIGH_WATER, SocketTransport
 from tests.support.bottom import (
@@ -28,7 +29,14 @@ from tests.support.transports import attach, raw_peer, tcp_sockets, turns
 assert on_every_loop  # a fixture of every test here
 
 
-async def test_close_sends_waiting_data_and_nothing_else() -> None:
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The far end does not close; how long that is waited for is tested in test_linger.py."""
+    monkeypatch.setattr(linger, "TICK", 0.02)
+    monkeypatch.setattr(linger, "LINGER_TIME", 0.04)
+
+
+async def test_close_sends_waiting_data_and_nothing_else(short_linger: None) -> None:
     recorder = Told()
     with narrow(recorder) as (near, transport, far):
         transport.write(bytes(HIGH_WATER + 1))
@@ -272,7 +280,7 @@ class Forgetful(Told):
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "reset", "exception"])
-async def test_lost_transport_is_in_no_cycle(end: str) -> None:
+async def test_lost_transport_is_in_no_cycle(end: str, short_linger: None) -> None:
     class Transport(SocketTransport):
         __slots__ = ("__weakref__",)
 

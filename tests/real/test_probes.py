@@ -13,6 +13,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from tests.support.programs import require_program
 
 # Seconds. A connection is kept open when nothing comes for so long: from nginx, which shows what to
 # expect; from ours when that is expected; and from ours when an end is expected instead.
-NGINX, QUIET, LATE = 1.0, 0.3, 5.0
+NGINX, QUIET, LATE = 1.0, 0.4, 5.0
 
 CONFIG = """
 http {{
@@ -70,6 +71,10 @@ class Heard(NamedTuple):
 
     answer: bytes
     end: str
+
+
+# Asks a port, and waits so many seconds for more; returns what was heard.
+Probe = Callable[[int, float], Heard]
 
 
 class End:
@@ -179,25 +184,39 @@ class Servers:
         self._ours = start_all(processes, *own, *site)
         self._bare = start_all(processes, *own)
 
-    def compare(self, probe: Callable[[int, float], Heard]) -> None:
-        """Make sure that all with a site answer as nginx does, and as early."""
-        expected = probe(self._nginx, NGINX)
-        for name, port in self._ours.items():
-            assert probe(port, QUIET if expected.end == "open" else LATE) == expected, name
+    def compare(self, probe: Probe, *, bare: bool = True) -> None:
+        """Make sure that all with a site answer as nginx does, and as early.
 
-    def compare_bare(self, probe: Callable[[int, float], Heard]) -> None:
-        """The same without a site, for what nginx answers itself.
-
-        What it forwards, our server answers behind it, so to say.
+        Args:
+            bare: and those without a site, for what nginx answers itself.
         """
-        expected = probe(self._bare_nginx, NGINX)
-        for name, port in self._bare.items():
-            heard = probe(port, QUIET if expected.end == "open" else LATE)
+        with ThreadPoolExecutor(len(self._ours) + len(self._bare)) as pool:
+            without_site = pool.submit(self._compare_bare, probe, pool) if bare else None
+            expected, found = probe_all(probe, self._nginx, self._ours, pool)
+            for name, heard in found:
+                assert heard == expected, name
+            if without_site:
+                without_site.result()
+
+    def _compare_bare(self, probe: Probe, pool: ThreadPoolExecutor) -> None:
+        """What nginx forwards, our server answers behind it, so to say."""
+        expected, found = probe_all(probe, self._bare_nginx, self._bare, pool)
+        for name, heard in found:
             if FORWARDED.search(expected.answer):
                 assert heard.answer.startswith(b"HTTP/1.1 4"), name
                 assert b"\r\nServer: nginx\r\nDate:\r\n" in heard.answer
             else:
                 assert heard == expected, name
+
+
+def probe_all(
+    probe: Probe, nginx: int, ours: dict[str, int], pool: ThreadPoolExecutor
+) -> tuple[Heard, list[tuple[str, Heard]]]:
+    """What nginx answers, and then all of ours at once."""
+    expected = probe(nginx, NGINX)
+    quiet = QUIET if expected.end == "open" else LATE
+    found = pool.map(lambda port: probe(port, quiet), ours.values())
+    return expected, list(zip(ours, found, strict=True))
 
 
 def start_all(processes: Processes, *options: str) -> dict[str, int]:
@@ -236,7 +255,6 @@ def test_without_tls(said: Said, servers: Servers) -> None:
             return heard_by(connection, said, quiet)
 
     servers.compare(probe)
-    servers.compare_bare(probe)
 
 
 @pytest.mark.parametrize("size", [3, 100])
@@ -251,7 +269,7 @@ def test_hello_that_is_cut(size: int, servers: Servers) -> None:
         with socket.create_connection(("127.0.0.1", port)) as connection:
             return heard_by(connection, (hello[:size], CUT), quiet)
 
-    servers.compare(probe)
+    servers.compare(probe, bare=False)
 
 
 @pytest.mark.parametrize("what", INSIDE)
@@ -262,9 +280,7 @@ def test_inside_tls(what: str, servers: Servers) -> None:
         with connect(servers, port, servers.context) as connection:
             return heard_by(connection, said, quiet)
 
-    servers.compare(probe)
-    if what not in LATER:
-        servers.compare_bare(probe)
+    servers.compare(probe, bare=what not in LATER)
 
 
 @pytest.mark.parametrize("names", ALPN.values(), ids=ALPN)
@@ -281,7 +297,7 @@ def test_alpn(version: ssl.TLSVersion, names: list[str], servers: Servers, certs
         except ssl.SSLError as error:
             return Heard(b"", f"{error.reason}")
 
-    servers.compare(probe)
+    servers.compare(probe, bare=False)
 
 
 SHAKE = re.compile(
@@ -311,7 +327,7 @@ def test_handshake_is_the_same(order: int, version: str, servers: Servers) -> No
         assert any("server name" in line for line in found)
         return Heard(b"", "\n".join(found))
 
-    servers.compare(probe)
+    servers.compare(probe, bare=False)
 
 
 def connect(servers: Servers, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
