@@ -13,7 +13,7 @@ from tests.support.certs import Certs
 from tests.support.processes import MODES, Processes, free_port, run
 from tests.support.programs import require_program
 
-SECONDS = 2
+SECONDS = 1
 STREAMS = 4
 
 # When time is up the sender stops, and the receiver does not wait for what is still on its way:
