@@ -20,15 +20,16 @@ from typing import Any, TypeVar
 
 from mtt.errors import StartError, describe
 from mtt.files import warn_if_exposed
-from mtt.users.store import Counters, Row, Store, StoreError
+from mtt.users.store import Counters, Profile, Row, Store, StoreError
 
 # "mttu", in the application id of the database file.
 APPLICATION_ID = 0x6D747475
-SCHEMA_VERSION = 1
 
-# The rowids give the order in which users were added.
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
+# Each step makes a database of the version before it one of the next version. The rowids give the
+# order in which users were added.
+_STEPS = (
+    f"""
+PRAGMA application_id = {APPLICATION_ID};
 CREATE TABLE users (
     path TEXT NOT NULL UNIQUE CHECK (typeof(path) = 'text'),
     dst TEXT NOT NULL CHECK (typeof(dst) = 'text'),
@@ -40,15 +41,42 @@ CREATE TABLE users (
     total_conns INTEGER NOT NULL DEFAULT 0 CHECK (typeof(total_conns) = 'integer'),
     last_seen INTEGER NOT NULL DEFAULT 0 CHECK (typeof(last_seen) = 'integer')
 );
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
+""",
+    """
+ALTER TABLE users ADD COLUMN name TEXT NOT NULL DEFAULT '' CHECK (typeof(name) = 'text');
+ALTER TABLE users ADD COLUMN enabled INTEGER NOT NULL DEFAULT 1 CHECK (enabled IN (0, 1));
+ALTER TABLE users ADD COLUMN quota INTEGER NOT NULL DEFAULT 0
+    CHECK (typeof(quota) = 'integer');
+ALTER TABLE users ADD COLUMN reset_day INTEGER NOT NULL DEFAULT 0
+    CHECK (typeof(reset_day) = 'integer');
+ALTER TABLE users ADD COLUMN next_reset INTEGER NOT NULL DEFAULT 0
+    CHECK (typeof(next_reset) = 'integer');
+""",
+)
+SCHEMA_VERSION = len(_STEPS)
 
 _PUT = """
 INSERT INTO users (path, dst, max_conns, rate, expires) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (path) DO UPDATE SET dst = excluded.dst, max_conns = excluded.max_conns,
     rate = excluded.rate, expires = excluded.expires
+"""
+_EDIT = """
+INSERT INTO users (path, dst, max_conns, rate, expires, name, enabled, quota, reset_day, next_reset)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (path) DO UPDATE SET dst = excluded.dst, max_conns = excluded.max_conns,
+    rate = excluded.rate, expires = excluded.expires, name = excluded.name,
+    enabled = excluded.enabled, quota = excluded.quota, reset_day = excluded.reset_day,
+    next_reset = excluded.next_reset
+"""
+_RENAME = """
+UPDATE users SET path = ?, rowid = (SELECT max(rowid) + 1 FROM users) WHERE path = ?
+"""
+_RESET = """
+UPDATE users SET bytes_up = 0, bytes_down = 0, total_conns = 0, next_reset = ? WHERE path = ?
+"""
+_PROFILES = """
+SELECT path, name, enabled, quota, reset_day, next_reset FROM users
+WHERE name != '' OR NOT enabled OR quota OR reset_day OR next_reset
 """
 _COUNT = """
 UPDATE users SET bytes_up = ?, bytes_down = ?, total_conns = ?, last_seen = ? WHERE path = ?
@@ -73,10 +101,57 @@ class SqliteStore(Store):
 
     async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
         def load() -> tuple[dict[str, Row], dict[str, Counters]]:
-            path = self._path
+            self._database = _open(self._path)
+            return _read(self._database)
+
+        return await self._started(load)
+
+    async def profiles(self) -> dict[str, Profile]:
+        def read() -> dict[str, Profile]:
+            assert self._database is not None
+            return {
+                path: (name, bool(enabled), quota, reset_day, next_reset)
+                for path, name, enabled, quota, reset_day, next_reset in self._database.execute(
+                    _PROFILES
+                )
+            }
+
+        return await self._started(read)
+
+    async def edit(self, path: str, row: Row, profile: Profile) -> None:
+        await self._change(_EDIT, [(path, *row, *profile)])
+
+    async def rename(self, old: str, new: str) -> None:
+        await self._change(_RENAME, [(new, old)])
+
+    async def reset(self, resets: list[tuple[str, int]]) -> None:
+        await self._change(_RESET, ((next_reset, path) for path, next_reset in resets))
+
+    async def put(self, rows: dict[str, Row]) -> None:
+        await self._change(_PUT, ((path, *row) for path, row in rows.items()))
+
+    async def remove(self, paths: list[str]) -> None:
+        await self._change("DELETE FROM users WHERE path = ?", ((path,) for path in paths))
+
+    async def clear(self) -> None:
+        await self._change("DELETE FROM users", [()])
+
+    async def count(self, counters: list[tuple[str, Counters]]) -> None:
+        await self._change(_COUNT, ((*counts, path) for path, counts in counters))
+
+    async def close(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            await self._run(database.close)
+        self._thread.shutdown(wait=False)
+
+    async def _started(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, a part of the start. Raises StartError."""
+        path = self._path
+
+        def start() -> Result:
             try:
-                self._database = _open(path)
-                return _read(self._database)
+                return work()
             except FileNotFoundError:  # the file itself would be created
                 raise StartError(
                     f"-db: cannot open {path}: the directory does not exist; create it"
@@ -96,28 +171,10 @@ class SqliteStore(Store):
                 ) from None
 
         try:
-            return await self._run(load)
+            return await self._run(start)
         except BaseException:
             await self.close()
             raise
-
-    async def put(self, rows: dict[str, Row]) -> None:
-        await self._change(_PUT, ((path, *row) for path, row in rows.items()))
-
-    async def remove(self, paths: list[str]) -> None:
-        await self._change("DELETE FROM users WHERE path = ?", ((path,) for path in paths))
-
-    async def clear(self) -> None:
-        await self._change("DELETE FROM users", [()])
-
-    async def count(self, counters: list[tuple[str, Counters]]) -> None:
-        await self._change(_COUNT, ((*counts, path) for path, counts in counters))
-
-    async def close(self) -> None:
-        database, self._database = self._database, None
-        if database is not None:
-            await self._run(database.close)
-        self._thread.shutdown(wait=False)
 
     async def _change(self, statement: str, parameters: Iterable[tuple[Any, ...]]) -> None:
         database = self._database  # now: `close()` waits for this change, but forgets it before
@@ -154,8 +211,11 @@ def _open(path: str) -> sqlite3.Connection:
         _check(database, path)
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
-        if not database.execute("PRAGMA user_version").fetchone()[0]:
-            database.executescript(_SCHEMA)
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        for number, step in enumerate(_STEPS[version:], start=version + 1):
+            database.executescript(
+                f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT;"
+            )
         with _transaction(database):  # takes the lock and keeps it
             database.execute("DELETE FROM users WHERE 0")
     except BaseException:

@@ -22,6 +22,11 @@ Row = tuple[str, int, int, int]
 # Bytes up, bytes down, connections so far, and the Unix time at which the user was last seen.
 Counters = tuple[int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0)
+# What the API of panels adds: name (a note), whether the user is enabled, quota in bytes of both
+# directions (0: none), day of the month on which the counters are reset (0: never), and the Unix
+# time of the next reset.
+Profile = tuple[str, bool, int, int, int]
+NO_PROFILE: Profile = ("", True, 0, 0, 0)
 
 
 class StoreError(MttError):
@@ -32,13 +37,13 @@ class Changes(Protocol):
     """Commands of the operator, each atomic: done as a whole when the call returns."""
 
     async def put(self, rows: dict[str, Row]) -> None:
-        """Add users, by path, or overwrite their settings; counters are kept."""
+        """Add users, by path, or overwrite their settings; counters and profiles are kept."""
 
     async def remove(self, paths: list[str]) -> None:
-        """Delete users and their counters."""
+        """Delete users, their counters and profiles."""
 
     async def clear(self) -> None:
-        """Delete all users and their counters."""
+        """Delete all users, their counters and profiles."""
 
 
 class Store(Changes, Protocol):
@@ -56,6 +61,18 @@ class Store(Changes, Protocol):
         Raises StartError.
         """
 
+    async def profiles(self) -> dict[str, Profile]:
+        """After `load`: the profiles that differ from NO_PROFILE, by path. Raises StartError."""
+
+    async def edit(self, path: str, row: Row, profile: Profile) -> None:
+        """Add a user, or overwrite settings and profile; counters are kept."""
+
+    async def rename(self, old: str, new: str) -> None:
+        """Give a user a new path, which has no user yet; the user becomes the last one added."""
+
+    async def reset(self, resets: list[tuple[str, int]]) -> None:
+        """Set bytes and connections of users to 0, and the time of their next reset."""
+
     async def count(self, counters: list[tuple[str, Counters]]) -> None:
         """Set the counters of users; skips users that no longer exist."""
 
@@ -70,6 +87,18 @@ class MemoryStore(Store):
 
     async def load(self) -> tuple[dict[str, Row], dict[str, Counters]]:
         return {}, {}
+
+    async def profiles(self) -> dict[str, Profile]:
+        return {}
+
+    async def edit(self, path: str, row: Row, profile: Profile) -> None:
+        pass
+
+    async def rename(self, old: str, new: str) -> None:
+        pass
+
+    async def reset(self, resets: list[tuple[str, int]]) -> None:
+        pass
 
     async def put(self, rows: dict[str, Row]) -> None:
         pass
