@@ -119,7 +119,7 @@ def memory() -> dict[str, float]:
     size = (tracemalloc.get_traced_memory()[0] - before) / USERS
     counters = {path: (10**9 + i, 10**9 + i, i, 10**9 + i)
                 for i, path in enumerate(users.paths(0, USERS))}  # fmt: skip
-    users.load(users.rows, counters)
+    users.load(users.rows, counters, {})
     gc.collect()
     used = (tracemalloc.get_traced_memory()[0] - before) / USERS
     tracemalloc.stop()

@@ -107,7 +107,7 @@ def parse(body: bytes) -> Generator[None, None, Command]:
         limit = integer("limit", fields.get("limit", PAGE_LIMIT))
         if not 1 <= limit <= PAGE_LIMIT:
             raise Refused(400, f"limit: {limit} is not from 1 to {PAGE_LIMIT}")
-        return Page(opt == STATISTICS, _natural("offset", fields.get("offset", 0)), limit)
+        return Page(opt == STATISTICS, natural("offset", fields.get("offset", 0)), limit)
     if opt == PING:
         return Ping()
     raise Refused(200, "invalid opt")
@@ -118,23 +118,23 @@ def parse(body: bytes) -> Generator[None, None, Command]:
 
 def answer(**fields: object) -> bytes:
     """The answer to an executed command. Fields that are 0 are omitted, as in Go."""
-    return _encode({"res": 1} | {name: value for name, value in fields.items() if value})
+    return encode({"res": 1} | {name: value for name, value in fields.items() if value})
 
 
 def users_answer(total: int, users: Iterable[User]) -> bytes:
     """The answer to LIST."""
-    return _encode({"res": 1, "total": total, "users": [_listed(user) for user in users]})
+    return encode({"res": 1, "total": total, "users": [_listed(user) for user in users]})
 
 
 def statistics_answer(total: int, found: Iterable[tuple[str, Statistics]]) -> bytes:
     """The answer to STATISTICS: the path and counters of each user."""
     users = [{"path": path, "id": fingerprint(path)} | used._asdict() for path, used in found]
-    return _encode({"res": 1, "total": total, "users": users})
+    return encode({"res": 1, "total": total, "users": users})
 
 
 def error_answer(reason: str) -> bytes:
     """The answer to a refused request."""
-    return _encode({"res": 2, "err_string": reason})
+    return encode({"res": 2, "err_string": reason})
 
 
 def _listed(user: User) -> dict[str, object]:
@@ -143,7 +143,7 @@ def _listed(user: User) -> dict[str, object]:
     return listed | {name: value for name, value in zip(_LIMITS, limits, strict=True) if value}
 
 
-def _encode(value: dict[str, Any]) -> bytes:
+def encode(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
@@ -155,22 +155,17 @@ def _rows(args: list[Arg]) -> Generator[None, None, dict[str, Row]]:
     # Many users have the same few destinations and limits, so equal values share memory.
     known: dict[str, str] = {}
     for index, (path, dst, others) in enumerate(args):
-        _check_path(index, path)
-        _check_reachable(index, path)
+        if fault := path_fault(path) or unreachable(path):
+            raise Refused(400, f"args_bunch[{index}].path: {fault}")
         if dst not in known:
-            try:
-                reachable(f"args_bunch[{index}].dst", dst)
-            except UsageError as error:
-                raise Refused(400, str(error)) from None
-            if not dst.isprintable():
-                raise Refused(400, f"args_bunch[{index}].dst: it contains control characters")
+            check_dst(f"args_bunch[{index}].dst", dst)
             known[dst] = dst
         dst = known[dst]
         if others is None:
             rows[path] = (dst, 0, 0, 0)
         else:
             max_conns, rate, expires = (
-                _natural(f"args_bunch[{index}].{name}", others.get(name, 0)) for name in _LIMITS
+                natural(f"args_bunch[{index}].{name}", others.get(name, 0)) for name in _LIMITS
             )
             rows[path] = (dst, max_conns, rate, expires)
         if index % SLICE == 0:
@@ -181,39 +176,51 @@ def _rows(args: list[Arg]) -> Generator[None, None, dict[str, Row]]:
 def _paths(args: list[Arg]) -> Generator[None, None, list[str]]:
     paths: dict[str, None] = {}
     for index, (path, _, _) in enumerate(args):
-        _check_path(index, path)
+        if fault := path_fault(path):
+            raise Refused(400, f"args_bunch[{index}].path: {fault}")
         paths[path] = None
         if index % SLICE == 0:
             yield
     return list(paths)
 
 
-def _check_path(index: int, path: str) -> None:
+def path_fault(path: str) -> str:
+    """Why no user can have this path; empty if one can."""
     if not path.startswith("/"):
-        raise Refused(400, f"args_bunch[{index}].path: it does not start with /")
+        return "it does not start with /"
     if not path.isascii():
         try:
             path.encode()
         except UnicodeEncodeError:
             # A lone surrogate such as "\ud800": no request can contain it.
-            raise Refused(400, f"args_bunch[{index}].path: it is no valid text") from None
+            return "it is no valid text"
+    return ""
 
 
-def _check_reachable(index: int, path: str) -> None:
-    """Raise Refused if no client can request `path`. Such users may exist, and can be deleted."""
+def unreachable(path: str) -> str:
+    """Why no client can request `path`; empty if one can. Such users may exist from earlier
+    versions, and can be deleted."""
     found = _NOT_IN_PATH.search(path)
     if found is None and len(path) < MAX_HEAD:
-        return
+        return ""
     if found is None:
-        reason = f"it is longer than a request may be ({MAX_HEAD} bytes)"
-    elif found[0] in "?#":
-        reason = f"clients cut it off at the {found[0]}, so it would never match; leave that out"
-    else:
-        reason = f"{found[0]} arrives percent-decoded, so it would never match; write it decoded"
-    raise Refused(400, f"args_bunch[{index}].path: {reason}")
+        return f"it is longer than a request may be ({MAX_HEAD} bytes)"
+    if found[0] in "?#":
+        return f"clients cut it off at the {found[0]}, so it would never match; leave that out"
+    return f"{found[0]} arrives percent-decoded, so it would never match; write it decoded"
 
 
-def _natural(name: str, value: Any) -> int:
+def check_dst(where: str, dst: str) -> None:
+    """Raise Refused if `dst`, the value of the field `where`, is no destination."""
+    try:
+        reachable(where, dst)
+    except UsageError as error:
+        raise Refused(400, str(error)) from None
+    if not dst.isprintable():
+        raise Refused(400, f"{where}: it contains control characters")
+
+
+def natural(name: str, value: Any) -> int:
     if integer(name, value) < 0:
         raise Refused(400, f"{name}: it is negative")
     return int(value)

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Generator
 from typing import Protocol, TypeVar
 
-from mtt.users.store import Changes, Store, StoreError
+from mtt.users.store import NO_PROFILE, Changes, Profile, Row, Store, StoreError
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Delete, Page, Ping
 from mtt_mu_server.decoding import Refused
+from mtt_mu_server.months import next_reset
 from mtt_mu_server.users import Users
 
 # Paths whose counters are updated before the event loop runs again.
@@ -73,6 +74,56 @@ class Commands:
                 self._users.mark_dirty(dirty)
                 raise
 
+    async def edit(self, path: str, row: Row, profile: Profile) -> None:
+        """Add a user, or overwrite settings and profile. Hold `changing`. Raises StoreError."""
+        await self._store.edit(path, row, profile)
+        self._users.edit(path, row, profile)
+        if self.replicas is not None:
+            await self.replicas.put({path: row})
+
+    async def rename(self, old: str, new: str) -> None:
+        """Give a user a new path, which is free, and cut the connections of the old one.
+
+        Hold `changing`. Raises StoreError.
+        """
+        if self.replicas is not None:
+            await self.replicas.settle()
+        await self._store.rename(old, new)
+        self._users.rename(old, new)
+        if self.replicas is not None:
+            await self.replicas.put({new: self._users.rows[new]})
+            await self.replicas.remove([old])
+        await self.disconnect(old)
+
+    async def remove(self, paths: list[str]) -> None:
+        """Delete users. Hold `changing`. Raises StoreError."""
+        await self._store.remove(paths)
+        await in_slices(self._users.remove(paths))
+        if self.replicas is not None:
+            await self.replicas.remove(paths)
+
+    async def disconnect(self, *paths: str) -> None:
+        """Cut the connections of users."""
+        await in_slices(self._users.cut(paths, CUT_REASON))
+
+    async def reset(self, paths: list[str]) -> None:
+        """Set the counters of users to 0. Raises StoreError."""
+        users = self._users
+        times = {0: 0}  # of the next reset, by day of the month
+        async with self.changing:
+            if self.replicas is not None:
+                await self.replicas.settle()
+            resets: list[tuple[str, int]] = []
+            for path in paths:
+                day = users.profiles.get(path, NO_PROFILE)[3]
+                if day not in times:
+                    times[day] = next_reset(day, users.now)
+                resets.append((path, times[day]))
+            await self._store.reset(resets)
+            await in_slices(users.reset(resets))
+            if self.replicas is not None:
+                await self.replicas.put({})  # waits until they know who is not blocked any more
+
     async def _run(self, body: bytes) -> bytes:
         users = self._users
         command = await in_slices(api.parse(body))
@@ -93,12 +144,9 @@ class Commands:
                     if self.replicas is not None:
                         await self.replicas.put(command.rows)
                 case Delete():
-                    await self._store.remove(command.paths)
-                    await in_slices(users.remove(command.paths))
-                    if self.replicas is not None:
-                        await self.replicas.remove(command.paths)
+                    await self.remove(command.paths)
                     if command.disconnect:
-                        await in_slices(users.cut(command.paths, CUT_REASON))
+                        await self.disconnect(*command.paths)
                 case Clear():
                     await self._store.clear()
                     await in_slices(users.clear())

@@ -1,7 +1,8 @@
 """The controller: an HTTP server on its own socket, for the operator.
 
-POST to any path is a command, as with the original. GET /healthz and GET /metrics are for
-monitoring. Every request must pass the access rules first.
+POST to any path is a command, as with the original, except below /api/, where pages and panels have
+their own API (`user_api`). GET /healthz and GET /metrics are for monitoring. Every request must
+pass the access rules first.
 
 Commands may arrive concurrently; those that cannot run at once wait. The limits are on clients that
 have not made a valid request, and on memory, see `request_slots`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mtt.http.access import AccessRules
 from mtt.http.exchange import Exchange, Handler
@@ -21,6 +23,9 @@ from mtt.wire.http1 import Reply
 from mtt_mu_server import api
 from mtt_mu_server.metrics_server import MakePage, answer_page
 from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
+
+if TYPE_CHECKING:
+    from mtt_mu_server.user_api import UserApi
 
 # Connections between two requests.
 MAX_IDLE = 256
@@ -34,6 +39,7 @@ class Controller(HttpListener):
     Args:
         access: decides which requests are allowed.
         run: executes a command: takes the body of a POST, returns a status and the answer's body.
+        make_api: makes what executes requests below /api/, when the first one comes.
         metrics: returns the pieces of the page `/metrics` and its content type.
         context: called for the TLS context of each connection; None for plain HTTP.
     """
@@ -43,12 +49,13 @@ class Controller(HttpListener):
         *,
         access: AccessRules,
         run: Callable[[bytes], Awaitable[tuple[int, bytes]]],
+        make_api: Callable[[], UserApi],
         metrics: MakePage,
         context: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         super().__init__(
             {"/metrics": partial(self._in_slot, self._answer_metrics)},
-            partial(self._in_slot, self._answer_command),
+            partial(self._in_slot, self._answer_default),
             access=access,
             # A panel's connections are pending only briefly, so a hundred at a time fit.
             pending=Pending(
@@ -61,6 +68,8 @@ class Controller(HttpListener):
             context=context,
         )
         self._run = run
+        self._make_api = make_api
+        self._api: UserApi | None = None
         self._metrics = metrics
         self._slots = RequestSlots()
 
@@ -79,6 +88,31 @@ class Controller(HttpListener):
         except CrowdedError as error:
             self.report(exchange.transport, error)
             await exchange.answer(_error(503, str(error), ("Retry-After", "1")))
+
+    async def _answer_default(self, exchange: Exchange) -> None:
+        if exchange.request.path.startswith("/api/"):
+            await self._answer_api(exchange)
+        else:
+            await self._answer_command(exchange)
+
+    async def _answer_api(self, exchange: Exchange) -> None:
+        if self._api is None:
+            self._api = self._make_api()
+        request = exchange.request
+        methods = self._api.methods(request.path)
+        if request.method not in methods:
+            if not methods:
+                reply = _error(404, "path: there is nothing here; see docs/api.md")
+            else:
+                allowed = ", ".join(methods)
+                reply = _error(405, f"method: only {allowed} here", ("Allow", allowed))
+            await exchange.answer(reply)
+            return
+        body = await exchange.body(self._api.body_limit)
+        exchange.keeps_on = True  # as for commands
+        status, text = await self._api.run(request.method, request.path, request.query, body)
+        headers = (("Cache-Control", "no-store"),)  # answers may contain paths
+        await exchange.answer(Reply(status, headers, text, JSON))
 
     async def _answer_command(self, exchange: Exchange) -> None:
         if exchange.request.method != "POST":

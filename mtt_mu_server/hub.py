@@ -45,6 +45,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
         self._management = management
         self._full: set[str] = set()
         self._numbers = itertools.count(1)
+        users.block_changed = self._block_changed
         management.replicate_to(self, self.page)
 
     async def start(self) -> None:
@@ -127,6 +128,12 @@ class MultiUserHub(WorkerHub["UserMember"]):
                     member.link.send("apply", 0)  # in parts: the worker does not serve yet
                     await asyncio.sleep(0)
                     await member.link.drained()
+                for paths in _pieces(list(self.users.blocked)):
+                    # Later changes go to workers that are loading, too; this one is of now.
+                    blocked = [path for path in paths if path in self.users.blocked]
+                    member.link.send("blocked", blocked, True)
+                    await asyncio.sleep(0)
+                    await member.link.drained()
                 for path in self._full:
                     member.link.send("full", path, True)
                 member.loaded = True
@@ -145,6 +152,10 @@ class MultiUserHub(WorkerHub["UserMember"]):
             (self._full.add if full else self._full.discard)(path)
             for member in self._loaded():
                 member.link.send("full", path, full)
+
+    def _block_changed(self, path: str, blocked: bool) -> None:
+        for member in self.members:
+            member.link.send("blocked", [path], blocked)
 
     def _concerned(self) -> set[str]:
         return self._full.union(self.users.live_paths())
@@ -286,6 +297,11 @@ class _Session:
     user: User
     abort: Callable[[], None]
     lost: bool = False
+
+
+def _pieces(paths: list[str]) -> Iterator[list[str]]:
+    """Parts of `paths` that fit into messages; see `_slices`."""
+    return (list(piece) for piece in _slices(dict.fromkeys(paths, ("", 0, 0, 0))))
 
 
 def _slices(rows: dict[str, Row]) -> Iterator[dict[str, Row]]:

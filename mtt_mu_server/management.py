@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from mtt.errors import UsageError, describe
 from mtt.http.access import AccessRules
@@ -23,7 +24,11 @@ from mtt_mu_server.metrics_server import UserMetricsServer
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.users import Users
 
-# Seconds between checks for expired users with open connections.
+if TYPE_CHECKING:
+    from mtt_mu_server.user_api import UserApi
+
+# Seconds between checks for expired users with open connections, and for users who have used up
+# their quota: what one can transfer in this time is the most that it can be exceeded by.
 EXPIRY_INTERVAL = 1.0
 
 # Seconds between writes of the counters to the database: the most that a crash can lose. Users are
@@ -37,6 +42,7 @@ MAX_TOKEN_LENGTH = 4096
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # RFC 6750, 2.1
 
 EXPIRED_REASON = "the user has expired"
+QUOTA_REASON = "the user's quota is used up"
 
 
 class Management:
@@ -67,7 +73,7 @@ class Management:
             hosts += self.tls.identity.words.names
         self.controller = Controller(
             access=AccessRules(token, hosts, any_address=wildcard),
-            run=self.commands.run, metrics=self._metrics,
+            run=self.commands.run, make_api=self._make_api, metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
         )  # fmt: skip
         self.metrics_server: UserMetricsServer | None = None
@@ -89,7 +95,8 @@ class Management:
 
     async def load(self) -> None:
         """Read the store. Raises StartError."""
-        self._users.load(*await self.store.load())
+        rows, counters = await self.store.load()
+        self._users.load(rows, counters, await self.store.profiles())
 
     async def start(self, resolver: Resolver) -> None:
         """After `load()`: start the controller. Raises StartError."""
@@ -140,9 +147,28 @@ class Management:
             await asyncio.sleep(EXPIRY_INTERVAL)
             if lapsed := self._users.lapsed():
                 await in_slices(self._users.cut(lapsed, EXPIRED_REASON))
+            await self._enforce_quotas()
             if time.monotonic() - flushed >= FLUSH_INTERVAL:
                 await self._save_counters()
                 flushed = time.monotonic()
+
+    async def _enforce_quotas(self) -> None:
+        """Reset the counters that are due, and cut users without quota left."""
+        if due := self._users.due():
+            try:
+                await self.commands.reset(due)
+            except StoreError as error:
+                logger.error("cannot reset the counters of %d users: %s", len(due), error)
+                self._users.due_again()
+        limited = self._users.limited()
+        if not limited:
+            return
+        if self.commands.replicas is not None:
+            await self.commands.replicas.settle()
+        for path in limited:
+            self._users.settle(path)
+        used_up = [path for path in limited if self._users.is_used_up(path)]
+        await in_slices(self._users.cut(used_up, QUOTA_REASON))
 
     async def _save_counters(self) -> None:
         if not self.store.is_durable:
@@ -151,6 +177,11 @@ class Management:
             await self.commands.save_counters()
         except StoreError as error:
             logger.error("cannot save the counters: %s", error)
+
+    def _make_api(self) -> UserApi:
+        from mtt_mu_server.user_api import UserApi
+
+        return UserApi(self._users, self.commands)
 
     async def _metrics(self) -> tuple[list[bytes], str]:
         if self.commands.replicas is not None:

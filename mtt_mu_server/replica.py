@@ -62,6 +62,7 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         self._events = events
         self._rows: dict[str, Row] = {}
         self._staged: list[Message] = []  # changes to apply in one step
+        self._blocked: set[str] = set()  # users that are disabled, or have used up their quota
         self._full: set[str] = set()  # users that have reached their limit of connections
         self._numbers = itertools.count()
         self._tunnels: dict[int, ReplicaTunnel] = {}
@@ -89,7 +90,7 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
 
     def find(self, path: str) -> User | None:
         row = self._rows.get(path)
-        if row is None or (row[3] and row[3] <= time.time()):
+        if row is None or (row[3] and row[3] <= time.time()) or path in self._blocked:
             return None
         return User(path, *row)
 
@@ -160,6 +161,9 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
                     self._buckets[path][direction].given(tokens)
             case ["full", str(path), bool(full)]:
                 (self._full.add if full else self._full.discard)(path)
+            case ["blocked", list(paths), bool(blocked)]:
+                change = self._blocked.update if blocked else self._blocked.difference_update
+                change(paths)
             case ["put" | "remove", _] | ["clear"]:
                 self._staged.append(message)
             case ["apply", int(number)]:
@@ -216,8 +220,10 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
             elif kind == "remove":
                 for path in rest[0]:
                     self._rows.pop(path, None)
+                self._blocked.difference_update(rest[0])
             else:
                 self._rows = {}
+                self._blocked.clear()
         self._staged.clear()
 
     def _give_up(self) -> None:

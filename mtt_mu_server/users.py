@@ -8,6 +8,9 @@ Three tables by path, so that a lookup takes the same time for any number of use
     counters  the traffic so far: `Counters`, of users that have been seen
     live      open connections: `OpenConnections`, only of users that have any
 
+Users that the API has given more than settings also have a `Profile`. Those who are disabled or
+have used up their quota are in `blocked`, so that admission looks up nothing else.
+
 Rows and counters are plain tuples of atoms, which the garbage collector stops tracking. 100,000
 instances of a class would make each full collection take 16 ms, during which no tunnel moves.
 
@@ -19,6 +22,7 @@ the new user.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -28,7 +32,7 @@ from typing import Any, NamedTuple
 from mtt.layers.base import StreamTransport
 from mtt.tunnels.rate_limit import Bucket
 from mtt.users.directory import Carrier, LimitedDirectory, OpenConnections, Session, Steps
-from mtt.users.store import NO_COUNTERS, Counters, Row
+from mtt.users.store import NO_COUNTERS, NO_PROFILE, Counters, Profile, Row
 
 # Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
@@ -96,10 +100,23 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         self._counters: dict[str, Counters] = {}
         self._live: dict[str, OpenConnections[Tunnel]] = {}
         self._dirty: set[str] = set()  # paths with changed counters since `take_dirty`
+        self.profiles: dict[str, Profile] = {}  # those that differ from NO_PROFILE; read-only
+        self.blocked: set[str] = set()  # users without new connections; read-only
+        # Called when a user becomes blocked, or is not blocked any more.
+        self.block_changed: Callable[[str, bool], object] | None = None
+        self._due: float = math.inf  # no reset is due before this Unix time
+        self.version = 0  # changes with rows and profiles
+        # Paths added since the last look at this list; None if they are too many, or unwanted.
+        self.added: list[str] | None = None
         self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all users, since the start
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def now(self) -> float:
+        """The Unix time."""
+        return self._clock()
 
     @property
     def tunnels_open(self) -> int:
@@ -113,7 +130,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def find(self, path: str) -> User | None:
         row = self.rows.get(path)
-        if row is None or (row[3] and row[3] <= self._clock()):
+        if row is None or (row[3] and row[3] <= self._clock()) or path in self.blocked:
             return None
         return User(path, *row)
 
@@ -166,17 +183,86 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     # event loop run.
 
     def put(self, rows: dict[str, Row]) -> None:
-        """Add users, or overwrite their settings; counters are kept."""
+        """Add users, or overwrite their settings; counters and profiles are kept."""
+        self.version += 1
+        if self.added is not None:
+            self.added.extend(path for path in rows if path not in self.rows)
+            if len(self.added) > len(self.rows) + SLICE:
+                self.added = None
         self.rows.update(rows)
 
-    def load(self, rows: dict[str, Row], counters: dict[str, Counters]) -> None:
+    def load(
+        self, rows: dict[str, Row], counters: dict[str, Counters], profiles: dict[str, Profile]
+    ) -> None:
         """Start with the saved state of an earlier run."""
-        self.rows, self._counters = rows, counters
+        self.rows, self._counters, self.profiles = rows, counters, profiles
+        times = (profile[4] for profile in profiles.values() if profile[4])
+        self._due = min(times, default=math.inf)
+        for path in profiles:
+            self._review(path)
+
+    def edit(self, path: str, row: Row, profile: Profile) -> None:
+        """Add a user, or overwrite settings and profile; counters are kept."""
+        self.put({path: row})
+        if profile == NO_PROFILE:
+            self.profiles.pop(path, None)
+        else:
+            self.profiles[path] = profile
+        self._due = min(self._due, profile[4] or math.inf)
+        self._review(path)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give the user of `old` a path that has no user yet. Open connections are not counted
+        any more."""
+        self.settle(old)
+        row, profile = self.rows.pop(old), self.profiles.pop(old, NO_PROFILE)
+        counters = self._counters.pop(old, None)
+        if counters is not None:
+            self._counters[new] = counters
+            self._dirty.add(new)
+        self._dirty.discard(old)
+        self.blocked.discard(old)
+        self.edit(new, row, profile)
+
+    def reset(self, resets: Iterable[tuple[str, int]]) -> Steps:
+        """Set bytes and connections of users to 0, and the time of their next reset."""
+        for index, (path, next_reset) in enumerate(resets):
+            if path not in self.rows:
+                continue
+            self.settle(path)
+            if path in self._counters:
+                self._counters[path] = (0, 0, 0, self._counters[path][3])
+            if path in self.profiles:
+                name, enabled, quota, day, _ = self.profiles[path]
+                self.profiles[path] = (name, enabled, quota, day, next_reset)
+                self._due = min(self._due, next_reset or math.inf)
+            self._review(path)
+            if index % SLICE == SLICE - 1:
+                yield
+
+    def due(self) -> list[str]:
+        """The paths whose counters are due for their monthly reset."""
+        now = self._clock()
+        if now < self._due:
+            return []
+        times = [(profile[4], path) for path, profile in self.profiles.items() if profile[4]]
+        self._due = min((time for time, _ in times if time > now), default=math.inf)
+        return [path for time, path in times if time <= now]
+
+    def due_again(self) -> None:
+        """The resets that were due have failed: try again at the next call of `due`."""
+        self._due = 0.0
 
     def remove(self, paths: list[str]) -> Steps:
         """Delete users and their counters. Open connections continue, uncounted."""
         rows = self.rows
+        self.version += 1
         garbage = [rows.pop(path, None) for path in paths]
+        if self.profiles:
+            for path in paths:
+                self.profiles.pop(path, None)
+            # Workers do this when they remove the user, and not before.
+            self.blocked.difference_update(paths)
         yield
         for start in range(0, len(paths), SLICE):
             for path in paths[start : start + SLICE]:
@@ -190,8 +276,11 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def clear(self) -> Steps:
         """Delete all users, as `remove` does."""
-        garbage: list[dict[str, Any]] = [self.rows, self._counters]
+        garbage: list[dict[str, Any]] = [self.rows, self._counters, self.profiles]
         self.rows, self._counters, self._dirty = {}, {}, set()
+        self.profiles, self.blocked, self._due = {}, set(), math.inf
+        self.version += 1
+        self.added = None
         yield
         for path in self.live_paths():
             self.settle(path)
@@ -208,6 +297,11 @@ class Users(LimitedDirectory[str, User, Tunnel]):
             if path in self._live:
                 yield from self._live[path].cut(reason)
 
+    def open_count(self, path: str) -> int:
+        """The number of open connections of the user of `path`."""
+        live = self._live.get(path)
+        return len(live.tunnels) if live is not None else 0
+
     def live_paths(self) -> list[str]:
         """The paths with open connections."""
         return list(self._live)
@@ -217,6 +311,29 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         now = self._clock()
         rows = self.rows
         return [path for path in self._live if (row := rows.get(path)) and 0 < row[3] <= now]
+
+    def limited(self) -> list[str]:
+        """The paths with open connections whose user has a quota."""
+        profiles = self.profiles
+        if not profiles:
+            return []
+        return [path for path in self._live if profiles.get(path, NO_PROFILE)[2]]
+
+    def is_used_up(self, path: str) -> bool:
+        """Whether the user has no quota left, as of the last settlement."""
+        quota = self.profiles.get(path, NO_PROFILE)[2]
+        up, down, _, _ = self.counters(path)
+        return bool(quota) and up + down >= quota
+
+    def _review(self, path: str) -> None:
+        """Decide whether the user of `path` is blocked."""
+        blocked = path in self.profiles and (
+            not self.profiles[path][1] or self.is_used_up(path)
+        )
+        if blocked != (path in self.blocked):
+            (self.blocked.add if blocked else self.blocked.discard)(path)
+            if self.block_changed is not None:
+                self.block_changed(path, blocked)
 
     # Queries of the operator.
 
@@ -239,8 +356,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         if path not in self.rows:
             return None
         self.settle(path)
-        live = self._live.get(path)
-        return Statistics(*self.counters(path), len(live.tunnels) if live is not None else 0)
+        return Statistics(*self.counters(path), self.open_count(path))
 
     # Counting.
 
@@ -281,3 +397,5 @@ class Users(LimitedDirectory[str, User, Tunnel]):
                 before[0] + up, before[1] + down, before[2] + opened, int(self._clock())
             )  # fmt: skip
             self._dirty.add(path)
+            if path in self.profiles:
+                self._review(path)

@@ -38,6 +38,7 @@ REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     407: "Proxy Authentication Required",
+    409: "Conflict",
     413: "Request Entity Too Large",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",

@@ -19,7 +19,7 @@ from tests.support.programs import require_package, require_program
 from tests.support.tunnels import echo, port_of, serving
 
 # How many blocks with curl each document has at least.
-DOCUMENTS = {"docs/multi-user.md": 5}
+DOCUMENTS = {"docs/multi-user.md": 5, "docs/api.md": 9}
 
 
 def start(processes: Processes, *argv: str) -> Any:
