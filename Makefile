@@ -2,19 +2,19 @@
 # make test     all tests
 # make lint     ruff and mypy
 # make bench    the benchmarks
-# make soak     faults, abuse, a long life in short: 10 minutes at most (SOAK="faults --seed 2")
+# make soak     faults, churn, noise and slow lines: 10 minutes at most (SOAK="faults --seed 2")
 # make install  the commands mtt-client, mtt-server, mtt-mu-server, anytls-client, anytls-server,
 #               anyproxy-client and anyproxy-gateway in .venv/bin, and PyYAML
-# make deb      the Debian package, in dist; it needs dpkg-deb and Python alone
+# make deb      the Debian package, in dist; needs only dpkg-deb and Python
 # make dist     the wheel and the source distribution, in dist
 # make release  check CHANGELOG.md, version and working tree, build all of these, tag the commit
 # make test-packages
 #               install, run, upgrade and purge the packages in fresh Debian systems; needs root,
 #               debootstrap and the network, and takes some minutes
-# make clean    remove what make made
+# make clean    remove everything that make created
 #
-# Everything happens in .venv, made with the first of these that is 3.11 or newer; or name one:
-# make PYTHON=/opt/python3.13/bin/python3. A second one beside it needs a place of its own:
+# make works in .venv, with the first Python below that is 3.11 or newer, or with
+# make PYTHON=/opt/python3.13/bin/python3. For a second Python, name another directory:
 # make test PYTHON=python3.13 VENV=.venv-3.13 TESTS="tests/wire tests/layers"
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -3,9 +3,9 @@
 The first agent of a new group sets its password, unless the operator has. From then on agents must
 show it, and it is never overwritten. Users log in with the group's name and password.
 
-An agent's password is checked against the store, which is slow on purpose. What matched is kept as
-a hash with a key of this process, so that later agents and all users cost microseconds. A changed
-or removed password in the store counts from the next agent that joins.
+Checking an agent's password against the store is slow on purpose. A password that matched is kept
+as a hash with a key of this process, so that later checks take microseconds. A changed or removed
+password in the store takes effect when the next agent joins.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Credentials:
         options = self._group_options(group)
         reason = await self._check_agent(group, options, password, address)
         if not reason and self._group_options(group).password != options.password:
-            # A new configuration came meanwhile.
+            # The configuration has changed meanwhile.
             return await self.admit_agent(group, agent, password, address)
         present = self._groups.get(group)
         if reason or present is None or not options.max_agents:
@@ -233,5 +233,5 @@ class Credentials:
         return False
 
     def _digest(self, password: bytes) -> bytes:
-        # Each request of a user pays for it; an HMAC of OpenSSL takes three times as long.
+        # Runs for each request of a user; an HMAC of OpenSSL takes three times as long.
         return hashlib.blake2b(password, key=self._key).digest()

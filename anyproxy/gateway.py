@@ -151,8 +151,8 @@ class Gateway(ServerService):
     Attributes:
         figures: its counters.
         agents: how they join.
-        no_agent: where users of a group without agents go: their password cannot be checked, and an
-            agent may join at any moment.
+        no_agent: the upstream of users of a group without agents. Their password cannot be checked,
+            and an agent may join at any moment.
         proxies: those that listen.
         web: the interface for pages; None without one.
         on_stream: called with each stream of a user and its head.

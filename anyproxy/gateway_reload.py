@@ -1,4 +1,4 @@
-"""A new configuration of a running gateway."""
+"""Applies a new configuration to a running gateway."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _replace_proxies(
 
 
 def _retire_agents(gateway: Gateway) -> None:
-    """Give agents that have logged in with an outdated login or password no new streams."""
+    """Open no new streams to agents that joined with an outdated login or password."""
     for group in list(gateway.groups):
         password = gateway.group_options(group.name).password
         for agent in list(group.agents.values()):

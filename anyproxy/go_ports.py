@@ -11,7 +11,7 @@ from mtt.wire.anyproxy import ForwardedPort, PortForwardResponse
 
 # Characters of the gateway's answer in the log.
 _MAX_ERROR = 500
-# Ports that one line names.
+# Maximum number of ports in one log line.
 _MAX_NAMES = 20
 
 

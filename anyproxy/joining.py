@@ -83,7 +83,7 @@ Login = tuple[bytes, bytes]
 
 
 class _Shown(NamedTuple):
-    """What an agent has shown when it joined, as hashes with a key of this process."""
+    """The login and password with which an agent joined, as hashes with a key of this process."""
 
     login: bytes
     password: bytes  # of its group
@@ -148,7 +148,7 @@ class AgentReader(HeadReader[str, MuxSession[Any]]):
             control.close()
 
     def is_current(self, agent: Agent, password: str) -> bool:
-        """Whether a connected agent could still join: its login is that of now, and so is its
+        """Whether a connected agent could still join: its login is the current one, and so is its
         password if the operator has set one for its group (else it is empty)."""
         shown = self._shown[agent]
         if password and not hmac.compare_digest(shown.password, self._digest(password.encode())):

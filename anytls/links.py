@@ -1,4 +1,4 @@
-"""What -link of anytls-client and anytls-server prints: command line, URI, outbound of sing-box."""
+"""The output of -link of anytls-client and anytls-server: command line, URI, sing-box outbound."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from mtt.trust.pem import InlinePem, read_pem
 from mtt.trust.tls_options import DEFAULT_TLS_MIN, ClientTls
 
 _NO_PIN = (
-    "a URI cannot carry the pin of a self-signed certificate; use a certificate of a CA, or hand "
-    "on the command line or the outbound of sing-box"
+    "a URI cannot carry the pin of a self-signed certificate; use a certificate of a CA, or give "
+    "clients the command line or the sing-box outbound"
 )
 
 
@@ -52,7 +52,7 @@ def of_server(values: Values) -> Sequence[Link]:
     name = verify.get("n", address.host)
     ca: Any = ""
     if trust is not None and trust.pin:
-        # sing-box verifies the name, too. Pins are new there, so it gets the certificate itself.
+        # sing-box also verifies the name. Older versions have no pins, so include the certificate.
         name = trust.names[0] if trust.names else name
         ca = InlinePem("-cert", trust.certificate)
     tls = ClientTls(server_name=name, ca=ca, pins=verify.get("pin", ()))

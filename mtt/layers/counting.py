@@ -1,4 +1,4 @@
-"""A layer that counts the bytes of a stream, and changes nothing."""
+"""A layer that counts the bytes of a stream."""
 
 from __future__ import annotations
 

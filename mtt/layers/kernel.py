@@ -59,7 +59,7 @@ def tells_acknowledged(transport: asyncio.BaseTransport) -> bool:
 
 
 def limit_unsent(transport: asyncio.BaseTransport, size: int) -> None:
-    """Have the kernel take no more while it holds `size` bytes unsent; where it can, and of TCP."""
+    """Limit the kernel's unsent data to `size` bytes; on TCP sockets, and where supported."""
     sock = transport.get_extra_info("socket")
     option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
     if sock is not None and option is not None:

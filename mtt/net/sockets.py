@@ -48,7 +48,7 @@ def tune(sock: socket.socket) -> None:
 
 
 def set_receive_buffer(sock: socket.socket, size: int) -> None:
-    """Ask for `size` bytes of the kernel's receive buffer, and get what the system permits.
+    """Request a receive buffer of `size` bytes in the kernel; the system may permit less.
 
     On Linux, root is not bound by net.core.rmem_max.
     """
@@ -62,8 +62,8 @@ def set_receive_buffer(sock: socket.socket, size: int) -> None:
 def stop_local_pacing(sock: socket.socket, peer: Any) -> None:
     """Turn off the pacing of BBR if `peer`, a socket address, is on this machine.
 
-    Where BBR is the system's congestion control, timers send the segments. Loopback neither loses
-    nor delays any, so there it only costs CPU: an eighth of a bulk transfer.
+    BBR sends segments by timers. On loopback this has no benefit, and takes an eighth of the CPU of
+    a bulk transfer.
     """
     if (
         isinstance(peer, tuple)

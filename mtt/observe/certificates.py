@@ -11,7 +11,7 @@ NAME = "mtt_certificate_not_after_timestamp_seconds"
 
 
 def certificate_lines(certificates: Iterable[TlsFiles]) -> str:
-    """When the certificates that this side presents expire; empty without any."""
+    """The expiry of the certificates that this side presents; empty without any."""
     found: dict[str, float] = {}
     for files in certificates:
         presented = files.presented

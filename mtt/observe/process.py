@@ -29,7 +29,7 @@ def build_lines() -> str:
 
 
 def process_lines() -> str:
-    """CPU time, memory and descriptors; what the system does not tell is left out."""
+    """CPU time, memory and descriptors, as far as the system provides them."""
     text = metric(
         "process_cpu_seconds_total", "counter", "CPU time, of user and system.", time.process_time()
     )

@@ -3,9 +3,9 @@
     command    mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss -pin sha256/...
     plugin     wss;pin=sha256/...                           `plugin_opts` of shadowsocks (SIP003)
     ss         ss://BASE64@example.com:443/?plugin=...#NAME  link of shadowsocks (SIP002)
-    v2ray      the same with v2ray-plugin, which phones have
+    v2ray      the same with v2ray-plugin, for phones
 
-Passwords are part of it. Only `trust_of` reads files.
+The texts contain passwords. Only `trust_of` reads files.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ V2RAY_PLUGIN = "v2ray-plugin"
 _PERCENT_ENCODED = "2022-"
 _METHOD = re.compile(r"[a-z0-9-]+", re.I)
 
-# What ends a value of plugin options (SIP003), and spaces at its ends. An = ends only the key, so
-# in a value it needs no backslash, which would need another one in a JSON file.
+# Characters of a value of plugin options that need a backslash (SIP003), and spaces at its ends. =
+# needs none in a value; in a JSON file, a backslash would need another one.
 _SPECIAL = re.compile(r"[\\;]|^\s|\s$")
 
 # Options that are not for clients, or are given by shadowsocks.
 _NOT_FOR_PLUGINS = ("b", "s")
-# What each machine decides for itself.
+# Groups of options that depend on the machine.
 _NOT_HANDED_ON = (Group.CONFIGURATION, Group.OBSERVE, Group.PROCESS, Group.LINK)
 
 
@@ -62,7 +62,7 @@ class Trust(NamedTuple):
     """How clients verify a server."""
 
     names: tuple[str, ...] = ()  # in its certificate
-    # Of a certificate that no CA has issued, else empty.
+    # Pin and certificate are empty if a CA has issued the certificate.
     pin: str = ""
     certificate: str = ""  # PEM
 
@@ -102,7 +102,7 @@ def trust_of(tls: ServerTls | None) -> Trust | None:
 def trust_in(identity: Identity, *, is_kept: bool) -> Trust:
     """How clients verify a server of this identity.
 
-    `is_kept`: it is the same after a restart. Raises UsageError if it is not.
+    `is_kept`: whether a generated certificate survives a restart. Raises UsageError if not.
     """
     words = identity.words
     if not identity.path and not is_kept:
@@ -207,7 +207,7 @@ def client_values(
 
 
 def own_values(flags: Sequence[Flag], values: Values) -> Values:
-    """The options of a client that others can use, from those that it was given."""
+    """The options of a client without those that depend on its machine."""
     own = {flag.name for flag in flags if flag.group in _NOT_HANDED_ON}
     return {name: value for name, value in values.items() if name not in own}
 
@@ -216,7 +216,7 @@ def own_values(flags: Sequence[Flag], values: Values) -> Values:
 
 
 def command_line(program: str, flags: Sequence[Flag], values: Values) -> str:
-    """The command line that sets `values`, for a shell of POSIX."""
+    """The command line that sets `values`, for a POSIX shell."""
     words = [program]
     for flag, text in _texts(flags, values):
         if flag.kind == "bool":
@@ -276,7 +276,7 @@ def _quoted(text: str) -> str:
 def tunnel_links(
     flags: Sequence[Flag], values: Values, server: Endpoint, login: Login | None
 ) -> list[Link]:
-    """What a client of the tunnel needs.
+    """The configuration of a client of the tunnel, in all forms.
 
     Args:
         flags: those of mtt-client.
@@ -301,12 +301,12 @@ def tunnel_links(
 
 
 def _v2ray_plugin(values: Values, server: Endpoint) -> tuple[str, str]:
-    """The name and options of v2ray-plugin for the same server; or why it cannot be its client."""
+    """The name and options of v2ray-plugin for the same server; else the error."""
     if not (values.get("wss") or values.get("v2ray")):
         return "", "v2ray-plugin speaks WebSocket; use -wss on the server"
     if any(values.get(name) for name in ("pin", "ca", "sv", "cert")):
         return "", (
-            "v2ray-plugin on a phone trusts the system's CAs alone; use a certificate of a public "
+            "v2ray-plugin on a phone trusts only the system's CAs; use a certificate of a public "
             "CA on the server"
         )
     # Its mux is on by default, and servers recognise it.

@@ -1,4 +1,4 @@
-"""Connections to V2Ray's servers that carry the first data of their stream in the request."""
+"""Connections to V2Ray's servers with the first data of the stream in the request."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mtt.outbound.upstream import Upstream
 
 
 class EarlyDataUpstream(Upstream):
-    """Makes a new connection for each stream. So no data is sent twice.
+    """Makes a new connection for each stream, and never sends data twice.
 
     Args:
         connector: makes the connections.
-        upgrade: returns the upgrade that carries some data.
+        upgrade: returns the upgrade that carries the given data.
         limit: bytes that a request carries.
         on_lost: called with the error when a stream ends; None after an orderly end.
     """

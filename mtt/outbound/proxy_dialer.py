@@ -93,7 +93,7 @@ class ProxyDialer:
         return SocksConnect(SocksClient(sendable_host(host), port, raw))
 
     def _secured(self, client: ProxyClient) -> StreamProtocol:
-        """`client`, in TLS if the proxy wants that."""
+        """`client`, over TLS for an https proxy."""
         if self._proxy.scheme != HTTPS:
             return client
         from mtt.layers.tls import TlsLayer

@@ -43,9 +43,9 @@ class Start(NamedTuple):
 class Prepared(NamedTuple):
     """A service with its options checked."""
 
-    options: ServiceOptions  # equal if the service would be the same
+    options: ServiceOptions  # equal options make equal services
     make: Callable[[], Service]  # Raises MttError.
-    alone: tuple[str, ...] = ()  # other addresses and files that only one service can use
+    alone: tuple[str, ...] = ()  # addresses and files that no other service can share
 
 
 # Checks given options. Raises UsageError.
@@ -83,12 +83,12 @@ class Command(NamedTuple):
     service: Callable[[Values, Start], Service]
     plugin: Plugin | None = None
     summary: str = ""  # what it is, for the title of its manual page
-    # Command lines that work, each after a sentence on what it is for.
+    # Examples: a description and a command line each.
     examples: Sequence[tuple[str, str]] = ()
     # Adds the options in a file that the given ones name, to these and those of the environment.
     # Raises UsageError.
     complete: Complete | None = None
-    # What -link prints, of a command that has it. Raises MttError.
+    # Makes the output of -link, if the command has it. Raises MttError.
     links: Callable[[Values, Login | None], Sequence[Link]] | None = None
 
 

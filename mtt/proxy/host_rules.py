@@ -42,10 +42,10 @@ from mtt.options.flags import quoted
 MAX_PATTERNS = 1000
 
 _IS_REGEX = re.compile(r"[\^$\[\](){}+?|\\]")
-# In a regular expression: what stands for characters but is none, and a port at its end.
+# In a regular expression: constructs that are not literal characters, and a port at the end.
 _REGEX_ESCAPE = re.compile(r"\\[A-Za-z]|\\(?=\W)")
 _REGEX_PORT = re.compile(r"\(?(?:\?:)?:[^:A-Za-z]*$")
-# Its end is anchored, or may be anything.
+# A regular expression that is anchored at its end, or allows any end.
 _IS_ANCHORED_END = re.compile(r"(?<!\\)(?:\\\\)*(?:\$|\.\*)$")
 _ONE_IPV6 = re.compile(r"\[([0-9a-fA-F:.]+)\](?::(.+))?")
 
@@ -74,7 +74,7 @@ class _Target(NamedTuple):
 
 
 def _spellings(host: str) -> tuple[str, ...]:
-    """A name in lower case, without a dot at its end, in Unicode and in ASCII (A-labels)."""
+    """A name in lower case, without a final dot, in Unicode and in ASCII (A-labels)."""
     name = host.lower().removesuffix(".")
     if name.isascii() and "xn--" not in name:
         return (name,)
@@ -84,7 +84,7 @@ def _spellings(host: str) -> tuple[str, ...]:
         found[ascii_name] = None
         found[ascii_name.encode("ascii").decode("idna").lower()] = None
     except UnicodeError:
-        pass  # the resolver uses the same codec, so the name leads nowhere
+        pass  # the resolver uses the same codec, so it cannot resolve the name
     return tuple(found)
 
 
@@ -259,7 +259,7 @@ def _is_glob(
 
 
 def _has_parts(parts: tuple[str, ...], host: str) -> bool:
-    """Whether a host is these texts with any text between them. In linear time, unlike `re`."""
+    """Whether a host consists of these texts with any text between them; in linear time."""
     first, *others, last = parts
     at, end = len(first), len(host) - len(last)
     if at > end or not (host.startswith(first) and host.endswith(last)):
@@ -272,7 +272,7 @@ def _has_parts(parts: tuple[str, ...], host: str) -> bool:
 
 
 def _is_numeric(pattern: str) -> bool:
-    """Whether a pattern of hosts has digits and no letters, and so is about addresses."""
+    """Whether a pattern of hosts has digits and no letters, and so matches addresses."""
     return any(map(str.isdigit, pattern)) and not any(map(str.isalpha, pattern))
 
 

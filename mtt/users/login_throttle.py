@@ -13,11 +13,11 @@ from mtt.address import unmapped
 # password fails as often in a minute, its user does not; a guesser gets 14,400 tries a day.
 MAX_FAILURES = 10
 WINDOW = 60.0
-# The same for the /48 of an IPv6 address: hosting providers and tunnel brokers give one customer so
-# many networks, but it may also be hundreds of users of a mobile network.
+# The same for the /48 of an IPv6 address. One customer of a hosting provider or tunnel broker may
+# have a /48, but so may hundreds of users of a mobile network.
 MAX_SITE_FAILURES = 100
-# Addresses and networks that are remembered, about 2 MB. Above it, the one whose last failure is
-# the oldest is forgotten.
+# Addresses and networks in the table, about 2 MB. One more removes the one whose last failure is
+# oldest.
 MAX_ADDRESSES = 10_000
 
 

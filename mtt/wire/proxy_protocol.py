@@ -1,4 +1,4 @@
-"""The header of the PROXY protocol, versions 1 and 2, which tells a target who its user is.
+"""The header of the PROXY protocol, versions 1 and 2, which carries the user's address.
 
     v1    PROXY TCP4 192.0.2.7 198.51.100.1 56324 443 CR LF
     v2    12 bytes signature | u8 0x21 | u8 family, protocol | u16 size | addresses | u16 ports

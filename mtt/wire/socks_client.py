@@ -35,7 +35,7 @@ class SocksClientError(WireError):
 
 
 class LoginRefused(SocksClientError):
-    """The proxy wants a login, or another one."""
+    """The proxy requires a login, or rejected this one."""
 
 
 class RequestRefused(SocksClientError):

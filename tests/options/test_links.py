@@ -279,8 +279,8 @@ def test_link_for_v2ray_plugin(certs: Certs) -> None:
     "given, missing",
     [
         ({}, "v2ray-plugin speaks WebSocket; use -wss on the server"),
-        ({"wss": True, "pin": (PIN,)}, "v2ray-plugin on a phone trusts the system's CAs alone"),
-        ({"wss": True, "sv": True}, "v2ray-plugin on a phone trusts the system's CAs alone"),
+        ({"wss": True, "pin": (PIN,)}, "v2ray-plugin on a phone trusts only the system's CAs"),
+        ({"wss": True, "sv": True}, "v2ray-plugin on a phone trusts only the system's CAs"),
     ],
 )
 def test_servers_that_v2ray_plugin_cannot_use(given: Values, missing: str) -> None:
