@@ -70,7 +70,7 @@ class SocksClient:
         self.greeting = b"\x05\x02%c%c" % (NO_LOGIN, LOGIN) if self._login else b"\x05\x01\x00"
         self.rest: bytes | None = None
         self._buffer = b""
-        self._step = self._method
+        self._step = SocksClient._method  # not bound, which would be a reference cycle
 
     def feed(self, data: bytes | memoryview) -> bytes:
         """Take `data` from the proxy; returns what to send next, perhaps nothing.
@@ -79,7 +79,7 @@ class SocksClient:
         """
         self._buffer += data
         sent = b""
-        while self.rest is None and (answer := self._step()) is not None:
+        while self.rest is None and (answer := self._step(self)) is not None:
             sent += answer
         return sent
 
@@ -93,10 +93,10 @@ class SocksClient:
         method = self._buffer[1]
         self._buffer = self._buffer[2:]
         if method == NO_LOGIN:
-            self._step = self._reply
+            self._step = SocksClient._reply
             return self._request
         if method == LOGIN and self._login:
-            self._step = self._status
+            self._step = SocksClient._status
             return self._login
         raise LoginRefused("no common authentication method")
 
@@ -106,7 +106,7 @@ class SocksClient:
         if self._buffer[1]:
             raise LoginRefused("wrong user or password")
         self._buffer = self._buffer[2:]
-        self._step = self._reply
+        self._step = SocksClient._reply
         return self._request
 
     def _reply(self) -> bytes | None:
