@@ -21,7 +21,7 @@ from mtt.process.systemd import Inherited
 _ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 
 
-class Planned(NamedTuple):
+class PlannedTunnel(NamedTuple):
     """One tunnel of a plan."""
 
     name: str  # as given, else the address; no other tunnel of the plan has it
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
     values: Values  # the options and tunnels it was made from
     file: TunnelFile
-    tunnels: tuple[Planned, ...]
+    tunnels: tuple[PlannedTunnel, ...]
     max_conns: int  # of all tunnels together, 0 for no limit
     metrics: tuple[Endpoint | None, str]  # see common.metrics_address()
     process: ProcessOptions
@@ -56,7 +56,7 @@ def plan(values: Values, start: Start, prepare: Prepare) -> Plan:
             prepared = prepare(each.values, start._replace(sockets=sockets.get(number, ())))
         name = _free_name(each.name or _address(prepared.options), names)
         names.add(name)
-        tunnels.append(Planned(name, each.place, prepared))
+        tunnels.append(PlannedTunnel(name, each.place, prepared))
     max_conns: int = values.get("max-conns", 0)
     process = process_options(values)
     with file.errors():
@@ -109,7 +109,9 @@ def _free_name(wanted: str, names: set[str]) -> str:
     return name
 
 
-def _refuse_duplicates(tunnels: Iterable[Planned], metrics: tuple[Endpoint | None, str]) -> None:
+def _refuse_duplicates(
+    tunnels: Iterable[PlannedTunnel], metrics: tuple[Endpoint | None, str]
+) -> None:
     """Raise UsageError if two tunnels have the same address, file or socket."""
     used: list[tuple[str, Endpoint]] = [("metrics", metrics[0])] if metrics[0] is not None else []
     owners: dict[str, str] = {metrics[1]: "metrics"} if metrics[1] else {}

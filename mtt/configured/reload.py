@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
-from mtt.configured.plan import Plan, Planned
-from mtt.configured.tunnels import Running, Tunnels, describe_certificates
+from mtt.configured.plan import Plan, PlannedTunnel
+from mtt.configured.tunnels import RunningTunnel, Tunnels, describe_certificates
 from mtt.errors import StartError
 from mtt.net.relisten import Occupant, listen_again, listen_instead
 from mtt.options.common import ServiceOptions
@@ -39,11 +39,11 @@ class Change:
             self.changes.refuse(name, *values)
         self.changes.refuse("metrics", before.metrics, wanted.metrics)
         self._same = unchanged(tunnels.running, wanted.tunnels)
-        self._slots: list[Running | Planned] = [
+        self._slots: list[RunningTunnel | PlannedTunnel] = [
             self._same.get(each.name, each) for each in wanted.tunnels
         ]
         self._keep_busy()
-        self.planned = [each for each in self._slots if isinstance(each, Planned)]
+        self.planned = [each for each in self._slots if isinstance(each, PlannedTunnel)]
         self.former = [each for each in tunnels.running if each not in self._slots]
 
     def _keep_busy(self) -> None:
@@ -55,7 +55,7 @@ class Change:
             for thing in each.planned.prepared.alone
         }
         for number, slot in enumerate(self._slots):
-            for thing in slot.prepared.alone if isinstance(slot, Planned) else ():
+            for thing in slot.prepared.alone if isinstance(slot, PlannedTunnel) else ():
                 owner = owners.get(thing)
                 if owner is not None:
                     self.changes.refused.append(f"{owner.name} ({thing})")
@@ -63,23 +63,23 @@ class Change:
                     owners = {key: each for key, each in owners.items() if each is not owner}
                     break
 
-    def make(self) -> list[Running]:
+    def make(self) -> list[RunningTunnel]:
         """Make the new tunnels. May take a while. Raises MttError."""
-        new = [Running(each, self._wanted.file, self._tunnels) for each in self.planned]
+        new = [RunningTunnel(each, self._wanted.file, self._tunnels) for each in self.planned]
         describe_certificates(new)  # for the log
         return new
 
-    def heirs(self, new: Iterable[Running]) -> dict[Running, Running | None]:
+    def heirs(self, new: Iterable[RunningTunnel]) -> dict[RunningTunnel, RunningTunnel | None]:
         """Find the former tunnel at the address of each new one, if any."""
         free = [each for each in self.former if each.service.is_listening]
-        found: dict[Running, Running | None] = {}
+        found: dict[RunningTunnel, RunningTunnel | None] = {}
         for each in new:
             at = each.service.listens_at
             found[each] = next((other for other in free if other.service.listens_at == at), None)
             free = [other for other in free if other is not found[each]]
         return found
 
-    def finish(self, new: Sequence[Running]) -> list[Running]:
+    def finish(self, new: Sequence[RunningTunnel]) -> list[RunningTunnel]:
         """All tunnels of the plan, after the new ones listen."""
         tunnels, wanted, before = self._tunnels, self._wanted, self._tunnels.plan
         process = before.process._replace(log_level=wanted.process.log_level)
@@ -98,7 +98,7 @@ class Change:
         self.changes.count(changed, "tunnel", "tunnels", "changed")
         self.changes.count(renamed, "tunnel", "tunnels", "renamed")
         made = iter(new)
-        return [next(made) if isinstance(each, Planned) else each for each in self._slots]
+        return [next(made) if isinstance(each, PlannedTunnel) else each for each in self._slots]
 
 
 async def apply(tunnels: Tunnels, wanted: Plan, sockets: Sockets | None = None) -> Changes:
@@ -123,12 +123,14 @@ async def apply(tunnels: Tunnels, wanted: Plan, sockets: Sockets | None = None) 
     return change.changes
 
 
-def unchanged(running: Iterable[Running], wanted: Iterable[Planned]) -> Mapping[str, Running]:
+def unchanged(
+    running: Iterable[RunningTunnel], wanted: Iterable[PlannedTunnel]
+) -> Mapping[str, RunningTunnel]:
     """The running tunnels with the options of the plan, by their names in the plan."""
-    at: dict[object, list[Running]] = {}
+    at: dict[object, list[RunningTunnel]] = {}
     for each in running:
         at.setdefault(_address(each.planned.prepared.options), []).append(each)
-    found: dict[str, Running] = {}
+    found: dict[str, RunningTunnel] = {}
     for planned in wanted:
         options = planned.prepared.options
         rest = at.get(_address(options), [])
@@ -145,7 +147,9 @@ def _address(options: ServiceOptions) -> object:
 
 
 async def _start(
-    heirs: Mapping[Running, Running | None], former: Iterable[Running], sockets: Sockets | None
+    heirs: Mapping[RunningTunnel, RunningTunnel | None],
+    former: Iterable[RunningTunnel],
+    sockets: Sockets | None,
 ) -> None:
     """Start new tunnels. One at a former tunnel's address takes over its sockets."""
 
@@ -167,7 +171,7 @@ async def _start(
         await each.wait(each.service.start())
 
 
-async def bound(each: Running, sockets: Sockets | None) -> None:
+async def bound(each: RunningTunnel, sockets: Sockets | None) -> None:
     """Listen for a new tunnel at a new address. Raises StartError."""
     if sockets is not None:
         await each.service.adopt(sockets[each.name])
@@ -177,7 +181,9 @@ async def bound(each: Running, sockets: Sockets | None) -> None:
     await each.service.bind()
 
 
-async def _undo(tunnels: Tunnels, new: Iterable[Running], former: Iterable[Running]) -> None:
+async def _undo(
+    tunnels: Tunnels, new: Iterable[RunningTunnel], former: Iterable[RunningTunnel]
+) -> None:
     """Stop new tunnels, whether started or not, and let the former ones listen again."""
     for each in new:
         await each.task(each.service.close())
@@ -187,7 +193,7 @@ async def _undo(tunnels: Tunnels, new: Iterable[Running], former: Iterable[Runni
         )
 
 
-def _occupant(each: Running) -> Occupant:
+def _occupant(each: RunningTunnel) -> Occupant:
     return Occupant(
         f"the tunnel {each.name}",
         each.service.stop_listening,

@@ -17,7 +17,7 @@ from functools import partial
 from mtt import log
 from mtt.configured.plan import Plan, plan
 from mtt.configured.reload import Change, apply, bound
-from mtt.configured.tunnels import Running, Tunnels
+from mtt.configured.tunnels import RunningTunnel, Tunnels
 from mtt.errors import StartError, describe
 from mtt.followed import CHECK_INTERVAL
 from mtt.log import logger
@@ -157,6 +157,6 @@ class ConfiguredTunnels(Tunnels):
             os._exit(_LEFT_BEHIND)
 
 
-async def _bind(tunnels: Sequence[Running]) -> None:
+async def _bind(tunnels: Sequence[RunningTunnel]) -> None:
     for each in tunnels:
         await each.wait(bound(each, None))

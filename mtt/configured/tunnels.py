@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextvars import copy_context
 from typing import Any, TypeVar
 
-from mtt.configured.plan import Plan, Planned
+from mtt.configured.plan import Plan, PlannedTunnel
 from mtt.errors import MttError
 from mtt.layers.poller import poller
 from mtt.log import logger, subject
@@ -50,13 +50,13 @@ class Subject:
         return self.name if self._tunnels.are_several else ""
 
 
-class Running:
+class RunningTunnel:
     """A tunnel that runs or will start.
 
     Its code runs in a context that adds the tunnel's name to log lines.
     """
 
-    def __init__(self, planned: Planned, file: TunnelFile, tunnels: Tunnels) -> None:
+    def __init__(self, planned: PlannedTunnel, file: TunnelFile, tunnels: Tunnels) -> None:
         """Raises MttError, for example if its certificate is unusable."""
         self.planned = planned
         self._file = file
@@ -77,7 +77,7 @@ class Running:
     def name(self) -> str:
         return self.planned.name
 
-    def rename(self, planned: Planned) -> None:
+    def rename(self, planned: PlannedTunnel) -> None:
         """Continue as another entry of the file, with the same options."""
         self.planned = planned
         self._subject.name = planned.name
@@ -121,11 +121,11 @@ class Tunnels(runtime.Service):
         self.are_several = len(self.plan.tunnels) > 1
         self.is_over = False
         self.admission = Admission(self.plan.max_conns, self._count)
-        self.running: list[Running] = []
-        self.leaving: dict[Running, asyncio.Task[None]] = {}
+        self.running: list[RunningTunnel] = []
+        self.leaving: dict[RunningTunnel, asyncio.Task[None]] = {}
         self.is_heavy: Callable[[int], bool] | None = None
         self._past: dict[str, Page] = {}  # last metrics of ended tunnels, by name
-        self.running = [Running(each, self.plan.file, self) for each in self.plan.tunnels]
+        self.running = [RunningTunnel(each, self.plan.file, self) for each in self.plan.tunnels]
         self.endpoint = MetricsEndpoint(self.metrics_page, *self.plan.metrics, Resolver())
         self.lag = LagMeter()
         self.configuration: Configuration[Plan] | None = None
@@ -144,7 +144,7 @@ class Tunnels(runtime.Service):
         return sum(each.service.tunnels for each in self._all)
 
     @property
-    def _all(self) -> list[Running]:
+    def _all(self) -> list[RunningTunnel]:
         return [*self.running, *self.leaving]
 
     @property
@@ -224,7 +224,7 @@ class Tunnels(runtime.Service):
 
     # Another configuration.
 
-    def use(self, running: list[Running]) -> None:
+    def use(self, running: list[RunningTunnel]) -> None:
         """Replace the tunnels; the former ones finish as at the end of the process."""
         former = [each for each in self.running if each not in running]
         self.running = running
@@ -233,7 +233,7 @@ class Tunnels(runtime.Service):
             self.leaving[each] = each.task(self._finish(each))
         self._names_changed()
 
-    async def _finish(self, each: Running) -> None:
+    async def _finish(self, each: RunningTunnel) -> None:
         service, grace = each.service, self.plan.process.grace
         goes_on = any(other.name == each.name for other in self.running)
         what = "changed" if goes_on else "removed"
@@ -276,7 +276,7 @@ class Tunnels(runtime.Service):
         await self.endpoint.report()
 
 
-def describe_certificates(tunnels: Iterable[Running]) -> None:
+def describe_certificates(tunnels: Iterable[RunningTunnel]) -> None:
     """Describe the certificates for the log, once for all tunnels, because this is slow."""
     known: dict[tuple[str, bytes], Words] = {}
     for each in tunnels:

@@ -94,6 +94,7 @@ class MuxStream(Pausable):
             upper.data_received(data if upper.borrows else bytes(data))
 
     def _enqueue(self, data: Data) -> None:
+        """Keep data for the paused reader. Subclasses may add limits."""
         self._queue += data
         self._session.count_queued(len(data))
 
@@ -130,6 +131,7 @@ class MuxStream(Pausable):
         return self._has_undelivered or self._reset or self._session_error is not None
 
     def _end_by_reset(self) -> None:
+        """Handle the peer's reset, once what came before it has been handed up."""
         self._session.finish(self, eof_seen=True, say_fin=not self._write_eof)
         self._drop_queue()
         # As for a reset of a socket: an application has closed early, which is routine.
@@ -163,6 +165,7 @@ class MuxStream(Pausable):
             self._end_by_reset()
 
     def _drop_queue(self) -> None:
+        """Empty the queue: it has been handed up, or the stream is over."""
         size = len(self._queue)
         self._queue = bytearray()
         self._session.count_queued(-size)
@@ -180,6 +183,7 @@ class MuxStream(Pausable):
     # The transport of the protocol above.
 
     def _is_write_blocked(self) -> bool:
+        """Whether the protocol above has to wait. Subclasses may add reasons."""
         return self._session.write_paused
 
     def set_protocol(self, protocol: Any) -> None:
@@ -240,6 +244,7 @@ class MuxStream(Pausable):
         self._finish(reset=self._session.half_close)
 
     def _finish(self, *, reset: bool) -> None:
+        """End the stream from this side, for the peer with a reset or an ordinary end."""
         session = self._session
         if not session.is_gone(self):
             if reset:

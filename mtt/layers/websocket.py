@@ -182,6 +182,7 @@ class WebSocketLayer(SignalingLayer):
         self._hand_up([data])
 
     def _hand_up(self, pieces: list[Data]) -> None:
+        """Pass on the payload of one read, in pieces. Subclasses may do that in another way."""
         if not pieces:
             return
         self._has_data = True

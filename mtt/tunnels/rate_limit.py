@@ -242,6 +242,7 @@ class RateLimiter(Layer):
         lost()
 
     def _drop(self) -> None:
+        """End it at once; nothing waits any more. Subclasses may have more to drop."""
         self._closed = True
         self._backlog.clear()
         self._bucket.leave(self)

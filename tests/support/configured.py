@@ -13,7 +13,7 @@ import mtt_client
 import mtt_mu_server.__main__
 import mtt_server
 from mtt.configured.service import ConfiguredTunnels
-from mtt.configured.tunnels import Running, Tunnels
+from mtt.configured.tunnels import RunningTunnel, Tunnels
 from mtt.process.command import Command, Prepare, Start
 from tests.support.certs import Certs
 
@@ -59,7 +59,7 @@ async def running(file: File, **given: Any) -> AsyncIterator[Tunnels]:
         await tunnels.close()
 
 
-def tunnel_named(tunnels: Tunnels, name: str) -> Running:
+def tunnel_named(tunnels: Tunnels, name: str) -> RunningTunnel:
     """The tunnel that runs under a name."""
     (found,) = (each for each in tunnels.running if each.name == name)
     return found
