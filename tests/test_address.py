@@ -50,7 +50,7 @@ def test_names_of_peers(peer: Any, own: Any, name: str) -> None:
     assert peer_name(transport) == name
 
 
-def test_port_0_is_left_out_of_names_of_users_alone() -> None:
+def test_port_0_is_omitted_only_for_users() -> None:
     assert host_port("127.0.0.1", 0) == "127.0.0.1:0"
     assert user_name("::1", 0) == "::1"
     assert user_name("::1", 50000) == "[::1]:50000"

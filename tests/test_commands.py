@@ -213,7 +213,7 @@ def test_sockets_of_systemd_stand_for_the_address() -> None:
 
 
 @pytest.mark.parametrize("command", ["mtt_client", "mtt_server"])
-def test_nothing_of_configuration_files_is_loaded_without_one(command: str) -> None:
+def test_no_configuration_modules_without_a_file(command: str) -> None:
     code = (
         f"import sys, {command} as program; from mtt.process.command import Start; "
         "given = {'b': '127.0.0.1:0', 's': 'a:1', 'sv': True} "

@@ -36,7 +36,7 @@ def test_every_option_is_in_the_page(command: Command) -> None:
 
 
 @EVERY
-def test_only_requests_begin_with_a_dot(command: Command) -> None:
+def test_requests_begin_with_a_dot(command: Command) -> None:
     requests = {line.split()[0] for line in manual_page(command).splitlines() if line[0] in ".'"}
     assert requests <= {".TH", ".SH", ".SS", ".TP", ".PP", ".nf", ".fi", ".RS", ".RE"}
 

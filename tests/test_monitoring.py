@@ -95,7 +95,7 @@ async def test_promtool_accepts_all_pages(certs: Certs) -> None:
         check_with_promtool(page.encode())
 
 
-def test_panels_have_titles_places_and_the_data_source_of_the_user() -> None:
+def test_panels_have_title_position_and_data_source() -> None:
     source = {"type": "prometheus", "uid": "${datasource}"}
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
@@ -162,7 +162,7 @@ async def test_metrics_in_the_document_exist(certs: Certs) -> None:
     assert [name for name in names if not any(each.startswith(name) for each in known)] == []
 
 
-def test_the_document_scrapes_under_the_name_that_the_alerts_expect(tmp_path: Path) -> None:
+def test_document_has_the_job_name_of_the_alerts(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "monitoring.md").read_text()
     (yaml,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
     (job,) = re.findall(r"job_name: (.*)", yaml)

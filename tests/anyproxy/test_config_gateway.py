@@ -71,7 +71,7 @@ def test_no_tls_across_a_network(caplog: pytest.LogCaptureFixture) -> None:
     assert message.startswith("gateway.tls_cert: missing: anyone on the path can read passwords")
 
 
-def test_strangers_as_agents(caplog: pytest.LogCaptureFixture) -> None:
+def test_warning_if_agents_need_no_login(caplog: pytest.LogCaptureFixture) -> None:
     tree = merged(TREE, "gateway.listen_addr", ":8443")
     tree["gateway"] |= CERT
     gateway_of(tree)

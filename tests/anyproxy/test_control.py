@@ -327,7 +327,7 @@ async def test_end_follows_what_waited_for_the_peer() -> None:
 
 
 
-def test_gateway_that_reports_changes_without_end_does_not_flood_the_log() -> None:
+def test_endless_port_reports_do_not_flood_the_log() -> None:
     reports = PortReports()
     with logged() as lines:
         for number in range(1000):

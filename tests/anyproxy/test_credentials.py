@@ -227,7 +227,7 @@ async def test_password_of_the_operator_is_checked_without_agents(tmp_path: Path
         assert scene.user(WRONG) is False  # blocked
 
 
-async def test_password_of_the_operator_that_comes_during_a_check_counts(
+async def test_operator_sets_password_during_a_check(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Scene(FILE, tmp_path) as scene:

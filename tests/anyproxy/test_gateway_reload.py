@@ -228,7 +228,7 @@ async def test_another_login_of_agents_retires_them(certs: Certs) -> None:
             pass
 
 
-async def test_agents_stay_if_their_login_is_that_of_now(certs: Certs) -> None:
+async def test_agents_with_the_current_login_stay(certs: Certs) -> None:
     old, new = User("agents", "old"), User("agents", "new")
     async with (
         both(certs) as (gateway, agent),  # without a login
@@ -241,7 +241,7 @@ async def test_agents_stay_if_their_login_is_that_of_now(certs: Certs) -> None:
         assert not known(gateway, early)
 
 
-async def test_login_that_changes_while_an_agent_joins_counts(
+async def test_login_changes_while_an_agent_joins(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = User("agents", "old"), User("agents", "new")

@@ -367,7 +367,7 @@ async def test_nothing_listens_after_the_end(certs: Certs, tmp_path: Path) -> No
         assert run.tunnels.addresses == [] or await is_refused(run.port("one"))
 
 
-async def test_a_worker_that_cannot_follow_ends(
+async def test_worker_that_cannot_apply_an_update_ends(
     certs: Certs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one takes its place, with the new configuration."""

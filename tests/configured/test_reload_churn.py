@@ -29,7 +29,7 @@ NAMES = ("a", "b", "c", "d")
 TIMEOUTS = ("1m", "2m")
 
 
-async def test_every_change_leads_to_the_tunnels_of_the_file(
+async def test_tunnels_match_the_file_after_every_change(
     certs: Certs, tmp_path: Path
 ) -> None:
     dice = random.Random(7)

@@ -94,7 +94,7 @@ async def test_own_ends(size: int, mode: str, certs: Certs) -> None:
     assert sum(counted in line for line in lines) == 2  # at both ends
 
 
-async def test_destination_that_speaks_first_is_heard(certs: Certs) -> None:
+async def test_destination_that_speaks_first_is_relayed(certs: Certs) -> None:
     async with (
         listening() as there,
         server_at("v2ray", there.port, certs) as server,
@@ -129,7 +129,7 @@ async def test_data_leaves_with_the_request_and_nowhere_else(certs: Certs) -> No
     assert f"Sec-WebSocket-Protocol: {encode(b'0123456789')}\r\n".encode() in head
 
 
-async def test_server_that_does_not_take_it_fails_visibly(certs: Certs) -> None:
+async def test_server_without_early_data_is_an_error(certs: Certs) -> None:
     """It would lose the first bytes; sending them again could deliver them twice."""
     with logged() as lines:
         async with (

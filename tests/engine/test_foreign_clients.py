@@ -174,7 +174,7 @@ async def test_v2ray_recognises_other_destinations(certs: Certs) -> None:
         plain.close()
 
 
-async def test_v2ray_with_mux_needs_no_guess(certs: Certs) -> None:
+async def test_v2ray_with_mux_skips_detection(certs: Certs) -> None:
     async with serving(echo) as there, plugin_at("v2ray+mux", there, certs) as client:
         await client.below.send(keep_alive())
         await client.below.send(new(1) + data_frames(1, b"hello"))
@@ -195,7 +195,7 @@ async def test_v2ray_serves_clients_of_the_original(mode: str, certs: Certs) -> 
 
 @pytest.mark.parametrize("client", ["v2ray", "v2ray+mux"])
 @pytest.mark.parametrize("server", ["wss", "wss+mux", "v2ray", "v2ray+mux"])
-async def test_own_client_says_what_it_sends(client: str, server: str, certs: Certs) -> None:
+async def test_own_client_marks_its_requests(client: str, server: str, certs: Certs) -> None:
     """So a destination that speaks first is heard at once, and each direction ends separately."""
     async with (
         listening() as there,
@@ -252,7 +252,7 @@ async def test_other_data_is_passed_on(first: bytes, certs: Certs) -> None:
         client.close()
 
 
-async def test_client_of_the_original_is_never_taken_for_v2ray_plugin(certs: Certs) -> None:
+async def test_go_client_is_not_detected_as_v2ray_plugin(certs: Certs) -> None:
     async with serving(echo) as there, server_at("wss", there.port, certs) as server:
         client = await ws_connect(port_of(server), certs, "smux_off")
         await client.check_echo(V2RAY_PLUGIN)
@@ -272,7 +272,7 @@ async def greeting(connection: Tcp) -> None:
     await echo(connection)
 
 
-async def test_destination_that_speaks_first_is_heard_after_a_while(
+async def test_destination_that_speaks_first_is_relayed_after_a_wait(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mux_cool_detector, "FIRST_TIME", 0.05)

@@ -187,7 +187,7 @@ async def test_a_download_is_complete_when_the_destination_closes(mode: str, cer
         assert await application.rest() == MEGABYTE
 
 
-async def test_application_is_not_reset_by_an_end_in_two_steps(certs: Certs) -> None:
+async def test_end_in_two_steps_does_not_reset_application(certs: Certs) -> None:
     """The real program sends close_notify, and closes TCP a moment later."""
     context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certs.cert, certs.key)

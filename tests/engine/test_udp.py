@@ -220,7 +220,7 @@ async def test_bytes_and_datagrams_are_counted(mode: str, certs: Certs) -> None:
 
 
 @in_every_mode
-async def test_nothing_is_left_to_the_collector(
+async def test_no_reference_cycles_remain(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(port, "MIN_LIFETIME", 0.0)  # no wait between links

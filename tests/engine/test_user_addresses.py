@@ -113,14 +113,14 @@ async def test_destination_is_told_the_peer(mode: str, version: str, certs: Cert
 
 
 @in_every_mode
-async def test_destination_is_told_nothing_unasked(mode: str, certs: Certs) -> None:
+async def test_no_header_to_destination_by_default(mode: str, certs: Certs) -> None:
     async with listening() as there, both_ends(mode, there.port, certs) as (_, client):
         await served(there, port_of(client), b"")
 
 
 @pytest.mark.parametrize("tls", [True, False])
 @pytest.mark.parametrize("mode", ["tls", "wss"])
-async def test_header_from_elsewhere_is_a_probers(mode: str, tls: bool, certs: Certs) -> None:
+async def test_untrusted_header_is_treated_as_a_probe(mode: str, tls: bool, certs: Certs) -> None:
     """The answer, the log and the metrics are as without the option."""
     seen = []
     for proxies in ({}, {"trusted-proxies": ELSEWHERE}):
@@ -237,7 +237,7 @@ async def test_site_is_told_the_address(certs: Certs) -> None:
         await eventually(lambda: empty(server))
 
 
-async def test_health_checks_make_no_noise(certs: Certs) -> None:
+async def test_health_checks_are_not_logged(certs: Certs) -> None:
     options = {"trusted-proxies": HERE}
     async with listening() as there, server_at("tls", there.port, certs, **options) as server:
         with logged() as lines:

@@ -106,7 +106,7 @@ async def test_header_without_address_keeps_the_proxys(header: bytes) -> None:
         assert ends(it.transport) == before
 
 
-async def test_header_from_elsewhere_is_data() -> None:
+async def test_untrusted_header_is_data() -> None:
     data = encode(V1, USER, OWN) + HELLO
     async with accepted(proxies=ELSEWHERE) as it:
         before = ends(it.transport)

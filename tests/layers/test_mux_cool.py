@@ -176,7 +176,7 @@ async def test_own_ends_close_each_direction_separately() -> None:
     await server.over()
 
 
-async def test_own_peer_is_told_to_stop_a_stream_and_a_foreign_one_is_not() -> None:
+async def test_only_own_peer_is_told_to_stop_a_stream() -> None:
     for half_close in (True, False):
         server = Server(half_close=half_close)
         slow, stream = server.open(1)
@@ -209,7 +209,7 @@ async def test_slow_reader_stalls_a_session_with_a_foreign_peer() -> None:
     await server.over()
 
 
-async def test_only_own_peers_are_expected_to_give_signs_of_life(
+async def test_only_own_peers_must_send_keepalives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """v2ray-plugin is silent while there is nothing to say."""

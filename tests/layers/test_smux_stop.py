@@ -177,7 +177,7 @@ class Shared(Server):
         self.connect(half_close=True)
 
 
-async def test_streams_that_have_stopped_make_room_in_a_shared_session(
+async def test_stopped_streams_end_in_a_full_shared_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)
@@ -207,7 +207,7 @@ async def test_streams_that_have_stopped_make_room_in_a_shared_session(
     await server.over()
 
 
-async def test_readers_that_go_on_in_time_keep_their_streams(
+async def test_readers_that_resume_in_time_keep_their_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)

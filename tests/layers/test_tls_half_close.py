@@ -139,7 +139,7 @@ async def test_fin_of_a_half_closed_foreign_peer_ends_both_directions(
 
 
 @both_versions
-async def test_fin_of_a_half_closed_foreign_peer_that_has_not_got_all_is_a_failure(
+async def test_fin_before_all_data_is_delivered_is_a_failure(
     version: ssl.TLSVersion, certs: Certs
 ) -> None:
     async with Peer(certs, version, alpn=None) as one:

@@ -67,7 +67,7 @@ async def test_each_tunnel_has_users_of_its_own(certs: Certs, tmp_path: Path) ->
             await check_works(port_of(client))
 
 
-async def test_a_change_that_needs_the_same_controller_is_refused(tmp_path: Path) -> None:
+async def test_change_with_the_same_controller_is_refused(tmp_path: Path) -> None:
     one, two = served(tmp_path, "one"), served(tmp_path, "two")
     file = File(tmp_path, {"tunnel": [one, two]}, "mtt-mu-server")
     with logged() as lines:

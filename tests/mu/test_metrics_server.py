@@ -68,7 +68,7 @@ async def test_a_port_in_use_ends_the_start(certs: Certs) -> None:
         await second.close()
 
 
-async def test_too_many_requests_are_told_to_return(
+async def test_too_many_requests_get_retry_later(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(request_slots, "MAX_LARGE_SLOTS", 0)

@@ -27,7 +27,7 @@ from tests.support.vectors import WSS, handshake
 
 
 @in_both_modes
-async def test_each_user_gets_to_its_own_destination(mode: str, certs: Certs) -> None:
+async def test_each_user_reaches_its_destination(mode: str, certs: Certs) -> None:
     async with (
         answering(b"A") as first,
         answering(b"B") as second,

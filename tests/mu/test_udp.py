@@ -14,7 +14,7 @@ from tests.udp.peers import Udp, answering
 
 
 @in_both_modes
-async def test_each_user_gets_to_its_own_destination(mode: str, certs: Certs) -> None:
+async def test_each_user_reaches_its_destination(mode: str, certs: Certs) -> None:
     async with (
         asyncio.timeout(2 * SOON),
         multi_user_server(certs, udp=True) as (server, panel),

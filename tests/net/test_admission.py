@@ -130,7 +130,7 @@ async def test_silent_connections_do_not_exclude_other_clients(
         await eventually(lambda: empty(server))
 
 
-def test_a_limit_above_holds_as_well() -> None:
+def test_limit_of_all_tunnels_applies() -> None:
     numbers = {"one": 0, "all": 0}
     admission = Admission(2, lambda: numbers["one"])
     admission.above = Admission(3, lambda: numbers["all"])

@@ -340,7 +340,7 @@ async def test_udp_port_in_use_beside_tcp_is_an_error():
 
 @needs_ipv6
 @pytest.mark.parametrize(("host", "dual"), [("", True), ("::1", False)])
-async def test_udp_beside_tcp_is_dual_stack_if_that_is(host, dual):
+async def test_udp_is_dual_stack_like_tcp(host, dual):
     listener = bind_now(Endpoint((host,), 0))
     (sock,) = listener.bind_udp()
     only = sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)

@@ -49,7 +49,7 @@ async def test_a_free_address_leaves_the_old_one_alone() -> None:
     assert port.calls == ["bind"]
 
 
-async def test_an_address_in_the_way_is_closed() -> None:
+async def test_conflicting_address_is_closed_first() -> None:
     port = Port()
     assert await listen_instead(port.bind, [port.occupant]) == "bound"
     assert port.calls == ["bind", "stop", "bind"]

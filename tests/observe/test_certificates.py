@@ -36,7 +36,7 @@ def test_no_certificates_no_metric() -> None:
     assert certificate_lines(()) == ""
 
 
-def test_of_workers_the_earliest_counts_while_they_live() -> None:
+def test_workers_report_the_earliest_expiry() -> None:
     pages = [Page(f"# HELP {NAME} x\n# TYPE {NAME} gauge\n{NAME} {at}\n") for at in (7, 5, 6)]
     assert parse(str(total(pages)))[NAME] == 5
     gone = pages[1].lasting()

@@ -83,5 +83,5 @@ def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(parse(process_lines())) == ["process_cpu_seconds_total"]
 
 
-def test_promtool_likes_it() -> None:
+def test_promtool_accepts_the_page() -> None:
     check_with_promtool((build_lines() + process_lines()).encode())

@@ -292,7 +292,7 @@ def test_servers_that_v2ray_plugin_cannot_use(given: Values, missing: str) -> No
 # The client's side.
 
 
-def test_client_hands_on_what_it_was_given() -> None:
+def test_client_link_has_its_given_options() -> None:
     given = {"s": "example.com:443", "wss": True, "pin": (PIN,), "link": "all", "link-ss": "a:b"}
     found = by_kind(mtt_client.links(given, Login("a", "b")))
     assert found["command"] == (

@@ -261,7 +261,7 @@ def test_a_file_with_a_secret_should_not_be_public(
     assert lines == ([expected] if warns else [])
 
 
-def test_what_completes_a_tunnel_names_it_in_errors(tmp_path: Path) -> None:
+def test_errors_while_completing_options_name_the_tunnel(tmp_path: Path) -> None:
     def complete(values: Values, environ: Mapping[str, str]) -> Values:
         if values["b"] == "127.0.0.1:2":
             raise UsageError("-proxy: no port")

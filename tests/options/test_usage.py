@@ -52,7 +52,7 @@ def test_folded_lines_are_one_command_again() -> None:
 
 
 @pytest.mark.parametrize("flags", [CLIENT_FLAGS, SERVER_FLAGS])
-def test_tables_are_sound(flags: Any) -> None:
+def test_option_tables_are_consistent(flags: Any) -> None:
     names = [flag.name for flag in flags]
     assert len(names) == len(set(names))
     assert set(defaults(flags)) == set(names)

@@ -50,7 +50,7 @@ def test_path_without_v2ray_is_left_alone() -> None:
         (["-v2ray", "-preconnect", "1", "-early-data", "1"], "needs a new connection"),
     ],
 )
-def test_early_data_that_cannot_work(given: list[str], error: str) -> None:
+def test_early_data_conflicts(given: list[str], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         client(*given)
 

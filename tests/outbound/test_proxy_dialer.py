@@ -164,7 +164,7 @@ async def test_proxy_that_wants_a_login(hosts: tuple[str, ...], option: str) -> 
     assert len(proxy.requests) == 2  # another host would change nothing
 
 
-async def test_proxy_that_resets_the_connection_after_its_answer() -> None:
+async def test_proxy_resets_connection_after_its_answer() -> None:
     class Resetting(Dialer):
         async def connect(self, endpoint: Endpoint, factory: ProtocolFactory) -> StreamTransport:
             stream = FakeTransport(factory())

@@ -56,7 +56,7 @@ def test_does_not_run_as_root() -> None:
     assert "RUN" not in names[names.index("USER") :]
 
 
-def test_packages_are_installed_without_recommendations_and_lists() -> None:
+def test_apt_leaves_no_recommended_packages_or_lists() -> None:
     for command in values("RUN"):
         if "apt-get install" in command:
             assert "apt-get update" in command

@@ -40,7 +40,7 @@ def test_changes_that_can_be_released() -> None:
         ([NOW._replace(date=datetime.date(2030, 1, 3))], "2030-01-03, is in the future"),
     ],
 )  # fmt: skip
-def test_changes_that_cannot(changes: list[Section], text: str) -> None:
+def test_changes_that_cannot_be_released(changes: list[Section], text: str) -> None:
     with pytest.raises(ProjectError, match=r"^CHANGELOG\.md: ") as raised:
         check_changes(changes, TODAY)
     assert text in str(raised.value)

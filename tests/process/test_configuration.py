@@ -147,7 +147,7 @@ def test_numbers_of_changes_are_words() -> None:
 # In a process without an event loop.
 
 
-def test_a_change_is_due_when_it_is_over(tmp_path: Path) -> None:
+def test_change_is_applied_after_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("text 1")
     service = Service(path)

@@ -30,7 +30,7 @@ def test_interrupt_is_silent_only_in_own_commands(program: str, silent: bool) ->
     assert ("KeyboardInterrupt" in done.stderr) != silent
 
 
-def test_nothing_slow_is_imported_before() -> None:
+def test_no_slow_imports() -> None:
     # -S: site, or a .pth file in it, may import anything.
     code = (
         "import sys; sys.path[:0] = sys.argv[1:]; before = set(sys.modules); "

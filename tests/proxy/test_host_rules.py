@@ -232,7 +232,7 @@ def test_forbidden_name_in_another_spelling_is_denied(pattern, host):
     assert allowing(pattern).allows(host, ELSEWHERE, 80)
 
 
-def test_name_that_no_resolver_takes_has_one_spelling():
+def test_unresolvable_name_has_one_spelling():
     assert forbidding("evil.test").allows("\u00fc" * 70, ELSEWHERE, 80)
 
 

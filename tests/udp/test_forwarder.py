@@ -243,7 +243,7 @@ async def test_idle_flows_end(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not client.stream.aborted
 
 
-async def test_flow_idle_for_the_longest_time_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_longest_idle_flow_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarder, "MAX_FLOWS", 2)
     clock = Clock(monkeypatch, forwarder)
     async with scene() as here:
@@ -281,7 +281,7 @@ async def test_flows_that_wait_for_the_lookup_are_limited() -> None:
         assert counters.dropped_full == count - MAX_QUEUES
 
 
-async def test_no_descriptor_is_taken_from_the_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_descriptor_reserve_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "first_reserved", lambda: 0)
     async with scene() as here:
         with Udp() as there, logged() as lines:

@@ -182,7 +182,7 @@ async def test_blocked_stream_queues_and_drops_the_oldest() -> None:
     await turns()
 
 
-async def test_batch_of_the_turn_goes_before_what_waited() -> None:
+async def test_batch_is_sent_before_queued_datagrams() -> None:
     link, stream, _ = started()
     link.send(1, b"first")
     link.pause_writing()
@@ -245,7 +245,7 @@ async def test_many_datagrams_of_one_read_are_delivered_in_turns(most: int) -> N
     await turns()
 
 
-async def test_datagrams_for_the_next_turn_are_dropped_at_the_end() -> None:
+async def test_close_drops_datagrams_of_the_next_turn() -> None:
     link, stream, owner = started()
     link.data_received(encode(1, b"") * (TURN_DATAGRAMS + 1))
     link.abort("test")

@@ -221,7 +221,7 @@ async def test_silent_server_is_asked_and_answers(monkeypatch: pytest.MonkeyPatc
             assert not here.far.stream.closing
 
 
-async def test_silent_server_that_does_not_answer_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_server_without_answer_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, port, link, reuse)
     async with scene() as here:
         with here.application() as application:
@@ -289,7 +289,7 @@ async def test_idle_flows_end_and_then_the_link(monkeypatch: pytest.MonkeyPatch)
             assert not clock.pending  # nothing wakes an idle port
 
 
-async def test_flow_idle_for_the_longest_time_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_longest_idle_flow_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(port, "MAX_FLOWS", 2)
     clock = Clock(monkeypatch, port)
     async with scene() as here:

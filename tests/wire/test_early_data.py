@@ -41,5 +41,5 @@ def test_names_of_subprotocols_are_not_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "A", "AAAAA", "AB", "AAB", "a+b_", "ab==", "a b", "é"])
-def test_what_is_not_encoded_like_this_is_not_data(value: str) -> None:
+def test_invalid_encoding_is_not_early_data(value: str) -> None:
     assert decode(value, sure=True) == b""

@@ -104,7 +104,7 @@ def test_frames_are_as_recorded() -> None:
 
 @pytest.mark.parametrize("is_known", [is_plugin_head, is_head])
 @pytest.mark.parametrize("first", [WITH_DATA, WITHOUT, recorded("c2s")])
-def test_v2ray_plugin_is_recognised_once_enough_has_arrived(
+def test_v2ray_plugin_is_detected_in_pieces(
     is_known: Callable[[bytes], bool | None], first: bytes
 ) -> None:
     answers = [is_known(first[:size]) for size in range(len(WITHOUT) + 1)]
@@ -121,7 +121,7 @@ def test_sing_box_is_recognised() -> None:
 
 
 @pytest.mark.parametrize("is_known", [is_plugin_head, is_head])
-def test_end_of_a_stream_that_was_never_opened_may_be_the_first_frame(
+def test_end_of_unopened_stream_as_first_frame(
     is_known: Callable[[bytes], bool | None],
 ) -> None:
     for error in (False, True):
@@ -252,7 +252,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
-def test_violations_are_refused_whole_and_in_pieces(stream: str, words: str) -> None:
+def test_violations_are_refused_in_any_pieces(stream: str, words: str) -> None:
     data = bytes.fromhex(stream)
     for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
         decoder = Decoder()

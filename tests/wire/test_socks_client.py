@@ -45,7 +45,7 @@ def test_with_login() -> None:
     assert client.rest == b""
 
 
-def test_proxy_may_do_without_the_login() -> None:
+def test_proxy_may_ignore_the_login() -> None:
     client = SocksClient("a", 1, LOGIN)
     assert client.feed(b"\x05\0").startswith(b"\x05\x01\0")
 
@@ -100,6 +100,6 @@ def test_other_protocols(data: bytes) -> None:
 
 @pytest.mark.parametrize("host, login", [("", None), ("a b", None), ("a" * 256, None),
                                          ("a", (b"u" * 256, b"p")), ("a", (b"u", b"p" * 256))])
-def test_what_cannot_be_sent(host: str, login: tuple[bytes, bytes] | None) -> None:
+def test_invalid_destinations_and_logins(host: str, login: tuple[bytes, bytes] | None) -> None:
     with pytest.raises(ValueError):
         SocksClient(host, 1, login)

@@ -145,7 +145,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("wire", "peer", "words"), [row[1:] for row in REFUSED],
                          ids=[row[0] for row in REFUSED])  # fmt: skip
-def test_violations_are_refused_whole_and_in_pieces(wire: str, peer: Any, words: str) -> None:
+def test_violations_are_refused_in_any_pieces(wire: str, peer: Any, words: str) -> None:
     data = bytes.fromhex(wire)
     with pytest.raises(UotError, match=words):
         Decoder(peer=peer).feed(data + b"trailing")

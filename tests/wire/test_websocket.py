@@ -304,7 +304,7 @@ MALFORMED = [
 
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
-def test_violations_are_refused_whole_and_in_pieces(stream: str, words: str) -> None:
+def test_violations_are_refused_in_any_pieces(stream: str, words: str) -> None:
     data = bytes.fromhex(stream)
     for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
         decoder = Decoder(masked=False)
