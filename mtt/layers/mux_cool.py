@@ -17,11 +17,10 @@ All streams go to the server's destination; the destination in the stream is ign
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from mtt.errors import PeerError
-from mtt.layers.base import Data, StreamProtocol
+from mtt.layers.base import Data
 from mtt.layers.mux_tunnel import TunnelSession, TunnelStream
 from mtt.wire.mux_cool import (
     END,
@@ -61,12 +60,12 @@ class MuxCoolStream(TunnelStream):
 
 
 class MuxCoolSession(TunnelSession):
-    """One multiplexed connection. `accept`, `on_change`, `on_lost`: see `MuxSession`."""
+    """One multiplexed connection. Args: see `TunnelSession`."""
 
     __slots__ = ()
 
-    name: ClassVar[str] = "mux session"
     protocol: ClassVar[str] = "Mux.Cool"
+    decoder_class: ClassVar[type[Decoder]] = Decoder
     psh: ClassVar[int] = KEEP
     stream_class: ClassVar[type[TunnelStream]] = MuxCoolStream
     id_step: ClassVar[int] = 1
@@ -76,16 +75,6 @@ class MuxCoolSession(TunnelSession):
     opening = staticmethod(new)
     data_header = staticmethod(header)
     data_frames = staticmethod(data_frames)
-
-    def __init__(
-        self,
-        *,
-        accept: Callable[[], StreamProtocol] | None = None,
-        on_change: Callable[[Any], object] | None = None,
-        on_lost: Callable[[Any, Exception | None], object] | None = None,
-    ) -> None:
-        super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
-        self._decoder = Decoder()
 
     def _command_received(self, command: int, stream_id: int, payload: Data) -> None:
         if command == END:

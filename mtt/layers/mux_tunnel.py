@@ -141,12 +141,13 @@ class TunnelSession(MuxSession[TunnelStream]):
 
     __slots__ = ("_decoder", "_is_shared", "_max_streams", "_pause_timer")
 
+    name: ClassVar[str] = "mux session"
     protocol: ClassVar[str]  # for error messages
+    decoder_class: ClassVar[type[Decoder]]
     stream_class: ClassVar[type[TunnelStream]]
     id_step: ClassVar[int]  # between the ids of two streams that this side opens
     max_payload: ClassVar[int]  # bytes of data in a frame to a peer that is not ours
     max_length: ClassVar[int]  # bytes that fit into a frame
-    _decoder: Decoder
 
     def __init__(
         self,
@@ -157,6 +158,7 @@ class TunnelSession(MuxSession[TunnelStream]):
         on_lost: Callable[[Any, Exception | None], object] | None = None,
     ) -> None:
         super().__init__(accept=accept, on_change=on_change, on_lost=on_lost)
+        self._decoder = self.decoder_class()
         self._max_streams = max_streams
         self._is_shared = max_streams > MAX_STREAMS
         self._pause_timer: asyncio.TimerHandle | None = None

@@ -15,7 +15,7 @@ from typing import ClassVar
 from mtt.errors import PeerError
 from mtt.layers.base import Data, StreamProtocol
 from mtt.layers.mux_tunnel import MAX_STREAMS, TunnelSession, TunnelStream
-from mtt.wire.foreign import agent_advice, tunnel_advice
+from mtt.wire.foreign import agent_advice
 from mtt.wire.smux import (
     FIN,
     MAX_LENGTH,
@@ -51,8 +51,8 @@ class SmuxSession(TunnelSession):
 
     __slots__ = ("_parity",)
 
-    name: ClassVar[str] = "mux session"
     protocol: ClassVar[str] = "smux"
+    decoder_class: ClassVar[type[Decoder]] = Decoder
     psh: ClassVar[int] = PSH
     stream_class: ClassVar[type[TunnelStream]] = SmuxStream
     id_step: ClassVar[int] = 2
@@ -74,7 +74,8 @@ class SmuxSession(TunnelSession):
         super().__init__(
             accept=accept, max_streams=max_streams, on_change=on_change, on_lost=on_lost
         )
-        self._decoder = Decoder(tunnel_advice if first_id is None else agent_advice)
+        if first_id is not None:
+            self._decoder = Decoder(agent_advice)
         self._next_id = first_id or 3
         self._parity = None if first_id is None else first_id % 2
 
