@@ -1,4 +1,4 @@
-"""Agents at rest: what each costs a gateway."""
+"""Idle agents: memory and CPU of the gateway for each."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bench.gateway import Pair, our_command, pair
 from bench.loads import SETTLE_TIME, Sample, Scene
 from bench.processes import BenchError
 
-# Sessions of one process that stands for agents: more processes would use more memory and CPU than
-# the gateway.
+# Sessions of one process that simulates agents. With fewer sessions in each, the processes would
+# use more memory and CPU than the gateway.
 CROWD = 1250
 # Seconds until all have joined: a few milliseconds for each.
 JOIN_TIME = 120.0
 
 
 def measure_agents(scene: Scene) -> Sample:
-    """What agents at rest cost the gateway: KB each, and CPU for their signs of life."""
+    """The gateway's KB for each idle agent, and its CPU for their keepalives."""
     count = scene.effort.agents
     with pair(scene, our_command) as both:
         before, _ = both.resident()

@@ -1,4 +1,4 @@
-"""Agents in one process that stand for as many machines: `python -m bench.crowd FILE NAME N`.
+"""Simulates agents of many machines in one process: `python -m bench.crowd FILE NAME N`.
 
 FILE is the configuration of an agent. The process keeps N sessions with its gateway, as agents
 called NAME-0, NAME-1, and so on, with up to MAX_REPLICAS sessions each.

@@ -1,4 +1,4 @@
-"""What the project wants to reach, as ratios within one run, and whether it does."""
+"""Performance targets, mostly ratios within one run, and the check of them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ TARGETS = (
 
 
 def value(target: Target, run: Run) -> float | None:
-    """What was measured, None if it was not."""
+    """The measured value; None without one."""
     if target.against:
         return run.ratio(target.row, target.cell, target.column, target.against)
     return run.median(target.row, target.cell, target.column)

@@ -13,9 +13,9 @@ from bench.processes import LOOPBACK, BenchError, address, find_tool, free_port
 from bench.subjects import Command, Place, Subject, our_subjects, running
 from bench.udp_programs import BUFFER, COUNT, ECHO
 
-# Bytes of a datagram: what QUIC and WireGuard send at most over any path.
+# Bytes of a datagram: the maximum of QUIC and WireGuard on any path.
 SIZE = 1200
-# Datagrams per second that no tunnel of ours should lose one of, sent every TICK seconds.
+# Datagrams per second that our tunnels should carry without loss, sent every TICK seconds.
 RATE = 20_000
 TICK = 0.001
 ECHOES = 200
@@ -28,7 +28,7 @@ ATTEMPT_TIME = 0.05
 
 
 def udp_subjects() -> list[Subject]:
-    """Our modes with -udp on the default loop, and what carries UDP without encryption."""
+    """Our modes with -udp on the default loop, and programs that carry UDP without encryption."""
     ours = [each for each in our_subjects("-udp") if "uvloop" not in each.name]
     socat = find_tool("socat")
     return [
@@ -39,7 +39,7 @@ def udp_subjects() -> list[Subject]:
 
 
 def measure_udp(scene: Scene, subject: Subject) -> Sample:
-    """What arrives at full speed and at RATE, CPU for each datagram, and an echo's round trip."""
+    """Datagrams that arrive at full speed and at RATE, CPU of each, round trip of an echo."""
     sink = free_port()
     scene.programs.start([sys.executable, "-m", "bench.udp_programs", "sink", str(sink)])
     with (

@@ -16,7 +16,7 @@ from bench.processes import LOOPBACK
 
 ECHO, COUNT = b"?", b"="
 LARGEST = 65535
-# What the kernel may hold of what a program has not read yet.
+# Bytes of the kernel's receive buffers.
 BUFFER = 1024 * 1024
 
 

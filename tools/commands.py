@@ -1,4 +1,4 @@
-"""All commands, for the tools that describe them."""
+"""All commands, for the tools that generate manual pages and completions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Completions of all commands for bash, zsh and fish, made from their tables of options.
+"""Generates completions of all commands for bash, zsh and fish from the tables of options.
 
 Run from the top directory as `python -m tools.completions OUTDIR`; writes OUTDIR/bash/NAME,
-OUTDIR/zsh/_NAME and OUTDIR/fish/NAME.fish. The same sources give the same bytes.
+OUTDIR/zsh/_NAME and OUTDIR/fish/NAME.fish. The output is reproducible.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def path_kind(flag: Flag) -> str:
 def about_of(flag: Flag) -> str:
     """A short description: the beginning of the help."""
     sentence = re.split(r"(?<=[^.])[.;](?: |$)", flag.help, maxsplit=1)[0]
-    if not sentence.startswith("With "):  # -x: what it does then
+    if not sentence.startswith("With "):  # followed by an option and a colon
         sentence = sentence.partition(": ")[0]
     if len(sentence) <= _ABOUT:
         return sentence

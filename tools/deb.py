@@ -1,10 +1,10 @@
 """Builds the Debian package: `python -m tools.deb [DIRECTORY]`, `make deb`.
 
-It needs only dpkg-deb, which every Debian and Ubuntu has. The same source gives the same bytes; see
+It needs only dpkg-deb, which is part of Debian and Ubuntu. The build is reproducible; see
 `source_date`.
 
 The modules are private, in /usr/share/mos-tls-tunnel, as Debian's Python policy recommends for
-programs. As public modules they would take names like `plugin` from all other packages.
+programs. Public modules with names like `plugin` would conflict with other packages.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Tree:
         )
 
     def finish(self, seconds: int) -> None:
-        """Give everything the time, and directories their mode."""
+        """Set the time of all files, and the mode of directories."""
         for path in [*self.root.rglob("*"), self.root]:
             if path.is_dir():
                 path.chmod(0o755)
@@ -165,7 +165,7 @@ def machine_readable_copyright(project: Project, top: Path) -> str:
 
 
 def debian_changelog(project: Project, top: Path) -> str:
-    """The releases, without their text: CHANGELOG.md is beside it."""
+    """The releases without their entries, which are in CHANGELOG.md in the same directory."""
     return "\n".join(
         f"{project.name} ({section.version}) unstable; urgency=medium\n\n"
         f"  * Release {section.version}; CHANGELOG.md has the changes.\n\n"
@@ -176,7 +176,7 @@ def debian_changelog(project: Project, top: Path) -> str:
 
 
 def add_reference(tree: Tree) -> None:
-    """Man pages and completions, as the tools that make them write them."""
+    """The generated manual pages and completions."""
     with tempfile.TemporaryDirectory() as directory:
         for tool in ("manual", "completions"):
             run([sys.executable, "-m", f"tools.{tool}", directory], cwd=TOP)
@@ -189,7 +189,7 @@ def add_reference(tree: Tree) -> None:
 
 
 def add_control(tree: Tree, project: Project, units: list[str]) -> None:
-    """What dpkg reads: fields, scripts, configuration files, checksums."""
+    """The control files of dpkg: fields, scripts, configuration files, checksums."""
     values = {
         "NAME": project.name,
         "VERSION": __version__,

@@ -1,6 +1,6 @@
 """Builds the source distribution and the wheel: `python -m tools.dist [DIRECTORY]`, `make dist`.
 
-The same source gives the same bytes; see `source_date`. It needs setuptools 70.1 or newer.
+The build is reproducible; see `source_date`. It needs setuptools 70.1 or newer.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tools.project import TOP, ProjectError, run, run_tool, source_date
 
-# The build backend takes the directory that it runs in as the source.
+# The build backend builds the source in its working directory.
 _BACKEND = "import sys, setuptools.build_meta as backend; backend.build_{}(sys.argv[1])"
-# What git ignores, and git's own. Old build/ and *.egg-info would add files that are gone.
+# Files that git ignores, and git's own. Old build/ and *.egg-info would add removed files.
 _NOT_SOURCE = (
     ".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "*.pyc", ".*_cache",
 )  # fmt: skip
@@ -38,7 +38,7 @@ def build(directory: Path) -> list[Path]:
         made = _run_backend("sdist", copy, Path(temporary) / "sdist", seconds)
         sdist = directory / made.name
         sdist.write_bytes(repacked(made, seconds))
-        # The wheel is built from the source distribution, so that this is known to be complete.
+        # The wheel is built from the source distribution, to verify that that is complete.
         run(["tar", "-xpf", str(sdist), "-C", temporary])
         source = Path(temporary) / sdist.name.removesuffix(".tar.gz")
         wheel = _run_backend("wheel", source, Path(temporary) / "wheel", seconds)
@@ -57,7 +57,7 @@ def _run_backend(kind: str, source: Path, target: Path, seconds: int) -> Path:
 
 
 def repacked(path: Path, seconds: int) -> bytes:
-    """The archive in an order of names, without the times, owners and umask of its making."""
+    """The archive sorted by name, with fixed times, owners and modes."""
     raw = io.BytesIO()
     with tarfile.open(path) as old, tarfile.open(
         fileobj=raw, mode="w", format=tarfile.PAX_FORMAT

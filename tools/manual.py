@@ -1,7 +1,7 @@
-"""Manual pages of all commands, made from their tables of options.
+"""Generates manual pages of all commands from the tables of options.
 
-Run from the top directory as `python -m tools.manual OUTDIR`; writes OUTDIR/man1/NAME.1. The same
-sources give the same bytes.
+Run from the top directory as `python -m tools.manual OUTDIR`; writes OUTDIR/man1/NAME.1. The output
+is reproducible.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SYNTAX = (
 _SIGNALS = (
     ("SIGTERM, SIGINT", "Stop listening, wait up to -grace for open tunnels, then exit. A second "
      "signal cuts them at once."),
-    ("SIGHUP", "Read changed certificates and other files again."),
+    ("SIGHUP", "Reload changed certificates and other files."),
 )  # fmt: skip
 _EXIT = (
     ("0", "After SIGTERM or SIGINT."),
@@ -36,7 +36,7 @@ _EXIT = (
 )
 _ENVIRONMENT = (
     ("LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES", "Sockets of systemd to listen on."),
-    ("NOTIFY_SOCKET, WATCHDOG_USEC", "Where systemd expects notifications."),
+    ("NOTIFY_SOCKET, WATCHDOG_USEC", "Notifications and watchdog of systemd."),
 )
 _PLUGIN = (
     ("SS_REMOTE_HOST, SS_REMOTE_PORT, SS_LOCAL_HOST, SS_LOCAL_PORT", "Addresses, if shadowsocks "
@@ -45,7 +45,7 @@ _PLUGIN = (
      "semicolons between them."),
 )  # fmt: skip
 _PROXY = (
-    ("HTTPS_PROXY, NO_PROXY", "With -proxy env: the proxy, and the servers that need none."),
+    ("HTTPS_PROXY, NO_PROXY", "With -proxy env: the proxy, and the servers to reach without it."),
 )
 _FILE = (("Any", "Values of ${NAME} in the configuration file."),)
 

@@ -22,12 +22,12 @@ TOP = Path(__file__).resolve().parent.parent
 
 UNRELEASED = "Unreleased"
 _HEADING = re.compile(r"^## (\S+)(?: \((\d{4}-\d\d-\d\d)\))?$", re.M)
-# What running and testing leave behind in the source directories.
+# Files that running and testing leave in the source directories.
 _LEFTOVERS = ("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
 class ProjectError(MttError):
-    """The project's files are not as a package needs them (exit code 1)."""
+    """The project's files are not ready for a package (exit code 1)."""
 
 
 class Section(NamedTuple):
@@ -111,7 +111,7 @@ def source_date(top: Path = TOP) -> int:
 
 
 def midnight(date: datetime.date) -> int:
-    """The begin of `date` in UTC, in seconds since 1970."""
+    """The start of `date` in UTC, in seconds since 1970."""
     return int(datetime.datetime.combine(date, datetime.time(), datetime.UTC).timestamp())
 
 

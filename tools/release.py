@@ -57,7 +57,7 @@ def check_changes(changes: list[Section], today: datetime.date) -> Section:
 
 
 def check_tree(tag: str) -> None:
-    """Only a commit can have a tag, and a tag does not move. Raises ProjectError."""
+    """Check that the working tree is clean and the tag is new. Raises ProjectError."""
     if changed := run(["git", "-C", str(TOP), "status", "--porcelain", "-z"]):
         names = ", ".join(entry[3:] for entry in changed.split("\0")[:5] if entry)
         raise ProjectError(f"the working tree is not clean; commit or remove the changes: {names}")
@@ -98,7 +98,7 @@ def release(directory: Path) -> list[Path]:
     sums.write_text("".join(
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in built
     ))  # fmt: skip
-    # Git would take headings (### ...) for comments.
+    # Git would remove headings (### ...) as comments.
     message = f"{project.name} {__version__}\n\n{section.text}\n"
     git("tag", "--annotate", "--cleanup=verbatim", tag, "--message", message)
     print(f"release: tagged {git('rev-parse', '--short', 'HEAD')} as {tag}", file=sys.stderr)
