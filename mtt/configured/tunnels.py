@@ -27,7 +27,6 @@ from mtt.observe.sums import Page, total
 from mtt.options.tunnel_file import TunnelFile, hidden
 from mtt.process import runtime
 from mtt.process.configuration import Configuration
-from mtt.trust.identity import Words
 from mtt.tunnels.service import Service
 
 _Result = TypeVar("_Result")
@@ -277,13 +276,8 @@ class Tunnels(runtime.Service):
 
 
 def describe_certificates(tunnels: Iterable[RunningTunnel]) -> None:
-    """Describe the certificates for the log, once for all tunnels, because this is slow."""
-    known: dict[tuple[str, bytes], Words] = {}
+    """Describe the certificates for the log, which is slow; `Identity.words` keeps the result."""
     for each in tunnels:
         for files in each.service.certificates:
-            identity = files.identity
-            if identity is not None:
-                key = identity.path, identity.pem
-                if key in known:
-                    identity.words = known[key]
-                known[key] = identity.words
+            if files.identity is not None:
+                files.describe()

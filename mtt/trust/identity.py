@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import functools
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mtt.errors import Cause, PeerError, UsageError
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 PIN_PREFIX = "sha256/"
 DIGEST_LENGTH = 32  # bytes of SHA-256
 PIN_LENGTH = 44  # characters of Base64 for them
+
+# Seconds for which a description is right: it says whether the certificate has expired.
+WORDS_TIME = 60
 
 # Names of a certificate shown in a log line; a CDN's certificate may have a hundred.
 NAMES_SHOWN = 3
@@ -54,7 +58,14 @@ class Identity:
     @functools.cached_property
     def words(self) -> Words:
         """Its description. Slow on first use: ask for that of a file after listening has begun."""
-        return Words(*child.run(describe, self.pem, self.path, self._in_order))
+        return _words(self.pem, self.path, self._in_order, int(time.time() // WORDS_TIME))
+
+
+# Cached for the tunnels of a process that have one certificate: all read it again on SIGHUP, and
+# name lookups would wait for as many child processes.
+@functools.lru_cache(maxsize=16)
+def _words(pem: bytes, path: str, in_order: bool, _period: int) -> Words:
+    return Words(*child.run(describe, pem, path, in_order))
 
 
 def describe(

@@ -13,7 +13,7 @@ import pytest
 
 from mtt.errors import StartError
 from mtt.log import LineFormatter, subject
-from mtt.trust import child
+from mtt.trust import child, identity
 from tests.support.certs import Certs
 from tests.support.configured import (
     File,
@@ -178,12 +178,16 @@ async def test_a_certificate_of_several_tunnels_is_described_once(
     content = [plain(name, 1) for name in ("one", "two", "three")]
     content.append(plain("four", 1, cert=certs.other_cert, key=certs.other_key))
     file = File(tmp_path, top | {"tunnel": content})
+    identity._words.cache_clear()
+    monkeypatch.setattr(identity, "WORDS_TIME", 1e9)  # not between two of its periods
     async with running(file) as tunnels:
         monkeypatch.setattr(child, "run", counted)
         with written() as lines:
             tunnels.announce()
+            assert len([line for line in lines if " pin sha256/" in line]) == 4
+            tunnels.reload()
+            await eventually(lambda: sum("reloaded: certificate" in line for line in lines) == 4)
     assert len(described) == 2
-    assert len([line for line in lines if " pin sha256/" in line]) == 4
 
 
 async def test_errors_at_the_start_name_the_tunnel(certs: Certs, tmp_path: Path) -> None:
