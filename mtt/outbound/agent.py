@@ -9,7 +9,7 @@ is cut, so that all its users try another agent at once. See `LifeCheck`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any, Generic, TypeVar
 
 from mtt.errors import Cause, DestinationError, MttError, NetworkError, PeerError, again, describe
 from mtt.layers.base import StreamTransport
@@ -29,31 +29,40 @@ SIGN_TIME = 3.0
 # round; a browser opens dozens, a page behind an agent has hundreds of users.
 MAX_STREAMS = 4096
 
+Session = TypeVar("Session", bound=MuxSession[Any])
 
-class AgentSession(Protocol):
+
+class AgentSession(Generic[Session]):
     """A connection from an agent, on which the gateway opens streams.
 
     Attributes:
         is_draining: whether the agent wants no new streams.
     """
 
-    is_draining: bool
+    def __init__(self, session: Session) -> None:
+        self.is_draining = False
+        self._session = session
+        self._life = LifeCheck(session)
 
     @property
     def lost(self) -> bool:
         """Whether the connection is over."""
+        return self._session.lost
 
     @property
     def bottom(self) -> StreamTransport:
         """The socket of the connection, which is also that of each stream."""
+        return self._session.bottom
 
     @property
     def open_streams(self) -> int:
         """Number of streams for users."""
+        return self._session.open_streams
 
     @property
     def is_usable(self) -> bool:
         """Whether it takes a new stream now, as far as is known."""
+        raise NotImplementedError
 
     async def open(self, head: Head) -> StreamTransport:
         """Return a parked stream to the head's target, which the agent has reached.
@@ -62,15 +71,18 @@ class AgentSession(Protocol):
         agent is leaving, OVERLOADED if it has too many connections; raises another MttError if the
         agent is unusable.
         """
+        raise NotImplementedError
 
     def close(self) -> None:
         """End the session and its streams; what was written is delivered."""
+        self._session.close()
 
     def abort(self, error: Exception | None = None) -> None:
         """Cut the session."""
+        self._session.abort(error)
 
 
-class OwnAgentSession:
+class OwnAgentSession(AgentSession[SmuxSession]):
     """The session of an agent that is this program: smux, see `mtt.wire.agent`.
 
     Attributes:
@@ -78,24 +90,14 @@ class OwnAgentSession:
     """
 
     def __init__(self, session: SmuxSession) -> None:
-        self.is_draining = False
+        super().__init__(session)
         self.control: StreamTransport | None = None
-        self._session = session
-        self._life = LifeCheck(session)
-
-    @property
-    def lost(self) -> bool:
-        return self._session.lost
-
-    @property
-    def bottom(self) -> StreamTransport:
-        return self._session.bottom
 
     @property
     def open_streams(self) -> int:
         control = self.control
         own = control is not None and not control.is_closing()
-        return self._session.open_streams - own
+        return super().open_streams - own
 
     @property
     def is_usable(self) -> bool:
@@ -133,12 +135,6 @@ class OwnAgentSession:
             stream.close()
             raise DestinationError(answer.outcome)
         return stream
-
-    def close(self) -> None:
-        self._session.close()
-
-    def abort(self, error: Exception | None = None) -> None:
-        self._session.abort(error)
 
 
 class LifeCheck:

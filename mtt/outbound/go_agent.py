@@ -8,7 +8,7 @@ from mtt.errors import MttError, NetworkError
 from mtt.layers.anyproxy import GoSession
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked, park
-from mtt.outbound.agent import QUESTION_TIME, LifeCheck
+from mtt.outbound.agent import QUESTION_TIME, AgentSession
 from mtt.outbound.go_datagrams import GoDatagrams
 from mtt.outcome import Outcome
 from mtt.wire.agent import UDP, Head
@@ -17,31 +17,14 @@ from mtt.wire.agent import UDP, Head
 ANSWER_TIME = 35.0
 
 
-class GoAgentSession:
-    """The session of an agent that is the Go program: an `AgentSession`.
+class GoAgentSession(AgentSession[GoSession]):
+    """The session of an agent that is the Go program.
 
     Args:
         session: with the limit of streams, and callbacks for the end of streams, for requests of
             ports and for its loss. The gateway starts it with
             `session.message_layer(client=False).start(transport)`.
     """
-
-    def __init__(self, session: GoSession) -> None:
-        self.is_draining = False
-        self._session = session
-        self._life = LifeCheck(session)
-
-    @property
-    def lost(self) -> bool:
-        return self._session.lost
-
-    @property
-    def bottom(self) -> StreamTransport:
-        return self._session.bottom
-
-    @property
-    def open_streams(self) -> int:
-        return self._session.open_streams
 
     @property
     def is_usable(self) -> bool:
@@ -79,9 +62,3 @@ class GoAgentSession:
         finally:
             for timer in timers:
                 timer.cancel()
-
-    def close(self) -> None:
-        self._session.close()
-
-    def abort(self, error: Exception | None = None) -> None:
-        self._session.abort(error)

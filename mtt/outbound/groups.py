@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from mtt.errors import DestinationError, MttError, describe
 from mtt.layers.base import StreamTransport
@@ -34,7 +35,7 @@ class Agent:
 
     id: str
     address: str
-    session: AgentSession
+    session: AgentSession[Any]
     since: float
     resting_until: float = 0.0
     opened: int = 0
