@@ -198,7 +198,8 @@ def client_options(
     common.only_with("v2ray", values, (EARLY_DATA,))
     wss_path, early_data = _request_target(values["wss-path"]), 0
     if values["v2ray"]:
-        from mtt.options.v2ray import given_early_data  # only if needed: plugins must start fast
+        # Only if needed: plugins must start fast.
+        from mtt.options.early_data import given_early_data
 
         wss_path, early_data = given_early_data(wss_path, values, MAX_EARLY_DATA)
     common.only_with("mux", values, MUX_FLAGS)
@@ -241,7 +242,7 @@ def server_options(
     common.only_with("wss", values, (common.WSS_PATH,))
     path = values["wss-path"]
     if values["v2ray"]:
-        from mtt.options.v2ray import without_early_data  # only if needed
+        from mtt.options.early_data import without_early_data  # only if needed
 
         path = without_early_data(path)
     if values["anytls"] and values["disable-tls"]:

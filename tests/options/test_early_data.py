@@ -1,4 +1,4 @@
-"""-v2ray of mtt-client and mtt-server."""
+"""-early-data, and -v2ray, which it needs."""
 
 from __future__ import annotations
 
