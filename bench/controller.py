@@ -203,7 +203,7 @@ async def stalls(directory: Path) -> dict[str, float]:
 
 
 def say(line: str) -> None:
-    """A line for those who watch; with -json that is not who reads stdout."""
+    """Print progress; to stderr with -json, whose output is on stdout."""
     print(line, file=sys.stderr if JSON in sys.argv else sys.stdout)
 
 

@@ -28,7 +28,7 @@ _SETTLE_TURNS = 20  # of the event loop, until both ends of a stack are up
 
 
 class Stack(NamedTuple):
-    """Layers from the bottom up, of "tls", "websocket", "smux"; who sends, and how it masks."""
+    """Layers from the bottom up, of "tls", "websocket", "smux"; the sender, and its masking."""
 
     layers: tuple[str, ...]
     from_client: bool = True

@@ -1,8 +1,8 @@
 """Programs as child processes: started, waited for, and always ended and reaped.
 
-Each runs in a session of its own, so that a Ctrl-C reaches the bench alone, which then ends its
-programs in order. What they print goes to files, not pipes: nobody has to read along, and a
-chatty program never blocks.
+Each runs in its own session, so that only the bench receives a Ctrl-C, and ends its programs in
+order. Their output goes to files, not pipes, so a program never blocks because its output is not
+read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ START_TIME = 15.0
 STOP_TIME = 3.0
 LOOK_INTERVAL = 0.005
 
-# Below the range that Linux takes the ports of outgoing connections from (32768 and up), so that
-# nobody is given one of these between our looking and the program's binding.
+# Below Linux's range for outgoing connections (32768 and up), so that no other program gets such a
+# port between the check and the program's bind.
 _PORTS = range(20000, 32000)
 
 # nginx and HAProxy live where the PATH of ordinary users may not lead.
@@ -67,7 +67,7 @@ def free_port() -> int:
 
 
 def listening_ports(table: str) -> set[int]:
-    """The ports somebody listens on, from the text of /proc/net/tcp or /proc/net/tcp6."""
+    """The ports in use for listening, from the text of /proc/net/tcp or /proc/net/tcp6."""
     ports = set()
     for line in table.splitlines()[1:]:
         fields = line.split()
@@ -77,7 +77,7 @@ def listening_ports(table: str) -> set[int]:
 
 
 def is_listening(port: int) -> bool:
-    """Whether somebody listens on `port`, found out without connecting.
+    """Whether a program listens on `port`, without connecting to it.
 
     A connection would already be work for the programs to be measured, and iperf3 takes one
     that says nothing for a failed test.
@@ -118,7 +118,7 @@ class Program:
             )
 
     def wait_listening(self, port: int) -> None:
-        """Wait until somebody listens on `port`. Raises BenchError if that does not happen."""
+        """Wait until a program listens on `port`. Raises BenchError if that does not happen."""
         until = time.monotonic() + START_TIME
         while not is_listening(port):
             self.check()

@@ -122,7 +122,7 @@ def running(
 
     Args:
         between: puts something between the ends: takes a port, gives the one to connect to.
-        is_udp: the client listens for UDP alone, which nobody can wait for here.
+        is_udp: the client listens only for UDP, so this function does not wait for its port.
 
     Raises BenchError.
     """

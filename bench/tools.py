@@ -94,7 +94,7 @@ def parse_wrk(text: str) -> Requests:
 
 
 def new_connections(port: int, *, seconds: int) -> Connections:
-    """A connection per request, closed by whoever asked. Raises BenchError."""
+    """A connection per request, closed by the client. Raises BenchError."""
     if not find_tool("wrk"):
         return _own_generator(port, seconds=seconds)
     result = wrk(port, connections=CONCURRENCY, seconds=seconds, keep_alive=False)

@@ -122,7 +122,7 @@ class Commands:
             await self._store.reset(resets)
             await in_slices(users.reset(resets))
             if self.replicas is not None:
-                await self.replicas.put({})  # waits until they know who is not blocked any more
+                await self.replicas.put({})  # waits until the replicas know the unblocked users
 
     async def _run(self, body: bytes) -> bytes:
         users = self._users

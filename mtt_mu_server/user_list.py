@@ -61,7 +61,7 @@ class UserList:
         self._users = users
         self._clock = clock
         self._orders: dict[tuple[str, str], _Order] = {}
-        self._making = asyncio.Lock()  # one at a time: those who wait may want the same order
+        self._making = asyncio.Lock()  # one at a time: waiting requests may need the same order
         self._ids: dict[int, str] = {}  # of deleted users, too
         self._shared: set[int] = set()  # ids of several users
 

@@ -129,8 +129,8 @@ def _first(error: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
-    # The programs have sessions of their own: whoever ends us must not leave them behind. A shell
-    # has jobs in the background ignore SIGINT.
+    # The programs run in their own sessions, so end them on SIGTERM as well. A shell makes
+    # background jobs ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     sys.exit(main())

@@ -36,7 +36,7 @@ def client_frames(destination: bytes, data: bytes) -> bytes:
     )
 
 
-# Of both sides: nobody may be led astray by the other's.
+# Frames of both sides: each side must also cope with frames that only the other may send.
 ANYTLS_FRAMES = b"".join(
     (
         anytls.frame(anytls.SERVER_SETTINGS, 0, anytls.server_settings()),

@@ -1,7 +1,7 @@
-"""A network that goes away without a word, and returns: nothing needs a restart.
+"""A network that fails silently and returns: no program needs a restart.
 
-With the real constants of the program: whoever is cut off, be it idle or waiting for an answer,
-hears of it within NOTICE_TIME, at both ends; afterwards the same processes serve the next one.
+With the real constants of the program: every connection, idle or waiting for an answer, ends within
+NOTICE_TIME at both ends. Afterwards the same processes serve new connections.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The ports of anytls-client (SOCKS, HTTP, UDP) and anytls-server among strangers, see `fuzz`.
+"""Fuzzes the ports of anytls-client (SOCKS, HTTP, UDP) and anytls-server, see `fuzz`.
 
-The server lets nobody go anywhere but to the destinations here, whatever becomes of an address.
+The server allows only the destinations here, so that no fuzzed address leads elsewhere.
 """
 
 from __future__ import annotations

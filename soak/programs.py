@@ -72,7 +72,7 @@ class Program:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=TOP,
-                start_new_session=True,  # a Ctrl-C reaches us alone, who then end it
+                start_new_session=True,  # only the soak receives Ctrl-C, and then ends the program
             )
         self._proc = Path(f"/proc/{self._popen.pid}")
         self.port = 0

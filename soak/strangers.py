@@ -1,4 +1,4 @@
-"""Who comes to the ports of the program under test, and what meets those that come to us."""
+"""Peers that misbehave: as clients of the program under test, and as its servers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from soak.talk import LOOPBACK
 from tests.support.certs import Certs
 from tests.support.contexts import bare_context, trusting_context
 
-# Strangers at a time, for each port, and how long each stays if nobody closes the connection.
+# Strangers at a time for each port, and the seconds after which each closes its connection.
 STRANGERS = 4
 STAY = 0.5
-# How long they wait for an answer before they go on.
+# Seconds that they wait for an answer.
 ANSWER = 0.05
-# How long before they come again after a failure.
+# Seconds until they return after a failure.
 REFUSED = 0.01
 
 GREETING = b"an honest client says this"

@@ -149,7 +149,7 @@ async def apply(port: int, talk: Talk, opening: tuple[bytes, bytes] = (b"", b"")
 
 
 class Destination:
-    """Accepts everything and answers; what is broken is kept until somebody looks."""
+    """Accepts all connections and answers; errors are kept for a later check."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server((LOOPBACK, 0), backlog=4096)
@@ -167,8 +167,8 @@ class Destination:
             raise self.broken[0]
 
     async def __aenter__(self) -> Self:
-        # Not with sock_accept(), which prints a traceback when it is cancelled while somebody
-        # comes in, as of CPython 3.11.
+        # Not with sock_accept(): in CPython 3.11 it prints a traceback when it is cancelled while a
+        # connection arrives.
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 

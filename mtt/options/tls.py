@@ -78,7 +78,7 @@ def given_server_tls(values: Values, alpn: tuple[str, ...] = ()) -> ServerTls | 
 def _cert_dir(values: Values) -> str:
     """The value of -cert-dir."""
     directory: str = values["cert-dir"]
-    # A check creates nothing: the files would belong to the user who checks.
+    # A check creates no files: they would belong to the user that runs the check.
     is_new = directory and not os.path.exists(os.path.join(directory, "cert.pem"))
     return "" if is_new and values.get("check") else directory
 
