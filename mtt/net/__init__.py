@@ -1,0 +1,1 @@
+"""Sockets: listening, accepting, connecting, and name lookups."""
