@@ -39,16 +39,25 @@ MAX_SIZE = 1 + 1 + MAX_NAME + 2
 # caches stay small.
 _CACHED = 512
 
+Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 
 class AddressError(WireError):
     """The bytes are not an address."""
 
 
+def unmapped_ip(address: Ip) -> Ip:
+    """The IPv4 address in an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2); others unchanged.
+
+    IPv6 sockets report IPv4 peers in that form.
+    """
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 @lru_cache(maxsize=_CACHED)
 def _literal(packed: bytes) -> str:
     """The IP literal of 4 or 16 bytes."""
-    address = ipaddress.ip_address(packed)
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return str(unmapped_ip(ipaddress.ip_address(packed)))
 
 
 @lru_cache(maxsize=_CACHED)
@@ -59,8 +68,7 @@ def _packed(host: str) -> bytes | None:
     except ValueError:
         return None
     # A zone ("%eth0") has no meaning on another machine, so it is dropped.
-    mapped = getattr(address, "ipv4_mapped", None)
-    return address.packed if mapped is None else bytes(mapped.packed)
+    return unmapped_ip(address).packed
 
 
 def unbracketed(host: str) -> str:

@@ -13,6 +13,8 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator
 
+from mtt.wire.addresses import unmapped_ip
+
 Address = tuple[str, int]
 Headers = Iterable[tuple[str, str]]  # names in lower case
 
@@ -72,4 +74,4 @@ def _address(node: str) -> Address | None:
     port = int(match[3] or 0) if match is not None else 0
     if port > 0xFFFF or "%" in host:  # a zone has no meaning on another machine
         return None
-    return str(getattr(address, "ipv4_mapped", None) or address), port
+    return str(unmapped_ip(address)), port

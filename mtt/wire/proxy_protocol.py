@@ -16,6 +16,7 @@ import re
 from typing import NamedTuple
 
 from mtt.errors import Cause
+from mtt.wire.addresses import Ip, unmapped_ip
 from mtt.wire.errors import WireError
 
 V1, V2 = "v1", "v2"
@@ -37,7 +38,6 @@ _FIXED = len(_SIGNATURE) + 4  # bytes of version 2 before the addresses
 _LINE = re.compile(rb"PROXY TCP([46]) ([0-9a-fA-F.:]+) ([0-9a-fA-F.:]+) ([0-9]{1,5}) ([0-9]{1,5})")
 
 Address = tuple[str, int]
-_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class HeaderError(WireError):
@@ -103,11 +103,7 @@ def _literal(text: bytes, version: int) -> str:
         raise HeaderError("a PROXY header with an invalid address") from None
     if address.version != version:
         raise HeaderError("a PROXY header with an address of the other IP version")
-    return _shown(address)
-
-
-def _shown(address: _Ip) -> str:
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return str(unmapped_ip(address))
 
 
 def _port(digits: bytes) -> int:
@@ -137,7 +133,7 @@ def _parse_v2(data: bytes) -> Header | None:
     hosts = (data[_FIXED : _FIXED + width], data[_FIXED + width : at])
     ports = (data[at : at + 2], data[at + 2 : at + 4])
     source, destination = (
-        (_shown(ipaddress.ip_address(host)), int.from_bytes(port, "big"))
+        (str(unmapped_ip(ipaddress.ip_address(host))), int.from_bytes(port, "big"))
         for host, port in zip(hosts, ports, strict=True)
     )
     return Header(source, destination, size)
@@ -167,23 +163,21 @@ def encode(version: str, source: Address | None, destination: Address | None) ->
     return f"PROXY TCP{hosts[0].version} {names} {ports[0]} {ports[1]}\r\n".encode("ascii")
 
 
-def _encode_v2(hosts: list[_Ip], ports: list[int]) -> bytes:
+def _encode_v2(hosts: list[Ip], ports: list[int]) -> bytes:
     kind = _UNSPECIFIED if not hosts else _TCP4 if hosts[0].version == 4 else _TCP6
     body = b"".join([host.packed for host in hosts] + [port.to_bytes(2, "big") for port in ports])
     return b"".join((_SIGNATURE, _PROXY, kind, len(body).to_bytes(2, "big"), body))
 
 
-def _parsed(host: str) -> _Ip:
-    """Sockets of both IP versions report IPv4 peers as IPv4-mapped (RFC 4291, 2.5.5.2)."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
+def _parsed(host: str) -> Ip:
+    return unmapped_ip(ipaddress.ip_address(host.partition("%")[0]))
 
 
-def _mapped(address: _Ip) -> ipaddress.IPv6Address:
+def _mapped(address: Ip) -> ipaddress.IPv6Address:
     return ipaddress.IPv6Address(bytes(10) + b"\xff\xff" + address.packed)
 
 
-def _name(address: _Ip) -> str:
+def _name(address: Ip) -> str:
     """Version 1 has hexadecimal groups only; Python writes mapped addresses with dots."""
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is None:

@@ -14,7 +14,7 @@ import ipaddress
 import re
 from functools import lru_cache
 
-from mtt.wire.addresses import MAX_SIZE, UOT, AddressError
+from mtt.wire.addresses import MAX_SIZE, UOT, AddressError, unmapped_ip
 from mtt.wire.addresses import decode as decode_address
 from mtt.wire.addresses import encode as encode_address
 from mtt.wire.errors import WireError
@@ -56,10 +56,9 @@ def unfit_for_go(host: str, port: int) -> str:
     if port == 0:
         return "there is no port 0"
     try:
-        address = ipaddress.ip_address(host)
+        address = unmapped_ip(ipaddress.ip_address(host))
     except ValueError:
         return "" if _NAME.fullmatch(host) else "it is not a domain name"
-    address = getattr(address, "ipv4_mapped", None) or address
     # For IPv6, is_reserved includes ::/8, which contains host addresses.
     other = address.is_reserved if address.version == 4 else address.is_link_local
     if other or address.is_multicast or address.is_unspecified:
