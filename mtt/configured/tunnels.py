@@ -14,7 +14,6 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from mtt.configured.plan import Plan, PlannedTunnel
-from mtt.errors import MttError
 from mtt.layers.poller import poller
 from mtt.log import logger, subject
 from mtt.net.admission import Admission
@@ -24,7 +23,7 @@ from mtt.observe.lag import LagMeter
 from mtt.observe.metrics import labels
 from mtt.observe.process import build_lines, process_lines
 from mtt.observe.sums import Page, total
-from mtt.options.tunnel_file import TunnelFile, hidden
+from mtt.options.tunnel_file import TunnelFile
 from mtt.process import runtime
 from mtt.process.configuration import Configuration
 from mtt.tunnels.service import Service
@@ -92,12 +91,8 @@ class RunningTunnel:
 
     async def wait(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """The result of `work` in the tunnel's context. Errors name the tunnel."""
-        try:
+        with self._file.errors(self.planned.place, names_file=False):
             return await self.task(work)
-        except MttError as error:
-            text = hidden(str(error), self._file.variables)
-            place = self.planned.place
-            raise type(error)(f"{place}: {text}" if place else text) from error.__cause__
 
 
 class Tunnels(runtime.Service):

@@ -71,14 +71,13 @@ class TunnelFile(NamedTuple):
     variables: Mapping[str, str]  # of the environment, with their values, which may be secrets
 
     @contextlib.contextmanager
-    def errors(self, place: str = "") -> Iterator[None]:
+    def errors(self, place: str = "", *, names_file: bool = True) -> Iterator[None]:
         """Adds the file and the `place` to errors, and hides the values of variables in them."""
         try:
             yield
         except MttError as error:
-            text = hidden(str(error), self.variables)
-            where = ": ".join(part for part in (self.label, place) if part)
-            raise type(error)(f"{where}: {text}") from error.__cause__
+            parts = (self.label if names_file else "", place, hidden(str(error), self.variables))
+            raise type(error)(": ".join(part for part in parts if part)) from error.__cause__
 
 
 def with_tunnels(
