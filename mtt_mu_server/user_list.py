@@ -1,8 +1,7 @@
-"""The users sorted, searched and cut into pages, for the API.
+"""Sorted and searched lists of users, in pages, for the API.
 
-Sorting 100,000 users takes 0.1 s, in slices of a few milliseconds. The order is kept, so that the
-next page and the next viewer only take their part of it: until a user changes, or for `LIFETIME`
-if it depends on traffic.
+Sorting 100,000 users takes 0.1 s, in slices of a few milliseconds. The order is kept for further
+pages, until a user changes; an order that depends on traffic for `LIFETIME`.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ MAX_ORDERS = 8
 _ID = re.compile(f"[0-9a-f]{{{FINGERPRINT_LENGTH}}}")
 _NO_ROW: Row = ("", 0, 0, 0)
 
-# A value to sort by, of the user of a path.
+# Returns the sort key of the user of a path.
 _Key = Callable[[Users, str], Any]
-# Those that only commands change.
+# Sort keys that change only when a user changes.
 _STATIC: dict[str, _Key] = {
     "name": lambda users, path: users.profiles.get(path, NO_PROFILE)[0].casefold(),
     "dst": lambda users, path: users.rows.get(path, _NO_ROW)[0],
