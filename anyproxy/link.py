@@ -47,7 +47,8 @@ MAX_REASONS = 20
 # the gateway's.
 _OPTION = re.compile(r"(server's )?(?<![\w/.'\"-])-([a-z][a-z-]*)")
 _KEYS = {
-    "pin": "pin", "ca": "ca", "n": "server_name", "cert": "client_cert", "key": "client_key",
+    "s": "addr", "n": "server_name", "pin": "pin", "ca": "ca", "cert": "client_cert",
+    "key": "client_key",
 }  # fmt: skip
 _SERVER_KEYS = {"cert": "tls_cert", "client-ca": "client_ca"}
 

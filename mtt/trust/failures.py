@@ -46,6 +46,15 @@ _CLIENT_ADVICE = {
 _SERVER_ADVICE = dict.fromkeys(
     (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"
 )
+# Fixes for other failures at a client. Web servers without a certificate for the name, or without
+# any for clients that send none, answer with one of three alerts.
+_NO_NAME = "the server may have no certificate for this name; check -n"
+_CLIENT_TLS_ADVICE = {
+    "WRONG_VERSION_NUMBER": "the server's port does not speak TLS; check -s",
+    "SSLV3_ALERT_HANDSHAKE_FAILURE": _NO_NAME,
+    "TLSV1_ALERT_INTERNAL_ERROR": _NO_NAME,  # Caddy
+    "TLSV1_UNRECOGNIZED_NAME": _NO_NAME,
+}
 # Fixes for alerts by which a client rejects the server's certificate.
 _DISTRUSTED = "the client does not trust this server; give it this server's pin or certificate"
 _ALERT_ADVICE = {
@@ -64,8 +73,8 @@ def tls_failure(error: ssl.SSLError, *, server_side: bool) -> PeerError:
     advice = ""
     if isinstance(error, ssl.SSLCertVerificationError):
         advice = (_SERVER_ADVICE if server_side else _CLIENT_ADVICE).get(error.verify_code, "")
-    elif server_side:
-        advice = _ALERT_ADVICE.get(error.reason or "", "")
+    else:
+        advice = (_ALERT_ADVICE if server_side else _CLIENT_TLS_ADVICE).get(error.reason or "", "")
     text = describe(error).removesuffix(".")
     return PeerError(f"{text}; {advice}" if advice else text, cause=tls_cause(error))
 

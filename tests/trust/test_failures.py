@@ -117,6 +117,21 @@ def test_advice_for_alerts_of_distrusting_clients(reason: str) -> None:
     assert "; the client does not trust this server; " in str(tls_failure(error, server_side=True))
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("WRONG_VERSION_NUMBER", "; the server's port does not speak TLS; check -s"),
+        ("TLSV1_ALERT_INTERNAL_ERROR", "may have no certificate for this name; check -n"),
+        ("TLSV1_UNRECOGNIZED_NAME", "may have no certificate for this name; check -n"),
+    ],
+)
+def test_advice_for_answers_of_other_servers(reason: str, advice: str) -> None:
+    error = ssl.SSLError(1, "")
+    error.reason = reason
+    assert str(tls_failure(error, server_side=False)).endswith(advice)
+    assert ";" not in str(tls_failure(error, server_side=True))
+
+
 def test_advice_for_not_yet_valid_certificates() -> None:
     error = ssl.SSLCertVerificationError(1, "")
     error.reason = "CERTIFICATE_VERIFY_FAILED"
