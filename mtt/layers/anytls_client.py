@@ -24,7 +24,7 @@ HEART_TIME = 5.0
 # A server that has not answered after this time gets no new stream.
 LATE_TIME = 1.0
 # Servers close connections with a wrong password silently, or send a web site's reply.
-_NO_REPLY = "without an AnyTLS reply: is the password right?"
+_NO_REPLY = "without an AnyTLS reply: is the password right? Does the server speak AnyTLS?"
 # Seconds in which the server's answer to the settings is expected, retransmissions included.
 SETTINGS_TIME = 10.0
 # Streams of which only the end is missing, beside the one in use. Each costs a Go server memory and

@@ -14,6 +14,9 @@ from mtt.wire import upgrade
 from mtt.wire.heads import HeadBuffer
 from mtt.wire.http1 import HttpError
 
+# The advice for answers that are no HTTP.
+_OTHER_MODE = "; does it run in WebSocket mode?"
+
 
 class UpgradeClient(Parked):
     """Requests a WebSocket on a parked transport, and parks it, paused, after the answer.
@@ -85,7 +88,8 @@ class UpgradeClient(Parked):
                 self.body = bytes(self._buffer)
             self.protocol = upgrade.check_response(response, self._key)
         except HttpError as error:
-            self._fail(upgrade.UpgradeError(f"the server does not speak HTTP: {error}"))
+            text = f"the server does not speak HTTP: {error}{_OTHER_MODE}"
+            self._fail(upgrade.UpgradeError(text))
         except PeerError as error:
             self._fail(error)
         else:
@@ -105,7 +109,7 @@ class UpgradeClient(Parked):
 
     def _lost(self, exc: Exception | None) -> None:
         if exc is None:
-            text = "the server closed the connection without an HTTP response"
+            text = f"the server closed the connection without an HTTP response{_OTHER_MODE}"
             exc = NetworkError(text, cause=Cause.EOF)
         elif not isinstance(exc, MttError):  # a reset of the socket
             exc = NetworkError(describe(exc), cause=Cause.EOF)

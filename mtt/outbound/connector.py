@@ -124,8 +124,15 @@ class Connector:
             if isinstance(error, TimeoutError | MttError):
                 self._dialer.forget(self.server)  # the cached address may be outdated
             if isinstance(error, TimeoutError):
+                # TCP is connected once there is a layer.
+                reason = (
+                    "connected, but no answer; check the port of -s, and the mode"
+                    if layers
+                    else "not connected; check -s, and firewalls"
+                )
                 raise NetworkError(
-                    f"{self.server}: no tunnel after {DIAL_TIME:g} s", cause=Cause.TIMEOUT
+                    f"{self.server}: no tunnel after {DIAL_TIME:g} s: {reason}",
+                    cause=Cause.TIMEOUT,
                 ) from None
             if layers and isinstance(error, PeerError | NetworkError):
                 raise type(error)(f"{self.server}: {error}", cause=error.cause) from None

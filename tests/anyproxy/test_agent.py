@@ -135,7 +135,8 @@ async def test_gateway_that_ends_instead_of_an_answer(certs: Certs) -> None:
     async with serving(end) as gateway:
         with logged() as lines:
             async with agent_of(certs, gateway.port):
-                assert (await first_line(lines)).endswith(" without an HTTP response")
+                line = await first_line(lines)
+        assert line.endswith(" without an HTTP response; does it run in WebSocket mode?")
 
 
 async def test_agent_that_closes_in_the_upgrade_leaves_nothing(certs: Certs) -> None:

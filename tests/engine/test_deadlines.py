@@ -73,7 +73,7 @@ async def test_handshake_with_a_silent_server_times_out(
             async with client_of(mode, mute.port, certs) as client:
                 assert SHORT <= await fails(port_of(client)) < SHORT + SOON
                 await eventually(lambda: empty(client))
-    assert any(f"no tunnel after {SHORT:g} s" in line for line in lines)
+    assert any(f"no tunnel after {SHORT:g} s: connected, but no answer" in line for line in lines)
 
 
 async def test_unanswered_upgrade_times_out(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,7 @@ async def test_unanswered_upgrade_times_out(certs: Certs, monkeypatch: pytest.Mo
         with logged() as lines:
             assert SHORT <= await fails(port_of(client)) < SHORT + SOON
             await eventually(lambda: empty(client))
-    assert any(f"no tunnel after {SHORT:g} s" in line for line in lines)
+    assert any(f"no tunnel after {SHORT:g} s: connected, but no answer" in line for line in lines)
 
 
 @needs_packet_filter

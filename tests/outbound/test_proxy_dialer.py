@@ -322,9 +322,11 @@ async def test_connector_limits_the_time_for_proxy_and_handshake(
     monkeypatch.setattr("mtt.outbound.connector.DIAL_TIME", 0.2)
     tls = ClientTls(server_name="server.test", skip_verify=True)
     async with proxy_at(None) as proxy:
-        with pytest.raises(NetworkError, match=r"no tunnel after 0\.2 s"):
+        with pytest.raises(NetworkError, match=r"no tunnel after 0\.2 s: not connected"):
             await Connector(SERVER, proxy.dialer(), Counters(), tls).connect()
-    with black_hole() as (_, port), pytest.raises(NetworkError, match=r"no tunnel after 0\.2 s"):
+    with black_hole() as (_, port), pytest.raises(
+        NetworkError, match=r"no tunnel after 0\.2 s: not connected"
+    ):
         await Connector(SERVER, Proxy([], port).dialer(), Counters(), tls).connect()
 
 
