@@ -12,6 +12,7 @@
 #               install, run, upgrade and purge the packages in fresh Debian systems; needs root,
 #               debootstrap and the network, and takes some minutes
 # make clean    remove everything that make created
+# make help     print this
 #
 # make works in .venv, with the first Python below that is 3.11 or newer, or with
 # make PYTHON=/opt/python3.13/bin/python3. For a second Python, name another directory:
@@ -34,7 +35,7 @@ CHECK_PYTHON = $(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info <
 # What is listed here is installed again when one of these changes.
 PACKAGING := setup.cfg pyproject.toml
 
-.PHONY: run test lint bench soak install deb dist release test-packages clean
+.PHONY: run test lint bench soak install deb dist release test-packages clean help
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.installed
@@ -67,6 +68,9 @@ release: $(VENV)/.dist
 
 test-packages: $(VENV)/.test $(VENV)/.dist
 	MTT_PACKAGING=1 $(BIN)/python -m pytest $(or $(TESTS),tests/packaging)
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 clean:
 	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

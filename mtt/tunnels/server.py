@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from mtt.address import Endpoint, ip_end
+from mtt.errors import NetworkError
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked
 from mtt.log import logger
@@ -118,7 +119,19 @@ class ServerService(Service):
     def _visit(self, stream: StreamTransport) -> None:
         """Relay a connection that is not for a tunnel to the fallback site."""
         assert self._fallback is not None
-        self._relay(stream, self._fallback, self._fallback_header)
+        self.open_tunnels.carry(
+            stream,
+            partial(self._connect_to_site, self._fallback, stream),
+            partial(self._connect_at_once, self._fallback, stream, self._fallback_header),
+        )
+
+    async def _connect_to_site(self, site: Endpoint, stream: StreamTransport) -> StreamTransport:
+        try:
+            return await self._connect(site, stream, self._fallback_header)
+        except NetworkError as error:
+            # Destinations fail with the same words.
+            text = f"-fallback: {error}"
+            raise NetworkError(text, cause=error.cause, outcome=error.outcome) from None
 
     def relay(self, stream: StreamTransport, destination: Endpoint) -> None:
         """Relay a parked stream to its destination."""
