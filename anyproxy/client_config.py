@@ -44,7 +44,9 @@ def agent_options(values: Values) -> AgentOptions:
     top: Section = values[config.TREE]
     top.skip("gateway", "proxy", "log")
     if not top.has("client"):
-        top.fail("client", "missing; this is the file of a gateway")
+        if top.has("gateway"):
+            top.fail("client", "missing; this is the file of a gateway")
+        top.missing("client", "the settings of the agent there")
     client = top.section("client")
     config.refuse_other_transports(top.section("transport"), "type")
     name, group = _names(client)

@@ -20,7 +20,8 @@ from anyproxy.options import (
     GroupOptions,
     ProxyOptions,
 )
-from mtt.address import Endpoint, is_ip, parse_port
+from mtt.address import Endpoint, is_ip, overlap, parse_port
+from mtt.errors import UsageError
 from mtt.log import logger
 from mtt.options.flags import Values, quoted
 from mtt.options.section import Section
@@ -56,7 +57,9 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
     top: Section = values[config.TREE]
     top.skip("client", "log")
     if not top.has("gateway"):
-        top.fail("gateway", "missing; this is the file of a client")
+        if top.has("client"):
+            top.fail("gateway", "missing; this is the file of a client")
+        top.missing("gateway", "the settings of the gateway there")
     gateway = top.section("gateway")
     config.refuse_other_transports(gateway)
     config.refuse_other_transports(top.section("transport"), "type")
@@ -101,7 +104,30 @@ def gateway_options(values: Values, *, sockets: tuple[int, ...] = ()) -> Gateway
     )
     gateway.done()
     top.done()
+    _refuse_shared_addresses(options, "proxy" if top.has("proxy") else "gateway.proxy")
     return options
+
+
+def _refuse_shared_addresses(options: GatewayOptions, proxies: str) -> None:
+    """Raise UsageError if two ports have the same address. `proxies`: the path of the section."""
+    used: dict[str, Endpoint] = {}
+    ports = {
+        f"{proxies}.http": options.http,
+        f"{proxies}.socks5": options.socks5,
+        "gateway.web": options.web,
+    }
+    binds = {
+        "gateway.listen_addr": options.bind,
+        **{f"{path}.listen_addr": port.bind for path, port in ports.items() if port is not None},
+        "-metrics": options.metrics,
+    }
+    for key, each in binds.items():
+        if each is None:
+            continue
+        for other, address in used.items():
+            if overlap(each, address):
+                raise UsageError(f"{other} and {key} listen on one address, {each}; change one")
+        used[key] = each
 
 
 def _trusted_proxies(gateway: Section) -> TrustedProxies | None:

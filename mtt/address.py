@@ -12,6 +12,7 @@ from mtt.wire.addresses import unbracketed
 if TYPE_CHECKING:
     import asyncio
 
+_ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 _END_OF_AUTHORITY = re.compile(r"[/?#]")  # of a URL (RFC 3986, 3.2)
 
 
@@ -168,3 +169,18 @@ def _address_in(url: str) -> str:
         except ValueError:
             continue
     return "example.com:443"
+
+
+def overlap(one: Endpoint, other: Endpoint) -> bool:
+    """Whether the system refuses to listen on both addresses."""
+    if one.port != other.port or not one.port:
+        return False
+    for host in map(unmapped, one.hosts):
+        for another in map(unmapped, other.hosts):
+            if host.lower() == another.lower() or {host, another} & {"", _ALL_IPV6}:
+                return True
+            if {host, another} & {_ALL_IPV4} and not any(
+                ":" in each for each in (host, another) if is_ip(each)
+            ):
+                return True
+    return False

@@ -63,6 +63,8 @@ def links(values: Values, login: Login | None) -> Sequence[Link]:
 
     path = values.get("link-path", "")
     if not path.startswith("/"):
+        if path:
+            raise UsageError("-link-path: the path of a user begins with /; write it like /PATH")
         raise UsageError("-link needs the path of a user: add -link-path /PATH")
     # Placeholders for required options that do not affect clients.
     unknown = {} if values.get("bind-unix") else {"b": f":{links.DEFAULT_PORT}"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from mtt.address import Endpoint, is_ip, unmapped
+from mtt.address import Endpoint, overlap
 from mtt.errors import UsageError
 from mtt.options.common import ServiceOptions, metrics_address
 from mtt.options.flags import Values, quoted
@@ -17,8 +17,6 @@ from mtt.options.process import WORKERS, ProcessOptions, part_of, process_option
 from mtt.options.tunnel_file import TUNNELS, TunnelFile
 from mtt.process.command import Prepare, Prepared, Start
 from mtt.process.systemd import Inherited
-
-_ALL_IPV6, _ALL_IPV4 = "::", "0.0.0.0"
 
 
 class PlannedTunnel(NamedTuple):
@@ -119,7 +117,7 @@ def _refuse_duplicates(
         place, options = each.place or "the tunnel", each.prepared.options
         if options.bind is not None:
             for other, address in used:
-                if _overlap(options.bind, address):
+                if overlap(options.bind, address):
                     also = "" if address == options.bind else f" (there as {address})"
                     raise UsageError(
                         f"{other} and {place} listen on one address, {options.bind}{also}; "
@@ -130,18 +128,3 @@ def _refuse_duplicates(
             if thing in owners:
                 raise UsageError(f"{owners[thing]} and {place} both use {thing}; change one")
             owners[thing] = place
-
-
-def _overlap(one: Endpoint, other: Endpoint) -> bool:
-    """Whether the system refuses to listen on both addresses."""
-    if one.port != other.port or not one.port:
-        return False
-    for host in map(unmapped, one.hosts):
-        for another in map(unmapped, other.hosts):
-            if host.lower() == another.lower() or {host, another} & {"", _ALL_IPV6}:
-                return True
-            if {host, another} & {_ALL_IPV4} and not any(
-                ":" in each for each in (host, another) if is_ip(each)
-            ):
-                return True
-    return False

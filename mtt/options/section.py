@@ -177,7 +177,7 @@ class Section(Keys):
         """A required port number."""
         if not self.has(key):
             self._known.add(key)
-            self.fail(key, f"missing; give a port from {least} to 65535")
+            self.missing(key, f"a port from {least} to 65535")
         return self.number(key, least=least, most=65535)
 
     def duration(self, key: str, default: float) -> float:

@@ -225,6 +225,7 @@ GOOD = {"remote_port": 1, "local_port": 2}
     ("keys", "error"),
     [
         ({"remote_port": None}, "remote_port: missing; give a port from 0 to 65535"),
+        ({"remote_port": None, "remote_prt": 1}, "remote_prt: unknown; did you mean remote_port?"),
         ({"remote_port": 65536}, "remote_port: 65536 is not from 0 to 65535"),
         ({"local_port": 0}, "local_port: 0 is not from 1 to 65535"),
         ({"local_port": None}, "local_port: missing; give a port from 1 to 65535"),
@@ -269,6 +270,11 @@ def test_errors_about_several_keys() -> None:
 
 def test_file_of_a_gateway() -> None:
     assert error_of_agent({"gateway": {}}) == "client: missing; this is the file of a gateway"
+
+
+def test_file_of_neither_end() -> None:
+    assert error_of_agent({"clients": {}}) == "clients: unknown; did you mean client?"
+    assert error_of_agent({}) == "client: missing; give the settings of the agent there"
 
 
 def test_both_shapes_at_once() -> None:

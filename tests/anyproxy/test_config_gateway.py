@@ -305,3 +305,22 @@ def test_too_many_ranges() -> None:
 
 def test_file_of_a_client() -> None:
     assert error_of_gateway({"client": {}}) == "gateway: missing; this is the file of a client"
+
+
+def test_file_of_neither_end() -> None:
+    assert error_of_gateway({"gatewy": {}}) == "gatewy: unknown; did you mean gateway?"
+    assert error_of_gateway({}) == "gateway: missing; give the settings of the gateway there"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", ":1"])
+def test_two_ports_at_one_address(address: str) -> None:
+    tree = {
+        "gateway": {
+            "listen_addr": "127.0.0.1:1",
+            "proxy": {"socks5": {"listen_addr": "127.0.0.1:2"}, "http": {"listen_addr": address}},
+        }
+    }
+    assert error_of_gateway(tree) == (
+        "gateway.listen_addr and gateway.proxy.http.listen_addr listen on one address, "
+        f"{address}; change one"
+    )

@@ -257,6 +257,8 @@ def test_user_of_the_multi_user_server() -> None:
     assert found["command"].startswith("mtt-client -b 127.0.0.1:1080 -s example.com:443 -wss ")
     with pytest.raises(UsageError, match="-link needs the path of a user: add -link-path"):
         links_of(given | {"link-path": ""}, None)
+    with pytest.raises(UsageError, match="-link-path: the path of a user begins with /"):
+        links_of(given | {"link-path": "secret"}, None)
 
 
 # Phones with v2ray-plugin.
