@@ -47,11 +47,10 @@ _SERVER_ADVICE = dict.fromkeys(
     (*_SELF_SIGNED, *_NO_ISSUER), "to admit the client, add its certificate to -client-ca"
 )
 # Fixes for other failures at a client. Web servers without a certificate for the name, or without
-# any for clients that send none, answer with one of three alerts.
+# any for clients that send none, answer with one of two alerts.
 _NO_NAME = "the server may have no certificate for this name; check -n"
 _CLIENT_TLS_ADVICE = {
     "WRONG_VERSION_NUMBER": "the server's port does not speak TLS; check -s",
-    "SSLV3_ALERT_HANDSHAKE_FAILURE": _NO_NAME,
     "TLSV1_ALERT_INTERNAL_ERROR": _NO_NAME,  # Caddy
     "TLSV1_UNRECOGNIZED_NAME": _NO_NAME,
 }
