@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
+from io import StringIO
 
 Combine = Callable[[float, float], float]
 
@@ -34,7 +35,7 @@ class Page:
         self._headers: dict[str, str] = {}  # by the metric's name, in the order of the page
         self._samples: dict[str, dict[str, float]] = {}  # by name, then by name with labels
         name = ""
-        for line in text.splitlines(keepends=True):
+        for line in StringIO(text):  # splitlines() also splits at other characters in labels
             if line.startswith("# HELP "):
                 name = line.split(" ", 3)[2]
                 self._headers[name] = line

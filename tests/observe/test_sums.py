@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from mtt.observe import metrics
-from mtt.observe.metrics import Counters, Histogram, Snapshot, metric
+from mtt.observe.metrics import Counters, Histogram, Snapshot, labels, metric
 from mtt.observe.sums import Page, total
 from mtt.version import __version__
 from tests.support.metrics import parse, short
@@ -29,6 +29,13 @@ def test_page_round_trip() -> None:
     text = page(5.25, 3, 0.5)
     assert str(Page(text)) == text
     assert str(total([Page(text)])) == text
+
+
+def test_lines_end_only_at_line_feeds() -> None:
+    """Labels may be paths of files, with any character."""
+    values = {labels(path=f"a{sign}b"): 1 for sign in "\r\v\x1c\x85\u2028"}
+    text = metric("x", "gauge", "X.", values)
+    assert str(Page(text)) == text
 
 
 def test_pages_are_added_up() -> None:
