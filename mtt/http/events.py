@@ -37,6 +37,9 @@ async def stream_events(exchange: Exchange, events: AsyncGenerator[bytes, None])
 
     Raises NetworkError, and what `events` raises.
     """
+    # Otherwise, a page that was closed is only noticed at the second heartbeat. No client of such
+    # a stream half-closes.
+    exchange.stops_at_end = True
     await exchange.stream(Reply(200, _HEADERS), _with_heartbeats(events))
 
 

@@ -63,6 +63,7 @@ class Exchange:
 
     Attributes:
         keeps_on: the handler continues when the connection is lost.
+        stops_at_end: the handler is cancelled when the client ends its direction.
         begun: part of the answer has been sent.
         closes: the connection ends with the answer; known once that has begun.
         ended: the client sends nothing more.
@@ -73,7 +74,7 @@ class Exchange:
     __slots__ = (
         "_buffer", "_connection", "_cut_reason", "_is_lost", "_is_whole", "_limits", "_received",
         "_task", "_waiter", "_written", "begun", "closes", "ended", "full", "keeps_on", "request",
-        "transport", "unread",
+        "stops_at_end", "transport", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -88,7 +89,7 @@ class Exchange:
     ) -> None:
         self.request = request
         self.transport = transport
-        self.keeps_on = self.begun = self.closes = self.full = False
+        self.keeps_on = self.stops_at_end = self.begun = self.closes = self.full = False
         self.ended = ended
         self.unread = Body(request.content_length, chunked=request.chunked)
         self._connection = connection
@@ -205,6 +206,13 @@ class Exchange:
         self._received += size
         if self.full or self._waiter is None or self._waiter.done():
             self.transport.pause_reading()
+        self.wake()
+
+    def end(self) -> None:
+        """Called when the client sends nothing more."""
+        self.ended = True
+        if self.stops_at_end and self._task is not None:
+            self._task.cancel()
         self.wake()
 
     def wake(self) -> None:

@@ -141,8 +141,7 @@ class HttpServer(StreamProtocol):
     def eof_received(self) -> bool:
         self._eof = True
         if self._exchange is not None:
-            self._exchange.ended = True
-            self._exchange.wake()
+            self._exchange.end()
         else:
             self._serve()
         return True  # keeps the transport open: an answer may be in flight

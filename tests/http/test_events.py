@@ -68,3 +68,25 @@ async def test_events_may_end() -> None:
     assert (await client.send(GET)).endswith(b"\r\n\r\nc\r\ndata: last\n\n\r\n0\r\n\r\n")
     assert not client.transport.closing
     await client.leave()
+
+
+async def test_stream_ends_when_the_client_ends_its_direction() -> None:
+    is_closed = False
+
+    async def follow() -> AsyncGenerator[bytes, None]:
+        nonlocal is_closed
+        try:
+            yield encode_event("one")
+            await asyncio.Event().wait()
+        finally:
+            is_closed = True
+
+    async def stream(exchange: Exchange) -> None:
+        await stream_events(exchange, follow())
+
+    client = Client(stream)
+    assert encode_event("one") in await client.send(GET)
+    client.server.eof_received()
+    await turns()
+    assert is_closed
+    assert client.transport.aborted
