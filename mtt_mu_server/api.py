@@ -20,7 +20,7 @@ from mtt.options.common import reachable
 from mtt.users.store import Row
 from mtt.wire.http1 import MAX_HEAD
 from mtt_mu_server.decoding import SLICE, Arg, Refused, WrongTypeError, decode, integer
-from mtt_mu_server.users import Statistics, User, fingerprint
+from mtt_mu_server.user import Statistics, User, fingerprint
 
 # A body of this size or more is refused, as by the original.
 BODY_LIMIT = 2 * 1024 * 1024

@@ -74,6 +74,11 @@ class Commands:
                 self._users.mark_dirty(dirty)
                 raise
 
+    async def settle(self) -> None:
+        """Get the byte counts of other processes, which know all earlier changes then."""
+        if self.replicas is not None:
+            await self.replicas.settle()
+
     async def edit(self, path: str, row: Row, profile: Profile) -> None:
         """Add a user, or overwrite settings and profile. Hold `changing`. Raises StoreError."""
         await self._store.edit(path, row, profile)
@@ -86,8 +91,7 @@ class Commands:
 
         Hold `changing`. Raises StoreError.
         """
-        if self.replicas is not None:
-            await self.replicas.settle()
+        await self.settle()
         await self._store.rename(old, new)
         self._users.rename(old, new)
         if self.replicas is not None:
@@ -111,8 +115,7 @@ class Commands:
         users = self._users
         times = {0: 0}  # of the next reset, by day of the month
         async with self.changing:
-            if self.replicas is not None:
-                await self.replicas.settle()
+            await self.settle()
             resets: list[tuple[str, int]] = []
             for path in paths:
                 day = users.profiles.get(path, NO_PROFILE)[3]
@@ -157,8 +160,7 @@ class Commands:
         return api.answer()
 
     async def _statistics(self, paths: list[str]) -> bytes:
-        if self.replicas is not None:
-            await self.replicas.settle()
+        await self.settle()
         found = [(path, used) for path in paths if (used := self._users.statistics(path))]
         return api.statistics_answer(len(self._users), found)
 

@@ -25,6 +25,7 @@ from mtt_mu_server.metrics_server import MakePage, answer_page
 from mtt_mu_server.request_slots import SMALL, CrowdedError, RequestSlots
 
 if TYPE_CHECKING:
+    from mtt_mu_server.live_events import LiveEvents
     from mtt_mu_server.user_api import UserApi
 
 # Connections between two requests.
@@ -39,6 +40,7 @@ class Controller(HttpListener):
     Args:
         access: decides which requests are allowed.
         run: executes a command: takes the body of a POST, returns a status and the answer's body.
+        make_events: makes what streams events, when the first viewer comes.
         make_api: makes what executes requests below /api/, when the first one comes.
         metrics: returns the pieces of the page `/metrics` and its content type.
         context: called for the TLS context of each connection; None for plain HTTP.
@@ -49,12 +51,16 @@ class Controller(HttpListener):
         *,
         access: AccessRules,
         run: Callable[[bytes], Awaitable[tuple[int, bytes]]],
+        make_events: Callable[[], LiveEvents],
         make_api: Callable[[], UserApi],
         metrics: MakePage,
         context: Callable[[], ssl.SSLContext] | None,
     ) -> None:
         super().__init__(
-            {"/metrics": partial(self._in_slot, self._answer_metrics)},
+            {
+                "/metrics": partial(self._in_slot, self._answer_metrics),
+                "/api/events": self._answer_events,  # endless, so it gets no slot
+            },
             partial(self._in_slot, self._answer_default),
             access=access,
             # A panel's connections are pending only briefly, so a hundred at a time fit.
@@ -68,6 +74,8 @@ class Controller(HttpListener):
             context=context,
         )
         self._run = run
+        self._make_events = make_events
+        self._events: LiveEvents | None = None
         self._make_api = make_api
         self._api: UserApi | None = None
         self._metrics = metrics
@@ -113,6 +121,15 @@ class Controller(HttpListener):
         status, text = await self._api.run(request.method, request.path, request.query, body)
         headers = (("Cache-Control", "no-store"),)  # answers may contain paths
         await exchange.answer(Reply(status, headers, text, JSON))
+
+    async def _answer_events(self, exchange: Exchange) -> None:
+        if self._events is None:
+            self._events = self._make_events()
+        if self._events.has_room:
+            await self._events.serve(exchange)
+        else:
+            reason = "too many viewers of events; close some"
+            await exchange.answer(_error(503, reason, ("Retry-After", "10")))
 
     async def _answer_command(self, exchange: Exchange) -> None:
         if exchange.request.method != "POST":

@@ -21,7 +21,8 @@ from mtt.users.store import Row
 from mtt_mu_server.lease import Lessee
 from mtt_mu_server.management import Management
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.users import Tunnel, User, Users
+from mtt_mu_server.user import Tunnel, User
+from mtt_mu_server.users import Users
 
 # Seconds for a worker to apply a change or to report; it usually takes milliseconds. The operator's
 # command waits for this, so a worker that takes longer is dropped.
@@ -46,6 +47,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
         self._full: set[str] = set()
         self._numbers = itertools.count(1)
         users.block_changed = self._block_changed
+        users.watch_changed = self._watch_changed
         management.replicate_to(self, self.page)
 
     async def start(self) -> None:
@@ -122,6 +124,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
     async def welcome(self, member: UserMember) -> None:
         """Send all users to a new worker; no change comes in between."""
         try:
+            member.link.send("watched", self.users.is_watched)
             async with asyncio.timeout(LOAD_TIME), self._management.commands.changing:
                 for piece in _slices(self.users.rows):
                     member.link.send("put", piece)
@@ -157,6 +160,10 @@ class MultiUserHub(WorkerHub["UserMember"]):
         for member in self.members:
             member.link.send("blocked", [path], blocked)
 
+    def _watch_changed(self, watched: bool) -> None:
+        for member in self.members:
+            member.link.send("watched", watched)
+
     def _concerned(self) -> set[str]:
         return self._full.union(self.users.live_paths())
 
@@ -182,10 +189,12 @@ class UserMember(Member):
 
     def handle(self, message: Message) -> None:
         match message:
-            case ["enter", int(number), str(path), bool(limited)]:
-                self._enter(number, path, limited)
-            case ["leave", int(number), int(sent), int(received)]:
-                self._leave(number, sent, received)
+            case ["enter", int(number), str(path), bool(limited), *peer]:
+                self._enter(number, path, limited, *peer)
+            case ["leave", int(number), int(sent), int(received), *reason]:
+                self._leave(number, sent, received, *reason)
+            case ["refused", str(path), str(peer)]:
+                self._users.refused(path, peer)
             case ["moved", list(moved)]:
                 for number, sent, received in zip(*[iter(moved)] * 3, strict=True):
                     self._moved(number, sent, received)
@@ -214,6 +223,7 @@ class UserMember(Member):
         for lessee in self._lessees.values():
             lessee.leave()
         for number in list(self._tunnels):
+            self._tunnels[number].reason = "its worker has ended"
             self._gone(number)
         for number in list(self._sessions):
             self._session_over(number)
@@ -223,12 +233,15 @@ class UserMember(Member):
         self._answers.clear()
         super().lost()
 
-    def _enter(self, number: int, path: str, limited: bool) -> None:
+    def _enter(self, number: int, path: str, limited: bool, peer: str = "") -> None:
         user = self._users.find(path)
         if not limited:
             # The worker has already admitted it. The user may have been deleted or limited since.
-            user = User(path, "", 0, user.rate if user is not None else 0)
-        tunnel = self._users.enter(user, None) if user is not None else None
+            dst, rate = (user.dst, user.rate) if user is not None else ("", 0)
+            user = User(path, dst, 0, rate)
+        tunnel = self._users.enter(user, None, peer) if user is not None else None
+        if tunnel is None:
+            self._users.refused(path, peer)
         if limited:
             self.link.send("admission", number, tunnel is not None)
         if tunnel is not None and user is not None:
@@ -242,8 +255,9 @@ class UserMember(Member):
         assert isinstance(carrier, _Carrier)
         carrier.sent, carrier.received = sent, received
 
-    def _leave(self, number: int, sent: int, received: int) -> None:
+    def _leave(self, number: int, sent: int, received: int, reason: str = "") -> None:
         if number in self._tunnels:  # otherwise it was not admitted
+            self._tunnels[number].reason = reason
             self._moved(number, sent, received)
             self._gone(number)
 

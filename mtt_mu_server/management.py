@@ -25,6 +25,7 @@ from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.users import Users
 
 if TYPE_CHECKING:
+    from mtt_mu_server.live_events import LiveEvents
     from mtt_mu_server.user_api import UserApi
 
 # Seconds between checks for expired users with open connections, and for users who have used up
@@ -73,7 +74,8 @@ class Management:
             hosts += self.tls.identity.words.names
         self.controller = Controller(
             access=AccessRules(token, hosts, any_address=wildcard),
-            run=self.commands.run, make_api=self._make_api, metrics=self._metrics,
+            run=self.commands.run, make_events=self._make_events, make_api=self._make_api,
+            metrics=self._metrics,
             context=self.tls.context if self.tls is not None else None,
         )  # fmt: skip
         self.metrics_server: UserMetricsServer | None = None
@@ -163,8 +165,7 @@ class Management:
         limited = self._users.limited()
         if not limited:
             return
-        if self.commands.replicas is not None:
-            await self.commands.replicas.settle()
+        await self.commands.settle()
         for path in limited:
             self._users.settle(path)
         used_up = [path for path in limited if self._users.is_used_up(path)]
@@ -178,14 +179,18 @@ class Management:
         except StoreError as error:
             logger.error("cannot save the counters: %s", error)
 
+    def _make_events(self) -> LiveEvents:
+        from mtt_mu_server.live_events import LiveEvents
+
+        return LiveEvents(self._users, self.commands.settle)
+
     def _make_api(self) -> UserApi:
         from mtt_mu_server.user_api import UserApi
 
         return UserApi(self._users, self.commands)
 
     async def _metrics(self) -> tuple[list[bytes], str]:
-        if self.commands.replicas is not None:
-            await self.commands.replicas.settle()
+        await self.commands.settle()
         page = metrics.render(self._users, self._events, each=self._options.metrics_users)
         pieces = await in_slices(page)
         return [self._service_page().encode(), *pieces], CONTENT_TYPE

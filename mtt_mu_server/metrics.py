@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from mtt.observe.metrics import DOWN, UP, Values, header, labels, metric, sample
-from mtt_mu_server.users import Users, fingerprint
+from mtt_mu_server.user import fingerprint
+from mtt_mu_server.users import Users
 
 PREFIX = "mtt_mu_"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mtt.address import peer_name
 from mtt.errors import StartError
 from mtt.layers.base import StreamTransport
 from mtt.log import logger
@@ -25,7 +26,7 @@ from mtt.users.directory import LimitedDirectory, Session
 from mtt.users.store import Row
 from mtt_mu_server.lease import LeasedBucket
 from mtt_mu_server.metrics import Events
-from mtt_mu_server.users import Tunnel, User
+from mtt_mu_server.user import Tunnel, User, end_reason
 
 # Seconds for the hub to decide whether a user may have another connection; it usually takes a
 # millisecond. A hub that takes this long hangs.
@@ -63,6 +64,7 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         self._rows: dict[str, Row] = {}
         self._staged: list[Message] = []  # changes to apply in one step
         self._blocked: set[str] = set()  # users that are disabled, or have used up their quota
+        self.is_watched = False
         self._full: set[str] = set()  # users that have reached their limit of connections
         self._numbers = itertools.count()
         self._tunnels: dict[int, ReplicaTunnel] = {}
@@ -104,7 +106,8 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         limited = bool(user.max_conns)
         if limited:
             tunnel.admission = asyncio.get_running_loop().create_future()
-        self.link.send("enter", tunnel.number, user.path, limited)
+        peer = [peer_name(stream)] if self.is_watched else []
+        self.link.send("enter", tunnel.number, user.path, limited, *peer)
         return tunnel
 
     async def admitted(self, tunnel: Tunnel) -> bool:
@@ -123,7 +126,8 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
         del self._tunnels[tunnel.number]
         carrier = tunnel.relay
         sent, received = (carrier.sent, carrier.received) if carrier is not None else (0, 0)
-        self.link.send("leave", tunnel.number, sent, received)
+        reason = [end_reason(tunnel)] if self.is_watched else []
+        self.link.send("leave", tunnel.number, sent, received, *reason)
         self._open[tunnel.path] -= 1
         if not self._open[tunnel.path]:
             del self._open[tunnel.path]
@@ -148,6 +152,11 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
             self._buckets[path] = LeasedBucket(ask_up), LeasedBucket(ask_down)
         return self._buckets[path]
 
+    def refused(self, path: str, peer: str) -> None:
+        """A connection from `peer` was refused."""
+        if self.is_watched:
+            self.link.send("refused", path if path in self._rows else "", peer)
+
     # Messages of the hub.
 
     def handle(self, message: Message) -> None:
@@ -164,6 +173,8 @@ class UserReplica(Reporter, LimitedDirectory[str, User, Tunnel]):
             case ["blocked", list(paths), bool(blocked)]:
                 change = self._blocked.update if blocked else self._blocked.difference_update
                 change(paths)
+            case ["watched", bool(watched)]:
+                self.is_watched = watched
             case ["put" | "remove", _] | ["clear"]:
                 self._staged.append(message)
             case ["apply", int(number)]:

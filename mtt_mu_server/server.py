@@ -9,22 +9,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mtt.address import parse_endpoint
+from mtt.address import parse_endpoint, peer_name, user_name
 from mtt.errors import NetworkError
 from mtt.inbound.websocket_reader import WebSocketReader
 from mtt.layers.base import StreamTransport
 from mtt.modes import describe_mode
 from mtt.net.resolve import Resolver, use_threads
-from mtt.tunnels.rate_limit import RateLimiter
+from mtt.tunnels.rate_limit import RateLimiter, TokenSource
 from mtt.udp.server import DatagramServer
-from mtt.users.directory import LimitedDirectory
 from mtt.wire.http1 import Reply, Request
 from mtt.wire.servemux import NOT_FOUND
 from mtt_mu_server import metrics
 from mtt_mu_server.management import Management
 from mtt_mu_server.options import MultiUserOptions
 from mtt_mu_server.replica import UserReplica
-from mtt_mu_server.users import Tunnel, User, Users, fingerprint
+from mtt_mu_server.user import Tunnel, User, fingerprint
+from mtt_mu_server.users import Users
 
 if TYPE_CHECKING:
     from mtt_mu_server.hub import MultiUserHub
@@ -49,7 +49,7 @@ class MultiUserServer(DatagramServer):
         )  # fmt: skip
         self._options = options
         self._primary = Users()
-        self._users: LimitedDirectory[str, User, Tunnel] = self._primary
+        self._users: Users | UserReplica = self._primary
         self._replica: UserReplica | None = None  # only in a worker
         self._events = metrics.Events()
         self._management: Management | None = Management(
@@ -66,6 +66,7 @@ class MultiUserServer(DatagramServer):
             mux=self._options.mux,
             v2ray=self._options.v2ray,
             datagrams=self._serve_datagrams if self._options.udp_time else None,
+            refused=self._refused,
             refusal=NOT_FOUND,  # as for unknown paths; otherwise it would reveal existing ones
         )
 
@@ -149,6 +150,12 @@ class MultiUserServer(DatagramServer):
             return NOT_FOUND
         return user
 
+    def _refused(self, transport: StreamTransport, request: Request) -> None:
+        if self._users.is_watched and "websocket" in request.tokens("upgrade"):
+            user = self._frontend.named_user(transport, request)
+            peer = user_name(*user) if user is not None else peer_name(transport)
+            self._users.refused(request.path, peer)
+
     def _serve(self, stream: StreamTransport, user: User) -> None:
         self._begin(stream, user, self._carry)
 
@@ -162,6 +169,8 @@ class MultiUserServer(DatagramServer):
         tunnel = self._users.enter(known, stream) if known is not None and room else None
         if known is None or tunnel is None:
             self._events.full += known is not None and room
+            if room and self._users.is_watched:
+                self._users.refused(user.path, peer_name(stream))
             stream.abort()
             return
         self.open_tunnels.spawn(stream, self._admitted(stream, known, tunnel, carry))
@@ -185,6 +194,7 @@ class MultiUserServer(DatagramServer):
         except NetworkError as error:
             self._events.dial_failures += 1
             self.counters.dial_failures += 1
+            tunnel.reason = tunnel.reason or str(error)
             raise NetworkError(f"user {fingerprint(user.path)}: {error}") from None
         if tunnel.cut:
             far.abort()
@@ -204,7 +214,7 @@ class MultiUserServer(DatagramServer):
         if tunnel.cut:
             return
         assert self._udp is not None
-        down = None
+        down: TokenSource | None = None
         buckets = self._users.buckets(user)
         if buckets:
             up, down = buckets

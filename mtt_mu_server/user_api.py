@@ -24,8 +24,9 @@ from mtt_mu_server import api
 from mtt_mu_server.commands import Commands
 from mtt_mu_server.decoding import Refused, WrongTypeError
 from mtt_mu_server.months import next_reset
+from mtt_mu_server.user import fingerprint
 from mtt_mu_server.user_list import UserList
-from mtt_mu_server.users import Users, fingerprint
+from mtt_mu_server.users import Users
 
 USERS = "/api/users"
 
@@ -68,6 +69,8 @@ class UserApi:
     def methods(self, path: str) -> tuple[str, ...]:
         """The methods for the path of a request; none if the API does not have it."""
         _, _, first, *rest = path.split("/")
+        if first == "events" and not rest:
+            return ("GET",)
         if first != "users":
             return ()
         match rest:
@@ -130,8 +133,7 @@ class UserApi:
         limit = _number("limit", given.get("limit", str(DEFAULT_LIMIT)))
         if not 1 <= limit <= api.PAGE_LIMIT:
             raise Refused(400, f"limit: {limit} is not from 1 to {api.PAGE_LIMIT}")
-        if self._commands.replicas is not None:
-            await self._commands.replicas.settle()
+        await self._commands.settle()
         total, paths = await self._list.page(
             given.get("search", ""), given.get("sort", ""), offset, limit
         )
@@ -144,8 +146,7 @@ class UserApi:
         return {"total": total, "users": users}
 
     async def _shown(self, path: str, *, with_path: bool = False) -> dict[str, Any]:
-        if self._commands.replicas is not None:
-            await self._commands.replicas.settle()
+        await self._commands.settle()
         if path not in self._users.rows:
             raise Refused(404, "id: there is no such user")
         return {"user": self._user(path) | ({"path": path} if with_path else {})}
@@ -156,15 +157,9 @@ class UserApi:
         used = users.statistics(path)
         assert used is not None
         fields, next_time = self._fields(path)
-        if fields.expires and fields.expires <= users.now:
-            state = "expired"
-        elif not fields.enabled:
-            state = "disabled"
-        else:
-            state = "used up" if users.is_used_up(path) else "active"
         return {
-            "id": fingerprint(path), "state": state, **fields._asdict(), "next_reset": next_time,
-            **used._asdict(),
+            "id": fingerprint(path), "state": users.state(path),
+            **fields._asdict(), "next_reset": next_time, **used._asdict(),
         }  # fmt: skip
 
     def _fields(self, path: str) -> tuple[Fields, int]:

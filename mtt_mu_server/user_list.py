@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from mtt.users.store import NO_PROFILE, Row
 from mtt_mu_server.commands import in_slices
 from mtt_mu_server.decoding import Refused
-from mtt_mu_server.users import FINGERPRINT_LENGTH, Users
+from mtt_mu_server.user import FINGERPRINT_LENGTH
+from mtt_mu_server.users import Users
 
 # Users between two yields, of about 1 us each.
 SLICE = 1000

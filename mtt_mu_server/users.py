@@ -21,71 +21,21 @@ the new user.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
+from mtt.address import peer_name
 from mtt.layers.base import StreamTransport
 from mtt.tunnels.rate_limit import Bucket
-from mtt.users.directory import Carrier, LimitedDirectory, OpenConnections, Session, Steps
+from mtt.users.directory import LimitedDirectory, OpenConnections, Session, Steps
 from mtt.users.store import NO_COUNTERS, NO_PROFILE, Counters, Profile, Row
+from mtt_mu_server.user import Statistics, Tunnel, User, Watcher
 
 # Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
-
-# Hexadecimal digits of a path's fingerprint in logs and metrics. 48 bits: with 100,000 users the
-# probability that two are equal is 1 in 56,000.
-FINGERPRINT_LENGTH = 12
-
-
-class User(NamedTuple):
-    """The operator's settings for a user. Zero means "no limit"."""
-
-    path: str  # percent-decoded
-    dst: str  # host:port
-    max_conns: int = 0  # concurrent connections
-    rate: int = 0  # bytes per second in each direction, all connections together
-    expires: int = 0  # Unix time at which the user expires
-
-
-class Statistics(NamedTuple):
-    """The counters of a user."""
-
-    bytes_up: int  # from the user to the destination
-    bytes_down: int
-    total_conns: int
-    last_seen: int  # Unix time, 0 for never
-    open_conns: int
-
-
-def fingerprint(path: str) -> str:
-    """A short, stable identifier of a path, for logs and metrics, where paths are secret."""
-    raw = path.encode("utf-8", "surrogateescape")
-    return hashlib.sha256(raw).hexdigest()[:FINGERPRINT_LENGTH]
-
-
-@dataclass(slots=True, eq=False)
-class Tunnel:
-    """One connection of a user, from its admission to its end."""
-
-    path: str
-    stream: StreamTransport | None
-    relay: Carrier | None = None  # None while the destination is being dialled
-    sent: int = 0  # bytes of the relay already in the counters
-    received: int = 0
-    cut: bool = False
-
-    def abort(self, reason: str) -> None:
-        """Cut the connection; a dial in progress checks `cut`."""
-        self.cut = True
-        if self.relay is not None:
-            self.relay.abort(reason)
-        elif self.stream is not None:
-            self.stream.abort()
 
 
 class Users(LimitedDirectory[str, User, Tunnel]):
@@ -104,6 +54,8 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         self.blocked: set[str] = set()  # users without new connections; read-only
         # Called when a user becomes blocked, or is not blocked any more.
         self.block_changed: Callable[[str, bool], object] | None = None
+        self.watcher: Watcher | None = None  # set by `watch`
+        self.watch_changed: Callable[[bool], object] | None = None  # called when one comes or goes
         self._due: float = math.inf  # no reset is due before this Unix time
         self.version = 0  # changes with rows and profiles
         # Paths added since the last look at this list; None if they are too many, or unwanted.
@@ -138,14 +90,20 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         live = self._live.get(user.path)
         return live is None or live.has_room(user.max_conns)
 
-    def enter(self, user: User, stream: StreamTransport | None) -> Tunnel | None:
-        """As in `LimitedDirectory`; without `stream`, the caller sets the tunnel's `relay`."""
+    def enter(
+        self, user: User, stream: StreamTransport | None, peer: str = ""
+    ) -> Tunnel | None:
+        """As in `LimitedDirectory`; without `stream`, the caller sets the tunnel's `relay`, and
+        knows the `peer`."""
         live = self._live.setdefault(user.path, OpenConnections())
         if user.max_conns and len(live.tunnels) >= user.max_conns:
             return None
-        tunnel = Tunnel(user.path, stream)
-        live.tunnels[tunnel] = None
         self.tunnels_total += 1
+        tunnel = Tunnel(user.path, stream, serial=self.tunnels_total, began=self._clock())
+        live.tunnels[tunnel] = None
+        if self.watcher is not None:
+            tunnel.peer = peer if stream is None else peer_name(stream)
+            self.watcher.opened(tunnel, user)
         self._count(user.path, 0, 0, 1)
         return tunnel
 
@@ -154,6 +112,9 @@ class Users(LimitedDirectory[str, User, Tunnel]):
 
     def leave(self, tunnel: Tunnel) -> None:
         self._settle(tunnel)
+        if self.watcher is not None:
+            row = self.rows.get(tunnel.path)
+            self.watcher.ended(tunnel, row[0] if row is not None else "")
         live = self._live[tunnel.path]
         live.tunnels.pop(tunnel, None)
         self._tidy(tunnel.path, live)
@@ -178,6 +139,36 @@ class Users(LimitedDirectory[str, User, Tunnel]):
     def _tidy(self, path: str, live: OpenConnections[Tunnel]) -> None:
         if not (live.tunnels or live.sessions):
             del self._live[path]
+
+    # Watching.
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """From now on, tell `watcher` about connections; None ends that."""
+        self.watcher = watcher
+        if self.watch_changed is not None:
+            self.watch_changed(watcher is not None)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether `refused` has an effect."""
+        return self.watcher is not None
+
+    def refused(self, path: str, peer: str) -> None:
+        """A connection from `peer` was refused."""
+        if self.watcher is not None:
+            known = path in self.rows
+            reason = self.state(path) if known else "unknown path"
+            reason = "too many connections" if reason == "active" else reason
+            self.watcher.refused(path if known else "", peer, reason)
+
+    def state(self, path: str) -> str:
+        """Whether the user of `path` is "active", or why not."""
+        expires = self.rows[path][3]
+        if expires and expires <= self._clock():
+            return "expired"
+        if not self.profiles.get(path, NO_PROFILE)[1]:
+            return "disabled"
+        return "used up" if self.is_used_up(path) else "active"
 
     # Commands of the operator. Each change is one atomic step. The remaining work yields to let the
     # event loop run.

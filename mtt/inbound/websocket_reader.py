@@ -46,6 +46,7 @@ class WebSocketReader(TunnelReader[Target]):
         mux: whether clients without a subprotocol multiplex.
         v2ray: whether they come from V2Ray or Xray: with `mux` they always speak Mux.Cool, and
             otherwise it is recognised for any destination. Early data may be short.
+        refused: called with requests that `route` answers with a reply.
         refusal: see HttpServer.
     """
 
@@ -60,12 +61,14 @@ class WebSocketReader(TunnelReader[Target]):
         mux: bool,
         v2ray: bool = False,
         datagrams: Serve[Target] | None = None,
+        refused: Callable[[StreamTransport, Request], None] | None = None,
         refusal: Reply | None = None,
     ) -> None:
         super().__init__(serve, mux=mux, datagrams=datagrams)
         self.protocols = PREFERENCE if datagrams is None else (*PREFERENCE, DATAGRAMS)
         self.site = WebSite(self, alpn.SITE)
         self.route = route
+        self.refused = refused
         self.refusal = refusal
         self._v2ray = v2ray
         self._foreign = Throttle()
@@ -180,6 +183,8 @@ class _RequestReader(Generic[Target]):
         if not isinstance(found, Reply):
             self._target = found
             return None
+        if self._reader.refused is not None:
+            self._reader.refused(self._transport, request)
         if self._reader.front.fallback is None:
             user = self._reader.front.named_user(self._transport, request)
             address = user_name(*user) if user is not None else ""

@@ -12,7 +12,7 @@ from mtt.wire.http1 import MAX_HEAD
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Command, Delete, Page, Ping
 from mtt_mu_server.decoding import SLICE, Refused
-from mtt_mu_server.users import Statistics, User, fingerprint
+from mtt_mu_server.user import Statistics, User, fingerprint
 
 ROW = ("h:1", 0, 0, 0)
 

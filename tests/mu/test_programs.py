@@ -19,7 +19,7 @@ from tests.support.programs import require_package, require_program
 from tests.support.tunnels import echo, port_of, serving
 
 # How many blocks with curl each document has at least.
-DOCUMENTS = {"docs/multi-user.md": 5, "docs/api.md": 9}
+DOCUMENTS = {"docs/multi-user.md": 5, "docs/api.md": 10}
 
 
 def start(processes: Processes, *argv: str) -> Any:
@@ -75,7 +75,8 @@ def test_curl_lines_of_the_document_work(document: str, tmp_path: Path) -> None:
         for block in blocks:
             script = block.replace("/run/mtt-mu-server/control.sock", str(control))
             answer = run("sh", "-ec", script)
-            assert answer.startswith((b'{"res":1', b"ok", b"# HELP")), (block, answer)
+            begins = (b'{"res":1', b"ok", b"# HELP", b"event: start")
+            assert answer.startswith(begins), (block, answer)
 
 
 @pytest.mark.parametrize("option", ["", "-metrics-users"])

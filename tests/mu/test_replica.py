@@ -9,7 +9,7 @@ import pytest
 from mtt.process.link import Message
 from mtt_mu_server.metrics import Events
 from mtt_mu_server.replica import DOWN, UP, UserReplica
-from mtt_mu_server.users import User
+from mtt_mu_server.user import User
 from tests.support.transports import FakeTransport
 
 FAST, OTHER = User("/fast", "127.0.0.1:9"), User("/other", "127.0.0.1:9", rate=1)
@@ -70,3 +70,25 @@ async def test_only_users_with_a_rate_have_tokens(said: list[Any]) -> None:
     assert ["idle", "/other"] not in said
     replica.leave(other)
     assert [words for words in said if words[0] == "idle"] == [["idle", "/other"]]
+
+
+async def test_events_cost_nothing_without_viewers(said: list[Any]) -> None:
+    replica = UserReplica(str, Events())
+    replica.handle(["put", {"/fast": ["127.0.0.1:9", 0, 0, 0]}])
+    replica.handle(["apply", 1])
+    for watched in (False, True):
+        replica.handle(["watched", watched])
+        del said[:]
+        tunnel = replica.enter(FAST, FakeTransport())
+        assert tunnel is not None
+        tunnel.reason = "idle"
+        replica.leave(tunnel)
+        replica.refused("/fast", "peer")
+        replica.refused("/secret", "peer")
+        if watched:
+            assert said == [
+                ["enter", 1, "/fast", False, "local socket"], ["leave", 1, 0, 0, "idle"],
+                ["refused", "/fast", "peer"], ["refused", "", "peer"],
+            ]  # fmt: skip
+        else:
+            assert said == [["enter", 0, "/fast", False], ["leave", 0, 0, 0]]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtt_mu_server import management
-from mtt_mu_server.users import fingerprint
+from mtt_mu_server.user import fingerprint
 from tests.mu.panel import multi_user_server
 from tests.mu.resting import call, user
 from tests.mu.users import client, ended, one_user, upgrade

@@ -8,8 +8,9 @@ import pytest
 
 from mtt_mu_server import user_list
 from mtt_mu_server.decoding import Refused
+from mtt_mu_server.user import fingerprint
 from mtt_mu_server.user_list import UserList
-from mtt_mu_server.users import Users, fingerprint
+from mtt_mu_server.users import Users
 
 COUNT = 4321
 

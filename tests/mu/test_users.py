@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mtt.users.store import NO_COUNTERS
-from mtt_mu_server.users import User, Users, fingerprint
+from mtt_mu_server.user import User, fingerprint
+from mtt_mu_server.users import Users
 
 A = User("/a", "h:1", 2)
 

@@ -7,9 +7,9 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from mtt_mu_server.users import fingerprint
+from mtt_mu_server.user import fingerprint
 from tests.mu.two_workers import Server, ended, in_both_modes, is_open, start_client
 from tests.support.processes import Processes, eventually
 from tests.support.workers import Echo, check_echo, in_both, needs_proc, standing_still
@@ -87,3 +87,37 @@ def test_new_path_cuts_in_all_workers(processes: Processes, echo: Echo, tmp_path
         for tunnel in tunnels:
             ended(tunnel)
     assert found["bytes_up"] == found["bytes_down"] == 20 * len(tunnels)
+
+
+def event(stream: BinaryIO) -> tuple[str, dict[str, Any]]:
+    """The next event of a stream."""
+    name = ""
+    while not (line := stream.readline()).startswith(b"data: "):
+        if line.startswith(b"event: "):
+            name = line[7:].decode().strip()
+    return name, json.loads(line[6:])
+
+
+def test_events_of_all_workers(processes: Processes, echo: Echo, tmp_path: Path) -> None:
+    server = Server(processes, tmp_path)
+    server.add("/a", echo, max_conns=100)
+    port = start_client(processes, server, "/a")
+    with contextlib.closing(server.connection()) as connection:
+        connection.request("GET", "/api/events")
+        stream = connection.getresponse()
+        assert event(stream)[0] == "start"
+        with contextlib.ExitStack() as stack:
+            tunnels = in_both(stack, server.process, port)
+            found = [event(stream) for _ in tunnels]
+            assert {name for name, _ in found} == {"open"}
+            assert len({fields["peer"] for _, fields in found}) == len(tunnels)
+        found = [event(stream) for _ in tunnels]
+        for name, fields in found:
+            assert (name, fields["id"]) == ("end", fingerprint("/a"))
+            assert (fields["bytes_up"], fields["bytes_down"]) == (10, 10)
+            assert fields["peer"].startswith("127.0.0.1:")
+            assert fields["reason"]
+        call(server, "PATCH", A, enabled=False)
+        assert server.upgrade("/a") == 404
+        name, fields = event(stream)
+        assert (name, fields["reason"]) == ("refused", "disabled")

@@ -33,8 +33,12 @@ class Server:
         )  # fmt: skip
         self.port = listening(self.process)[1]
 
+    def connection(self) -> Connection:
+        """A new connection to the controller."""
+        return Connection(self._control)
+
     def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
-        connection = Connection(self._control)
+        connection = self.connection()
         with contextlib.closing(connection):
             connection.request(method, path, body)
             return connection.getresponse().read()
