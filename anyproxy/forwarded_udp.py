@@ -18,13 +18,11 @@ from mtt.log import Throttle, logger
 from mtt.net.listen import bind_udp
 from mtt.net.udp_server import Control, UdpServerSocket
 from mtt.proxy.uot_channel import UotChannel
+from mtt.udp.flows import idle_limit
 from mtt.wire import agent
 
 # Addresses of users of a UDP port; each has a stream to the agent, and a socket there.
 MAX_USERS = 1024
-# Seconds for which a UDP user without an answer is kept. Linux's connection tracking has the same
-# limit, because source addresses may be forged.
-UNANSWERED_TIME = 30.0
 # Bytes of a user's datagrams that wait for the stream: more than a QUIC client sends at first.
 MAX_HELD = 8 * 1024
 # Datagrams read in one turn of the event loop, in fairness to other connections.
@@ -99,8 +97,7 @@ class UdpPort(ForwardedPort):
         return UotChannel(stream, user, self._means.counters), wanted
 
     def idle_time(self, is_answered: bool) -> float:
-        limit = self._means.udp_timeout
-        return limit if is_answered else min(limit, UNANSWERED_TIME)
+        return idle_limit(self._means.udp_timeout, is_answered=is_answered)
 
     def forget(self, key: _Key) -> None:
         self._users.pop(key, None)

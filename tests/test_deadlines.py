@@ -65,7 +65,6 @@ DEADLINES = [
     ("mtt.udp.forwarder", "LOOKUP_INTERVAL", 30, 60),
     # Forwarded ports: users wait for an agent that reconnects.
     ("anyproxy.forwarded", "HOLD_TIME", 10, 10),
-    ("anyproxy.forwarded_udp", "UNANSWERED_TIME", 30, 30),
     ("anyproxy.control", "RETRY_TIME", 30, 30),
     ("anyproxy.control", "LEAVE_TIME", 3, 3),
     # Go programs of AnyProxy: they dial for 30 s, and writes of theirs that wait for 10 s break

@@ -1,4 +1,4 @@
-"""Limits of UDP flows, the same on both ends."""
+"""Limits of UDP flows, the same on both ends of a tunnel, and on forwarded ports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 # more ends the flow that has been idle longest.
 MAX_FLOWS = 1024
 # Idle timeout of a flow without an answer, seconds, as in Linux's connection tracking. Otherwise
-# each datagram of DNS queries or scans could keep a socket open.
+# each datagram of DNS queries or scans, perhaps from a forged address, could keep a socket open.
 UNANSWERED_TIME = 30.0
 # Seconds between checks for idle flows.
 SWEEP_TIME = 5.0

@@ -12,6 +12,7 @@ import pytest
 from anyproxy import forwarded_udp
 from anyproxy.options import GroupOptions
 from mtt.outcome import Outcome
+from mtt.udp import flows
 from tests.anyproxy.forwarding import (
     Udp,
     dropped,
@@ -98,7 +99,7 @@ async def test_number_of_users_is_limited(certs: Certs, monkeypatch: pytest.Monk
 
 
 async def test_idle_users_are_forgotten(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forwarded_udp, "UNANSWERED_TIME", 0.1)
+    monkeypatch.setattr(flows, "UNANSWERED_TIME", 0.1)
     with Udp() as target:
         async with forwarding(certs, to_udp(target.port), udp_timeout=0.5) as gateway:
             (port,) = ports_of(gateway, "udp")
