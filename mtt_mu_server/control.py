@@ -40,8 +40,8 @@ class Controller(HttpListener):
     Args:
         access: decides which requests are allowed.
         run: executes a command: takes the body of a POST, returns a status and the answer's body.
-        make_events: makes what streams events, when the first viewer comes.
-        make_api: makes what executes requests below /api/, when the first one comes.
+        make_events: creates the event stream, for the first viewer.
+        make_api: creates the executor of requests below /api/, at the first one.
         metrics: returns the pieces of the page `/metrics` and its content type.
         context: called for the TLS context of each connection; None for plain HTTP.
     """

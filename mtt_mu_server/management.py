@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from mtt_mu_server.live_events import LiveEvents
     from mtt_mu_server.user_api import UserApi
 
-# Seconds between checks for expired users with open connections, and for users who have used up
-# their quota: what one can transfer in this time is the most that it can be exceeded by.
+# Seconds between checks for expired users with open connections, and for users above their quota,
+# which they can exceed by the traffic of this time.
 EXPIRY_INTERVAL = 1.0
 
 # Seconds between writes of the counters to the database: the most that a crash can lose. Users are

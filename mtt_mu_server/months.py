@@ -1,4 +1,4 @@
-"""When counters that are reset every month are reset next. Pure functions."""
+"""The time of the next monthly reset of counters. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 def next_reset(day: int, now: float) -> int:
     """The Unix time of the first midnight (UTC) after `now` at which day `day` of a month begins.
 
-    Months without such a day have it on their last day.
+    In months without such a day, it is the last day.
     """
     today = datetime.fromtimestamp(now, UTC)
     year, month = today.year, today.month

@@ -1,9 +1,9 @@
-"""The API of panels and pages: users as resources, by id. See docs/api.md.
+"""The API for panels: users as resources, by id. See docs/api.md.
 
     GET    /api/users?search=&sort=&offset=&limit=
     POST   /api/users                      adds one user
     GET    /api/users/ID                   with the path
-    PATCH  /api/users/ID                   changes what the body names
+    PATCH  /api/users/ID                   changes the fields in the body
     DELETE /api/users/ID?disconnect=true
     POST   /api/users/ID/reset             sets the counters to 0
     POST   /api/users/ID/disconnect        cuts the connections
@@ -34,11 +34,11 @@ USERS = "/api/users"
 BODY_LIMIT = 256 * 1024
 # Users between two yields, of about 10 us each.
 SLICE = 100
-# Characters of a name. It is a note, for one line of a page.
+# Characters of a name: one line of a page.
 MAX_NAME = 200
 DEFAULT_LIMIT = 100
 
-# What breaks a line or a log, or is no text at all.
+# Characters that break a line or a log, or are not valid text.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _NO_ROW: Row = ("", 0, 0, 0)
 
@@ -57,7 +57,7 @@ class Fields(NamedTuple):
 
 
 class UserApi:
-    """Answers the requests of the API that are about users."""
+    """Answers the API's requests about users."""
 
     body_limit = BODY_LIMIT
 
@@ -152,7 +152,7 @@ class UserApi:
         return {"user": self._user(path) | ({"path": path} if with_path else {})}
 
     def _user(self, path: str) -> dict[str, Any]:
-        """What lists show of a user: all but the path, which is secret."""
+        """The fields of a user in lists: all but the path, which is secret."""
         users = self._users
         used = users.statistics(path)
         assert used is not None
@@ -170,7 +170,7 @@ class UserApi:
     async def _add(self, given: dict[str, Any]) -> dict[str, Any]:
         path = given.pop("path", None) or "/" + secrets.token_hex(16)
         if "dst" not in given:
-            raise Refused(400, "dst: it is missing; give the user's destination, as host:port")
+            raise Refused(400, "dst: missing; give the user's destination, as host:port")
         async with self._commands.changing:
             if path in self._users.rows:
                 raise Refused(409, f"path: the user {fingerprint(path)} has it already")
@@ -181,7 +181,7 @@ class UserApi:
         disconnect = given.pop("disconnect", False)
         new = given.pop("path", None)
         if new is not None and given:
-            raise Refused(400, "path: change it in a request of its own, as changes are atomic")
+            raise Refused(400, "path: change it in a separate request, because changes are atomic")
         async with self._commands.changing:
             path = await self._list.find(ident)
             if new is not None and new != path and new in self._users.rows:

@@ -8,8 +8,8 @@ Three tables by path, so that a lookup takes the same time for any number of use
     counters  the traffic so far: `Counters`, of users that have been seen
     live      open connections: `OpenConnections`, only of users that have any
 
-Users that the API has given more than settings also have a `Profile`. Those who are disabled or
-have used up their quota are in `blocked`, so that admission looks up nothing else.
+Users with fields that only the API has also have a `Profile`. Users that are disabled or have used
+up their quota are in `blocked`, so that admission needs no other lookup.
 
 Rows and counters are plain tuples of atoms, which the garbage collector stops tracking. 100,000
 instances of a class would make each full collection take 16 ms, during which no tunnel moves.
@@ -52,13 +52,13 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         self._dirty: set[str] = set()  # paths with changed counters since `take_dirty`
         self.profiles: dict[str, Profile] = {}  # those that differ from NO_PROFILE; read-only
         self.blocked: set[str] = set()  # users without new connections; read-only
-        # Called when a user becomes blocked, or is not blocked any more.
+        # Called when a user is blocked or unblocked.
         self.block_changed: Callable[[str, bool], object] | None = None
         self.watcher: Watcher | None = None  # set by `watch`
         self.watch_changed: Callable[[bool], object] | None = None  # called when one comes or goes
         self._due: float = math.inf  # no reset is due before this Unix time
         self.version = 0  # changes with rows and profiles
-        # Paths added since the last look at this list; None if they are too many, or unwanted.
+        # Paths added since this list was last read; None if there are too many, or none are needed.
         self.added: list[str] | None = None
         self.bytes_up = self.bytes_down = self.tunnels_total = 0  # of all users, since the start
 
@@ -203,8 +203,8 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         self._review(path)
 
     def rename(self, old: str, new: str) -> None:
-        """Give the user of `old` a path that has no user yet. Open connections are not counted
-        any more."""
+        """Give the user of `old` a path that has no user yet. Open connections are no longer
+        counted."""
         self.settle(old)
         row, profile = self.rows.pop(old), self.profiles.pop(old, NO_PROFILE)
         counters = self._counters.pop(old, None)
@@ -241,7 +241,7 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         return [path for time, path in times if time <= now]
 
     def due_again(self) -> None:
-        """The resets that were due have failed: try again at the next call of `due`."""
+        """After failed resets: return them again at the next call of `due`."""
         self._due = 0.0
 
     def remove(self, paths: list[str]) -> Steps:
