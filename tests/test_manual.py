@@ -1,4 +1,4 @@
-"""The manual pages: complete, and without a complaint of man and groff."""
+"""The manual pages: complete, and accepted by man and groff."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration file asks for, checked as a whole."""
+"""The plan of a configuration file, checked as a whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's address: from proxies in front, and on to the destination, the site and the log."""
+"""The user's address: from proxies in front to the destination, the site and the log."""
 
 from __future__ import annotations
 

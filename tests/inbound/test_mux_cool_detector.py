@@ -1,4 +1,4 @@
-"""What a WebSocket without a subprotocol carries: by its first bytes, or because there are none."""
+"""Detection of mux in WebSockets without a subprotocol: by the first bytes, or without any."""
 
 from __future__ import annotations
 

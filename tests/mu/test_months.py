@@ -1,4 +1,4 @@
-"""When counters are reset next."""
+"""The time of the next reset of counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Listening at new addresses while old ones are in use, or in the way."""
+"""Listening at new addresses while old ones are in use, or conflict with them."""
 
 from __future__ import annotations
 

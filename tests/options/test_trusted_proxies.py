@@ -1,4 +1,4 @@
-"""Which proxies are believed, and whom they name."""
+"""Trusted proxies, and the user's address that they send."""
 
 from __future__ import annotations
 

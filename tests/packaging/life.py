@@ -1,4 +1,4 @@
-"""What a package goes through in a system: use, upgrade, removal, purge."""
+"""The life cycle of a package in a system: use, upgrade, removal, purge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""-link of the commands: stdout has it alone, and passwords come from where they should."""
+"""-link: only its output is on stdout; passwords come from the environment or the terminal."""
 
 from __future__ import annotations
 

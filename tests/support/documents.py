@@ -1,4 +1,4 @@
-"""What tests take out of the documents: the configurations and commands in them."""
+"""Reads configurations and commands in the documents, for tests."""
 
 from __future__ import annotations
 

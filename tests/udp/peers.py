@@ -1,4 +1,4 @@
-"""UDP sockets in the hands of tests."""
+"""UDP sockets for tests."""
 
 from __future__ import annotations
 

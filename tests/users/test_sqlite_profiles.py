@@ -1,4 +1,4 @@
-"""What the API adds to the database, and databases of earlier versions."""
+"""The API's fields in the database, and databases of earlier versions."""
 
 from __future__ import annotations
 
