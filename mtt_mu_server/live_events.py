@@ -1,8 +1,8 @@
-"""Connections as they begin, end and are refused, as server-sent events. See docs/api.md.
+"""Server-sent events about connections that open, close or are refused. See docs/api.md.
 
-Without viewers nothing watches the users, in any worker. An event is encoded once and put into the
-queue of each viewer. The queue of a viewer that does not read is limited: further events are lost,
-and their number is sent when the viewer reads again.
+Without viewers, no worker reports events. An event is encoded once, and put into the queue of each
+viewer. The queues are bounded: further events are dropped, and their number is sent when the viewer
+reads again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LiveEvents(Watcher):
 
     @property
     def has_room(self) -> bool:
-        """Whether there may be one more viewer."""
+        """Whether one more viewer is allowed."""
         return len(self._viewers) < MAX_VIEWERS
 
     async def serve(self, exchange: Exchange) -> None:
@@ -49,7 +49,7 @@ class LiveEvents(Watcher):
             self._users.watch(self)
         viewer.put(_encode("start", time=_rounded(self._users.now), open=self._users.tunnels_open))
         try:
-            await self._settle()  # a viewer that has got "start" misses nothing
+            await self._settle()  # from "start" on, the viewer gets all events
             await stream_events(exchange, viewer.events())
         finally:
             self._viewers.discard(viewer)
