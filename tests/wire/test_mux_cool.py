@@ -30,18 +30,14 @@ from mtt.wire.mux_cool import (
     new,
 )
 from tests.support.vectors import stream_of, vector
-from tests.wire.pieces import bytewise, joined, split
+from tests.wire.frames import Event, check_cut_anywhere, check_noise, check_refused, decode_all
+from tests.wire.pieces import bytewise, joined
 
 RECORDED = "v-v2ray-plugin-mux"
 
-Event = tuple[int, int, bytes]
-
 
 def decode(pieces: Iterable[bytes]) -> list[Event]:
-    decoder = Decoder()
-    events = [event for piece in pieces for event in decoder.feed(piece)]
-    assert decoder.at_boundary
-    return joined(events, KEEP)
+    return decode_all(Decoder(), pieces, KEEP)
 
 
 def recorded(direction: str) -> bytes:
@@ -216,13 +212,7 @@ def mixed_stream(rng: random.Random) -> tuple[bytes, list[Event]]:
 
 
 def test_frames_may_be_cut_anywhere() -> None:
-    rng = random.Random(21)
-    for _ in range(60):
-        stream, events = mixed_stream(rng)
-        assert decode([stream]) == events
-        assert decode(split(stream, rng)) == events
-        if len(stream) < 2000:
-            assert decode(bytewise(stream)) == events
+    check_cut_anywhere(decode, mixed_stream)
 
 
 def test_data_is_handed_out_as_it_arrives() -> None:
@@ -253,12 +243,7 @@ MALFORMED = [
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
 def test_violations_are_refused_in_any_pieces(stream: str, words: str) -> None:
-    data = bytes.fromhex(stream)
-    for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
-        decoder = Decoder()
-        with pytest.raises(MuxCoolError, match=words):
-            for piece in pieces:
-                decoder.feed(piece)
+    check_refused(Decoder, bytes.fromhex(stream), MuxCoolError, words)
 
 
 def test_events_before_a_violation_are_handed_out() -> None:
@@ -270,33 +255,22 @@ def test_events_before_a_violation_are_handed_out() -> None:
 # Noise.
 
 
-def test_noise_gives_events_or_an_error() -> None:
-    rng = random.Random(23)
-    refused = accepted = 0
-    for _ in range(2500):
-        noise = bytearray(
-            b"".join(
-                new(1) + data_frames(rng.choice((1, 2)), rng.randbytes(1 + rng.randrange(40)))
-                for _ in range(rng.randrange(1, 10))
-            )
+def noise_of(rng: random.Random) -> bytes:
+    noise = bytearray(
+        b"".join(
+            new(1) + data_frames(rng.choice((1, 2)), rng.randbytes(1 + rng.randrange(40)))
+            for _ in range(rng.randrange(1, 10))
         )
-        if rng.random() < 0.8:
-            noise[rng.randrange(len(noise))] = rng.randrange(256)
-        decoder = Decoder()
-        fed = given = 0
-        try:
-            for piece in split(bytes(noise), rng):
-                fed += len(piece)
-                for command, stream_id, payload in decoder.feed(piece):
-                    assert command in (NEW, KEEP, END, KEEP_ALIVE, RESET, NEW_OTHER)
-                    assert 0 <= stream_id <= 0xFFFF
-                    assert (command == KEEP) is bool(payload)
-                    given += len(payload)
-                assert len(decoder._head) < MAX_METADATA + 4
-                assert given <= fed
-            accepted += 1
-        except MuxCoolError as error:
-            assert str(error)
-            refused += 1
-    assert refused > 300
-    assert accepted > 300
+    )
+    if rng.random() < 0.8:
+        noise[rng.randrange(len(noise))] = rng.randrange(256)
+    return bytes(noise)
+
+
+def test_noise_gives_events_or_an_error() -> None:
+    def check(command: int, stream_id: int, payload: bytes) -> None:
+        assert command in (NEW, KEEP, END, KEEP_ALIVE, RESET, NEW_OTHER)
+        assert 0 <= stream_id <= 0xFFFF
+        assert (command == KEEP) is bool(payload)
+
+    check_noise(Decoder, noise_of, MuxCoolError, check, head=MAX_METADATA + 4)

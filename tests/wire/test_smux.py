@@ -22,19 +22,15 @@ from mtt.wire.smux import (
     frame,
 )
 from tests.support.vectors import names, stream_of, vector
-from tests.wire.pieces import bytewise, joined, split
+from tests.wire.frames import Event, check_cut_anywhere, check_noise, check_refused, decode_all
+from tests.wire.pieces import bytewise, joined
 
 RECORDED = names("*-mux-*")
 PLAIN = [name for name in RECORDED if "wss" not in name]
 
-Event = tuple[int, int, bytes]
-
 
 def decode(pieces: Iterable[bytes]) -> list[Event]:
-    decoder = Decoder()
-    events = [event for piece in pieces for event in decoder.feed(piece)]
-    assert decoder.at_boundary
-    return joined(events, PSH)
+    return decode_all(Decoder(), pieces, PSH)
 
 
 # Recorded exchanges.
@@ -144,13 +140,7 @@ def mixed_stream(rng: random.Random) -> tuple[bytes, list[Event]]:
 
 
 def test_frames_may_be_cut_anywhere() -> None:
-    rng = random.Random(21)
-    for _ in range(60):
-        stream, events = mixed_stream(rng)
-        assert decode([stream]) == events
-        assert decode(split(stream, rng)) == events
-        if len(stream) < 2000:
-            assert decode(bytewise(stream)) == events
+    check_cut_anywhere(decode, mixed_stream)
 
 
 def test_views_are_taken_as_well() -> None:
@@ -197,46 +187,30 @@ MALFORMED = [
 @pytest.mark.parametrize(("stream", "words"), [row[1:] for row in MALFORMED],
                          ids=[row[0] for row in MALFORMED])  # fmt: skip
 def test_violations_are_refused_in_any_pieces(stream: str, words: str) -> None:
-    data = bytes.fromhex(stream)
-    for pieces in ([data], list(bytewise(data)), [data + b"trailing"]):
-        decoder = Decoder()
-        with pytest.raises(SmuxError, match=words):
-            for piece in pieces:
-                decoder.feed(piece)
+    check_refused(Decoder, bytes.fromhex(stream), SmuxError, words)
 
 
 # Noise.
 
 
-def test_noise_gives_events_or_smux_error() -> None:
-    rng = random.Random(23)
-    refused = accepted = 0
-    for _ in range(2500):
-        noise = bytearray(rng.randbytes(rng.randrange(1, 200)))
-        if rng.random() < 0.9:
-            noise = bytearray(
-                b"".join(
-                    frame(PSH, rng.choice((3, 5)), rng.randbytes(rng.randrange(40)))
-                    for _ in range(rng.randrange(1, 10))
-                )
+def noise_of(rng: random.Random) -> bytes:
+    noise = bytearray(rng.randbytes(rng.randrange(1, 200)))
+    if rng.random() < 0.9:
+        noise = bytearray(
+            b"".join(
+                frame(PSH, rng.choice((3, 5)), rng.randbytes(rng.randrange(40)))
+                for _ in range(rng.randrange(1, 10))
             )
-            if rng.random() < 0.8:
-                noise[rng.randrange(len(noise))] = rng.randrange(256)
-        decoder = Decoder()
-        fed = given = 0
-        try:
-            for piece in split(bytes(noise), rng):
-                fed += len(piece)
-                for command, stream_id, payload in decoder.feed(piece):
-                    assert command in (SYN, FIN, PSH, NOP)
-                    assert 0 <= stream_id <= 0xFFFFFFFF
-                    assert command == PSH or not payload
-                    given += len(payload)
-                assert len(decoder._head) < HEADER_SIZE
-                assert given <= fed
-            accepted += 1
-        except SmuxError as error:
-            assert str(error)
-            refused += 1
-    assert refused > 300
-    assert accepted > 300
+        )
+        if rng.random() < 0.8:
+            noise[rng.randrange(len(noise))] = rng.randrange(256)
+    return bytes(noise)
+
+
+def test_noise_gives_events_or_smux_error() -> None:
+    def check(command: int, stream_id: int, payload: bytes) -> None:
+        assert command in (SYN, FIN, PSH, NOP)
+        assert 0 <= stream_id <= 0xFFFFFFFF
+        assert command == PSH or not payload
+
+    check_noise(Decoder, noise_of, SmuxError, check, head=HEADER_SIZE)
