@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ def printed(
 
 def _asked() -> str:
     """Ask for the password of shadowsocks on the terminal. Raises UsageError."""
+    # The handler of `early` ends the process at once; getpass would not turn the echo on again.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with warnings.catch_warnings():
             # Without a terminal, getpass would echo the password.
@@ -74,6 +77,10 @@ def _asked() -> str:
         raise UsageError(
             f"-{LINK_SS.name}: no terminal to ask for the password; set {SS_PASSWORD}"
         ) from None
+    except KeyboardInterrupt:
+        raise UsageError(f"-{LINK_SS.name}: no password was given") from None
+    finally:
+        signal.signal(signal.SIGINT, before)
     if not password:
         raise UsageError(f"-{LINK_SS.name}: the password is empty")
     return password

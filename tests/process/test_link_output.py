@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import getpass
+import os
+import pty
+import subprocess
 import sys
+import termios
 import warnings
 from pathlib import Path
 
@@ -124,6 +128,29 @@ def test_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(getpass, "getpass", lambda _: "")
     with pytest.raises(UsageError, match="the password is empty"):
         password({"link-ss": "aes-128-gcm"})
+
+
+def test_interrupt_at_the_question_restores_the_terminal() -> None:
+    master, terminal = pty.openpty()
+    code = (
+        # A session of its own, whose terminal this becomes.
+        "import fcntl, os, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "import sys; sys.argv[0] = 'mtt-client'; import mtt_client; sys.exit(mtt_client.main())"
+    )
+    asking = [*GIVEN, "-link", "ss", "-link-ss", "aes-128-gcm"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *asking], stdin=terminal, stdout=terminal, stderr=terminal
+    ) as process:
+        shown = b""
+        while b"password: " not in shown:  # the echo is off before the question
+            shown += os.read(master, 4096)
+        os.write(master, b"\x03")
+        assert process.wait(20) == 2
+    shown = os.read(master, 4096)
+    assert b"mtt-client: -link-ss: no password was given" in shown
+    assert termios.tcgetattr(terminal)[3] & termios.ECHO
+    os.close(master)
+    os.close(terminal)
 
 
 # What is printed.
