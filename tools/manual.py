@@ -30,8 +30,8 @@ _SIGNALS = (
     ("SIGHUP", "Reload changed certificates and other files."),
 )  # fmt: skip
 _EXIT = (
-    ("0", "After SIGTERM or SIGINT."),
-    ("1", "Startup has failed."),
+    ("0", "After SIGTERM or SIGINT, and after -check, -help and -version."),
+    ("1", "Startup has failed, or -check has found an error."),
     ("2", "An option is wrong."),
 )
 _ENVIRONMENT = (

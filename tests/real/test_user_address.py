@@ -22,12 +22,9 @@ SITE, *_ = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/web-servers.md").read
 SECRET = "/some-secret-path"
 TRUSTING = ("-trusted-proxies", "127.0.0.1", "-proxy-protocol", "v1")
 
-# Ours, so that tests end soon; HAProxy warns if they are missing.
+# Ours, so that tests end soon.
 HAPROXY_TIMES = """
 defaults
-    timeout connect 5s
-    timeout client 1m
-    timeout server 1m
     timeout check 5s
     default-server inter 20ms
 
