@@ -34,6 +34,8 @@ IDLE = {
 START_TIME = 30.0
 STOP_TIME = 5.0
 LOOK_INTERVAL = 0.05
+# Other values for constants of the commands' modules, such as {"anyproxy.forwarded.HOLD_TIME": 1.0}.
+CONSTANTS: dict[str, float] = {}
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _RELOADED = re.compile(rb"reloaded: (?!/)")  # the configuration, not files that it names
@@ -65,9 +67,10 @@ class Program:
         self.config = Path()  # of commands that have a configuration file
         self._log = directory / f"{number}-{name}.log"
         self._counts = directory / f"{number}-{name}.json"
+        window = str(self._counts), json.dumps(CONSTANTS)
         with self._log.open("wb") as output:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", "soak.watched", str(self._counts), name, *arguments],
+                [sys.executable, "-m", "soak.watched", *window, name, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

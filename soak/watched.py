@@ -1,7 +1,8 @@
-"""One of our commands, with a window: `python -m soak.watched FILE mtt-client ARGUMENTS...`.
+"""One of our commands, with a window: `python -m soak.watched FILE {} mtt-client ARGUMENTS...`.
 
 On SIGUSR1 the process collects garbage, returns free memory to the system, and writes to FILE how
-many asyncio tasks and how many objects it has. Everything else is the command as it is.
+many asyncio tasks and how many objects it has. The JSON object gives constants of modules other
+values. Everything else is the command as it is.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def _give_back() -> None:
 
 if __name__ == "__main__":
     watch(sys.argv[1])
-    program = importlib.import_module(MODULES[sys.argv[2]])
-    del sys.argv[1:3]
+    for constant, value in json.loads(sys.argv[2]).items():
+        module, _, name = constant.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
+    program = importlib.import_module(MODULES[sys.argv[3]])
+    del sys.argv[1:4]
     sys.exit(program.main())

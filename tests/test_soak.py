@@ -26,7 +26,7 @@ from soak import (
     usage,
 )
 from soak.__main__ import main
-from soak.programs import IDLE, MODES, Pair, Programs
+from soak.programs import CONSTANTS, IDLE, MODES, Pair, Programs
 from soak.report import Broken
 from soak.talk import Destination, Talk, apply
 from soak.usage import Gauge
@@ -105,8 +105,9 @@ async def test_gateway(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> N
     await programs.stop()
 
 
-@pytest.mark.deadline(60)  # forwarded ports are held for 10 s
+@pytest.mark.deadline(60)
 async def test_fuzz_of_a_gateway(programs: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONSTANTS, "anyproxy.forwarded.HOLD_TIME", 1.0)
     monkeypatch.setattr(fuzz_gateway, "HONEST_INTERVAL", 0.3)
     monkeypatch.setattr(fuzz_gateway, "REPLICAS", 4)
     await fuzz_gateway.soak(programs, 1.0, SEED)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from mtt.layers import anyproxy
+from mtt.layers import anyproxy, stall
+from mtt.tunnels import relay
 from mtt.users.user import User
 from mtt.wire.anyproxy import ForwardedPort, PortForward
 from tests.anyproxy.forwarding import Udp
@@ -22,7 +23,14 @@ from tests.support.certs import Certs
 from tests.support.tunnels import Tcp, connect, echo, eventually, serving
 
 
-async def test_bulk_in_both_directions_at_once(certs: Certs) -> None:
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a user who says no more than FIN is passed on soon."""
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
+    monkeypatch.setattr(relay, "END_TIME", 0.2)
+
+
+async def test_bulk_in_both_directions_at_once(certs: Certs, hurried: None) -> None:
     data = random.Random(1).randbytes(10_000_000)
     async with (
         serving(echo) as target,
@@ -116,7 +124,7 @@ async def test_refused_target_and_missing_agent(certs: Certs, refused_port: int)
         await eventually(lambda: gateway.groups.get(GROUP) is None)
 
 
-async def test_user_who_leaves_ends_the_target(certs: Certs) -> None:
+async def test_user_who_leaves_ends_the_target(certs: Certs, hurried: None) -> None:
     ended = asyncio.Event()
 
     async def wait(connection: Tcp) -> None:
@@ -132,7 +140,7 @@ async def test_user_who_leaves_ends_the_target(certs: Certs) -> None:
         await eventually(lambda: not gateway.tunnels)
 
 
-async def test_close_that_is_not_answered_is_no_harm(certs: Certs) -> None:
+async def test_close_that_is_not_answered_is_no_harm(certs: Certs, hurried: None) -> None:
     async with serving(echo) as target, joined(certs) as (gateway, agent):
         agent.answers_close = False
         async with user_of(gateway, target.port):
@@ -193,7 +201,8 @@ async def test_unknown_protocol_of_a_port_is_an_error(certs: Certs) -> None:
 async def test_agent_that_stops_reading_is_cut(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(anyproxy, "STALL_LIMIT", 1.5)
+    monkeypatch.setattr(anyproxy, "STALL_LIMIT", 0.5)
+    monkeypatch.setattr(stall, "CHECK_INTERVAL", 0.1)
     async with (
         serving(echo) as target,
         joined(certs) as (gateway, agent),
