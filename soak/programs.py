@@ -34,7 +34,7 @@ IDLE = {
 START_TIME = 30.0
 STOP_TIME = 5.0
 LOOK_INTERVAL = 0.05
-# Other values for constants of the commands' modules, such as {"anyproxy.forwarded.HOLD_TIME": 1.0}.
+# Other values for constants of the commands' modules: {"anyproxy.forwarded.HOLD_TIME": 1.0}.
 CONSTANTS: dict[str, float] = {}
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

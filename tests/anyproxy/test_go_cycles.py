@@ -8,6 +8,7 @@ import pytest
 
 from anyproxy.agent import Agent
 from anyproxy.gateway import Gateway
+from mtt.tunnels import relay
 from mtt.users.user import User
 from tests.anyproxy.forwarding import Udp
 from tests.anyproxy.go_peers import joined_agent, joined_gateway, udp_target
@@ -67,8 +68,9 @@ Use = Callable[[Gateway, int, int], Awaitable[None]]
     "use", [orderly, reset, bulk, refused_target, datagrams], ids=lambda use: use.__name__
 )
 async def test_users_of_a_go_agent_leave_no_cycles(
-    certs: Certs, use: Use, refused_port: int
+    certs: Certs, use: Use, refused_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(relay, "QUIET_TIME", 0.1)
     async with serving(echo) as target, joined_agent(certs) as (gateway, _):
         await use(gateway, target.port, refused_port)
         with collector_off() as garbage:

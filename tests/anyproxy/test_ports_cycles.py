@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from anyproxy import link
 from anyproxy.gateway import Gateway
 from tests.anyproxy.forwarding import (
     Udp,
@@ -70,7 +71,8 @@ async def test_users_leave_no_cycles(certs: Certs, use: Use, refused_port: int) 
     assert not garbage
 
 
-async def test_agents_leave_no_cycles(certs: Certs) -> None:
+async def test_agents_leave_no_cycles(certs: Certs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "FIRST_WAIT", 0.05)
     async with (
         serving(echo) as there,
         gateway_for(certs) as gateway,

@@ -79,7 +79,9 @@ async def test_end_of_a_visitor_reaches_the_site(request_bytes: bytes, certs: Ce
         await eventually(lambda: empty(server))
 
 
-async def test_visitor_sees_the_end_of_the_site_at_once(certs: Certs) -> None:
+async def test_visitor_sees_the_end_of_the_site_at_once(
+    certs: Certs, short_linger: None
+) -> None:
     """close_notify and FIN, as from a web server, while the visitor keeps its side open."""
 
     async def close_behind_the_answer(connection: Tcp) -> None:

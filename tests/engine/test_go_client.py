@@ -193,7 +193,9 @@ async def test_vanished_client_resets_the_destination(mode: str, certs: Certs) -
 
 
 @pytest.mark.parametrize("mode", ["tls", "wss"])
-async def test_abrupt_fin_of_a_go_client_is_an_ordinary_end(mode: str, certs: Certs) -> None:
+async def test_abrupt_fin_of_a_go_client_is_an_ordinary_end(
+    mode: str, certs: Certs, short_linger: None
+) -> None:
     async with listening() as there, server_at(mode, there.port, certs) as server:
         go = await peer_connect(mode, port_of(server), certs)
         await go.send(b"whole")

@@ -158,7 +158,7 @@ def test_service_ends_with_the_hub(
 def test_hanging_worker_does_not_block_commands(
     processes: Processes, echo: Echo, tmp_path: Path
 ) -> None:
-    server = Server(processes, tmp_path)
+    server = Server(processes, tmp_path, constants={"mtt_mu_server.hub.ANSWER_TIME": 1.0})
     worker = server.worker(2)
     os.kill(worker, signal.SIGSTOP)
     server.add("/a", echo)

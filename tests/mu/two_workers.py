@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 import ssl
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from tests.mu.controller import Connection
 from tests.support.contexts import bare_context
 from tests.support.metrics import parse, short
-from tests.support.processes import ROOT, Processes, listening
+from tests.support.processes import Processes, listening
 from tests.support.workers import Echo, check_echo, connect, worker
 
 in_both_modes = pytest.mark.parametrize("mode", [(), ("-mux",)], ids=["wss", "wss+mux"])
@@ -24,12 +24,18 @@ in_both_modes = pytest.mark.parametrize("mode", [(), ("-mux",)], ids=["wss", "ws
 class Server:
     """mtt-mu-server with two workers, its operator, and clients of it."""
 
-    def __init__(self, processes: Processes, directory: Path, *options: str) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        directory: Path,
+        *options: str,
+        constants: Mapping[str, object] | None = None,
+    ) -> None:
         self._processes = processes
         self._control = directory / "control"
-        self.process = processes.start(
-            sys.executable, "-m", "mtt_mu_server", "-b", "127.0.0.1:0",
-            "-c", f"unix:{self._control}", "-workers", "2", "-verbose", *options, cwd=ROOT,
+        self.process = processes.command(
+            "mtt-mu-server", "-b", "127.0.0.1:0", "-c", f"unix:{self._control}",
+            "-workers", "2", "-verbose", *options, constants=constants,
         )  # fmt: skip
         self.port = listening(self.process)[1]
 

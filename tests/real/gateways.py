@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,11 @@ def start_gateway(
     socks5: dict[str, Any] | None = None,
     port: int = 0,
     name: str = "gateway",
+    constants: Mapping[str, object] | None = None,
 ) -> Gateway:
     """Start a gateway; its configuration file is in `directory`.
 
-    `http`, `socks5`: more keys of its proxies.
+    `http`, `socks5`: more keys of its proxies. `constants`: see `Processes.command`.
     """
     tls = {"tls_cert": certs.cert, "tls_key": certs.key}
     proxies = {
@@ -57,7 +58,7 @@ def start_gateway(
         "socks5": {"listen_addr": ANY, **(socks5 or {})},
     }
     tree = {"listen_addr": f"127.0.0.1:{port}", **tls, "proxy": proxies}
-    process = _start(processes, directory, "gateway", name, tree)
+    process = _start(processes, directory, "gateway", name, tree, constants)
     found = process.expect(
         r"listening on 127.0.0.1:(\d+), agents, "
         r"HTTP proxy on 127.0.0.1:(\d+), SOCKS5 proxy on 127.0.0.1:(\d+)"
@@ -93,12 +94,19 @@ def start_agent(
 
 
 def _start(
-    processes: Processes, directory: Path, kind: str, name: str, tree: dict[str, Any]
+    processes: Processes,
+    directory: Path,
+    kind: str,
+    name: str,
+    tree: dict[str, Any],
+    constants: Mapping[str, object] | None = None,
 ) -> Process:
     path = directory / f"{name}.json"
     path.touch(0o600)  # it has passwords
     path.write_text(json.dumps({kind: tree}))
-    process = processes.command(f"anyproxy-{kind}", "-config", path, "-log-level", "debug")
+    process = processes.command(
+        f"anyproxy-{kind}", "-config", path, "-log-level", "debug", constants=constants
+    )
     process.name = name
     return process
 

@@ -30,6 +30,10 @@ from tests.support.processes import Processes, eventually
 GIGABYTE = 1000 * MB
 
 
+# Of a gateway that soon asks a silent agent for a sign of life.
+IMPATIENCE = {"mtt.outbound.agent.QUESTION_TIME": 0.5, "mtt.outbound.agent.SIGN_TIME": 1.0}
+
+
 @pytest.fixture
 def gateway(processes: Processes, certs: Certs, tmp_path: Path) -> Gateway:
     return start_gateway(processes, certs, tmp_path)
@@ -213,8 +217,9 @@ def test_agents_come_back_to_a_restarted_gateway(
 
 
 def test_frozen_agent_is_passed_over_and_comes_back(
-    processes: Processes, certs: Certs, tmp_path: Path, gateway: Gateway, echoing: Destination
+    processes: Processes, certs: Certs, tmp_path: Path, echoing: Destination
 ) -> None:
+    gateway = start_gateway(processes, certs, tmp_path, constants=IMPATIENCE)
     one = start_agent(processes, certs, tmp_path, gateway, name="one")
     start_agent(processes, certs, tmp_path, gateway, name="two")
     one.send(signal.SIGSTOP)

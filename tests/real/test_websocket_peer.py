@@ -221,6 +221,7 @@ def test_their_orderly_close_is_the_application_s_end(
 
     with application(processes, certs, handler) as (connection, client):
         assert read_to_end(connection) == b"last words"
+        connection.close()
         client.stop()
         assert "WARNING" not in client.expect_silence()
 

@@ -172,23 +172,32 @@ class Processes:
 
 def command(name: str) -> tuple[str, ...]:
     """How to run one of our commands from the working tree, and in it."""
+    module = _module_of(name)
+    if "." in module:
+        return sys.executable, "-m", module.removesuffix(".__main__")
+    return sys.executable, str(ROOT / f"{module}.py")
+
+
+def _module_of(name: str) -> str:
+    """The module whose `main()` one of our commands is."""
     package, _, end = name.partition("-")
     if package in ("anytls", "anyproxy"):
-        return sys.executable, "-m", f"{package}.{end}_command"
+        return f"{package}.{end}_command"
     if name == "mtt-mu-server":
-        return sys.executable, "-m", "mtt_mu_server"
-    return sys.executable, str(ROOT / f"{name.replace('-', '_')}.py")
+        return "mtt_mu_server.__main__"
+    return name.replace("-", "_")
 
 
 def changed_command(name: str, constants: Mapping[str, object]) -> tuple[str, ...]:
-    """How to run, in the working tree, one of our commands that is a module with other `constants`.
+    """How to run, in the working tree, one of our commands with other `constants`.
 
     They hold in the workers as well, which are forked.
     """
-    modules = {constant.rpartition(".")[0] for constant in constants} | {name.replace("-", "_")}
+    command_module = _module_of(name)
+    modules = {constant.rpartition(".")[0] for constant in constants} | {command_module}
     lines = [f"import sys, {', '.join(sorted(modules))}"]
     lines += [f"{constant} = {value!r}" for constant, value in constants.items()]
-    lines += [f"sys.exit({name.replace('-', '_')}.main())"]
+    lines += [f"sys.exit({command_module}.main())"]
     return sys.executable, "-c", "\n".join(lines)
 
 
