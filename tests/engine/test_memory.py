@@ -85,6 +85,7 @@ def resident() -> int:
 async def test_a_stopped_reader_stops_a_fast_sender(
     mode: str, stopped: str, certs: Certs, small_buffers: None
 ) -> None:
+    asyncio.get_running_loop().set_debug(False)  # it took half of the time
     async with (
         listening(buffer=SMALL) as there,
         tunnel(mode, there.port, certs) as port,

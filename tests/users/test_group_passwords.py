@@ -38,6 +38,15 @@ GO_TABLE = (
 )
 
 
+COST = group_passwords._COST
+
+
+@pytest.fixture(autouse=True)
+def cheap_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are as strong as these tests need."""
+    monkeypatch.setattr(group_passwords, "_COST", 2)
+
+
 def file_store(folder: Path) -> FileStore:
     return FileStore(str(folder / "credentials.json"))
 
@@ -73,6 +82,12 @@ with_hashes_of_the_go_program = pytest.mark.parametrize("make", [go_file, go_tab
 
 
 # Hashes.
+
+
+def test_hashes_cost_some_memory_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_passwords, "_COST", COST)
+    expected = hashlib.scrypt(PASSWORD, salt=b"NaCl", n=2**14, r=8, p=1, maxmem=2**25, dklen=32)
+    assert group_passwords._scrypt(PASSWORD, b"NaCl") == expected
 
 
 def test_hash_has_a_salt_and_fits_its_password_alone() -> None:
