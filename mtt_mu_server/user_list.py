@@ -146,10 +146,12 @@ class UserList:
     async def _index(self) -> None:
         """Update the table of ids."""
         users = self._users
-        if users.added is None or len(self._ids) > 2 * len(users) + SLICE:
-            self._ids, self._shared = {}, set()
-            users.added = list(users.rows)
-        while users.added:
+        if len(self._ids) > 2 * len(users) + SLICE:
+            users.added = None
+        while users.added is None or users.added:  # it may become None meanwhile, too
+            if users.added is None:
+                self._ids, self._shared = {}, set()
+                users.added = list(users.rows)
             for path in islice(reversed(users.added), SLICE):
                 self._add(path)
             del users.added[-SLICE:]

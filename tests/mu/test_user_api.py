@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+from mtt.users.sqlite import SqliteStore
 from mtt_mu_server import management
 from mtt_mu_server.user import fingerprint
 from tests.mu.panel import multi_user_server
 from tests.mu.resting import call, user
 from tests.mu.users import client, ended, one_user, upgrade
 from tests.support.certs import Certs
-from tests.support.tunnels import check_works, connect, eventually
+from tests.support.tunnels import Tcp, check_works, connect, eventually, serving
 
 A = f"users/{fingerprint('/a')}"
 
@@ -109,6 +110,35 @@ async def test_disabled_user_is_unknown(certs: Certs) -> None:
         found = await user(panel, "PATCH", A, {"enabled": True})
         assert (found["state"], found["bytes_up"], found["total_conns"]) == ("active", 2, 1)
         await check_works(port)
+
+
+async def test_disabled_user_sees_the_fallback_site(certs: Certs) -> None:
+    async def site(connection: Tcp) -> None:
+        await connection.read()
+        await connection.send(b"HTTP/1.1 299 Site\r\nContent-Length: 19\r\n\r\n" + b"x" * 19)
+
+    async with (
+        serving(site) as there,
+        one_user("wss", certs, fallback=f"127.0.0.1:{there.port}") as (server, panel, _),
+    ):
+        await user(panel, "PATCH", A, {"enabled": False})
+        assert (await upgrade(server, certs, "/a"))[1] == b"x" * 19
+
+
+async def test_reset_that_was_missed_happens_at_the_start(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = SqliteStore(str(tmp_path / "db"))
+    await store.load()
+    await store.edit("/a", ("h:1", 0, 0, 0), ("", True, 5, 31, 1_000_000_000))
+    await store.count([("/a", (3, 4, 5, 6))])
+    await store.close()
+    monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.01)
+    async with multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel):
+        await eventually(lambda: not server._primary.blocked)
+        found = await user(panel, "GET", A)
+        assert (found["bytes_up"], found["total_conns"], found["last_seen"]) == (0, 0, 6)
+        assert found["next_reset"] > time.time()
 
 
 @pytest.mark.parametrize("mode", ["wss", "wss+mux"])

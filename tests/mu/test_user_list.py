@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
@@ -106,6 +107,17 @@ async def test_users_are_found_by_id(users: Users) -> None:
         pass
     users.put({"/8": ("h:1", 0, 0, 0)})
     assert await pages.find(fingerprint("/8")) == "/8"
+
+
+async def test_users_change_while_ids_are_collected(users: Users) -> None:
+    pages = UserList(users)
+    finding = asyncio.create_task(pages.find(fingerprint("/1")))
+    await asyncio.sleep(0)
+    assert users.added
+    for _ in users.clear():
+        pass
+    users.put({"/1": ("h:1", 0, 0, 0)})
+    assert await finding == "/1"
 
 
 async def test_id_of_two_users_names_neither(
