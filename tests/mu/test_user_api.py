@@ -134,6 +134,7 @@ async def test_reset_that_was_missed_happens_at_the_start(
     await store.count([("/a", (3, 4, 5, 6))])
     await store.close()
     monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.01)
+    monkeypatch.setattr(management, "QUOTA_INTERVAL", 0.01)
     async with multi_user_server(certs, db=str(tmp_path / "db")) as (server, panel):
         await eventually(lambda: not server._primary.blocked)
         found = await user(panel, "GET", A)
@@ -146,6 +147,7 @@ async def test_quota_ends_connections_and_refuses_new_ones(
     mode: str, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.01)
+    monkeypatch.setattr(management, "QUOTA_INTERVAL", 0.01)
     async with one_user(mode, certs) as (server, panel, port):
         await user(panel, "PATCH", A, {"quota": 12})
         async with await connect(port) as running:
@@ -164,6 +166,7 @@ async def test_monthly_reset_frees_the_user(
     certs: Certs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(management, "EXPIRY_INTERVAL", 0.01)
+    monkeypatch.setattr(management, "QUOTA_INTERVAL", 0.01)
     async with one_user("wss", certs, db=str(tmp_path / "db")) as (server, panel, port):
         found = await user(panel, "PATCH", A, {"quota": 2, "reset_day": 1})
         async with await connect(port) as running:
