@@ -175,8 +175,10 @@ async def _serve(
     service.cleanup()
     left = service.tunnels
     plan = stop_plan("stopping", left, grace)
+    advice = "; a second signal cuts at once" if left and grace and link is None else ""
     # Of several processes, the supervisor says that all are stopping.
-    logger.log(logging.DEBUG if link is not None and not left else logging.INFO, "%s", plan)
+    level = logging.DEBUG if link is not None and not left else logging.INFO
+    logger.log(level, "%s%s", plan, advice)
     manager.stopping(plan, grace + CLOSE_LIMIT)
     await stop(service, grace)
 

@@ -204,7 +204,10 @@ def test_tunnels_have_a_grace_period(program: Programs) -> None:
         code, out, err = finish(process)
     # The program stops listening before it waits for tunnels.
     assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
-    assert re.fullmatch(r".* INFO prog: stopping: waiting up to 60 s for 2 tunnels\n", err)
+    assert re.fullmatch(
+        r".* INFO prog: stopping: waiting up to 60 s for 2 tunnels; a second signal cuts at once\n",
+        err,
+    )
 
 
 def test_remaining_tunnels_are_cut_after_grace(program: Programs) -> None:
@@ -214,7 +217,10 @@ def test_remaining_tunnels_are_cut_after_grace(program: Programs) -> None:
         code, out, err = finish(process)
     assert (code, out) == (0, "cleanup\ndrain\nclose\nclosed\ncleanup\n")
     lines = [line.partition("prog: ")[2] for line in err.splitlines()]
-    assert lines == ["stopping: waiting up to 0.01 s for 1 tunnel", "1 tunnel cut after 0.01 s"]
+    assert lines == [
+        "stopping: waiting up to 0.01 s for 1 tunnel; a second signal cuts at once",
+        "1 tunnel cut after 0.01 s",
+    ]
 
 
 def test_without_grace_tunnels_are_cut_at_once(program: Programs) -> None:
