@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mtt.address import unmapped
@@ -12,6 +13,10 @@ from mtt.wire.forwarded import Headers, forwarded_for
 
 # Entries of -trusted-proxies; each connection searches them one by one. CDNs publish some 30.
 MAX_ENTRIES = 1000
+
+# Proxies on one request's way. A head has room for thousands of addresses, and each is searched in
+# the list.
+MAX_HOPS = 32
 
 # The entry that stands for clients of the server's unix socket.
 UNIX = "unix"
@@ -36,13 +41,13 @@ class TrustedProxies:
     def user(self, peer: Any, headers: Headers) -> tuple[str, int] | None:
         """The user's address according to the headers of a request from `peer`.
 
-        This is the last address that is not a trusted proxy's, or the first one if all are. None
-        if `peer` is not trusted, or sends no address.
+        This is the last address that is not a trusted proxy's, or the first one if all are, of the
+        last MAX_HOPS. None if `peer` is not trusted, or sends no address.
         """
         if not self.trusts(peer):
             return None
         found = None
-        for address in forwarded_for(headers):
+        for address in islice(forwarded_for(headers), MAX_HOPS):
             if address is None:  # earlier entries are not reliable
                 break
             found = address

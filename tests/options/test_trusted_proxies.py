@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mtt.errors import UsageError
-from mtt.options.trusted_proxies import TrustedProxies, parse_trusted_proxies
+from mtt.options.trusted_proxies import MAX_HOPS, TrustedProxies, parse_trusted_proxies
 
 PROXIES = parse_trusted_proxies("-trusted-proxies", "10.0.0.0/8, 192.0.2.1,2001:db8::/32,unix")
 
@@ -50,6 +50,12 @@ def test_addresses_in_the_list_are_trusted(peer: Any, is_trusted: bool) -> None:
 def test_user_is_the_last_untrusted_address(peer: str, value: str, user: str | None) -> None:
     found = PROXIES.user((peer, 4711), [("x-forwarded-for", value)])
     assert found == (None if user is None else (user, 0))
+
+
+def test_only_the_last_proxies_of_a_long_way_are_looked_at() -> None:
+    way = ["203.0.113.7", *(f"10.0.{number // 250}.{number % 250}" for number in range(2000))]
+    found = PROXIES.user(("10.0.0.1", 4711), [("x-forwarded-for", ",".join(way))])
+    assert found == (way[-MAX_HOPS], 0)
 
 
 @pytest.mark.parametrize(
