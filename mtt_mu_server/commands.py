@@ -10,7 +10,6 @@ from mtt.users.store import NO_PROFILE, Changes, Profile, Row, Store, StoreError
 from mtt_mu_server import api
 from mtt_mu_server.api import Add, Ask, Clear, Delete, Page, Ping
 from mtt_mu_server.decoding import Refused
-from mtt_mu_server.months import next_reset
 from mtt_mu_server.users import Users
 
 # Paths whose counters are updated before the event loop runs again.
@@ -112,6 +111,8 @@ class Commands:
 
     async def reset(self, paths: list[str]) -> None:
         """Set the counters of users to 0. Raises StoreError."""
+        from mtt_mu_server.months import next_reset
+
         users = self._users
         times = {0: 0}  # of the next reset, by day of the month
         async with self.changing:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.mu.panel import multi_user_server
 from tests.mu.resting import call, user
 from tests.mu.users import client, ended, one_user, upgrade
 from tests.support.certs import Certs
+from tests.support.processes import ROOT
 from tests.support.tunnels import Tcp, check_works, connect, eventually, serving
 
 A = f"users/{fingerprint('/a')}"
@@ -211,3 +214,15 @@ async def test_disconnect_and_delete(certs: Certs) -> None:
             assert (await call(panel, "DELETE", f"{A}?disconnect=true"))[0] == 200
             await ended(running)
         assert not server._primary.rows
+
+
+def test_server_without_requests_loads_nothing_of_the_api() -> None:
+    code = "import sys, mtt_mu_server.server, mtt_mu_server.hub; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20,
+        check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert "mtt_mu_server.control" in loaded
+    modules = {"user_api", "user_list", "live_events", "months"}
+    assert not loaded & {"mtt.http.events", *(f"mtt_mu_server.{name}" for name in modules)}
