@@ -3,7 +3,8 @@
     python -m bench.controller [-json]
 
 Starts the server in this process, with a database, fills it with 100,000 users, and drives the
-controller from a second process with commands just below the limit of 2 MiB. All the while a probe
+controller from a second process with commands just below the limit of 2 MiB, and with requests of
+the API. All the while a probe
 in the loop asks for a turn every millisecond. What it waits longer is how long a tunnel would have
 stood still. That depends on what else the machine does, so there is also the longest time on the
 CPU between two turns, which does not; and the probe runs while nothing happens, for comparison.
@@ -35,11 +36,19 @@ LOOKUPS = 200_000
 PROBE_INTERVAL = 0.001
 LIMIT = 0.020  # seconds a tunnel may stand still
 JSON = "-json"
+# Requests of the API: each is for another order, but for the last one.
+TARGETS = (
+    "/api/users",
+    "/api/users?sort=dst",
+    "/api/users?sort=-bytes",
+    "/api/users?search=1:77&sort=dst",
+    "/api/users?sort=dst&offset=50000",
+)
 
 _CLIENT = """
 import http.client, sys
 connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=60)
-connection.request("POST", "/", sys.stdin.buffer.read())
+connection.request(sys.argv[2], sys.argv[3], sys.stdin.buffer.read())
 answer = connection.getresponse()
 print(answer.status, answer.read().decode()[:80])
 """
@@ -144,10 +153,10 @@ def lookups() -> dict[str, float]:
     return found
 
 
-async def post(port: int, body: bytes) -> str:
-    """Send a command from another process, so that its work does not stand in the way."""
+async def ask(port: int, body: bytes, target: str = "") -> str:
+    """Send a command, or a GET request for `target`, from a process whose work does not count."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _CLIENT, str(port),
+        sys.executable, "-c", _CLIENT, str(port), "GET" if target else "POST", target or "/",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     output, _ = await process.communicate(body)
@@ -181,6 +190,7 @@ async def stalls(directory: Path) -> dict[str, float]:
             (f"overwrite {size:,}", full_body(1)[0]),
             ("list 1,000", b'{"opt":4}'),
             ("statistics of 1,000", b'{"opt":5}'),
+            *((f"GET {target}", b"") for target in TARGETS),
             (f"delete {size:,}", full_body(2)[0]),
             (f"delete and cut {size:,}", full_body(2, size)[0][:-1] + b',"disconnect":true}'),
             ("delete all", b'{"opt":3}'),
@@ -188,15 +198,15 @@ async def stalls(directory: Path) -> dict[str, float]:
         probe.start()
         await asyncio.sleep(1)
         probe.stop()
-        say(f"{'nothing':28} {probe.line()}")
+        say(f"{'nothing':42} {probe.line()}")
         for name, body in steps:
             probe.start()
             began = time.perf_counter()
-            answer = await post(port, body)
+            answer = await ask(port, body, name.removeprefix("GET ") if not body else "")
             spent = time.perf_counter() - began
             await asyncio.sleep(0.05)  # what follows the answer counts, too
             probe.stop()
-            say(f"{name:28} {probe.line()}, answered after {spent * 1e3:4.0f} ms: {answer[:40]}")
+            say(f"{name:42} {probe.line()}, answered after {spent * 1e3:4.0f} ms: {answer[:40]}")
             longest = max(longest, probe.waits[-1])
             slowest = max(slowest, spent)
     return {"stall_ms": longest * 1e3, "answer_ms": slowest * 1e3}
