@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mtt import log
-from mtt.errors import MttError, describe
+from mtt.errors import MttError, UsageError, describe
 from mtt.followed import FollowedFiles
 from mtt.log import logger
 from mtt.options.flags import Values
@@ -73,6 +75,10 @@ class Configuration(FollowedFiles, Generic[Options]):
         self._process = process_options(values)
 
     def _load(self) -> tuple[Options, ProcessOptions]:
+        (path,) = self.files
+        with contextlib.suppress(OSError, ValueError):  # reading it reports them
+            if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it might wait for ever
+                raise UsageError(f"-config: {path} is a pipe, which is read at the start alone")
         values = self._read()
         return self._check(values), process_options(values)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -100,6 +101,17 @@ async def test_an_error_keeps_the_old_options(
         assert (service.text, lines) == ("text 1", [line])
         service.path.write_text("text 3")
         await eventually(lambda: service.text == "text 3")
+
+
+async def test_a_pipe_is_not_read_again(tmp_path: Path, lines: list[str]) -> None:
+    async with following(tmp_path) as service:
+        service.path.unlink()
+        os.mkfifo(service.path)
+        service.configuration.read_now(lambda _: pytest.fail("it was read"))
+        assert lines == [
+            f"ERROR the old configuration stays in use: -config: {service.path} is a pipe, which "
+            "is read at the start alone"
+        ]
 
 
 async def test_a_request_reloads_at_once(
