@@ -115,8 +115,9 @@ class _Yaml:
             import yaml
         except ImportError:
             raise UsageError(
-                f"{name}: YAML needs PyYAML; run pip install 'mos-tls-tunnel[yaml]', or on Debian "
-                "apt install python3-yaml, or write JSON (.json) or TOML (.toml)"
+                f"{name}: YAML needs PyYAML; run pip install PyYAML, or with pipx pipx inject "
+                "mos-tls-tunnel PyYAML, or for the Debian package apt install python3-yaml, or "
+                "write JSON (.json) or TOML (.toml)"
             ) from None
         self._name = name
         self._text = text

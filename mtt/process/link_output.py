@@ -114,8 +114,8 @@ def draw_qr(text: str) -> str:
         import segno
     except ImportError:
         raise UsageError(
-            f"-{QR.name} needs segno; run pip install 'mos-tls-tunnel[qr]', or on Debian apt "
-            "install python3-segno"
+            f"-{QR.name} needs segno; run pip install segno, or with pipx pipx inject "
+            "mos-tls-tunnel segno, or for the Debian package apt install python3-segno"
         ) from None
     try:
         code = segno.make_qr(text.encode("utf-8", "surrogateescape"), error="L")
