@@ -61,6 +61,11 @@ def manual_page(command: Command) -> str:
         *(_FILE if has_file else ()),
         *_ENVIRONMENT,
     )
+    # Of the Debian package: only that installs manual pages.
+    files = (
+        (f"/etc/default/{command.name}", f"Options of the unit {command.name}.service."),
+        (f"/usr/share/doc/{PROJECT}/docs", "Documents by task; README.md beside it lists them."),
+    )
     others = [f"{_bold(name)}(1)" for name in sorted(COMMANDS) if name != command.name]
     lines = [
         f'.TH {_plain(command.name.upper())} 1 "" "{PROJECT} {__version__}" "{PROJECT}"',
@@ -75,6 +80,8 @@ def manual_page(command: Command) -> str:
         *_options(command),
         ".SH ENVIRONMENT",
         *_terms(environment),
+        ".SH FILES",
+        *_terms(files),
         ".SH SIGNALS",
         *_terms(_SIGNALS),
         ".SH EXIT STATUS",

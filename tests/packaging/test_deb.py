@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import gzip
 import os
 import re
 import shlex
@@ -104,6 +105,15 @@ def test_proposed_options_are_valid(command: str, tree: Path) -> None:
     parse_args(FLAGS[command], shlex.split(options))
     mode = (tree / "etc/default" / command).stat().st_mode & 0o777
     assert mode == (0o600 if "PASSWORD" in text else 0o644)
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT.commands))
+def test_files_in_the_manual_are_in_the_package(command: str, tree: Path) -> None:
+    page = gzip.decompress((tree / f"usr/share/man/man1/{command}.1.gz").read_bytes()).decode()
+    _, _, text = page.replace("\\-", "-").partition("\n.SH FILES\n")
+    paths = re.findall(r"^\\fB/(\S+)\\fR$", text, re.M)
+    assert len(paths) == 2
+    assert all((tree / path).exists() for path in paths)
 
 
 def test_manual_and_completions_of_all_commands(tree: Path) -> None:
