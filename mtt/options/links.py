@@ -19,9 +19,8 @@ from urllib.parse import quote
 
 from mtt.address import Endpoint, bracketed, endpoint, is_ip
 from mtt.errors import UsageError
-from mtt.options.common import LINK, host_name
+from mtt.options.common import LINK, PROXY, host_name
 from mtt.options.flags import Flag, Group, Values, defaults, quoted
-from mtt.options.proxy import ENVIRONMENT, FromEnvironment
 from mtt.trust.identity import Identity
 
 if TYPE_CHECKING:
@@ -209,6 +208,8 @@ def client_values(
 def own_values(flags: Sequence[Flag], values: Values) -> Values:
     """The options of a client without those that depend on its machine."""
     own = {flag.name for flag in flags if flag.group in _NOT_HANDED_ON}
+    # A proxy belongs to the network of this machine, and its address may contain a password.
+    own.add(PROXY.name)
     return {name: value for name, value in values.items() if name not in own}
 
 
@@ -250,7 +251,7 @@ def _text(flag: Flag, value: Any) -> str:
         return "true" if value else "false"
     if flag.kind == "duration":
         return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
-    return ENVIRONMENT if isinstance(value, FromEnvironment) else str(value)
+    return str(value)
 
 
 def ss_link(login: Login, server: Endpoint, plugin: str, name: str = "") -> str:

@@ -303,10 +303,11 @@ def test_client_link_has_its_given_options() -> None:
     assert read_link(found["ss"])[4] == f"mtt-client;wss;pin={PIN}"
 
 
-def test_proxy_of_the_environment_is_not_spelt_out() -> None:
+@pytest.mark.parametrize("given", ["env", "http://user:secret@proxy:3128"])
+def test_proxy_of_this_machine_is_not_passed_on(given: str) -> None:
     environ = {"HTTPS_PROXY": "http://user:secret@proxy:3128"}
-    values = with_environment({"s": "a:1", "proxy": "env"}, environ)
-    assert by_kind(mtt_client.links(values, None))["plugin"] == "proxy=env"
+    values = with_environment({"s": "a:1", "wss": True, "proxy": given}, environ)
+    assert by_kind(mtt_client.links(values, None))["plugin"] == "wss"
 
 
 def test_wrong_options_are_refused() -> None:
