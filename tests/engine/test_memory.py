@@ -20,7 +20,7 @@ from tests.support.tunnels import (
 )
 
 MEGA = 1 << 20
-TOTAL = 100 * MEGA  # three times what may be needed meanwhile
+TOTAL = 200 * MEGA
 # A prime, so that no buffer or frame size divides it: a lost or doubled piece shows.
 BLOCK = os.urandom(65521)
 # What a tunnel takes from a sender whose receiver has stopped: kernel buffers of SMALL (the kernel
