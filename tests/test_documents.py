@@ -294,3 +294,9 @@ def test_bounds_in_the_architecture_are_those_in_force(
     kibibytes = getattr(importlib.import_module(module), constant) // 1024
     size = f"{kibibytes} KiB" if kibibytes < 1024 else f"{kibibytes // 1024} MiB"
     assert re.search(rf"\b{size}\b", line), size
+
+
+def test_paths_in_the_ci_script_exist() -> None:
+    paths = re.findall(r"\btests/[\w/.]+", (ROOT / ".ci" / "run").read_text())
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
