@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from mtt.errors import UsageError
+from mtt.trust import identity as identities
 from mtt.trust.certificates import client_context, server_context
 from mtt.trust.tls_options import ClientTls, ServerTls
 from tests.support.certs import Certs, key_pem
@@ -41,6 +42,8 @@ def test_given_certificate_works_without_cryptography(
     certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
+    # Neither takes what it says from other tests nor leaves it to them.
+    monkeypatch.setattr(identities, "_words", identities._words.__wrapped__)
     context, identity = server_context(ServerTls(cert=certs.cert, key=certs.key))
     assert context.cert_store_stats()["x509"] == 0
     assert identity.words.description == f"certificate from {certs.cert}"
