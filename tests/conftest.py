@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
+import sys
 from asyncio import constants
 from collections.abc import Iterator
 
@@ -62,6 +64,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool:
         with deadline(seconds):
             pyfuncitem.obj(**arguments)
     return True
+
+
+@pytest.fixture(autouse=True)
+def unchanged_log() -> Iterator[None]:
+    """Undo what a command does to the log of its process, and a changed level."""
+    loggers = [logging.getLogger(name) for name in ("mtt", "asyncio")]
+    before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
+    hook = sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for each, handlers, propagate, level in before:
+        each.handlers[:] = handlers
+        each.propagate = propagate
+        if each.level != level:  # it empties a cache of all loggers
+            each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,20 +18,6 @@ from tests.support.tunnels import logged
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (DEBUG|INFO|WARNING|ERROR) prog: (.*)\n")
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    """The loggers as they were: other tests look at them too."""
-    loggers = [logging.getLogger(name) for name in ("mtt", "asyncio")]
-    before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
-    hook = sys.unraisablehook
-    yield
-    sys.unraisablehook = hook
-    for each, handlers, propagate, level in before:
-        each.handlers[:] = handlers
-        each.propagate = propagate
-        each.setLevel(level)
 
 
 def test_a_line_has_time_level_and_program(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -38,18 +38,6 @@ def client_addresses(shadowsocks: PluginEnvironment) -> Values:
 
 CLIENT = Command("client", "A client.", CLIENT_FLAGS, Service, Sip003(client_addresses))
 ALONE = Command("alone", "Never a plugin.", SERVER_FLAGS, Service)
-
-
-@pytest.fixture(autouse=True)
-def restore() -> Iterator[None]:
-    """The log as it was before a command set it up."""
-    loggers = [logging.getLogger(name) for name in ("mtt", "asyncio")]
-    before = [(each, each.handlers[:], each.propagate, each.level) for each in loggers]
-    yield
-    for each, handlers, propagate, level in before:
-        each.handlers[:] = handlers
-        each.propagate = propagate
-        each.setLevel(level)
 
 
 def test_command_line_alone() -> None:
