@@ -23,7 +23,7 @@ How a tunnel ends:
   must not take a truncated stream for a complete one.
 * If a leg fails after its end, it accepts no more data. The relay cuts the other leg too, or closes
   it towards a Go peer, so that its application stops sending.
-* If a leg of TLS alone is lost after its end without a failure, it is a Go peer that has all, and
+* If a leg is lost after its end without a failure, it is a Go peer that has everything, and that
   ended TCP a moment after TLS. The relay closes the other leg.
 * If no byte passes in either direction for `timeout` seconds, the relay cuts the tunnel. After an
   orderly end, a truncated reply would look complete.
@@ -167,7 +167,7 @@ class Relay:
                 else:
                     self.error = exc
                     self._cut(f"{self._name(leg)} end: {describe(exc)}")
-            elif other.transport.half_closes() and (exc or not _is_tls(leg)):
+            elif other.transport.half_closes() and exc is not None:
                 self._cut(f"{self._name(leg)} end: takes no more data")
             elif other.transport.half_closes() or other is self._near:
                 self._finish("done")
@@ -385,10 +385,6 @@ class _Leg(StreamProtocol):
         """Break reference cycles at the end of the relay."""
         self.forward = _ignore
         del self.relay, self.peer, self.transport
-
-
-def _is_tls(leg: _Leg) -> bool:  # alone: a WebSocket that has been closed has no half-close
-    return bool(leg.transport.half_closes() and leg.transport.get_extra_info("ssl_object"))
 
 
 def _in_flight(leg: _Leg) -> int:
