@@ -120,6 +120,7 @@ class WebSocketLayer(SignalingLayer):
     def connection_made(self, transport: Any) -> None:
         self.lower = transport
         if self._half_close and not self._client:
+            self.set_peer_is_ours()
             self._send_control(TEXT)
         if self._sends_pings:
             self._keepalive = Keepalive(self, self)
@@ -227,9 +228,10 @@ class WebSocketLayer(SignalingLayer):
         if self._closed or self._close_received:
             return True
         # The Go programs race with themselves for the close frame, and end one in 500 complete
-        # answers without it. Our own ends, known by the marker that comes first, always send it.
-        # Without any data it is what a Go server does that cannot connect.
-        is_go_end = self._has_data and not self._marker_received and self._decoder.at_boundary
+        # answers without it. Our own ends always send it. A server knows them by the key, before
+        # their marker comes. Without any data it is what a Go server does that cannot connect.
+        is_ours = self._marker_received or (self._half_close and not self._client)
+        is_go_end = self._has_data and not is_ours and self._decoder.at_boundary
         if not (self._close_sent or is_go_end):
             self._fail(NetworkError("cut off: the connection ended without a WebSocket close"))
         elif self._read_eof or not self.upper.eof_received():

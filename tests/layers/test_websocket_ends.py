@@ -77,6 +77,7 @@ async def test_end_of_data_without_a_close_frame_is_a_failure(lower: type[FakeTr
     whole = up(BINARY, b"some")
     for half_close, received in (
         (True, SIGN + whole),  # one of our own ends
+        (True, whole),  # the same, known by its key: its marker answers ours, and may be late
         (False, whole + up(BINARY, b"cut off")[:-1]),
         (False, whole + b"\x82"),
         (False, b""),  # a Go server that could not connect
@@ -92,16 +93,22 @@ async def test_end_of_data_without_a_close_frame_is_a_failure(lower: type[FakeTr
         await turns()
 
 
-@pytest.mark.parametrize("half_close", [False, True])
-async def test_a_go_peer_may_end_without_a_close_frame(half_close: bool) -> None:
-    server = Side(half_close=half_close)
-    server.feed(up(BINARY, b"whole"))
-    assert server.lower.protocol.eof_received()
+@pytest.mark.parametrize("client", [False, True])
+async def test_a_go_peer_may_end_without_a_close_frame(client: bool) -> None:
+    side = Side(client=client, half_close=client)  # a client offers half-close to any server
+    side.feed(frame(BINARY, b"whole", None) if client else up(BINARY, b"whole"))
+    assert side.lower.protocol.eof_received()
     await turns()
-    assert server.upper.data == b"whole"
-    assert server.upper.eof
-    assert not server.upper.lost
-    await server.over()
+    assert side.upper.data == b"whole"
+    assert side.upper.eof
+    assert not side.upper.lost
+    await side.over()
+
+
+async def test_a_client_is_known_by_its_key_from_the_start() -> None:
+    assert Side(half_close=True).lower.is_ours
+    assert not Side().lower.is_ours
+    assert not Side(client=True, half_close=True).lower.is_ours
 
 
 async def test_cut_delivers_and_sends_no_close_frame() -> None:
