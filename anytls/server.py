@@ -10,6 +10,7 @@ from functools import partial
 from anytls.options import ServerOptions
 from mtt.address import host_port, peer_name
 from mtt.errors import DestinationError, NetworkError, UsageError
+from mtt.files import reading_again
 from mtt.inbound.anytls_answer import ANSWER_TIME, report_outcome
 from mtt.inbound.anytls_reader import AnyTlsReader
 from mtt.layers.anytls_server import ServerStream
@@ -95,7 +96,8 @@ class Server(ServerService):
                 self._accounts.replace(self._read_users())
 
     def _read_users(self) -> dict[str, bytes]:
-        return _hashed(read_users("-users", self._options.users_file))
+        with reading_again():
+            return _hashed(read_users("-users", self._options.users_file))
 
     async def _reload_users(self) -> None:
         with _old_users_stay():

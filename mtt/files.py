@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 from mtt.errors import UsageError, describe
 from mtt.log import logger
@@ -15,14 +17,29 @@ _warned: dict[tuple[str, str], tuple[int, int, int]] = {}
 # More than a program's options name.
 _MAX_WARNED = 1000
 
+# Whether files are read for the second time, see `reading_again()`.
+_again: ContextVar[bool] = ContextVar("again", default=False)
+
+
+@contextlib.contextmanager
+def reading_again() -> Iterator[None]:
+    """Refuses pipes while inside: opening one again might wait for ever."""
+    token = _again.set(True)
+    try:
+        yield
+    finally:
+        _again.reset(token)
+
 
 def read_file(option: str, path: str, *, limit: int, secret: bool = False) -> bytes:
-    """The content of the file `path`, which `option` gave; may be a pipe.
+    """The content of the file `path`, which `option` gave; may be a pipe, but not again.
 
     With `secret`, logs a warning if every user of this machine can read the file. Raises UsageError
     if the file cannot be read or has more than `limit` bytes.
     """
     try:
+        if _again.get() and stat.S_ISFIFO(os.stat(path).st_mode):
+            raise UsageError(f"{option}: {path} is a pipe, which is read at the start alone")
         with open(path, "rb") as file:
             content = file.read(limit + 1)
             status = os.fstat(file.fileno())

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mtt import log
-from mtt.errors import MttError, UsageError, describe
+from mtt.errors import MttError, describe
+from mtt.files import reading_again
 from mtt.followed import FollowedFiles
 from mtt.log import logger
 from mtt.options.flags import Values
@@ -75,12 +74,9 @@ class Configuration(FollowedFiles, Generic[Options]):
         self._process = process_options(values)
 
     def _load(self) -> tuple[Options, ProcessOptions]:
-        (path,) = self.files
-        with contextlib.suppress(OSError, ValueError):  # reading it reports them
-            if stat.S_ISFIFO(os.stat(path).st_mode):  # opening it might wait for ever
-                raise UsageError(f"-config: {path} is a pipe, which is read at the start alone")
-        values = self._read()
-        return self._check(values), process_options(values)
+        with reading_again():  # the file, and those that it names
+            values = self._read()
+            return self._check(values), process_options(values)
 
     async def _read_again(self) -> None:
         with _errors_logged():

@@ -59,7 +59,7 @@ def _check(cert: Path, key: Path, name: str) -> None:
             f"-cert-dir: {cert} exists, but its key {key} is missing; restore the key, or remove "
             "the certificate to get a new identity"
         )
-    names = Identity(cert.read_bytes()).words.names if name else ()
+    names = Identity(_read(cert)).words.names if name else ()
     if names and name.lower() not in (known.lower() for known in names):
         raise UsageError(
             f"-n: the certificate {cert} is for {names[0]}, not {name}; remove it to get one for "
@@ -68,7 +68,7 @@ def _check(cert: Path, key: Path, name: str) -> None:
 
 
 def _make(cert: Path, key: Path, name: str) -> None:
-    old_key = key.read_bytes() if key.exists() else b""
+    old_key = _read(key) if key.exists() else b""
     try:
         certificate_pem, key_pem = child.run(self_signed, name, old_key)
     except ValueError as error:
@@ -80,6 +80,12 @@ def _make(cert: Path, key: Path, name: str) -> None:
     if not old_key:
         _write(key, key_pem, 0o600)
     _write(cert, certificate_pem, 0o644)
+
+
+def _read(path: Path) -> bytes:
+    if path.is_fifo():  # opening it might wait for ever
+        raise UsageError(f"-cert-dir: {path} is a pipe; remove it")
+    return path.read_bytes()
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,6 @@ async def test_announcement_counts_renewed_users(certs: Certs, tmp_path: Path) -
             Path(path).unlink()
             server.renew()
             assert "ERROR the old users stay in use: -users: cannot read" in lines[2]
+            os.mkfifo(path)
+            server.renew()  # without a wait for a writer
+            assert f"-users: {path} is a pipe, which is read at the start alone" in lines[3]

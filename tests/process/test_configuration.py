@@ -11,6 +11,7 @@ import pytest
 
 from mtt import followed
 from mtt.errors import StartError, UsageError
+from mtt.files import read_text
 from mtt.options.flags import Values
 from mtt.process.configuration import Changes, Configuration
 from tests.support.tunnels import eventually, logged
@@ -27,7 +28,7 @@ class Service:
         )
 
     def read(self) -> Values:
-        text = self.path.read_text()
+        text = read_text("-config", str(self.path), limit=100)
         levels = {"text debug": "debug", "text error": "error"}
         log_format = "json" if text == "text json" else "text"
         return {"text": text, "log-level": levels.get(text, "info"), "log": log_format}
@@ -36,6 +37,8 @@ class Service:
         text: str = values["text"]
         if text == "broken":
             raise UsageError("config: it is broken")
+        if text == "named":
+            return read_text("-password-file", str(self.path.with_name("secret")), limit=100)
         return text
 
     async def apply(self, text: str) -> Changes:
@@ -110,6 +113,20 @@ async def test_a_pipe_is_not_read_again(tmp_path: Path, lines: list[str]) -> Non
         service.configuration.read_now(lambda _: pytest.fail("it was read"))
         assert lines == [
             f"ERROR the old configuration stays in use: -config: {service.path} is a pipe, which "
+            "is read at the start alone"
+        ]
+
+
+async def test_a_pipe_that_the_file_names_is_not_read_again(
+    tmp_path: Path, lines: list[str]
+) -> None:
+    async with following(tmp_path) as service:
+        secret = tmp_path / "secret"
+        os.mkfifo(secret)
+        service.path.write_text("named")
+        await eventually(lambda: lines)
+        assert lines == [
+            f"ERROR the old configuration stays in use: -password-file: {secret} is a pipe, which "
             "is read at the start alone"
         ]
 

@@ -95,6 +95,17 @@ def test_a_damaged_directory(
     assert left == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+@POSIX
+@pytest.mark.parametrize("name", ["cert.pem", "key.pem"])
+def test_a_pipe_in_the_directory_is_not_opened(name: str, tmp_path: Path) -> None:
+    kept(tmp_path, "some.example")
+    (tmp_path / "cert.pem").unlink()
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=rf"^-cert-dir: .*/{name} is a pipe"):
+        kept(tmp_path, "some.example")
+
+
 @pytest.mark.parametrize("kind", ["file", "no parent", "NUL"])
 def test_unusable_directory(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
