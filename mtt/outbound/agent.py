@@ -105,6 +105,9 @@ class OwnAgentSession(AgentSession[SmuxSession]):
         return session.healthy and session.has_room and not (session.lost or self.is_draining)
 
     async def open(self, head: Head) -> StreamTransport:
+        session = self._session
+        if not (session.has_room or session.exhausted or session.lost):
+            raise DestinationError(Outcome.OVERLOADED)  # the agent would refuse the stream
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[tuple[StreamTransport, Answer]] = loop.create_future()
 
@@ -119,7 +122,7 @@ class OwnAgentSession(AgentSession[SmuxSession]):
                 answered.set_exception(_as_failure(error))
 
         reader = StreamHead(parse_answer, ready, failed, what="answer", seconds=ANSWER_TIME)
-        stream: StreamTransport = self._session.open_stream(reader)
+        stream: StreamTransport = session.open_stream(reader)
         stream.write(head.encode())
         timer = loop.call_later(QUESTION_TIME, self._life.ask)
         try:

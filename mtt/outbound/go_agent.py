@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from mtt.errors import MttError, NetworkError
+from mtt.errors import DestinationError, MttError, NetworkError
 from mtt.layers.anyproxy import GoSession
 from mtt.layers.base import StreamTransport
 from mtt.layers.parked import Parked, park
@@ -43,8 +43,8 @@ class GoAgentSession(AgentSession[GoSession]):
             datagrams = GoDatagrams(session)
             park(datagrams, b"")
             return datagrams
-        if not session.has_room:
-            raise NetworkError("the agent has no room for another stream")
+        if not (session.has_room or session.lost):
+            raise DestinationError(Outcome.OVERLOADED)
         parked = Parked()
         stream = session.open_stream(parked, head)
         loop = asyncio.get_running_loop()

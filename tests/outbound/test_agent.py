@@ -25,8 +25,8 @@ HEAD = Head(TCP, "nas.example", 22, ("198.51.100.7", 4000))
 class Gateway:
     """The gateway's side of an agent's session; the test is the agent."""
 
-    def __init__(self) -> None:
-        self.session = SmuxSession(first_id=2, max_streams=agent.MAX_STREAMS)
+    def __init__(self, max_streams: int = agent.MAX_STREAMS) -> None:
+        self.session = SmuxSession(first_id=2, max_streams=max_streams)
         self.lower = FakeLayer(self.session, half_close=True)
         self.session.connection_made(self.lower)
         self.agent = OwnAgentSession(self.session)
@@ -231,3 +231,15 @@ async def test_session_is_usable_while_it_has_room_and_is_wanted() -> None:
     gateway.session.heard_at -= 1000
     assert not gateway.agent.is_usable
     await gateway.over()
+
+
+async def test_session_without_room_sends_nothing() -> None:
+    gateway = Gateway(max_streams=1)
+    opening = await gateway.opening()
+    assert not gateway.agent.is_usable
+    error = await failure(gateway.agent.open(HEAD))
+    assert isinstance(error, DestinationError)
+    assert error.outcome is Outcome.OVERLOADED
+    assert gateway.lower.take() == b""
+    await gateway.over()
+    assert isinstance(await failure(opening), NetworkError)

@@ -135,7 +135,9 @@ async def test_session_is_usable_while_it_has_room_and_is_wanted() -> None:
     gateway.agent.is_draining = False
     opening = await gateway.asked()
     assert not gateway.agent.is_usable
-    assert not isinstance(await failure(gateway.agent.open(HEAD)), DestinationError)
+    error = await failure(gateway.agent.open(HEAD))
+    assert isinstance(error, DestinationError)
+    assert error.outcome is Outcome.OVERLOADED
     opening.cancel()
     await turns()
     assert gateway.agent.is_usable
