@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from bench import __main__ as command
-from bench import peers, report, tools
+from bench import gateway, peers, report, tools
 from bench.certs import Certs
 from bench.chart import PANELS, _bars
+from bench.destination import start_echo
 from bench.handshake import FULL as FULL_HANDSHAKE
 from bench.handshake import measure_handshake
 from bench.layers import STACKS, measure_layers
-from bench.loads import QUICK
-from bench.processes import BenchError, listening_ports
+from bench.loads import QUICK, Scene
+from bench.processes import BenchError, Programs, listening_ports
 from bench.results import Run, Store
 from bench.rows import Bench, Cell, Column, Ratio, Row
 from bench.subjects import Place, Subject
 from bench.targets import TARGETS, Target, met, value
+from tests.support.programs import require_package
 
 IPERF = {"end": {"sum_received": {"bytes": 1_000_000_000, "seconds": 2.0}}}
 
@@ -258,6 +261,23 @@ def test_a_peer_from_the_environment(tmp_path: Path) -> None:
     assert peer.server(place) == ["s", "2"]
     assert not peer.missing
     assert "PEER_CLIENT" in peers.peer_subjects({})[-1].missing
+
+
+def test_a_gateway_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    require_package("yaml")
+    assert gateway.peer_missing() == "PEER_GATEWAY and PEER_AGENT are not set"
+    for role, file in (("gateway", "gateway"), ("client", "agent")):
+        line = f"{sys.executable} -m anyproxy.{role}_command --config {{{file}}}"
+        monkeypatch.setenv(f"PEER_{file.upper()}", line)
+    assert not gateway.peer_missing()
+    with Bench(QUICK, []) as bench, Programs(tmp_path) as programs:
+        scene = Scene(programs, bench.certs, tmp_path, QUICK)
+        with (
+            gateway.pair(scene, gateway.peer_command) as both,
+            gateway.by_socks5(both, start_echo(programs)) as connection,
+        ):
+            connection.sendall(b"?")
+            assert connection.recv(1) == b"?"
 
 
 def test_subjects_are_selected_by_name() -> None:
