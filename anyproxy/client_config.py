@@ -85,13 +85,13 @@ def agent_options(values: Values) -> AgentOptions:
     return options
 
 
-
 def _proxy(gateway: Section, environ: Mapping[str, str]) -> Way:
     """The proxy on the way to the gateways. Raises UsageError."""
     text = gateway.text("proxy")
     if text == ENVIRONMENT:
         return from_environment(environ)
     return parse_proxy(gateway.label("proxy"), text) if text else None
+
 
 def _names(client: Section) -> tuple[str, str]:
     """The names of the client and its group."""

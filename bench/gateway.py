@@ -81,7 +81,6 @@ class Pair:
         return rss_bytes(self.gateway.pid), rss_bytes(self.agent.pid)
 
 
-
 def our_command(file: Path, role: str) -> list[str]:
     return [sys.executable, "-m", f"anyproxy.{role}_command", "-config", str(file)]
 
