@@ -126,6 +126,7 @@ class MultiUserHub(WorkerHub["UserMember"]):
         try:
             member.link.send("watched", self.users.is_watched)
             async with asyncio.timeout(LOAD_TIME), self._management.commands.changing:
+                member.loading = True
                 for piece in _slices(self.users.rows):
                     member.link.send("put", piece)
                     member.link.send("apply", 0)  # in parts: the worker does not serve yet
@@ -158,7 +159,8 @@ class MultiUserHub(WorkerHub["UserMember"]):
 
     def _block_changed(self, path: str, blocked: bool) -> None:
         for member in self.members:
-            member.link.send("blocked", [path], blocked)
+            if member.loading:
+                member.link.send("blocked", [path], blocked)
 
     def _watch_changed(self, watched: bool) -> None:
         for member in self.members:
@@ -175,7 +177,8 @@ class UserMember(Member):
         super().__init__(lost)
         self._hub = hub
         self._users = hub.users
-        self.loaded = False
+        self.loading = False  # from the start of loading on, gets all changes of blocks
+        self.loaded = False  # gets all other changes
         self._tunnels: dict[int, Tunnel] = {}
         self._sessions: dict[int, _Session] = {}
         self._lessees: dict[tuple[str, int], Lessee] = {}
