@@ -39,7 +39,7 @@ async def stream_events(exchange: Exchange, events: AsyncGenerator[bytes, None])
     """
     # Otherwise, a page that was closed is only noticed at the second heartbeat. No client of such
     # a stream half-closes.
-    exchange.stops_at_end = True
+    exchange.stop_at_end()
     await exchange.stream(Reply(200, _HEADERS), _with_heartbeats(events))
 
 

@@ -63,7 +63,6 @@ class Exchange:
 
     Attributes:
         keeps_on: the handler continues when the connection is lost.
-        stops_at_end: the handler is cancelled when the client ends its direction.
         begun: part of the answer has been sent.
         closes: the connection ends with the answer; known once that has begun.
         ended: the client sends nothing more.
@@ -73,8 +72,8 @@ class Exchange:
 
     __slots__ = (
         "_buffer", "_connection", "_cut_reason", "_is_lost", "_is_whole", "_limits", "_received",
-        "_task", "_waiter", "_written", "begun", "closes", "ended", "full", "keeps_on", "request",
-        "stops_at_end", "transport", "unread",
+        "_stops_at_end", "_task", "_waiter", "_written", "begun", "closes", "ended", "full",
+        "keeps_on", "request", "transport", "unread",
     )  # fmt: skip
 
     def __init__(
@@ -89,7 +88,7 @@ class Exchange:
     ) -> None:
         self.request = request
         self.transport = transport
-        self.keeps_on = self.stops_at_end = self.begun = self.closes = self.full = False
+        self.keeps_on = self.begun = self.closes = self.full = False
         self.ended = ended
         self.unread = Body(request.content_length, chunked=request.chunked)
         self._connection = connection
@@ -97,6 +96,7 @@ class Exchange:
         self._limits = limits
         self._is_whole = False  # the whole answer has been sent
         self._is_lost = False
+        self._stops_at_end = False
         self._cut_reason = ""
         self._received = len(buffer)  # bytes
         self._written = 0
@@ -162,6 +162,15 @@ class Exchange:
         await self._wait_until_taken()
         self._is_whole = True
 
+    def stop_at_end(self) -> None:
+        """From now on, cancel the handler when the client ends its direction.
+
+        Raises NetworkError if it has ended already.
+        """
+        if self._is_lost or self.ended:
+            raise self._lost_error()
+        self._stops_at_end = True
+
     def upgrade(self, protocols: tuple[str, ...] = ()) -> Upgrade:
         """Switch to WebSocket. The handler then owns `transport`: it sets its protocol and returns.
 
@@ -211,7 +220,7 @@ class Exchange:
     def end(self) -> None:
         """Called when the client sends nothing more."""
         self.ended = True
-        if self.stops_at_end and self._task is not None:
+        if self._stops_at_end and self._task is not None:
             self._task.cancel()
         self.wake()
 

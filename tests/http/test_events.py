@@ -90,3 +90,16 @@ async def test_stream_ends_when_the_client_ends_its_direction() -> None:
     await turns()
     assert is_closed
     assert client.transport.aborted
+
+
+async def test_client_that_has_ended_gets_no_stream() -> None:
+    async def stream(exchange: Exchange) -> None:
+        await stream_events(exchange, pieces(encode_event("one")))
+
+    client = Client(stream)
+    client.server.data_received(GET)
+    client.server.eof_received()  # before the handler runs
+    await turns()
+    assert client.transport.take() == b""
+    assert client.is_ended
+    assert client.failures == ["the client disconnected before it was answered"]
