@@ -36,6 +36,8 @@ from mtt_mu_server.user import Statistics, Tunnel, User, Watcher
 
 # Entries between two yields, of about 1 us each: counters to update, or deleted users to free.
 SLICE = 1000
+# Seconds from a failed reset to the next try: each logs an error, perhaps to the same full disk.
+RETRY_TIME = 10.0
 
 
 class Users(LimitedDirectory[str, User, Tunnel]):
@@ -241,8 +243,8 @@ class Users(LimitedDirectory[str, User, Tunnel]):
         return [path for time, path in times if time <= now]
 
     def due_again(self) -> None:
-        """After failed resets: return them again at the next call of `due`."""
-        self._due = 0.0
+        """After failed resets: return them again in RETRY_TIME."""
+        self._due = min(self._due, self._clock() + RETRY_TIME)
 
     def remove(self, paths: list[str]) -> Steps:
         """Delete users and their counters. Open connections continue, uncounted."""

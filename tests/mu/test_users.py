@@ -8,7 +8,7 @@ import pytest
 
 from mtt.users.store import NO_COUNTERS
 from mtt_mu_server.user import User, fingerprint
-from mtt_mu_server.users import Users
+from mtt_mu_server.users import RETRY_TIME, Users
 
 A = User("/a", "h:1", 2)
 
@@ -245,3 +245,17 @@ async def test_a_rate_is_shared_and_follows_changes(users: Users) -> None:
 def test_fingerprints() -> None:
     assert fingerprint("/a") == fingerprint("/a") != fingerprint("/b")
     assert len(fingerprint("/\udcff")) == 12
+
+
+def test_failed_resets_are_tried_again_later(users: Users, clock: Clock) -> None:
+    users.edit("/a", ("h:1", 0, 0, 0), ("", True, 0, 1, 1005))
+    users.edit("/b", ("h:1", 0, 0, 0), ("", True, 0, 1, 1500))
+    assert users.due() == []
+    clock.now = 1005
+    assert users.due() == ["/a"]
+    users.due_again()
+    assert users.due() == []
+    clock.now = 1005 + RETRY_TIME
+    assert users.due() == ["/a"]
+    clock.now = 1500
+    assert users.due() == ["/a", "/b"]
