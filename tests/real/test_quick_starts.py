@@ -49,6 +49,14 @@ def test_a_tunnel_with_a_pin(page: str, processes: Processes, site: Site, tmp_pa
     assert run(require_program("curl"), "-sSf", url) == PAGE
 
 
+def test_readme_shows_the_line_that_the_server_logs(processes: Processes, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"^    \S+ \S+ (INFO mtt-server: .*)$", document(README), re.M)
+    server = Scene(README, processes, tmp_path).start("mtt-server", {"-b": "127.0.0.1:0"})
+    logged = server.expect(r"INFO mtt-server: .* pin \S+")[0]
+    values = r"\S+:\d+|(?<= for )\w+\.\w+|\d+-\d+-\d+|sha256/\S+"
+    assert re.sub(values, "*", logged) == re.sub(values, "*", shown)
+
+
 def test_an_anytls_proxy(processes: Processes, site: Site, tmp_path: Path) -> None:
     page = "anytls.md"
     curl = require_program("curl")
