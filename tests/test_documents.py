@@ -265,6 +265,14 @@ def test_architecture_lists_the_rooms_from_top_to_bottom() -> None:
     assert up == []
 
 
+def test_contributing_lists_the_rooms_of_the_engine() -> None:
+    house = section(read("CONTRIBUTING.md"), "## The house")
+    lines = re.findall(r"^      (\w.*)$", house.split("    tests/ ")[0], re.M)
+    listed = {name for line in lines for name in re.split(r" {3,}", line)[0].split()}
+    rooms = {room(module) for module in FILES if module.startswith("mtt.")}
+    assert {f"mtt.{name.removesuffix('/')}" for name in listed} == rooms
+
+
 @pytest.mark.parametrize(
     ("module", "constant", "row"),
     [
