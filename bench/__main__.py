@@ -1,6 +1,6 @@
 """The bench: our tunnel and others like it, on this machine, in one run. Linux only.
 
-    python -m bench                    everything, below ten minutes
+    python -m bench                    everything, in some ten minutes
     python -m bench --quick            one short round of the essentials, below a minute
     python -m bench bulk conns         these rows only: bulk requests conns first memory
                                        startup udp layers gateway agents controller
