@@ -145,12 +145,6 @@ class ClientStream(AnyTlsStream):
         session = self._session
         return session.half_close or (None if session.may_half_close else False)
 
-    def abort(self) -> None:
-        # Also resets while half-close is undecided: other servers ignore an empty PSH, and ours
-        # must not take the following FIN for an ordinary end.
-        session = self._session
-        self._finish(reset=session.half_close or session.may_half_close)
-
     # Called by the session.
 
     def receive_answer(self, text: str) -> None:

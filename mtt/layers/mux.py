@@ -135,7 +135,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
         raise NotImplementedError
 
     def send_reset(self, stream_id: int) -> None:
-        """Reset a stream; only for peers that know half-close."""
+        """Reset a stream, for peers that know half-close; others see the FIN that follows."""
         raise NotImplementedError
 
     def send_noop(self) -> None:
@@ -208,7 +208,7 @@ class MuxSession(StreamProtocol, Generic[Stream]):
                     stream.receive(payload)
                 elif stream_id in self._awaiting_fin:
                     self._late_data_received(stream_id)
-            elif stream_id in streams and self.half_close:
+            elif stream_id in streams and streams[stream_id].accepts_reset:
                 streams[stream_id].receive_reset()
         admission = self.admission
         if admission is not None and admission.waiting and not admission.scheduled:

@@ -109,6 +109,11 @@ class MuxStream(Pausable):
             self._eof = True
             self._deliver()
 
+    @property
+    def accepts_reset(self) -> bool:
+        """Whether an empty PSH resets the stream; Go peers ignore it."""
+        return self._session.half_close
+
     def receive_reset(self) -> None:
         """The peer takes nothing any more; what it has sent before is handed up first.
 
@@ -241,7 +246,9 @@ class MuxStream(Pausable):
 
     def abort(self) -> None:
         """Cut the stream. A Go peer cannot tell it from an ordinary end."""
-        self._finish(reset=self._session.half_close)
+        # Also resets while half-close is undecided: Go peers ignore an empty PSH, and our own ends
+        # must not take the following FIN for an ordinary end.
+        self._finish(reset=self.half_closes() is not False)
 
     def _finish(self, *, reset: bool) -> None:
         """End the stream from this side, for the peer with a reset or an ordinary end."""

@@ -84,6 +84,10 @@ class TunnelStream(MuxStream):
     # Called by the session.
 
     @property
+    def accepts_reset(self) -> bool:
+        return self.half_closes() is not False  # half-close may be undecided, see `abort`
+
+    @property
     def queued(self) -> int:
         """Bytes that wait for a paused reader."""
         return len(self._queue)

@@ -308,6 +308,23 @@ async def test_reset_differs_from_an_ordinary_end(ended: bool) -> None:
     await other.over()
 
 
+async def test_reset_while_half_close_is_undecided() -> None:
+    """A WebSocket's marker is still on its way; the peer must not see an ordinary end."""
+    server, other = Server(), Server()
+    for side in (server, other):
+        side.lower.half_close = None
+    upper, stream = server.open(3)
+    peer, _ = other.open(3)
+    stream.cut()
+    assert server.said() == [(PSH, 3, b""), (FIN, 3, b"")]  # Go peers ignore the first
+    other.feed(frame(PSH, 3), frame(FIN, 3))
+    assert isinstance(peer.error, ConnectionResetError)
+    assert not peer.eof
+    assert await upper.ended() is None
+    await server.over()
+    await other.over()
+
+
 async def test_empty_frame_of_a_foreign_peer_is_ignored() -> None:
     server = Server()
     upper, _ = server.open(3)
