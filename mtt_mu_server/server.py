@@ -221,7 +221,7 @@ class MultiUserServer(DatagramServer):
             limiter = RateLimiter(up)
             limiter.start(stream)
             stream = limiter
-        tunnel.relay = self._udp.serve(
+        tunnel.relay = self._udp.carry(
             stream,
             parse_endpoint("dst", user.dst),
             down=down,

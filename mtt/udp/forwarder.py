@@ -83,22 +83,28 @@ class UdpForwarder:
     def metrics(self) -> str:
         return self.counters.page(self.flows)
 
-    def serve(
+    def serve(self, stream: StreamTransport, destination: Endpoint) -> None:
+        """Take over a parked stream whose datagrams are for `destination`.
+
+        Aborts it if -max-conns permits no more.
+        """
+        if self._tunnels.admission.has_room():
+            self.carry(stream, destination)
+        else:
+            stream.abort()
+
+    def carry(
         self,
         stream: StreamTransport,
         destination: Endpoint,
         *,
         down: TokenSource | None = None,
         on_done: Callable[[Link], object] | None = None,
-    ) -> Link | None:
-        """Take over a parked stream whose datagrams are for `destination`.
+    ) -> Link:
+        """As `serve`, for a stream that counts towards -max-conns already.
 
-        `down`: limits the rate of answers. `on_done`: called once at the end of the link. Returns
-        None, after aborting the stream, if -max-conns permits no more.
+        `down`: limits the rate of answers. `on_done`: called once at the end of the link.
         """
-        if not self._tunnels.admission.has_room():
-            stream.abort()
-            return None
         client = _Client(self, stream, destination, on_done)
         self._clients.add(client)
         link: Link = self._tunnels.track(stream, client.make_link, partial(self._lost, client))

@@ -66,6 +66,21 @@ async def test_link_counts_towards_the_users_limit(certs: Certs) -> None:
             assert (await panel.statistics("/a"))["open_conns"] == 1
 
 
+async def test_link_may_be_the_last_connection_of_max_conns(certs: Certs) -> None:
+    async with (
+        asyncio.timeout(2 * SOON),
+        multi_user_server(certs, udp=True, **{"max-conns": 1}) as (server, panel),
+        client("wss", server, certs, "/a", udp=True) as one,
+        client("wss", server, certs, "/a", udp=True) as two,
+    ):
+        with answering() as there, Udp(one) as first, Udp(two) as second:
+            await panel.add("/a", there.port)
+            await first.check_echo()
+            second.send(b"x")
+            await eventually(lambda: server.open_tunnels.admission.refused)
+            await first.check_echo()
+
+
 async def test_removed_user_is_cut(certs: Certs) -> None:
     async with (
         multi_user_server(certs, udp=True) as (server, panel),
