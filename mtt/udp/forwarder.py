@@ -8,7 +8,7 @@ During the first lookup of the destination's name, datagrams wait in the flows' 
 
 An ICMP error ("connection refused") does not end a flow, because the destination may listen later.
 If the destination has several addresses, a flow without any answer continues with the next one:
-`localhost` may be ::1 or 127.0.0.1.
+`localhost` may be ::1 or 127.0.0.1. Addresses without a route are skipped.
 
 Datagrams that do not fit into the socket's buffer are dropped, as UDP permits.
 """
@@ -250,11 +250,10 @@ class _Client:
             return
         if flow.address == self._addresses[0]:
             self._addresses.append(self._addresses.pop(0))
-        address = self._addresses[0]
-        if flow.address == address:
+        if flow.address == self._addresses[0]:
             return
         try:
-            sock = open_socket(address)
+            sock, address = self._open_socket()
         except OSError as error:
             self._drop(0, error)
             return
@@ -309,9 +308,8 @@ class _Client:
             self._forget(min(self._flows.values(), key=lambda flow: flow.active))
         if self._loop.time() >= self._lookup_at:
             self._look_up()
-        address = self._addresses[0]
         try:
-            sock = open_socket(address)
+            sock, address = self._open_socket()
         except OSError as error:
             self._forwarder.counters.dropped_link += 1
             self._forwarder.failures.warning(
@@ -323,6 +321,17 @@ class _Client:
         self._loop.add_reader(sock, self._readable, flow)
         self._forwarder.counters.flows += 1
         return flow
+
+    def _open_socket(self) -> tuple[socket.socket, Address]:
+        """A socket to the first address with a route. Raises OSError if there is none to any."""
+        for left in reversed(range(len(self._addresses))):
+            try:
+                return open_socket(self._addresses[0]), self._addresses[0]
+            except OSError:
+                self._addresses.append(self._addresses.pop(0))
+                if not left:
+                    raise
+        raise AssertionError("a flow before the addresses are known")
 
     def _close_socket(self, flow: _Flow) -> None:
         self._loop.remove_reader(flow.sock)

@@ -162,9 +162,7 @@ async def test_datagram_after_a_refusal_is_not_lost(refused_udp_port: int) -> No
 @needs_ipv6
 async def test_next_address_after_a_refusal() -> None:
     async with scene() as here:
-        here.names.addresses = [
-            (socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, (HERE, 0)),
-        ]  # fmt: skip
+        here.names.addresses = [(socket.AF_INET6, ("::1", 0, 0, 0)), (socket.AF_INET, (HERE, 0))]
         with answering() as there:
             client = here.client(there.port, "localhost.test")
             client.send((1, b"1"), opens=True)
@@ -176,6 +174,26 @@ async def test_next_address_after_a_refusal() -> None:
             await eventually(answered)
             client.send((2, b"at once"))
             await eventually(lambda: (2, b"at once") in client.datagrams())
+
+
+@linux_only
+async def test_unreachable_addresses_are_skipped(refused_udp_port: int, monkeypatch: Any) -> None:
+    def open_socket(address: Address) -> socket.socket:
+        if address[1][0].startswith("192.0.2."):
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        return sockets.open_socket(address)
+
+    monkeypatch.setattr(forwarder, "open_socket", open_socket)
+    async with scene() as here:
+        hosts = "192.0.2.1", HERE, "192.0.2.2", "127.0.0.2"
+        here.names.addresses = [(socket.AF_INET, (host, 0)) for host in hosts]
+        with Udp(host=hosts[-1], own=refused_udp_port) as there, logged() as lines:
+            client = here.client(refused_udp_port, "dns.test")
+            client.send((1, b"to the second address"), opens=True)
+            await eventually(lambda: lines)
+            client.send((1, b"to the last one"))
+            assert await there.receive() == b"to the last one"
+        assert ["connection refused" in line for line in lines] == [True]
 
 
 async def test_datagrams_wait_for_the_first_lookup() -> None:
