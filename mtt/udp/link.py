@@ -135,10 +135,10 @@ class Link(StreamProtocol):
             self.lower.close()
 
     def abort(self, reason: str) -> None:
-        """End the stream at once."""
+        """End the stream at once, also one that is still delivering after `close()`."""
         if not self._is_over:
             self._release(reason)
-            self.lower.abort()
+        self.lower.abort()
 
     def fail(self, error: MttError) -> None:
         """End the stream at once because of `error`."""

@@ -274,3 +274,14 @@ async def test_close_delivers_what_was_sent() -> None:
     assert not stream.aborted
     assert link.reason == "the client stops"
     assert owner.done == [link]
+
+
+async def test_abort_ends_a_link_that_is_still_closing() -> None:
+    link, stream, owner = started()
+    link.send(1, b"not read by the peer")
+    link.close("the server stops")
+    link.abort("shutting down")
+    await turns()
+    assert stream.aborted
+    assert link.reason == "the server stops"
+    assert owner.done == [link]
