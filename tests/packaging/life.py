@@ -12,6 +12,7 @@ from tools.project import read_project
 
 PAGE = "This came through the tunnel."
 MODULES = "/usr/share/mos-tls-tunnel"
+PACKAGES = "/srv/mtt-packages"  # not in /tmp: this machine's may have files of these names
 OPTIONS = 'OPTIONS="-b 127.0.0.1:8443 -d 127.0.0.1:8080 -cert-dir /var/lib/mtt-server"\n'
 # In the paths of all our files.
 OWN = re.compile("mtt|mos-tls-tunnel|anytls|anyproxy")
@@ -53,12 +54,12 @@ def check_life(
     that must work with the package, and print nothing.
     """
     before = set(root.changed())
-    root.run(install.format(root.put(package, "/tmp")))
+    root.run(install.format(root.put(package, PACKAGES)))
     check_installed(root)
     assert root.run(check) == ""
     check_tunnel(root)
     root.run(f"cat >/etc/default/mtt-server <<'EOF'\n{OPTIONS}EOF")
-    root.run(install.format(root.put(newer, "/tmp")))
+    root.run(install.format(root.put(newer, PACKAGES)))
     assert root.run("mtt-server -version") == "mtt-server 9.0\n"
     assert root.run("cat /etc/default/mtt-server") == OPTIONS
     assert root.attempt(f"ls {MODULES}/anytls")[0] == 2  # no compiled module stays
@@ -67,7 +68,7 @@ def check_life(
     assert root.run("cat /etc/default/mtt-server") == OPTIONS
     assert root.run("ls /var/lib/mtt-server")
     root.run("dpkg --purge mos-tls-tunnel")
-    root.run("rm -r /srv/page /tmp/*.deb")
+    root.run(f"rm -r /srv/page {PACKAGES}")
     left = sorted(set(root.changed()) - before)
     if dependencies:
         left = [name for name in left if OWN.search(name)]

@@ -18,7 +18,8 @@ import pytest
 from tests.support.processes import Process, Processes, eventually
 from tests.support.programs import missing, require_program
 
-# Runs in new namespaces: mounts the system, and keeps it until it is killed.
+# Runs in new namespaces: mounts the system, and keeps it until it is killed. It prints
+# `mounted` after chroot: a command that enters its root earlier would run in that of this machine.
 _HOLD = """
 mount --make-rprivate / &&
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" "$2/root" &&
@@ -26,7 +27,7 @@ mount -t proc proc "$2/root/proc" &&
 mount --rbind /dev "$2/root/dev" &&
 mount -t tmpfs tmpfs "$2/root/run" &&
 mkdir -p "$2/root/run/lock" &&
-echo mounted && exec chroot "$2/root" sleep infinity
+exec chroot "$2/root" sh -c 'echo mounted && exec sleep infinity'
 """
 # The same with systemd, which wants a /dev and a control group of its own.
 _BOOT = """
@@ -43,8 +44,8 @@ done &&
 mkdir "$root/dev/pts" "$root/dev/shm" &&
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts" &&
 ln -s pts/ptmx "$root/dev/ptmx" && ln -s /proc/self/fd "$root/dev/fd" &&
-echo mounted &&
-exec env -i container=test PATH="$PATH" chroot "$root" /lib/systemd/systemd --show-status=no
+exec env -i container=test PATH="$PATH" chroot "$root" sh -c '
+    echo mounted && exec /lib/systemd/systemd --show-status=no'
 """
 _CGROUPS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 _LOOPBACK_UP = (
