@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mtt.errors import StartError
+from mtt.users import sqlite
 from mtt.users.sqlite import _STEPS, SCHEMA_VERSION, SqliteStore
 from mtt.users.store import Profile, StoreError
 
@@ -79,5 +81,24 @@ async def test_database_of_the_first_version_is_upgraded(tmp_path: Path) -> None
     assert database.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     database.close()
     store = await opened(path)
+    assert await store.profiles() == {"/a": PROFILE}
+    await store.close()
+
+
+async def test_interrupted_upgrade_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sqlite, "_STEPS", _STEPS[:1])
+        store = await opened(tmp_path / "db")
+        await store.put({"/a": ROW})
+        await store.close()
+    with monkeypatch.context() as broken:
+        broken.setattr(sqlite, "_STEPS", (_STEPS[0], f"{_STEPS[1]} SELECT missing FROM users;"))
+        with pytest.raises(StartError, match="no such column: missing"):
+            await opened(tmp_path / "db")
+    store = SqliteStore(str(tmp_path / "db"))
+    assert (await store.load())[0] == {"/a": ROW}
+    await store.edit("/a", ROW, PROFILE)
     assert await store.profiles() == {"/a": PROFILE}
     await store.close()
