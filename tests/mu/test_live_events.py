@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from mtt.http import listener
+from mtt.http.limits import OPERATORS
 from mtt_mu_server import live_events
 from mtt_mu_server.live_events import LiveEvents, _Viewer
 from mtt_mu_server.user import fingerprint
@@ -17,7 +19,7 @@ from tests.mu.panel import Panel
 from tests.mu.resting import call, user
 from tests.mu.users import ended, in_both_modes, one_user, upgrade
 from tests.support.certs import Certs
-from tests.support.tunnels import check_works, connect, eventually
+from tests.support.tunnels import check_works, connect, eventually, logged
 
 A = fingerprint("/a")
 REQUEST = b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -133,3 +135,23 @@ async def test_number_of_viewers_is_limited(certs: Certs, monkeypatch: pytest.Mo
         await eventually(lambda: events.has_room)
         async with watching(panel):
             assert (await call(panel, "POST", "events"))[0] == 405
+
+
+async def test_viewer_that_does_not_read_is_cut(
+    certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_events, "WRITE_INTERVAL", 0.0)
+    async with one_user("wss", certs) as (server, panel, port):
+        monkeypatch.setattr(listener, "OPERATORS", OPERATORS._replace(body=0.05))
+        users = server._primary
+        with logged() as lines:
+            async with watching(panel):
+                while users.is_watched:  # until the buffers of both systems are full
+                    for _ in range(100):
+                        users.refused("", "x" * 1000)
+                    await asyncio.sleep(0)
+            reason = "the client did not read its answer within 0.05 s"
+            await eventually(lambda: any(reason in line for line in lines))
+        async with watching(panel) as events:
+            await check_works(port)
+            assert (await events.next())[0] == "open"
