@@ -4,10 +4,10 @@
 
 Starts the server in this process, with a database, fills it with 100,000 users, and drives the
 controller from a second process with commands just below the limit of 2 MiB, and with requests of
-the API. All the while a probe
-in the loop asks for a turn every millisecond. What it waits longer is how long a tunnel would have
-stood still. That depends on what else the machine does, so there is also the longest time on the
-CPU between two turns, which does not; and the probe runs while nothing happens, for comparison.
+the API. Meanwhile, a probe in the loop asks for a turn every millisecond. What it waits longer is
+how long a tunnel would have stood still. That depends on what else the machine does, so there is
+also the longest time on the CPU between two turns, which does not; and the probe runs while nothing
+happens, for comparison.
 """
 
 from __future__ import annotations

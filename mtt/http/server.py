@@ -58,7 +58,7 @@ class HttpServer(StreamProtocol):
         fallback_time: seconds after which the fallback gets a silent connection, and unfinished
             heads immediately; both may still become tunnels. None: after the head's time limit.
         protocols: the subprotocols of WebSockets, the preferred one first.
-        agree: may change what is agreed on.
+        agree: gets the request and what is agreed on, before the 101; returns what to use instead.
         as_nginx: answer as nginx does, see `mtt.http.nginx`; otherwise as Go's net/http.
         error_reply: makes the reply to an invalid request from status and reason, instead of Go's.
         on_failure: called with the transport and its first failure: the peer broke the protocol,

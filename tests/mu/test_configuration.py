@@ -40,8 +40,6 @@ def served(folder: Path, name: str, **options: Any) -> dict[str, Any]:
 
 async def command(path: Path, **fields: Any) -> dict[str, Any]:
     """The answer of the controller at `path`."""
-
-
     reader, writer = await asyncio.open_unix_connection(str(path))
     try:
         writer.write(closing(json.dumps(fields).encode()))
